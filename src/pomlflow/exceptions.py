@@ -1,0 +1,168 @@
+"""Everything that pomlflow raises on purpose.
+
+::
+
+    PomlError
+    ├── TemplateNotFoundError      the .poml file does not exist (also a FileNotFoundError)
+    ├── VariableError              a variable cannot be given to POML (also a ValueError)
+    │   └── MissingVariableError   a variable that the template needs was not given (also a KeyError)
+    ├── RenderError                POML refused the template: message, file, line, column, caret
+    │   └── RenderTimeoutError     the render outlasted its limit (also a TimeoutError)
+    ├── EngineError                the Node side failed, not the template
+    │   ├── NodeNotFoundError      no Node.js to run (also a FileNotFoundError)
+    │   └── WorkerDiedError        the Node process ended, or broke its protocol, in a render
+    └── ConfigurationError         a setting has a value that makes no sense (also a ValueError)
+
+Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "ConfigurationError",
+    "EngineError",
+    "MissingVariableError",
+    "NodeNotFoundError",
+    "PomlError",
+    "Problem",
+    "RenderError",
+    "RenderTimeoutError",
+    "TemplateNotFoundError",
+    "VariableError",
+    "WorkerDiedError",
+]
+
+
+class PomlError(Exception):
+    """Root of all errors that pomlflow raises."""
+
+
+class TemplateNotFoundError(PomlError, FileNotFoundError):
+    """A template's file does not exist or cannot be read."""
+
+
+class VariableError(PomlError, ValueError):
+    """A variable has a name or a value that POML cannot take.
+
+    Attributes:
+        variable: The variable's name.
+    """
+
+    def __init__(self, message: str, variable: str) -> None:
+        super().__init__(message)
+        self.variable = variable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.variable)
+
+
+class MissingVariableError(VariableError, KeyError):
+    """A variable that the template needs was not given."""
+
+    __str__ = Exception.__str__  # KeyError's own shows repr(message), with quotes and escaped newlines
+
+
+class ConfigurationError(PomlError, ValueError):
+    """A setting has a value that makes no sense."""
+
+
+class EngineError(PomlError):
+    """The Node side failed for a reason that is not the template's."""
+
+
+class NodeNotFoundError(EngineError, FileNotFoundError):
+    """There is no Node.js to run POML with."""
+
+
+class WorkerDiedError(EngineError):
+    """The Node process ended, or broke its protocol, while it rendered.
+
+    Attributes:
+        returncode: The process's exit code, negative for a signal; None where it is not known.
+        stderr: The last lines that the process printed.
+    """
+
+    def __init__(self, message: str, returncode: int | None = None, stderr: str = "") -> None:
+        super().__init__(message)
+        self.returncode = returncode
+        self.stderr = stderr
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.returncode, self.stderr)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One error that POML collected in a render.
+
+    Attributes:
+        message: What POML says.
+        kind: POML's own class: ``ReadError``, ``WriteError``, ``SystemError`` …
+        file: The file it stands in, ``None`` for inline markup. An included file where the error is there.
+        line: From 1; None where POML gives no place.
+        column: From 1, in characters (not UTF-16 units, nor bytes).
+        text: The offending line.
+        width: How many characters of that line are meant.
+    """
+
+    message: str
+    kind: str = "ReadError"
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    text: str | None = None
+    width: int = 1
+
+    @property
+    def place(self) -> str:
+        """``file:line:column``, as far as it is known."""
+        parts = [self.file or "<inline>", self.line, self.column]
+        return ":".join(str(part) for part in parts if part is not None)
+
+    def __str__(self) -> str:
+        if self.text is None or self.column is None:
+            return f"{self.place}: {self.message}"
+        # Tabs stay tabs in the caret's line, so that the caret stands right at any tab width.
+        indent = "".join(char if char == "\t" else " " for char in self.text[: self.column - 1])
+        return f"{self.place}: {self.message}\n    {self.text}\n    {indent}{'^' * max(1, self.width)}"
+
+
+class RenderError(PomlError):
+    """POML refused the template or could not render it with these variables.
+
+    Its text is the first problem with its place, the offending line and a caret, then the others, a line each.
+
+    Attributes:
+        problems: All that POML collected, in its order; the first is the one told by the attributes below.
+        message: What POML says.
+        file: The file, an included one where the error is there; None for inline markup.
+        line: From 1, or None.
+        column: From 1, or None.
+
+    Example:
+        >>> error = RenderError([Problem("x is not defined", file="a.poml", line=2, column=6)])
+        >>> error.line, str(error)
+        (2, 'a.poml:2:6: x is not defined')
+    """
+
+    def __init__(self, problems: Iterable[Problem], hint: str | None = None) -> None:
+        self.problems = tuple(problems)
+        self.hint = hint
+        first = self.problems[0]
+        self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
+        # One mistake is often collected at several places of one expression: say each line once.
+        others = dict.fromkeys(f"{p.place}: {p.message}" for p in self.problems[1:])
+        others.pop(f"{first.place}: {first.message}", None)
+        lines = [str(first), *(f"also {other}" for other in others), *([hint] if hint else [])]
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems, self.hint)
+
+
+class RenderTimeoutError(RenderError, TimeoutError):
+    """A render outlasted its limit; its Node process was ended, the next render gets a new one."""
