@@ -78,7 +78,7 @@ class RenderRecord:
 
 
 def frame_of(output: Mapping[str, Any]) -> PomlFrame:
-    """poml's own `PomlFrame` for what ``poml.poml(format="dict")`` gives, as ``format="pydantic"`` would.
+    """Give poml's own `PomlFrame` for what ``poml.poml(format="dict")`` gives, as ``format="pydantic"`` would.
 
     Args:
         output: ``messages`` (a list, or one text or list of parts with chat off), ``schema``, ``tools``, ``runtime``.

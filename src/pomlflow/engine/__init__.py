@@ -1,0 +1,1 @@
+"""Warm POML: a Node process that stays."""

@@ -1,0 +1,1 @@
+"""Renders to MLflow: spans and prompt versions."""
