@@ -1,0 +1,63 @@
+"""What every test stands on: a quiet MLflow, a real SQLite store, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+
+# Read by the libraries at import, so before any of them is imported.
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="true",
+    LANGSMITH_TRACING="false",
+    LITELLM_LOCAL_MODEL_COST_MAP="True",
+)
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from mlflow.entities import Trace
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of one SQLite store for the whole run: making a new one costs seconds of migrations."""
+    return f"sqlite:///{(tmp_path_factory.mktemp('mlflow') / 'store.db').as_posix()}"
+
+
+@pytest.fixture
+def mlflow_store(mlflow_database: str, tmp_path: Path) -> Iterator[str]:
+    """A fresh experiment in a real store, set as MLflow's own; gives its id, and puts everything back."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(mlflow_database)
+    mlflow.set_registry_uri(mlflow_database)
+    name = f"test-{next(_numbers)}-{os.getpid()}"
+    identity = mlflow.create_experiment(name, artifact_location=(tmp_path / "artifacts").as_uri())
+    mlflow.set_experiment(experiment_id=identity)
+    yield identity
+    mlflow.flush_trace_async_logging()
+    assert mlflow.get_current_active_span() is None, "an active span was left behind"
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+@pytest.fixture
+def stored_traces(mlflow_store: str) -> Callable[[], list[Trace]]:
+    """Fetch all traces of the test's experiment back from the store, oldest first."""
+
+    def fetch() -> list[Trace]:
+        import mlflow
+
+        mlflow.flush_trace_async_logging()
+        found: list[Any] = mlflow.search_traces(locations=[mlflow_store], return_type="list")
+        return sorted(found, key=lambda trace: trace.info.request_time)
+
+    return fetch
