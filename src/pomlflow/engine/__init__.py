@@ -1,1 +1,239 @@
-"""Warm POML: a Node process that stays."""
+"""Warm POML: markup and variables to a frame, in Node processes that stay.
+
+It starts no process before the first render, ends them with the interpreter in whatever way that ends, and starts
+afresh in a forked child. It knows neither frameworks nor MLflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import base64
+import concurrent.futures
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from pomlflow.engine import install
+from pomlflow.engine.encode import encode, is_identifier
+from pomlflow.engine.fallback import render_cold
+from pomlflow.engine.install import poml_version
+from pomlflow.engine.pool import Pool
+from pomlflow.engine.problems import render_error
+from pomlflow.engine.process import NodeProcess, NotWarmError
+from pomlflow.exceptions import Problem, RenderTimeoutError, WorkerDiedError
+from pomlflow.settings import settings
+
+__all__ = ["Request", "Result", "arender", "arun", "close", "encode", "is_identifier", "poml_version", "render", "run"]
+
+_log = logging.getLogger("pomlflow")
+_EXIT = 3.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
+
+
+@dataclass(frozen=True)
+class Request:
+    """One render to be done.
+
+    Attributes:
+        markup: The markup.
+        context: The variables as a JSON object, from `encode`.
+        revive: Whether it holds what JSON cannot carry, from `encode`.
+        stylesheet: A stylesheet beside the markup's own, or None.
+        path: The absolute path that relative sources are resolved against, or None.
+        inline: Whether that path only stands for a folder, and errors are to say ``<inline>``.
+        chat: Whether to give messages, or one text.
+    """
+
+    markup: str
+    context: bytes = b"{}"
+    revive: bool = False
+    stylesheet: Mapping[str, Any] | None = None
+    path: str | None = None
+    inline: bool = False
+    chat: bool = True
+
+    @property
+    def place(self) -> str:
+        """The file, for messages."""
+        return "<inline>" if self.inline or self.path is None else self.path
+
+    def line(self) -> bytes:
+        """What the worker reads, without the opening brace."""
+        head = {
+            "markup": self.markup,
+            "stylesheet": self.stylesheet,
+            "path": self.path,
+            "chat": self.chat,
+            "revive": self.revive,
+        }
+        return b'%b,"context":%b}' % (orjson.dumps(head)[1:-1], self.context)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a render gave.
+
+    Attributes:
+        output: What ``poml.poml(format="dict")`` gives.
+        engine: Which engine made it.
+        node_ms: Milliseconds inside Node; None for the engine ``poml``.
+    """
+
+    output: dict[str, Any]
+    engine: Literal["warm", "poml"]
+    node_ms: float | None = None
+
+
+class _Engine:
+    def __init__(self) -> None:
+        self.pool = Pool(self._start)
+        self._storing: concurrent.futures.Future[None] | None = None
+        self._cold = False
+
+    def run(self, request: Request, timeout: float) -> Result:
+        if not self._cold:
+            try:
+                return self._warm(request, timeout)
+            except NotWarmError as error:
+                self._cold = True
+                _log.warning(
+                    "POML cannot be kept warm (%s): each render now starts Node by poml.poml(), which takes about a "
+                    "second; pomlflow is made for poml 0.0.8, poml %s is installed",
+                    error,
+                    poml_version(),
+                )
+        context = orjson.loads(request.context)
+        path = None if request.path is None else request.path
+        return Result(render_cold(request.markup, context, request.stylesheet, path, chat=request.chat), "poml")
+
+    def _warm(self, request: Request, timeout: float) -> Result:
+        try:
+            answer = self.pool.call(request.line(), timeout)
+        except TimeoutError as error:
+            message = f"the render took longer than {timeout:g} s and was ended"
+            hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
+            raise RenderTimeoutError([Problem(message, "Timeout", request.place)], hint) from error
+        except WorkerDiedError as error:
+            raise WorkerDiedError(
+                f"{request.place}: {error}\nThe template ended its Node process, or needs more memory than it has; "
+                "the next render gets a new process",
+                error.returncode,
+                error.stderr,
+            ) from error
+        if "problems" in answer:
+            raise render_error(answer["problems"], request.markup, request.path, inline=request.inline)
+        return Result(answer["ok"], "warm", answer.get("ms"))
+
+    def _start(self) -> NodeProcess:
+        installation = install.find()
+        process = NodeProcess(installation)
+        if process.hello["cache"] != "hit" and self._storing is None:
+            length = process.hello["length"]
+            self._storing = self.pool.submit(lambda: self._store(installation, length))
+        return process
+
+    def _store(self, installation: install.Installation, length: int) -> None:
+        """Keep what V8 has compiled by now, for the next start; it queues behind the first render."""
+        with contextlib.suppress(OSError, WorkerDiedError, TimeoutError, KeyError):
+            answer = self.pool.call(b'"op":"compiled"}', 30)
+            installation.store(base64.b64decode(answer["ok"]), length)
+
+    def close(self) -> None:
+        if self._storing is not None:
+            concurrent.futures.wait([self._storing], _EXIT)
+        self.pool.close()
+
+
+_engine = _Engine()
+
+
+def run(request: Request, timeout: float | None = None) -> Result:
+    """Render.
+
+    Args:
+        request: What to render.
+        timeout: Seconds until its process is ended; None for `pomlflow.configure`'s.
+
+    Returns:
+        The result.
+
+    Raises:
+        RenderError: POML refused it.
+        RenderTimeoutError: It outlasted its limit.
+        EngineError: Node could not be started, or ended in the render.
+    """
+    return _engine.run(request, settings().timeout if timeout is None else timeout)
+
+
+async def arun(request: Request, timeout: float | None = None) -> Result:
+    """Render without holding up the event loop; otherwise as `run`."""
+    limit = settings().timeout if timeout is None else timeout
+    engine = _engine
+    return await asyncio.wrap_future(engine.pool.submit(lambda: engine.run(request, limit)))
+
+
+def render(
+    markup: str,
+    variables: Mapping[str, Any],
+    *,
+    path: str | None = None,
+    stylesheet: Mapping[str, Any] | None = None,
+    chat: bool = True,
+) -> dict[str, Any]:
+    """Render markup with variables.
+
+    Args:
+        markup: The markup; never a path.
+        variables: Its variables. A name that is no plain identifier is left out.
+        path: The absolute path of its file, which relative sources are resolved against.
+        stylesheet: A stylesheet beside the markup's own.
+        chat: Whether to give messages, or one text.
+
+    Returns:
+        What ``poml.poml(format="dict")`` gives.
+
+    Raises:
+        PomlError: As `run` raises, and `VariableError` for a value that has no form in JSON.
+
+    Example:
+        >>> render("<p>Hello {{name}}</p>", {"name": "Ada"})["messages"]
+        [{'speaker': 'human', 'content': 'Hello Ada'}]
+    """
+    context, revive = encode(variables)
+    return run(Request(markup, context, revive, stylesheet, path, chat=chat)).output
+
+
+async def arender(
+    markup: str,
+    variables: Mapping[str, Any],
+    *,
+    path: str | None = None,
+    stylesheet: Mapping[str, Any] | None = None,
+    chat: bool = True,
+) -> dict[str, Any]:
+    """Render without holding up the event loop; otherwise as `render`."""
+    context, revive = encode(variables)
+    return (await arun(Request(markup, context, revive, stylesheet, path, chat=chat))).output
+
+
+def close() -> None:
+    """End the Node processes now; the next render starts new ones."""
+    global _engine
+    engine, _engine = _engine, _Engine()
+    engine.close()
+
+
+def _forked() -> None:
+    global _engine  # a fork must share neither pipes nor locks with its parent
+    engine, _engine = _engine, _Engine()
+    engine.pool.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+atexit.register(close)

@@ -1,0 +1,62 @@
+"""POML's errors to `Problem`: offsets in UTF-16 units to lines and columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pomlflow.exceptions import Problem, RenderError
+
+__all__ = ["render_error"]
+
+
+def render_error(reported: Sequence[Mapping[str, Any]], markup: str, path: str | None, *, inline: bool) -> RenderError:
+    """Make one error of all that POML collected in a render.
+
+    Args:
+        reported: ``{kind, message, start, end, path}`` each; ``start`` and ``end`` (inclusive) are UTF-16 units from 0.
+        markup: What was rendered.
+        path: The path that it was rendered under, or None.
+        inline: Whether that path is only the folder of inline markup, and no file.
+
+    Returns:
+        The error, its first problem first.
+    """
+    texts: dict[str, str | None] = {path or "": markup}
+    return RenderError([_problem(item, path or "", texts, inline=inline) for item in reported])
+
+
+def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], *, inline: bool) -> Problem:
+    # POML leaves the path out for what fails inside <document> and <img>; the offsets are the root file's then.
+    path = item.get("path") or root
+    if path not in texts:
+        texts[path] = _read(path)
+    message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
+    file = None if path == root and (inline or not root) else os.path.normpath(path)
+    text, start, end = texts[path], item.get("start"), item.get("end")
+    if text is None or not isinstance(start, int):
+        return Problem(message, kind, file)
+    first = _characters(text, start)
+    last = _characters(text, end) if isinstance(end, int) else first
+    line = text.count("\n", 0, first) + 1
+    begin = text.rfind("\n", 0, first) + 1
+    shown = text[begin:].split("\n", 1)[0].rstrip("\r")
+    width = max(1, min(last + 1, begin + len(shown)) - first)
+    return Problem(message, kind, file, line, first - begin + 1, shown, width)
+
+
+def _characters(text: str, units: int) -> int:
+    """Turn a UTF-16 offset into one in characters: JavaScript counts an emoji as two."""
+    if text.isascii():
+        return min(units, len(text))
+    encoded = text.encode("utf-16-le", "surrogatepass")[: 2 * units]
+    return len(encoded.decode("utf-16-le", "replace"))
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:
+        return None

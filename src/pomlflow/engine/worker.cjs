@@ -1,0 +1,218 @@
+// A warm POML: loads the poml package's bundle once, then renders one request after another.
+//
+//   node worker.cjs BUNDLE [CACHED_DATA] [SLIM_BUNDLE]
+//
+// One JSON value a line. The first line out is the handshake {ready: {…}} or {fatal: "why"}; then one answer for each
+// request, in order:
+//   {id, markup, context, stylesheet, path, chat, revive} -> {id, ok: frame, ms} | {id, problems: [{…}], ms}
+//   {id, op: "compiled"}                                  -> {id, ok: base64 of V8's cached data}
+// Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
+'use strict';
+
+const fs = require('node:fs');
+const path = require('node:path');
+const vm = require('node:vm');
+const Module = require('node:module');
+
+// stdout belongs to the protocol. What the bundle (pdfjs does) or a template prints goes to stderr.
+const send = process.stdout.write.bind(process.stdout);
+process.stdout.write = process.stderr.write.bind(process.stderr);
+for (const name of ['log', 'info', 'debug', 'dir', 'table', 'trace']) console[name] = console.error;
+
+// A promise or timer that a template leaves behind must not end the process under a later render.
+process.on('uncaughtException', (error) => console.error('uncaught in a template:', error));
+process.on('unhandledRejection', (error) => console.error('unhandled in a template:', error));
+
+const MAP = '//# sourceMappingURL=data:';
+const ENTRY = '__webpack_require__(__webpack_require__.s = "./packages/poml/cli.ts")';
+
+/** The bundle's modules, through webpack's own require, without running the command line that it ends in. */
+function load(bundle, cachedDataFile, slimFile) {
+  const bytes = fs.readFileSync(slimFile || bundle);
+  const map = bytes.lastIndexOf(MAP);
+  const length = map < 0 ? bytes.length : map; // 24 of the bundle's 40 MB are an inline source map
+  let source = bytes.toString('utf8', 0, length);
+  const entry = source.lastIndexOf(ENTRY);
+  if (entry < 0) throw new Error(`the bundle ${bundle} does not end as that of poml 0.0.8 does`);
+  source = `${source.slice(0, entry)}__webpack_require__;module.exports = __webpack_require__${source.slice(entry + ENTRY.length)}`;
+
+  const cachedData = cachedDataFile ? fs.readFileSync(cachedDataFile) : undefined;
+  const script = new vm.Script(Module.wrap(source), {
+    filename: bundle,
+    cachedData,
+    importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER, // pdfjs is an ES module
+  });
+  const module = { exports: {} };
+  script.runInThisContext()(module.exports, lazily(Module.createRequire(bundle)), module, bundle, path.dirname(bundle));
+  const from = module.exports;
+  return {
+    script,
+    length,
+    cache: !cachedData ? 'none' : script.cachedDataRejected ? 'rejected' : 'hit',
+    React: from('./node_modules/react/index.js'),
+    base: from('./packages/poml/base.tsx'),
+    PomlFile: from('./packages/poml/file.tsx').PomlFile,
+    version: from('./packages/poml/version.ts').POML_VERSION,
+    write: from('./packages/poml/index.ts').write,
+    reactRender: from('./packages/poml/util/reactRender.ts').reactRender,
+  };
+}
+
+/** require() for the bundle, with sharp (a native addon, 40 ms) loaded only when an image is met. */
+function lazily(require) {
+  const sharp = () => require('sharp');
+  const proxy = new Proxy(function () {}, {
+    apply: (_, self, args) => Reflect.apply(sharp(), self, args),
+    get: (_, key) => (key === '__esModule' ? undefined : sharp()[key]),
+  });
+  return (id) => (id === 'sharp' ? proxy : require(id));
+}
+
+/**
+ * Development React captures an Error's stack for each element until it has captured 10,000 in a second: half the
+ * time of a render. Pinning its counter above that switches it off; the output is the same.
+ */
+function stopOwnerStacks(React) {
+  const internals = React.__CLIENT_INTERNALS_DO_NOT_USE_OR_WARN_USERS_THEY_CANNOT_UPGRADE;
+  if (internals) Object.defineProperty(internals, 'recentlyCreatedOwnerStacks', { get: () => 1e9, set() {} });
+}
+
+/**
+ * A message of a history that has a native form (`$native`: a mark) goes through <conversation> as its mark, so that
+ * selectedMessages and expressions work on it; the other side puts the native message where the mark comes out.
+ * Without this, <conversation> rejects tool messages and drops what POML's own messages cannot hold.
+ */
+function passNativeMessages(base) {
+  const conversation = base.findComponentByAlias('conversation');
+  const render = conversation.render;
+  const marked = (message) =>
+    message && message.$native ? { speaker: 'human', content: message.$native } : message;
+  conversation.render = function (props) {
+    return render.call(this, Array.isArray(props.messages) ? { ...props, messages: props.messages.map(marked) } : props);
+  };
+}
+
+/** Parsed files by source: parsing is half of a render. Bounded by the characters that it holds. */
+class Files {
+  constructor(limit) {
+    this.limit = limit;
+    this.held = 0;
+    this.entries = new Map();
+  }
+
+  get(markup, file) {
+    const key = `${file || ''}\0${markup}`;
+    let entry = this.entries.get(key);
+    if (entry) {
+      this.entries.delete(key); // put back at the young end
+    } else {
+      poml.base.ErrorCollection.clear();
+      const parsed = new poml.PomlFile(markup, { trim: true }, file || undefined);
+      entry = { parsed, errors: poml.base.ErrorCollection.list() };
+      this.held += key.length;
+    }
+    this.entries.set(key, entry);
+    for (const oldest of this.entries.keys()) {
+      if (this.held <= this.limit || this.entries.size === 1) break;
+      this.entries.delete(oldest);
+      this.held -= oldest.length;
+    }
+    return entry;
+  }
+}
+
+async function render({ markup, context, stylesheet, path: file, chat }) {
+  const { parsed, errors } = files.get(markup, file);
+  // What react() leaves behind in a PomlFile of poml 0.0.8, and what its constructor reported.
+  parsed.responseSchema = parsed.toolsSchema = parsed.runtimeParameters = undefined;
+  parsed.disabledComponents = new Set();
+  poml.base.ErrorCollection.clear();
+  errors.forEach((error) => poml.base.ErrorCollection.add(error));
+
+  const body = parsed.react(context);
+  const element = poml.React.createElement(poml.base.StyleSheetProvider, { stylesheet: stylesheet || {} }, body);
+  const frame = {
+    messages: null,
+    schema: parsed.getResponseSchema()?.toOpenAPI(),
+    tools: parsed.getToolsSchema()?.toOpenAI(),
+    runtime: parsed.getRuntimeParameters(),
+  };
+  frame.messages = poml.write(await poml.reactRender(element), { speaker: chat });
+  return frame;
+}
+
+function problem(error) {
+  const { name, message, startIndex, endIndex, sourcePath } = Object(error);
+  return { kind: name || typeof error, message: String(message ?? error), start: startIndex, end: endIndex, path: sourcePath };
+}
+
+/** NaN, infinities and bytes, which JSON cannot carry; `__base64__` is what poml's own context files use. */
+function revive(value) {
+  if (value === null || typeof value !== 'object') return value;
+  if (typeof value.$number === 'string') return Number(value.$number);
+  if (value.__base64__) return Buffer.from(value.__base64__, 'base64');
+  for (const key of Object.keys(value)) value[key] = revive(value[key]);
+  return value;
+}
+
+async function answer(request) {
+  if (request.op === 'compiled') return { id: request.id, ok: poml.script.createCachedData().toString('base64') };
+  if (request.revive) request.context = revive(request.context);
+  const start = process.hrtime.bigint();
+  const problems = [];
+  let frame;
+  try {
+    frame = await render(request);
+  } catch (error) {
+    problems.push(problem(error));
+  }
+  // What POML collected came first, and is mostly why something was thrown after it.
+  problems.unshift(...poml.base.ErrorCollection.list().map(problem));
+  const ms = Number(process.hrtime.bigint() - start) / 1e6;
+  return problems.length ? { id: request.id, problems, ms } : { id: request.id, ok: frame, ms };
+}
+
+function serve() {
+  const queue = [];
+  let parts = [];
+  let busy = false;
+  async function work() {
+    if (busy) return;
+    busy = true;
+    while (queue.length) {
+      const request = JSON.parse(queue.shift());
+      let line;
+      try {
+        line = JSON.stringify(await answer(request));
+      } catch (error) { // a frame that is no JSON: a schema that holds itself, a BigInt
+        line = JSON.stringify({ id: request.id, problems: [problem(error)] });
+      }
+      send(`${line}\n`);
+    }
+    busy = false;
+  }
+  process.stdin.on('data', (chunk) => {
+    for (let end; (end = chunk.indexOf(10)) >= 0; chunk = chunk.subarray(end + 1)) {
+      parts.push(chunk.subarray(0, end));
+      queue.push(parts.length > 1 ? Buffer.concat(parts) : parts[0]);
+      parts = [];
+    }
+    if (chunk.length) parts.push(chunk);
+    work();
+  });
+  process.stdin.on('end', () => process.exit(0)); // the parent is gone
+}
+
+let poml;
+try {
+  poml = load(...process.argv.slice(2));
+  stopOwnerStacks(poml.React);
+  passNativeMessages(poml.base);
+} catch (error) {
+  send(`${JSON.stringify({ fatal: String(error?.message ?? error) })}\n`, () => process.exit(3));
+}
+const files = new Files(16 * 1024 * 1024);
+if (poml) {
+  serve();
+  send(`${JSON.stringify({ ready: { node: process.version, poml: poml.version, cache: poml.cache, length: poml.length } })}\n`);
+}
