@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
 
 from pomlflow.exceptions import PomlError
 
 if TYPE_CHECKING:
     from poml.api import PomlFrame
 
-__all__ = ["RenderRecord", "frame_of"]
+__all__ = ["JsonObject", "RenderRecord", "frame_of"]
+
+
+class JsonObject(Mapping[str, Any]):
+    """A JSON object that is read when somebody looks into it.
+
+    A record holds its variables so: they are what crossed the pipe, whatever happens to the user's own objects later,
+    and where no handler looks at the record, a megabyte of context costs nothing.
+
+    Args:
+        text: The JSON text.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    @cached_property
+    def _read(self) -> dict[str, Any]:
+        read: dict[str, Any] = orjson.loads(self._text)
+        return read
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __repr__(self) -> str:
+        return repr(self._read)
 
 
 @dataclass(frozen=True)
@@ -27,7 +60,7 @@ class RenderRecord:
         digest: SHA-256, in hexadecimal, of the source and of every file that it includes.
         name: The prompt's name in the registry's spelling; None for inline markup without a name.
         path: The file, relative to the prompt root, with forward slashes; None for inline markup.
-        variables: The variables as POML got them: JSON's types only.
+        variables: The variables as POML got them: JSON's types only, mostly a `JsonObject`.
         stylesheet: The stylesheet given beside the markup, or None.
         chat: Whether messages were asked for (else one text, as ``poml.poml(chat=False)`` gives).
         output: What ``poml.poml(format="dict")`` gives: ``messages`` and, where the markup has them, ``schema``,

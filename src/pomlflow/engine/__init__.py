@@ -13,7 +13,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class Request:
         path: The absolute path that relative sources are resolved against, or None.
         inline: Whether that path only stands for a folder, and errors are to say ``<inline>``.
         chat: Whether to give messages, or one text.
+        natives: For a variable that is a list of messages with a native form, a mark for each: where a
+            ``<conversation>`` shows the message, its mark comes out.
     """
 
     markup: str
@@ -56,6 +58,7 @@ class Request:
     path: str | None = None
     inline: bool = False
     chat: bool = True
+    natives: Mapping[str, Sequence[str]] | None = None
 
     @property
     def place(self) -> str:
@@ -70,6 +73,7 @@ class Request:
             "path": self.path,
             "chat": self.chat,
             "revive": self.revive,
+            "natives": self.natives,
         }
         return b'%b,"context":%b}' % (orjson.dumps(head)[1:-1], self.context)
 

@@ -4,7 +4,7 @@
 //
 // One JSON value a line. The first line out is the handshake {ready: {…}} or {fatal: "why"}; then one answer for each
 // request, in order:
-//   {id, markup, context, stylesheet, path, chat, revive} -> {id, ok: frame, ms} | {id, problems: [{…}], ms}
+//   {id, markup, context, stylesheet, path, chat, revive, natives} -> {id, ok: frame, ms} | {id, problems: […], ms}
 //   {id, op: "compiled"}                                  -> {id, ok: base64 of V8's cached data}
 // Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
 'use strict';
@@ -77,19 +77,26 @@ function stopOwnerStacks(React) {
   if (internals) Object.defineProperty(internals, 'recentlyCreatedOwnerStacks', { get: () => 1e9, set() {} });
 }
 
+const MARK = Symbol('the mark of a native message');
+
 /**
- * A message of a history that has a native form (`$native`: a mark) goes through <conversation> as its mark, so that
- * selectedMessages and expressions work on it; the other side puts the native message where the mark comes out.
- * Without this, <conversation> rejects tool messages and drops what POML's own messages cannot hold.
+ * A message of a history that has a native form goes through <conversation> as its mark, so that selectedMessages and
+ * expressions work on it; the other side puts the native message where the mark comes out. Without this,
+ * <conversation> rejects tool messages and drops what POML's own messages cannot hold.
  */
 function passNativeMessages(base) {
   const conversation = base.findComponentByAlias('conversation');
   const render = conversation.render;
-  const marked = (message) =>
-    message && message.$native ? { speaker: 'human', content: message.$native } : message;
+  const marked = (message) => (message?.[MARK] ? { speaker: 'human', content: message[MARK] } : message);
   conversation.render = function (props) {
     return render.call(this, Array.isArray(props.messages) ? { ...props, messages: props.messages.map(marked) } : props);
   };
+}
+
+function mark(context, natives) {
+  for (const [name, marks] of Object.entries(natives || {})) {
+    marks.forEach((text, index) => Object.defineProperty(context[name][index], MARK, { value: text }));
+  }
 }
 
 /** Parsed files by source: parsing is half of a render. Bounded by the characters that it holds. */
@@ -158,6 +165,7 @@ function revive(value) {
 async function answer(request) {
   if (request.op === 'compiled') return { id: request.id, ok: poml.script.createCachedData().toString('base64') };
   if (request.revive) request.context = revive(request.context);
+  mark(request.context, request.natives);
   const start = process.hrtime.bigint();
   const problems = [];
   let frame;
