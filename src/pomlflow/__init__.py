@@ -1,1 +1,39 @@
-"""POML prompts for LangChain and LlamaIndex, rendered warm, traced and registered in MLflow."""
+"""POML prompts for LangChain and LlamaIndex, rendered warm, traced and registered in MLflow.
+
+The prompt templates and callback handlers stand in `pomlflow.langchain` and `pomlflow.llama_index`. Importing this
+package imports neither a framework nor MLflow.
+"""
+
+from __future__ import annotations
+
+from pomlflow.api import flush
+from pomlflow.exceptions import (
+    ConfigurationError,
+    EngineError,
+    MissingVariableError,
+    NodeNotFoundError,
+    PomlError,
+    Problem,
+    RenderError,
+    RenderTimeoutError,
+    TemplateNotFoundError,
+    VariableError,
+    WorkerDiedError,
+)
+from pomlflow.settings import configure
+
+__all__ = [
+    "ConfigurationError",
+    "EngineError",
+    "MissingVariableError",
+    "NodeNotFoundError",
+    "PomlError",
+    "Problem",
+    "RenderError",
+    "RenderTimeoutError",
+    "TemplateNotFoundError",
+    "VariableError",
+    "WorkerDiedError",
+    "configure",
+    "flush",
+]

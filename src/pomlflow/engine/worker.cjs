@@ -87,7 +87,8 @@ const MARK = Symbol('the mark of a native message');
 function passNativeMessages(base) {
   const conversation = base.findComponentByAlias('conversation');
   const render = conversation.render;
-  const marked = (message) => (message?.[MARK] ? { speaker: 'human', content: message[MARK] } : message);
+  const speaker = (message) => (message.speaker === 'tool' ? 'ai' : message.speaker); // a tool may not say text
+  const marked = (message) => (message?.[MARK] ? { speaker: speaker(message), content: message[MARK] } : message);
   conversation.render = function (props) {
     return render.call(this, Array.isArray(props.messages) ? { ...props, messages: props.messages.map(marked) } : props);
   };

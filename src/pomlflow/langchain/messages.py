@@ -1,0 +1,205 @@
+"""POML's messages to LangChain's, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+
+from pomlflow.history import History
+
+__all__ = ["describe", "from_poml", "is_history", "take_histories", "to_poml"]
+
+_REQUEST = "application/vnd.poml.toolrequest"
+_RESPONSE = "application/vnd.poml.toolresponse"
+_SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
+_ROLES = {"user": "human", "assistant": "ai", "developer": "system"}
+_KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
+_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
+
+
+def from_poml(
+    messages: Sequence[Mapping[str, Any]], natives: Mapping[int, BaseMessage] | None = None
+) -> list[BaseMessage]:
+    """Make LangChain's messages of a frame's.
+
+    Images, audio and documents become LangChain's standard content blocks, which the clients of OpenAI, Anthropic and
+    Google turn into their own; tool requests become tool calls; each tool response becomes a tool message of its own.
+
+    Args:
+        messages: The frame's messages: ``speaker`` and ``content``.
+        natives: By position, messages that are LangChain's already and are taken as they are.
+
+    Returns:
+        New messages; only natives are shared.
+    """
+    made: list[BaseMessage] = []
+    for position, message in enumerate(messages):
+        if natives and position in natives:
+            made.append(natives[position])
+            continue
+        content = message["content"]
+        if isinstance(content, str):
+            made.append(_message(message["speaker"], content, []))
+        else:
+            made.extend(_rich(message["speaker"], content))
+    return made
+
+
+def _rich(speaker: str, parts: Sequence[Any]) -> list[BaseMessage]:
+    blocks = [_block(part) for part in parts if isinstance(part, str) or part["type"] not in (_REQUEST, _RESPONSE)]
+    calls = [_call(part) for part in parts if isinstance(part, Mapping) and part["type"] == _REQUEST]
+    made: list[BaseMessage] = [
+        ToolMessage(content=_content(part["content"]), tool_call_id=part["id"], name=part["name"])
+        for part in parts
+        if isinstance(part, Mapping) and part["type"] == _RESPONSE
+    ]
+    if blocks or calls or not made:  # an empty POML message has no parts at all, and is still a message
+        made.insert(0, _message(speaker, _unwrapped(blocks), calls))
+    return made
+
+
+def _message(speaker: str, content: str | list[Any], calls: list[Any]) -> BaseMessage:
+    if calls:  # only an AI's message can carry them
+        return AIMessage(content=content, tool_calls=calls)
+    return _KINDS.get(speaker, HumanMessage)(content=content)
+
+
+def _content(content: str | Sequence[Any]) -> str | list[Any]:
+    return content if isinstance(content, str) else _unwrapped([_block(part) for part in content])
+
+
+def _unwrapped(blocks: list[dict[str, Any]]) -> str | list[Any]:
+    """A message of one text is a string, as every provider and parser takes it."""
+    if not blocks:
+        return ""
+    return blocks[0]["text"] if len(blocks) == 1 and blocks[0]["type"] == "text" else list(blocks)
+
+
+def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    mime = part["type"]
+    kind = mime.split("/", 1)[0]
+    if mime == "audio/mpeg":  # OpenAI names the format by what follows the slash, and takes mp3 but not mpeg
+        mime = "audio/mp3"
+    block = {
+        "type": kind if kind in ("image", "audio", "video") else "file",
+        "base64": part["base64"],
+        "mime_type": mime,
+    }
+    if part.get("alt"):
+        block["extras"] = {"alt": part["alt"]}
+    return block
+
+
+def _call(part: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = part["content"]
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments)
+    if not isinstance(arguments, dict):
+        arguments = {"input": arguments}
+    return {"type": "tool_call", "id": part["id"], "name": part["name"], "args": arguments}
+
+
+def to_poml(message: BaseMessage) -> dict[str, Any]:
+    """Make POML's message of one of LangChain's, for records and for templates that look into a history.
+
+    Args:
+        message: Any of LangChain's messages.
+
+    Returns:
+        ``speaker`` and ``content``; what POML has no part for becomes text that says what it was.
+    """
+    content = message.content
+    parts: list[Any] = [content] if isinstance(content, str) else [_part(block) for block in content]
+    parts = [part for part in parts if part != ""]
+    if isinstance(message, AIMessage):
+        parts += [
+            {"type": _REQUEST, "id": call["id"] or "", "name": call["name"], "content": call["args"]}
+            for call in message.tool_calls
+        ]
+    elif isinstance(message, ToolMessage):
+        parts = [{"type": _RESPONSE, "id": message.tool_call_id, "name": message.name or "", "content": _joined(parts)}]
+    return {"speaker": _speaker(message), "content": _joined(parts)}
+
+
+def _joined(parts: list[Any]) -> str | list[Any]:
+    """POML's content: a text where there is nothing else."""
+    if not parts:
+        return ""
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
+
+
+def describe(message: BaseMessage) -> dict[str, Any]:
+    """Tell a template's expressions about a message: its speaker, content, type, name and id."""
+    poml = to_poml(message)
+    text = message.content if isinstance(message.content, str) else poml["content"]
+    return {**poml, "content": text, "type": message.type, "name": message.name, "id": message.id}
+
+
+def _speaker(message: BaseMessage) -> str:
+    if isinstance(message, ChatMessage):
+        return _ROLES.get(message.role, _SPEAKERS.get(message.role, "human"))
+    return _SPEAKERS.get(message.type.removesuffix("MessageChunk").lower(), "human")
+
+
+def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    if isinstance(block, str):
+        return block
+    kind = str(block.get("type", ""))
+    if kind in ("tool_use", "tool_call", "thinking", "reasoning"):
+        return ""  # the call stands in tool_calls as well; thoughts are no part of the conversation
+    if "text" in block:
+        return str(block["text"])
+    url = block.get("url") or block.get(kind)
+    url = url.get("url") if isinstance(url, Mapping) else url
+    if isinstance(url, str) and (found := _DATA_URI.match(url)):
+        return {"type": found[1], "base64": found[2]}
+    data = block.get("base64") or block.get("data")
+    if data:
+        return {"type": str(block.get("mime_type") or f"{kind}/*"), "base64": str(data)}
+    return f"[{kind} {url}]" if url else f"[{kind}]"
+
+
+def is_history(value: object) -> bool:
+    """Whether a value is a list with LangChain's messages in it."""
+    return isinstance(value, list | tuple) and any(isinstance(item, BaseMessage) for item in value)
+
+
+def take_histories(
+    variables: Mapping[str, Any], named: Sequence[str]
+) -> tuple[dict[str, Any], History[BaseMessage] | None]:
+    """Take the message histories out of a prompt's variables.
+
+    Args:
+        variables: The variables.
+        named: Those that the template itself uses as ``<conversation messages="{{…}}">``; they may hold messages,
+            tuples, dicts or strings, as LangChain's own placeholders take them.
+
+    Returns:
+        The variables as the engine takes them, and the histories, None where there are none.
+    """
+    taken: dict[str, Any] | None = None
+    history: History[BaseMessage] | None = None
+    for name, value in variables.items():
+        if isinstance(value, BaseMessage) and name not in named:
+            taken = {**(taken or variables), name: describe(value)}
+        elif is_history(value) or (name in named and value):
+            messages = convert_to_messages([value] if isinstance(value, str | BaseMessage) else value)
+            history = history or History(to_poml, describe)
+            taken = {**(taken or variables), name: history.add(name, messages)}
+    return dict(variables) if taken is None else taken, history
