@@ -1,0 +1,39 @@
+# Everything is made in .venv, with the versions of requirements.lock.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: install example test lint format typecheck bench lock clean
+
+install: .venv/ready
+
+.venv/ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN) --editable '.[all]' --group dev --constraints requirements.lock
+	touch $@
+
+example: install
+	$(BIN)/python examples/langchain_chain.py
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+typecheck: install
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python tests/benchmarks/run.py
+
+lock: install
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --upgrade --no-annotate --no-header --output-file requirements.lock
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

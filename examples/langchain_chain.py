@@ -1,0 +1,96 @@
+"""A POML prompt in a LangChain chain, traced and registered in MLflow. Runs offline, without a key.
+
+    python examples/langchain_chain.py
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
+
+import mlflow
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.output_parsers import StrOutputParser
+from mlflow.entities import Span, Trace
+
+import pomlflow
+from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
+
+STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
+
+
+def main() -> None:
+    mlflow.set_tracking_uri(STORE)
+    mlflow.set_experiment("briefings")
+
+    prompt = PomlPromptTemplate.from_file(Path(__file__).parent / "prompts" / "briefing.poml")
+    model = FakeListChatModel(responses=["They stopped winch work: the swell was three metres."])
+    chain = prompt | model | StrOutputParser()
+
+    variables = {
+        "question": "Why was there no sampling on day 3?",
+        "facts": [
+            {"text": "The winch is used up to two metres of swell.", "source": "safety manual"},
+            {"text": "Sampling needs the winch.", "source": "chief scientist"},
+        ],
+    }
+    answer = chain.invoke(variables, config={"callbacks": [PomlCallbackHandler()]})
+    pomlflow.flush()
+
+    title("What the model was sent")
+    for message in prompt.invoke(variables).to_messages():
+        blocks = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
+        for block in blocks:
+            shown = block.get("text") or f"[{block['mime_type']}, {len(block['base64']) * 3 // 4} bytes]"
+            print(f"{message.type}: {shown}\n")
+
+    title("What it answered")
+    print(answer)
+
+    trace = mlflow.get_trace(mlflow.get_last_active_trace_id())
+    assert trace is not None
+    title("What MLflow stored of it")
+    print_tree(trace)
+
+    title("The prompt version")
+    version = mlflow.genai.load_prompt(prompt_uri(trace))
+    print(f"{version.uri}: {version.commit_message}")
+    print(f"settings: {version.model_config}")
+    linked = mlflow.search_traces(
+        filter_string=f"prompt = '{version.name}/{version.version}'",
+        locations=[trace.info.experiment_id],
+        return_type="list",
+    )
+    print(f"used by {len(linked)} trace(s), this one among them: {trace.info.trace_id in {t.info.trace_id for t in linked}}")
+
+    title("Look at it")
+    print(f"mlflow ui --backend-store-uri {STORE}")
+
+
+def prompt_uri(trace: Trace) -> str:
+    """The prompt version that the trace's POML span was rendered from."""
+    return next(uri for span in trace.data.spans if (uri := span.attributes.get("poml.prompt")))
+
+
+def print_tree(trace: Trace) -> None:
+    """Print the spans, each under its parent."""
+
+    def show(span: Span, depth: int) -> None:
+        milliseconds = (span.end_time_ns - span.start_time_ns) / 1e6
+        print(f"{'  ' * depth}{span.name}  [{span.span_type}]  {milliseconds:.1f} ms")
+        for child in trace.data.spans:
+            if child.parent_id == span.span_id:
+                show(child, depth + 1)
+
+    show(next(span for span in trace.data.spans if span.parent_id is None), 0)
+
+
+def title(text: str) -> None:
+    """Print a heading."""
+    print(f"\n=== {text} ===\n")
+
+
+if __name__ == "__main__":
+    main()
