@@ -1,0 +1,280 @@
+"""Work for MLflow's store that nobody waits for: one daemon thread, retries, one warning per outage.
+
+MLflow's own client blocks up to 247 s on a server that is away (mlflow 3.17, seven retries), and its number of retries
+can be set for the whole process only (``MLFLOW_HTTP_REQUEST_MAX_RETRIES``), which is the user's. So the thread knocks,
+without a retry, before each errand; only a server that goes away in the middle of one holds the thread, never a caller.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import heapq
+import itertools
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from mlflow.utils.workspace_context import set_server_request_workspace
+from sqlalchemy.exc import SQLAlchemyError
+
+from pomlflow.tracking.versions import RefusedError
+
+__all__ = ["Errand", "Errands"]
+
+_log = logging.getLogger("pomlflow")
+
+_KNOCK: Final = 10.0  # seconds that a server may take to say that it is there
+_LONGEST_OUTAGE_PAUSE: Final = 15.0  # seconds between knocks at a server that is away
+_LONGEST_PAUSE: Final = 600.0  # seconds between tries of what a server that is there refuses for now
+_PATIENCE: Final = 600.0  # seconds after which what is still not possible never will be
+_HURRY: Final = 0.2  # seconds between tries while somebody waits in a flush
+_TRIES: Final = 3  # of what a server says is wrong
+_MOST: Final = 10_000  # errands waiting
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Errand:
+    """One piece of work.
+
+    Attributes:
+        uri: The store that it goes to.
+        workspace: The MLflow workspace it belongs to, or None.
+        tries: How often it failed.
+        waits: How often it was not possible yet.
+        since: When it was first found not possible yet, in seconds of the monotonic clock.
+        stuck: Whether it is of no use, as far as is known, to wait for it.
+    """
+
+    uri: str
+    workspace: str | None
+    tries: int = 0
+    waits: int = 0
+    since: float | None = None
+    stuck: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} for {_shown(self.uri)}>"
+
+    @property
+    def waiting(self) -> float:
+        """Seconds since it was first found not possible yet."""
+        return 0.0 if self.since is None else time.monotonic() - self.since
+
+    def run(self) -> bool:
+        """Do it, however long it takes.
+
+        Returns:
+            False where it is not possible yet.
+        """
+        raise NotImplementedError
+
+    def given_up(self) -> None:
+        """Hear that it will not be tried again."""
+
+
+@dataclass
+class _Outage:
+    pause: float = 0.25
+    until: float = 0.0
+
+
+@dataclass(order=True)
+class _Entry:
+    due: float
+    number: int
+    errand: Errand = field(compare=False)
+
+
+class Errands:
+    """Errands, one after another, in a daemon thread that starts with the first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[_Entry] = []  # a heap
+        self._running: Errand | None = None
+        self._thread: threading.Thread | None = None
+        self._outages: dict[str, _Outage] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._flushes = 0
+        self._numbers = itertools.count()
+
+    def send(self, errand: Errand) -> None:
+        """Have it done soon. Never blocks."""
+        with self._changed:
+            if len(self._waiting) >= _MOST:
+                _log.debug("Too much waits for %s: %s is dropped", _shown(errand.uri), errand)
+                return
+            self._push(errand, 0.0)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="pomlflow-registry", daemon=True)
+                self._thread.start()
+
+    def away(self, uri: str) -> bool:
+        """Whether the store was last found away."""
+        return uri in self._outages
+
+    def flush(self, timeout: float | None, *, insist: bool = True) -> bool:
+        """Try all that waits now, and wait for it.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for as long as it takes.
+            insist: Whether to wait on for what fails; else each gets one more try.
+
+        Returns:
+            True if all is done.
+        """
+        deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
+        with self._changed:
+            for outage in list(self._outages.values()):
+                outage.until = 0.0
+            for entry in self._waiting:
+                entry.due = 0.0
+                entry.errand.stuck, entry.errand.waits = False, 0
+            heapq.heapify(self._waiting)
+            self._flushes += 1
+            self._changed.notify_all()
+            try:
+                while open_errands := [*(entry.errand for entry in self._waiting), *filter(None, [self._running])]:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or (not insist and all(errand.stuck for errand in open_errands)):
+                        return False
+                    self._changed.wait(left)
+                return True
+            finally:
+                self._flushes -= 1
+
+    def _push(self, errand: Errand, pause: float) -> None:
+        if self._flushes:
+            pause = min(pause, _HURRY)
+        heapq.heappush(self._waiting, _Entry(time.monotonic() + pause, next(self._numbers), errand))
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting or (left := self._waiting[0].due - time.monotonic()) > 0:
+                    self._changed.wait(left if self._waiting else None)
+                self._running = errand = heapq.heappop(self._waiting).errand
+            pause = self._try(errand)
+            with self._changed:
+                self._running = None
+                if pause is not None:
+                    self._push(errand, pause)
+                self._changed.notify_all()
+
+    def _try(self, errand: Errand) -> float | None:
+        """Try it once; gives the seconds until the next try, None where there is to be none."""
+        errand.stuck = False
+        outage = self._outages.get(errand.uri)
+        if outage is not None and (left := outage.until - time.monotonic()) > 0:
+            errand.stuck = True
+            return left
+        try:
+            done = contextvars.Context().run(_run, errand)
+        except Exception as error:  # noqa: BLE001 - whatever fails here must not end the thread
+            errand.stuck = True
+            return self._failed(errand, error)
+        if self._outages.pop(errand.uri, None) is not None:
+            _log.info("MLflow's store %s is back.", _shown(errand.uri))
+        return None if done else self._not_yet(errand)
+
+    def _not_yet(self, errand: Errand) -> float | None:
+        if errand.since is None:
+            errand.since = time.monotonic()
+        if errand.waiting > _PATIENCE:
+            _log.debug("Given up after %d s: %s", _PATIENCE, errand)
+            errand.given_up()
+            return None
+        errand.waits += 1
+        errand.stuck = errand.waits > 3  # noqa: PLR2004 - half a second: at exit, an export is through by then or lost
+        return min(0.05 * 2.0**errand.waits, _LONGEST_OUTAGE_PAUSE)
+
+    def _failed(self, errand: Errand, error: Exception) -> float | None:
+        errand.tries += 1
+        _log.debug("Failed %d times: %s", errand.tries, errand, exc_info=error)
+        if _is_away(error):
+            return self._outage(errand.uri, error)
+        reason = error.error_code if isinstance(error, MlflowException) else type(error).__name__
+        if _may_pass(error) or (errand.tries < _TRIES and not isinstance(error, RefusedError)):
+            if _may_pass(error) and (errand.uri, reason) not in self._told:
+                self._told.add((errand.uri, reason))
+                _log.warning(
+                    "MLflow's store %s does not take a prompt for now, it is tried again: %s",
+                    _shown(errand.uri),
+                    _safe(error, errand.uri),
+                )
+            return min(2.0**errand.tries, _LONGEST_PAUSE)
+        if isinstance(error, RefusedError):
+            _log.warning("Not registered in MLflow: %s", error)
+        elif (errand.uri, reason) not in self._told:
+            self._told.add((errand.uri, reason))
+            _log.warning(
+                "MLflow's store %s refuses a prompt or its link: %s", _shown(errand.uri), _safe(error, errand.uri)
+            )
+        errand.given_up()
+        return None
+
+    def _outage(self, uri: str, error: Exception) -> float:
+        outage = self._outages.get(uri)
+        if outage is None:
+            outage = self._outages[uri] = _Outage()
+            _log.warning(
+                "MLflow's store %s cannot be reached. Calls go on; prompts are registered and linked when it is back. "
+                "(%s)",
+                _shown(uri),
+                _safe(error, uri),
+            )
+        outage.pause = min(outage.pause * 2, _LONGEST_OUTAGE_PAUSE)
+        outage.until = time.monotonic() + (_HURRY if self._flushes else outage.pause)
+        return outage.pause
+
+
+def _run(errand: Errand) -> bool:
+    if errand.workspace:
+        set_server_request_workspace(errand.workspace)  # in this context, unlike `set_workspace`, which is process-wide
+    _knock(errand.uri)
+    return errand.run()
+
+
+def _knock(uri: str) -> None:
+    """Find out fast that a server is away. Any answer but a gateway's own error says that it is there."""
+    if uri.startswith(("http://", "https://")):
+        http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=_KNOCK)  # type: ignore[no-untyped-call] # in MLflow
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, RestException):  # the server answered, or a gateway for it
+        return _status(error) in {502, 503, 504}
+    if isinstance(error, MlflowException):
+        return _status(error) >= 500  # noqa: PLR2004 - an HTTP status
+    return isinstance(error, (OSError, SQLAlchemyError))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a server that is there may take it later: no right yet, too busy, an error of its own."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = _status(error)
+    return status in {401, 403, 409, 429} or status >= 500  # noqa: PLR2004 - an HTTP status
+
+
+def _status(error: MlflowException) -> int:
+    return int(error.get_http_status_code())  # type: ignore[no-untyped-call] # in MLflow
+
+
+def _shown(uri: str) -> str:
+    """The URI without a user's name and password."""
+    login, at, _ = urlsplit(uri).netloc.rpartition("@")
+    return uri.replace(login + at, "", 1) if at else uri
+
+
+def _safe(error: Exception, uri: str) -> str:
+    login, at, _ = urlsplit(uri).netloc.rpartition("@")
+    text = str(error).replace(login + at, "") if at else str(error)
+    return f"{type(error).__name__}: {text}"[:500]

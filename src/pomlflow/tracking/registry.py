@@ -1,0 +1,332 @@
+"""The way from a render to its prompt version: at once where the version is known, else in the background.
+
+`PromptRegistry.link` touches memory only. What needs the store is an errand: to find or make a version, to link a trace
+that has left MLflow's memory, to list a prompt in an experiment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import PromptVersion
+from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
+from mlflow.tracking._model_registry import utils as _mlflow_registry
+from mlflow.utils.workspace_context import get_request_workspace
+
+from pomlflow.record import RenderRecord
+from pomlflow.tracking.errands import Errand, Errands
+from pomlflow.tracking.versions import (
+    Draft,
+    draft_of,
+    ensure,
+    experiment_of,
+    link_live,
+    link_stored,
+    list_in_experiment,
+    name_of,
+)
+
+__all__ = ["PromptRegistry", "flush"]
+
+_log = logging.getLogger("pomlflow")
+
+_MOST_VERSIONS: Final = 1_000  # kept in memory; the oldest is looked up again by its digest
+_MOST_PENDING: Final = 1_000  # contents that wait to be registered
+_MOST_TRACES: Final = 1_000  # per content, that wait to be linked
+_MOST_LISTED: Final = 10_000  # pairs of prompt and experiment
+_COMPLETE: Final = 10.0  # seconds in which a trace that is in the store is completed, where its store tells
+
+_OnVersion = Callable[[PromptVersion], None]
+
+
+class _Place(NamedTuple):
+    """Where a prompt is registered, and where its traces are."""
+
+    tracking: str
+    registry: str
+    workspace: str | None
+
+    @classmethod
+    def now(cls) -> _Place:
+        """What is set at this moment, in this context."""
+        tracking = mlflow.get_tracking_uri()
+        return cls(tracking, _registry_uri(tracking), get_request_workspace())
+
+
+def _registry_uri(tracking: str) -> str:
+    # `mlflow.get_registry_uri` looks for a Spark session by a failing import: 50 µs in each call where pyspark is not
+    # installed (mlflow 3.12 to 3.17). Without Spark it depends on these three alone.
+    if "pyspark" in sys.modules:
+        return str(mlflow.get_registry_uri())
+    environment = os.environ.get("MLFLOW_REGISTRY_URI")
+    return _registry_uri_of(tracking, getattr(_mlflow_registry, "_registry_uri", None), environment)
+
+
+@functools.lru_cache(maxsize=64)
+def _registry_uri_of(_tracking: str, _set: str | None, _environment: str | None) -> str:
+    return str(mlflow.get_registry_uri())
+
+
+class _Key(NamedTuple):
+    """One content under one name in one registry."""
+
+    place: _Place
+    name: str
+    path: str | None
+    digest: str
+
+
+class PromptRegistry:
+    """Finds or makes the prompt version of each render, and links it to the render's trace.
+
+    Safe for many threads and event loops; a forked child starts with what its parent knew and nothing pending. One
+    object is enough for a process: `shared` gives it.
+
+    Example:
+        >>> import mlflow
+        >>> with mlflow.start_span("poml") as span:  # doctest: +SKIP
+        ...     version = PromptRegistry.shared().link(record, span.trace_id, wait=0.005)
+        >>> version and version.uri  # doctest: +SKIP
+        'prompts:/support.answer/1'
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[_Key, PromptVersion | None] = {}  # None: the registry refused it
+        self._absent: dict[_Key, None] = {}  # looked for, for failed renders, and not found
+        self._listed: set[tuple[_Place, str, str]] = set()
+        self._said: set[str] = set()
+        self._start_afresh()
+        _registries.add(self)
+
+    def _start_afresh(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[tuple[_Key, bool], _Registration] = {}
+        self._errands = Errands()
+
+    @staticmethod
+    def shared() -> PromptRegistry:
+        """The process's own."""
+        return _shared
+
+    def link(
+        self, record: RenderRecord, trace_id: str, *, wait: float = 0.0, on_version: _OnVersion | None = None
+    ) -> PromptVersion | None:
+        """Link a trace to the prompt version of a render in it. Never raises.
+
+        A known content is linked at once. An unknown one is registered in the background, in the registry that is set
+        in the caller's context now, and the trace is linked then, whether it is in MLflow's memory, on its way to the
+        store, or there. A failed render links to a version that exists, and never makes one.
+
+        Args:
+            record: The render.
+            trace_id: The trace of its span; nothing happens for the trace of a no-op span.
+            wait: Seconds to wait at most for an unknown version; 0 on an event loop.
+            on_version: Called once with the version as soon as it is known: in this call, or later on another thread.
+
+        Returns:
+            The version; None where it is not known yet, or the prompt is none for the registry.
+        """
+        try:
+            return self._link(record, trace_id, wait, on_version)
+        except Exception as error:  # noqa: BLE001 - telemetry never raises into the user's call
+            self._say_once("A render could not be linked to its prompt version: %r", error)
+            return None
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Finish what is pending: versions to register and traces to link.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for as long as it takes.
+
+        Returns:
+            True if all is done.
+        """
+        return self._errands.flush(timeout)
+
+    def _say_once(self, message: str, error: Exception) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _log.warning(message, error, exc_info=error)
+
+    def _link(
+        self, record: RenderRecord, trace_id: str, wait: float, on_version: _OnVersion | None
+    ) -> PromptVersion | None:
+        name = name_of(record)
+        if name is None or trace_id == NO_OP_SPAN_TRACE_ID:
+            return None
+        key = _Key(_Place.now(), name, record.path, record.digest)
+        create = record.error is None
+        if key in self._known:
+            version = self._known.get(key)
+        elif not create and key in self._absent:
+            return None
+        else:
+            registration = self._register(key, record, create=create)
+            if registration is None:
+                return None
+            if wait > 0 and not self._errands.away(key.place.registry):
+                registration.done.wait(wait)
+            with self._lock:
+                if not registration.done.is_set():
+                    registration.traces.append((trace_id, on_version))
+                    return None
+            version = registration.version
+        if version is not None:
+            self._link_trace(key.place, trace_id, version, on_version)
+        return version
+
+    def _register(self, key: _Key, record: RenderRecord, *, create: bool) -> _Registration | None:
+        with self._lock:
+            registration = self._pending.get((key, True)) or self._pending.get((key, create))
+            if registration is None:
+                if len(self._pending) >= _MOST_PENDING:
+                    _log.debug("Too many prompts wait to be registered: %s is left out this time", key.name)
+                    return None
+                registration = _Registration(
+                    uri=key.place.registry,
+                    workspace=key.place.workspace,
+                    registry=self,
+                    key=key,
+                    draft=draft_of(record, key.name),
+                    create=create,
+                )
+                self._pending[key, create] = registration
+                self._errands.send(registration)
+            return registration
+
+    def _finish(self, registration: _Registration, version: PromptVersion | None, *, refused: bool = False) -> None:
+        """Note what came of a registration, and link the traces that wait for it. On the errands' thread."""
+        key = registration.key
+        with self._lock:
+            self._pending.pop((key, registration.create), None)
+            if version is not None or refused:
+                self._known[key] = version
+                _shrink(self._known)
+            else:
+                self._absent[key] = None
+                _shrink(self._absent)
+            registration.version = version
+            registration.done.set()
+        if version is None:
+            return
+        for trace_id, on_version in registration.traces:
+            self._link_trace(key.place, trace_id, version, on_version)
+
+    def _link_trace(self, place: _Place, trace_id: str, version: PromptVersion, on_version: _OnVersion | None) -> None:
+        experiment = experiment_of(trace_id)
+        if not link_live(trace_id, version):
+            self._errands.send(
+                _TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version)
+            )
+        listed = (place, version.name, experiment or "")
+        if on_version is not None:
+            try:
+                on_version(version)
+            except Exception as error:  # noqa: BLE001 - the next trace is linked all the same
+                self._say_once("A listener for prompt versions failed: %r", error)
+        if experiment and listed not in self._listed:
+            if len(self._listed) >= _MOST_LISTED:
+                self._listed.clear()
+            self._listed.add(listed)
+            self._errands.send(
+                _Listing(
+                    uri=place.registry, workspace=place.workspace, place=place, name=version.name, experiment=experiment
+                )
+            )
+
+
+def _shrink(memory: dict[_Key, Any]) -> None:
+    """Forget the oldest."""
+    if len(memory) > _MOST_VERSIONS:
+        del memory[next(iter(memory))]
+
+
+def _client(place: _Place) -> MlflowClient:
+    return MlflowClient(tracking_uri=place.tracking, registry_uri=place.registry)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _Registration(Errand):
+    """Find or make one version; then link the traces that wait for it."""
+
+    registry: PromptRegistry
+    key: _Key
+    draft: Draft
+    create: bool
+    traces: deque[tuple[str, _OnVersion | None]] = field(default_factory=lambda: deque(maxlen=_MOST_TRACES))
+    done: threading.Event = field(default_factory=threading.Event)
+    version: PromptVersion | None = None
+
+    def run(self) -> bool:
+        version = ensure(_client(self.key.place), self.draft, create=self.create)
+        self.registry._finish(self, version)
+        return True
+
+    def given_up(self) -> None:
+        self.registry._finish(self, None, refused=True)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _TraceLink(Errand):
+    """Link one trace that was not in memory."""
+
+    trace_id: str
+    version: PromptVersion
+
+    def run(self) -> bool:
+        return link_live(self.trace_id, self.version) or link_stored(
+            self.uri, self.trace_id, self.version, patient=self.waiting < _COMPLETE
+        )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _Listing(Errand):
+    """Show one prompt among those of an experiment."""
+
+    place: _Place
+    name: str
+    experiment: str
+
+    def run(self) -> bool:
+        return list_in_experiment(_client(self.place), self.name, self.experiment)
+
+
+def flush(timeout: float | None = None) -> bool:
+    """Finish what is pending in this process, as `PromptRegistry.flush` does."""
+    return PromptRegistry.shared().flush(timeout)
+
+
+_registries: weakref.WeakSet[PromptRegistry] = weakref.WeakSet()
+_shared = PromptRegistry()
+
+
+def _at_exit() -> None:
+    try:
+        timeout = float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
+    except ValueError:
+        timeout = 5.0
+    for registry in list(_registries):
+        registry._errands.flush(timeout, insist=False)
+
+
+def _after_fork() -> None:
+    # The thread stays with the parent, and a lock may be held for ever in the child's copy.
+    for registry in list(_registries):
+        registry._start_afresh()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
