@@ -1,0 +1,1 @@
+"""POML prompts for LlamaIndex."""

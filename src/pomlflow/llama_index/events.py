@@ -1,0 +1,78 @@
+"""The event that tells LlamaIndex's instrumentation about each POML render."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
+from llama_index.core.instrumentation.event_handlers import NullEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from pydantic import InstanceOf, field_serializer
+from typing_extensions import override
+
+from pomlflow.record import RenderRecord
+
+__all__ = ["PomlRenderEvent", "deliver"]
+
+_dispatcher = get_dispatcher("pomlflow.llama_index")
+
+
+class PomlRenderEvent(BaseEvent):
+    """One POML render, also a failed one; any LlamaIndex event handler gets it.
+
+    It is dispatched when the render has ended, through the dispatcher ``pomlflow.llama_index``, which propagates to
+    the root. Its ``span_id`` is the LlamaIndex span in which the prompt was rendered (an LLM's predict, a query, an
+    agent's step), or None outside of all. There is no LlamaIndex span for the render itself: its real times are the
+    record's. As LlamaIndex's own events about models do, it holds the content.
+
+    Args:
+        record: The render.
+
+    Example:
+        >>> from llama_index.core.instrumentation import get_dispatcher
+        >>> from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+        >>> class Lengths(BaseEventHandler):
+        ...     def handle(self, event, **kwargs):
+        ...         if isinstance(event, PomlRenderEvent):
+        ...             print(event.record.name, event.record.end_ns - event.record.start_ns)
+        >>> get_dispatcher().add_event_handler(Lengths())
+    """
+
+    record: InstanceOf[RenderRecord]
+
+    @classmethod
+    @override
+    def class_name(cls) -> str:
+        """The event's name, by which handlers tell events apart."""
+        return "PomlRenderEvent"
+
+    @field_serializer("record")
+    def _plain(self, record: RenderRecord) -> dict[str, Any]:
+        """Give JSON's types only, so that listeners which write events down can."""
+        return {
+            "name": record.name,
+            "path": record.path,
+            "digest": record.digest,
+            "source": record.source,
+            "variables": dict(record.variables),
+            "output": None if record.output is None else dict(record.output),
+            "error": None if record.error is None else str(record.error),
+            "start_ns": record.start_ns,
+            "end_ns": record.end_ns,
+            "engine": record.engine,
+            "poml_version": record.poml_version,
+        }
+
+
+def deliver(record: RenderRecord) -> None:
+    """Dispatch a render's event, where anybody listens.
+
+    Args:
+        record: The render.
+    """
+    dispatcher = _dispatcher
+    while not any(type(handler) is not NullEventHandler for handler in dispatcher.event_handlers):
+        if not dispatcher.propagate:
+            return
+        dispatcher = dispatcher.parent
+    _dispatcher.event(PomlRenderEvent(record=record))
