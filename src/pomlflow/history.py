@@ -1,108 +1,179 @@
 """A framework's own messages through a POML template, untouched.
 
-POML's messages hold less than a framework's: ``<conversation>`` rejects tool messages, merges neighbours of one
-speaker and knows no ids. So each native message goes in as a mark, POML decides where it comes out, and there the
-native message is put back.
+POML's messages hold less than a framework's: ``<conversation>`` (poml 0.0.8) refuses tool messages, drops messages
+without text, merges neighbours of one speaker and knows no ids. So each native message goes in as a mark, POML decides
+where it comes out, and there the native message is put back.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
-__all__ = ["History"]
+from pomlflow.exceptions import VariableError
 
+__all__ = ["REQUEST", "RESPONSE", "History"]
+
+REQUEST = "application/vnd.poml.toolrequest"
+RESPONSE = "application/vnd.poml.toolresponse"
 M = TypeVar("M")
 
+# Private-use characters: no syntax of POML's escapes them or breaks a line at them. The number is unknown to whoever
+# writes a message or a variable, so that no text can pretend to be a mark.
+_NONCE = secrets.token_hex(8)
+_WHOLE_LINE = re.compile(rf"(?:\A|\n)\ue000{_NONCE}:(\d+)\ue001(?=\n|\Z)")
+_TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
 
-class History(Generic[M]):
-    """The native messages of one render.
 
-    Args:
-        to_poml: A native message as POML's: ``speaker`` and ``content``.
-        describe: A native message as the template's expressions see it, ``speaker`` among it.
+class History(ABC, Generic[M]):
+    """The native messages of one render; each framework's adapter has a subclass.
 
     Attributes:
+        native: The framework's class of messages.
         marks: By variable, the mark of each of its messages; what the engine wants.
         placed: After `splice`: where in the output a native message stands, and which.
     """
 
-    def __init__(self, to_poml: Callable[[M], dict[str, Any]], describe: Callable[[M], dict[str, Any]]) -> None:
-        self._to_poml = to_poml
-        self._describe = describe
-        # Unknown to whoever wrote a message: a text cannot pretend to be a mark.
-        self._nonce = secrets.token_hex(8)
+    native: ClassVar[type]
+
+    def __init__(self) -> None:
         self._messages: list[M] = []
         self.marks: dict[str, list[str]] = {}
         self.placed: dict[int, M] = {}
 
-    def add(self, variable: str, messages: Sequence[M]) -> list[dict[str, Any]]:
-        """Take a variable's messages, in order.
+    @abstractmethod
+    def convert(self, value: Any) -> list[M]:
+        """Make native messages of whatever the framework takes for them.
 
         Args:
-            variable: The variable's name.
-            messages: The native messages.
+            value: What the user gave.
+        """
+
+    @abstractmethod
+    def to_poml(self, message: M) -> dict[str, Any]:
+        """Make POML's message of a native one: ``speaker`` and ``content``.
+
+        Args:
+            message: The native message.
+        """
+
+    @abstractmethod
+    def describe(self, message: M) -> dict[str, Any]:
+        """Tell a template's expressions about a message; ``speaker`` and ``content`` are among it.
+
+        Args:
+            message: The native message.
+        """
+
+    def take(self, variables: Mapping[str, Any], named: Sequence[str]) -> Mapping[str, Any]:
+        """Take the native messages out of a template's variables.
+
+        Args:
+            variables: The variables.
+            named: Those that the template itself uses as ``<conversation messages="{{…}}">``; they may hold whatever
+                the framework takes for messages.
 
         Returns:
-            What the template's expressions see of them.
-        """
-        first = len(self._messages)
-        self._messages.extend(messages)
-        self.marks[variable] = [self._mark(index) for index in range(first, len(self._messages))]
-        return [self._describe(message) for message in messages]
+            The variables as expressions see them.
 
-    def splice(self, output: Mapping[str, Any]) -> dict[str, Any]:
+        Raises:
+            VariableError: What is named so holds something else.
+        """
+        taken: dict[str, Any] = {}
+        for name, value in variables.items():
+            if name in named:
+                try:
+                    taken[name] = self._marked(name, [] if value is None else self.convert(value))
+                except Exception as error:
+                    raise VariableError(f"variable {name!r} holds no messages: {error}", name) from error
+            elif isinstance(value, self.native):
+                taken[name] = self.describe(cast("M", value))
+            elif isinstance(value, list | tuple) and self._holds(value):
+                taken[name] = self._marked(name, self.convert(value))
+        return {**variables, **taken} if taken else variables
+
+    def _holds(self, values: Sequence[Any]) -> bool:
+        # Only its ends: a list of a million numbers is a variable too.
+        return any(isinstance(value, self.native) for value in (*values[:1], *values[-1:]))
+
+    def _marked(self, name: str, messages: list[M]) -> list[dict[str, Any]]:
+        if messages:
+            first = len(self._messages)
+            self._messages.extend(messages)
+            self.marks[name] = [f"\ue000{_NONCE}:{index}\ue001" for index in range(first, len(self._messages))]
+        return [self.describe(message) for message in messages]
+
+    def texts(self, *, chat: bool = True) -> dict[str, list[Any]]:
+        """What stands for the messages where they cannot be native: as much of them as ``<conversation>`` takes.
+
+        Args:
+            chat: Whether messages are to come out; tool requests are no part of a text.
+        """
+        contents = iter([_contents(self.to_poml(message)["content"], chat=chat) for message in self._messages])
+        return {name: [next(contents) for _ in marks] for name, marks in self.marks.items()}
+
+    def splice(self, output: Mapping[str, Any]) -> dict[str, Any] | None:
         """Put the native messages where their marks came out.
 
         Args:
             output: What the engine gave, with messages.
 
         Returns:
-            The same with each mark's message in POML's form; `placed` tells where they are.
+            The same with each mark's message in POML's form, and `placed` tells where they are. None where a mark is
+            not a message of its own: it is part of serialised XML or JSON, or was cut by a ``charLimit``.
         """
-        whole_line = re.compile(rf"(?:\A|\n)\ue000{self._nonce}:(\d+)\ue001(?=\n|\Z)")
         messages: list[dict[str, Any]] = []
         for message in output["messages"]:
             content = message["content"]
             parts: list[Any] = []
+            marked = False
             for part in [content] if isinstance(content, str) else content:
-                if not isinstance(part, str):
-                    parts.append(part)
-                    continue
                 # split() gives text, index, text, index … text
-                pieces = whole_line.split(part)
-                parts.extend(self._text(pieces[0]))
-                for index, text in zip(pieces[1::2], pieces[2::2], strict=True):
-                    _flush(messages, message, parts)
+                first, *pieces = _WHOLE_LINE.split(part) if isinstance(part, str) else [part]
+                if any(_TORN.search(text) for text in (first, *pieces[1::2]) if isinstance(text, str)):
+                    self.placed = {}
+                    return None
+                parts += _text(first) if pieces else [first]
+                for index, text in zip(pieces[::2], pieces[1::2], strict=True):
+                    marked = True
+                    if parts:
+                        messages.append({**message, "content": _content(parts)})
                     self.placed[len(messages)] = self._messages[int(index)]
-                    messages.append(self._to_poml(self._messages[int(index)]))
-                    parts = self._text(text)
-            _flush(messages, message, parts, keep_empty=not content)
+                    messages.append(self.to_poml(self._messages[int(index)]))
+                    parts = _text(text)
+            if not marked:
+                messages.append(message)
+            elif parts:
+                messages.append({**message, "content": _content(parts)})
         return {**output, "messages": messages}
 
-    def _mark(self, index: int) -> str:
-        # Private-use characters: no syntax of POML's escapes them or breaks a line at them.
-        return f"\ue000{self._nonce}:{index}\ue001"
 
-    def _text(self, text: str) -> list[str]:
-        """The text between marks; a mark inside a line (of serialised XML or JSON) becomes its message's text."""
-        text = re.sub(
-            rf"\ue000{self._nonce}:(\d+)\ue001",
-            lambda found: _plain(self._to_poml(self._messages[int(found[1])])["content"]),
-            text.strip("\n"),
-        )
-        return [text] if text else []
+def _text(text: str) -> list[str]:
+    """The text beside a mark: POML puts them into lines of their own."""
+    text = text.strip("\n")
+    return [text] if text else []
 
 
-def _flush(
-    messages: list[dict[str, Any]], like: Mapping[str, Any], parts: list[Any], *, keep_empty: bool = False
-) -> None:
-    if parts or keep_empty:
-        content = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
-        messages.append({**like, "content": content})
+def _content(parts: list[Any]) -> str | list[Any]:
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
 
 
-def _plain(content: str | Sequence[Any]) -> str:
-    return content if isinstance(content, str) else " ".join(part for part in content if isinstance(part, str))
+def _contents(content: str | list[Any], *, chat: bool) -> str | list[Any]:
+    """A message's content as ``<conversation>`` of poml 0.0.8 takes it."""
+    if isinstance(content, str):
+        return content
+    parts: list[Any] = []
+    for part in content:
+        kind: str = "" if isinstance(part, str) else part["type"]
+        if kind == RESPONSE:
+            inner = [part["content"]] if isinstance(part["content"], str) else part["content"]
+            inner = _contents(inner, chat=chat)
+            parts += [{**part, "content": inner}] if chat else inner
+        elif kind == "" or kind.startswith("image/") or (kind == REQUEST and chat):
+            parts.append(part)
+        elif kind != REQUEST:
+            parts.append(f"[{kind}]")  # "Unsupported media type"
+    return parts

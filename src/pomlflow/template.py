@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,28 @@ from pomlflow.record import JsonObject, RenderRecord
 from pomlflow.settings import settings
 from pomlflow.variables import Inference, infer
 
-__all__ = ["Template"]
+__all__ = ["Snapshot", "Template"]
 
 _log = logging.getLogger("pomlflow")
 _NAME = 256  # characters of a prompt's name that MLflow takes on every store
 
 
 @dataclass(frozen=True)
-class _Snapshot:
-    """The template as its files were at one moment."""
+class Snapshot:
+    """A template as its files are at one moment.
+
+    Attributes:
+        source: The markup.
+        digest: SHA-256, in hexadecimal, of the markup and every file that it includes.
+        inference: What it takes.
+        folder: Where its includes were looked for.
+        stamps: Of each file, what its metadata said before it was read.
+    """
 
     source: str
     digest: str
     inference: Inference
+    folder: Path
     stamps: tuple[tuple[Path, object], ...]
 
 
@@ -56,7 +65,7 @@ class Template:
         register: Whether to register it as a prompt: yes, no, or as the handler is set.
 
     Raises:
-        TemplateNotFoundError: There is neither file nor markup.
+        TemplateNotFoundError: The file cannot be read, and there is no markup.
 
     Example:
         >>> Template("<p>Hello {{name}}</p>").render({"name": "Ada"}).output["messages"]
@@ -74,23 +83,20 @@ class Template:
         chat: bool = True,
         register: bool | None = None,
     ) -> None:
-        self.path = None if path is None else Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
-        self.base_dir = None if base_dir is None else Path(base_dir).absolute()
+        self.path = None if path is None else _absolute(path)
+        self.base_dir = None if base_dir is None else _absolute(base_dir)
         self.relative = None if self.path is None else _relative(self.path)
-        self.name = (
-            _registry_name(name) if name else self.relative and _registry_name(self.relative.removesuffix(".poml"))
-        )
-        self.stylesheet = stylesheet
+        self.name = _registry_name(name or (self.relative or "").removesuffix(".poml"))
+        self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
         self.register = register
-        self._missing = False
+        self._lost = False
         self._snapshot = self._read(source)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Template) and self._identity() == other._identity()
 
-    def __hash__(self) -> int:
-        return hash((self.path, self.source, self.name))
+    __hash__ = None  # type: ignore[assignment]  # its file may change
 
     def _identity(self) -> tuple[Any, ...]:
         return self.path, self.source, self.name, self.base_dir, self.stylesheet, self.chat, self.register
@@ -110,156 +116,176 @@ class Template:
         """What it takes."""
         return self.current().inference
 
-    def current(self) -> _Snapshot:
+    def current(self) -> Snapshot:
         """The template as its files are now; the same object for as long as they do not change."""
-        snapshot = self._snapshot
-        if any(_stamp(file) != stamp for file, stamp in snapshot.stamps):
-            self._snapshot = snapshot = self._read(snapshot.source)
-        return snapshot
+        now = self._snapshot
+        # Inline markup without a folder of its own is at home where the process is.
+        moved = self.path is None and now.inference.includes and self._folder() != now.folder
+        if moved or any(_stamp(file) != stamp for file, stamp in now.stamps):
+            self._snapshot = now = self._read(now.source)
+        return now
 
-    def _read(self, last: str | None) -> _Snapshot:
-        source, stamps = last, []
+    def _folder(self) -> Path:
+        return self.path.parent if self.path is not None else self.base_dir or Path.cwd()
+
+    def _read(self, last: str | None) -> Snapshot:
+        source, folder = last, self._folder()
+        # Every stamp is taken before its file is read, so that a change meanwhile is seen next time.
+        stamps: list[tuple[Path, object]] = []
         if self.path is not None:
-            stamps.append((self.path, _stamp(self.path)))  # before reading: a change meanwhile is seen next time
-            source = self._read_file(last)
+            stamps.append((self.path, _stamp(self.path)))
+            source = self._read_file(self.path, last)
         if source is None:
             raise TypeError("a template needs markup or a path")
-        folder = self.path.parent if self.path is not None else self.base_dir
-        inference = _infer_alone(source, folder)
-        if inference.includes:  # what they hold may have changed, so nothing of it is remembered
+        inference = _remembered(source, folder)
+        if inference.includes:  # what they hold may have changed since
+            before = {file: _stamp(file) for file in inference.includes}
             inference = infer(source, folder)
-        stamps.extend((file, _stamp(file)) for file in inference.includes)
-        return _Snapshot(source, _digest(source, inference.includes, folder), inference, tuple(stamps))
+            stamps += [(file, before.get(file)) for file in inference.includes]
+        return Snapshot(source, _digest(source, inference.includes, folder), inference, folder, tuple(stamps))
 
-    def _read_file(self, last: str | None) -> str:
-        assert self.path is not None  # noqa: S101
+    def _read_file(self, path: Path, last: str | None) -> str:
         try:
             # As Node reads it: UTF-8, what is not becomes U+FFFD, line ends as they are.
-            text = self.path.read_bytes().decode("utf-8", "replace")
+            text = path.read_bytes().decode("utf-8", "replace")
         except OSError as error:
             if last is None:
                 remedy = "give an existing .poml file, or markup to from_template"
-                raise TemplateNotFoundError(
-                    error.errno, f"cannot read the template ({error.strerror}); {remedy}", str(self.path)
-                ) from error
-            if not self._missing:
-                _log.warning("the template %s cannot be read any more (%s): its last content stays", self.path, error)
-            self._missing = True
+                why = f"cannot read the template ({error.strerror}); {remedy}"
+                raise TemplateNotFoundError(error.errno, why, str(path)) from error
+            if not self._lost:
+                _log.warning("the template %s cannot be read (%s): its last content stays", path, error.strerror)
+            self._lost = True
             return last
-        self._missing = False
+        self._lost = False
         return text
 
     def render(
-        self, variables: Mapping[str, Any], *, history: History[Any] | None = None, timeout: float | None = None
+        self,
+        variables: Mapping[str, Any],
+        *,
+        history: History[Any] | None = None,
+        snapshot: Snapshot | None = None,
+        timeout: float | None = None,
     ) -> RenderRecord:
         """Render, and tell all about it.
 
         Args:
             variables: By name.
-            history: The native messages among them.
+            history: Takes a framework's own messages out of the variables; tells afterwards where they are.
+            snapshot: The template as it is to be rendered, from `current`, which is the default.
             timeout: Seconds; None for `pomlflow.configure`'s.
 
         Returns:
             The record, of a failed render too: `RenderRecord.result` raises its error.
         """
-        snapshot, start, clock = self.current(), time.time_ns(), time.perf_counter_ns()
-        request, error = self._prepare(snapshot, variables, history)
-        result = None
+        render = _Render(self, snapshot or self.current(), variables, history)
         try:
-            result = engine.run(request, timeout) if error is None else None
-        except PomlError as failed:
-            error = failed
-        return self._record(snapshot, request, result, error, history, start, time.perf_counter_ns() - clock)
+            while render.request is not None:
+                render.take(engine.run(render.request, timeout))
+        except PomlError as error:
+            render.error = error
+        return render.record()
 
     async def arender(
-        self, variables: Mapping[str, Any], *, history: History[Any] | None = None, timeout: float | None = None
+        self,
+        variables: Mapping[str, Any],
+        *,
+        history: History[Any] | None = None,
+        snapshot: Snapshot | None = None,
+        timeout: float | None = None,
     ) -> RenderRecord:
         """Render without holding up the event loop; otherwise as `render`."""
-        snapshot, start, clock = self.current(), time.time_ns(), time.perf_counter_ns()
-        request, error = self._prepare(snapshot, variables, history)
-        result = None
+        render = _Render(self, snapshot or self.current(), variables, history)
         try:
-            result = await engine.arun(request, timeout) if error is None else None
-        except PomlError as failed:
-            error = failed
-        return self._record(snapshot, request, result, error, history, start, time.perf_counter_ns() - clock)
+            while render.request is not None:
+                render.take(await engine.arun(render.request, timeout))
+        except PomlError as error:
+            render.error = error
+        return render.record()
 
-    def _prepare(
-        self, snapshot: _Snapshot, variables: Mapping[str, Any], history: History[Any] | None
-    ) -> tuple[engine.Request, PomlError | None]:
-        """Make the request, and find what is wrong with the variables; the record wants both."""
-        context, revive, error = b"{}", False, None
+
+class _Render:
+    """One render on its way.
+
+    Attributes:
+        request: What the engine is to do next; None where nothing is left to do.
+        error: Why it failed.
+    """
+
+    def __init__(
+        self, template: Template, snapshot: Snapshot, variables: Mapping[str, Any], history: History[Any] | None
+    ) -> None:
+        self._start, self._clock = time.time_ns(), time.perf_counter_ns()
+        self._template = template
+        self._snapshot = snapshot
+        self._history = history
+        self._context = b"{}"
+        self._result: engine.Result | None = None
+        self._output: Mapping[str, Any] | None = None
+        self.request: engine.Request | None = None
+        self.error: PomlError | None = None
         try:
-            context, revive = _encode(snapshot.inference, variables)
-            self._check(snapshot.inference, variables)
+            self.request = self._prepared(variables)
         except VariableError as refused:
-            error = refused
-        folder = self.path or Path(self.base_dir or os.getcwd(), "<inline>.poml")  # noqa: PTH109
-        request = engine.Request(
-            snapshot.source,
-            context,
+            self.error = refused
+
+    def _prepared(self, variables: Mapping[str, Any]) -> engine.Request:
+        template, inference = self._template, self._snapshot.inference
+        natives = None
+        if self._history is not None:
+            variables = self._history.take(variables, inference.messages)
+            natives = self._history.marks if template.chat else self._history.texts(chat=False)
+        self._context, revive = _encode(inference, variables)
+        _check(inference, variables, str(template.path or "<inline>"))
+        # Relative sources are resolved against the folder of a path, also of one that is not there.
+        path = template.path or os.path.join(template.base_dir or os.getcwd(), "<inline>.poml")  # noqa: PTH109, PTH118
+        return engine.Request(
+            self._snapshot.source,
+            self._context,
             revive,
-            self.stylesheet,
-            str(folder),
-            inline=self.path is None,
-            chat=self.chat,
-            natives=history.marks if history is not None and history.marks else None,
+            template.stylesheet,
+            str(path),
+            inline=template.path is None,
+            chat=template.chat,
+            natives=natives or None,
         )
-        return request, error
 
-    def _check(self, inference: Inference, variables: Mapping[str, Any]) -> None:
-        place = str(self.path or "<inline>")
-        for name in variables:
-            if not engine.is_identifier(name) and _names(inference.expressions, name):
-                raise VariableError(
-                    f"{place}: the variable {name!r} is no plain JavaScript identifier, so no expression can name it: "
-                    f"rename it, to {re.sub(r'[^A-Za-z0-9_$]+', '_', name).strip('_')}_ for example",
-                    name,
-                )
-        missing = [name for name in inference.variables if name not in variables]
-        if missing:
-            given = ", ".join(sorted(map(str, variables))) or "none"
-            raise MissingVariableError(
-                f"{place}: the template needs the variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
-                f"given: {given}. Pass it, or guard it in the template: "
-                f"{{{{ typeof {missing[0]} === 'undefined' ? '' : {missing[0]} }}}}",
-                missing[0],
-            )
+    def take(self, result: engine.Result) -> None:
+        """Take what the engine gave; `request` is then what is still to be done."""
+        assert self.request is not None  # noqa: S101
+        self._result, self._output = result, result.output
+        history, request, self.request = self._history, self.request, None
+        if history is not None and request.natives is history.marks:
+            self._output = history.splice(result.output)
+            if self._output is None:
+                self.request = replace(request, natives=history.texts())
 
-    def _record(
-        self,
-        snapshot: _Snapshot,
-        request: engine.Request,
-        result: engine.Result | None,
-        error: PomlError | None,
-        history: History[Any] | None,
-        start: int,
-        elapsed: int,
-    ) -> RenderRecord:
-        output = None if result is None else result.output
-        if output is not None and history is not None and history.marks and self.chat:
-            output = history.splice(output)
+    def record(self) -> RenderRecord:
+        """Tell all about it."""
+        elapsed = time.perf_counter_ns() - self._clock
+        template, snapshot = self._template, self._snapshot
         return RenderRecord(
             source=snapshot.source,
             digest=snapshot.digest,
-            variables=JsonObject(request.context),
-            start_ns=start,
-            end_ns=start + elapsed,
-            name=self.name,
-            path=self.relative,
-            stylesheet=self.stylesheet,
-            chat=self.chat,
-            output=output,
-            error=error,
-            engine="warm" if result is None else result.engine,
+            variables=JsonObject(self._context),
+            start_ns=self._start,
+            end_ns=self._start + elapsed,
+            name=template.name,
+            path=template.relative,
+            stylesheet=template.stylesheet,
+            chat=template.chat,
+            output=self._output if self.error is None else None,
+            error=self.error,
+            engine="warm" if self._result is None else self._result.engine,
             poml_version=engine.poml_version(),
             static=snapshot.inference.static,
-            register=self.register,
+            register=template.register,
         )
 
 
 @lru_cache(maxsize=256)
-def _infer_alone(source: str, folder: Path | None) -> Inference:
+def _remembered(source: str, folder: Path) -> Inference:
     """Inference by text: frameworks copy templates often (partial, deepcopy, bind)."""
     return infer(source, folder)
 
@@ -269,33 +295,67 @@ def _encode(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, 
     try:
         return engine.encode(variables)
     except VariableError as refused:
-        if any(refused.variable in expression for expression in inference.expressions):
+        name = refused.variable
+        if name in inference.variables or name in inference.optional or name not in variables:
             raise
-        return _encode(inference, {name: value for name, value in variables.items() if name != refused.variable})
+        return _encode(inference, {other: value for other, value in variables.items() if other != name})
+
+
+def _check(inference: Inference, variables: Mapping[str, Any], place: str) -> None:
+    """Refuse what expressions cannot name but try to, and what is missing."""
+    for name in variables:
+        if not engine.is_identifier(name) and _names(inference.expressions, name):
+            raise VariableError(
+                f"{place}: the variable {name!r} is no plain JavaScript identifier, so no expression can name it: "
+                f"rename it, to {re.sub(r'[^A-Za-z0-9_$]+', '_', name).strip('_')}_ for example",
+                name,
+            )
+    missing = [name for name in inference.variables if name not in variables]
+    if missing:
+        given = ", ".join(sorted(map(str, variables))) or "none"
+        raise MissingVariableError(
+            f"{place}: the template needs the variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+            f"given: {given}. Pass it, or guard it in the template: "
+            f"{{{{ typeof {missing[0]} === 'undefined' ? '' : {missing[0]} }}}}",
+            missing[0],
+        )
+
+
+def _names(expressions: tuple[str, ...], name: str) -> bool:
+    """Whether an expression names such a variable, or tries to."""
+    if name.isidentifier():  # a reserved word; `in` and `new` are honest parts of other expressions
+        named = re.compile(rf"\s*{re.escape(name)}\s*(?:[.\[?]|$)")
+        return any(named.match(expression) for expression in expressions)
+    named = re.compile(rf"(?<![\w$]){re.escape(name)}(?![\w$])")
+    return any(named.search(expression) for expression in expressions)
 
 
 def _stamp(file: Path) -> object:
     try:
         at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in an include's path
         return None
     return at.st_mtime_ns, at.st_size, at.st_ino
 
 
-def _digest(source: str, includes: tuple[Path, ...], folder: Path | None) -> str:
+def _digest(source: str, includes: tuple[Path, ...], folder: Path) -> str:
     """SHA-256 of the source alone, so that it can be checked by hand, and of the includes where there are any."""
     digest = hashlib.sha256(source.encode("utf-8", "surrogatepass"))
     for file in includes:
         try:
             content = file.read_bytes()
-        except OSError:
+        except (OSError, ValueError):
             content = b""
         try:
-            shown = Path(os.path.relpath(file, folder or os.getcwd())).as_posix()  # noqa: PTH109
+            shown = Path(os.path.relpath(file, folder)).as_posix()
         except ValueError:  # another drive
             shown = file.name
-        digest.update(f"\0{shown}\0{hashlib.sha256(content).hexdigest()}".encode())
+        digest.update(f"\0{shown}\0{hashlib.sha256(content).hexdigest()}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - links stay as they are
 
 
 def _relative(path: Path) -> str:
@@ -306,17 +366,13 @@ def _relative(path: Path) -> str:
     return path.name
 
 
-def _registry_name(text: str) -> str:
+def _registry_name(text: str) -> str | None:
     """Spell a name as MLflow's registry allows: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots."""
+    if not text:
+        return None
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text.replace("/", ".")).strip(".-")
     if not name or len(name) > _NAME:
-        name = f"{name[: _NAME - 13] or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        name = (
+            f"{name[: _NAME - 13] or 'prompt'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        )
     return name
-
-
-def _names(expressions: tuple[str, ...], name: str) -> bool:
-    """Whether an expression tries to name such a variable."""
-    if name.isidentifier():  # a reserved word: `in` and `new` are honest parts of other expressions
-        alone = re.compile(rf"\s*{re.escape(name)}\s*(?:[.\[?]|$)")
-        return any(alone.match(expression) for expression in expressions)
-    return any(name in expression for expression in expressions)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pomlflow.langchain.prompt import PomlChatPromptValue, PomlPromptTemplate, PomlStringPromptValue
+from pomlflow.langchain.prompt import PomlPromptTemplate
+from pomlflow.langchain.values import PomlChatPromptValue, PomlStringPromptValue
 
 if TYPE_CHECKING:
     from pomlflow.langchain.callbacks import PomlCallbackHandler

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import mimetypes
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import (
@@ -17,16 +18,18 @@ from langchain_core.messages import (
     ToolMessage,
     convert_to_messages,
 )
+from langchain_core.prompt_values import PromptValue
+from typing_extensions import override
 
-from pomlflow.history import History
+from pomlflow.history import REQUEST, RESPONSE, History
 
-__all__ = ["describe", "from_poml", "is_history", "take_histories", "to_poml"]
+__all__ = ["MessageHistory", "describe", "from_poml", "to_poml"]
 
-_REQUEST = "application/vnd.poml.toolrequest"
-_RESPONSE = "application/vnd.poml.toolresponse"
 _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
 _ROLES = {"user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
+# OpenAI's client names the format of a sound by what follows the slash, and OpenAI takes "wav" and "mp3" alone.
+_SOUNDS = {"audio/mpeg": "audio/mp3", **dict.fromkeys(("audio/x-wav", "audio/wave", "audio/vnd.wave"), "audio/wav")}
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 
 
@@ -44,6 +47,10 @@ def from_poml(
 
     Returns:
         New messages; only natives are shared.
+
+    Example:
+        >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
+        'Hello'
     """
     made: list[BaseMessage] = []
     for position, message in enumerate(messages):
@@ -59,12 +66,12 @@ def from_poml(
 
 
 def _rich(speaker: str, parts: Sequence[Any]) -> list[BaseMessage]:
-    blocks = [_block(part) for part in parts if isinstance(part, str) or part["type"] not in (_REQUEST, _RESPONSE)]
-    calls = [_call(part) for part in parts if isinstance(part, Mapping) and part["type"] == _REQUEST]
+    blocks = [_block(part) for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
+    calls = [_call(part) for part in parts if isinstance(part, Mapping) and part["type"] == REQUEST]
     made: list[BaseMessage] = [
         ToolMessage(content=_content(part["content"]), tool_call_id=part["id"], name=part["name"])
         for part in parts
-        if isinstance(part, Mapping) and part["type"] == _RESPONSE
+        if isinstance(part, Mapping) and part["type"] == RESPONSE
     ]
     if blocks or calls or not made:  # an empty POML message has no parts at all, and is still a message
         made.insert(0, _message(speaker, _unwrapped(blocks), calls))
@@ -91,15 +98,12 @@ def _unwrapped(blocks: list[dict[str, Any]]) -> str | list[Any]:
 def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    mime = part["type"]
+    mime = _SOUNDS.get(part["type"], part["type"])
     kind = mime.split("/", 1)[0]
-    if mime == "audio/mpeg":  # OpenAI names the format by what follows the slash, and takes mp3 but not mpeg
-        mime = "audio/mp3"
-    block = {
-        "type": kind if kind in ("image", "audio", "video") else "file",
-        "base64": part["base64"],
-        "mime_type": mime,
-    }
+    block = {"type": kind, "base64": part["base64"], "mime_type": mime}
+    if kind not in ("image", "audio", "video"):
+        # OpenAI refuses a file without a name.
+        block |= {"type": "file", "filename": f"document{mimetypes.guess_extension(mime) or ''}"}
     if part.get("alt"):
         block["extras"] = {"alt": part["alt"]}
     return block
@@ -108,7 +112,7 @@ def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
 def _call(part: Mapping[str, Any]) -> dict[str, Any]:
     arguments = part["content"]
     if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
         arguments = {"input": arguments}
@@ -123,17 +127,21 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
 
     Returns:
         ``speaker`` and ``content``; what POML has no part for becomes text that says what it was.
+
+    Example:
+        >>> to_poml(HumanMessage("Hello"))
+        {'speaker': 'human', 'content': 'Hello'}
     """
     content = message.content
     parts: list[Any] = [content] if isinstance(content, str) else [_part(block) for block in content]
     parts = [part for part in parts if part != ""]
     if isinstance(message, AIMessage):
         parts += [
-            {"type": _REQUEST, "id": call["id"] or "", "name": call["name"], "content": call["args"]}
+            {"type": REQUEST, "id": call["id"] or "", "name": call["name"], "content": call["args"]}
             for call in message.tool_calls
         ]
     elif isinstance(message, ToolMessage):
-        parts = [{"type": _RESPONSE, "id": message.tool_call_id, "name": message.name or "", "content": _joined(parts)}]
+        parts = [{"type": RESPONSE, "id": message.tool_call_id, "name": message.name or "", "content": _joined(parts)}]
     return {"speaker": _speaker(message), "content": _joined(parts)}
 
 
@@ -145,7 +153,14 @@ def _joined(parts: list[Any]) -> str | list[Any]:
 
 
 def describe(message: BaseMessage) -> dict[str, Any]:
-    """Tell a template's expressions about a message: its speaker, content, type, name and id."""
+    """Tell a template's expressions about a message: its speaker, content, type, name and id.
+
+    Args:
+        message: Any of LangChain's messages.
+
+    Returns:
+        What ``{{message.content}}`` and the like read.
+    """
     poml = to_poml(message)
     text = message.content if isinstance(message.content, str) else poml["content"]
     return {**poml, "content": text, "type": message.type, "name": message.name, "id": message.id}
@@ -175,31 +190,27 @@ def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
     return f"[{kind} {url}]" if url else f"[{kind}]"
 
 
-def is_history(value: object) -> bool:
-    """Whether a value is a list with LangChain's messages in it."""
-    return isinstance(value, list | tuple) and any(isinstance(item, BaseMessage) for item in value)
+class MessageHistory(History[BaseMessage]):
+    """LangChain's messages in one render of a POML template."""
 
+    native = BaseMessage
 
-def take_histories(
-    variables: Mapping[str, Any], named: Sequence[str]
-) -> tuple[dict[str, Any], History[BaseMessage] | None]:
-    """Take the message histories out of a prompt's variables.
+    @override
+    def convert(self, value: Any) -> list[BaseMessage]:
+        """Take messages, tuples, strings, dicts of OpenAI's or POML's kind, in a list or one alone, or a prompt value.
 
-    Args:
-        variables: The variables.
-        named: Those that the template itself uses as ``<conversation messages="{{…}}">``; they may hold messages,
-            tuples, dicts or strings, as LangChain's own placeholders take them.
+        Args:
+            value: What the user gave.
+        """
+        if isinstance(value, PromptValue):
+            return value.to_messages()
+        made: list[BaseMessage] = []
+        for item in [value] if isinstance(value, str | Mapping | BaseMessage) else value:
+            if isinstance(item, Mapping) and "speaker" in item:
+                made += from_poml([item])
+            else:
+                made += convert_to_messages([item])  # type: ignore[list-item]  # it refuses what it cannot take
+        return made
 
-    Returns:
-        The variables as the engine takes them, and the histories, None where there are none.
-    """
-    taken: dict[str, Any] | None = None
-    history: History[BaseMessage] | None = None
-    for name, value in variables.items():
-        if isinstance(value, BaseMessage) and name not in named:
-            taken = {**(taken or variables), name: describe(value)}
-        elif is_history(value) or (name in named and value):
-            messages = convert_to_messages([value] if isinstance(value, str | BaseMessage) else value)
-            history = history or History(to_poml, describe)
-            taken = {**(taken or variables), name: history.add(name, messages)}
-    return dict(variables) if taken is None else taken, history
+    to_poml = staticmethod(to_poml)
+    describe = staticmethod(describe)

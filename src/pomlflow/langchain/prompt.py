@@ -2,82 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, BaseCallbackHandler, CallbackManagerForChainRun
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
-from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.prompts.chat import BaseChatPromptTemplate
 from langchain_core.runnables.config import var_child_runnable_config
-from poml.api import PomlFrame
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self, override
 
-from pomlflow.langchain.messages import from_poml, take_histories
+from pomlflow.langchain.messages import MessageHistory
+from pomlflow.langchain.values import prompt_value
 from pomlflow.record import RenderRecord
-from pomlflow.template import Template
+from pomlflow.template import Snapshot, Template
+from pomlflow.variables import Inference
 
-__all__ = ["PomlChatPromptValue", "PomlPromptTemplate", "PomlStringPromptValue"]
+__all__ = ["PomlPromptTemplate"]
 
+_log = logging.getLogger("pomlflow")
 # Seconds that a render waits for its prompt's registration, so that a first trace is linked when it is exported. An
 # event loop never waits.
 _WAIT = 0.005
-
-
-class PomlChatPromptValue(ChatPromptValue):
-    """Messages, with all else that the POML frame says.
-
-    To LangChain, its serialisation and its checkpoints it is a plain `ChatPromptValue`.
-    """
-
-    _record: RenderRecord = PrivateAttr()
-
-    @property
-    def frame(self) -> PomlFrame:
-        """The frame: ``messages``, ``output_schema``, ``tools``, ``runtime``."""
-        return self._record.frame
-
-    @classmethod
-    def lc_id(cls) -> list[str]:
-        """The identity of `ChatPromptValue`: `loads` knows that class, and not this one."""
-        return ChatPromptValue.lc_id()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ChatPromptValue) and list(self.messages) == list(other.messages)
-
-    __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
-
-
-class PomlStringPromptValue(StringPromptValue):
-    """One text, with all else that the POML frame says; what a prompt with ``chat=False`` gives."""
-
-    _record: RenderRecord = PrivateAttr()
-    _messages: list[BaseMessage] = PrivateAttr(default_factory=list)
-
-    @property
-    def frame(self) -> PomlFrame:
-        """The frame: ``messages`` (one, the human's), ``output_schema``, ``tools``, ``runtime``."""
-        return self._record.frame
-
-    @override
-    def to_messages(self) -> list[BaseMessage]:
-        """One human message; pictures and other media, which a text cannot hold, are in it."""
-        return list(self._messages) or super().to_messages()
-
-    @classmethod
-    def lc_id(cls) -> list[str]:
-        """The identity of `StringPromptValue`."""
-        return StringPromptValue.lc_id()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StringPromptValue) and self.text == other.text
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class PomlPromptTemplate(BaseChatPromptTemplate):
@@ -108,20 +61,27 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         >>> prompt = PomlPromptTemplate.from_template("<p>Tell me about {{topic}}.</p>")
         >>> prompt.invoke({"topic": "POML"}).to_messages()[0].content
         'Tell me about POML.'
+
+        LangChain's serialisation revives classes that are not its own where they are named:
+
+        >>> from langchain_core.load import dumps, loads
+        >>> loads(dumps(prompt), allowed_objects=[PomlPromptTemplate], valid_namespaces=["pomlflow"]) == prompt
+        True
     """
 
-    template: str
-    path: str | None = None
-    base_dir: str | None = None
-    stylesheet: dict[str, Any] | None = None
-    chat: bool = True
+    # Frozen: a render goes by what the prompt was made of. `partial_variables` and LangChain's other fields may be set.
+    template: str = Field(frozen=True)
+    path: str | None = Field(default=None, frozen=True)
+    base_dir: str | None = Field(default=None, frozen=True)
+    stylesheet: dict[str, Any] | None = Field(default=None, frozen=True)
+    chat: bool = Field(default=True, frozen=True)
     # `register` itself is taken: every class with ABCMeta has it, and pydantic warns.
-    register_prompt: bool | None = Field(default=None, alias="register")
+    register_prompt: bool | None = Field(default=None, alias="register", frozen=True)
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
     _core: Template = PrivateAttr()
-    _seen: object = PrivateAttr(default=None)
+    _seen: Snapshot = PrivateAttr()
 
     def __init__(
         self,
@@ -143,9 +103,10 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         core = Template(
             template, path=path, name=name, base_dir=base_dir, stylesheet=stylesheet, chat=chat, register=register
         )
+        now = core.current()
         fields = {
             **kwargs,
-            "template": core.source,
+            "template": now.source,
             "path": None if core.path is None else str(core.path),
             "name": name,
             "base_dir": None if core.base_dir is None else str(core.base_dir),
@@ -155,11 +116,11 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
             "output_parser": output_parser,
             "metadata": metadata,
             "tags": tags,
-            **_variables(core, partial_variables or {}, kwargs.get("input_types") or {}),
+            **_variables(now.inference, partial_variables or {}, kwargs.get("input_types") or {}),
         }
         super().__init__(**fields)
         self._core = core
-        self._seen = core.current()
+        self._seen = now
 
     @classmethod
     def from_template(cls, template: str, **kwargs: Any) -> Self:
@@ -223,35 +184,21 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         Raises:
             PomlError: As a render raises it.
         """
-        self._core.render(self._merge_partial_and_user_variables(**variables)).result()
+        self._format(variables, None)
 
     # From here on: what LangChain calls.
-
-    @override
-    def _validate_input(self, inner_input: Any) -> dict[str, Any]:
-        """Take a bare value for the only variable. A missing variable is the render's to tell, so that it is traced."""
-        self._refresh()
-        if isinstance(inner_input, Mapping):
-            return dict(inner_input)
-        names = self.input_variables or self.optional_variables
-        if len(names) == 1:
-            return {names[0]: inner_input}
-        raise TypeError(
-            f"a prompt with the variables {self.input_variables} takes a dict of them, "
-            f"not a {type(inner_input).__name__}"
-        )
 
     @override
     def _format_prompt_with_error_handling(
         self, inner_input: Any, run_manager: CallbackManagerForChainRun | None = None
     ) -> PromptValue:
-        return self._format(self._validate_input(inner_input), run_manager)
+        return self._format(inner_input, run_manager)
 
     @override
     async def _aformat_prompt_with_error_handling(
         self, inner_input: Any, run_manager: AsyncCallbackManagerForChainRun | None = None
     ) -> PromptValue:
-        return await self._aformat(self._validate_input(inner_input), run_manager)
+        return await self._aformat(inner_input, run_manager)
 
     @override
     def format_prompt(self, **kwargs: Any) -> PromptValue:  # type: ignore[override]  # a string where chat is off
@@ -266,12 +213,12 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
     @override
     def format_messages(self, **kwargs: Any) -> list[BaseMessage]:
         """Render to messages."""
-        return self.format_prompt(**kwargs).to_messages()
+        return self._format(kwargs, None).to_messages()
 
     @override
     async def aformat_messages(self, **kwargs: Any) -> list[BaseMessage]:
         """Render to messages, without holding up the event loop."""
-        return (await self.aformat_prompt(**kwargs)).to_messages()
+        return (await self._aformat(kwargs, None)).to_messages()
 
     @override
     def pretty_repr(self, html: bool = False) -> str:
@@ -279,40 +226,56 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         return self.source
 
     def __add__(self, other: Any) -> ChatPromptTemplate:
-        combined: ChatPromptTemplate = ChatPromptTemplate(messages=[self]) + other
+        # What is optional stays so outside: LangChain's agent constructors look for agent_scratchpad there.
+        alone = ChatPromptTemplate(
+            messages=[self],
+            optional_variables=list(self.optional_variables),
+            partial_variables=dict(self.partial_variables),
+            input_types=dict(self.input_types),
+        )
+        combined: ChatPromptTemplate = alone + other
         return combined
 
-    def _format(self, variables: Mapping[str, Any], run: CallbackManagerForChainRun | None) -> PromptValue:
-        merged, history = self._take(variables)
-        record = self._core.render(merged, history=history)
+    def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PromptValue:
+        now, history = self._refreshed(), MessageHistory()
+        record = self._core.render(self._validate_input(given), history=history, snapshot=now)
         _deliver(record, run, _WAIT)
-        return _value(record, history.placed if history else {})
+        return prompt_value(record, history.placed)
 
-    async def _aformat(self, variables: Mapping[str, Any], run: AsyncCallbackManagerForChainRun | None) -> PromptValue:
-        merged, history = self._take(variables)
-        record = await self._core.arender(merged, history=history)
+    async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PromptValue:
+        now, history = self._refreshed(), MessageHistory()
+        record = await self._core.arender(self._validate_input(given), history=history, snapshot=now)
         _deliver(record, run, 0)
-        return _value(record, history.placed if history else {})
+        return prompt_value(record, history.placed)
 
-    def _take(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-        merged = self._merge_partial_and_user_variables(**variables)
-        return take_histories(merged, self._core.inference.messages if self.chat else ())
+    @override
+    def _validate_input(self, inner_input: Any) -> dict[str, Any]:
+        """Give all variables by name. A missing one is the render's to tell, so that it is traced."""
+        partial = {name: value() if callable(value) else value for name, value in self.partial_variables.items()}
+        if isinstance(inner_input, Mapping):
+            return {**partial, **inner_input}
+        names = self.input_variables or self.optional_variables
+        if len(names) == 1:
+            return {**partial, names[0]: inner_input}
+        raise TypeError(
+            f"a prompt with the variables {self.input_variables} takes a dict of them, "
+            f"not a {type(inner_input).__name__}"
+        )
 
-    def _refresh(self) -> None:
-        """Follow a file that has changed, in the fields that others read."""
-        current = self._core.current()
-        if current is self._seen:
-            return
-        self._seen = current
-        self.template = current.source
-        for field, value in _variables(self._core, self.partial_variables, self.input_types).items():
-            setattr(self, field, value)
-        self.__dict__.pop("_serialized", None)  # LangChain's cached form of the old one
+    def _refreshed(self) -> Snapshot:
+        """The template as its files are now, with the fields that others read after it."""
+        now = self._core.current()
+        if now is not self._seen:
+            self._seen = now
+            self.__dict__["template"] = now.source
+            for field, value in _variables(now.inference, self.partial_variables, self.input_types).items():
+                setattr(self, field, value)
+            self.__dict__.pop("_serialized", None)  # LangChain's cached form of the old one
+        return now
 
 
-def _variables(core: Template, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
     """LangChain's fields about variables, from the markup."""
-    found = core.inference
     # An optional history stands in optional_variables and, with a default, in partial_variables: LangChain's own agent
     # constructors look for agent_scratchpad there.
     partial = {**{name: [] for name in found.messages if name in found.optional}, **partial}
@@ -321,25 +284,10 @@ def _variables(core: Template, partial: Mapping[str, Any], types: Mapping[str, A
     histories = dict.fromkeys(found.messages, list[AnyMessage])
     return {
         "input_variables": required,
-        "optional_variables": [name for name in found.optional if name not in required],
+        "optional_variables": list(found.optional),
         "partial_variables": partial,
         "input_types": {**any_value, **histories, **types},
     }
-
-
-def _value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> PromptValue:
-    output = record.result()
-    if record.chat:
-        value = PomlChatPromptValue(messages=from_poml(output["messages"], natives))
-        value._record = record
-        return value
-    content = output["messages"]
-    parts = [content] if isinstance(content, str) else content
-    text = PomlStringPromptValue(text="".join(part for part in parts if isinstance(part, str)))
-    text._record = record
-    if not isinstance(content, str):
-        text._messages = from_poml([{"speaker": "human", "content": content}])
-    return text
 
 
 def _deliver(
@@ -356,6 +304,15 @@ def _deliver(
     # Ours, or MLflow's own tracer. Others get nothing, so that no content reaches who did not ask for it, and a chain
     # without such a handler does not import MLflow.
     if any(hasattr(handler, "on_poml_render") or hasattr(handler, "_run_span_mapping") for handler in handlers):
-        from pomlflow.langchain.callbacks import deliver
+        _callbacks()(record, handlers, run_id, wait=wait)
 
-        deliver(record, handlers, run_id, wait=wait)
+
+@cache
+def _callbacks() -> Callable[..., None]:
+    """What delivers records; importing it imports MLflow, whose failure is not to be the user's."""
+    try:
+        from pomlflow.langchain.callbacks import deliver
+    except Exception as error:  # noqa: BLE001 - a version of MLflow that lacks something fails in whatever way
+        _log.warning("POML renders are not traced: %s", error, exc_info=True)
+        return lambda *_, **__: None
+    return deliver
