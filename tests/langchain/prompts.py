@@ -1,0 +1,87 @@
+"""One prompt twice, in POML and as LangChain's own template, and models that keep what reached them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.llms import LLM
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable
+from pydantic import Field
+
+from pomlflow.langchain import PomlPromptTemplate
+
+MARKUP = """\
+<poml>
+  <system-msg>You are {{role}}.</system-msg>
+  <conversation messages="{{history}}"/>
+  <human-msg>{{question}}</human-msg>
+</poml>
+"""
+GIVEN = {"role": "a poet", "question": "Why?"}
+SHORT: list[BaseMessage] = [SystemMessage("You are a poet."), HumanMessage("Why?")]
+
+
+def poml(**options: Any) -> PomlPromptTemplate:
+    """The prompt in POML."""
+    return PomlPromptTemplate.from_template(MARKUP, **options)
+
+
+def reference(**options: Any) -> ChatPromptTemplate:
+    """The same as LangChain's own template."""
+    return ChatPromptTemplate(
+        [("system", "You are {role}."), ("placeholder", "{history}"), ("human", "{question}")], **options
+    )
+
+
+class Model(BaseChatModel):
+    """A chat model that gives scripted answers, by turns, and keeps the messages that it was given."""
+
+    answers: list[AIMessage | str] = Field(default_factory=lambda: ["the answer"])
+    received: list[list[BaseMessage]] = Field(default_factory=list)
+    options: list[dict[str, Any]] = Field(default_factory=list)
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        answer = self.answers[len(self.received) % len(self.answers)]
+        self.received.append(messages)
+        self.options.append({**kwargs, "stop": stop})
+        message = AIMessage(answer) if isinstance(answer, str) else answer.model_copy()
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        return self.bind(tools=tools, **kwargs)
+
+
+class TextModel(LLM):
+    """A model of text that keeps the text that it was given."""
+
+    received: list[str] = Field(default_factory=list)
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted text"
+
+    def _call(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> str:
+        self.received.append(prompt)
+        return "the answer"

@@ -1,0 +1,165 @@
+"""What users do with a ChatPromptTemplate works with a POML prompt: what it takes, and how it renders.
+
+Each test runs with both and expects the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.prompt_values import ChatPromptValue
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.prompts.chat import BaseChatPromptTemplate
+from tests.langchain.prompts import GIVEN, SHORT, Model, poml
+
+from pomlflow import MissingVariableError, PomlError
+from pomlflow.langchain import PomlPromptTemplate
+
+
+def test_variables_are_found(prompt: Any) -> None:
+    assert sorted(prompt.input_variables) == ["question", "role"]
+    assert prompt.optional_variables == ["history"]
+    assert prompt.partial_variables == {"history": []}
+    assert prompt.input_types["history"] == list[AnyMessage]
+    assert isinstance(prompt, BaseChatPromptTemplate)
+
+
+def test_invoke_gives_messages(prompt: Any) -> None:
+    value = prompt.invoke(GIVEN)
+    assert isinstance(value, ChatPromptValue)
+    assert value.to_messages() == SHORT
+    assert value.to_string() == "System: You are a poet.\nHuman: Why?"
+
+
+def test_a_bare_value_is_the_only_variable() -> None:
+    expected = [HumanMessage("Hello Ada")]
+    assert ChatPromptTemplate([("human", "Hello {name}")]).invoke("Ada").to_messages() == expected
+    assert PomlPromptTemplate("<p>Hello {{name}}</p>").invoke("Ada").to_messages() == expected
+
+
+def test_a_bare_list_is_the_only_history() -> None:
+    given = [("user", "Hi there"), ("ai", "Hello")]
+    expected = [HumanMessage("Hi there"), AIMessage("Hello")]
+    assert ChatPromptTemplate([("placeholder", ["{h}", False])]).invoke(given).to_messages() == expected
+    prompt = PomlPromptTemplate('<conversation messages="{{h}}"/>')
+    assert prompt.invoke(given).to_messages() == expected
+    assert asyncio.run(prompt.ainvoke(given)).to_messages() == expected
+
+
+def test_a_bare_value_beside_history_is_the_required_variable() -> None:
+    prompt = PomlPromptTemplate('<poml><conversation messages="{{h}}"/><human-msg>{{q}}</human-msg></poml>')
+    assert prompt.invoke("Why?").to_messages() == [HumanMessage("Why?")]
+
+
+@pytest.mark.parametrize("given", ["Ada", ["Ada"], None, 7])
+def test_a_bare_value_for_several_variables_is_a_type_error(prompt: Any, given: Any) -> None:
+    with pytest.raises(TypeError):
+        prompt.invoke(given)
+    with pytest.raises(TypeError):
+        asyncio.run(prompt.ainvoke(given))
+
+
+def test_a_missing_variable_is_a_key_error_that_names_it(prompt: Any) -> None:
+    with pytest.raises(KeyError, match="question"):
+        prompt.invoke({"role": "a poet"})
+    with pytest.raises(KeyError, match="question"):
+        asyncio.run(prompt.ainvoke({"role": "a poet"}))
+    with pytest.raises(KeyError, match="question"):
+        prompt.format_messages(role="a poet")
+
+
+def test_the_hint_for_a_missing_variable_is_pomls_and_not_the_f_strings() -> None:
+    with pytest.raises(MissingVariableError) as caught:
+        poml().invoke({"role": "a poet"})
+    assert str(caught.value) == (
+        "<inline>: the template needs the variable question; given: history, role. Pass it, or guard it in the "
+        "template: {{ typeof question === 'undefined' ? '' : question }}"
+    )
+    assert caught.value.variable == "question"
+
+
+def test_a_guarded_variable_is_optional() -> None:
+    prompt = PomlPromptTemplate("<p>Hi {{ typeof name === 'undefined' ? 'you' : name }}</p>")
+    assert (prompt.input_variables, prompt.optional_variables) == ([], ["name"])
+    assert prompt.invoke({}).to_string() == "Human: Hi you"
+    assert prompt.invoke({"name": "Ada"}).to_string() == "Human: Hi Ada"
+    assert prompt.invoke("Ada").to_string() == "Human: Hi Ada"
+
+
+def test_extra_variables_are_tolerated(prompt: Any) -> None:
+    extra = {"lock": asyncio.Lock(), "class": 1, "my-key": object(), "deep": {"model": Model()}, "kinds": {1, "a"}}
+    assert prompt.invoke({**GIVEN, **extra}).to_messages() == SHORT
+    assert prompt.format_messages(**GIVEN, **extra) == SHORT
+
+
+@pytest.mark.parametrize("value", [0, "", "0", 1.5, None])
+def test_falsy_values_are_values(value: Any) -> None:
+    """They render as JavaScript writes them, and never count as missing."""
+    text = PomlPromptTemplate("<p>[{{x}}]</p>").invoke({"x": value}).to_messages()[0].content
+    assert text == {None: "[]"}.get(value, f"[{value}]")
+
+
+def test_a_variable_may_be_called_self() -> None:
+    """LangChain hands variables on as keyword arguments, where this name is taken."""
+    assert PomlPromptTemplate("<p>{{self}}</p>").invoke({"self": "me"}).to_string() == "Human: me"
+
+
+def test_stop_is_no_name_for_a_variable_as_in_langchain() -> None:
+    for make in (lambda: ChatPromptTemplate([("human", "{stop}")]), lambda: PomlPromptTemplate("<p>{{stop}}</p>")):
+        with pytest.raises(ValueError, match="input variable named 'stop'"):
+            make()
+
+
+def test_lists_and_objects_are_variables() -> None:
+    prompt = PomlPromptTemplate('<list><item for="d in docs">{{d.page_content}} ({{d.metadata.page}})</item></list>')
+    docs = [Document("One", metadata={"page": 1}), Document("Two", metadata={"page": 2})]
+    assert prompt.invoke({"docs": docs}).to_messages()[0].content == "- One (1)\n- Two (2)"
+
+
+def test_a_name_that_no_expression_can_have_is_refused_where_the_template_tries() -> None:
+    prompt = PomlPromptTemplate("<p>{{my-key}}</p>")
+    with pytest.raises(PomlError, match="'my-key' is no plain JavaScript identifier"):
+        prompt.invoke({"my-key": 1, "my": 2, "key": 3})
+
+
+async def test_every_way_to_format_gives_the_same(prompt: Any) -> None:
+    text = "System: You are a poet.\nHuman: Why?"
+    assert prompt.format(**GIVEN) == await prompt.aformat(**GIVEN) == text
+    assert prompt.format_messages(**GIVEN) == await prompt.aformat_messages(**GIVEN) == SHORT
+    assert prompt.format_prompt(**GIVEN) == await prompt.aformat_prompt(**GIVEN) == ChatPromptValue(messages=SHORT)
+    assert prompt.invoke(GIVEN) == await prompt.ainvoke(GIVEN) == ChatPromptValue(messages=SHORT)
+
+
+async def test_batches_and_streams(prompt: Any) -> None:
+    many = [{**GIVEN, "question": str(number)} for number in range(5)]
+    expected = [[SHORT[0], HumanMessage(str(number))] for number in range(5)]
+    assert [value.to_messages() for value in prompt.batch(many)] == expected
+    assert [value.to_messages() for value in await prompt.abatch(many)] == expected
+    assert [value.to_messages() for _, value in sorted(prompt.batch_as_completed(many))] == expected
+    assert [value.to_messages() for value in prompt.stream(GIVEN)] == [SHORT]
+    assert [value.to_messages() async for value in prompt.astream(GIVEN)] == [SHORT]
+    assert [value.to_messages() for value in prompt.transform(iter([GIVEN]))] == [SHORT]
+
+
+async def test_async_renders_do_not_hold_up_the_loop() -> None:
+    """While one render is slow, the loop goes on."""
+    busy = "(() => { const end = Date.now() + 300; while (end > Date.now()); })()"
+    slow = PomlPromptTemplate(f"<p>{{{{ {busy} }}}}</p>")
+    await slow.ainvoke({})  # the process is warm
+    task = asyncio.create_task(slow.ainvoke({}))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns > 10
+
+
+async def test_events_of_a_run(prompt: Any) -> None:
+    events = [event async for event in prompt.astream_events(GIVEN, version="v2")]
+    assert [event["event"] for event in events] == ["on_prompt_start", "on_prompt_end"]
+    assert events[0]["data"]["input"] == GIVEN
+    assert events[-1]["data"]["output"].to_messages() == SHORT

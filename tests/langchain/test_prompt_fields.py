@@ -1,0 +1,133 @@
+"""What a POML prompt tells about itself, and what its values carry."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompt_values import StringPromptValue
+from tests.langchain.prompts import GIVEN, MARKUP, Model, TextModel, poml, reference
+
+from pomlflow import MissingVariableError, PomlError
+from pomlflow.langchain import PomlPromptTemplate
+
+
+def test_input_and_output_schemas(prompt: Any) -> None:
+    schema = prompt.get_input_jsonschema()
+    assert schema["required"] == ["question", "role"] or schema["required"] == ["role", "question"]
+    assert schema["title"] == "PromptInput"
+    assert schema["properties"].keys() == {"role", "history", "question"}
+    assert schema["properties"]["history"]["items"]["oneOf"]
+    prompt.get_input_schema().model_validate({**GIVEN, "history": [AIMessage("x")]})
+    output = reference().get_output_jsonschema()
+    assert prompt.get_output_jsonschema() == {**output, "title": f"{type(prompt).__name__}Output"}
+    assert (prompt | Model()).get_input_jsonschema() == schema
+
+
+@pytest.mark.parametrize("name", ["schema", "_private", "model_json_schema", "copy", "json"])
+def test_names_that_pydantic_has_for_itself_are_names_in_schemas(name: str) -> None:
+    """With no warning either: warnings are errors in these tests."""
+    schema = PomlPromptTemplate(f"<p>{{{{{name}}}}}</p>").get_input_jsonschema()
+    assert (list(schema["properties"]), schema["required"]) == ([name], [name])
+
+
+def test_a_chain_tells_its_prompts(prompt: Any) -> None:
+    assert (prompt | Model()).get_prompts() == [prompt]
+
+
+def test_graphs_are_drawn(prompt: Any) -> None:
+    graph = (prompt | Model() | StrOutputParser()).get_graph()
+    assert [node.name for node in graph.nodes.values()] == [
+        "PromptInput",
+        type(prompt).__name__,
+        "Model",
+        "StrOutputParser",
+        "StrOutputParserOutput",
+    ]
+    assert type(prompt).__name__ in graph.draw_mermaid()
+    assert graph.to_json()["nodes"][1]["data"]["name"] == type(prompt).__name__
+
+
+def test_graphs_are_drawn_in_text(prompt: Any) -> None:
+    pytest.importorskip("grandalf")
+    assert type(prompt).__name__ in (prompt | Model()).get_graph().draw_ascii()
+
+
+def test_pretty_printing_shows_the_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    poml().pretty_print()
+    assert capsys.readouterr().out == MARKUP + "\n"
+    assert poml().pretty_repr(html=True) == MARKUP
+    assert "PomlPromptTemplate(input_variables=['role', 'question']" in repr(poml())
+
+
+def test_openinference_finds_the_template_and_its_type() -> None:
+    """Its tracer reads `template` of what ends in PromptTemplate."""
+    assert type(poml()).__name__.endswith("PromptTemplate")
+    assert poml().template == poml().source == MARKUP
+
+
+# --- text instead of messages ---
+
+
+async def test_with_chat_off_it_gives_text() -> None:
+    prompt = PomlPromptTemplate("<task>Say {{x}}</task>", chat=False)
+    value = prompt.invoke({"x": "hi"})
+    assert isinstance(value, StringPromptValue)
+    assert value.to_string() == value.text == "# Task\n\nSay hi" == prompt.format(x="hi")
+    assert value.to_messages() == prompt.format_messages(x="hi") == [HumanMessage("# Task\n\nSay hi")]
+    assert await prompt.ainvoke({"x": "hi"}) == value == StringPromptValue(text=value.text)
+    assert StringPromptValue(text=value.text) == value
+    model = TextModel()
+    (prompt | model).invoke({"x": "hi"})
+    assert model.received == ["# Task\n\nSay hi"]
+
+
+def test_with_chat_off_roles_are_gone_and_a_chat_model_gets_a_human_message() -> None:
+    model = Model()
+    (poml(chat=False) | model).invoke({**GIVEN, "history": [("ai", "Earlier.")]})
+    assert model.received == [[HumanMessage("You are a poet.\nEarlier.\nWhy?")]]
+
+
+# --- fields ---
+
+
+@pytest.mark.parametrize("field", ["template", "path", "chat", "base_dir", "stylesheet", "register_prompt"])
+def test_what_a_prompt_is_made_of_cannot_be_set_afterwards(field: str) -> None:
+    """It would change what the prompt says of itself, and not what it renders."""
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(poml(), field, None)
+
+
+def test_a_stylesheet_is_applied() -> None:
+    markup = "<poml><p class='x'>{{v}}</p></poml>"
+    prompt = PomlPromptTemplate(markup, stylesheet={"p": {"syntax": "xml"}})
+    assert prompt.invoke("a").to_string() != PomlPromptTemplate(markup).invoke("a").to_string()
+
+
+def test_validate_says_early_what_is_wrong() -> None:
+    assert poml().validate(role="a", question="b") is None
+    with pytest.raises(MissingVariableError):
+        poml().validate(role="a")
+    with pytest.raises(PomlError, match="<inline>:1"):
+        PomlPromptTemplate("<poml><p>").validate()
+
+
+def test_the_prompt_value_carries_the_frame() -> None:
+    prompt = PomlPromptTemplate(
+        '<poml><p>Hi {{x}}</p><runtime temperature="0.5"/>'
+        '<tool-definition name="look" description="d" parser="json">{"type": "object", "properties": {}}'
+        '</tool-definition><output-schema parser="json">{"type": "object", "properties": {}}</output-schema></poml>'
+    )
+    for value in (prompt.invoke({"x": 1}), asyncio.run(prompt.ainvoke({"x": 1})), prompt.format_prompt(x=1)):
+        assert value.frame.runtime == {"temperature": 0.5}
+        assert value.frame.output_schema == {"type": "object", "properties": {}}
+        assert value.frame.tools[0]["name"] == "look"
+        assert [(m.speaker, m.content) for m in value.frame.messages] == [("human", "Hi 1")]
+    text = prompt.model_copy()
+    assert text.invoke({"x": 1}) == value
+    off = PomlPromptTemplate(prompt.template, chat=False).invoke({"x": 1})
+    assert off.frame.runtime == {"temperature": 0.5}
+    assert off.frame.messages[0].content == "Hi 1"
