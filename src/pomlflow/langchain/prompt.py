@@ -227,13 +227,9 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
 
     def __add__(self, other: Any) -> ChatPromptTemplate:
         # What is optional stays so outside: LangChain's agent constructors look for agent_scratchpad there.
-        alone = ChatPromptTemplate(
-            messages=[self],
-            optional_variables=list(self.optional_variables),
-            partial_variables=dict(self.partial_variables),
-            input_types=dict(self.input_types),
+        combined: ChatPromptTemplate = (
+            ChatPromptTemplate([self], partial_variables=dict(self.partial_variables)) + other
         )
-        combined: ChatPromptTemplate = alone + other
         return combined
 
     def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PromptValue:

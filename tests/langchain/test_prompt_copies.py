@@ -1,0 +1,236 @@
+"""Copies of a POML prompt and of what it gives: pickled, deep, serialised, checkpointed."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+from langchain_core.load import dumpd, dumps, load, loads
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableSequence
+from pydantic import BaseModel
+from tests.langchain.prompts import GIVEN, MARKUP, SHORT, poml
+
+from pomlflow import PomlError
+from pomlflow.langchain import PomlChatPromptValue, PomlPromptTemplate, PomlStringPromptValue
+
+LOADING: dict[str, Any] = {
+    "allowed_objects": [PomlPromptTemplate, ChatPromptTemplate, RunnableSequence, StrOutputParser, AIMessage],
+    "valid_namespaces": ["pomlflow"],
+}
+OPTIONS = {
+    "name": "support",
+    "stylesheet": {"p": {"captionStyle": "bold"}},
+    "register": True,
+    "partial_variables": {"role": "a poet"},
+    "metadata": {"a": 1},
+    "tags": ["b"],
+    "output_parser": StrOutputParser(),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:The function `loads?` is in beta")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "greet.poml"
+    file.write_text(MARKUP, encoding="utf-8")
+    return file
+
+
+def copies(prompt: PomlPromptTemplate) -> list[PomlPromptTemplate]:
+    return [
+        pickle.loads(pickle.dumps(prompt)),
+        copy.deepcopy(prompt),
+        copy.copy(prompt),
+        prompt.model_copy(),
+        loads(dumps(prompt), **LOADING),
+        load(dumpd(prompt), **LOADING),
+        PomlPromptTemplate(**prompt.__dict__),
+    ]
+
+
+def test_every_copy_is_equal_and_renders_alike(file: Path) -> None:
+    for prompt in (
+        poml(),
+        poml(**OPTIONS),
+        PomlPromptTemplate.from_file(file, **OPTIONS),
+        PomlPromptTemplate("<p>{{question}} {{role}}</p>", chat=False, base_dir=file.parent),
+    ):
+        prompt.invoke(GIVEN)  # LangChain has cached its serialised form, and the copies get it
+        for one in copies(prompt):
+            assert one == prompt
+            assert one.asdict() == prompt.asdict()
+            assert one.invoke(GIVEN) == prompt.invoke(GIVEN)
+            assert one.partial(role="x").input_variables == prompt.partial(role="x").input_variables
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"stylesheet": {}},
+        {"register": False},
+        {"chat": False},
+        {"base_dir": "/"},
+        {"partial_variables": {}},
+        {"metadata": None},
+        {"tags": None},
+        {"output_parser": None},
+    ],
+    ids=str,
+)
+def test_prompts_that_differ_are_not_equal(change: dict[str, Any]) -> None:
+    assert poml(**OPTIONS) == poml(**OPTIONS)
+    assert poml(**OPTIONS) != poml(**{**OPTIONS, **change})
+    assert poml() != PomlPromptTemplate(MARKUP + " ")
+    assert poml() != MARKUP
+
+
+def test_a_pickle_travels_to_another_process(tmp_path: Path) -> None:
+    (tmp_path / "prompt.pickle").write_bytes(pickle.dumps(poml(**OPTIONS)))
+    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).invoke({'question': 'Why?'}).to_string())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "prompt.pickle")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "System: You are a poet.\nHuman: Why?\n"
+
+
+def test_a_prompt_of_a_file_is_loaded_where_the_file_is_not(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it said travels with it, as one warning tells."""
+    prompt = PomlPromptTemplate.from_file(file)
+    text, pickled = dumps(prompt), pickle.dumps(prompt)
+    file.unlink()
+    for revive in (lambda: loads(text, **LOADING), lambda: pickle.loads(pickled)):
+        caplog.clear()
+        revived = revive()
+        assert revived.invoke(GIVEN).to_messages() == SHORT
+        assert revived.invoke(GIVEN).to_messages() == SHORT
+        assert [record.name for record in caplog.records] == ["pomlflow"]
+        assert "its last content stays" in caplog.text
+
+
+def test_loads_follows_the_file_where_it_is(file: Path) -> None:
+    text = dumps(PomlPromptTemplate.from_file(file))
+    file.write_text("<p>New {{question}}</p>", encoding="utf-8")
+    assert loads(text, **LOADING).input_variables == ["question"]
+
+
+def test_loads_needs_the_class_and_the_namespace_as_langchain_asks_for_them() -> None:
+    """LangChain 1 revives nothing that it does not know and that is not named."""
+    text = dumps(poml())
+    for loading in ({"allowed_objects": "all"}, {"allowed_objects": [PomlPromptTemplate]}):
+        with pytest.raises(ValueError, match=r"not allowed|Invalid namespace"):
+            loads(text, **loading)
+
+
+def test_chains_and_templates_with_a_prompt_are_serialised(file: Path) -> None:
+    prompt = PomlPromptTemplate.from_file(file)
+    chain = prompt.partial(role="a poet", history=[AIMessage("x")]) | StrOutputParser()
+    revived = loads(dumps(chain), **LOADING)
+    assert revived.first == chain.first
+    outer = ChatPromptTemplate([prompt, ("human", "{more}")])
+    allowed = [*LOADING["allowed_objects"], *(type(part) for part in (outer[1], outer[1].prompt))]
+    assert loads(dumps(outer), **{**LOADING, "allowed_objects": allowed}) == outer
+
+
+def test_what_is_no_json_is_told_and_not_hidden() -> None:
+    serialised = dumpd(poml(partial_variables={"role": lambda: "a poet"}))
+    assert serialised["kwargs"]["partial_variables"]["role"]["type"] == "not_implemented"
+
+
+def test_asdict_and_the_fields() -> None:
+    assert poml(name="support").asdict() == {
+        "_type": "poml",
+        "name": "support",
+        "template": MARKUP,
+        "input_variables": ["role", "question"],
+        "optional_variables": ["history"],
+        "partial_variables": {"history": []},
+        "chat": True,
+        "register_prompt": None,
+        **dict.fromkeys(["path", "base_dir", "stylesheet", "metadata", "tags", "output_parser"]),
+    }
+
+
+def test_a_prompt_is_a_field_of_somebodys_model() -> None:
+    class Settings(BaseModel):
+        prompt: PomlPromptTemplate
+
+    assert Settings(prompt=poml()).prompt == poml()
+    assert Settings.model_validate({"prompt": {"template": MARKUP}}).prompt == poml()
+    assert Settings.model_validate(Settings(prompt=poml()).model_dump()).prompt == poml()
+
+
+# --- prompt values ---
+
+
+def values() -> list[Any]:
+    return [poml().invoke(GIVEN), PomlPromptTemplate("<p>{{role}}</p>", chat=False).invoke(GIVEN)]
+
+
+@pytest.mark.parametrize("value", values(), ids=["messages", "text"])
+def test_a_prompt_value_passes_for_langchains_own(value: Any) -> None:
+    plain = ChatPromptValue(messages=SHORT) if value.to_messages() == SHORT else StringPromptValue(text="a poet")
+    assert value == plain
+    assert plain == value
+    assert value != type(plain).model_validate({**plain.model_dump(), "messages": [], "text": ""})
+    assert dumpd(value) == dumpd(plain)
+    assert value.model_dump() == plain.model_dump()
+    revived = loads(dumps(value), allowed_objects="core")
+    assert type(revived) is type(plain)
+    assert revived == value
+
+
+@pytest.mark.parametrize("value", values(), ids=["messages", "text"])
+def test_copies_of_a_prompt_value_keep_the_frame(value: Any) -> None:
+    for one in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value), value.model_copy()):
+        assert one == value
+        assert one.frame == value.frame
+        assert one.to_messages() == value.to_messages()
+
+
+def test_a_value_of_messages_alone_says_that_it_has_no_frame() -> None:
+    for value in (PomlChatPromptValue(messages=SHORT), PomlStringPromptValue(text="x")):
+        with pytest.raises(PomlError, match="no POML frame"):
+            _ = value.frame
+    assert PomlStringPromptValue(text="x").to_messages() == [HumanMessage("x")]
+
+
+class State(TypedDict, total=False):
+    question: str
+    asked: Any
+
+
+def test_a_checkpoint_of_a_prompt_value_is_that_of_langchains_own(caplog: pytest.LogCaptureFixture) -> None:
+    """LangGraph stores it and gives it back, and says no more about it than about ChatPromptValue."""
+    checkpoint = pytest.importorskip("langgraph.checkpoint.memory")
+    graph = pytest.importorskip("langgraph.graph")
+    said = {}
+    for prompt in (poml(), ChatPromptTemplate([("system", "You are {role}."), ("human", "{question}")])):
+        builder = graph.StateGraph(State)
+        builder.add_node("ask", lambda state, prompt=prompt: {"asked": prompt.invoke({**GIVEN, **state})})
+        builder.add_edge(graph.START, "ask")
+        compiled = builder.compile(checkpointer=checkpoint.InMemorySaver())
+        config = {"configurable": {"thread_id": "1"}}
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG):
+            compiled.invoke({"question": "Why?"}, config)
+            restored = compiled.get_state(config).values["asked"]
+        # LangGraph 1.2 gives the messages back as plain BaseMessages, LangChain's own too.
+        found = [(type(message), message.type, message.content) for message in restored.to_messages()]
+        assert [content for _, _, content in found] == ["You are a poet.", "Why?"]
+        assert asyncio.run(compiled.ainvoke({"question": "How?"}, config))["asked"].to_messages()[1].content == "How?"
+        levels = [record.levelname for record in caplog.records if record.name.startswith("langgraph")]
+        said[type(prompt)] = found, levels
+    assert said[PomlPromptTemplate] == said[ChatPromptTemplate]
