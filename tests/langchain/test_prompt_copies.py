@@ -175,11 +175,12 @@ def test_a_prompt_is_a_field_of_somebodys_model() -> None:
 # --- prompt values ---
 
 
-def values() -> list[Any]:
-    return [poml().invoke(GIVEN), PomlPromptTemplate("<p>{{role}}</p>", chat=False).invoke(GIVEN)]
+@pytest.fixture(params=["messages", "text"])
+def value(request: pytest.FixtureRequest) -> Any:
+    prompt = poml() if request.param == "messages" else PomlPromptTemplate("<p>{{role}}</p>", chat=False)
+    return prompt.invoke(GIVEN)
 
 
-@pytest.mark.parametrize("value", values(), ids=["messages", "text"])
 def test_a_prompt_value_passes_for_langchains_own(value: Any) -> None:
     plain = ChatPromptValue(messages=SHORT) if value.to_messages() == SHORT else StringPromptValue(text="a poet")
     assert value == plain
@@ -192,7 +193,6 @@ def test_a_prompt_value_passes_for_langchains_own(value: Any) -> None:
     assert revived == value
 
 
-@pytest.mark.parametrize("value", values(), ids=["messages", "text"])
 def test_copies_of_a_prompt_value_keep_the_frame(value: Any) -> None:
     for one in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value), value.model_copy()):
         assert one == value
