@@ -1,10 +1,11 @@
 """A POML prompt in a LangChain chain, traced and registered in MLflow. Runs offline, without a key.
 
-    python examples/langchain_chain.py
+python examples/langchain_chain.py
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -22,6 +23,7 @@ STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
 
 
 def main() -> None:
+    """Run the chain, then show what MLflow has of it."""
     mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("briefings")
 
@@ -58,20 +60,18 @@ def main() -> None:
     version = mlflow.genai.load_prompt(prompt_uri(trace))
     print(f"{version.uri}: {version.commit_message}")
     print(f"settings: {version.model_config}")
-    linked = mlflow.search_traces(
-        filter_string=f"prompt = '{version.name}/{version.version}'",
-        locations=[trace.info.experiment_id],
-        return_type="list",
-    )
-    print(f"used by {len(linked)} trace(s), this one among them: {trace.info.trace_id in {t.info.trace_id for t in linked}}")
+    filter_string = f"prompt = '{version.name}/{version.version}'"
+    linked = mlflow.search_traces(filter_string=filter_string, locations=[trace.info.experiment_id], return_type="list")
+    print(f"{len(linked)} trace(s) found by {filter_string!r}, the newest: {linked[0].info.trace_id}")
 
     title("Look at it")
     print(f"mlflow ui --backend-store-uri {STORE}")
 
 
 def prompt_uri(trace: Trace) -> str:
-    """The prompt version that the trace's POML span was rendered from."""
-    return next(uri for span in trace.data.spans if (uri := span.attributes.get("poml.prompt")))
+    """The prompt version that the trace is linked to."""
+    linked = json.loads(trace.info.tags["mlflow.linkedPrompts"])
+    return f"prompts:/{linked[0]['name']}/{linked[0]['version']}"
 
 
 def print_tree(trace: Trace) -> None:

@@ -34,7 +34,7 @@ FINDINGS = [
     for n in range(5)
 ]  # fmt: skip
 RICH = {
-    "audience": "policy makers", "words": 400, "minutes": 5, "findings": FINDINGS, "earlier": "", "question": "Does it?",
+    "audience": "policy makers", "words": 400, "minutes": 5, "findings": FINDINGS, "earlier": "", "question": "Why?",
     "definitions": [{"term": "power", "meaning": "the chance to find what is there"}],
     "numbers": [{"site": site, "n": 40, "mean": 1.5} for site in "ABCDE"], "history": [],
 }  # fmt: skip
@@ -165,8 +165,7 @@ def chains() -> Iterator[Row]:
     yield (
         "chain without a handler",
         f"{bare['poml']:.2f} ms",
-        f"{over:+.3f} ms over the same chain with `ChatPromptTemplate` ({bare['chat']:.2f}) and a bare render "
-        f"({bare['render']:.2f})",
+        f"{over:+.3f} ms over bare render ({bare['render']:.2f}) and `ChatPromptTemplate` chain ({bare['chat']:.2f})",
     )
 
     # The stock tracer around the same work, with one child span as a user would log the render by hand.
@@ -195,8 +194,7 @@ def chains() -> Iterator[Row]:
     yield (
         "chain traced by `PomlCallbackHandler`",
         f"{traced['poml']:.2f} ms",
-        f"{traced['poml'] / traced['stock']:.2f}x MLflow's own tracer with a child span made by hand "
-        f"({traced['stock']:.2f})",
+        f"{traced['poml'] / traced['stock']:.2f}x MLflow's tracer and a child span by hand ({traced['stock']:.2f})",
     )
 
 
