@@ -40,9 +40,9 @@ def reference(**options: Any) -> ChatPromptTemplate:
 
 
 class Model(BaseChatModel):
-    """A chat model that gives scripted answers, by turns, and keeps the messages that it was given."""
+    """A chat model that gives scripted answers (texts, messages) by turns, and keeps the messages that it was given."""
 
-    answers: list[AIMessage | str] = Field(default_factory=lambda: ["the answer"])
+    answers: list[Any] = Field(default_factory=lambda: ["the answer"])
     received: list[list[BaseMessage]] = Field(default_factory=list)
     options: list[dict[str, Any]] = Field(default_factory=list)
 
@@ -68,8 +68,9 @@ class Model(BaseChatModel):
 
 
 class TextModel(LLM):
-    """A model of text that keeps the text that it was given."""
+    """A model of text that gives scripted answers, by turns, and keeps the texts that it was given."""
 
+    answers: list[str] = Field(default_factory=lambda: ["the answer"])
     received: list[str] = Field(default_factory=list)
 
     @property
@@ -84,4 +85,4 @@ class TextModel(LLM):
         **kwargs: Any,
     ) -> str:
         self.received.append(prompt)
-        return "the answer"
+        return self.answers[(len(self.received) - 1) % len(self.answers)]
