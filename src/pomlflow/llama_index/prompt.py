@@ -1,0 +1,379 @@
+"""A POML prompt wherever LlamaIndex takes a prompt."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
+from llama_index.core.base.llms.types import ChatMessage, TextBlock
+from llama_index.core.instrumentation.span import active_span_id
+from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
+from llama_index.core.prompts.base import BasePromptTemplate
+from llama_index.core.prompts.prompt_type import PromptType
+from llama_index.core.types import BaseOutputParser
+from pydantic import Field, PrivateAttr
+from typing_extensions import Self, override
+
+from pomlflow.exceptions import PomlError, VariableError
+from pomlflow.llama_index.events import deliver
+from pomlflow.llama_index.messages import MessageHistory, messages_of
+from pomlflow.llama_index.text import Name, PromptText, fenced, markdown
+from pomlflow.llama_index.whitespace import protect, restore
+from pomlflow.template import Snapshot, Template
+
+__all__ = ["PomlPromptTemplate"]
+
+Hidden = tuple[str, ...]
+
+_FILES = re.compile(r"\bsrc\s*=|<(?:include|folder|webpage)\b", re.IGNORECASE)
+_MESSAGES = re.compile(r"<(?:system|human|user|ai|assistant|tool)-(?:msg|message)\b|<conversation\b|\bspeaker\s*=")
+
+
+class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
+    r"""A prompt written in POML, wherever LlamaIndex takes a prompt.
+
+    It is both a `RichPromptTemplate` and a `PromptTemplate`, because some of LlamaIndex's fields are typed the one and
+    some the other. Its variables are found in the markup; LlamaIndex's nodes, messages and prompts may be among their
+    values. A variable that is the ``messages`` of a ``<conversation>`` is a history: optional, and its messages reach
+    the model as they are. A file is read again when it has changed.
+
+    A text that the markup shows as ``{{context_str}}`` keeps its newlines and blanks, as LlamaIndex's own prompts keep
+    them; where an expression computes with it, and in attributes, JSON, YAML and tables, POML collapses them.
+
+    Args:
+        template: The markup; never a path.
+        path: The file, instead of markup (`from_file`).
+        name: The prompt's name in MLflow's registry; by default the file's path relative to the prompt root.
+        base_dir: The folder that relative sources in inline markup are resolved against.
+        stylesheet: A POML stylesheet beside the markup's own.
+        chat: Whether to give messages, or one text.
+        register: Whether to register the prompt: yes, no, or as the handler is set.
+        prompt_type: As LlamaIndex's prompts have it.
+        output_parser: As LlamaIndex's prompts have it.
+        metadata: As LlamaIndex's prompts have it.
+        template_var_mappings: LlamaIndex's names of variables to those of the markup.
+        function_mappings: Functions that give the values of variables.
+        **kwargs: Values for some of the variables, as `partial_format` takes them.
+
+    Raises:
+        TemplateNotFoundError: The file does not exist.
+
+    Example:
+        >>> prompt = PomlPromptTemplate("<task>Answer from this:</task><p>{{context_str}}</p><p>{{query_str}}</p>")
+        >>> prompt.template_vars
+        ['context_str', 'query_str']
+        >>> prompt.format_messages(context_str="1 + 1\n= 2", query_str="Why?")[0].content
+        '# Task\n\nAnswer from this:\\n\\n1 + 1\n= 2\\n\\nWhy?'
+    """
+
+    # `template` is not among what an instance holds: it is made when somebody reads it, see __getattr__.
+    template: str = Field(default="", exclude=True)
+    kwargs: dict[str, Any]  # LlamaIndex says str, and passes what it likes
+    name: str | None = Field(default=None, frozen=True)
+    path: str | None = Field(default=None, frozen=True)
+    base_dir: str | None = Field(default=None, frozen=True)
+    stylesheet: dict[str, Any] | None = Field(default=None, frozen=True)
+    chat: bool = Field(default=True, frozen=True)
+    # `register` itself is taken: every class with ABCMeta has it, and pydantic warns.
+    register_prompt: bool | None = Field(default=None, frozen=True)
+
+    _core: Template = PrivateAttr()
+    _seen: Snapshot = PrivateAttr()
+    _lengths: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __init__(
+        self,
+        template: str | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        base_dir: str | os.PathLike[str] | None = None,
+        stylesheet: Mapping[str, Any] | None = None,
+        chat: bool = True,
+        register: bool | None = None,
+        prompt_type: str = PromptType.CUSTOM,
+        output_parser: BaseOutputParser | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        template_var_mappings: dict[str, Any] | None = None,
+        function_mappings: dict[str, Callable[..., Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        core = Template(
+            template, path=path, name=name, base_dir=base_dir, stylesheet=stylesheet, chat=chat, register=register
+        )
+        now = core.current()
+        fields: dict[str, Any] = {
+            "template_str": now.source,
+            "template_vars": [],
+            "kwargs": kwargs,
+            "metadata": {**(metadata or {}), "prompt_type": prompt_type},
+            "output_parser": output_parser,
+            "template_var_mappings": template_var_mappings,
+            "function_mappings": function_mappings,
+            "name": name,
+            "path": None if core.path is None else str(core.path),
+            "base_dir": None if core.base_dir is None else str(core.base_dir),
+            "stylesheet": core.stylesheet,
+            "chat": chat,
+            "register_prompt": register,
+        }
+        BasePromptTemplate.__init__(self, **fields)  # neither base's own: each knows one kind of template
+        del self.__dict__["template"]
+        self._core = core
+        self._take(now)
+
+    def _take(self, now: Snapshot) -> None:
+        self._seen = now
+        self.template_str = now.source
+        self.template_vars = [Name(name) for name in (*now.inference.variables, *now.inference.optional)]
+
+    @classmethod
+    def from_template(cls, template: str, **kwargs: Any) -> Self:
+        """Make a prompt of markup.
+
+        Args:
+            template: The markup; never a path.
+            **kwargs: As the class takes them.
+
+        Returns:
+            The prompt.
+        """
+        return cls(template, **kwargs)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Make a prompt of a file.
+
+        Args:
+            path: The ``.poml`` file.
+            **kwargs: As the class takes them.
+
+        Returns:
+            The prompt.
+
+        Raises:
+            TemplateNotFoundError: The file does not exist.
+        """
+        return cls(path=path, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._identity() == other._identity()
+
+    __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
+
+    def _identity(self) -> tuple[Any, ...]:
+        mappings = self.template_var_mappings or {}, self.function_mappings or {}
+        return self._core, self.kwargs, self.metadata, self.output_parser, *mappings
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        for shared in (self._core, self._lengths):  # nothing but its file changes a template
+            memo[id(shared)] = shared
+        return super().__deepcopy__(memo)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "template":
+                return self._as_text()
+            return super().__getattr__(name)
+
+    @property
+    def source(self) -> str:
+        """The markup as it is now."""
+        return self._core.source
+
+    @property
+    @override
+    def is_chat_template(self) -> bool:
+        """Whether the markup speaks of messages; else all of it is the user's."""
+        return self.chat and _MESSAGES.search(self.source) is not None
+
+    def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
+        """Render once and say what is wrong, at start-up instead of in the first call.
+
+        Args:
+            **variables: What the template needs beside what `partial_format` gave.
+
+        Raises:
+            PomlError: As a render raises it.
+        """
+        self.format_messages(**variables)
+
+    # From here on: what LlamaIndex calls.
+
+    @override
+    def partial_format(self, **kwargs: Any) -> Self:
+        """Give a prompt that has values for some of the variables.
+
+        Args:
+            **kwargs: The values.
+
+        Returns:
+            A new prompt.
+        """
+        made = self.model_copy()
+        made.kwargs = {**self.kwargs, **kwargs}
+        made.metadata = dict(self.metadata)
+        return made
+
+    @override
+    def get_template(self, llm: BaseLLM | None = None) -> str:
+        """Give the markup.
+
+        Args:
+            llm: Ignored.
+
+        Returns:
+            The markup; a component that formats it or joins it to a text gets what `format` and `template` give.
+        """
+        return PromptText(self.source, self)
+
+    @override
+    def format_messages(self, llm: BaseLLM | None = None, **kwargs: Any) -> list[ChatMessage]:
+        """Render to messages.
+
+        Args:
+            llm: Ignored.
+            **kwargs: The variables.
+
+        Returns:
+            New messages.
+
+        Raises:
+            PomlError: What is wrong; a missing variable is a `MissingVariableError`.
+        """
+        if _is_measured(kwargs):
+            return [ChatMessage(role="user", content=self._measure())]
+        messages, _ = self._render(kwargs)
+        return messages if self.output_parser is None else self.output_parser.format_messages(messages)
+
+    async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
+        """Render to messages, without holding up the event loop; LlamaIndex itself has no such method to call."""
+        variables, hidden, history, now = self._prepared(kwargs)
+        record = restore(await self._core.arender(variables, history=history, snapshot=now), hidden)
+        deliver(record)
+        messages = messages_of(record, history)
+        return messages if self.output_parser is None else self.output_parser.format_messages(messages)
+
+    @override
+    def format(  # type: ignore[override]  # the bases differ
+        self,
+        llm: BaseLLM | None = None,
+        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None = None,
+        completion_to_prompt: Callable[[str], str] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Render to a text.
+
+        Args:
+            llm: The model that it is for; None outside a call of one.
+            messages_to_prompt: What makes a text of several messages, or of one that is not the user's.
+            completion_to_prompt: What is done to the text of a single user's message.
+            **kwargs: The variables. Without any, the text keeps them in braces, as `PromptTemplate` does.
+
+        Returns:
+            The text.
+
+        Raises:
+            PomlError: What is wrong; a missing variable is a `MissingVariableError`.
+        """
+        if _is_measured(kwargs):
+            return self._measure()
+        aside = llm is None and messages_to_prompt is None and completion_to_prompt is None
+        if aside and not kwargs and self._open():
+            return self._as_text(quiet=True)
+        # Every variable empty, and no model: a SelectorPromptTemplate is measured.
+        quiet = aside and bool(kwargs) and all(kwargs.get(name) == "" for name in self._open())
+        messages, text = self._render(kwargs, quiet=quiet)
+        if text is None:
+            if self.output_parser is not None:
+                messages = self.output_parser.format_messages(messages)
+            return (messages_to_prompt or default_messages_to_prompt)(messages)
+        if self.output_parser is not None:
+            text = self.output_parser.format(text)
+        return text if completion_to_prompt is None else completion_to_prompt(text)
+
+    def _render(self, given: Mapping[str, Any], *, quiet: bool = False) -> tuple[list[ChatMessage], str | None]:
+        """Render to messages, and to a text where all of them is a single user's message."""
+        variables, hidden, history, now = self._prepared(given)
+        record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
+        if not quiet:
+            deliver(record)
+        messages = messages_of(record, history)
+        alone = not record.chat or (len(messages) == 1 and messages[0].role == "user" and not history.placed)
+        return messages, (messages[0].content or "") if alone else None
+
+    def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Hidden, MessageHistory, Snapshot]:
+        now = self._refreshed()
+        variables = self._map_all_vars({**self.kwargs, **given})
+        return *protect(variables, now, self.stylesheet), MessageHistory(), now
+
+    def _refreshed(self) -> Snapshot:
+        """The template as its files are now, with the fields that others read after it."""
+        now = self._core.current()
+        if now is not self._seen:
+            self._take(now)
+        return now
+
+    def _open(self) -> list[str]:
+        """The needed variables, as the markup names them, that have no value yet."""
+        filled = self._map_template_vars({**self.kwargs, **(self.function_mappings or {})})
+        return [name for name in self._seen.inference.variables if name not in filled]
+
+    def _measure(self) -> str:
+        """A text about as long as the prompt is without its open variables; rather longer, for the tags in it."""
+        now = self._refreshed()
+        if _FILES.search(now.source) and now.digest not in self._lengths:
+            # What a document or a picture adds can only be known by a render: one, ever.
+            blank = self._core.render(dict.fromkeys((*now.inference.variables, *now.inference.optional), ""))
+            text = "" if blank.error else "\n".join(filter(None, [m.content for m in messages_of(blank)]))
+            self._lengths[now.digest] = text or now.source
+        return "\n".join([self._lengths.get(now.digest, now.source), *map(str, self.kwargs.values())])
+
+    def _as_text(self, *, quiet: bool = False) -> PromptText:
+        """The prompt as an f-string: what `format` gives, with its open variables in braces."""
+        now, names = self._refreshed(), {to: name for name, to in (self.template_var_mappings or {}).items()}
+        filled = self._map_template_vars(self.kwargs)
+        open_ = [name for name in now.inference.variables if name not in filled]
+        for expression in now.inference.expressions:
+            for name in open_:
+                if expression.strip() != name and re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", expression):
+                    raise VariableError(
+                        f"{self.path or '<inline>'}: a component asks for this prompt as an f-string, which can show "
+                        f"{name!r} but not compute {{{{ {expression} }}}}: show the variable alone, or give it a value "
+                        "with partial_format",
+                        name,
+                    )
+        shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
+        variables, hidden = protect({**filled, **shown}, now, self.stylesheet)
+        history = MessageHistory()
+        record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
+        if not quiet and active_span_id.get() is not None:  # else nothing runs: it is being set up
+            deliver(record)
+        blocks = [block for message in messages_of(record, history) for block in message.blocks]
+        lost = next((block.block_type for block in blocks if not isinstance(block, TextBlock)), None)
+        if lost is not None:
+            raise PomlError(
+                f"{self.path or '<inline>'}: a component asks for this prompt as a text, which cannot hold its {lost}"
+            )
+        text = "\n\n".join(block.text for block in blocks if isinstance(block, TextBlock))
+        return PromptText(text, self, text)
+
+    def _repr_markdown_(self) -> str:
+        """Show the messages in a notebook, with the open variables' names for their values; else the markup."""
+        title = self.name or self._core.name or "POML"
+        try:
+            record = self._core.render({**{name: f"{{{name}}}" for name in self._open()}, **self.kwargs})
+            return markdown(title, messages_of(record))
+        except PomlError:
+            return f"**{title}**\n\n{fenced(self.source, 'xml')}"
+
+
+def _is_measured(given: Mapping[str, Any]) -> bool:
+    names = [name for name in given if type(name) is Name]
+    return bool(names) and all(given[name] == "" for name in names)
