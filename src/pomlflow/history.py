@@ -7,6 +7,7 @@ where it comes out, and there the native message is put back.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from abc import ABC, abstractmethod
@@ -106,13 +107,9 @@ class History(ABC, Generic[M]):
             self.marks[name] = [f"\ue000{_NONCE}:{index}\ue001" for index in range(first, len(self._messages))]
         return [self.describe(message) for message in messages]
 
-    def texts(self, *, chat: bool = True) -> dict[str, list[Any]]:
-        """What stands for the messages where they cannot be native: as much of them as ``<conversation>`` takes.
-
-        Args:
-            chat: Whether messages are to come out; tool requests are no part of a text.
-        """
-        contents = iter([_contents(self.to_poml(message)["content"], chat=chat) for message in self._messages])
+    def texts(self) -> dict[str, list[Any]]:
+        """What stands for the messages where they cannot be native: text and pictures, which POML takes anywhere."""
+        contents = iter([_plain(self.to_poml(message)["content"]) for message in self._messages])
         return {name: [next(contents) for _ in marks] for name, marks in self.marks.items()}
 
     def splice(self, output: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -161,19 +158,18 @@ def _content(parts: list[Any]) -> str | list[Any]:
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
 
 
-def _contents(content: str | list[Any], *, chat: bool) -> str | list[Any]:
-    """A message's content as ``<conversation>`` of poml 0.0.8 takes it."""
+def _plain(content: str | list[Any]) -> str | list[Any]:
+    """A message's content as ``<conversation>`` of poml 0.0.8 takes it, in every syntax."""
     if isinstance(content, str):
         return content
     parts: list[Any] = []
     for part in content:
         kind: str = "" if isinstance(part, str) else part["type"]
         if kind == RESPONSE:
-            inner = [part["content"]] if isinstance(part["content"], str) else part["content"]
-            inner = _contents(inner, chat=chat)
-            parts += [{**part, "content": inner}] if chat else inner
-        elif kind == "" or kind.startswith("image/") or (kind == REQUEST and chat):
-            parts.append(part)
-        elif kind != REQUEST:
-            parts.append(f"[{kind}]")  # "Unsupported media type"
+            inner = _plain(part["content"])
+            parts += [inner] if isinstance(inner, str) else inner
+        elif kind == REQUEST:
+            parts.append(f"[{part['name']} {json.dumps(part['content'], ensure_ascii=False, default=str)}]")
+        else:
+            parts.append(part if kind == "" or kind.startswith("image/") else f"[{kind}]")
     return parts

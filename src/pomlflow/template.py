@@ -235,7 +235,7 @@ class _Render:
         natives = None
         if self._history is not None:
             variables = self._history.take(variables, inference.messages)
-            natives = self._history.marks if template.chat else self._history.texts(chat=False)
+            natives = self._history.marks if template.chat else self._history.texts()
         self._context, revive = _encode(inference, variables)
         _check(inference, variables, str(template.path or "<inline>"))
         # Relative sources are resolved against the folder of a path, also of one that is not there.

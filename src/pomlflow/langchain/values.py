@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
@@ -99,10 +99,20 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Pr
         value._record = record
         return value
     parts = [content] if isinstance(content, str) else content
-    text = PomlStringPromptValue(text="".join(part for part in parts if isinstance(part, str)))
+    text = PomlStringPromptValue(text=_text(parts))
     said = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
     text._messages = from_poml([{"speaker": "human", "content": said}])
     text._record = record
+    return text
+
+
+def _text(parts: Sequence[Any]) -> str:
+    """The text of parts; where a picture stood between two blocks, a line ends."""
+    text = ""
+    for part in parts:
+        if isinstance(part, str):
+            joined = not text or text[-1].isspace() or part[:1].isspace()
+            text += part if joined else f"\n{part}"
     return text
 
 
