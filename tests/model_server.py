@@ -1,0 +1,164 @@
+"""A loopback server that speaks as OpenAI's chat completions and Anthropic's messages do, and keeps what it was sent.
+
+The answers are scripted: a text, or calls of tools. Streams come in two pieces. What the requests must look like is
+for the tests to say. Protocols: https://platform.openai.com/docs/api-reference/chat and
+https://docs.anthropic.com/en/api/messages.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+__all__ = ["Call", "ModelServer", "model_server"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """An answer that calls a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = "call_1"
+
+
+@dataclass
+class ModelServer:
+    """What the server is, and what it got.
+
+    Attributes:
+        url: Its address, without a path; OpenAI's clients want ``{url}/v1``.
+        answers: What it answers, by turns; a text or a list of calls.
+        bodies: The request bodies, in order.
+        paths: Their paths.
+        headers: Their headers, with keys in lower case.
+    """
+
+    url: str
+    answers: list[str | list[Call]] = field(default_factory=lambda: ["the answer"])
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages of the last request."""
+        found: list[dict[str, Any]] = self.bodies[-1]["messages"]
+        return found
+
+
+@contextmanager
+def model_server() -> Iterator[ModelServer]:
+    """Serve on a free port of this machine, until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):  # HTTP/1.0: a connection for each request, so that none is left open
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            answer = state.answers[len(state.bodies) % len(state.answers)]
+            state.bodies.append(body)
+            state.paths.append(self.path)
+            state.headers.append({key.lower(): value for key, value in self.headers.items()})
+            speak = _anthropic if self.path.endswith("/messages") else _openai
+            self.send_response(200)
+            if body.get("stream"):
+                self.send_header("content-type", "text/event-stream")
+                self.end_headers()
+                for event in speak(body, answer):
+                    name = f"event: {event['type']}\n" if "type" in event else ""
+                    self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
+                if speak is _openai:
+                    self.wfile.write(b"data: [DONE]\n\n")
+            else:
+                (whole,) = speak(body, answer)
+                self.send_header("content-type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(whole).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = ModelServer(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _openai(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str, Any]]:
+    """The completion, or its chunks."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    head = {"id": "chatcmpl-1", "created": 1, "model": body["model"]}
+    text = answer if isinstance(answer, str) else None
+    calls = [
+        {
+            "index": index,
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+        }
+        for index, call in enumerate(() if isinstance(answer, str) else answer)
+    ]
+    why = "tool_calls" if calls else "stop"
+    if not body.get("stream"):
+        message = {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
+        choice = {"index": 0, "message": message, "finish_reason": why}
+        yield {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+        return
+    half = len(text or "") // 2
+    pieces: list[dict[str, Any]] = (
+        [{"role": "assistant", "content": None}, {"tool_calls": calls}]
+        if text is None
+        else [{"role": "assistant", "content": text[:half]}, {"content": text[half:]}]
+    )
+    for delta, end in [*((piece, None) for piece in pieces), ({}, why)]:
+        choice = {"index": 0, "delta": delta, "finish_reason": end}
+        yield {**head, "object": "chat.completion.chunk", "choices": [choice]}
+    yield {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+
+def _anthropic(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str, Any]]:
+    """The message, or its events."""
+    why = "end_turn" if isinstance(answer, str) else "tool_use"
+    content: list[dict[str, Any]] = (
+        [{"type": "text", "text": answer}]
+        if isinstance(answer, str)
+        else [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in answer]
+    )
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": body["model"],
+        "content": content,
+        "stop_reason": why,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    }
+    if not body.get("stream"):
+        yield message
+        return
+    yield {"type": "message_start", "message": {**message, "content": [], "stop_reason": None}}
+    for index, block in enumerate(content):
+        text = block.get("text") or json.dumps(block.get("input"))
+        kind, key = ("text_delta", "text") if "text" in block else ("input_json_delta", "partial_json")
+        empty = {"text": ""} if "text" in block else {"input": {}}
+        yield {"type": "content_block_start", "index": index, "content_block": {**block, **empty}}
+        for piece in (text[: len(text) // 2], text[len(text) // 2 :]):
+            yield {"type": "content_block_delta", "index": index, "delta": {"type": kind, key: piece}}
+        yield {"type": "content_block_stop", "index": index}
+    yield {
+        "type": "message_delta",
+        "delta": {"stop_reason": why, "stop_sequence": None},
+        "usage": {"output_tokens": 2},
+    }
+    yield {"type": "message_stop"}
