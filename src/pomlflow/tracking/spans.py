@@ -1,0 +1,347 @@
+"""A render record as an MLflow span.
+
+The span's shape is the same under every framework; an adapter only says which span it belongs under.
+
+What a reader of traces can rely on:
+
+======================  ==============================================================================================
+name                    ``poml <prompt name>``; ``poml`` for a prompt without a name and for a trace of its own
+type                    ``PROMPT``
+inputs                  ``prompt`` (the markup), ``context`` (the variables), ``stylesheet`` where one was given
+outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; ``tools``, ``schema``, ``runtime`` where
+                        the prompt has them
+``poml.digest``         SHA-256 of the markup and of what it includes
+``poml.path``           the file, relative to the prompt root; not there for inline markup
+``poml.version``        of the ``poml`` package
+``poml.engine``         ``warm`` or ``poml``
+``poml.prompt``         ``prompts:/name/version``, where the version was known before the span ended
+``poml.error``          what POML says of a failed render, and ``poml.error.file``, ``.line``, ``.column``
+======================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import mlflow
+from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
+from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
+from mlflow.tracing.provider import detach_span_from_context, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Span
+
+from pomlflow.record import RenderRecord
+
+__all__ = [
+    "SPAN_TYPE",
+    "Mask",
+    "active",
+    "log_render",
+    "masked",
+    "masked_exception",
+    "media_part",
+    "openai_messages",
+    "warn_once",
+]
+
+Mask = Callable[[dict[str, Any]], "dict[str, Any] | None"]
+"""From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored.
+
+It gets plain data (what JSON can hold) that is its own to change. What it leaves out is not stored. A failed span's
+outputs are ``{"error": …}``.
+"""
+
+SPAN_TYPE = "PROMPT"
+
+_log = logging.getLogger("pomlflow")
+_said: set[str] = set()
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+_TOOL_REQUEST = "application/vnd.poml.toolrequest"
+_TOOL_RESPONSE = "application/vnd.poml.toolresponse"
+_AUDIO_FORMATS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+# The first characters of such a file in base64; RIFF is WebP or WAVE, which its ninth byte tells.
+_MAGIC = {
+    "iVBORw0KGgo": "image/png",
+    "/9j/": "image/jpeg",
+    "R0lGOD": "image/gif",
+    "JVBERi0": "application/pdf",
+    "UklGR": "riff",
+}
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+# MLflow's page hides what is below: from 3.13 on spans of types that it does not know are for debugging.
+_INFO = 20
+_LONG = 256  # characters: below, an attachment of its own costs more than the text
+
+
+def log_render(
+    record: RenderRecord,
+    *,
+    parent: LiveSpan | None,
+    register_prompts: bool = True,
+    mask: Mask | None = None,
+    wait: float = 0.005,
+    root: bool = False,
+) -> None:
+    """Store one render as a span. Never raises: a failure is logged, once per kind.
+
+    Args:
+        record: The render.
+        parent: The span that it belongs under; None for the active one, and a trace of its own where none is active.
+        register_prompts: Whether to register the prompt and link its version, where the template does not say.
+        mask: What may be stored of inputs and outputs.
+        wait: Seconds that it may take to find the prompt's version; one found later is linked all the same.
+        root: Whether to make a trace of its own, whatever is active.
+
+    Example:
+        >>> log_render(Template("<p>Hello {{name}}</p>").render({"name": "Ada"}), parent=None)
+    """
+    try:
+        span = _start(record, None if root else parent or mlflow.get_current_active_span(), root=root)
+        if span.trace_id == NO_OP_SPAN_TRACE_ID:  # tracing is off here, or this trace was not sampled
+            return
+        status = SpanStatus(SpanStatusCode.ERROR if record.error else SpanStatusCode.OK)
+        try:
+            status.description = _fill(span, record, mask)
+            _link(span, record, register_prompts, wait)
+        except Exception as error:  # noqa: BLE001 - what is there of the span is still worth storing
+            warn_once("content", "a poml span is stored without all of its content: %r", error)
+        finally:
+            span.end(status=status, end_time_ns=record.end_ns)
+    except Exception as error:  # noqa: BLE001 - telemetry never hurts
+        warn_once("span", "a render could not be traced: %r", error)
+
+
+def warn_once(kind: str, message: str, *arguments: object) -> None:
+    """Log at WARNING, once in a process for each kind: a render may fail to be traced a thousand times a minute."""
+    if kind not in _said:
+        _said.add(kind)
+        _log.warning(message + " (said once)", *arguments)
+
+
+@contextmanager
+def active(span: Span) -> Iterator[None]:
+    """Make another span the active one: MLflow takes it for the parent of a new span that is given none.
+
+    Args:
+        span: OpenTelemetry's; ``INVALID_SPAN`` for none.
+    """
+    token = set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=span)))
+    try:
+        yield
+    finally:
+        detach_span_from_context(token)
+
+
+def _start(record: RenderRecord, parent: LiveSpan | None, *, root: bool) -> LiveSpan:
+    def start() -> LiveSpan:
+        return mlflow.start_span_no_context(
+            name="poml" if parent is None or record.name is None else f"poml {record.name}",
+            span_type=SPAN_TYPE,
+            parent_span=parent,
+            attributes=dict(_attributes(record)),
+            start_time_ns=record.start_ns,
+        )
+
+    if root:
+        with active(INVALID_SPAN):
+            return start()
+    return start()
+
+
+def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
+    yield "poml.digest", record.digest
+    if record.path is not None:
+        yield "poml.path", record.path
+    if record.poml_version:
+        yield "poml.version", record.poml_version
+    yield "poml.engine", record.engine
+    yield "mlflow.spanLogLevel", _INFO
+    for place in ("file", "line", "column"):
+        if (value := getattr(record.error, place, None)) is not None:
+            yield f"poml.error.{place}", value
+
+
+def _fill(span: LiveSpan, record: RenderRecord, mask: Mask | None) -> str:
+    """Write what the mask leaves of inputs and outputs (MLflow takes images out of them), and give the error's text."""
+    error = record.error
+    kept = {"inputs": _inputs(record), "outputs": {"error": str(error)} if error else _outputs(record)}
+    if mask is not None:
+        kept = masked(mask, **copy.deepcopy(kept))
+    if "inputs" in kept:
+        span.set_inputs(kept["inputs"])
+    if error is None:
+        if "outputs" in kept:
+            span.set_outputs(kept["outputs"])
+        return ""
+    event = masked_exception(type(error).__name__, kept) if mask else SpanEvent.from_exception(error)
+    message = str(event.attributes["exception.message"])
+    span.add_event(event)
+    span.set_attribute("poml.error", message)
+    return message
+
+
+def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
+    """Ask the mask what may be stored; nothing of it where the mask fails.
+
+    Args:
+        mask: The user's.
+        inputs: Plain data, the mask's own to change; None where there are none.
+        outputs: The same.
+
+    Returns:
+        ``inputs`` and ``outputs`` as far as the mask gave them.
+    """
+    try:
+        kept = mask({"inputs": inputs, "outputs": outputs})
+    except Exception as error:  # noqa: BLE001 - the user's function; its message may hold what it was to hide
+        warn_once("mask", "the mask raised %s: spans are stored without inputs and outputs", type(error).__name__)
+        return {}
+    if not isinstance(kept, Mapping):
+        warn_once("mask result", "the mask gave no dict: spans are stored without inputs and outputs")
+        return {}
+    return {key: kept[key] for key in ("inputs", "outputs") if kept.get(key) is not None}
+
+
+def masked_exception(kind: str, kept: Mapping[str, Any]) -> SpanEvent:
+    """Give an exception's event with the message that the mask left, and without a traceback, which shows values.
+
+    Args:
+        kind: The type of what was raised.
+        kept: What `masked` gave for outputs of ``{"error": …}``.
+    """
+    outputs = kept.get("outputs")
+    message = outputs.get("error") if isinstance(outputs, Mapping) else None
+    text = message if isinstance(message, str) else kind
+    return SpanEvent(  # type: ignore[abstract]  # MLflow makes them so itself
+        name="exception", attributes={"exception.message": text, "exception.type": kind}
+    )
+
+
+def _link(span: LiveSpan, record: RenderRecord, register_prompts: bool, wait: float) -> None:
+    if not (register_prompts if record.register is None else record.register):
+        return
+    from pomlflow.tracking.registry import PromptRegistry
+
+    def known(version: Any) -> None:
+        if span.end_time_ns is None:  # it may come late
+            span.set_attribute("poml.prompt", version.uri)
+
+    PromptRegistry.shared().link(record, span.trace_id, wait=wait, on_version=known)
+
+
+def _inputs(record: RenderRecord) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"prompt": record.source, "context": _offloadable(dict(record.variables))}
+    if record.stylesheet is not None:
+        inputs["stylesheet"] = dict(record.stylesheet)
+    return inputs
+
+
+def _outputs(record: RenderRecord) -> dict[str, Any] | None:
+    if record.output is None:
+        return None
+    extras = {key: record.output[key] for key in ("tools", "schema", "runtime") if record.output.get(key) is not None}
+    return {"messages": openai_messages(record.output["messages"]), **extras}
+
+
+def _offloadable(value: Any) -> Any:
+    """Turn bare base64 of images, audio and PDF into data URIs: MLflow stores those, and only those, as attachments."""
+    if isinstance(value, str):
+        return _data_uri(value) if len(value) >= _LONG else value
+    if isinstance(value, dict):
+        return {key: _offloadable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_offloadable(item) for item in value]
+    return value
+
+
+def _data_uri(text: str) -> str:
+    kind = next((kind for magic, kind in _MAGIC.items() if text.startswith(magic)), None)
+    if kind is None or len(text) % 4 or not _BASE64.fullmatch(text):
+        return text
+    if kind == "riff":
+        kind = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(base64.b64decode(text[:16])[8:])
+    return f"data:{kind};base64,{text}" if kind else text
+
+
+def openai_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
+    """POML's messages as OpenAI's, each with POML's speaker beside the role.
+
+    The shape is that of OpenAI's chat completions: https://platform.openai.com/docs/api-reference/chat/create.
+    MLflow's page shows it as a chat, and stores media in it as attachments.
+
+    Args:
+        messages: As a frame has them; with chat off one text or a list of parts, which becomes one user message.
+
+    Returns:
+        Messages: a tool's responses one by one, requests as the assistant's ``tool_calls``.
+
+    Example:
+        >>> openai_messages([{"speaker": "human", "content": "Hello"}])
+        [{'role': 'user', 'speaker': 'human', 'content': 'Hello'}]
+    """
+    if isinstance(messages, str) or not all(isinstance(m, dict) and "speaker" in m for m in messages):
+        messages = [{"speaker": "human", "content": messages}]
+    return [shown for message in messages for shown in _openai_message(message["speaker"], message["content"])]
+
+
+def _openai_message(speaker: str, content: str | list[Any]) -> Iterator[dict[str, Any]]:
+    head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
+    if isinstance(content, str):
+        yield {**head, "content": content}
+        return
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
+    calls = [_tool_call(part) for part, kind in zip(content, kinds, strict=True) if kind == _TOOL_REQUEST]
+    responses = [part for part, kind in zip(content, kinds, strict=True) if kind == _TOOL_RESPONSE]
+    rest = [part for part, kind in zip(content, kinds, strict=True) if kind not in (_TOOL_REQUEST, _TOOL_RESPONSE)]
+    if calls:
+        yield {**head, "content": _openai_content(rest) or None, "tool_calls": calls}
+    elif rest or not responses:
+        yield {**head, "content": _openai_content(rest)}
+    for part in responses:
+        shown = _openai_content(part["content"])
+        yield {"role": "tool", "speaker": speaker, "tool_call_id": part["id"], "name": part["name"], "content": shown}
+
+
+def _openai_content(content: str | list[Any]) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content
+    if all(isinstance(part, str) for part in content) and len(content) <= 1:
+        return "".join(content)
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else media_part(part["type"], part["base64"])
+        for part in content
+    ]
+
+
+def _tool_call(part: Mapping[str, Any]) -> dict[str, Any]:
+    content = part["content"]
+    arguments = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return {"id": part["id"], "type": "function", "function": {"name": part["name"], "arguments": arguments}}
+
+
+def media_part(mime_type: str, data: str, name: str | None = None) -> dict[str, Any]:
+    """One of OpenAI's content parts for an image, a sound or a file.
+
+    Args:
+        mime_type: ``image/png``, ``audio/wav``, ``application/pdf`` …
+        data: Base64.
+        name: The file's name, where it has one.
+
+    Returns:
+        An ``image_url``, ``input_audio`` or ``file`` part.
+    """
+    major, _, minor = mime_type.partition("/")
+    minor = minor.partition(";")[0]
+    if major == "audio":
+        return {"type": "input_audio", "input_audio": {"data": data, "format": _AUDIO_FORMATS.get(minor, minor)}}
+    uri = f"data:{mime_type};base64,{data}"
+    if major == "image":
+        return {"type": "image_url", "image_url": {"url": uri}}
+    return {"type": "file", "file": {"filename": name or f"file.{minor or 'bin'}", "file_data": uri}}
