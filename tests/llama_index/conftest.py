@@ -27,11 +27,12 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import BaseTool, ToolSelection
 from pydantic import PrivateAttr
 
-from pomlflow.llama_index.events import PomlRenderEvent
+from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent
 
 # What LlamaIndex itself does that warns: building any agent reads pydantic's deprecated `__fields__` (workflows 2.26).
 _FOREIGN = (
@@ -210,6 +211,18 @@ def tool_call() -> Callable[..., ChatMessage]:
     def make(name: str, /, **arguments: Any) -> ChatMessage:
         call = ToolCallBlock(tool_call_id=f"call-{name}", tool_name=name, tool_kwargs=arguments)
         return ChatMessage(role="assistant", blocks=[TextBlock(text=""), call])
+
+    return make
+
+
+@pytest.fixture(params=["poml", "rich"])
+def either(request: pytest.FixtureRequest) -> Callable[..., PomlPromptTemplate | RichPromptTemplate]:
+    """Make a prompt of POML and, in a test of its own, of the reference's Jinja: ``either(markup, jinja)``."""
+
+    def make(markup: str, jinja: str, **options: Any) -> PomlPromptTemplate | RichPromptTemplate:
+        if request.param == "poml":
+            return PomlPromptTemplate(markup, **options)
+        return RichPromptTemplate(jinja, **options)
 
     return make
 

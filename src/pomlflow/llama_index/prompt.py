@@ -21,7 +21,7 @@ from typing_extensions import Self, override
 from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.llama_index.events import deliver
 from pomlflow.llama_index.messages import MessageHistory, messages_of
-from pomlflow.llama_index.text import Name, PromptText, fenced, markdown
+from pomlflow.llama_index.strings import Name, PromptText, fenced, markdown
 from pomlflow.llama_index.whitespace import protect, restore
 from pomlflow.template import Snapshot, Template
 
@@ -310,7 +310,11 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
 
     def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Hidden, MessageHistory, Snapshot]:
         now = self._refreshed()
-        variables = self._map_all_vars({**self.kwargs, **given})
+        merged = {**self.kwargs, **given}
+        context = merged.get("context_str")
+        if isinstance(context, list) and all(isinstance(text, str) for text in context):
+            merged["context_str"] = "\n\n".join(context)  # SimpleSummarize (0.14.25) gives its text in a list
+        variables = self._map_all_vars(merged)
         return *protect(variables, now, self.stylesheet), MessageHistory(), now
 
     def _refreshed(self) -> Snapshot:
@@ -353,7 +357,8 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         variables, hidden = protect({**filled, **shown}, now, self.stylesheet)
         history = MessageHistory()
         record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
-        if not quiet and active_span_id.get() is not None:  # else nothing runs: it is being set up
+        # With open variables and outside of a run, something is being set up.
+        if not quiet and (not open_ or active_span_id.get() is not None):
             deliver(record)
         blocks = [block for message in messages_of(record, history) for block in message.blocks]
         lost = next((block.block_type for block in blocks if not isinstance(block, TextBlock)), None)
