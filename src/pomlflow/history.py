@@ -170,6 +170,8 @@ def _plain(content: str | list[Any]) -> str | list[Any]:
             parts += [inner] if isinstance(inner, str) else inner
         elif kind == REQUEST:
             parts.append(f"[{part['name']} {json.dumps(part['content'], ensure_ascii=False, default=str)}]")
+        elif kind.startswith("image/"):  # without its alt text, which POML would show in its place
+            parts.append({"type": kind, "base64": part["base64"]})
         else:
-            parts.append(part if kind == "" or kind.startswith("image/") else f"[{kind}]")
+            parts.append(f"[{kind}]" if kind else part)
     return parts

@@ -182,12 +182,13 @@ def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
         return str(block["text"])
     url = block.get("url") or block.get(kind)
     url = url.get("url") if isinstance(url, Mapping) else url
+    data, mime = block.get("base64") or block.get("data"), block.get("mime_type") or f"{kind}/*"
     if isinstance(url, str) and (found := _DATA_URI.match(url)):
-        return {"type": found[1], "base64": found[2]}
-    data = block.get("base64") or block.get("data")
-    if data:
-        return {"type": str(block.get("mime_type") or f"{kind}/*"), "base64": str(data)}
-    return f"[{kind} {url}]" if url else f"[{kind}]"
+        mime, data = found.groups()
+    if not data:
+        return f"[{kind} {url}]" if url else f"[{kind}]"
+    alt = (block.get("extras") or {}).get("alt")
+    return {"type": str(mime), "base64": str(data), **({"alt": alt} if alt else {})}
 
 
 class MessageHistory(History[BaseMessage]):
