@@ -20,7 +20,7 @@ from tests.corpus.cases import FOLDER, Case, case, cases
 from pomlflow import engine
 from pomlflow.exceptions import RenderError
 
-CASES = [one for one in cases() if one.name != "value-lone-surrogate"]  # known, see test_corpus.py
+CASES = cases()
 SHARED: dict[Path, list[Case]] = defaultdict(list)
 for _one in CASES:
     SHARED[_one.file].append(_one)
@@ -120,7 +120,6 @@ def test_files_that_a_template_reads_are_read_anew(tmp_path: Path) -> None:
     assert seen[0] == seen[2] != seen[1]
 
 
-@pytest.mark.xfail(reason="POML keeps documents by path and time stamp; the engine keeps POML", strict=True)
 def test_a_document_that_changed_within_its_time_stamp_is_read_anew(tmp_path: Path) -> None:
     """Copies, archives and images of containers give files a fixed time; poml.poml() reads them each time."""
     document = tmp_path / "d.txt"
@@ -137,14 +136,12 @@ def test_variables_that_a_template_changes_are_new_in_the_next_render() -> None:
     assert results == ['[[1,9],{"id":1}]'] * 3
 
 
-@pytest.mark.xfail(reason="the engine leaves globals that expressions made in the worker", strict=True)
 def test_a_name_that_an_expression_assigns_is_unknown_to_the_next_render() -> None:
     """An assignment without a declaration makes a global in JavaScript; another user's render must not see it."""
     assert text("<p>{{ leaked = secret }}</p>", secret="s3") == "s3"
     assert text("<p>{{ leaked }}</p>") == ["leaked is not defined"]
 
 
-@pytest.mark.xfail(reason="the engine answers while parts of a failed render still run", strict=True)
 def test_what_still_runs_when_a_render_fails_does_not_fail_the_next_one() -> None:
     """POML collects errors in one global list, so what is still being read must be waited for.
 

@@ -18,18 +18,11 @@ from pomlflow import engine
 from pomlflow.exceptions import Problem, RenderError
 
 CASES = cases()
-KNOWN: dict[str, str] = {
-    "value-lone-surrogate": "encode() lets orjson's TypeError through for a text with half a surrogate pair",
-    "value-like-a-mark": "a dict {\"$number\": …} in the caller's own data is taken for the engine's mark of a NaN",
-}
 
 
 def every(chosen: Iterable[Case]) -> pytest.MarkDecorator:
     """Parametrize a test by cases."""
-    marks = {name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in KNOWN.items()}
-    return pytest.mark.parametrize(
-        "one", [pytest.param(c, id=c.name, marks=[marks[c.name]] if c.name in marks else []) for c in chosen]
-    )
+    return pytest.mark.parametrize("one", [pytest.param(c, id=c.name) for c in chosen])
 
 
 def render(one: Case) -> dict[str, Any] | RenderError:
