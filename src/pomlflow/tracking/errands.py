@@ -1,8 +1,9 @@
 """Work for MLflow's store that nobody waits for: one daemon thread, retries, one warning per outage.
 
 MLflow's own client blocks up to 247 s on a server that is away (mlflow 3.17, seven retries), and its number of retries
-can be set for the whole process only (``MLFLOW_HTTP_REQUEST_MAX_RETRIES``), which is the user's. So the thread knocks,
-without a retry, before each errand; only a server that goes away in the middle of one holds the thread, never a caller.
+can be set for the whole process only (``MLFLOW_HTTP_REQUEST_MAX_RETRIES``), which is the user's. So the thread knocks
+before each errand, with one retry at once. Only a server that goes away in the middle of one holds the thread, and
+never a caller.
 """
 
 from __future__ import annotations
@@ -198,27 +199,28 @@ class Errands:
     def _failed(self, errand: Errand, error: Exception) -> float | None:
         errand.tries += 1
         _log.debug("Failed %d times: %s", errand.tries, errand, exc_info=error)
-        if _is_away(error):
+        if _is_away(errand.uri, error):
             return self._outage(errand.uri, error)
-        reason = error.error_code if isinstance(error, MlflowException) else type(error).__name__
-        if _may_pass(error) or (errand.tries < _TRIES and not isinstance(error, RefusedError)):
-            if _may_pass(error) and (errand.uri, reason) not in self._told:
-                self._told.add((errand.uri, reason))
-                _log.warning(
-                    "MLflow's store %s does not take a prompt for now, it is tried again: %s",
-                    _shown(errand.uri),
-                    _safe(error, errand.uri),
-                )
-            return min(2.0**errand.tries, _LONGEST_PAUSE)
         if isinstance(error, RefusedError):
             _log.warning("Not registered in MLflow: %s", error)
-        elif (errand.uri, reason) not in self._told:
-            self._told.add((errand.uri, reason))
-            _log.warning(
-                "MLflow's store %s refuses a prompt or its link: %s", _shown(errand.uri), _safe(error, errand.uri)
-            )
+        elif errand.tries < _TRIES:  # a race for a version's number, mostly
+            return min(0.25 * 2.0**errand.tries, _LONGEST_PAUSE)
+        else:
+            self._tell(errand.uri, error)
+            if _may_pass(error):
+                return min(2.0**errand.tries, _LONGEST_PAUSE)
         errand.given_up()
         return None
+
+    def _tell(self, uri: str, error: Exception) -> None:
+        """Warn, once of each kind of error that a store gives."""
+        kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
+        if (uri, kind) not in self._told:
+            self._told.add((uri, kind))
+            later = "tried again later" if _may_pass(error) else "given up"
+            _log.warning(
+                "MLflow's store %s refuses a prompt or its link, %s: %s", _shown(uri), later, _safe(error, uri)
+            )
 
     def _outage(self, uri: str, error: Exception) -> float:
         outage = self._outages.get(uri)
@@ -245,14 +247,22 @@ def _run(errand: Errand) -> bool:
 def _knock(uri: str) -> None:
     """Find out fast that a server is away. Any answer but a gateway's own error says that it is there."""
     if uri.startswith(("http://", "https://")):
-        http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=_KNOCK)  # type: ignore[no-untyped-call] # in MLflow
+        # One retry, at once: a connection kept open may have been closed at the other end.
+        http_request(  # type: ignore[no-untyped-call] # in MLflow
+            get_default_host_creds(uri),  # type: ignore[no-untyped-call] # in MLflow
+            "/health",
+            "GET",
+            max_retries=1,
+            timeout=_KNOCK,
+            respect_retry_after_header=False,
+        )
 
 
-def _is_away(error: Exception) -> bool:
+def _is_away(uri: str, error: Exception) -> bool:
     if isinstance(error, RestException):  # the server answered, or a gateway for it
         return _status(error) in {502, 503, 504}
-    if isinstance(error, MlflowException):
-        return _status(error) >= 500  # noqa: PLR2004 - an HTTP status
+    if isinstance(error, MlflowException):  # of a database 503 alone says so, of a server any failure without its word
+        return _status(error) >= (500 if uri.startswith("http") else 503)
     return isinstance(error, (OSError, SQLAlchemyError))
 
 

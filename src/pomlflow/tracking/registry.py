@@ -27,16 +27,8 @@ from mlflow.utils.workspace_context import get_request_workspace
 
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.errands import Errand, Errands
-from pomlflow.tracking.versions import (
-    Draft,
-    draft_of,
-    ensure,
-    experiment_of,
-    link_live,
-    link_stored,
-    list_in_experiment,
-    name_of,
-)
+from pomlflow.tracking.links import experiment_of, link_live, link_stored, list_in_experiment
+from pomlflow.tracking.versions import Draft, draft_of, ensure, name_of
 
 __all__ = ["PromptRegistry", "flush"]
 
@@ -270,7 +262,7 @@ class _Registration(Errand):
     version: PromptVersion | None = None
 
     def run(self) -> bool:
-        version = ensure(_client(self.key.place), self.draft, create=self.create)
+        version = ensure(_client(self.key.place), self.draft, create=self.create, store=self.uri)
         self.registry._finish(self, version)
         return True
 

@@ -1,7 +1,9 @@
-"""A prompt version in MLflow's registry: found by its digest, made once, linked to a trace.
+"""A prompt version in MLflow's registry: found by its digest, made once.
 
 Everything here talks to the store and may block as long as MLflow does; `pomlflow.tracking.registry` calls it in the
-background. MLflow has no uniqueness constraint on a version's content, so one content becomes one version by a rule
+background.
+
+MLflow has no uniqueness constraint on a version's content, so one content becomes one version by a rule
 that every process follows: the lowest version with the digest is the one. A version's number is only given once all
 lower ones are stored (mlflow 3.12 to 3.17, SQL stores: ``max + 1`` under a primary key), so whoever has made a version
 sees every lower one, and withdraws its own where it lost.
@@ -18,28 +20,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mlflow import MlflowClient
-from mlflow.entities import LiveSpan
 from mlflow.entities.model_registry import PromptModelConfig, PromptVersion
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.registry_utils import model_version_to_prompt_version
-from mlflow.tracing.client import TracingClient
-from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
-from mlflow.tracing.trace_manager import InMemoryTraceManager
-from mlflow.tracing.utils.prompt import update_linked_prompts_tag
 from pydantic import ValidationError
 
 from pomlflow.record import RenderRecord
+from pomlflow.tracking.turns import turn
 
 __all__ = [
     "Draft",
     "RefusedError",
     "draft_of",
     "ensure",
-    "experiment_of",
-    "link_live",
-    "link_stored",
-    "list_in_experiment",
-    "mark",
     "model_config",
     "name_of",
 ]
@@ -48,7 +41,6 @@ _log = logging.getLogger("pomlflow")
 
 _LONGEST: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
 _LONGEST_NAME: Final = 256  # characters, on PostgreSQL
-_EXPERIMENTS: Final = "_mlflow_experiment_ids"  # the prompt's tag that an experiment's page of prompts looks at
 # POML's names of model settings, in snake case, where MLflow's differ.
 _SETTINGS: Final = {
     "model": "model_name",
@@ -130,13 +122,14 @@ def draft_of(record: RenderRecord, name: str) -> Draft:
     )
 
 
-def ensure(client: MlflowClient, draft: Draft, *, create: bool) -> PromptVersion | None:
+def ensure(client: MlflowClient, draft: Draft, *, create: bool, store: str) -> PromptVersion | None:
     """Find the version with the draft's digest, or make it.
 
     Args:
         client: Of the registry to use.
         draft: The prompt.
         create: Whether to make a version where there is none.
+        store: The registry's URI: processes on one machine that make versions there take turns.
 
     Returns:
         The one version of this content; None where there is none and none shall be made.
@@ -152,6 +145,16 @@ def ensure(client: MlflowClient, draft: Draft, *, create: bool) -> PromptVersion
             f"the prompt {draft.name!r} has {len(draft.source):,} characters and MLflow's registry takes {_LONGEST:,}: "
             "move data out of the markup, into variables or documents"
         )
+    version = _claim_any(client, draft, create=False)
+    if version is None and create:
+        # Eight workers that start together would make eight versions and withdraw seven, whose numbers are gone.
+        with turn(store):
+            version = _claim_any(client, draft, create=True)
+    return version
+
+
+def _claim_any(client: MlflowClient, draft: Draft, *, create: bool) -> PromptVersion | None:
+    """Find or make the version under the draft's name, or under the file's own where another file has that."""
     try:
         return _claim(client, draft, draft.name, create=create)
     except _TakenError as taken:
@@ -289,83 +292,3 @@ def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
         wrong = {problem["loc"][0] for problem in error.errors()}
         _log.debug("Model settings left out of the registry: %s", error)
         return PromptModelConfig(**{k: v for k, v in fields.items() if k not in wrong}, extra_params=extra)
-
-
-def experiment_of(trace_id: str) -> str | None:
-    """The experiment of a trace that MLflow still has in memory."""
-    with _live_traces().get_trace(trace_id) as trace:
-        return None if trace is None else trace.info.experiment_id
-
-
-def _live_traces() -> InMemoryTraceManager:
-    return InMemoryTraceManager.get_instance()  # type: ignore[no-any-return,no-untyped-call] # untyped in MLflow
-
-
-def link_live(trace_id: str, version: PromptVersion) -> bool:
-    """Link a trace that MLflow still has in memory: its exporter stores the link. About 0.01 ms.
-
-    Returns:
-        False where the trace is not in memory, because it is on its way to the store, or there already.
-    """
-    traces = _live_traces()
-    with traces.get_trace(trace_id) as trace:  # under MLflow's lock: the trace cannot leave in between
-        if trace is None:
-            return False
-        # MLflow compares a version with all others of the trace, field by field: 0.3 ms for the twentieth prompt.
-        if not any(linked is version for linked in trace.prompts):
-            traces.register_prompt(trace_id, version)
-        return True
-
-
-def link_stored(tracking_uri: str, trace_id: str, version: PromptVersion, *, patient: bool) -> bool:
-    """Link a trace that has left MLflow's memory.
-
-    Not `MlflowClient.link_prompt_versions_to_trace`: it looks for the trace in whatever store is set at the moment
-    (mlflow 3.12 to 3.17), and keeps silent where the association that searches use could not be stored.
-
-    Args:
-        tracking_uri: The trace's store.
-        trace_id: The trace.
-        version: What to link it to.
-        patient: Whether to wait until the exporter is done with the trace. MLflow stores spans as they end and the
-            trace with its tags afterwards, and these overwrite a link to a second prompt that came in between.
-
-    Returns:
-        False where the trace is not in the store, or not complete, yet.
-    """
-    client = TracingClient(tracking_uri)
-    try:
-        info = client.get_trace_info(trace_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    if patient and TraceMetadataKey.TRACE_INFO_FINALIZED not in info.trace_metadata:
-        return False
-    before = info.tags.get(TraceTagKey.LINKED_PROMPTS)
-    after = update_linked_prompts_tag(before, [version])
-    if after != before:
-        client.set_trace_tag(trace_id, TraceTagKey.LINKED_PROMPTS, after)
-    client.store.link_prompts_to_trace(trace_id, [version])
-    return True
-
-
-def list_in_experiment(client: MlflowClient, name: str, experiment_id: str) -> bool:
-    """Have an experiment's page show the prompt, as `mlflow.genai.register_prompt` does.
-
-    Returns:
-        False where the prompt could not be read.
-    """
-    prompt = client.get_prompt(name)
-    if prompt is None:  # MLflow gives None for every failure
-        return False
-    listed = [one for one in prompt.tags.get(_EXPERIMENTS, "").split(",") if one]
-    if experiment_id not in listed:
-        # Commas at both ends: MLflow searches by LIKE '%,1,%'.
-        client.set_prompt_tag(name, _EXPERIMENTS, f",{','.join([*listed, experiment_id])},")
-    return True
-
-
-def mark(span: LiveSpan, version: PromptVersion) -> None:
-    """Note the version on a render's span, before its end, as `mlflow.genai.load_prompt` does on the active span."""
-    span.set_attribute(SpanAttributeKey.LINKED_PROMPTS, update_linked_prompts_tag(None, [version]))

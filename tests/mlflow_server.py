@@ -1,0 +1,131 @@
+"""A real ``mlflow server`` on loopback, that can be killed and started again on its port and store."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+__all__ = ["MlflowServer", "mlflow_server", "until", "use_server"]
+
+_numbers = itertools.count(1)
+_START = 60.0  # seconds; a start takes 5 to 20 on a busy machine: migrations and imports
+
+
+class MlflowServer:
+    """One server; its database and its files are in a folder of its own.
+
+    Example:
+        >>> with MlflowServer(tmp_path) as server:  # doctest: +SKIP
+        ...     mlflow.set_tracking_uri(server.uri)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> MlflowServer:  # noqa: PYI034 - Self is in typing from 3.11 on
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        store = f"sqlite:///{(self._folder / 'store.db').as_posix()}"
+        artifacts = (self._folder / "artifacts").as_uri()
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]
+        environment = {
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that outlive SIGTERM
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # its import asks the network for a price list
+        }
+        for inherited in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+            environment.pop(inherited, None)
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + _START
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"mlflow server did not start:\n{(self._folder / 'server.log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End it and all that it started, at once, as a power cut would."""
+        if self._process is None:
+            return
+        if sys.platform == "win32":
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self._process.pid)], check=False, capture_output=True)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One server for all tests that leave it as it is."""
+    with MlflowServer(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def use_server() -> Iterator[Callable[[MlflowServer], str]]:
+    """Make a server MLflow's own, with a fresh experiment, whose id it gives; put back at the end."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+
+    def use(server: MlflowServer) -> str:
+        mlflow.set_tracking_uri(server.uri)
+        mlflow.set_registry_uri(server.uri)
+        identity = mlflow.create_experiment(f"test-{next(_numbers)}-{os.getpid()}")
+        mlflow.set_experiment(experiment_id=identity)
+        return str(identity)
+
+    yield use
+    mlflow.flush_trace_async_logging()
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for a condition to hold; MLflow writes some things in threads that nothing waits for."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

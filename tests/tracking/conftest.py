@@ -1,0 +1,58 @@
+"""What the tests of MLflow's side share."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.mlflow_server import mlflow_server, use_server
+
+from pomlflow.record import RenderRecord
+
+__all__ = ["mlflow_server", "use_server"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # MLflow turns a warning that is an error into a no-op span, or fails: these two are its own business.
+    # mlflow 3.17.2 with SQLAlchemy 2.1: its stores load with the deprecated strategy ``noload``.
+    config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy")
+    # mlflow 3.17.2: the first span imports mlflow.pyfunc, which warns of type hints of its own.
+    config.addinivalue_line("filterwarnings", "ignore:.*Any type hint is inferred as AnyType:UserWarning")
+
+
+@pytest.fixture
+def registry() -> Iterator[Any]:
+    """A prompt registry that knows nothing yet, as in a new process."""
+    from pomlflow.tracking.registry import PromptRegistry
+
+    registry = PromptRegistry()
+    yield registry
+    assert registry.flush(30)
+
+
+@pytest.fixture
+def record() -> Callable[..., RenderRecord]:
+    """Make a render record of content that no other test has; ``record(source=...)`` and the like change it."""
+    unique = uuid.uuid4().hex
+
+    def make(content: str = "", **changes: Any) -> RenderRecord:
+        import hashlib
+
+        source = changes.pop("source", f"<p>Hello {{{{name}}}} {content}</p>")
+        now = time.time_ns()
+        given = {
+            "name": f"greet-{unique[:8]}",
+            "source": source,
+            "digest": hashlib.sha256(f"{unique}{source}".encode()).hexdigest(),
+            "variables": {"name": "Ada"},
+            "output": {"messages": [{"speaker": "human", "content": "Hello Ada"}]},
+            "start_ns": now - 1_000_000,
+            "end_ns": now,
+            "poml_version": "0.0.8",
+        }
+        return RenderRecord(**{**given, **changes})
+
+    return make

@@ -1,0 +1,146 @@
+"""The registry against a real ``mlflow server``: there, away, killed in the middle and back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.tracing.client import TracingClient
+from tests.mlflow_server import MlflowServer, until
+
+from pomlflow.tracking.registry import PromptRegistry
+from pomlflow.tracking.versions import draft_of, ensure
+
+pytestmark = pytest.mark.server
+
+LINKED = "mlflow.linkedPrompts"
+
+
+def templates(name: str) -> list[str]:
+    query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
+    found = MlflowClient().search_model_versions(query, order_by=["version_number ASC"])
+    return [one.tags["mlflow.prompt.text"] for one in found]
+
+
+def linked(trace_id: str) -> list[str]:
+    tag = TracingClient().get_trace_info(trace_id).tags.get(LINKED, "[]")
+    return [f"{one['name']}/{one['version']}" for one in json.loads(tag)]
+
+
+def found_by(prompt: str, experiment: str) -> set[str]:
+    traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{prompt}'", return_type="list")
+    return {one.info.trace_id for one in traces}
+
+
+def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, registry, record):
+    """What the pages show: the trace's prompt, the prompt's traces, the experiment's prompts."""
+    experiment = use_server(mlflow_server)
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
+    output = {"messages": [], "schema": schema, "runtime": {"temperature": 0.5}}
+    source = "<p>\r\n{% raw %} {{ name }} \U0001f600 </p>  \n"
+    greet = record(source=source, path="a/b.poml", output=output, static=frozenset({"schema", "runtime"}))
+    with mlflow.start_span("chain") as span:
+        version = registry.link(greet, span.trace_id, wait=60)
+    assert registry.flush(60)
+    mlflow.flush_trace_async_logging()
+
+    assert version.uri == f"prompts:/{greet.name}/1"
+    there = MlflowClient().get_prompt_version(greet.name, 1)
+    assert there.template == source
+    assert there.response_format == schema
+    assert there.model_config == {"temperature": 0.5}
+    assert there.tags == {"poml_sha256": greet.digest, "poml_path": "a/b.poml", "poml_version": "0.0.8"}
+    until(lambda: found_by(f"{greet.name}/1", experiment) == {span.trace_id})
+    assert linked(span.trace_id) == [f"{greet.name}/1"]
+    assert greet.name in [prompt.name for prompt in MlflowClient().search_prompts(f"experiment_id = '{experiment}'")]
+
+
+def test_another_process_finds_the_version(mlflow_server, use_server, registry, record):
+    use_server(mlflow_server)
+    with mlflow.start_span("chain") as span:
+        first = registry.link(record(), span.trace_id, wait=60)
+        second = PromptRegistry().link(record(), span.trace_id, wait=60)
+    assert first.uri == second.uri
+    assert len(templates(record().name)) == 1
+
+
+def test_a_trace_in_the_store_is_linked_late(mlflow_server, use_server, registry, record):
+    experiment = use_server(mlflow_server)
+    with mlflow.start_span("chain") as span:
+        pass
+    mlflow.flush_trace_async_logging()
+    registry.link(record(), span.trace_id)
+    assert registry.flush(60)
+
+    assert linked(span.trace_id) == [f"{record().name}/1"]
+    assert found_by(f"{record().name}/1", experiment) == {span.trace_id}
+
+
+def test_eight_machines_agree_on_one_version(mlflow_server, use_server, record):
+    """Threads that take no turns; what MLflow refuses in the race, the background thread tries again."""
+    use_server(mlflow_server)
+    ready, got = threading.Barrier(8), []
+
+    def run(number: int) -> None:
+        draft = draft_of(record(), record().name)
+        ready.wait(60)
+        for _ in range(3):
+            try:
+                got.append(ensure(MlflowClient(), draft, create=True, store=f"machine {number}").uri)
+            except mlflow.MlflowException:
+                continue
+            return
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 8
+    assert len(set(got)) == 1
+    assert len(templates(record().name)) == 1
+
+
+@pytest.mark.timeout(400)  # two starts of a server, and a retry of MLflow's after the second
+def test_a_server_killed_in_the_middle_and_back(use_server, registry, record, tmp_path, caplog, monkeypatch):
+    """Calls go on with one warning; what was rendered meanwhile is registered and linked when the server is back."""
+    # MLflow's own exporter loses a trace when its retries end; these last two minutes, with pauses that double.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    caplog.set_level(logging.INFO, "pomlflow")
+    before, during, both = record("before"), record("during"), record("both")
+    with MlflowServer(tmp_path) as server:
+        experiment = use_server(server)
+        with mlflow.start_span("before") as first:
+            assert registry.link(before, first.trace_id, wait=60).version == 1
+        assert registry.flush(60)
+        mlflow.flush_trace_async_logging()
+
+        server.kill()
+        got: list[Any] = []
+        with mlflow.start_span("closed") as closed:
+            got.append(registry.link(during, closed.trace_id))
+        with mlflow.start_span("open") as still_open:
+            for _ in range(20):
+                got += [registry.link(one, still_open.trace_id, wait=0.005) for one in (during, both)]
+            assert registry.link(before, still_open.trace_id).version == 1
+            assert set(got) == {None}
+            assert not registry.flush(1)
+            server.start()
+            until(lambda: sorted(templates(before.name)) == sorted([before.source, during.source, both.source]))
+        until(lambda: registry.flush(1), 150)
+        mlflow.flush_trace_async_logging()
+
+        number = {template: index for index, template in enumerate(templates(before.name), 1)}
+        assert sorted(linked(still_open.trace_id)) == [f"{before.name}/{index}" for index in (1, 2, 3)]
+        assert linked(closed.trace_id) == [f"{before.name}/{number[during.source]}"]
+        until(lambda: found_by(f"{before.name}/{number[both.source]}", experiment) == {still_open.trace_id})
+    said = [(one.levelname, one.getMessage()) for one in caplog.records if one.name == "pomlflow"]
+    assert [level for level, text in said if "cannot be reached" in text] == ["WARNING"]
+    assert [level for level, text in said if text.endswith("is back.")] == ["INFO"]
+    assert len([level for level, _ in said if level == "WARNING"]) == 1

@@ -1,0 +1,232 @@
+"""One content is one version, under the right name and with all that MLflow can show; on a real SQLite store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from pomlflow.tracking.versions import RefusedError, draft_of, ensure, model_config, name_of
+
+pytestmark = pytest.mark.usefixtures("mlflow_store")
+
+
+def made(record: Any, *, create: bool = True, store: str = "") -> Any:
+    return ensure(MlflowClient(), draft_of(record, name_of(record)), create=create, store=store)
+
+
+def versions(name: str) -> list[Any]:
+    query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
+    found = MlflowClient().search_model_versions(query, order_by=["version_number ASC"])
+    return [MlflowClient().get_prompt_version(name, one.version) for one in found]
+
+
+def test_each_content_is_one_version(record):
+    first, second = record("first"), record("second")
+    assert [made(one).version for one in (first, second, first, second)] == [1, 2, 1, 2]
+    assert [version.template for version in versions(first.name)] == [first.source, second.source]
+
+
+def test_nothing_is_made_where_only_a_look_is_asked_for(record):
+    assert made(record(), create=False) is None
+    assert versions(record().name) == []
+    made(record())
+    assert made(record(), create=False).version == 1
+
+
+def test_a_version_holds_source_and_tags_and_the_prompt_stays_clean(record):
+    """`mlflow.genai.register_prompt` would copy the tags to the prompt, and the next version's over them."""
+    answer = record(path="support/answer.poml")
+    made(answer)
+    (version,) = versions(answer.name)
+
+    assert version.is_text_prompt
+    assert version.template == answer.source
+    assert version.commit_message == "POML from support/answer.poml"
+    assert version.tags == {
+        "poml_sha256": answer.digest,
+        "poml_path": "support/answer.poml",
+        "poml_version": "0.0.8",
+    }
+    assert MlflowClient().get_prompt(answer.name).tags == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<p>one</p>\r\n<p>two</p>\r\n",
+        "<p>\u00e9 \u4f60\u597d \U0001f600</p>",
+        "  <p>blanks</p>  \n\n ",
+        "{% for x in y %}<p>{{ x }}</p>{% endfor %}",
+        "<p>{{ {a: 'it''s', b: `${name}`} }}</p>",
+        "<p>" + "x" * 99_993 + "</p>",
+    ],
+    ids=["crlf", "unicode", "blanks", "jinja", "braces and quotes", "longest"],
+)
+def test_the_source_is_kept_exactly(record, source):
+    assert made(record(source=source)).template == source
+    (version,) = versions(record().name)
+    assert version.template == source
+    assert version.is_text_prompt
+
+
+def test_a_source_too_long_is_refused(record):
+    with pytest.raises(RefusedError, match=r"100,001 characters .* 100,000"):
+        made(record(source="x" * 100_001))
+
+
+def test_runtime_and_schema_are_shown_where_static(record):
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
+    output = {"messages": [], "schema": schema, "runtime": {"model": "gpt-5", "maxTokens": 100, "topP": 0.5, "seed": 7}}
+    made(record("both", output=output, static=frozenset({"schema", "runtime"})))
+    made(record("neither", output=output))
+    static, dynamic = versions(record().name)
+
+    assert static.response_format == schema
+    assert static.model_config == {"model_name": "gpt-5", "max_tokens": 100, "top_p": 0.5, "seed": 7}
+    assert dynamic.response_format is None
+    assert dynamic.model_config is None
+
+
+def test_a_schema_too_long_costs_only_itself(record):
+    schema = {"type": "object", "description": "x" * 100_000}
+    version = made(record(output={"messages": [], "schema": schema}, static=frozenset({"schema"})))
+    assert version.response_format is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({"temperature": 0.2, "topK": 5}, {"temperature": 0.2, "top_k": 5}),
+        ({"maxOutputTokens": 9, "stop": "END"}, {"max_tokens": 9, "stop_sequences": ["END"]}),
+        ({"stopSequences": ["a"], "frequencyPenalty": 1}, {"stop_sequences": ["a"], "frequency_penalty": 1.0}),
+        ({"provider": "openai", "presencePenalty": 0.5}, {"provider": "openai", "presence_penalty": 0.5}),
+        ({"topP": 2, "temperature": "hot", "reasoningEffort": "low"}, {"reasoningEffort": "low"}),
+        ({"extraParams": 1, "extra_params": {"a": 1}}, {"extraParams": 1, "extra_params": {"a": 1}}),
+    ],
+)
+def test_runtime_in_mlflows_words(runtime, expected):
+    assert model_config(runtime).to_dict() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"name": "given"}, "given"),
+        ({"name": "given", "register": True}, "given"),
+        ({"name": "given", "register": False}, None),
+        ({"name": None}, None),
+        ({"name": None, "register": True, "digest": "0123456789abcdef"}, "inline-0123456789ab"),
+    ],
+)
+def test_inline_markup_has_a_name_only_where_asked(record, changes, expected):
+    assert name_of(record(**changes)) == expected
+
+
+@pytest.mark.parametrize(("one", "two", "name"), [("a b", "a-b", "a-b"), ("a/b", "a.b", "a.b")])
+def test_two_files_with_one_name_get_two(record, caplog, one, two, name):
+    """The second file has a name of its own, for all its contents and in every process; both files are told once."""
+    base = record().name
+    first = record("1", path=f"{base}/{one}.poml", name=f"{base}.{name}")
+    second = record("2", path=f"{base}/{two}.poml", name=f"{base}.{name}")
+    third = replace(record("3"), path=second.path, name=second.name)
+    got = [made(each).name for each in (first, second, third, second, first)]
+
+    own = got[1]
+    assert got == [first.name, own, own, own, first.name]
+    assert own.startswith(f"{first.name}-")
+    assert [version.template for version in versions(own)] == [second.source, third.source]
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert first.path in warning
+    assert second.path in warning
+    assert own in warning
+
+
+def test_two_files_with_the_same_content_stay_two(record):
+    base = record().name
+    first = record(path=f"{base}/x.poml", name=f"{base}.x")
+    second = record(path=f"{base}.x.poml", name=f"{base}.x")
+    assert made(first).name == f"{base}.x"
+    assert made(second).name.startswith(f"{base}.x-")
+
+
+def test_a_name_that_the_user_gave_holds_for_several_files(record, caplog):
+    """So that a prompt can move from one file to another, and keep its history."""
+    made(record("before", path="old/place.poml"))
+    made(record("after", path="new/place.poml"))
+    assert [one.tags["poml_path"] for one in versions(record().name)] == ["old/place.poml", "new/place.poml"]
+    assert caplog.records == []
+
+
+def test_a_prompt_moves_from_inline_into_its_file(record):
+    name = record().name
+    made(record("before"))
+    made(record("after", path=f"{name}.poml"))
+    assert len(versions(name)) == 2
+
+
+def test_the_name_of_a_model_is_left_alone(record):
+    MlflowClient().create_registered_model(record().name)
+    with pytest.raises(RefusedError, match="registered model"):
+        made(record())
+    assert MlflowClient().search_model_versions(f"name = '{record().name}'") == []
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "", "a`b", "ü"])
+def test_a_name_that_mlflow_cannot_take_is_refused(record, name):
+    with pytest.raises(RefusedError, match="name"):
+        ensure(MlflowClient(), draft_of(record(), name), create=True, store="")
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["a new prompt", "a new content"])
+def test_eight_on_one_machine_make_one_version(record, known):
+    """Closer together in time than processes start; the prompt itself may be new, or not."""
+    if known:
+        made(record("before"))
+    got = at_once(lambda _: made(record()))
+    assert {version.version for version in got} == {1 + known}
+    made(record("after"))
+    assert [version.version for version in versions(record().name)] == list(range(1, 3 + known))
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["a new prompt", "a new content"])
+def test_eight_machines_agree_on_one_version(record, known, caplog):
+    """They take no turns, so several make a version; all but the lowest are withdrawn, and it is said."""
+    caplog.set_level(logging.INFO, "pomlflow")
+    if known:
+        made(record("before"))
+    got = at_once(lambda machine: made(record(), store=f"machine {machine}"))
+    left = versions(record().name)
+    assert len(left) == 1 + known
+    assert {version.uri for version in got} == {left[-1].uri}
+    assert "at the same time" in caplog.text
+
+
+def test_eight_files_at_once_get_eight_names(record):
+    """Each took the name for free a moment ago; one keeps it."""
+    base = record().name
+    paths = [f"{base}{' ' * number}x.poml" for number in range(1, 9)]
+    got = at_once(lambda number: made(record(path=paths[number], name=f"{base}-x"), store=f"machine {number}"))
+    assert len({version.name for version in got}) == 8
+    assert [len(versions(version.name)) for version in got] == [1] * 8
+
+
+def at_once(make: Any) -> list[Any]:
+    """Run it in eight threads that start together."""
+    ready, got = threading.Barrier(8), []
+
+    def run(number: int) -> None:
+        ready.wait(60)
+        got.append(make(number))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 8
+    return got
