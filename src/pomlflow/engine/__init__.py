@@ -10,14 +10,11 @@ import asyncio
 import atexit
 import base64
 import concurrent.futures
-import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import orjson
+import threading
+from collections.abc import Mapping
+from typing import Any
 
 from pomlflow.engine import install
 from pomlflow.engine.encode import encode, is_identifier
@@ -26,7 +23,8 @@ from pomlflow.engine.install import poml_version
 from pomlflow.engine.pool import Pool
 from pomlflow.engine.problems import render_error
 from pomlflow.engine.process import NodeProcess, NotWarmError
-from pomlflow.exceptions import Problem, RenderTimeoutError, WorkerDiedError
+from pomlflow.engine.request import Request, Result
+from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings
 
 __all__ = ["Request", "Result", "arender", "arun", "close", "encode", "is_identifier", "poml_version", "render", "run"]
@@ -35,85 +33,20 @@ _log = logging.getLogger("pomlflow")
 _EXIT = 3.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
 
 
-@dataclass(frozen=True)
-class Request:
-    """One render to be done.
-
-    Attributes:
-        markup: The markup.
-        context: The variables as a JSON object, from `encode`.
-        revive: Whether it holds what JSON cannot carry, from `encode`.
-        stylesheet: A stylesheet beside the markup's own, or None.
-        path: The absolute path that relative sources are resolved against, or None.
-        inline: Whether that path only stands for a folder, and errors are to say ``<inline>``.
-        chat: Whether to give messages, or one text.
-        natives: For a variable that is a list of messages with a native form, a mark for each: where a
-            ``<conversation>`` shows the message, its mark comes out.
-    """
-
-    markup: str
-    context: bytes = b"{}"
-    revive: bool = False
-    stylesheet: Mapping[str, Any] | None = None
-    path: str | None = None
-    inline: bool = False
-    chat: bool = True
-    natives: Mapping[str, Sequence[str]] | None = None
-
-    @property
-    def place(self) -> str:
-        """The file, for messages."""
-        return "<inline>" if self.inline or self.path is None else self.path
-
-    def line(self) -> bytes:
-        """What the worker reads, without the opening brace."""
-        head = {
-            "markup": self.markup,
-            "stylesheet": self.stylesheet,
-            "path": self.path,
-            "chat": self.chat,
-            "revive": self.revive,
-            "natives": self.natives,
-        }
-        return b'%b,"context":%b}' % (orjson.dumps(head)[1:-1], self.context)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a render gave.
-
-    Attributes:
-        output: What ``poml.poml(format="dict")`` gives.
-        engine: Which engine made it.
-        node_ms: Milliseconds inside Node; None for the engine ``poml``.
-    """
-
-    output: dict[str, Any]
-    engine: Literal["warm", "poml"]
-    node_ms: float | None = None
-
-
 class _Engine:
     def __init__(self) -> None:
         self.pool = Pool(self._start)
+        self.cold = False
+        self._lock = threading.Lock()
         self._storing: concurrent.futures.Future[None] | None = None
-        self._cold = False
 
     def run(self, request: Request, timeout: float) -> Result:
-        if not self._cold:
+        if not self.cold:
             try:
                 return self._warm(request, timeout)
             except NotWarmError as error:
-                self._cold = True
-                _log.warning(
-                    "POML cannot be kept warm (%s): each render now starts Node by poml.poml(), which takes about a "
-                    "second; pomlflow is made for poml 0.0.8, poml %s is installed",
-                    error,
-                    poml_version(),
-                )
-        context = orjson.loads(request.context)
-        path = None if request.path is None else request.path
-        return Result(render_cold(request.markup, context, request.stylesheet, path, chat=request.chat), "poml")
+                self._chill(error)
+        return Result(render_cold(request), "poml")
 
     def _warm(self, request: Request, timeout: float) -> Result:
         try:
@@ -121,31 +54,45 @@ class _Engine:
         except TimeoutError as error:
             message = f"the render took longer than {timeout:g} s and was ended"
             hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
-            raise RenderTimeoutError([Problem(message, "Timeout", request.place)], hint) from error
+            raise RenderTimeoutError([Problem(message, "Timeout", request.file)], hint) from error
         except WorkerDiedError as error:
             raise WorkerDiedError(
-                f"{request.place}: {error}\nThe template ended its Node process, or needs more memory than it has; "
-                "the next render gets a new process",
+                f"{request.file or '<inline>'}: {error}\nThe template ended its Node process, or needs more memory "
+                "than it has; the next render gets a new process",
                 error.returncode,
                 error.stderr,
             ) from error
         if "problems" in answer:
-            raise render_error(answer["problems"], request.markup, request.path, inline=request.inline)
+            raise render_error(answer["problems"], request)
         return Result(answer["ok"], "warm", answer.get("ms"))
 
     def _start(self) -> NodeProcess:
         installation = install.find()
         process = NodeProcess(installation)
-        if process.hello["cache"] != "hit" and self._storing is None:
-            length = process.hello["length"]
-            self._storing = self.pool.submit(lambda: self._store(installation, length))
+        with self._lock:
+            if installation.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
+                length = process.hello["length"]
+                self._storing = self.pool.submit(lambda: self._store(installation, length))
         return process
 
     def _store(self, installation: install.Installation, length: int) -> None:
         """Keep what V8 has compiled by now, for the next start; it queues behind the first render."""
-        with contextlib.suppress(OSError, WorkerDiedError, TimeoutError, KeyError):
+        try:
             answer = self.pool.call(b'"op":"compiled"}', 30)
             installation.store(base64.b64decode(answer["ok"]), length)
+        except (OSError, EngineError) as error:
+            _log.info("POML's compiled code cannot be kept (%s): a first render takes half a second longer", error)
+
+    def _chill(self, reason: NotWarmError) -> None:
+        with self._lock:
+            told, self.cold = self.cold, True
+        if not told:
+            _log.warning(
+                "POML cannot be kept warm (%s): each render now starts Node by poml.poml(), which takes about a "
+                "second; pomlflow is made for poml 0.0.8, poml %s is installed",
+                reason,
+                poml_version(),
+            )
 
     def close(self) -> None:
         if self._storing is not None:
@@ -233,9 +180,9 @@ def close() -> None:
 
 
 def _forked() -> None:
-    global _engine  # a fork must share neither pipes nor locks with its parent
-    engine, _engine = _engine, _Engine()
-    engine.pool.forget()
+    global _engine  # a fork must share neither pipes, which process.py closes, nor locks with its parent
+    cold, _engine = _engine.cold, _Engine()
+    _engine.cold = cold  # told already
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pomlflow.exceptions import Problem, RenderError
+from pomlflow.engine.encode import decode
+from pomlflow.engine.problems import render_error
+from pomlflow.engine.request import Request
+from pomlflow.exceptions import RenderError
 
 __all__ = ["render_cold"]
 
 
-def render_cold(
-    markup: str, context: Mapping[str, Any], stylesheet: Mapping[str, Any] | None, path: str | None, *, chat: bool
-) -> dict[str, Any]:
+def render_cold(request: Request) -> dict[str, Any]:
     """Render with `poml.poml()`.
 
     Args:
-        markup: The markup.
-        context: The variables, in JSON's types.
-        stylesheet: The stylesheet, or None.
-        path: The path that relative sources are resolved against, or None.
-        chat: Whether to give messages.
+        request: What to render.
 
     Returns:
         What ``poml.poml(format="dict")`` gives.
 
     Raises:
-        RenderError: It failed. POML prints the reason to the process's stderr and tells Python nothing.
+        RenderError: POML refused it; only its first problem is known here.
     """
     import poml
 
+    context, stylesheet = _context(request), dict(request.stylesheet or {})
     with tempfile.TemporaryDirectory(prefix="pomlflow-") as folder:
         # Always a file of ours: poml.poml() takes a string that happens to be a path for that path's file.
         file = Path(folder) / "prompt.poml"
-        file.write_text(markup, encoding="utf-8", newline="")
-        if path is not None:  # poml's own way to say where a copied prompt comes from
-            file.with_suffix(".env").write_text(f"SOURCE_PATH={path}\n", encoding="utf-8")
+        file.write_text(request.markup, encoding="utf-8", errors="replace", newline="")
+        if request.path is not None:  # poml's own way to say where a copied prompt comes from
+            file.with_suffix(".env").write_text(f"SOURCE_PATH={request.path}\n", encoding="utf-8")
         try:
             result: dict[str, Any] = poml.poml(
-                file, context=dict(context), stylesheet=dict(stylesheet or {}), chat=chat, format="dict"
+                file, context=context, stylesheet=stylesheet, chat=request.chat, format="dict"
             )
-        except RuntimeError as error:
-            raise RenderError([Problem(str(error), "RuntimeError", path)]) from error
+        except (RuntimeError, ValueError) as error:  # ValueError: it ended well, and without a word
+            raise _reason(request, file, context, stylesheet) from error
         return result
+
+
+def _context(request: Request) -> dict[str, Any]:
+    context: dict[str, Any] = decode(request.context)
+    for name, marks in (request.natives or {}).items():  # worker.cjs does it without touching what expressions see
+        context[name] = [
+            {"speaker": "ai" if message["speaker"] == "tool" else message["speaker"], "content": mark}
+            for message, mark in zip(context[name], marks, strict=True)
+        ]
+    return context
+
+
+def _reason(request: Request, file: Path, context: dict[str, Any], stylesheet: dict[str, Any]) -> RenderError:
+    """Find out why poml.poml() failed, which prints that to the process's stderr and tells Python nothing."""
+    from poml.cli import run
+
+    args = ["-f", str(file), f"--chat={json.dumps(request.chat)}"]
+    for name, value in (("context", context), ("stylesheet", stylesheet)):
+        file.with_name(name).write_text(json.dumps(value), encoding="utf-8")
+        args += [f"--{name}-file", str(file.with_name(name))]
+    text = run(*args, capture_output=True).stderr.decode(errors="replace")
+    # Node shows an error as its class, its message, its stack and its attributes.
+    told = re.search(r"^(\w*Error): (.*?)\n    at ", text, re.MULTILINE | re.DOTALL)
+    reported: dict[str, Any] = {"kind": "RuntimeError", "message": text[-1000:] or "poml.poml() ended without a word"}
+    if told:
+        reported = {"kind": told[1], "message": told[2]}
+        for key, attribute in (("start", "startIndex"), ("end", "endIndex")):
+            if number := re.search(rf"^  {attribute}: (\d+)", text, re.MULTILINE):
+                reported[key] = int(number[1])
+        if path := re.search(r"^  sourcePath: '(.*)'", text, re.MULTILINE):
+            reported["path"] = path[1]
+    return render_error([reported], request)

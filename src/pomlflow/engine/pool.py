@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from pomlflow.engine.process import NodeProcess
+from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess
 from pomlflow.exceptions import EngineError, WorkerDiedError
 
 __all__ = ["Pool"]
@@ -55,17 +55,17 @@ class Pool:
             WorkerDiedError: The process ended by its own doing, or twice by somebody else's.
         """
         for last in (False, True):
-            process = self._acquire()
+            process = None
             try:
+                process = self._acquire()
                 return process.call(request, timeout)
             except WorkerDiedError as error:
-                if process.timed_out:
-                    raise TimeoutError from error
-                if last or not process.killed_from_outside(error):
+                if last or error.returncode not in FROM_OUTSIDE:
                     raise
                 _log.info("the Node process was killed from outside; rendering once more in a new one")
             finally:
-                self._release(process)
+                if process is not None:
+                    self._release(process)
         raise AssertionError  # pragma: no cover
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
@@ -77,7 +77,7 @@ class Pool:
             turn: Future[NodeProcess | None] | None = None
             with self._lock:
                 if self._closed:
-                    raise EngineError("the engine is closed: the interpreter is shutting down")
+                    raise EngineError("the engine was closed while this render waited or ran")
                 if self._idle:
                     process = self._idle.pop()
                 elif len(self._all) + self._starting < self._size:
@@ -99,9 +99,14 @@ class Pool:
     def _wait(self, turn: Future[NodeProcess | None]) -> NodeProcess | None:
         try:
             return turn.result()
-        except BaseException:  # Ctrl-C while waiting
-            if not turn.cancel() and (process := turn.result()) is not None:
-                self._release(process)
+        except BaseException:  # Ctrl-C while waiting: what was handed over in that moment goes to the next
+            if not turn.cancel():
+                process = turn.result()
+                if process is not None:
+                    self._release(process)
+                else:
+                    with self._lock:
+                        self._hand_on(None)
             raise
 
     def _start(self) -> NodeProcess:
@@ -139,21 +144,18 @@ class Pool:
 
     def close(self) -> None:
         """End every process; renders in flight fail."""
+        self._threads.close()
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            busy = self._all.difference(idle)
+            self._all.clear()
             while self._hand_on(None):
                 pass
         for process in idle:
             process.close()
-        for process in self._all.difference(idle):
+        for process in busy:  # whoever holds one closes it
             process.kill()
-        self._all.clear()
-
-    def forget(self) -> None:
-        """In a forked child: drop the parent's processes."""
-        for process in self._all:
-            process.forget()
 
 
 class _Threads:
@@ -166,7 +168,7 @@ class _Threads:
         self._size = size
         self._count = 0
         self._idle = threading.Semaphore(0)
-        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
@@ -179,9 +181,14 @@ class _Threads:
                     threading.Thread(target=self._run, name=f"pomlflow-{self._count}", daemon=True).start()
         return future
 
+    def close(self) -> None:
+        """Let the threads end after what was submitted before."""
+        for _ in range(self._size):
+            self._work.put(None)
+
     def _run(self) -> None:
-        while True:
-            work, future = self._work.get()
+        while (item := self._work.get()) is not None:
+            work, future = item
             if future.set_running_or_notify_cancel():
                 try:
                     result = work()
@@ -189,5 +196,5 @@ class _Threads:
                     future.set_exception(error)
                 else:
                     future.set_result(result)
-            del work, future
+            del item, work, future  # what the caller holds must not live on here until the next comes
             self._idle.release()

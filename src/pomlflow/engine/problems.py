@@ -6,25 +6,25 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pomlflow.engine.request import Request
 from pomlflow.exceptions import Problem, RenderError
 
 __all__ = ["render_error"]
 
 
-def render_error(reported: Sequence[Mapping[str, Any]], markup: str, path: str | None, *, inline: bool) -> RenderError:
+def render_error(reported: Sequence[Mapping[str, Any]], request: Request) -> RenderError:
     """Make one error of all that POML collected in a render.
 
     Args:
         reported: ``{kind, message, start, end, path}`` each; ``start`` and ``end`` (inclusive) are UTF-16 units from 0.
-        markup: What was rendered.
-        path: The path that it was rendered under, or None.
-        inline: Whether that path is only the folder of inline markup, and no file.
+        request: What was rendered.
 
     Returns:
         The error, its first problem first.
     """
-    texts: dict[str, str | None] = {path or "": markup}
-    return RenderError([_problem(item, path or "", texts, inline=inline) for item in reported])
+    root = request.path or ""
+    texts: dict[str, str | None] = {root: request.markup}
+    return RenderError([_problem(item, root, texts, inline=request.inline) for item in reported])
 
 
 def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], *, inline: bool) -> Problem:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -18,12 +18,16 @@ import orjson
 from pomlflow.engine.install import Installation
 from pomlflow.exceptions import EngineError, WorkerDiedError
 
-__all__ = ["NodeProcess", "NotWarmError"]
+__all__ = ["FROM_OUTSIDE", "NodeProcess", "NotWarmError"]
 
 _START = 60.0  # seconds; a start takes 0.2 to 0.9, more where the disk is cold
-_KEEP = {"PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "TZ", "LANG", "LC_ALL"}
+_TAIL = 8192  # bytes of stderr that are kept for messages
+# LD_LIBRARY_PATH is what Node itself may need; the rest of the environment is none of a template's business.
+_KEEP = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
 # What ends a process from outside. An exit, an abort or V8's out-of-memory is its own doing: a retry would repeat it.
-_FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")} - {0}
+FROM_OUTSIDE = frozenset(
+    -getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT") if sys.platform != "win32"
+)
 
 
 class NotWarmError(EngineError):
@@ -35,24 +39,41 @@ class NodeProcess:
 
     Not for two threads at once: whoever calls holds it alone.
 
+    Args:
+        installation: What to start.
+
     Attributes:
         hello: What it told in the handshake: ``node``, ``poml``, ``cache`` (hit, none, rejected), ``length``.
-        deadline: When (`time.monotonic`) `watch` ends it; infinity while nothing runs.
+        deadline: When (`time.monotonic`) the watchdog ends it; infinity while nothing runs.
+        timed_out: Whether it was ended for that.
+
+    Raises:
+        NotWarmError: The bundle cannot be loaded warm.
+        EngineError: It did not start.
+        WorkerDiedError: It was killed from outside while it started.
     """
 
     def __init__(self, installation: Installation) -> None:
-        self.deadline = time.monotonic() + _START
+        self.deadline = float("inf")
         self.timed_out = False
         self._count = 0
-        self._tail: collections.deque[bytes] = collections.deque(maxlen=20)
-        self._spawn(installation.command())
-        _watchdog.watch(self)
+        self._tail = b""
+        self._drain = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
+        command = installation.command()
         try:
+            with _forking:
+                self._spawn(command)
+                _watchdog.processes.add(self)
+        except OSError as error:
+            raise EngineError(f"cannot start {command[0]}: {error}") from error
+        try:
+            self._drain.start()
+            _watchdog.set(self, time.monotonic() + _START)
             self.hello = self._handshake()
         except BaseException:
             self.close()
             raise
-        self.deadline = float("inf")
+        _watchdog.set(self, float("inf"))
 
     def _spawn(self, command: list[str]) -> None:
         lifeline = self._lifeline = _Lifeline()
@@ -80,23 +101,23 @@ class NodeProcess:
         self._stdin, self._stdout, self._stderr = (
             cast("io.FileIO", stream) for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr)
         )
-        self._drain = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
-        self._drain.start()
 
     def _handshake(self) -> dict[str, Any]:
-        line = self._read_line()
         try:
-            hello = orjson.loads(line)
-            if "fatal" in hello:
-                raise NotWarmError(hello["fatal"])
-            return cast("dict[str, Any]", hello["ready"])
-        except (ValueError, KeyError, TypeError):
-            raise self._death("did not start", line) from None
+            hello = orjson.loads(self._answer())
+        except (OSError, EOFError):
+            if self.timed_out:
+                raise EngineError(f"POML's Node process was not ready after {_START:g} s") from None
+            error = self._death("POML's Node process did not start, it ended")
+            raise error if error.returncode in FROM_OUTSIDE else EngineError(str(error)) from None
+        if "fatal" in hello:
+            raise NotWarmError(hello["fatal"])
+        return cast("dict[str, Any]", hello["ready"])
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
-        return self._popen.poll() is None
+        """Whether it runs and may be used."""
+        return not self.timed_out and self._popen.poll() is None
 
     @property
     def pid(self) -> int:
@@ -114,59 +135,63 @@ class NodeProcess:
             The answer.
 
         Raises:
-            WorkerDiedError: The process ended, was ended for its time, or answered with something else.
+            TimeoutError: It was ended for its time.
+            WorkerDiedError: It ended otherwise.
         """
         self._count += 1
-        self.deadline = time.monotonic() + timeout
-        _watchdog.notice(self.deadline)
-        line = b""
+        self._tail = b""
+        _watchdog.set(self, time.monotonic() + timeout)
         try:
             self._write(b'{"id":%d,%b\n' % (self._count, request))
-            line = self._read_line()
-            answer = orjson.loads(line)
-            if answer["id"] != self._count:
-                raise KeyError
-        except (OSError, ValueError, KeyError, TypeError):
-            # A closed pipe, or what is no answer: a template can write to the worker's stdout by hand.
-            raise self._death("died", line) from None
+            line = self._answer()
+        except (OSError, EOFError):
+            if self.timed_out:
+                raise TimeoutError from None
+            raise self._death("the Node process ended") from None
         except BaseException:
             self.kill()  # interrupted half-way: its answer would be taken for the next render's
             raise
         finally:
-            self.deadline = float("inf")
-        return cast("dict[str, Any]", answer)
+            _watchdog.set(self, float("inf"))
+        return _loads(line)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[self._stdin.write(view) :]
 
-    def _read_line(self) -> bytes:
-        """Read up to the next newline; what came by the end of the pipe, where there is none."""
-        chunks = []
+    def _answer(self) -> bytes:
+        """Read the answer's line; what a template wrote to stdout by hand, before or after it, is passed over."""
+        opening = b'{"id":%d,' % self._count
+        chunks: list[bytes] = []
         while chunk := self._stdout.read(1 << 16):
             chunks.append(chunk)
-            if chunk.endswith(b"\n"):
-                break
-        return b"".join(chunks)
+            if b"\n" in chunk:
+                *lines, rest = b"".join(chunks).split(b"\n")
+                for line in lines:
+                    if line.startswith(opening):
+                        return line
+                chunks = [rest]
+        raise EOFError
 
-    def _death(self, what: str, line: bytes) -> WorkerDiedError:
+    def _death(self, what: str) -> WorkerDiedError:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(0.5 if not line else 0)  # it may still be on its way out
+            self._popen.wait(1)  # its pipe is closed before it is gone
         returncode = self._popen.poll()
         self.kill()
-        self._drain.join(0.5)
-        stderr = b"".join(self._tail).decode(errors="replace").strip()
+        self._drain.join(1)
+        stderr = self._tail.decode(errors="replace").split("----- Native stack trace", 1)[0].strip()
         if returncode is None:
-            how = f"and wrote {line[:80]!r}" if line else "and wrote something that is no answer"
+            how = "its output"
         else:
             how = f"with {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit code {returncode}"
-        message = f"the Node process {what} {how}"
-        return WorkerDiedError(f"{message}\n{stderr}" if stderr else message, returncode, stderr)
+        return WorkerDiedError(f"{what} {how}\n{stderr}".rstrip(), returncode, stderr)
 
-    def killed_from_outside(self, error: WorkerDiedError) -> bool:
-        """Whether somebody else ended it, so that the render may be tried once more."""
-        return not self.timed_out and error.returncode in _FROM_OUTSIDE
+    def expire(self) -> None:
+        """End it because its time is over; the watchdog's."""
+        self.timed_out = True
+        with contextlib.suppress(OSError):
+            self._popen.kill()
 
     def kill(self) -> None:
         """End it, in whatever state it is; safe to call again, and from any thread."""
@@ -178,28 +203,37 @@ class NodeProcess:
     def close(self) -> None:
         """End it and give back its descriptors; only for whoever holds it."""
         self.kill()
-        self._drain.join(1)
-        self._lifeline.close()
-        self._close_streams()
+        if self._drain.ident is not None:
+            self._drain.join(1)
+        _watchdog.remove(self)
+        self._close_pipes()
 
     def forget(self) -> None:
         """In a forked child: drop the parent's process without touching it.
 
         The descriptors must go, or the worker would not see its own parent end.
         """
-        self._lifeline.close()
-        self._close_streams()
+        self._close_pipes()
         self._popen.returncode = 0  # it is not the child's to wait for, nor to warn about
 
-    def _close_streams(self) -> None:
+    def _close_pipes(self) -> None:
+        self._lifeline.close()
         for stream in (self._stdin, self._stdout, self._stderr):
             with contextlib.suppress(OSError):
                 stream.close()
 
     def _read_stderr(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            while chunk := self._stderr.read(4096):
-                self._tail.append(chunk)
+            while chunk := self._stderr.read(1 << 16):
+                self._tail = (self._tail + chunk)[-_TAIL:]
+
+
+def _loads(line: bytes) -> dict[str, Any]:
+    try:
+        return cast("dict[str, Any]", orjson.loads(line))
+    except ValueError:  # half an emoji, which JavaScript's strings can hold and neither UTF-8 nor any model takes
+        text = json.dumps(json.loads(line), ensure_ascii=False)
+        return cast("dict[str, Any]", orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")))
 
 
 class _Lifeline:
@@ -216,20 +250,21 @@ class _Lifeline:
         self.inherited = self._ends[:1]
 
     def tie(self, pid: int) -> None:
-        if sys.platform == "linux" and self._ends:
+        if sys.platform == "linux":
             import fcntl
 
             reading = self._ends[0]
-            fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
-            fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
+            with contextlib.suppress(OSError):  # a kernel without it, such as a sandbox's
+                fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
+                fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
             os.close(reading)
             self._ends = self._ends[1:]
 
     def close(self) -> None:
-        for end in self._ends:
+        ends, self._ends = self._ends, ()
+        for end in ends:
             with contextlib.suppress(OSError):
                 os.close(end)
-        self._ends = ()
 
 
 class _Watchdog:
@@ -241,45 +276,51 @@ class _Watchdog:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._processes: set[NodeProcess] = set()
-        self._thread: threading.Thread | None = None
-        self._wakes = float("inf")
+        self._running = False
+        self._wakes = 0.0
+        self.processes: set[NodeProcess] = set()
 
-    def watch(self, process: NodeProcess) -> None:
+    def set(self, process: NodeProcess, deadline: float) -> None:
+        """Under the lock, so that a process whose time is over is ended before it is lent again, or not at all."""
         with self._condition:
-            self._processes.add(process)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pomlflow-watchdog", daemon=True)
-                self._thread.start()
-        self.notice(process.deadline)
-
-    def notice(self, deadline: float) -> None:
-        if deadline < self._wakes:
-            with self._condition:
+            process.deadline = deadline
+            if not self._running:
+                threading.Thread(target=self._run, name="pomlflow-watchdog", daemon=True).start()
+                self._running = True
+            elif deadline < self._wakes:
                 self._condition.notify()
+
+    def remove(self, process: NodeProcess) -> None:
+        with self._condition:
+            self.processes.discard(process)
+            self._condition.notify()
 
     def _run(self) -> None:
         with self._condition:
-            while self._processes:
+            while self.processes:
                 now = time.monotonic()
-                for process in [process for process in self._processes if not process.alive]:
-                    self._processes.discard(process)
-                for process in self._processes:
+                for process in self.processes:
                     if process.deadline <= now:
-                        process.timed_out = True
-                        process.kill()
-                # Deadlines grow: one that is set later lies, with an unchanged limit, behind every one known now.
-                self._wakes = min((p.deadline for p in self._processes if p.alive), default=now + 60)
-                self._wakes = min(self._wakes, now + 60)
-                self._condition.wait(max(0.0, self._wakes - now))
-            self._thread = None
+                        process.expire()
+                        process.deadline = float("inf")
+                nearest = min(process.deadline for process in self.processes)
+                self._wakes = min(nearest, now + 3600)  # a wait has an upper limit, which differs by platform
+                self._condition.wait(self._wakes - now)
+            self._running = False
 
 
+# Held while a process is made, and by whoever forks: a child must know every pipe that it has to close.
+_forking = threading.Lock()
 _watchdog = _Watchdog()
+
+
+def _forked() -> None:
+    global _watchdog
+    parents, _watchdog = _watchdog, _Watchdog()
+    for process in parents.processes:
+        process.forget()
+    _forking.release()
+
+
 if hasattr(os, "register_at_fork"):
-
-    def _forked() -> None:
-        global _watchdog
-        _watchdog = _Watchdog()
-
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_forked)

@@ -1,42 +1,68 @@
 // A warm POML: loads the poml package's bundle once, then renders one request after another.
 //
-//   node worker.cjs BUNDLE [CACHED_DATA] [SLIM_BUNDLE]
+//   node worker.cjs BUNDLE [COMPILED]
 //
-// One JSON value a line. The first line out is the handshake {ready: {…}} or {fatal: "why"}; then one answer for each
-// request, in order:
+// One JSON value a line. The first line out is the handshake {id: 0, ready: {…}} or {id: 0, fatal: "why"}; then one
+// answer for each request, in order:
 //   {id, markup, context, stylesheet, path, chat, revive, natives} -> {id, ok: frame, ms} | {id, problems: […], ms}
 //   {id, op: "compiled"}                                  -> {id, ok: base64 of V8's cached data}
 // Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
 'use strict';
 
+const crypto = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
 
-// stdout belongs to the protocol. What the bundle (pdfjs does) or a template prints goes to stderr.
-const send = process.stdout.write.bind(process.stdout);
+// stdout belongs to the protocol. What the bundle (pdfjs does) or a template prints goes to stderr. A template can still
+// write to the descriptor; the newline before each line keeps that apart, and the other side passes it over.
+const write = process.stdout.write.bind(process.stdout);
 process.stdout.write = process.stderr.write.bind(process.stderr);
-for (const name of ['log', 'info', 'debug', 'dir', 'table', 'trace']) console[name] = console.error;
+const send = (line, then) => write(`\n${line}\n`, then);
 
 // A promise or timer that a template leaves behind must not end the process under a later render.
 process.on('uncaughtException', (error) => console.error('uncaught in a template:', error));
 process.on('unhandledRejection', (error) => console.error('unhandled in a template:', error));
 
-const MAP = '//# sourceMappingURL=data:';
 const ENTRY = '__webpack_require__(__webpack_require__.s = "./packages/poml/cli.ts")';
 
+/** What Python stored: SHA-256, the bundle's length before its source map, V8's cached data. Any of it may be damaged. */
+function readCompiled(file) {
+  try {
+    const stored = fs.readFileSync(file);
+    const content = stored.subarray(32);
+    if (!crypto.createHash('sha256').update(content).digest().equals(stored.subarray(0, 32))) return {};
+    return { length: Number(content.readBigUInt64LE()), cachedData: content.subarray(8) };
+  } catch {
+    return {};
+  }
+}
+
+/** The bundle without its inline source map, which is 24 of its 40 MB. */
+function readBundle(file, length) {
+  if (!length) {
+    const bytes = fs.readFileSync(file);
+    const map = bytes.lastIndexOf('//# sourceMappingURL=data:');
+    return map < 0 ? bytes : bytes.subarray(0, map);
+  }
+  const bytes = Buffer.allocUnsafe(length);
+  const descriptor = fs.openSync(file);
+  let read = 0;
+  for (let n = 1; n && read < length; read += n) n = fs.readSync(descriptor, bytes, read, length - read, null);
+  fs.closeSync(descriptor);
+  return bytes.subarray(0, read);
+}
+
 /** The bundle's modules, through webpack's own require, without running the command line that it ends in. */
-function load(bundle, cachedDataFile, slimFile) {
-  const bytes = fs.readFileSync(slimFile || bundle);
-  const map = bytes.lastIndexOf(MAP);
-  const length = map < 0 ? bytes.length : map; // 24 of the bundle's 40 MB are an inline source map
-  let source = bytes.toString('utf8', 0, length);
+function load(bundle, compiled) {
+  const { length, cachedData } = compiled ? readCompiled(compiled) : {};
+  const bytes = readBundle(bundle, length);
+  let source = bytes.toString();
   const entry = source.lastIndexOf(ENTRY);
   if (entry < 0) throw new Error(`the bundle ${bundle} does not end as that of poml 0.0.8 does`);
   source = `${source.slice(0, entry)}__webpack_require__;module.exports = __webpack_require__${source.slice(entry + ENTRY.length)}`;
 
-  const cachedData = cachedDataFile ? fs.readFileSync(cachedDataFile) : undefined;
   const script = new vm.Script(Module.wrap(source), {
     filename: bundle,
     cachedData,
@@ -47,7 +73,7 @@ function load(bundle, cachedDataFile, slimFile) {
   const from = module.exports;
   return {
     script,
-    length,
+    length: bytes.length,
     cache: !cachedData ? 'none' : script.cachedDataRejected ? 'rejected' : 'hit',
     React: from('./node_modules/react/index.js'),
     base: from('./packages/poml/base.tsx'),
@@ -77,6 +103,19 @@ function stopOwnerStacks(React) {
   if (internals) Object.defineProperty(internals, 'recentlyCreatedOwnerStacks', { get: () => 1e9, set() {} });
 }
 
+/** POML looks a component's parameters up in its documentation for each element: a tenth of a render's time. */
+function rememberSpecs({ PomlComponent: { prototype } }) {
+  for (const name of ['parameters', 'getAliases']) {
+    const compute = prototype[name];
+    const known = new WeakMap();
+    prototype[name] = function (argument) {
+      if (argument !== undefined) return compute.call(this, argument);
+      if (!known.has(this)) known.set(this, compute.call(this));
+      return known.get(this);
+    };
+  }
+}
+
 const MARK = Symbol('the mark of a native message');
 
 /**
@@ -98,6 +137,26 @@ function mark(context, natives) {
   for (const [name, marks] of Object.entries(natives || {})) {
     marks.forEach((text, index) => Object.defineProperty(context[name][index], MARK, { value: text }));
   }
+}
+
+/**
+ * React calls a component that waits for a promise twice, and each call starts the work anew (reading a picture, say).
+ * What fails after its render is answered would report to the next one, so each render waits for all that it started.
+ */
+function keepPromises(base) {
+  const started = [];
+  const use = base.useWithCatch;
+  base.useWithCatch = (promise, props) => {
+    started.push(promise);
+    return use(promise, props);
+  };
+  return () => (started.length ? Promise.allSettled(started.splice(0)) : undefined);
+}
+
+/** `{{ total = 1 }}` makes a global, which the next template must not see: it may be another user's. */
+function forgetGlobals() {
+  if (Object.keys(globalThis).length === globals.size) return;
+  for (const key of Object.keys(globalThis)) if (!globals.has(key)) delete globalThis[key];
 }
 
 /** Parsed files by source: parsing is half of a render. Bounded by the characters that it holds. */
@@ -157,8 +216,8 @@ function problem(error) {
 /** NaN, infinities and bytes, which JSON cannot carry; `__base64__` is what poml's own context files use. */
 function revive(value) {
   if (value === null || typeof value !== 'object') return value;
-  if (typeof value.$number === 'string') return Number(value.$number);
-  if (value.__base64__) return Buffer.from(value.__base64__, 'base64');
+  if (typeof value['\ue000number'] === 'string') return Number(value['\ue000number']);
+  if (value.__base64__ && typeof value.__base64__ === 'string') return Buffer.from(value.__base64__, 'base64');
   for (const key of Object.keys(value)) value[key] = revive(value[key]);
   return value;
 }
@@ -175,6 +234,9 @@ async function answer(request) {
   } catch (error) {
     problems.push(problem(error));
   }
+  await settle();
+  poml.base.BufferCollection.clear(); // documents by path and time: a file rewritten in the same tick would stay old
+  forgetGlobals();
   // What POML collected came first, and is mostly why something was thrown after it.
   problems.unshift(...poml.base.ErrorCollection.list().map(problem));
   const ms = Number(process.hrtime.bigint() - start) / 1e6;
@@ -196,7 +258,7 @@ function serve() {
       } catch (error) { // a frame that is no JSON: a schema that holds itself, a BigInt
         line = JSON.stringify({ id: request.id, problems: [problem(error)] });
       }
-      send(`${line}\n`);
+      send(line);
     }
     busy = false;
   }
@@ -212,16 +274,20 @@ function serve() {
   process.stdin.on('end', () => process.exit(0)); // the parent is gone
 }
 
-let poml;
+let poml, settle;
 try {
   poml = load(...process.argv.slice(2));
   stopOwnerStacks(poml.React);
+  rememberSpecs(poml.base);
   passNativeMessages(poml.base);
+  settle = keepPromises(poml.base);
 } catch (error) {
-  send(`${JSON.stringify({ fatal: String(error?.message ?? error) })}\n`, () => process.exit(3));
+  send(JSON.stringify({ id: 0, fatal: String(error?.message ?? error) }), () => process.exit(3));
 }
 const files = new Files(16 * 1024 * 1024);
+const globals = new Set(Object.keys(globalThis));
 if (poml) {
   serve();
-  send(`${JSON.stringify({ ready: { node: process.version, poml: poml.version, cache: poml.cache, length: poml.length } })}\n`);
+  const { version, cache, length } = poml;
+  send(JSON.stringify({ id: 0, ready: { node: process.version, poml: version, cache, length } }));
 }

@@ -1,0 +1,75 @@
+"""What the engine is asked, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pomlflow.engine.encode import dumps
+
+__all__ = ["Request", "Result"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One render to be done.
+
+    Attributes:
+        markup: The markup.
+        context: The variables as a JSON object, from `encode`.
+        revive: Whether it holds what JSON cannot carry, from `encode`.
+        stylesheet: A stylesheet beside the markup's own, or None.
+        path: The absolute path that relative sources are resolved against, or None.
+        inline: Whether that path only stands for a folder, and errors are to say ``<inline>``.
+        chat: Whether to give messages, or one text.
+        natives: For a variable that is a list of messages with a native form, a mark for each: where a
+            ``<conversation>`` shows the message, its mark comes out.
+    """
+
+    markup: str
+    context: bytes = b"{}"
+    revive: bool = False
+    stylesheet: Mapping[str, Any] | None = None
+    path: str | None = None
+    inline: bool = False
+    chat: bool = True
+    natives: Mapping[str, Sequence[str]] | None = None
+
+    @property
+    def file(self) -> str | None:
+        """The file, for messages; None for inline markup."""
+        return None if self.inline else self.path
+
+    def line(self) -> bytes:
+        """What the worker reads, without the opening brace.
+
+        Raises:
+            VariableError: The stylesheet holds what has no form in JSON.
+        """
+        head, _ = dumps(
+            {
+                "markup": self.markup,
+                "stylesheet": self.stylesheet,
+                "path": self.path,
+                "chat": self.chat,
+                "revive": self.revive,
+                "natives": self.natives,
+            }
+        )
+        return b'%b,"context":%b}' % (head[1:-1], self.context)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a render gave.
+
+    Attributes:
+        output: What ``poml.poml(format="dict")`` gives.
+        engine: Which engine made it.
+        node_ms: Milliseconds inside Node; None for the engine ``poml``.
+    """
+
+    output: dict[str, Any]
+    engine: Literal["warm", "poml"]
+    node_ms: float | None = None
