@@ -7,9 +7,11 @@ from typing import Any
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
 from llama_index.core.instrumentation.event_handlers import NullEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.span import active_span_id
 from pydantic import InstanceOf, field_serializer
 from typing_extensions import override
 
+from pomlflow.llama_index.texts import remember
 from pomlflow.record import RenderRecord
 
 __all__ = ["PomlRenderEvent", "deliver"]
@@ -70,9 +72,17 @@ def deliver(record: RenderRecord) -> None:
     Args:
         record: The render.
     """
+    if active_span_id.get() is None:  # no run: its text may be an agent's system prompt
+        remember(record)
     dispatcher = _dispatcher
     while not any(type(handler) is not NullEventHandler for handler in dispatcher.event_handlers):
         if not dispatcher.propagate:
             return
         dispatcher = dispatcher.parent
-    _dispatcher.event(PomlRenderEvent(record=record))
+    event = PomlRenderEvent(record=record)
+    _dispatcher.event(event)
+    if any(handler.class_name() == "MlflowEventHandler" for handler in _dispatcher.root.event_handlers):
+        # MLflow's autolog, whose handler passes over events that are not LlamaIndex's own.
+        from pomlflow.llama_index.callbacks import log_under_mlflow_autolog
+
+        log_under_mlflow_autolog(record, event.span_id)

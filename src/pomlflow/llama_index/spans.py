@@ -1,0 +1,324 @@
+"""LlamaIndex's spans as MLflow's.
+
+The tree is that of MLflow's own tracer, without its faults, seen with MLflow 3.12 to 3.17; each has a test that tells
+when MLflow does it right by itself:
+
+1. A streaming query leaves its spans in the tracer's memory; one that is not read to its end leaves its trace open for
+   ever, and its generator alive.
+2. Async streams are taken for results: their span ends with a generator's address for an answer, those above it never.
+3. What LlamaIndex does in a span of the user's own (``@mlflow.trace``) inside a tool is put beside that span.
+4. A task that outlives its trace loses all later ones.
+
+A span that has exited waits for the streams below it. So the root ends last, which is when MLflow stores the trace.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from inspect import BoundArguments
+from typing import Any
+
+import mlflow
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.exception import ExceptionEvent
+from llama_index.core.instrumentation.events.llm import (
+    LLMChatEndEvent,
+    LLMChatInProgressEvent,
+    LLMCompletionEndEvent,
+    LLMCompletionInProgressEvent,
+)
+from llama_index.core.instrumentation.span import active_span_id
+from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from mlflow.entities import LiveSpan
+from mlflow.tracing import provider
+from mlflow.tracing.trace_manager import InMemoryTraceManager
+from mlflow.tracing.utils import set_span_chat_tools
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import INVALID_SPAN
+from pydantic import Field
+
+from pomlflow.llama_index.open_span import OpenSpan, Owner, inputs_of, plain
+from pomlflow.llama_index.streams import Later, follow, has_ended, holds_stream, response_of, stream_of
+from pomlflow.llama_index.tracer import Autolog, Details, autolog_handler
+from pomlflow.tracking.spans import active, warn_once
+
+__all__ = ["Spans", "nearest"]
+
+_MOST_LEFT = 4_096
+
+
+class Spans(BaseSpanHandler[Any]):
+    """Make MLflow's spans of those LlamaIndex spans that somebody wants. It stands in LlamaIndex's dispatcher.
+
+    Args:
+        choose: Gives, for the component of a span that has no traced span around it, whose trace begins here, or None.
+    """
+
+    # Fields, because pydantic finds private attributes a microsecond later.
+    choose: Any = Field(default=None, repr=False)
+    alive: dict[str, Any] = Field(default_factory=dict, repr=False)  # OpenSpan by LlamaIndex's id
+    left: dict[str, Any] = Field(default_factory=dict, repr=False)  # weak references to owners, the same
+    autolog: Any = Field(default=None, repr=False)
+    details: Any = Field(default=None, repr=False)
+    later: Any = Field(default=None, repr=False)
+
+    def __init__(self, choose: Callable[[Any], Owner | None]) -> None:
+        super().__init__()
+        self.choose = choose
+        self.autolog = Autolog()
+        self.details = Details(self._writable)
+        self.later = Later()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Spans:
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """A name of its own: MLflow takes handlers away by name."""
+        return "PomlSpanHandler"
+
+    def find(self, span_id: str | None) -> tuple[LiveSpan | None, Owner | None]:
+        """The MLflow span of a LlamaIndex span, ours or autolog's, and whose trace it is, as far as that is known."""
+        if (opened := self.alive.get(span_id or "")) is not None:
+            return opened.span, opened.owner
+        return self.autolog.span(span_id), self._owner_of_left(span_id)
+
+    # What LlamaIndex calls.
+
+    def new_span(  # type: ignore[override] # tags, too, are passed by name, and not used
+        self,
+        id_: str,
+        bound_args: BoundArguments,
+        instance: Any = None,
+        parent_span_id: str | None = None,
+        **_: Any,
+    ) -> OpenSpan | None:
+        """Begin a span, where somebody wants it."""
+        try:
+            self.later.catch_up()
+            parent = self.alive.get(parent_span_id or "")
+            if (handler := autolog_handler()) is not None:
+                self._leave(handler, id_, parent, parent_span_id, instance)
+                return None
+            owner = parent.owner if parent is not None else self.choose(instance)
+            return None if owner is None else self._begin(id_, bound_args, instance, parent, owner)
+        except Exception as error:  # noqa: BLE001 - telemetry never hurts; the dispatcher would swallow it in silence
+            warn_once("llama-index span", "a LlamaIndex span could not be traced: %r", error)
+            return None
+
+    def prepare_to_exit_span(
+        self, id_: str, bound_args: BoundArguments, instance: Any = None, result: Any = None, **_: Any
+    ) -> OpenSpan | None:
+        """End a span, or let it wait for its stream."""
+        opened = self.alive.get(id_)
+        try:
+            if opened is not None:
+                self._exit(opened, result)
+            elif (handler := self.autolog.orphaned(id_)) is not None:
+                handler.span_exit(id_=id_, bound_args=bound_args, instance=instance, result=result)
+        except Exception as error:  # noqa: BLE001
+            warn_once("llama-index span end", "a LlamaIndex span could not be ended properly: %r", error)
+        return opened
+
+    def prepare_to_drop_span(
+        self, id_: str, bound_args: BoundArguments, instance: Any = None, err: BaseException | None = None, **_: Any
+    ) -> OpenSpan | None:
+        """End a span that failed."""
+        opened = self.alive.get(id_)
+        try:
+            if opened is not None:
+                self._drop(opened, err)
+            elif (handler := self.autolog.orphaned(id_)) is not None:
+                handler.span_drop(id_=id_, bound_args=bound_args, instance=instance, err=err)
+        except Exception as error:  # noqa: BLE001
+            warn_once("llama-index span end", "a LlamaIndex span could not be ended properly: %r", error)
+        return opened
+
+    def on_event(self, event: BaseEvent) -> None:
+        """Take from an event what it tells of its span."""
+        opened = self.alive.get(event.span_id or "")
+        if opened is None:
+            self.autolog.note(event)
+        elif isinstance(event, ExceptionEvent):
+            if opened.exited:
+                self.later.do(partial(self._stream_ended, opened, None, event.exception))
+        else:
+            self.details.note(event)
+            if isinstance(event, (LLMChatInProgressEvent, LLMCompletionInProgressEvent)):
+                opened.outputs = event.response
+            elif opened.exited and isinstance(event, (LLMChatEndEvent, LLMCompletionEndEvent)):
+                opened.outputs = event.response
+                self._stream_ended(opened, None, None)
+
+    # The life of a span.
+
+    def _leave(self, handler: Any, id_: str, parent: OpenSpan | None, parent_id: str | None, instance: Any) -> None:
+        """Leave a span to MLflow's autolog; a POML span in it is still its owner's."""
+        self.autolog.leave_to(handler)
+        owner = parent.owner if parent is not None else self._owner_of_left(parent_id) or self.choose(instance)
+        if owner is not None:
+            self.left[id_] = weakref.ref(owner)
+            while len(self.left) > _MOST_LEFT:
+                self.left.pop(next(iter(self.left)), None)
+
+    def _owner_of_left(self, span_id: str | None) -> Owner | None:
+        owner = self.left.get(span_id or "")
+        return None if owner is None else owner()
+
+    def _begin(
+        self, id_: str, bound_args: BoundArguments, instance: Any, parent: OpenSpan | None, owner: Owner
+    ) -> OpenSpan | None:
+        inputs = inputs_of(bound_args)
+        with _rooted() if parent is None else nullcontext():
+            span = mlflow.start_span_no_context(
+                name=id_.partition("-")[0],
+                parent_span=mlflow.get_current_active_span() if parent is None else nearest(parent.span),
+                span_type=self.details.span_type(instance),
+                inputs=inputs if owner.mask is None else None,
+                attributes=self._attributes(instance),
+            )
+        opened = OpenSpan(id_, span, owner, parent, isinstance(instance, BaseLLM))
+        if owner.mask is not None:
+            opened.inputs = plain(inputs)
+        self.alive[id_] = opened
+        if parent is not None:
+            parent.below[id_] = opened
+        opened.token = provider.set_span_in_context(span)
+        if opened.model and (tools := inputs.get("kwargs", {}).get("tools")):
+            with suppress(Exception):  # as MLflow does: the model may take its tools in a shape that is not OpenAI's
+                set_span_chat_tools(span, tools)
+        return opened
+
+    def _attributes(self, instance: Any) -> dict[str, Any]:
+        try:
+            attributes: dict[str, Any] = self.details.attributes(instance)
+        except Exception as error:  # noqa: BLE001 - a component's own code, such as a model's metadata
+            warn_once("llama-index attributes", "a component's attributes could not be traced: %r", error)
+            return {}
+        return attributes
+
+    def _exit(self, opened: OpenSpan, result: Any) -> None:
+        opened.leave_context()
+        opened.streaming = holds_stream(result)
+        if not opened.streaming:
+            opened.outputs, opened.ready = result, True
+        elif (response := response_of(result)) is not None:
+            ended = partial(self._follower_ended, opened)
+            opened.stream = self._watch(follow(response, partial(_inside, _origin(opened, response)), ended), opened)
+        elif (stream := stream_of(result)) is not None:
+            opened.stream = self._watch(stream, opened)
+            opened.ready = opened.ready or has_ended(stream)
+        else:  # followed already, or read by a thread of LlamaIndex's: the spans below tell when it has ended
+            opened.ready = True
+        opened.exited = True  # the last, because what is below may end on another thread just now
+        self._settle(opened)
+
+    def _drop(self, opened: OpenSpan, error: BaseException | None) -> None:
+        opened.leave_context()
+        for child in list(opened.below.values()):
+            if child.exited:
+                self._stream_ended(child, None, None)
+        opened.error = error
+        opened.ready = opened.exited = True
+        self._settle(opened)
+
+    def _watch(self, stream: Any, opened: OpenSpan) -> weakref.ref[Any]:
+        """Have a span end with its stream where nobody reads that to its end."""
+
+        def dropped(_: weakref.ref[Any]) -> None:
+            self.later.do(partial(self._stream_ended, opened, None, None))
+
+        return weakref.ref(stream, dropped)
+
+    def _follower_ended(self, opened: OpenSpan, text: str | None, error: BaseException | None) -> None:
+        self.later.do(partial(self._stream_ended, opened, text, error))
+
+    def _stream_ended(self, opened: OpenSpan, text: str | None, error: BaseException | None) -> None:
+        opened.text = text or opened.text
+        if error is not None and not isinstance(error, GeneratorExit):  # who stops reading has not failed
+            opened.error = error
+        self._settle_below(opened)
+        opened.ready = True
+        self._settle(opened)
+
+    def _settle_below(self, opened: OpenSpan) -> None:
+        """Let go of generators in between that came to their end with the one around them."""
+        for child in list(opened.below.values()):
+            if not child.exited:
+                continue
+            self._settle_below(child)
+            stream = None if child.stream is None else child.stream()
+            if stream is None or has_ended(stream):
+                child.text = child.text or opened.text
+                child.ready = True
+                self._settle(child)
+
+    def _settle(self, opened: OpenSpan) -> None:
+        """End a span that waits for nothing, and those above that waited for it alone."""
+        while opened.exited and opened.ready and not opened.waits:
+            if self.alive.pop(opened.id, None) is None:  # another thread was faster
+                return
+            opened.end()
+            parent = opened.parent
+            if parent is None:
+                return
+            parent.below.pop(opened.id, None)
+            if opened.streaming:
+                parent.learn(opened)
+            opened = parent
+
+    def _writable(self, span_id: str | None) -> Any:
+        opened = self.alive.get(span_id or "")
+        return None if opened is None else opened.writable
+
+
+def nearest(span: LiveSpan) -> LiveSpan:
+    """The span that something made here and now in a component belongs under.
+
+    Args:
+        span: The component's.
+
+    Returns:
+        The user's own span (``@mlflow.trace``), where one is open inside the component; else the component's.
+    """
+    inner = mlflow.get_current_active_span()
+    if inner is None or inner.trace_id != span.trace_id:
+        return span
+    traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
+    found: LiveSpan | None = inner
+    while found is not None and found.span_id != span.span_id:
+        found = traces.get_span_from_id(found.trace_id, found.parent_id) if found.parent_id else None
+    return span if found is None else inner
+
+
+@contextmanager
+def _rooted() -> Iterator[None]:
+    """Where a task has outlived its trace, begin a new one: MLflow would take the ended span for the parent."""
+    current: Any = provider.get_current_otel_span()
+    stale = isinstance(current, ReadableSpan) and mlflow.get_current_active_span() is None
+    with active(INVALID_SPAN) if stale else nullcontext():
+        yield
+
+
+@contextmanager
+def _inside(opened: OpenSpan) -> Iterator[None]:
+    """Make a span the active one, for MLflow and for LlamaIndex."""
+    span: Any = opened.span._span
+    token = active_span_id.set(opened.id)
+    try:
+        with active(span):
+            yield
+    finally:
+        active_span_id.reset(token)
+
+
+def _origin(opened: OpenSpan, response: Any) -> OpenSpan:
+    """The innermost span that a response's stream comes from."""
+    for child in opened.below.values():
+        if child.stream is not None and child.stream() is response.response_gen:
+            return _origin(child, response)
+    return opened
