@@ -38,6 +38,7 @@ from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent
 _FOREIGN = (
     "ignore:The `__(fields|fields_set)__` attribute is deprecated:DeprecationWarning",
     "ignore:Accessing the 'model_(computed_)?fields' attribute on the instance is deprecated:DeprecationWarning",
+    "ignore:is_running called from within a step:DeprecationWarning",
 )
 
 Answer = str | ChatMessage | Exception | Callable[[Any], Any]

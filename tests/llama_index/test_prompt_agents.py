@@ -1,0 +1,222 @@
+"""A POML prompt in LlamaIndex's agents, workflows and memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, FunctionAgent, ReActAgent
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.span.base import BaseSpan
+from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from llama_index.core.memory import FactExtractionMemoryBlock, Memory, StaticMemoryBlock
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
+from pydantic import Field
+
+from pomlflow.llama_index import PomlPromptTemplate
+
+
+class Spans(BaseSpanHandler[BaseSpan]):
+    """Of each span: the function's name, its arguments and its parent."""
+
+    entered: dict[str, tuple[str, dict[str, Any], str | None]] = Field(default_factory=dict)
+
+    def new_span(self, id_, bound_args, instance=None, parent_span_id=None, tags=None, **_):
+        name = id_.split("-")[0].split(".")[-1].removeprefix("a")
+        self.entered[id_] = (name, {**bound_args.arguments, **bound_args.kwargs}, parent_span_id)
+        return BaseSpan(id_=id_, parent_id=parent_span_id)
+
+    def prepare_to_exit_span(self, id_, bound_args, instance=None, result=None, **_):
+        return None
+
+    def prepare_to_drop_span(self, id_, bound_args, instance=None, err=None, **_):
+        return None
+
+
+STATE = (
+    "<p>State: {{state.done}} of {{state.all}}</p><p>{{msg}}</p>",
+    "State: {{ state.done }} of {{ state.all }}\n\n{{ msg }}",
+)
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+async def test_an_agents_state_prompt_sees_the_state_as_an_object(either, scripted, tool_call, renders):
+    """A function agent puts its state into the user's message, once."""
+    llm = scripted(tool_call("add", a=1, b=2), "three")
+    agent = FunctionAgent(tools=[add], llm=llm, state_prompt=either(*STATE), initial_state={"done": 1, "all": 3})
+    assert str(await agent.run("1+2?\n  please")) == "three"
+    assert [call[0].content for call in llm.sent] == ["State: 1 of 3\n\n1+2?\n  please"] * 2
+    assert len(renders) in (0, 1)
+    assert all(event.span_id for event in renders)
+
+
+async def test_a_react_agents_header_is_rendered_at_each_step(scripted, renders):
+    """update_prompts formats the header with nothing; each step fills the tools in, where the render is."""
+    llm = scripted(
+        'Thought: I add.\nAction: add\nAction Input: {"a": 1, "b": 2}', "Thought: I can answer.\nAnswer: three"
+    )
+    agent = ReActAgent(tools=[add], llm=llm)
+    header = PomlPromptTemplate(
+        '<task>Write #lbrace;"a": 1#rbrace; for a tool.</task><p>{{tool_desc}}</p><p>Of: {{tool_names}}</p>', name="re"
+    )
+    agent.update_prompts({"react_header": header})
+    assert renders == []
+    assert str(await agent.run("1+2?")) == "three"
+    system = llm.sent[0][0]
+    assert system.content.startswith('# Task\n\nWrite {"a": 1} for a tool.\n\n> Tool Name: add\n')
+    assert system.content.endswith("\n\nOf: add")
+    assert [(event.record.name, bool(event.span_id)) for event in renders] == [("re", True), ("re", True)]
+
+
+async def test_a_workflows_prompts_are_formatted_at_their_place(scripted, tool_call, renders):
+    """AgentWorkflow: the handoff tool's description, the handoff's answer and the state."""
+    llm = scripted(tool_call("handoff", to_agent="b", reason="tired"), "done")
+    agents = [
+        FunctionAgent(name=name, description=f"agent {name}", tools=[], llm=llm, system_prompt=f"I am {name}")
+        for name in ("a", "b")
+    ]
+    flow = AgentWorkflow(
+        agents,
+        root_agent="a",
+        initial_state={"done": 1, "all": 2},
+        handoff_prompt=PomlPromptTemplate("<p>Pass on to: {{agent_info}}</p>", name="handoff"),
+        handoff_output_prompt=PomlPromptTemplate(
+            "<p>#lbrace;{{to_agent}}#rbrace; goes on: {{reason}}</p>", name="output"
+        ),
+        state_prompt=PomlPromptTemplate(STATE[0], name="state"),
+    )
+    assert str(await flow.run("go")) == "done"
+    assert llm.sent[0][-1].content == "State: 1 of 2\n\ngo"
+    assert [message.content for message in llm.sent[1] if message.role == "tool"] == ["{b} goes on: tired"]
+    # The handoff tool is made anew for each agent's step, and for the call of it.
+    assert [event.record.name for event in renders if event.record.name != "handoff"] == ["state", "output"]
+    assert next(e.record.output["messages"] for e in renders if e.record.name == "handoff")[0]["content"].startswith(
+        "Pass on to: {"
+    )
+    assert all(event.span_id for event in renders)
+
+
+async def test_a_code_agents_prompt_is_joined_to_its_system_prompt(scripted):
+    """CodeActAgent makes a PromptTemplate of get_template() and the system prompt, as far as its API allows."""
+    llm = scripted("I need no code.")
+    agent = CodeActAgent(
+        code_execute_fn=lambda code: code,
+        tools=[add],
+        llm=llm,
+        code_act_system_prompt=PomlPromptTemplate('<task>Give #lbrace;"x"#rbrace;.</task><p>{{tool_descriptions}}</p>'),
+        system_prompt="Be brief.",
+    )
+    await agent.run("hi")
+    system = llm.sent[0][0].content
+    assert system.startswith('# Task\n\nGive {"x"}.\n\n')
+    assert "Add two numbers." in system
+    assert system.endswith("\nBe brief.")
+
+
+def test_a_code_agent_alone_cannot_take_a_prompt(scripted):
+    """Without a system prompt CodeActAgent fails with any prompt object (llama-index-core 0.14.25)."""
+    for prompt in (PomlPromptTemplate("<p>{{tool_descriptions}}</p>"), PromptTemplate("{tool_descriptions}")):
+        with pytest.raises(UnboundLocalError):
+            CodeActAgent(code_execute_fn=add, llm=scripted(), code_act_system_prompt=prompt)
+
+
+async def test_a_system_prompt_is_the_rendered_text(scripted, tool_call):
+    """Where LlamaIndex takes strings alone, format() gives one."""
+    prompt = PomlPromptTemplate("<role>You are {{who}}</role>")
+    llm = scripted("hi")
+    await FunctionAgent(tools=[add], llm=llm, system_prompt=prompt.format(who="Ada")).run("hi")
+    assert llm.sent[0][0].content == "# Role\n\nYou are Ada"
+
+
+async def test_agents_cannot_change_the_prompts_own_messages(scripted):
+    """Agents write into the blocks of the messages that they are given."""
+    prompt = PomlPromptTemplate("<p>Hello</p>")
+    message = prompt.format_messages()[0]
+    message.blocks[0].text = "changed"
+    message.additional_kwargs["x"] = 1
+    assert prompt.format_messages()[0] == ChatMessage(role="user", content="Hello")
+
+
+async def test_memory_blocks_are_shown_by_a_prompt(either, scripted, renders):
+    """Memory's template is typed RichPromptTemplate and formatted with a list of pairs."""
+    memory = Memory.from_defaults(
+        memory_blocks=[StaticMemoryBlock(name="facts", static_content="A is B.\n  C")],
+        memory_blocks_template=either(
+            '<p for="block in memory_blocks" whiteSpace="pre">{{block[0]}}: {{block[1][0].text}}</p>',
+            "{% for name, blocks in memory_blocks %}{{ name }}: {{ blocks[0].text }}{% endfor %}",
+        ),
+    )
+    messages = await memory.aget(input="hi")
+    assert messages[0].content == "facts: A is B.\n  C"
+    await memory.sql_store._async_engine.dispose()
+
+
+async def test_a_fact_memory_asks_with_its_prompts(either, scripted):
+    """FactExtractionMemoryBlock formats messages with the facts that it has."""
+    llm = scripted("<facts><fact>Ada likes tea</fact></facts>")
+    block = FactExtractionMemoryBlock(
+        llm=llm,
+        fact_extraction_prompt_template=either("<p>Known:{{existing_facts}} Go</p>", "Known:{{ existing_facts }} Go"),
+    )
+    await block.aput([ChatMessage(role="user", content="I like tea")])
+    assert block.facts == ["Ada likes tea"]
+    assert [message.content for message in llm.sent[0]] == ["I like tea", "Known: Go"]
+
+
+class Told(Event):
+    topic: str
+
+
+class Said(Event):
+    text: str
+
+
+class Chorus(Workflow):
+    """Two steps of several workers render one prompt at once, in the loop and in a thread."""
+
+    def __init__(self, prompt, llm, topics):
+        super().__init__(timeout=60)
+        self.prompt, self.llm, self.topics = prompt, llm, topics
+
+    @step
+    async def tell(self, ctx: Context, ev: StartEvent) -> Told | None:
+        for topic in self.topics:
+            ctx.send_event(Told(topic=topic))
+
+    @step(num_workers=4)
+    async def say(self, ctx: Context, ev: Told) -> Said:
+        await self.llm.apredict(self.prompt, topic=ev.topic)
+        here = await self.prompt.aformat_messages(topic=f"{ev.topic} here")
+        there = await asyncio.to_thread(self.prompt.format_messages, topic=f"{ev.topic} there")
+        return Said(text=f"{here[0].content}, {there[0].content}")
+
+    @step
+    async def gather(self, ctx: Context, ev: Said) -> StopEvent | None:
+        said = ctx.collect_events(ev, [Said] * len(self.topics))
+        return StopEvent(result=sorted(one.text for one in said)) if said else None
+
+
+async def test_concurrent_steps_render_in_their_own_spans(scripted, renders):
+    """Each event carries the span of the predict call or the step that it was rendered in."""
+    spans = Spans()
+    get_dispatcher().add_span_handler(spans)
+    topics = [f"t{number}" for number in range(6)]
+    prompt = PomlPromptTemplate("<p>On {{topic}}</p>")
+    result = await Chorus(prompt, scripted(), topics).run()
+    assert result == [f"On {topic} here, On {topic} there" for topic in topics]
+    placed = {event.record.variables["topic"]: spans.entered[event.span_id] for event in renders}
+    assert len(renders) == len(placed) == 18
+    for topic in topics:
+        name, arguments, parent = placed[topic]
+        assert (name, arguments["topic"]) == ("predict", topic)
+        assert spans.entered[parent][0] == "say"
+        for place in ("here", "there"):
+            name, arguments, _ = placed[f"{topic} {place}"]
+            assert (name, arguments["ev"].topic) == ("say", topic)
