@@ -75,4 +75,6 @@ def _reason(request: Request, file: Path, context: dict[str, Any], stylesheet: d
                 reported[key] = int(number[1])
         if path := re.search(r"^  sourcePath: '(.*)'", text, re.MULTILINE):
             reported["path"] = path[1]
+        elif "<include" in request.markup.lower():
+            del reported["start"]  # a component's error names no file, and may be an included one's
     return render_error([reported], request)

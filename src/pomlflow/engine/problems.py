@@ -12,6 +12,9 @@ from pomlflow.exceptions import Problem, RenderError
 __all__ = ["render_error"]
 
 
+_ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
+
+
 def render_error(reported: Sequence[Mapping[str, Any]], request: Request) -> RenderError:
     """Make one error of all that POML collected in a render.
 
@@ -24,11 +27,12 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request) -> Ren
     """
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
-    return RenderError([_problem(item, root, texts, inline=request.inline) for item in reported])
+    problems = [_problem(item, root, texts, inline=request.inline) for item in reported]
+    lexical = any(problem.message.startswith("unexpected character") for problem in problems)
+    return RenderError(problems, _ESCAPES if lexical else None)
 
 
 def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], *, inline: bool) -> Problem:
-    # POML leaves the path out for what fails inside <document> and <img>; the offsets are the root file's then.
     path = item.get("path") or root
     if path not in texts:
         texts[path] = _read(path)
@@ -37,13 +41,21 @@ def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], *
     text, start, end = texts[path], item.get("start"), item.get("end")
     if text is None or not isinstance(start, int):
         return Problem(message, kind, file)
-    first = _characters(text, start)
-    last = _characters(text, end) if isinstance(end, int) else first
+    first, last = _span(text, _characters(text, start), _characters(text, end if isinstance(end, int) else start))
     line = text.count("\n", 0, first) + 1
     begin = text.rfind("\n", 0, first) + 1
     shown = text[begin:].split("\n", 1)[0].rstrip("\r")
     width = max(1, min(last + 1, begin + len(shown)) - first)
     return Problem(message, kind, file, line, first - begin + 1, shown, width)
+
+
+def _span(text: str, first: int, last: int) -> tuple[int, int]:
+    """Mend where POML's span is known to be off."""
+    if text[first + 1 : last + 2].startswith("{{") and text[first + 1 : last + 2].endswith("}}"):
+        return first + 1, last + 1  # in an attribute POML does not count the opening quote
+    if first < last:  # a schema's text begins with the line break after its tag
+        first += len(text[first : last + 1]) - len(text[first : last + 1].lstrip())
+    return first, max(first, last)
 
 
 def _characters(text: str, units: int) -> int:

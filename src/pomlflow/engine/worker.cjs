@@ -116,6 +116,22 @@ function rememberSpecs({ PomlComponent: { prototype } }) {
   }
 }
 
+const SPAN = 2 ** 32;
+let sources = [];
+
+/**
+ * An error of a component tells an offset and no file, also where the component stands in an included file. So each
+ * offset carries the number of its file: `sources` is the render's files, the root first.
+ */
+function numberSources({ prototype }) {
+  const { ensureRange } = prototype;
+  prototype.ensureRange = function (position) {
+    let number = sources.indexOf(this.sourcePath);
+    if (number < 0) number = sources.push(this.sourcePath) - 1;
+    return ensureRange.call(this, position) + number * SPAN;
+  };
+}
+
 const MARK = Symbol('the mark of a native message');
 
 /**
@@ -189,7 +205,9 @@ class Files {
 }
 
 async function render({ markup, context, stylesheet, path: file, chat }) {
+  sources = [];
   const { parsed, errors } = files.get(markup, file);
+  sources[0] = parsed.sourcePath;
   // What react() leaves behind in a PomlFile of poml 0.0.8, and what its constructor reported.
   parsed.responseSchema = parsed.toolsSchema = parsed.runtimeParameters = undefined;
   parsed.disabledComponents = new Set();
@@ -209,8 +227,9 @@ async function render({ markup, context, stylesheet, path: file, chat }) {
 }
 
 function problem(error) {
-  const { name, message, startIndex, endIndex, sourcePath } = Object(error);
-  return { kind: name || typeof error, message: String(message ?? error), start: startIndex, end: endIndex, path: sourcePath };
+  const { name, message, startIndex: start, endIndex: end, sourcePath } = Object(error);
+  const place = { start: start % SPAN, end: end % SPAN, path: sourcePath ?? sources[Math.floor(start / SPAN)] };
+  return { kind: name || typeof error, message: String(message ?? error), ...place };
 }
 
 /** NaN, infinities and bytes, which JSON cannot carry; `__base64__` is what poml's own context files use. */
@@ -279,6 +298,7 @@ try {
   poml = load(...process.argv.slice(2));
   stopOwnerStacks(poml.React);
   rememberSpecs(poml.base);
+  numberSources(poml.PomlFile);
   passNativeMessages(poml.base);
   settle = keepPromises(poml.base);
 } catch (error) {
