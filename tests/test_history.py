@@ -1,0 +1,147 @@
+"""Native messages through a template, with a framework of four lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pomlflow.exceptions import RenderError, VariableError
+from pomlflow.history import History
+from pomlflow.record import RenderRecord
+from pomlflow.template import Template
+
+
+@dataclass
+class Note:
+    """A framework's message."""
+
+    speaker: str
+    text: str
+    parts: tuple[Any, ...] = ()
+
+
+class Notes(History[Note]):
+    native = Note
+
+    def convert(self, value: Any) -> list[Note]:
+        return [Note(*note.split(": ", 1)) if isinstance(note, str) else note for note in value]
+
+    def to_poml(self, message: Note) -> dict[str, Any]:
+        return {"speaker": message.speaker, "content": list(message.parts) or message.text}
+
+    def describe(self, message: Note) -> dict[str, Any]:
+        return {"speaker": message.speaker, "content": message.text, "long": len(message.text) > 9}
+
+
+ONE, TWO, THREE = Note("human", "one"), Note("ai", "a longer two"), Note("tool", "three")
+PICTURE = {"type": "image/png", "base64": "AAAA", "alt": "a dot"}
+
+
+def render(markup: str, chat: bool = True, **variables: Any) -> tuple[RenderRecord, Notes]:
+    history = Notes()
+    return Template(markup, chat=chat).render(variables, history=history), history
+
+
+def shown(record: RenderRecord) -> list[str]:
+    return [f"{message['speaker']}: {message['content']}" for message in record.result()["messages"]]
+
+
+def test_it_tells_where_the_native_messages_are() -> None:
+    record, history = render(
+        '<poml><system-msg>s</system-msg><conversation messages="{{h}}"/><human-msg>q</human-msg></poml>',
+        h=[ONE, TWO, THREE],
+    )
+    assert shown(record) == ["system: s", "human: one", "ai: a longer two", "tool: three", "human: q"]
+    assert history.placed == {1: ONE, 2: TWO, 3: THREE}
+    assert all(history.placed[place] is note for place, note in ((1, ONE), (2, TWO), (3, THREE)))
+
+
+async def test_in_async_too() -> None:
+    history = Notes()
+    record = await Template('<conversation messages="{{h}}"/>').arender({"h": [TWO]}, history=history)
+    assert (shown(record), history.placed) == (["ai: a longer two"], {0: TWO})
+
+
+def test_what_the_conversation_names_is_converted() -> None:
+    record, history = render('<conversation messages="{{h}}"/>', h=["human: hi", "ai: yo"])
+    assert history.placed == {0: Note("human", "hi"), 1: Note("ai", "yo")}
+    assert shown(record) == ["human: hi", "ai: yo"]
+
+
+def test_native_messages_are_found_in_any_variable() -> None:
+    """Alone, or at either end of a list: an expression may choose from them."""
+    record, history = render('<conversation messages="{{ h.filter(m => m.long) }}"/>', h=["ai: first", ONE, TWO])
+    assert (shown(record), history.placed) == (["ai: a longer two"], {0: TWO})
+    record, _ = render("<p>{{m.content}}</p>", m=ONE)
+    assert shown(record) == ["human: one"]
+
+
+def test_other_lists_are_left_alone() -> None:
+    variables = {"words": ["a", "b"], "numbers": list(range(9)), "none": [], "text": "t", "object": {"h": [1]}}
+    assert Notes().take(variables, ()) is variables
+
+
+def test_the_records_variables_are_what_expressions_saw() -> None:
+    record, _ = render('<conversation messages="{{h}}"/>', h=[TWO])
+    assert record.variables == {"h": [{"speaker": "ai", "content": "a longer two", "long": True}]}
+
+
+def test_none_is_no_message() -> None:
+    record, history = render('<poml><p>x</p><conversation messages="{{h}}"/></poml>', h=None)
+    assert (shown(record), history.placed) == (["human: x"], {})
+
+
+def test_what_cannot_be_converted_is_a_record_with_its_name() -> None:
+    record, _ = render('<conversation messages="{{h}}"/>', h=7)
+    assert isinstance(record.error, VariableError)
+    assert record.error.variable == "h"
+    assert "variable 'h' holds no messages: 'int' object is not iterable" in str(record.error)
+    assert record.output is None
+
+
+@pytest.mark.parametrize("markup", ['<p>a</p><conversation messages="{{h}}"/>', '<conversation messages="{{h}}"/>'])
+def test_marks_do_not_outlive_a_render(markup: str) -> None:
+    for chat in (True, False):
+        record, _ = render(markup, chat, h=[ONE, THREE])
+        assert "\ue000" not in str(record.result())
+        assert "three" in str(record.result())
+
+
+def test_where_a_message_is_no_message_of_its_own_poml_renders_it() -> None:
+    """Serialised, cut or indented, it comes as text, and nothing is native."""
+    for markup in (
+        '<poml syntax="json"><conversation messages="{{h}}"/></poml>',
+        '<p charLimit="3"><conversation messages="{{h}}"/></p>',
+        '<list><item><conversation messages="{{h}}"/></item></list>',
+    ):
+        record, history = render(markup, h=[TWO, ONE])
+        assert history.placed == {}
+        assert "\ue000" not in str(record.output)
+        assert "a l" in str(record.output)
+
+
+def test_such_a_render_is_one_record_with_both_its_times() -> None:
+    record, _ = render('<p charLimit="3"><conversation messages="{{h}}"/></p>', h=[TWO])
+    assert record.error is None
+    assert record.start_ns < record.end_ns
+
+
+def test_media_and_tools_as_text() -> None:
+    request = {"type": "application/vnd.poml.toolrequest", "id": "c", "name": "look", "content": {"at": "é"}}
+    response = {"type": "application/vnd.poml.toolresponse", "id": "c", "name": "look", "content": "seen"}
+    rich = {**response, "content": ["a", PICTURE]}
+    sound = {"type": "audio/wav", "base64": "AAAA"}
+    history = Notes()
+    history.take(
+        {"h": [Note("ai", "", ("t", request)), Note("tool", "", (response, rich)), Note("human", "", (sound,))]}, ()
+    )
+    assert history.texts() == {
+        "h": [["t", '[look {"at": "é"}]'], ["seen", "a", {"type": "image/png", "base64": "AAAA"}], ["[audio/wav]"]]
+    }  # fmt: skip
+
+
+def test_an_error_of_the_template_stays_its_error() -> None:
+    record, _ = render('<conversation messages="{{h.nope()}}"/>', h=[ONE])
+    assert isinstance(record.error, RenderError)

@@ -1,0 +1,96 @@
+"""What every render leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from poml.api import PomlFrame
+
+from pomlflow.exceptions import PomlError
+from pomlflow.record import JsonObject, RenderRecord, frame_of
+from pomlflow.template import Template
+
+MARKUP = (
+    '<poml><p>Hi {{x}}</p><runtime temperature="0.5"/>'
+    '<output-schema parser="json">{"type": "object", "properties": {}}</output-schema></poml>'
+)
+
+
+def record(**changes: Any) -> RenderRecord:
+    known: dict[str, Any] = {"source": "<p/>", "digest": "d", "variables": {}, "start_ns": 1, "end_ns": 2}
+    return RenderRecord(**{**known, **changes})
+
+
+def test_a_json_object_is_read_when_somebody_looks() -> None:
+    unread = JsonObject(b"not json")  # a record that nobody looks at costs nothing
+    with pytest.raises(ValueError, match="invalid literal"):
+        len(unread)
+    read = JsonObject(b'{"a": [1, null], "b": "\xc3\xa9"}')
+    assert isinstance(read, Mapping)
+    assert read == {"a": [1, None], "b": "é"}
+    assert (read["a"], len(read), list(read), "c" in read, read.get("c")) == ([1, None], 2, ["a", "b"], False, None)
+    assert repr(read) == "{'a': [1, None], 'b': 'é'}"
+    assert read["a"] is read["a"]
+
+
+def test_variables_are_those_of_the_render_whatever_happens_to_them_later() -> None:
+    mine = {"x": ["a"]}
+    made = Template("<p>{{x[0]}}</p>").render(mine)
+    mine["x"].append("b")
+    assert made.variables == {"x": ["a"]}
+
+
+def test_a_record_never_changes() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record().digest = "other"  # type: ignore[misc]
+
+
+def test_the_result_of_a_failed_render_is_its_error() -> None:
+    error = PomlError("no")
+    failed = record(error=error)
+    with pytest.raises(PomlError) as caught:
+        failed.result()
+    assert caught.value is error
+    with pytest.raises(PomlError) as caught:
+        _ = failed.frame
+    assert caught.value is error
+    with pytest.raises(PomlError, match="neither output nor error"):
+        record().result()
+
+
+def test_the_frame_is_pomls_own() -> None:
+    made = Template(MARKUP).render({"x": 1})
+    assert isinstance(made.frame, PomlFrame)
+    assert made.frame.model_dump(exclude_none=True) == {
+        "messages": [{"speaker": "human", "content": "Hi 1"}],
+        "output_schema": {"type": "object", "properties": {}},
+        "runtime": {"temperature": 0.5},
+    }
+    assert made.frame is made.frame
+
+
+def test_the_frame_is_what_poml_gives_as_pydantic() -> None:
+    import poml
+
+    made = Template(MARKUP).render({"x": 1})
+    assert made.frame == poml.poml(MARKUP, {"x": 1}, format="pydantic")
+
+
+def test_the_frame_of_a_text_is_one_message_of_the_humans() -> None:
+    picture = {"type": "image/png", "base64": "AAAA"}
+    for messages in ("text", ["a ", picture]):
+        (message,) = frame_of({"messages": messages}).messages
+        assert message.model_dump(exclude_none=True) == {"speaker": "human", "content": messages}
+    assert frame_of({"messages": []}).messages == []
+
+
+def test_copies_and_pickles_are_equal() -> None:
+    made = Template(MARKUP, name="n", stylesheet={"p": {"syntax": "json"}}).render({"x": 1})
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert copy.deepcopy(made) == made
+    assert dataclasses.replace(made, name="other").variables == made.variables
