@@ -20,8 +20,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
     VideoBlock,
 )
+from llama_index.core.base.response.schema import Response
 from llama_index.core.prompts import BasePromptTemplate
-from llama_index.core.schema import BaseNode, NodeWithScore
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from typing_extensions import override
 
 from pomlflow.history import REQUEST, RESPONSE, History
@@ -33,7 +34,7 @@ _ROLES = {
     "human": MessageRole.USER,
     "ai": MessageRole.ASSISTANT,
     "system": MessageRole.SYSTEM,
-    "tool": MessageRole.TOOL,
+    "tool": MessageRole.USER,  # what is no response answers no call
 }
 _SPEAKERS = {
     "system": "system",
@@ -104,7 +105,9 @@ def _rich(speaker: str, parts: Sequence[Any]) -> list[ChatMessage]:
         else:
             blocks.append(_block(part))
     if blocks or not made:  # an empty POML message has no parts at all, and is still a message
-        made.insert(0, ChatMessage(role=_ROLES[speaker], blocks=blocks or [TextBlock(text="")]))
+        calls = any(isinstance(block, ToolCallBlock) for block in blocks)  # only an assistant's message can carry them
+        role = MessageRole.ASSISTANT if calls else _ROLES[speaker]
+        made.insert(0, ChatMessage(role=role, blocks=blocks or [TextBlock(text="")]))
     return made
 
 
@@ -210,17 +213,17 @@ def _plain(value: Any) -> Any:
         return {"id": value.node_id, "text": value.get_content(), "metadata": dict(value.metadata)}
     if isinstance(value, BasePromptTemplate):
         return str(value.get_template())
-    return value
+    return str(value) if isinstance(value, QueryBundle | Response) else value
 
 
 class MessageHistory(History[ChatMessage]):
-    """LlamaIndex's messages, and its nodes and prompts, in one render of a POML template."""
+    """LlamaIndex's messages, nodes, queries, answers and prompts in one render of a POML template."""
 
     native = ChatMessage
 
     @override
     def take(self, variables: Mapping[str, Any], named: Sequence[str]) -> Mapping[str, Any]:
-        known = (BaseNode, NodeWithScore, BasePromptTemplate)
+        known = (BaseNode, NodeWithScore, BasePromptTemplate, QueryBundle, Response)
         taken: dict[str, Any] = {}
         for name, value in variables.items():
             if isinstance(value, known):

@@ -29,7 +29,7 @@ __all__ = ["PomlPromptTemplate"]
 
 Hidden = tuple[str, ...]
 
-_FILES = re.compile(r"\bsrc\s*=|<(?:include|folder|webpage)\b", re.IGNORECASE)
+_FILES = re.compile(r"\b(?:src|base64)\s*=|<(?:include|folder|webpage)\b", re.IGNORECASE)
 _MESSAGES = re.compile(r"<(?:system|human|user|ai|assistant|tool)-(?:msg|message)\b|<conversation\b|\bspeaker\s*=")
 
 
@@ -83,7 +83,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
 
     _core: Template = PrivateAttr()
     _seen: Snapshot = PrivateAttr()
-    _lengths: dict[str, str] = PrivateAttr(default_factory=dict)
+    _blanks: dict[str, list[ChatMessage]] = PrivateAttr(default_factory=dict)
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        for shared in (self._core, self._lengths):  # nothing but its file changes a template
+        for shared in (self._core, self._blanks):  # nothing but its file changes a template
             memo[id(shared)] = shared
         return super().__deepcopy__(memo)
 
@@ -248,7 +248,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
             PomlError: What is wrong; a missing variable is a `MissingVariableError`.
         """
         if _is_measured(kwargs):
-            return [ChatMessage(role="user", content=self._measure())]
+            return self._measure()
         messages, _ = self._render(kwargs)
         return messages if self.output_parser is None else self.output_parser.format_messages(messages)
 
@@ -283,7 +283,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
             PomlError: What is wrong; a missing variable is a `MissingVariableError`.
         """
         if _is_measured(kwargs):
-            return self._measure()
+            return "\n".join(message.content or "" for message in self._measure())
         aside = llm is None and messages_to_prompt is None and completion_to_prompt is None
         if aside and not kwargs and self._open():
             return self._as_text(quiet=True)
@@ -314,7 +314,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         context = merged.get("context_str")
         if isinstance(context, list) and all(isinstance(text, str) for text in context):
             merged["context_str"] = "\n\n".join(context)  # SimpleSummarize (0.14.25) gives its text in a list
-        variables = self._map_all_vars(merged)
+        variables = {**_histories(now), **self._map_all_vars(merged)}
         return *protect(variables, now, self.stylesheet), MessageHistory(), now
 
     def _refreshed(self) -> Snapshot:
@@ -329,15 +329,19 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         filled = self._map_template_vars({**self.kwargs, **(self.function_mappings or {})})
         return [name for name in self._seen.inference.variables if name not in filled]
 
-    def _measure(self) -> str:
-        """A text about as long as the prompt is without its open variables; rather longer, for the tags in it."""
+    def _measure(self) -> list[ChatMessage]:
+        """Messages about as long as the prompt's are without its open variables; rather longer, for their tags."""
         now = self._refreshed()
-        if _FILES.search(now.source) and now.digest not in self._lengths:
+        messages = [ChatMessage(role="user", content=now.source)]
+        if _FILES.search(now.source):
             # What a document or a picture adds can only be known by a render: one, ever.
-            blank = self._core.render(dict.fromkeys((*now.inference.variables, *now.inference.optional), ""))
-            text = "" if blank.error else "\n".join(filter(None, [m.content for m in messages_of(blank)]))
-            self._lengths[now.digest] = text or now.source
-        return "\n".join([self._lengths.get(now.digest, now.source), *map(str, self.kwargs.values())])
+            if now.digest not in self._blanks:
+                names = dict.fromkeys((*now.inference.variables, *now.inference.optional), "")
+                blank = self._core.render(names, history=MessageHistory(), snapshot=now)
+                self._blanks[now.digest] = messages if blank.error else messages_of(blank)
+            messages = self._blanks[now.digest]
+        filled = "\n".join(map(str, self.kwargs.values()))
+        return [*messages, ChatMessage(role="user", content=filled)] if filled else list(messages)
 
     def _as_text(self, *, quiet: bool = False) -> PromptText:
         """The prompt as an f-string: what `format` gives, with its open variables in braces."""
@@ -354,7 +358,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
                         name,
                     )
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
-        variables, hidden = protect({**filled, **shown}, now, self.stylesheet)
+        variables, hidden = protect({**_histories(now), **filled, **shown}, now, self.stylesheet)
         history = MessageHistory()
         record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
         # With open variables and outside of a run, something is being set up.
@@ -373,12 +377,17 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         """Show the messages in a notebook, with the open variables' names for their values; else the markup."""
         title = self.name or self._core.name or "POML"
         try:
-            record = self._core.render({**{name: f"{{{name}}}" for name in self._open()}, **self.kwargs})
-            return markdown(title, messages_of(record))
-        except PomlError:
+            shown = {name: f"{{{name}}}" for name in self._open()}
+            return markdown(title, self._render(shown, quiet=True)[0])
+        except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display nothing
             return f"**{title}**\n\n{fenced(self.source, 'xml')}"
 
 
 def _is_measured(given: Mapping[str, Any]) -> bool:
     names = [name for name in given if type(name) is Name]
     return bool(names) and all(given[name] == "" for name in names)
+
+
+def _histories(now: Snapshot) -> dict[str, list[Any]]:
+    """The histories that need not be given; POML needs them."""
+    return {name: [] for name in now.inference.messages if name in now.inference.optional}
