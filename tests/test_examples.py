@@ -1,0 +1,68 @@
+"""Each example, run as README says it, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, folder: Path) -> str:
+    """What an example prints."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_langchain_chain_shows_messages_answer_tree_and_linked_version(tmp_path: Path) -> None:
+    shown = run("langchain_chain.py", tmp_path)
+    assert "system: # Role\n\nYou brief the crew of a research ship, in plain words." in shown
+    assert "- Sampling needs the winch. (chief scientist)" in shown
+    assert "Day 3: Swell of three metres, winch work stopped." in shown
+    assert re.search(r"human: \[image/png, \d+ bytes\]", shown)
+    assert "They stopped winch work: the swell was three metres." in shown
+    tree = re.search(r"RunnableSequence  \[CHAIN\].*?(?=\n\n)", shown, re.DOTALL)
+    assert tree is not None
+    assert re.sub(r"  [\d.]+ ms", "", tree[0]).splitlines() == [
+        "RunnableSequence  [CHAIN]",
+        "  PomlPromptTemplate  [CHAIN]",
+        "    poml briefing  [PROMPT]",
+        "  FakeListChatModel  [CHAT_MODEL]",
+        "  StrOutputParser  [CHAIN]",
+    ]
+    assert "prompts:/briefing/1: POML from briefing.poml" in shown
+    assert "settings: {'temperature': 0.2, 'max_tokens': 300}" in shown
+    assert re.search(r"1 trace\(s\) found by \"prompt = 'briefing/1'\", the newest: tr-[0-9a-f]{32}", shown)
+    assert f"mlflow ui --backend-store-uri sqlite:///{(tmp_path / 'mlflow.db').as_posix()}" in shown
+
+
+def test_the_query_engine_streams_an_answer_and_shows_what_was_sent(tmp_path: Path) -> None:
+    pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
+    shown = run("llama_index_query_engine.py", tmp_path)
+    assert "answer: Winch work stopped at noon and was not taken up again." in shown
+    assert re.search(r"QuotingLLM\.stream  \[LLM\].*\n +poml text_qa  \[PROMPT\]", shown)
+    assert "Day 3: swell of three metres.\nWinch work stopped at noon" in shown, "the paper's newline was lost"
+    assert "linked prompts: [{'name': 'text_qa', 'version': '1'}]" in shown
+
+
+def test_one_added_line_traces_an_agent_of_either_framework(tmp_path: Path) -> None:
+    pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
+    shown = run("attach_to_existing_agent.py", tmp_path)
+    assert shown.count("They should stay on board.") == 2
+    assert "'poml advice' stands under 'advice'" in shown
+    assert "'poml advice' stands under 'Model.predict'" in shown
+    assert shown.count('linked prompts: [{"name": "advice", "version": "1"}]') == 2
