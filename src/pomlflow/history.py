@@ -125,25 +125,26 @@ class History(ABC, Generic[M]):
         messages: list[dict[str, Any]] = []
         for message in output["messages"]:
             content = message["content"]
+            pieces = [content] if isinstance(content, str) else content
+            if not any("\ue000" in piece or "\ue001" in piece for piece in pieces if isinstance(piece, str)):
+                messages.append(message)
+                continue
             parts: list[Any] = []
-            marked = False
-            for part in [content] if isinstance(content, str) else content:
+            for piece in pieces:
                 # split() gives text, index, text, index … text
-                first, *pieces = _WHOLE_LINE.split(part) if isinstance(part, str) else [part]
-                if any(_TORN.search(text) for text in (first, *pieces[1::2]) if isinstance(text, str)):
+                first, *rest = _WHOLE_LINE.split(piece) if isinstance(piece, str) else [piece]
+                if any(_TORN.search(text) for text in (first, *rest[1::2]) if isinstance(text, str)):
                     self.placed = {}
                     return None
-                parts += _text(first) if pieces else [first]
-                for index, text in zip(pieces[::2], pieces[1::2], strict=True):
-                    marked = True
+                parts += _text(first) if rest else [first]
+                for index, text in zip(rest[::2], rest[1::2], strict=True):
                     if parts:
                         messages.append({**message, "content": _content(parts)})
-                    self.placed[len(messages)] = self._messages[int(index)]
-                    messages.append(self.to_poml(self._messages[int(index)]))
+                    native = self._messages[int(index)]
+                    self.placed[len(messages)] = native
+                    messages.append(self.to_poml(native))
                     parts = _text(text)
-            if not marked:
-                messages.append(message)
-            elif parts:
+            if parts:
                 messages.append({**message, "content": _content(parts)})
         return {**output, "messages": messages}
 

@@ -206,7 +206,7 @@ def test_what_expressions_see_of_a_message() -> None:
         "name": "n",
         "id": "1",
     }
-    assert describe(HumanMessage([text("a")]))["content"] == "a"
+    assert describe(HumanMessage([text("a")])) == {"speaker": "human", "content": "a", "type": "human"}
     assert describe(HumanMessage(["a", BLOCK]))["content"] == ["a", PICTURE]
     assert describe(ToolMessage("seen", tool_call_id="c1"))["content"] == "seen"
 

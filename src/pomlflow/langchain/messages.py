@@ -12,7 +12,6 @@ from typing import Any
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
-    ChatMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
@@ -26,7 +25,8 @@ from pomlflow.history import REQUEST, RESPONSE, History
 __all__ = ["MessageHistory", "describe", "from_poml", "to_poml"]
 
 _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
-_ROLES = {"user": "human", "assistant": "ai", "developer": "system"}
+_SPEAKERS |= {f"{kind}MessageChunk": _SPEAKERS[kind.lower()] for kind in ("Human", "AI", "System", "Tool", "Function")}
+_ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
 # OpenAI's client names the format of a sound by what follows the slash, and OpenAI takes "wav" and "mp3" alone.
 _SOUNDS = {"audio/mpeg": "audio/mp3", **dict.fromkeys(("audio/x-wav", "audio/wave", "audio/vnd.wave"), "audio/wav")}
@@ -133,16 +133,18 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
         {'speaker': 'human', 'content': 'Hello'}
     """
     content = message.content
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    speaker = _SPEAKERS.get(message.type) or _ROLES.get(getattr(message, "role", ""), "human")
+    if isinstance(content, str) and not calls and not isinstance(message, ToolMessage):
+        return {"speaker": speaker, "content": content}
     parts: list[Any] = [content] if isinstance(content, str) else [_part(block) for block in content]
     parts = [part for part in parts if part != ""]
-    if isinstance(message, AIMessage):
-        parts += [
-            {"type": REQUEST, "id": call["id"] or "", "name": call["name"], "content": call["args"]}
-            for call in message.tool_calls
-        ]
-    elif isinstance(message, ToolMessage):
+    parts += [
+        {"type": REQUEST, "id": call["id"] or "", "name": call["name"], "content": call["args"]} for call in calls
+    ]
+    if isinstance(message, ToolMessage):
         parts = [{"type": RESPONSE, "id": message.tool_call_id, "name": message.name or "", "content": _joined(parts)}]
-    return {"speaker": _speaker(message), "content": _joined(parts)}
+    return {"speaker": speaker, "content": _joined(parts)}
 
 
 def _joined(parts: list[Any]) -> str | list[Any]:
@@ -153,7 +155,7 @@ def _joined(parts: list[Any]) -> str | list[Any]:
 
 
 def describe(message: BaseMessage) -> dict[str, Any]:
-    """Tell a template's expressions about a message: its speaker, content, type, name and id.
+    """Tell a template's expressions about a message: its speaker, content, type, and what it has of name and id.
 
     Args:
         message: Any of LangChain's messages.
@@ -161,15 +163,14 @@ def describe(message: BaseMessage) -> dict[str, Any]:
     Returns:
         What ``{{message.content}}`` and the like read.
     """
-    poml = to_poml(message)
-    text = message.content if isinstance(message.content, str) else poml["content"]
-    return {**poml, "content": text, "type": message.type, "name": message.name, "id": message.id}
-
-
-def _speaker(message: BaseMessage) -> str:
-    if isinstance(message, ChatMessage):
-        return _ROLES.get(message.role, _SPEAKERS.get(message.role, "human"))
-    return _SPEAKERS.get(message.type.removesuffix("MessageChunk").lower(), "human")
+    seen = {**to_poml(message), "type": message.type}
+    if isinstance(message.content, str):
+        seen["content"] = message.content
+    if message.name is not None:
+        seen["name"] = message.name
+    if message.id is not None:
+        seen["id"] = message.id
+    return seen
 
 
 def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
@@ -207,7 +208,9 @@ class MessageHistory(History[BaseMessage]):
             return value.to_messages()
         made: list[BaseMessage] = []
         for item in [value] if isinstance(value, str | Mapping | BaseMessage) else value:
-            if isinstance(item, Mapping) and "speaker" in item:
+            if isinstance(item, BaseMessage):
+                made.append(item)
+            elif isinstance(item, Mapping) and "speaker" in item:
                 made += from_poml([item])
             else:
                 made += convert_to_messages([item])  # type: ignore[list-item]  # it refuses what it cannot take
