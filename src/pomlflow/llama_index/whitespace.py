@@ -24,15 +24,9 @@ from pomlflow.template import Snapshot
 
 __all__ = ["protect", "restore"]
 
-# All that JavaScript takes for whitespace, but for the one blank between words, which nothing takes away; two blanks
-# need a sign of their own. The signs are noncharacters, which no text that is meant for others holds.
-_WHITESPACE = (
-    "  ",
-    *"\t\n\v\f\r\u00a0\u1680",
-    *map(chr, range(0x2000, 0x200B)),
-    *"\u2028\u2029\u202f\u205f\u3000\ufeff",
-)
-_SIGNS = {space: chr(0xFDD0 + number) for number, space in enumerate(_WHITESPACE)}
+# What POML collapses or strips, with a noncharacter that goes through it instead; no text that is meant for others
+# holds one. A single blank between words stays as it is.
+_SIGNS = {"\n": "\ufdd0", "\r": "\ufdd1", "\t": "\ufdd2", "  ": "\ufdd3", " ": "\ufdd4"}
 
 _ASIDE = re.compile(
     r"<!--.*?-->|<(output-?schema|tool-definition|tool-?def|tool|runtime|let|stylesheet|context|meta)\b.*?</\1\s*>",
@@ -59,19 +53,20 @@ def protect(
     Returns:
         The variables, and the whitespace that was replaced in them.
     """
-    hidden: dict[str, str] = {}
-    used: set[str] = set()
-    for name in _shown(snapshot, json.dumps(stylesheet, default=str) if stylesheet else ""):
-        text = variables.get(name)
-        if not isinstance(text, str) or any(sign in text for sign in _SIGNS.values()):
-            continue
-        found = [space for space in _SIGNS if space in text]
-        for space in found:
-            text = text.replace(space, _SIGNS[space])
-        if found:
-            hidden[name] = text
-            used.update(found)
-    return ({**variables, **hidden}, tuple(used)) if used else (variables, ())
+    names = _shown(snapshot, json.dumps(stylesheet, default=str) if stylesheet else "")
+    texts = {name: text for name in names if isinstance(text := variables.get(name), str)}
+    hidden = {name: _hidden(text) for name, text in texts.items()}
+    used = tuple(space for space, sign in _SIGNS.items() if any(sign in text for text in hidden.values()))
+    foreign = any(sign in text for text in variables.values() if isinstance(text, str) for sign in _SIGNS.values())
+    return ({**variables, **hidden}, used) if used and not foreign else (variables, ())
+
+
+def _hidden(text: str) -> str:
+    for space in ("\n", "\r", "\t", "  "):
+        text = text.replace(space, _SIGNS[space])
+    if text.startswith(" "):
+        text = _SIGNS[" "] + text[1:]
+    return text[:-1] + _SIGNS[" "] if text.endswith(" ") else text
 
 
 def restore(record: RenderRecord, used: tuple[str, ...]) -> RenderRecord:

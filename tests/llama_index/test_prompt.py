@@ -1,0 +1,403 @@
+"""The prompt class itself: formatting as LlamaIndex's own classes do it, copies, errors, display."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+from llama_index.core.indices.prompt_helper import PromptHelper
+from llama_index.core.instrumentation.events.llm import LLMPredictStartEvent
+from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, PromptType, RichPromptTemplate
+from llama_index.core.prompts.base import BasePromptTemplate
+from llama_index.core.prompts.prompt_utils import get_biggest_prompt, get_empty_prompt_txt
+from llama_index.core.types import BaseOutputParser
+
+from pomlflow import engine
+from pomlflow.exceptions import MissingVariableError, PomlError, RenderError, TemplateNotFoundError
+from pomlflow.llama_index import PomlPromptTemplate
+
+HELLO = "<p>hello {{text}} {{foo}}</p>"
+CHAT = "<system-msg>System {{sys_param}}</system-msg><human-msg>hello {{text}} {{foo}}</human-msg>"
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+class Instruct(BaseOutputParser):
+    """Adds a line, as LlamaIndex's parsers add a format."""
+
+    def parse(self, output: str) -> Any:
+        return output
+
+    def format(self, query: str) -> str:
+        return f"{query}\nAs JSON."
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Instruct)
+
+    __hash__ = None
+
+
+@pytest.fixture
+def engine_calls(monkeypatch) -> Iterator[list[Any]]:
+    """Every request that reaches the engine."""
+    calls: list[Any] = []
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda request, *rest: calls.append(request) or run(request, *rest))
+    return calls
+
+
+# Formatting, as LlamaIndex's own prompts do it.
+
+
+def test_both_bases_are_its_own_and_its_methods_come_first() -> None:
+    """Each method that LlamaIndex calls is ours or one that both bases share; a newcomer must be looked at."""
+    assert [cls for cls in PomlPromptTemplate.__mro__ if cls.__module__.startswith(("pomlflow", "llama_index"))] == [
+        PomlPromptTemplate,
+        RichPromptTemplate,
+        PromptTemplate,
+        BasePromptTemplate,
+    ]
+    theirs = {
+        name
+        for base in (RichPromptTemplate, PromptTemplate)
+        for name, value in vars(base).items()
+        if not name.startswith(("_", "model_")) and (callable(value) or isinstance(value, property))
+    }
+    assert theirs == {"is_chat_template", "partial_format", "format", "format_messages", "get_template"}
+    assert all(name in vars(PomlPromptTemplate) for name in theirs)
+    shared = {"_map_template_vars", "_map_function_vars", "_map_all_vars"}
+    assert all(getattr(PomlPromptTemplate, name) is getattr(BasePromptTemplate, name) for name in shared)
+    assert set(BasePromptTemplate.model_fields) == {
+        "metadata",
+        "template_vars",
+        "kwargs",
+        "output_parser",
+        "template_var_mappings",
+        "function_mappings",
+    }
+
+
+def test_partial_values_join_later_ones(either) -> None:
+    prompt = either(HELLO, "hello {{ text }} {{ foo }}")
+    partly = prompt.partial_format(foo="bar")
+    assert type(partly) is type(prompt)
+    assert partly.format(text="world") == "hello world bar"
+    assert partly.format_messages(text="world") == [ChatMessage(content="hello world bar", role="user")]
+    assert (prompt.kwargs, partly.kwargs) == ({}, {"foo": "bar"})
+    assert PomlPromptTemplate(HELLO, foo="bar").format(text="world") == "hello world bar"
+
+
+def test_a_later_value_wins() -> None:
+    assert PomlPromptTemplate(HELLO, foo="bar").format(text="world", foo="baz") == "hello world baz"
+
+
+def test_an_output_parser_formats_the_text_or_a_message() -> None:
+    """One text gets it at its end; of several messages the system's."""
+    assert PomlPromptTemplate(HELLO, output_parser=Instruct()).format(text="a", foo="b") == "hello a b\nAs JSON."
+    variables = {"text": "a", "foo": "b", "sys_param": "c"}
+    messages = PomlPromptTemplate(CHAT, output_parser=Instruct()).format_messages(**variables)
+    assert [message.content for message in messages] == ["System c\nAs JSON.", "hello a b"]
+    reference = ChatPromptTemplate.from_messages([("system", "System {sys_param}"), ("user", "hello {text} {foo}")])
+    assert PomlPromptTemplate(CHAT).format(**variables) == reference.format(**variables)
+    reference.output_parser = Instruct()
+    assert messages == reference.format_messages(**variables)
+    with_parser = PomlPromptTemplate(CHAT, output_parser=Instruct())
+    assert with_parser.format(messages_to_prompt=lambda m: m[0].content, **variables) == "System c\nAs JSON."
+
+
+def test_variables_have_other_names_in_the_markup() -> None:
+    """LlamaIndex's names are mapped, given at once or partly."""
+    prompt = PomlPromptTemplate(
+        "<p>{{foo}}: {{bar}}</p>", template_var_mappings={"context_str": "foo", "query_str": "bar"}
+    )
+    reference = PromptTemplate("{foo}: {bar}", template_var_mappings={"context_str": "foo", "query_str": "bar"})
+    variables = {"query_str": "abc", "context_str": "def\n  g"}
+    assert prompt.format(**variables) == reference.format(**variables) == "def\n  g: abc"
+    assert prompt.partial_format(query_str="x").format(context_str="y") == "y: x"
+    assert prompt.template_vars == reference.template_vars
+
+
+def test_functions_give_values() -> None:
+    """A function sees all variables, by LlamaIndex's names, and wins over a given value."""
+    both = {"abc": lambda **given: f"{given['abc']}-{given['xyz']}"}
+    assert PomlPromptTemplate("<p>{{abc}} {{xyz}}</p>", function_mappings=both).format(abc="1", xyz="2") == "1-2 2"
+    partly = PomlPromptTemplate("<p>{{abc}} {{xyz}}</p>", function_mappings=both).partial_format(xyz="2")
+    assert partly.format(abc="3") == "3-2 2"
+    alone = PomlPromptTemplate("<p>{{abc}} {{xyz}}</p>", function_mappings={"abc": lambda **given: given["xyz"] * 2})
+    assert alone.format(xyz="4") == "44 4"
+    with pytest.raises(KeyError):
+        alone.format(abc="1")
+    mapped = PomlPromptTemplate(
+        "<p>{{abc}} {{xyz}}</p>",
+        template_var_mappings={"one": "abc", "two": "xyz"},
+        function_mappings={"one": lambda **given: f"{given['one']}!"},
+    )
+    assert mapped.format(one="1", two="2") == "1! 2"
+
+
+def test_json_and_braces_need_no_escape() -> None:
+    """Neither in values nor in the text of a file with a stylesheet."""
+    prompt = PomlPromptTemplate('<poml><p>{{x}} is #lbrace;"a": 1#rbrace;</p></poml>', stylesheet={"p": {}})
+    assert prompt.template_vars == ["x"]
+    assert prompt.format(x='{x} {{y}} {"b": 2}') == '{x} {{y}} {"b": 2} is {"a": 1}'
+
+
+def test_a_loop_over_objects_reads_them(either) -> None:
+    """As Jinja does it in a RichPromptTemplate."""
+    from llama_index.core.schema import TextNode
+
+    prompt = either(
+        '<list><item for="node in nodes">{{node.text}}</item></list>',
+        "{% for node in nodes %}- {{ node.text }}\n{% endfor %}",
+    )
+    assert prompt.format(nodes=[TextNode(text="a"), TextNode(text="b")]).strip() == "- a\n- b"
+
+
+def test_a_picture_is_a_block() -> None:
+    prompt = PomlPromptTemplate(f'<p>See <img base64="{PIXEL}" syntax="multimedia" alt="dot"/> {{{{x}}}}</p>')
+    (message,) = prompt.format_messages(x="there")
+    picture = next(block for block in message.blocks if isinstance(block, ImageBlock))
+    assert picture.image.startswith(PIXEL[:40].encode())  # POML writes the picture anew
+    assert picture.image_mimetype == "image/png"
+
+
+def test_metadata_of_the_caller_stays_as_it_is() -> None:
+    given = {"team": "rag", "prompt_type": "theirs"}
+    first = PomlPromptTemplate(HELLO, metadata=given)
+    second = PomlPromptTemplate(HELLO, metadata=given, prompt_type="custom_two")
+    assert given == {"team": "rag", "prompt_type": "theirs"}
+    assert first.metadata == {"team": "rag", "prompt_type": PromptType.CUSTOM}
+    assert second.metadata["prompt_type"] == "custom_two"
+    first.partial_format(text="x").metadata["more"] = 1
+    assert "more" not in first.metadata
+    assert PomlPromptTemplate(HELLO).metadata == {"prompt_type": PromptType.CUSTOM}
+
+
+def test_one_text_instead_of_messages() -> None:
+    """chat=False gives a text, even of markup with messages; pictures stay in the user's message."""
+    prompt = PomlPromptTemplate("<p>Hi {{name}}</p>", chat=False)
+    assert prompt.format(name="Ada") == "Hi Ada"
+    assert prompt.format_messages(name="Ada") == [ChatMessage(role="user", content="Hi Ada")]
+    assert not prompt.is_chat_template
+    assert not PomlPromptTemplate(HELLO).is_chat_template
+    assert PomlPromptTemplate(CHAT).is_chat_template
+    assert not PomlPromptTemplate(CHAT, chat=False).is_chat_template
+
+
+async def test_messages_can_be_awaited(renders) -> None:
+    """Without holding up the event loop."""
+    prompt = PomlPromptTemplate(HELLO, output_parser=Instruct())
+    assert await prompt.aformat_messages(text="a\nb", foo="c") == prompt.format_messages(text="a\nb", foo="c")
+    assert len(renders) == 2
+
+
+# Errors.
+
+
+def test_missing_variables_are_named(renders) -> None:
+    """An error that is a KeyError, and a failed render is told as well."""
+    with pytest.raises(MissingVariableError, match=r"needs the variable foo; given: text") as caught:
+        PomlPromptTemplate(HELLO).format(text="a")
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(MissingVariableError):
+        PomlPromptTemplate(HELLO).format_messages()
+    assert [type(event.record.error) for event in renders] == [MissingVariableError] * 2
+
+
+def test_a_text_without_any_variables_keeps_them_in_braces() -> None:
+    """As PromptTemplate does it, where a component formats a prompt before it knows them."""
+    assert PomlPromptTemplate(HELLO).format() == PromptTemplate("hello {text} {foo}").format() == "hello {text} {foo}"
+    assert PomlPromptTemplate(HELLO, foo="bar").format() == "hello {text} bar"
+    assert PomlPromptTemplate("<p>hello</p>").format() == "hello"
+
+
+def test_a_render_error_tells_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "bad.poml"
+    file.write_text("<poml>\n  <p>{{ 1 + }}</p>\n</poml>")
+    with pytest.raises(RenderError) as caught:
+        PomlPromptTemplate.from_file(file).format_messages()
+    assert (caught.value.file, caught.value.line) == (str(file), 2)
+
+
+def test_a_prompt_is_checked_early() -> None:
+    with pytest.raises(MissingVariableError):
+        PomlPromptTemplate(HELLO).validate(text="a")
+    PomlPromptTemplate(HELLO).validate(text="a", foo="b")
+
+
+def test_a_missing_file_is_told_and_markup_is_never_a_path(tmp_path: Path) -> None:
+    with pytest.raises(TemplateNotFoundError):
+        PomlPromptTemplate.from_file(tmp_path / "no.poml")
+    assert PomlPromptTemplate.from_template("no.poml").format() == "no.poml"
+    with pytest.raises(TypeError, match="markup or a path"):
+        PomlPromptTemplate()
+
+
+# Files.
+
+
+def test_a_changed_file_is_followed(tmp_path: Path) -> None:
+    """Its text, its variables and what LlamaIndex reads of them."""
+    file = tmp_path / "a.poml"
+    file.write_text("<p>{{a}}</p>")
+    prompt = PomlPromptTemplate.from_file(file, name="mine")
+    assert (prompt.source, prompt.template_vars, prompt.path) == ("<p>{{a}}</p>", ["a"], str(file))
+    file.write_text("<p>new {{b}}</p>")
+    os.utime(file, ns=(1, 1))
+    assert prompt.format(b="x") == "new x"
+    assert (prompt.source, prompt.get_template(), prompt.template_vars) == (*["<p>new {{b}}</p>"] * 2, ["b"])
+
+
+def test_relative_sources_are_found_from_a_base_folder(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("noted")
+    prompt = PomlPromptTemplate('<document src="note.txt"/>', base_dir=tmp_path)
+    assert prompt.format_messages()[0].content == "noted"
+
+
+# Copies.
+
+
+PROMPTS = {
+    "plain": lambda: PomlPromptTemplate(HELLO),
+    "all": lambda: PomlPromptTemplate(
+        HELLO,
+        name="n",
+        base_dir="/tmp",
+        stylesheet={"p": {"x": 1}},
+        chat=False,
+        register=True,
+        output_parser=Instruct(),
+        metadata={"a": 1},
+        template_var_mappings={"x": "text"},
+        function_mappings={"foo": str},
+        text="t",
+    ),
+}
+
+
+@pytest.mark.parametrize("make", PROMPTS.values(), ids=PROMPTS)
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda prompt: pickle.loads(pickle.dumps(prompt)), lambda p: p.partial_format()]
+)
+def test_copies_are_equal_and_work(make, again) -> None:
+    prompt = make()
+    other = again(prompt)
+    assert other == prompt == make()
+    assert (other.source, other.template_vars, other.register_prompt) == (
+        prompt.source,
+        prompt.template_vars,
+        prompt.register_prompt,
+    )
+    assert get_empty_prompt_txt(other) == get_empty_prompt_txt(prompt)
+    other.kwargs["text"] = "changed"
+    changed = other.partial_format(foo="b", text="a")
+    assert changed != prompt
+
+
+def test_prompts_that_differ_are_not_equal() -> None:
+    same = PomlPromptTemplate(HELLO, name="a")
+    for other in (
+        PomlPromptTemplate(CHAT, name="a"),
+        PomlPromptTemplate(HELLO, name="b"),
+        PomlPromptTemplate(HELLO, name="a", text="x"),
+        PomlPromptTemplate(HELLO, name="a", metadata={"x": 1}),
+        PomlPromptTemplate(HELLO, name="a", register=False),
+        RichPromptTemplate("hello"),
+    ):
+        assert other != same
+
+
+def test_a_deep_copy_shares_what_never_changes() -> None:
+    """get_prompts copies deeply at each call; the template itself is not read and measured again."""
+    prompt = PomlPromptTemplate(HELLO, metadata={"a": [1]})
+    other = copy.deepcopy(prompt)
+    assert other._core is prompt._core
+    assert other.metadata["a"] is not prompt.metadata["a"]
+
+
+def test_its_own_events_can_be_written_down() -> None:
+    """LlamaIndex's events hold prompts, and listeners dump them."""
+    event = LLMPredictStartEvent(template=PomlPromptTemplate(HELLO, name="n"), template_args={"text": "a"})
+    told = json.loads(event.model_dump_json())["template"]
+    assert (told["template_str"], told["template_vars"], told["name"]) == (HELLO, ["text", "foo"], "n")
+
+
+# Measuring.
+
+
+def test_measuring_costs_no_render(renders, engine_calls) -> None:
+    """LlamaIndex asks several times per query how long the prompt is without its variables."""
+    prompt = PomlPromptTemplate(HELLO).partial_format(foo="a rather long value")
+    measured = get_empty_prompt_txt(prompt)
+    assert "hello" in measured
+    assert "a rather long value" in measured
+    assert get_biggest_prompt([PomlPromptTemplate("<p>{{x}}</p>"), prompt]) is prompt
+    size = PromptHelper(context_window=500, num_output=100)._get_available_chunk_size(prompt)
+    assert 0 < size < 400
+    assert (renders, engine_calls) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "markup", [HELLO, CHAT, "<task>a</task><output-format>b</output-format><list><item>{{c}}</item></list>"]
+)
+def test_a_measure_is_never_too_short(markup: str) -> None:
+    """Else what is packed beside it would not fit."""
+    prompt = PomlPromptTemplate(markup)
+    shown = prompt.format(llm=object(), **{str(name): "" for name in prompt.template_vars})
+    assert len(get_empty_prompt_txt(prompt)) >= len(shown.removesuffix("assistant: "))
+
+
+def test_files_in_a_prompt_are_measured_by_one_render(tmp_path: Path, renders, engine_calls) -> None:
+    """A document's length is not in the markup; a copy of the prompt knows it as well."""
+    (tmp_path / "note.txt").write_text("word " * 500)
+    prompt = PomlPromptTemplate('<document src="note.txt"/><p>{{q}}</p>', base_dir=tmp_path)
+    assert get_empty_prompt_txt(prompt).count("word") == 500
+    assert get_empty_prompt_txt(prompt.partial_format(r="x")).count("word") == 500
+    assert len(engine_calls) == 1
+    picture = PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/><p>{{{{q}}}}</p>')
+    assert PIXEL not in get_empty_prompt_txt(picture)
+    assert renders == []
+
+
+def test_an_empty_value_that_is_meant_is_rendered(renders) -> None:
+    """Only the names that template_vars itself gave are a measurement."""
+    prompt = PomlPromptTemplate("<p>[{{x}}]</p>")
+    assert prompt.format(x="") == "[]"
+    assert prompt.format_messages(x="") == [ChatMessage(role="user", content="[]")]
+    assert len(renders) == 1  # a text without a model, all variables empty: how a selector is measured
+
+
+# Display.
+
+
+def test_a_notebook_shows_the_messages(renders) -> None:
+    """With what is given, else with the variables' names; with the markup where that cannot be."""
+    shown = PomlPromptTemplate(CHAT, name="greet", text="wor```ld")._repr_markdown_()
+    assert shown == (
+        "**greet**\n\n*system*\n\n```text\nSystem {sys_param}\n```\n\n*user*\n\n````text\nhello wor```ld {foo}\n````"
+    )
+    assert f"data:image/png;base64,{PIXEL[:40]}" in (
+        PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>')._repr_markdown_()
+    )
+    loop = '<p for="x in xs">{{x}}</p>'
+    assert loop in PomlPromptTemplate(loop)._repr_markdown_()
+    failing = PomlPromptTemplate("<p>{{x}}</p>", function_mappings={"x": lambda **_: 1 / 0})
+    assert "<p>{{x}}</p>" in failing._repr_markdown_()
+    assert renders == []
+
+
+def test_the_template_is_the_markup_for_who_prints_it() -> None:
+    """LlamaIndex's display_prompt_dict, its TEMPLATING callbacks and MLflow's tracer print get_template()."""
+    assert f"{PomlPromptTemplate(HELLO).get_template()}" == HELLO
+    assert json.loads(json.dumps(PomlPromptTemplate(HELLO).get_template(llm=None))) == HELLO
+
+
+def test_what_is_no_text_is_refused_as_a_text() -> None:
+    with pytest.raises(PomlError):
+        _ = PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>').template
