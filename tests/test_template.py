@@ -265,6 +265,16 @@ def test_names_are_relative_to_the_prompt_root(folder: Path, prompt_root: Path) 
     assert Template(path=write(folder / "elsewhere" / "b.poml", HELLO)).name == "elsewhere.b"
 
 
+def test_a_way_through_a_link_gives_the_same_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = tmp_path_factory.mktemp("links") / "link"
+    try:
+        link.symlink_to(folder, target_is_directory=True)
+    except OSError:
+        pytest.skip("this user may not make links")
+    write(folder / "support" / "a.poml", HELLO)
+    assert Template(path=link / "support" / "a.poml").name == "support.a"
+
+
 def test_outside_of_all_roots_it_is_the_files_own_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = write(tmp_path_factory.mktemp("far") / "deep" / "a.poml", HELLO)
     assert (Template(path=file).name, Template(path=file).relative) == ("a", "a.poml")

@@ -361,8 +361,10 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
 def _relative(path: Path) -> str:
     root = settings().prompt_root
     for folder in (root and root.absolute(), Path.cwd()):
-        if folder and path.is_relative_to(folder):
-            return path.relative_to(folder).as_posix()
+        # The working folder is told without links, a script's own path with them: /tmp on macOS is one.
+        for file, home in ((path, folder), (path.resolve(), folder and folder.resolve())):
+            if home and file.is_relative_to(home):
+                return file.relative_to(home).as_posix()
     return path.name
 
 
