@@ -49,6 +49,7 @@ TABLE = [
     Row("<p>{{ b }} {{a}} {{b}}</p>", "b a"),
     Row("<p>{{\n name \n}}</p>", "name"),
     Row("<p>{{ a +\n b }} {{c}}</p>", "c"),
+    Row("<p>{{ a\r+ b }} {{ c\u2028+ d }} {{\ufeff e }}</p>", "e"),
     Row("<p>{{{a}}}</p>", "a"),
     Row("<p>{{ {a, b: c, [d]: 1} }}</p>", "a c d"),
     Row("<p>{{a.b.c}} {{d?.e}} {{f['g']}} {{h?.[i]}}</p>", "a d f h i", values={"a": {"b": {}}, "f": {}}),
@@ -437,7 +438,7 @@ WORDS = names(
     "break case catch class const continue debugger default delete do else enum export extends false finally for "
     "function if import in instanceof new null return super switch this throw true try typeof var void while with "
     "let static await yield async of get set implements interface package private protected public as from target "
-    "arguments eval undefined NaN Infinity constructor $ _ a$b $1 1a größe 名前 ñ x\u0301 \u0301x a\u200cb a\u00b7 € a€"
+    "arguments eval undefined NaN Infinity constructor $ _ a$b $1 1a größe 名前 ñ x\u0301 \u0301x a\u00b7 € a€"
 )
 
 
@@ -447,10 +448,7 @@ def test_reserved_words_are_those_that_node_takes_for_no_parameter() -> None:
         "catch (e) { return false } }).join(' ') }}</p>"
     )
     message = engine.render(markup, {"words": list(WORDS)})["messages"][0]["content"]
-    joined = {"a\u200cb"}  # legal there, but no plain name: Python's identifiers have no joiners
-    assert [word for word in WORDS if is_identifier(word)] == [
-        word for word in message.split(" ") if word not in joined
-    ]
+    assert [word for word in WORDS if is_identifier(word)] == message.split(" ")
 
 
 @pytest.mark.parametrize(
@@ -485,7 +483,7 @@ def test_garbage_is_taken(seed: int, tmp_path: Path) -> None:
     ("around", "pieces"),
     [
         ("%s", "{ {{~ {{^ {{a}^ < <a~ <?a <? <!-- <![CDATA[ &a & <a> </a> <a~b=' <a~b= ^~ ~"),
-        ("<p>{{%s}}</p>", "{ ( [ ' x=> a. a+ ${ ! ~"),
+        ("<p>{{%s}}</p>", "{ ( [ x=> a. a+ ${ ! ~"),
         ('<p if="%s"/>', "{ {{~ {{^ {{a}^ ~ ^ ~^ ^~{{ }} }}~"),
         ('<p for="%s in x"/>', "{ ~ ^ ~^ a~ a^ in~"),
         ("<let>%s</let>", "[ { ~"),
