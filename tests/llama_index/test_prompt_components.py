@@ -321,3 +321,11 @@ def test_a_question_generator_asks_with_it(either, scripted):
     (question,) = LLMQuestionGenerator(llm, prompt).generate([ToolMetadata("tool a", "a")], QueryBundle("why?"))
     assert question.sub_question == "why?"
     assert asked(llm) == ['{\n    "a": "tool a"\n}\n\nwhy?']
+
+
+def test_a_models_query_wrapper_wraps_with_it(either, scripted):
+    """An LLM's query_wrapper_prompt is typed BasePromptTemplate and formatted around a completion's text."""
+    wrapper = either("<p>Q: {{query_str}}</p>", "Q: {{ query_str }}")
+    llm = scripted(chat_model=False, query_wrapper_prompt=wrapper)
+    llm.predict(either("<p>Hi {{name}}</p>", "Hi {{ name }}"), name="Ada")
+    assert llm.prompts == ["Q: Hi Ada"]

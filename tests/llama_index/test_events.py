@@ -1,0 +1,149 @@
+"""The public event of each render, as any listener of LlamaIndex's instrumentation gets it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.span.base import BaseSpan
+from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from pydantic import Field
+
+from pomlflow.exceptions import RenderError
+from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent, events
+
+QA = "<p>{{context_str}}</p><p>{{query_str}}</p>"
+
+
+class Names(BaseSpanHandler[BaseSpan]):
+    """Each span's id, from its class and method to its own number, with its parent's."""
+
+    parents: dict[str, str | None] = Field(default_factory=dict)
+
+    def new_span(self, id_, bound_args, instance=None, parent_span_id=None, tags=None, **_):
+        self.parents[id_] = parent_span_id
+        return BaseSpan(id_=id_, parent_id=parent_span_id)
+
+    def prepare_to_exit_span(self, id_, bound_args, instance=None, result=None, **_):
+        return None
+
+    def prepare_to_drop_span(self, id_, bound_args, instance=None, err=None, **_):
+        return None
+
+    def above(self, id_: str | None) -> list[str]:
+        """The names of a span and those around it, outwards."""
+        found = []
+        while id_ is not None:
+            found.append(id_.partition("-")[0])
+            id_ = self.parents[id_]
+        return found
+
+
+@pytest.fixture
+def names() -> Names:
+    handler = Names()
+    get_dispatcher().add_span_handler(handler)
+    return handler
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("way", ["sync", "async", "thread"])
+async def test_a_render_is_told_in_the_span_of_its_model_call(way, streaming, index, scripted, renders, names):
+    """In a query engine the event's span is the LLM's predict, under the query.
+
+    A streamed answer asks the model when it is read, after the query: LlamaIndex gives that span no parent.
+    """
+    engine = index.as_query_engine(llm=scripted(), text_qa_template=PomlPromptTemplate(QA), streaming=streaming)
+    if way == "async":
+        answer = await engine.aquery("why?")
+    elif way == "thread":
+        answer = await asyncio.to_thread(engine.query, "why?")
+    else:
+        answer = engine.query("why?")
+    if isinstance(answer, AsyncStreamingResponse):
+        assert [token async for token in answer.response_gen] == ["Fine."]
+    elif isinstance(answer, StreamingResponse):
+        assert list(answer.response_gen) == ["Fine."]
+    (event,) = renders
+    call = ("astream" if streaming else "apredict") if way == "async" else ("stream" if streaming else "predict")
+    around = names.above(event.span_id)
+    assert around[0] == f"ScriptedLLM.{call}"
+    if not streaming:
+        assert around[-1] == ("RetrieverQueryEngine.aquery" if way == "async" else "RetrieverQueryEngine.query")
+
+
+async def test_queries_at_once_tell_their_own_spans(index, scripted, renders, names):
+    """Concurrent queries in one loop: each event leads to its own query."""
+    engine = index.as_query_engine(llm=scripted(), text_qa_template=PomlPromptTemplate(QA))
+    await asyncio.gather(*(engine.aquery(f"q{number}") for number in range(5)))
+    assert sorted(event.record.variables["query_str"] for event in renders) == [f"q{number}" for number in range(5)]
+    roots = set()
+    for event in renders:
+        span = event.span_id
+        while names.parents[span] is not None:
+            span = names.parents[span]
+        roots.add(span)
+    assert len(roots) == 5
+
+
+def test_a_failed_render_is_told_before_it_is_raised(renders, scripted, names):
+    """With its error, in the span of the call that fails by it."""
+    with pytest.raises(RenderError):
+        scripted().predict(PomlPromptTemplate("<p>{{x.y.z}}</p>"), x=1)
+    (event,) = renders
+    assert isinstance(event.record.error, RenderError)
+    assert names.above(event.span_id) == ["ScriptedLLM.predict"]
+
+
+def test_an_event_can_be_written_down(renders):
+    """As JSON: what was rendered, with what, into what, when."""
+    PomlPromptTemplate(QA, name="qa").format(context_str="a\nb", query_str="why?")
+    told = json.loads(renders[0].model_dump_json())
+    record = told["record"]
+    assert record["name"] == "qa"
+    assert record["source"] == QA
+    assert record["variables"] == {"context_str": "a\nb", "query_str": "why?"}
+    assert record["output"] == {"messages": [{"speaker": "human", "content": "a\nb\n\nwhy?"}]}
+    assert record["error"] is None
+    assert record["start_ns"] < record["end_ns"]
+    assert (told["span_id"], renders[0].model_dump()["class_name"]) == (None, "PomlRenderEvent")
+    assert json.loads(json.dumps(renders[0].model_dump(mode="json")))["record"] == record
+
+
+def test_a_failed_renders_event_tells_its_error(renders):
+    with pytest.raises(KeyError):
+        PomlPromptTemplate(QA).format(context_str="a")
+    record = renders[0].model_dump()["record"]
+    assert record["output"] is None
+    assert "needs the variable query_str" in record["error"]
+
+
+def test_without_a_listener_no_event_is_made(monkeypatch):
+    """LlamaIndex's own root handler, which does nothing, is no listener."""
+    monkeypatch.setattr(events, "PomlRenderEvent", None)
+    assert PomlPromptTemplate("<p>{{x}}</p>").format(x="a") == "a"
+    get_dispatcher().add_event_handler(_Ignoring())
+    with pytest.raises(TypeError):
+        PomlPromptTemplate("<p>{{x}}</p>").format(x="a")
+
+
+def test_a_failing_listener_changes_nothing(renders):
+    """LlamaIndex keeps a listener's error from the call, and from other listeners."""
+    get_dispatcher().event_handlers.insert(0, _Failing())
+    assert PomlPromptTemplate("<p>{{x}}</p>").format(x="a") == "a"
+    assert len(renders) == 1
+
+
+class _Ignoring(BaseEventHandler):
+    def handle(self, event, **_):
+        pass
+
+
+class _Failing(_Ignoring):
+    def handle(self, event, **_):
+        assert isinstance(event, PomlRenderEvent)
+        raise RuntimeError("no")
