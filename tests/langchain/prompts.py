@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.llms import LLM
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
@@ -86,3 +86,17 @@ class TextModel(LLM):
     ) -> str:
         self.received.append(prompt)
         return self.answers[(len(self.received) - 1) % len(self.answers)]
+
+
+class Runs(BaseCallbackHandler):
+    """Keeps what LangChain tells about the runs of prompts and chains."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.ended: list[Any] = []
+
+    def on_chain_start(self, serialized: Any, inputs: Any, **told: Any) -> None:
+        self.started.append({key: told[key] for key in ("name", "run_type", "tags", "metadata")})
+
+    def on_chain_end(self, outputs: Any, **_: Any) -> None:
+        self.ended.append(outputs)

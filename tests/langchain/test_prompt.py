@@ -41,13 +41,13 @@ def test_a_bare_value_is_the_only_variable() -> None:
     assert PomlPromptTemplate("<p>Hello {{name}}</p>").invoke("Ada").to_messages() == expected
 
 
-def test_a_bare_list_is_the_only_history() -> None:
+async def test_a_bare_list_is_the_only_history() -> None:
     given = [("user", "Hi there"), ("ai", "Hello")]
     expected = [HumanMessage("Hi there"), AIMessage("Hello")]
     assert ChatPromptTemplate([("placeholder", ["{h}", False])]).invoke(given).to_messages() == expected
     prompt = PomlPromptTemplate('<conversation messages="{{h}}"/>')
     assert prompt.invoke(given).to_messages() == expected
-    assert asyncio.run(prompt.ainvoke(given)).to_messages() == expected
+    assert (await prompt.ainvoke(given)).to_messages() == expected
 
 
 def test_a_bare_value_beside_history_is_the_required_variable() -> None:
@@ -56,18 +56,18 @@ def test_a_bare_value_beside_history_is_the_required_variable() -> None:
 
 
 @pytest.mark.parametrize("given", ["Ada", ["Ada"], None, 7])
-def test_a_bare_value_for_several_variables_is_a_type_error(prompt: Any, given: Any) -> None:
+async def test_a_bare_value_for_several_variables_is_a_type_error(prompt: Any, given: Any) -> None:
     with pytest.raises(TypeError):
         prompt.invoke(given)
     with pytest.raises(TypeError):
-        asyncio.run(prompt.ainvoke(given))
+        await prompt.ainvoke(given)
 
 
-def test_a_missing_variable_is_a_key_error_that_names_it(prompt: Any) -> None:
+async def test_a_missing_variable_is_a_key_error_that_names_it(prompt: Any) -> None:
     with pytest.raises(KeyError, match="question"):
         prompt.invoke({"role": "a poet"})
     with pytest.raises(KeyError, match="question"):
-        asyncio.run(prompt.ainvoke({"role": "a poet"}))
+        await prompt.ainvoke({"role": "a poet"})
     with pytest.raises(KeyError, match="question"):
         prompt.format_messages(role="a poet")
 

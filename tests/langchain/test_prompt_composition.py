@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ EARLIER = [HumanMessage("Hi"), AIMessage("Hello")]
     ],
     ids=["string", "message", "list", "list with placeholder", "placeholder", "message template", "template", "poml"],
 )
-def test_adding_to_a_prompt(prompt: Any, other: Any, given: dict[str, Any], added: list[BaseMessage]) -> None:
+async def test_adding_to_a_prompt(prompt: Any, other: Any, given: dict[str, Any], added: list[BaseMessage]) -> None:
     combined = prompt + other
     assert isinstance(combined, ChatPromptTemplate)
     assert set(combined.input_variables) >= {"role", "question"} | given.keys()
@@ -40,7 +39,7 @@ def test_adding_to_a_prompt(prompt: Any, other: Any, given: dict[str, Any], adde
         SHORT[1],
         *added,
     ]
-    assert asyncio.run(combined.ainvoke({**GIVEN, **given})).to_messages() == [*SHORT, *added]
+    assert (await combined.ainvoke({**GIVEN, **given})).to_messages() == [*SHORT, *added]
 
 
 def test_what_cannot_be_added_is_refused(prompt: Any) -> None:

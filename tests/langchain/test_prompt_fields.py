@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -115,13 +114,13 @@ def test_validate_says_early_what_is_wrong() -> None:
         PomlPromptTemplate("<poml><p>").validate()
 
 
-def test_the_prompt_value_carries_the_frame() -> None:
+async def test_the_prompt_value_carries_the_frame() -> None:
     prompt = PomlPromptTemplate(
         '<poml><p>Hi {{x}}</p><runtime temperature="0.5"/>'
         '<tool-definition name="look" description="d" parser="json">{"type": "object", "properties": {}}'
         '</tool-definition><output-schema parser="json">{"type": "object", "properties": {}}</output-schema></poml>'
     )
-    for value in (prompt.invoke({"x": 1}), asyncio.run(prompt.ainvoke({"x": 1})), prompt.format_prompt(x=1)):
+    for value in (prompt.invoke({"x": 1}), await prompt.ainvoke({"x": 1}), prompt.format_prompt(x=1)):
         assert value.frame.runtime == {"temperature": 0.5}
         assert value.frame.output_schema == {"type": "object", "properties": {}}
         assert value.frame.tools[0]["name"] == "look"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -297,13 +296,10 @@ def test_a_thousand_messages() -> None:
     assert all(message is own for message, own in zip(messages, history, strict=True))
 
 
-def test_renders_at_once_keep_their_own_histories() -> None:
+async def test_renders_at_once_keep_their_own_histories() -> None:
     prompt = conversation("h", "<human-msg>{{q}}</human-msg>")
-
-    async def all_at_once() -> list[Any]:
-        return await prompt.abatch([{"h": [AIMessage(str(n), id=str(n))], "q": n} for n in range(30)])
-
-    for number, value in enumerate(asyncio.run(all_at_once())):
+    values = await prompt.abatch([{"h": [AIMessage(str(n), id=str(n))], "q": n} for n in range(30)])
+    for number, value in enumerate(values):
         assert value.to_messages() == [AIMessage(str(number), id=str(number)), HumanMessage(str(number))]
 
 

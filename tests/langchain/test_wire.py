@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -87,7 +86,7 @@ def test_text_to_anthropic(server: ModelServer, anthropic: Any) -> None:
 
 
 @pytest.mark.parametrize("client", ["openai", "anthropic"])
-def test_streams_and_async(server: ModelServer, client: str, request: pytest.FixtureRequest) -> None:
+async def test_streams_and_async(server: ModelServer, client: str, request: pytest.FixtureRequest) -> None:
     chain = prompt(TALK) | request.getfixturevalue(client)
     given = {"tone": "kind", "q": "Why?"}
 
@@ -95,7 +94,7 @@ def test_streams_and_async(server: ModelServer, client: str, request: pytest.Fix
         return "".join([chunk.text async for chunk in chain.astream(given)])
 
     assert "".join(chunk.text for chunk in chain.stream(given)) == "the answer"
-    assert asyncio.run(stream()) == "the answer"
+    assert await stream() == "the answer"
     assert [body["stream"] for body in server.bodies] == [True, True]
     assert server.bodies[0]["messages"] == server.bodies[1]["messages"]
 
