@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+from llama_index.core.base.llms.types import ChatMessage, DocumentBlock, ImageBlock
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.instrumentation.events.llm import LLMPredictStartEvent
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, PromptType, RichPromptTemplate
@@ -300,6 +300,15 @@ def test_copies_are_equal_and_work(make, again) -> None:
     assert changed != prompt
 
 
+def test_its_texts_survive_copies() -> None:
+    """Workflows keep them in a context that may be copied."""
+    for text in (PomlPromptTemplate(HELLO).get_template(), PomlPromptTemplate(HELLO).template):
+        for other in (copy.deepcopy(text), pickle.loads(pickle.dumps(text))):
+            assert other == text
+            assert other.format(text="a", foo="b") == "hello a b"
+            assert other + "!" == "hello {text} {foo}!"
+
+
 def test_prompts_that_differ_are_not_equal() -> None:
     same = PomlPromptTemplate(HELLO, name="a")
     for other in (
@@ -385,6 +394,8 @@ def test_a_notebook_shows_the_messages(renders) -> None:
     assert f"data:image/png;base64,{PIXEL[:40]}" in (
         PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>')._repr_markdown_()
     )
+    pdf = PomlPromptTemplate('<conversation messages="{{h}}"/>', h=[ChatMessage(blocks=[DocumentBlock(data=b"AAAA")])])
+    assert "`[document]`" in pdf._repr_markdown_()
     loop = '<p for="x in xs">{{x}}</p>'
     assert loop in PomlPromptTemplate(loop)._repr_markdown_()
     failing = PomlPromptTemplate("<p>{{x}}</p>", function_mappings={"x": lambda **_: 1 / 0})

@@ -9,6 +9,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 
 import pomlflow.template
+from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlPromptTemplate
 
 TEXT = "def f(r):\n    if r < 0:\n\traise  X {a} {{b}} & <p>\r\n\n\n| a | b |\u00a0 \u2003end "
@@ -117,6 +118,26 @@ def test_noncharacters_of_a_users_own_survive() -> None:
     assert PomlPromptTemplate("<p>{{x}}</p>").format(x=text) == "a\ufdd0b c\ufdd1"
     other = PomlPromptTemplate("<p>{{x}} {{y}}</p>").format(x=text, y="d\n  e")
     assert other == "a\ufdd0b c\ufdd1 d e"
+
+
+def test_blanks_at_the_ends_are_kept() -> None:
+    """Also a single one, which POML strips."""
+    assert PomlPromptTemplate("<p>{{x}}</p><p>{{y}}</p>").format(x=" a b ", y="  c\n") == " a b \n\n  c\n"
+    assert PomlPromptTemplate("<p>{{x}}</p>").format(x="") == ""
+    assert PomlPromptTemplate("<p>{{x}}</p>").format(x=" ") == " "
+
+
+def test_tool_calls_beside_it_are_untouched() -> None:
+    """Their arguments are no text."""
+    markup = """<ai-msg><p>{{x}}</p><tool-request id="1" name="f" parameters='{"a": [1, null, "b  c"]}'/></ai-msg>"""
+    (message,) = PomlPromptTemplate(markup).format_messages(x="a\n b")
+    assert message.content == "a\n b"
+    assert message.blocks[1].tool_kwargs == {"a": [1, None, "b  c"]}
+
+
+def test_a_missing_include_is_pomls_to_tell(tmp_path: Path) -> None:
+    with pytest.raises(RenderError):
+        shown('<include src="no.poml"/><p>{{context_str}}</p>', base_dir=tmp_path)
 
 
 def test_a_history_beside_it_is_untouched() -> None:

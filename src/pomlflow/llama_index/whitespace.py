@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pomlflow.record import JsonObject, RenderRecord
 from pomlflow.template import Snapshot
@@ -82,14 +82,11 @@ def restore(record: RenderRecord, used: tuple[str, ...]) -> RenderRecord:
     if not used:
         return record
     back = [(_SIGNS[space], space) for space in used]
-    variables = record.variables
-    if isinstance(variables, JsonObject):
-        text = variables._text
-        for sign, space in back:
-            text = text.replace(sign.encode(), json.dumps(space)[1:-1].encode())
-        variables = JsonObject(text)
+    text = cast("JsonObject", record.variables)._text
+    for sign, space in back:
+        text = text.replace(sign.encode(), json.dumps(space)[1:-1].encode())
     output = record.output and {**record.output, "messages": _restored(record.output["messages"], back)}
-    return replace(record, variables=variables, output=output)
+    return replace(record, variables=JsonObject(text), output=output)
 
 
 def _restored(value: Any, back: list[tuple[str, str]]) -> Any:
