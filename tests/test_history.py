@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pomlflow import engine
 from pomlflow.exceptions import RenderError, VariableError
 from pomlflow.history import History
 from pomlflow.record import RenderRecord
@@ -78,8 +79,22 @@ def test_native_messages_are_found_in_any_variable() -> None:
     assert shown(record) == ["human: one"]
 
 
+def test_messages_in_a_state_keep_their_speakers() -> None:
+    """They are not native there."""
+    record, history = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, TWO], "n": 1})
+    assert (shown(record), history.placed) == (["human: one", "ai: a longer two"], {})
+    record, _ = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, THREE]})
+    assert isinstance(record.error, RenderError)  # POML's own refusal of what a tool says
+
+
 def test_other_lists_are_left_alone() -> None:
-    variables = {"words": ["a", "b"], "numbers": list(range(9)), "none": [], "text": "t", "object": {"h": [1]}}
+    variables = {
+        "words": ["a", "b"],
+        "numbers": list(range(9)),
+        "none": [],
+        "text": "t",
+        "object": {"h": [1], "none": [], "t": "t"},
+    }
     assert Notes().take(variables, ()) is variables
 
 
@@ -145,3 +160,11 @@ def test_media_and_tools_as_text() -> None:
 def test_an_error_of_the_template_stays_its_error() -> None:
     record, _ = render('<conversation messages="{{h.nope()}}"/>', h=[ONE])
     assert isinstance(record.error, RenderError)
+
+
+def test_poml_itself_as_the_engine_gets_pomls_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the bundle cannot be kept warm, a history is not native; it is there."""
+    monkeypatch.setattr(engine._engine, "cold", True)
+    record, history = render('<poml><conversation messages="{{h}}"/><human-msg>q</human-msg></poml>', h=[ONE, TWO])
+    assert (record.engine, history.placed) == ("poml", {})
+    assert shown(record) == ["human: one", "ai: a longer two", "human: q"]

@@ -92,13 +92,17 @@ class History(ABC, Generic[M]):
                     raise VariableError(f"variable {name!r} holds no messages: {error}", name) from error
             elif isinstance(value, self.native):
                 taken[name] = self.describe(cast("M", value))
-            elif isinstance(value, list | tuple) and self._holds(value):
+            elif self._holds(value):
                 taken[name] = self._marked(name, self.convert(value))
+            elif isinstance(value, dict) and (lists := [key for key, inner in value.items() if self._holds(inner)]):
+                # A graph's state as one variable. Its messages come out as POML's own, which need a speaker.
+                taken[name] = {**value, **{key: list(map(self.describe, self.convert(value[key]))) for key in lists}}
         return {**variables, **taken} if taken else variables
 
-    def _holds(self, values: Sequence[Any]) -> bool:
+    def _holds(self, value: Any) -> bool:
         # Only its ends: a list of a million numbers is a variable too.
-        return any(isinstance(value, self.native) for value in (*values[:1], *values[-1:]))
+        ends = (*value[:1], *value[-1:]) if isinstance(value, list | tuple) else ()
+        return any(isinstance(end, self.native) for end in ends)
 
     def _marked(self, name: str, messages: list[M]) -> list[dict[str, Any]]:
         if messages:
