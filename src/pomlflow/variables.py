@@ -451,10 +451,11 @@ _TESTED, _LENGTH, _ALONE, _DEEPER = "typeof", "length", "alone", "deeper"
 _IDENTIFIERS = frozenset(
     {"identifier", "shorthand_property_identifier", "shorthand_property_identifier_pattern"}  # a, {a}, ({a}) => …
 )
-_SCOPES = frozenset(
+_FUNCTIONS = frozenset(
     "arrow_function function_expression generator_function function_declaration generator_function_declaration "
     "method_definition class class_declaration".split()
 )
+_BLOCKS = frozenset("statement_block for_statement for_in_statement catch_clause".split())
 _local = threading.local()
 
 
@@ -484,7 +485,7 @@ def _analyse(code: str) -> _Code:
     statement = root.named_children[0] if root.named_children else root
     if root.has_error or statement.type != "return_statement":
         statement = root  # no JavaScript: what can be seen of it
-    return _visit(statement, ["arguments", *_declared(root)])
+    return _visit(statement, ["arguments", *_hoisted(root)])
 
 
 def _visit(statement: Node, names: list[str]) -> _Code:
@@ -508,7 +509,7 @@ def _visit(statement: Node, names: list[str]) -> _Code:
             targets = _pattern(left)
             assigned.update(dict.fromkeys(name for name in targets if not bound.get(name)))
             todo += [(left, _ALONE), _Bind(targets, 1), *((child, _ALONE) for child in reversed(right))]
-        elif node.type in _SCOPES:
+        elif node.type in _FUNCTIONS or node.type in _BLOCKS:
             inside = _scope(node)
             todo += [_Bind(inside, -1), *_inner(node, how), _Bind(inside, 1)]
         else:
@@ -535,7 +536,9 @@ def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
 
 
 def _scope(node: Node) -> list[str]:
-    """The names that a function or class binds for its inside."""
+    """The names that a function, class or block binds for its inside."""
+    if node.type in _BLOCKS:
+        return _lexical(node)
     name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
     names = [] if name is None or name.type != "identifier" else [_text(name)]
     if node.type.startswith("class"):
@@ -545,26 +548,50 @@ def _scope(node: Node) -> list[str]:
         names += [] if parameters is None else _pattern(parameters)
     if node.type != "arrow_function":
         names.append("arguments")
-    return names if body is None or body.type != "statement_block" else names + _declared(body)
+    return names if body is None or body.type != "statement_block" else names + _hoisted(body)
 
 
-def _declared(body: Node) -> list[str]:
-    """The names that a function's body declares; blocks are not told apart."""
+def _hoisted(body: Node) -> list[str]:
+    """The names that ``var`` and functions declare anywhere in a function's body."""
     names: list[str] = []
     todo = list(body.named_children)
     while todo:
         node = todo.pop()
-        declares: Node | None = None
-        if node.type.endswith("_declaration") or node.type == "variable_declarator":
-            declares = node.child_by_field_name("name")
-        elif node.type == "catch_clause":
-            declares = node.child_by_field_name("parameter")
-        elif node.type == "for_in_statement" and node.child_by_field_name("kind"):
-            declares = node.child_by_field_name("left")
-        names += [] if declares is None else _pattern(declares)
-        if node.type not in _SCOPES:
+        if node.type == "variable_declaration":
+            names += _declared(node)
+        elif node.type in {"function_declaration", "generator_function_declaration"}:
+            names += _scope(node)[:1]
+        elif node.type == "for_in_statement":
+            names += _looped(node, "var")
+        if node.type not in _FUNCTIONS:
             todo += node.named_children
     return names
+
+
+def _lexical(block: Node) -> list[str]:
+    """The names that ``let``, ``const`` and ``class`` declare in a block itself, and what its head binds."""
+    names = _looped(block, "let", "const")
+    parameter = block.child_by_field_name("parameter")  # of `catch`
+    names += [] if parameter is None else _pattern(parameter)
+    for node in block.named_children:
+        if node.type == "lexical_declaration":
+            names += _declared(node)
+        elif node.type == "class_declaration":
+            names += _scope(node)
+    return names
+
+
+def _declared(declaration: Node) -> list[str]:
+    return [name for node in declaration.named_children if node.type == "variable_declarator" for name in _first(node)]
+
+
+def _looped(node: Node, *kinds: str) -> list[str]:
+    kind = node.child_by_field_name("kind") if node.type == "for_in_statement" else None
+    return _first(node) if kind is not None and kind.type in kinds else []
+
+
+def _first(node: Node) -> list[str]:
+    return _pattern(node.named_children[0]) if node.named_children else []
 
 
 def _pattern(node: Node) -> list[str]:
