@@ -7,7 +7,7 @@ import sys
 __all__ = ["flush"]
 
 
-def flush(timeout: float | None = 10.0) -> bool:
+def flush(timeout: float | None = 30.0) -> bool:
     """Finish what is pending: prompt versions to be registered, traces to be exported.
 
     Args:
