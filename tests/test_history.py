@@ -162,9 +162,9 @@ def test_an_error_of_the_template_stays_its_error() -> None:
     assert isinstance(record.error, RenderError)
 
 
-def test_poml_itself_as_the_engine_gets_pomls_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the bundle cannot be kept warm, a history is not native; it is there."""
+def test_poml_itself_as_the_engine_lets_them_through_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the bundle cannot be kept warm."""
     monkeypatch.setattr(engine._engine, "cold", True)
-    record, history = render('<poml><conversation messages="{{h}}"/><human-msg>q</human-msg></poml>', h=[ONE, TWO])
-    assert (record.engine, history.placed) == ("poml", {})
-    assert shown(record) == ["human: one", "ai: a longer two", "human: q"]
+    record, history = render('<poml><conversation messages="{{h}}"/><human-msg>q</human-msg></poml>', h=[ONE, THREE])
+    assert (record.engine, history.placed) == ("poml", {0: ONE, 1: THREE})
+    assert shown(record) == ["human: one", "tool: three", "human: q"]
