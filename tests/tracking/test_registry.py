@@ -362,6 +362,26 @@ def test_what_is_pending_is_finished_at_exit(mlflow_store, record, tmp_path):
     assert [version.template for version in versions(record().name)] == [record().source]
 
 
+def test_traces_that_mlflow_exports_at_exit_are_found_by_their_prompt(mlflow_store, record, tmp_path):
+    """MLflow alone links those in threads that the exit ends, or never starts."""
+    program = _program(
+        mlflow_store,
+        [record()],
+        """
+        for _ in range(12):
+            with mlflow.start_span("chain") as span:
+                PromptRegistry.shared().link(records[0], span.trace_id, wait=60)
+            print("trace", span.trace_id)
+        while mlflow.tracing.provider._get_trace_exporter()._async_queue.is_active() is False:
+            time.sleep(0.01)  # on Python 3.12 MLflow cannot even export at exit, unless it has begun before
+        """,
+    )
+    printed = _run(program, tmp_path)
+    expected = {line.split()[1] for line in printed.splitlines() if line.startswith("trace ")}
+    assert len(expected) == 12
+    assert found_by(f"{record().name}/1", mlflow_store) == expected
+
+
 def test_a_dead_server_does_not_hold_an_exit(record, tmp_path):
     """No test of time here but the limit on the run: MLflow's client alone would hold it for minutes."""
     program = _program(
@@ -424,7 +444,7 @@ def _program(experiment: str, records: list[Any], body: str, uri: str | None = N
         for record in records
     ]
     head = f"""
-        import json, os, sys
+        import json, os, sys, time
         import mlflow
         from pomlflow.record import RenderRecord
         from pomlflow.tracking.registry import PromptRegistry, flush

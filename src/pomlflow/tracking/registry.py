@@ -7,11 +7,13 @@ that has left MLflow's memory, to list a prompt in an experiment.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +40,8 @@ _MOST_VERSIONS: Final = 1_000  # kept in memory; the oldest is looked up again b
 _MOST_PENDING: Final = 1_000  # contents that wait to be registered
 _MOST_TRACES: Final = 1_000  # per content, that wait to be linked
 _MOST_LISTED: Final = 10_000  # pairs of prompt and experiment
+_MOST_RECENT: Final = 200  # traces whose link is looked after at exit
+_RECENT: Final = 10.0  # seconds before the exit; MLflow exports what is older (every 5 s, mlflow 3.17)
 _COMPLETE: Final = 10.0  # seconds in which a trace that is in the store is completed, where its store tells
 
 _OnVersion = Callable[[PromptVersion], None]
@@ -106,6 +110,7 @@ class PromptRegistry:
         self._lock = threading.Lock()
         self._pending: dict[tuple[_Key, bool], _Registration] = {}
         self._errands = Errands()
+        self._recent: deque[tuple[float, _Place, str, PromptVersion]] = deque(maxlen=_MOST_RECENT)
 
     @staticmethod
     def shared() -> PromptRegistry:
@@ -145,7 +150,17 @@ class PromptRegistry:
         Returns:
             True if all is done.
         """
+        self._recent.clear()  # whoever flushes lets MLflow finish its links, too
         return self._errands.flush(timeout)
+
+    def _flush_at_exit(self, timeout: float) -> None:
+        # What MLflow exports at exit it links in threads that an exiting interpreter ends, or from Python 3.12 on does
+        # not start (mlflow 3.12 to 3.17): the trace has its tag, but no search for the prompt finds it.
+        now = time.monotonic()
+        for linked, place, trace_id, version in self._recent:
+            if now - linked < _RECENT:
+                self._send_link(place, trace_id, version)
+        self._errands.flush(timeout, insist=False)
 
     def _say_once(self, message: str, error: Exception) -> None:
         if message not in self._said:
@@ -216,12 +231,17 @@ class PromptRegistry:
         for trace_id, on_version in registration.traces:
             self._link_trace(key.place, trace_id, version, on_version)
 
+    def _send_link(self, place: _Place, trace_id: str, version: PromptVersion) -> None:
+        self._errands.send(
+            _TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version)
+        )
+
     def _link_trace(self, place: _Place, trace_id: str, version: PromptVersion, on_version: _OnVersion | None) -> None:
         experiment = experiment_of(trace_id)
-        if not link_live(trace_id, version):
-            self._errands.send(
-                _TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version)
-            )
+        if link_live(trace_id, version):
+            self._recent.append((time.monotonic(), place, trace_id, version))
+        else:
+            self._send_link(place, trace_id, version)
         listed = (place, version.name, experiment or "")
         if on_version is not None:
             try:
@@ -310,7 +330,8 @@ def _at_exit() -> None:
     except ValueError:
         timeout = 5.0
     for registry in list(_registries):
-        registry._errands.flush(timeout, insist=False)
+        with contextlib.suppress(RuntimeError):  # from Python 3.12 on no thread can start now, where none had
+            registry._flush_at_exit(timeout)
 
 
 def _after_fork() -> None:
