@@ -187,6 +187,7 @@ def test_one_text_instead_of_messages() -> None:
     assert not prompt.is_chat_template
     assert not PomlPromptTemplate(HELLO).is_chat_template
     assert PomlPromptTemplate(CHAT).is_chat_template
+    assert PomlPromptTemplate("<HumanMessage>hi</HumanMessage>").is_chat_template
     assert not PomlPromptTemplate(CHAT, chat=False).is_chat_template
 
 

@@ -30,7 +30,7 @@ __all__ = ["PomlPromptTemplate"]
 Hidden = tuple[str, ...]
 
 _FILES = re.compile(r"\b(?:src|base64)\s*=|<(?:include|folder|webpage)\b", re.IGNORECASE)
-_MESSAGES = re.compile(r"<(?:system|human|user|ai|assistant|tool)-(?:msg|message)\b|<conversation\b|\bspeaker\s*=")
+_MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\b|\bspeaker\s*=", re.IGNORECASE)
 
 
 class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
@@ -67,7 +67,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         >>> prompt.template_vars
         ['context_str', 'query_str']
         >>> prompt.format_messages(context_str="1 + 1\n= 2", query_str="Why?")[0].content
-        '# Task\n\nAnswer from this:\\n\\n1 + 1\n= 2\\n\\nWhy?'
+        '# Task\n\nAnswer from this:\n\n1 + 1\n= 2\n\nWhy?'
     """
 
     # `template` is not among what an instance holds: it is made when somebody reads it, see __getattr__.
