@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from pomlflow.exceptions import EngineError, NodeNotFoundError
@@ -43,7 +43,7 @@ class Installation:
     node: Path
     bundle: Path
 
-    @cached_property
+    @property  # not a cached one: Python 3.11's has a lock, which a fork while it is held leaves locked for ever
     def cache(self) -> Path | None:
         """The file for what belongs to just this Node, bundle and worker; None where it could not be trusted."""
         root = _cache_root()
@@ -58,7 +58,8 @@ class Installation:
     def command(self) -> list[str]:
         """The command line of a worker."""
         parts = [str(self.node), *FLAGS, str(WORKER), str(self.bundle)]
-        return parts if self.cache is None else [*parts, str(self.cache)]
+        cache = self.cache
+        return parts if cache is None else [*parts, str(cache)]
 
     def store(self, compiled: bytes, length: int) -> None:
         """Keep V8's cached data for later starts.
@@ -70,9 +71,10 @@ class Installation:
         Raises:
             OSError: The folder cannot be written to; the next start is slower, nothing else.
         """
-        if self.cache is None:
+        cache = self.cache
+        if cache is None:
             return
-        folder = self.cache.parent
+        folder = cache.parent
         folder.mkdir(mode=0o700, exist_ok=True)
         content = length.to_bytes(8, "little") + compiled
         handle, temporary = tempfile.mkstemp(dir=folder)
@@ -81,7 +83,7 @@ class Installation:
                 # V8 does not check what it reads: one flipped bit crashes it, at every start.
                 file.write(hashlib.sha256(content).digest())
                 file.write(content)
-            os.replace(temporary, self.cache)  # noqa: PTH105 - temporary is a str
+            os.replace(temporary, cache)  # noqa: PTH105 - temporary is a str
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108

@@ -59,13 +59,12 @@ class NodeProcess:
         self._count = 0
         self._tail = b""
         self._drain = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
-        command = installation.command()
         try:
             with _forking:
-                self._spawn(command)
+                self._spawn(installation.command())
                 _watchdog.processes.add(self)
         except OSError as error:
-            raise EngineError(f"cannot start {command[0]}: {error}") from error
+            raise EngineError(f"cannot start {installation.node}: {error}") from error
         try:
             self._drain.start()
             _watchdog.set(self, time.monotonic() + _START)
@@ -181,11 +180,12 @@ class NodeProcess:
         self.kill()
         self._drain.join(1)
         stderr = self._tail.decode(errors="replace").split("----- Native stack trace", 1)[0].strip()
+        lines = [line[:200] for line in stderr.splitlines()[-10:]]
         if returncode is None:
             how = "its output"
         else:
             how = f"with {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit code {returncode}"
-        return WorkerDiedError(f"{what} {how}\n{stderr}".rstrip(), returncode, stderr)
+        return WorkerDiedError("\n".join([f"{what} {how}", *lines]), returncode, stderr)
 
     def expire(self) -> None:
         """End it because its time is over; the watchdog's."""
@@ -309,7 +309,8 @@ class _Watchdog:
             self._running = False
 
 
-# Held while a process is made, and by whoever forks: a child must know every pipe that it has to close.
+# Held while a process is made, and by whoever forks: a child must know every pipe that it has to close. It covers the
+# imports on that way too: a module that is being imported at a fork stays locked in the child for ever.
 _forking = threading.Lock()
 _watchdog = _Watchdog()
 

@@ -1,0 +1,123 @@
+"""What the engine's tests share: templates that do as they are told, and the processes that they run in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomlflow import engine
+
+DEADLINE = 60.0  # seconds; only a failing test waits so long
+
+
+@pytest.fixture
+def js() -> Callable[[str], str]:
+    """Markup that runs JavaScript statements and shows what they return."""
+
+    def markup(code: str) -> str:
+        assert not set("<&\n") & set(code), "no XML in it"
+        assert "}}" not in code, "it would end the expression"
+        return f"<p>{{{{ (() => {{ {code}; }})() }}}}</p>"
+
+    return markup
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], Any]:
+    """Wait until something is true, and give it."""
+
+    def wait(condition: Callable[[], Any]) -> Any:
+        end = time.monotonic() + DEADLINE
+        while not (value := condition()):
+            assert time.monotonic() < end, "it never came"
+            time.sleep(0.01)
+        return value
+
+    return wait
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """A new engine, and none left behind."""
+    engine.close()
+    yield
+    engine.close()
+
+
+@pytest.fixture
+def hello() -> Callable[[], str]:
+    """Render, and give the text: the engine works."""
+
+    def text() -> str:
+        return str(engine.render("<p>Hello {{name}}</p>", {"name": "Ada"})["messages"][0]["content"])
+
+    return text
+
+
+@pytest.fixture
+def worker(hello: Callable[[], str]) -> Callable[[], int]:
+    """The process id of the warm Node process, started where there is none."""
+
+    def pid() -> int:
+        hello()
+        [process] = engine._engine.pool._all
+        return process.pid
+
+    return pid
+
+
+@pytest.fixture
+def alive() -> Callable[[int], bool]:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+
+    def check(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
+        except OSError:
+            return False
+
+    return check
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a Python process that runs a program, with its output in pipes."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        file = tmp_path / f"program{len(started)}.py"
+        file.write_text(program, encoding="utf-8")
+        process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", str(file), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env={**os.environ, **environment},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def finish() -> Callable[[subprocess.Popen[str]], str]:
+    """Wait for a program to end well and without a word on stderr; gives what it printed."""
+
+    def result(process: subprocess.Popen[str]) -> str:
+        output, errors = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, errors) == (0, "")
+        return output
+
+    return result

@@ -1,0 +1,215 @@
+"""However a Python process ends, its Node process ends with it; and Ctrl-C ends a render and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc; the lifeline is Linux's")
+
+Script = Callable[..., "subprocess.Popen[str]"]
+
+# Renders, tells its worker's process id, and ends as its arguments say; "looping": while a template loops for ever.
+PARENT = """
+import asyncio, os, signal, sys, threading, time
+from pathlib import Path
+from pomlflow import engine
+
+how, looping, begun = sys.argv[1], sys.argv[2] == "looping", Path(sys.argv[3])
+LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % str(begun)
+
+def start():
+    engine.render("<p>a</p>", {})
+
+if how == "a thread that is gone":  # the parent of the worker is the process, not the thread
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+else:
+    start()
+[worker] = engine._engine.pool._all
+
+def loop():
+    try:
+        engine.render(LOOP, {})
+    except Exception:
+        pass
+
+if looping:
+    threading.Thread(target=loop, daemon=True).start()
+    while not begun.exists():
+        time.sleep(0.01)
+print(worker.pid, flush=True)
+
+if how == "end":
+    pass
+elif how == "exit in a thread":
+    threading.Thread(target=sys.exit).start()
+elif how == "os._exit":
+    os._exit(0)
+elif how == "unhandled error":
+    raise KeyError("expected")
+else:
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "looping"])
+@pytest.mark.parametrize(
+    "how",
+    ["end", "exit in a thread", "os._exit", "unhandled error", "SIGTERM", "SIGKILL", "SIGINT", "a thread that is gone"],
+)
+def test_the_worker_ends_with_its_parent(
+    how: str, state: str, script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    parent = script(PARENT, how, state, str(tmp_path / "begun"))
+    assert parent.stdout
+    worker = int(parent.stdout.readline())
+    if how.startswith("SIG"):
+        assert alive(worker)
+        parent.send_signal(getattr(signal, how))
+    elif how == "a thread that is gone":
+        assert alive(worker)
+        parent.kill()
+    parent.wait(30)
+    until(lambda: not alive(worker))
+
+
+def test_the_lifeline_is_what_ends_a_looping_worker(
+    script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    """Without it a worker that loops does not see that its stdin has ended: the workaround is still needed."""
+    cut = "from pomlflow.engine import process\nprocess._Lifeline.tie = lambda self, pid: None\n"
+    parent = script(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
+    assert parent.stdout
+    worker = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait(30)
+        # Its parent's end is seen by all that would see it: its stdin is closed, and it has another parent.
+        until(lambda: Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1] != str(parent.pid))
+        assert alive(worker)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from pomlflow import engine
+
+begun = sys.argv[1]
+LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
+engine.render("<p>a</p>", {})
+[first] = engine._engine.pool._all
+try:
+    engine.render(LOOP, {})
+except KeyboardInterrupt:
+    print("interrupted", first.alive)
+print(engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"])
+"""
+
+
+def test_ctrl_c_ends_a_render_at_once_and_the_next_one_works(
+    script: Script, until: Callable[[Any], Any], finish: Callable[[Any], str], tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    program = script(INTERRUPTED, str(begun))
+    until(begun.exists)
+    program.send_signal(signal.SIGINT)
+    assert finish(program) == "interrupted False\nnext\n"
+
+
+WAITING = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from pomlflow import engine
+
+begun = sys.argv[1]
+BUSY = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
+looping = threading.Thread(target=lambda: engine.run(engine.Request(BUSY), 3), daemon=True)
+threading.excepthook = lambda args: None
+looping.start()
+while not Path(begun).exists():
+    time.sleep(0.01)
+
+def interrupt():
+    while not engine._engine.pool._waiting:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+try:
+    engine.render("<p>a</p>", {})
+except KeyboardInterrupt:
+    print("interrupted")
+looping.join()
+print(engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"])
+"""
+
+
+def test_ctrl_c_ends_a_render_that_waits_for_its_turn(
+    script: Script, finish: Callable[[Any], str], tmp_path: Path
+) -> None:
+    assert finish(script(WAITING, str(tmp_path / "begun"))) == "interrupted\nnext\n"
+
+
+ASYNC = """
+import asyncio, sys, threading, time
+from pathlib import Path
+from pomlflow import engine
+
+begun = sys.argv[1]
+LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
+threading.Thread(target=lambda: asyncio.run(engine.arender(LOOP, {})), daemon=True).start()
+while not Path(begun).exists():
+    time.sleep(0.01)
+[worker] = engine._engine.pool._all
+print(worker.pid, flush=True)
+"""
+
+
+def test_an_exit_during_an_async_render_on_a_daemon_thread(
+    script: Script, alive: Callable[[int], bool], tmp_path: Path
+) -> None:
+    program = script(ASYNC, str(tmp_path / "begun"))
+    output, errors = program.communicate(timeout=60)
+    assert program.returncode == 0, errors
+    assert not alive(int(output))
+    assert "ResourceWarning" not in errors
+    assert "Fatal" not in errors
+
+
+RENDER_AT_EXIT = """
+import atexit
+atexit.register(lambda: print(engine.render("<p>late</p>", {})["messages"][0]["content"], flush=True))
+from pomlflow import engine
+engine.render("<p>a</p>", {})
+"""
+
+
+def test_a_render_after_the_engine_was_closed_at_exit_works(script: Script, finish: Callable[[Any], str]) -> None:
+    """Handlers run last in, first out: the engine's own has run before one that was registered earlier."""
+    assert finish(script(RENDER_AT_EXIT)) == "late\n"
+
+
+NOTHING_OPEN = """
+import gc
+from pomlflow import engine
+engine.render("<p>a</p>", {})
+engine.close()
+engine.render("<p>a</p>", {})
+gc.collect()
+"""
+
+
+def test_an_exit_says_nothing(script: Script, finish: Callable[[Any], str]) -> None:
+    """No ResourceWarning: warnings are errors in these programs, and their stderr must be empty."""
+    assert finish(script(NOTHING_OPEN)) == ""

@@ -1,0 +1,222 @@
+"""Forks share no pipe and no lock with their parent, and do not keep its Node process alive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and reads /proc")
+
+Script = Callable[..., Any]
+Finish = Callable[[Any], str]
+
+# Programs of their own: forking a test run that has threads would warn, and warnings are errors. So they do here, and
+# Python 3.12 warns of every fork of a process with threads, which a render leaves: not what is tested.
+HEAD = """
+import multiprocessing, os, signal, sys, threading, time, traceback, warnings
+from pathlib import Path
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+from pomlflow import engine
+
+def text(who):
+    return engine.render("<p>{{who}} {{who}}</p>", {"who": who})["messages"][0]["content"]
+
+def right(name, count=30):
+    return all(text(f"{name}{i}") == f"{name}{i} {name}{i}" for i in range(count))
+
+def worker():
+    [process] = engine._engine.pool._all
+    return process.pid
+
+def in_fork(work):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        code = 0 if work() else 9
+    except BaseException:
+        traceback.print_exc()
+        code = 8
+    engine.close()
+    os._exit(code)
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_parent_that_has_rendered_and_two_forks_render_at_once(script: Script, finish: Finish) -> None:
+    """As a server forks its workers; no answer goes to another process."""
+    program = """
+assert right("first")
+children = [in_fork(lambda: right("child")), in_fork(lambda: right("other"))]
+assert right("parent", 60)
+print([ended(pid) for pid in children], right("after"))
+"""
+    assert finish(script(HEAD + program)) == "[0, 0] True\n"
+
+
+def test_a_fork_before_the_first_render(script: Script, finish: Finish) -> None:
+    program = """
+child = in_fork(lambda: right("child"))
+print(right("parent"), ended(child))
+"""
+    assert finish(script(HEAD + program)) == "True 0\n"
+
+
+def test_a_fork_of_a_fork(script: Script, finish: Finish) -> None:
+    program = """
+assert right("first")
+print(ended(in_fork(lambda: right("child") and ended(in_fork(lambda: right("grandchild"))) == 0 and right("again"))))
+"""
+    assert finish(script(HEAD + program)) == "0\n"
+
+
+def test_a_fork_while_another_thread_renders(script: Script, finish: Finish) -> None:
+    """At any moment, with its locks in any state."""
+    program = """
+running, wrong = True, []
+def render():
+    while running:
+        if not right("thread", 5):
+            wrong.append(1)
+threads = [threading.Thread(target=render) for _ in range(2)]
+for thread in threads:
+    thread.start()
+codes = [ended(in_fork(lambda: right("child", 3))) for _ in range(6)]
+running = False
+for thread in threads:
+    thread.join()
+print(codes, wrong)
+"""
+    assert finish(script(HEAD + program)) == "[0, 0, 0, 0, 0, 0] []\n"
+
+
+def test_a_fork_while_another_thread_starts_the_process(script: Script, finish: Finish) -> None:
+    """The child knows of no process that is being made, or else has closed its pipes: the parent's dies with it."""
+    program = """
+thread = threading.Thread(target=right, args=("thread",))
+thread.start()
+pids = [in_fork(lambda: time.sleep(600)) for _ in range(5)]
+thread.join()
+before = worker()
+engine._engine.pool._idle[0]._stdin.close()  # the child holds no copy of it: the worker sees its end
+deadline = time.monotonic() + 30
+while os.path.exists(f"/proc/{before}/fd/0") and time.monotonic() < deadline:
+    time.sleep(0.01)
+print("gone" if not os.path.exists(f"/proc/{before}/fd/0") else "held")
+for pid in pids:
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+"""
+    assert finish(script(HEAD + program)) == "gone\n"
+
+
+def test_a_fork_holds_no_descriptor_of_the_parents_process(script: Script, finish: Finish) -> None:
+    program = """
+def pipes():
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(os.readlink(entry))
+        except OSError:
+            pass
+    return {link for link in found if link.startswith("pipe:")}
+
+before = pipes()
+text("a")
+mine = pipes() - before
+print(len(mine), ended(in_fork(lambda: not mine & pipes())), right("after"))
+"""
+    assert finish(script(HEAD + program)) == "4 0 True\n"
+
+
+@pytest.mark.parametrize("state", ["idle", "looping"])
+def test_a_killed_parents_process_ends_though_its_children_live(
+    state: str,
+    script: Script,
+    alive: Callable[[int], bool],
+    until: Callable[[Any], Any],
+    tmp_path: Path,
+) -> None:
+    program = """
+text("a")
+print(worker(), flush=True)
+begun = Path(sys.argv[2])
+if sys.argv[1] == "looping":
+    code = "process.getBuiltinModule('fs').writeFileSync('%s', ''); for (;;)" % begun
+    markup = "<p>{{ (() => { %s; })() }}</p>" % code
+    threading.Thread(target=engine.render, args=(markup, {}), daemon=True).start()
+    while not begun.exists():
+        time.sleep(0.01)
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+    parent = script(HEAD + program, state, str(tmp_path / "begun"))
+    node, child = int(parent.stdout.readline()), int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait()
+        until(lambda: not alive(node))
+        assert alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_fork_that_ends_leaves_the_parents_process_alone(script: Script, finish: Finish) -> None:
+    """By os._exit, by sys.exit with all its handlers, and killed."""
+    program = """
+text("a")
+before = worker()
+codes = [ended(in_fork(lambda: True))]
+pid = os.fork()
+if pid == 0:
+    sys.exit(0)
+codes.append(ended(pid))
+pid = os.fork()
+if pid == 0:
+    text("child")
+    os.kill(os.getpid(), signal.SIGKILL)
+codes.append(ended(pid))
+print(codes, right("after"), worker() == before)
+"""
+    assert finish(script(HEAD + program)) == "[0, 0, -9] True True\n"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method: str, script: Script, finish: Finish) -> None:
+    """The parent has rendered, and goes on while its children render."""
+    program = """
+if __name__ == "__main__":
+    assert right("parent")
+    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+        jobs = [pool.apply_async(right, (f"child{i}",)) for i in range(4)]
+        assert right("meanwhile", 60)
+        print([job.get(60) for job in jobs])
+        pool.close()
+        pool.join()
+    assert right("after")
+"""
+    assert finish(script(HEAD + program, method)) == "[True, True, True, True]\n"
+
+
+def test_subprocesses_inherit_nothing(script: Script, finish: Finish) -> None:
+    """A program that the user starts, even with all its descriptors passed on, holds none of the worker's pipes."""
+    program = """
+import subprocess
+text("a")
+[process] = engine._engine.pool._all
+mine = {process._stdin.fileno(), process._stdout.fileno(), process._stderr.fileno(), *process._lifeline._ends}
+code = "import os; print(sorted(int(fd) for fd in os.listdir('/proc/self/fd')))"
+seen = set(eval(subprocess.run([sys.executable, "-c", code], close_fds=False, capture_output=True).stdout))
+print(len(mine), mine & seen)
+"""
+    assert finish(script(HEAD + program)) == "4 set()\n"
