@@ -1,0 +1,107 @@
+"""A prompt's length without its variables, and what notebooks and other readers show of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.llms.types import ChatMessage, DocumentBlock
+from llama_index.core.indices.prompt_helper import PromptHelper
+from llama_index.core.prompts.prompt_utils import get_biggest_prompt, get_empty_prompt_txt
+
+from pomlflow import engine
+from pomlflow.exceptions import PomlError
+from pomlflow.llama_index import PomlPromptTemplate
+
+HELLO = "<p>hello {{text}} {{foo}}</p>"
+CHAT = "<system-msg>System {{sys_param}}</system-msg><human-msg>hello {{text}} {{foo}}</human-msg>"
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@pytest.fixture
+def engine_calls(monkeypatch) -> Iterator[list[Any]]:
+    """Every request that reaches the engine."""
+    calls: list[Any] = []
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda request, *rest: calls.append(request) or run(request, *rest))
+    return calls
+
+
+# Measuring.
+
+
+def test_measuring_costs_no_render(renders, engine_calls) -> None:
+    """LlamaIndex asks several times per query how long the prompt is without its variables."""
+    prompt = PomlPromptTemplate(HELLO).partial_format(foo="a rather long value")
+    measured = get_empty_prompt_txt(prompt)
+    assert "hello" in measured
+    assert "a rather long value" in measured
+    assert get_biggest_prompt([PomlPromptTemplate("<p>{{x}}</p>"), prompt]) is prompt
+    size = PromptHelper(context_window=500, num_output=100)._get_available_chunk_size(prompt)
+    assert 0 < size < 400
+    assert (renders, engine_calls) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "markup", [HELLO, CHAT, "<task>a</task><output-format>b</output-format><list><item>{{c}}</item></list>"]
+)
+def test_a_measure_is_never_too_short(markup: str) -> None:
+    """Else what is packed beside it would not fit."""
+    prompt = PomlPromptTemplate(markup)
+    shown = prompt.format(llm=object(), **{str(name): "" for name in prompt.template_vars})
+    assert len(get_empty_prompt_txt(prompt)) >= len(shown.removesuffix("assistant: "))
+
+
+def test_files_in_a_prompt_are_measured_by_one_render(tmp_path: Path, renders, engine_calls) -> None:
+    """A document's length is not in the markup; a copy of the prompt knows it as well."""
+    (tmp_path / "note.txt").write_text("word " * 500)
+    prompt = PomlPromptTemplate('<document src="note.txt"/><p>{{q}}</p>', base_dir=tmp_path)
+    assert get_empty_prompt_txt(prompt).count("word") == 500
+    assert get_empty_prompt_txt(prompt.partial_format(r="x")).count("word") == 500
+    assert len(engine_calls) == 1
+    picture = PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/><p>{{{{q}}}}</p>')
+    assert PIXEL not in get_empty_prompt_txt(picture)
+    assert renders == []
+
+
+def test_an_empty_value_that_is_meant_is_rendered(renders) -> None:
+    """Only the names that template_vars itself gave are a measurement."""
+    prompt = PomlPromptTemplate("<p>[{{x}}]</p>")
+    assert prompt.format(x="") == "[]"
+    assert prompt.format_messages(x="") == [ChatMessage(role="user", content="[]")]
+    assert len(renders) == 1  # a text without a model, all variables empty: how a selector is measured
+
+
+# Display.
+
+
+def test_a_notebook_shows_the_messages(renders) -> None:
+    """With what is given, else with the variables' names; with the markup where that cannot be."""
+    shown = PomlPromptTemplate(CHAT, name="greet", text="wor```ld")._repr_markdown_()
+    assert shown == (
+        "**greet**\n\n*system*\n\n```text\nSystem {sys_param}\n```\n\n*user*\n\n````text\nhello wor```ld {foo}\n````"
+    )
+    assert f"data:image/png;base64,{PIXEL[:40]}" in (
+        PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>')._repr_markdown_()
+    )
+    pdf = PomlPromptTemplate('<conversation messages="{{h}}"/>', h=[ChatMessage(blocks=[DocumentBlock(data=b"AAAA")])])
+    assert "`[document]`" in pdf._repr_markdown_()
+    loop = '<p for="x in xs">{{x}}</p>'
+    assert loop in PomlPromptTemplate(loop)._repr_markdown_()
+    failing = PomlPromptTemplate("<p>{{x}}</p>", function_mappings={"x": lambda **_: 1 / 0})
+    assert "<p>{{x}}</p>" in failing._repr_markdown_()
+    assert renders == []
+
+
+def test_the_template_is_the_markup_for_who_prints_it() -> None:
+    """LlamaIndex's display_prompt_dict, its TEMPLATING callbacks and MLflow's tracer print get_template()."""
+    assert f"{PomlPromptTemplate(HELLO).get_template()}" == HELLO
+    assert json.loads(json.dumps(PomlPromptTemplate(HELLO).get_template(llm=None))) == HELLO
+
+
+def test_what_is_no_text_is_refused_as_a_text() -> None:
+    with pytest.raises(PomlError):
+        _ = PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>').template
