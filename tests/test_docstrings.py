@@ -1,0 +1,34 @@
+"""The examples in docstrings run, but for those that trace: they need a store."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "pomlflow"
+TRACING = ("tracking", "callbacks", "tracer", "context", "open_span", "spans", "texts", "streams")
+
+
+def modules() -> list[str]:
+    found = (file.relative_to(SOURCE).with_suffix("").parts for file in SOURCE.rglob("*.py"))
+    parts = [path[:-1] if path[-1] == "__init__" else path for path in found if not set(path) & set(TRACING)]
+    return sorted(".".join(("pomlflow", *path)) for path in parts)
+
+
+@pytest.mark.filterwarnings("ignore:The function `loads?` is in beta")
+@pytest.mark.parametrize("name", modules())
+def test_examples_run(name: str) -> None:
+    framework = {"langchain": "langchain_core", "llama_index": "llama_index.core"}.get(f"{name}.".split(".")[1])
+    if framework:
+        pytest.importorskip(framework)
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def test_there_are_examples() -> None:
+    """A file that nobody finds any more would pass in silence."""
+    assert {"pomlflow.template", "pomlflow.langchain.prompt", "pomlflow.engine"} <= set(modules())
