@@ -9,7 +9,7 @@ install: .venv/ready
 .venv/ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN) --editable '.[all]' --group dev --constraints requirements.lock
+	$(BIN)/uv pip install --quiet --python .venv --editable '.[all]' --group dev --constraints requirements.lock
 	touch $@
 
 example: install
