@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def main() -> None:
         poml = next(span for span in trace.data.spans if span.span_type == "PROMPT")
         print(f"  {len(names)} spans; {poml.name!r} stands under {names[poml.parent_id]!r}")
         print(f"  linked prompts: {trace.info.tags['mlflow.linkedPrompts']}\n")
-    print(f"look at them: mlflow ui --backend-store-uri {STORE}")
+    print(f"look at them: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
@@ -65,7 +66,7 @@ def main() -> None:
     print(f"{len(linked)} trace(s) found by {filter_string!r}, the newest: {linked[0].info.trace_id}")
 
     title("Look at it")
-    print(f"mlflow ui --backend-store-uri {STORE}")
+    print(f"{os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 def prompt_uri(trace: Trace) -> str:

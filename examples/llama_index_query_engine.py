@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def main() -> None:
     for message in poml.outputs["messages"]:
         print(f"--- {message['role']}\n{message['content']}")
     print("\nlinked prompts:", json.loads(trace.info.tags["mlflow.linkedPrompts"]))
-    print(f"\nlook at it: mlflow ui --backend-store-uri {STORE}")
+    print(f"\nlook at it: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 def print_tree(trace: Trace) -> None:

@@ -47,7 +47,7 @@ def test_the_langchain_chain_shows_messages_answer_tree_and_linked_version(tmp_p
     assert "prompts:/briefing/1: POML from briefing.poml" in shown
     assert "settings: {'temperature': 0.2, 'max_tokens': 300}" in shown
     assert re.search(r"1 trace\(s\) found by \"prompt = 'briefing/1'\", the newest: tr-[0-9a-f]{32}", shown)
-    assert f"mlflow ui --backend-store-uri sqlite:///{(tmp_path / 'mlflow.db').as_posix()}" in shown
+    assert f"-m mlflow ui --backend-store-uri sqlite:///{(tmp_path / 'mlflow.db').as_posix()}" in shown
 
 
 def test_the_query_engine_streams_an_answer_and_shows_what_was_sent(tmp_path: Path) -> None:
