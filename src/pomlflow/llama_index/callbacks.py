@@ -33,7 +33,7 @@ from typing_extensions import Self
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index.events import PomlRenderEvent
 from pomlflow.llama_index.open_span import Owner
-from pomlflow.llama_index.spans import Spans, nearest
+from pomlflow.llama_index.spans import Spans, has_outlived_trace, nearest
 from pomlflow.llama_index.texts import known_texts_in
 from pomlflow.llama_index.tracer import autolog_handler
 from pomlflow.record import RenderRecord
@@ -215,6 +215,7 @@ def _on_render(record: RenderRecord, span_id: str | None) -> None:
         register_prompts=True if owner is None else owner.register_prompts,
         mask=None if owner is None else owner.mask,
         wait=_wait(),
+        root=span is None and has_outlived_trace(),
     )
 
 

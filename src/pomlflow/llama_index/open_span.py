@@ -16,14 +16,17 @@ from llama_index.core.workflow import StartEvent
 from mlflow.entities import Document, LiveSpan, SpanEvent, SpanStatus, SpanStatusCode, SpanType
 from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
 from mlflow.tracing import provider
-from mlflow.tracing.utils import dump_span_attribute_value
+from mlflow.tracing.constant import SpanAttributeKey
+from mlflow.tracing.utils import dump_span_attribute_value, set_span_chat_tools
 
+from pomlflow.llama_index.media import offload, offloadable
 from pomlflow.tracking.spans import Mask, masked, masked_exception, warn_once
 
-__all__ = ["OpenSpan", "Owner", "inputs_of", "plain"]
+__all__ = ["OpenSpan", "Owner", "inputs_of"]
 
 # What events tell of a model or tool rather than of what was said; MLflow's own keys beside.
 _HARMLESS = {"usage", "model_name", "top_n", "name", "description", "parameters"}
+_INCOMPLETE = "a LlamaIndex span is stored without all of its content: %r"
 _OK = SpanStatus(SpanStatusCode.OK)
 
 
@@ -82,6 +85,23 @@ class OpenSpan:
         """The span as MLflow's event handler may write to it."""
         return self.span if self.owner.mask is None else _Guarded(self.span)
 
+    def begin(self, inputs: dict[str, Any]) -> None:
+        """Store the inputs, or keep them for the mask."""
+        try:
+            if self.span.trace_id == NO_OP_SPAN_TRACE_ID:
+                return
+            if self.model and (tools := inputs.get("kwargs", {}).get("tools")):
+                with suppress(Exception):  # as MLflow does: a model may take its tools in a shape of its own
+                    set_span_chat_tools(self.span, tools)
+            if self.owner.mask is not None:
+                self.inputs = _plain(inputs)
+                return
+            self.span.set_inputs(inputs)
+            if (changed := offload(self.span, SpanAttributeKey.INPUTS)) is not None:
+                self.span.set_inputs(changed)
+        except Exception as failed:  # noqa: BLE001 - what is there of the span is still worth storing
+            warn_once("llama-index content", _INCOMPLETE, failed)
+
     def leave_context(self) -> None:
         """Be the active span no longer."""
         token, self.token = self.token, None
@@ -113,7 +133,7 @@ class OpenSpan:
             if self.span.trace_id != NO_OP_SPAN_TRACE_ID:
                 status = self._store()
         except Exception as failed:  # noqa: BLE001 - what is there of the span is still worth storing
-            warn_once("llama-index content", "a LlamaIndex span is stored without all of its content: %r", failed)
+            warn_once("llama-index content", _INCOMPLETE, failed)
         finally:
             self.span.end(status=status)
 
@@ -124,13 +144,15 @@ class OpenSpan:
             outputs = [_document(node) for node in outputs]
         kept: dict[str, Any] = {}
         if mask is not None:
-            kept = masked(mask, self.inputs, plain({"error": str(error)} if error else outputs))
+            kept = masked(mask, self.inputs, _plain({"error": str(error)} if error else outputs))
             if "inputs" in kept:
                 span.set_inputs(kept["inputs"])
             outputs = kept.get("outputs")
         if error is None:
             if outputs is not None:
                 span.set_outputs(outputs)
+                if mask is None and (changed := offload(span, SpanAttributeKey.OUTPUTS)) is not None:
+                    span.set_outputs(changed)
             return _OK
         event = masked_exception(type(error).__name__, kept) if mask else SpanEvent.from_exception(cast("Any", error))
         span.add_event(event)
@@ -162,9 +184,9 @@ def inputs_of(bound_args: BoundArguments) -> dict[str, Any]:
     return start.to_dict() if isinstance(start, StartEvent) else dict(arguments)
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """What JSON can hold of a value, as MLflow would store it."""
-    return json.loads(dump_span_attribute_value(value))
+    return offloadable(json.loads(dump_span_attribute_value(value)))
 
 
 def _document(node: Any) -> Any:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from inspect import BoundArguments
 from typing import Any
@@ -36,17 +36,16 @@ from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from mlflow.entities import LiveSpan
 from mlflow.tracing import provider
 from mlflow.tracing.trace_manager import InMemoryTraceManager
-from mlflow.tracing.utils import set_span_chat_tools
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN
 from pydantic import Field
 
-from pomlflow.llama_index.open_span import OpenSpan, Owner, inputs_of, plain
+from pomlflow.llama_index.open_span import OpenSpan, Owner, inputs_of
 from pomlflow.llama_index.streams import Later, follow, has_ended, holds_stream, response_of, stream_of
 from pomlflow.llama_index.tracer import Autolog, Details, autolog_handler
 from pomlflow.tracking.spans import active, warn_once
 
-__all__ = ["Spans", "nearest"]
+__all__ = ["Spans", "has_outlived_trace", "nearest"]
 
 _MOST_LEFT = 4_096
 
@@ -173,24 +172,20 @@ class Spans(BaseSpanHandler[Any]):
         self, id_: str, bound_args: BoundArguments, instance: Any, parent: OpenSpan | None, owner: Owner
     ) -> OpenSpan | None:
         inputs = inputs_of(bound_args)
-        with _rooted() if parent is None else nullcontext():
+        anew = parent is None and has_outlived_trace()
+        with active(INVALID_SPAN) if anew else nullcontext():
             span = mlflow.start_span_no_context(
                 name=id_.partition("-")[0],
                 parent_span=mlflow.get_current_active_span() if parent is None else nearest(parent.span),
                 span_type=self.details.span_type(instance),
-                inputs=inputs if owner.mask is None else None,
                 attributes=self._attributes(instance),
             )
         opened = OpenSpan(id_, span, owner, parent, isinstance(instance, BaseLLM))
-        if owner.mask is not None:
-            opened.inputs = plain(inputs)
         self.alive[id_] = opened
         if parent is not None:
             parent.below[id_] = opened
         opened.token = provider.set_span_in_context(span)
-        if opened.model and (tools := inputs.get("kwargs", {}).get("tools")):
-            with suppress(Exception):  # as MLflow does: the model may take its tools in a shape that is not OpenAI's
-                set_span_chat_tools(span, tools)
+        opened.begin(inputs)
         return opened
 
     def _attributes(self, instance: Any) -> dict[str, Any]:
@@ -238,12 +233,15 @@ class Spans(BaseSpanHandler[Any]):
         self.later.do(partial(self._stream_ended, opened, text, error))
 
     def _stream_ended(self, opened: OpenSpan, text: str | None, error: BaseException | None) -> None:
-        opened.text = text or opened.text
-        if error is not None and not isinstance(error, GeneratorExit):  # who stops reading has not failed
-            opened.error = error
-        self._settle_below(opened)
-        opened.ready = True
-        self._settle(opened)
+        try:
+            opened.text = text or opened.text
+            if error is not None and not isinstance(error, GeneratorExit):  # who stops reading has not failed
+                opened.error = error
+            self._settle_below(opened)
+            opened.ready = True
+            self._settle(opened)
+        except Exception as failed:  # noqa: BLE001 - this runs in the user's reading of the stream
+            warn_once("llama-index span end", "a LlamaIndex span could not be ended properly: %r", failed)
 
     def _settle_below(self, opened: OpenSpan) -> None:
         """Let go of generators in between that came to their end with the one around them."""
@@ -295,13 +293,17 @@ def nearest(span: LiveSpan) -> LiveSpan:
     return span if found is None else inner
 
 
-@contextmanager
-def _rooted() -> Iterator[None]:
-    """Where a task has outlived its trace, begin a new one: MLflow would take the ended span for the parent."""
+def has_outlived_trace() -> bool:
+    """Whether this task began in a trace that has ended, whose span MLflow would take for the parent of a new one."""
     current: Any = provider.get_current_otel_span()
-    stale = isinstance(current, ReadableSpan) and mlflow.get_current_active_span() is None
-    with active(INVALID_SPAN) if stale else nullcontext():
-        yield
+    if not isinstance(current, ReadableSpan):
+        return False
+    span = mlflow.get_current_active_span()
+    if span is None:
+        return True
+    traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
+    root = traces.get_span_from_id(span.trace_id, traces.get_root_span_id(span.trace_id))
+    return root is not None and root.end_time_ns is not None
 
 
 @contextmanager

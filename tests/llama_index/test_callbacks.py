@@ -1,0 +1,418 @@
+"""Where a handler is attached decides what is traced."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import pickle
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+pytest.importorskip("mlflow")
+
+import mlflow
+from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.query_engine import RetrieverQueryEngine
+from mlflow.entities import Trace
+from tests.llama_index.traces import FOREIGN_WARNINGS, parent, poml_spans, traced, tree
+
+from pomlflow.exceptions import ConfigurationError
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import callbacks as module
+
+pytestmark = FOREIGN_WARNINGS
+__all__ = ["traced"]
+QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
+
+
+@pytest.fixture
+def prompt() -> PomlPromptTemplate:
+    return PomlPromptTemplate(QA, name="qa")
+
+
+@pytest.fixture
+def handler() -> Iterator[PomlCallbackHandler]:
+    handler = PomlCallbackHandler()
+    yield handler
+    handler.detach()
+
+
+@pytest.fixture
+def engine(index: VectorStoreIndex, scripted: Any, prompt: PomlPromptTemplate) -> Any:
+    return index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
+
+
+@pytest.fixture
+def agent(scripted: Any) -> FunctionAgent:
+    return FunctionAgent(llm=scripted("Fine."), system_prompt="You are a test.")
+
+
+def roots(traces: list[Trace]) -> list[str]:
+    return [tree(trace).split()[0] for trace in traces]
+
+
+def run(agent: FunctionAgent) -> str:
+    async def answer() -> str:
+        return str(await agent.run("Hello"))
+
+    return asyncio.run(answer())
+
+
+def test_a_handler_that_is_not_attached_traces_nothing(traced: Any, handler: Any, engine: Any) -> None:
+    assert traced(lambda: engine.query("What?")) == []
+
+
+def test_attach_traces_everything_until_detach(traced: Any, handler: Any, engine: Any, agent: Any) -> None:
+    assert handler.attach() is handler
+    (query,) = traced(lambda: engine.query("What?"))
+    (answer,) = traced(lambda: run(agent))
+    assert roots([query, answer]) == ["RetrieverQueryEngine.query", "FunctionAgent.run"]
+    (span,) = poml_spans(query)
+    assert (span.name, span.span_type, parent(query, span)) == ("poml qa", "PROMPT", "ScriptedLLM.predict")
+    handler.detach()
+    assert traced(lambda: engine.query("What?")) == []
+
+
+def test_attach_to_a_component_traces_it_alone(
+    traced: Any, handler: Any, engine: Any, agent: Any, index: Any, scripted: Any
+) -> None:
+    other = index.as_query_engine(llm=scripted("Fine."))
+    assert handler.attach(engine, agent) is handler
+    assert roots(traced(lambda: engine.query("What?"))) == ["RetrieverQueryEngine.query"]
+    assert roots(traced(lambda: run(agent))) == ["FunctionAgent.run"]
+    assert traced(lambda: other.query("What?")) == []
+    handler.detach(engine)
+    assert traced(lambda: engine.query("What?")) == []
+    assert roots(traced(lambda: run(agent))) == ["FunctionAgent.run"]
+    handler.detach()
+    assert traced(lambda: run(agent)) == []
+
+
+def test_attach_to_a_model_traces_its_calls_in_traces_of_their_own(
+    traced: Any, handler: Any, index: Any, scripted: Any, prompt: Any
+) -> None:
+    llm = scripted("Fine.")
+    handler.attach(llm)
+    engine = index.as_query_engine(llm=llm, text_qa_template=prompt)
+    (trace,) = traced(lambda: engine.query("What?"))
+    assert tree(trace) == "ScriptedLLM.predict LLM\n  poml qa PROMPT\n  ScriptedLLM.chat CHAT_MODEL"
+
+
+def test_a_component_is_not_kept_alive_by_the_handler(handler: Any, index: Any, scripted: Any) -> None:
+    engine = index.as_query_engine(llm=scripted("Fine."))
+    handler.attach(engine)
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+    assert module._objects == {}
+
+
+def test_attach_refuses_what_llama_index_does_not_trace(handler: Any, index: Any) -> None:
+    with pytest.raises(ConfigurationError, match="traces nothing of a VectorStoreIndex: attach the engine"):
+        handler.attach(index)
+
+
+def test_a_mask_must_be_a_function() -> None:
+    with pytest.raises(ConfigurationError, match="mask takes a function, not a str"):
+        PomlCallbackHandler(mask="secret")  # type: ignore[arg-type]
+
+
+def test_a_block_is_traced_and_nothing_around_it(traced: Any, handler: Any, engine: Any) -> None:
+    def calls() -> None:
+        engine.query("Before?")
+        with handler as entered:
+            assert entered is handler
+            engine.query("Inside?")
+        engine.query("After?")
+
+    (trace,) = traced(calls)
+    assert trace.data.spans[0].inputs == {"str_or_query_bundle": "Inside?"}
+
+
+def test_a_block_inside_a_block_of_the_same_handler_changes_nothing(traced: Any, handler: Any, engine: Any) -> None:
+    def calls() -> None:
+        with handler:
+            with handler:
+                engine.query("Inner?")
+            engine.query("Outer?")
+        engine.query("After?")
+
+    assert roots(traced(calls)) == ["RetrieverQueryEngine.query"] * 2
+
+
+def test_a_block_is_left_when_an_error_leaves_it(traced: Any, handler: Any, engine: Any) -> None:
+    def calls() -> None:
+        with pytest.raises(ZeroDivisionError), handler:
+            raise ZeroDivisionError
+        engine.query("After?")
+
+    assert traced(calls) == []
+
+
+def test_a_block_in_one_of_several_tasks_traces_that_task(traced: Any, handler: Any, engine: Any) -> None:
+    async def one(question: str, *, inside: bool) -> None:
+        await asyncio.sleep(0)
+        if inside:
+            with handler:
+                await asyncio.sleep(0)
+                await engine.aquery(question)
+        else:
+            await engine.aquery(question)
+
+    async def tasks() -> None:
+        await asyncio.gather(one("a", inside=False), one("b", inside=True), one("c", inside=False))
+
+    (trace,) = traced(lambda: asyncio.run(tasks()))
+    assert trace.data.spans[0].inputs == {"str_or_query_bundle": "b"}
+
+
+def test_blocks_of_one_handler_in_several_tasks_trace_each(traced: Any, handler: Any, engine: Any) -> None:
+    async def one(question: str) -> None:
+        with handler:
+            await asyncio.sleep(0)
+            await engine.aquery(question)
+
+    async def tasks() -> None:
+        await asyncio.gather(*map(one, "abc"))
+
+    traces = traced(lambda: asyncio.run(tasks()))
+    assert sorted(trace.data.spans[0].inputs["str_or_query_bundle"] for trace in traces) == ["a", "b", "c"]
+    assert len({tree(trace) for trace in traces}) == 1
+
+
+def test_a_block_in_a_thread_traces_that_thread(traced: Any, handler: Any, engine: Any) -> None:
+    def inside() -> None:
+        with handler:
+            engine.query("inside")
+
+    def calls() -> None:
+        threads = [threading.Thread(target=target) for target in (inside, lambda: engine.query("outside"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    (trace,) = traced(calls)
+    assert trace.data.spans[0].inputs == {"str_or_query_bundle": "inside"}
+
+
+def test_a_run_that_is_begun_in_a_block_is_traced_to_its_end(traced: Any, handler: Any, agent: Any) -> None:
+    """The run's own span begins only in the task that LlamaIndex makes for it, after the block."""
+
+    async def answer() -> None:
+        with handler:
+            running = agent.run("Hello")
+        await running
+
+    reference = traced(lambda: run(handler.attach(agent) and agent))
+    handler.detach()
+    (trace,) = traced(lambda: asyncio.run(answer()))
+    assert tree(trace) == tree(reference[0])
+
+
+def test_detach_in_the_middle_of_a_run_lets_it_be_traced_to_its_end(
+    traced: Any, handler: Any, index: Any, scripted: Any, prompt: Any
+) -> None:
+    def detach(_: Any) -> str:
+        handler.detach()
+        return "Fine."
+
+    handler.attach()
+    reference = index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
+    engine = index.as_query_engine(llm=scripted(detach), text_qa_template=prompt)
+    (whole,) = traced(lambda: reference.query("What?"))
+    (trace,) = traced(lambda: engine.query("What?"))
+    assert tree(trace) == tree(whole)
+
+
+def test_a_handler_in_the_settings_callback_manager_traces_everything(
+    traced: Any, handler: Any, engine: Any, agent: Any
+) -> None:
+    Settings.callback_manager = CallbackManager([handler])
+    assert roots(traced(lambda: engine.query("What?"))) == ["RetrieverQueryEngine.query"]
+    assert roots(traced(lambda: run(agent))) == ["FunctionAgent.run"]
+
+
+def test_a_handler_in_an_engines_callback_manager_traces_that_engine(
+    traced: Any, handler: Any, index: Any, scripted: Any, prompt: Any
+) -> None:
+    def make(manager: CallbackManager) -> Any:
+        llm = scripted("Fine.")
+        return RetrieverQueryEngine.from_args(
+            index.as_retriever(), llm=llm, text_qa_template=prompt, callback_manager=manager
+        )
+
+    listed, other = make(CallbackManager([handler])), make(CallbackManager())
+    (trace,) = traced(lambda: listed.query("What?"))
+    assert len(poml_spans(trace)) == 1
+    assert traced(lambda: other.query("What?")) == []
+
+
+def test_a_handler_in_a_models_callback_manager_traces_what_works_with_it(
+    traced: Any, handler: Any, scripted: Any, prompt: Any
+) -> None:
+    """The first run of an agent too is one trace: nothing is attached only when the first callback comes."""
+    llm = scripted("Fine.", callback_manager=CallbackManager([handler]))
+    (answer,) = traced(lambda: run(FunctionAgent(llm=llm)))
+    assert roots([answer]) == ["FunctionAgent.run"]
+    (trace,) = traced(lambda: llm.predict(prompt, context_str="a", query_str="b"))
+    assert tree(trace) == "ScriptedLLM.predict LLM\n  poml qa PROMPT\n  ScriptedLLM.chat CHAT_MODEL"
+
+
+def test_two_handlers_make_one_trace(traced: Any, handler: Any, engine: Any) -> None:
+    (reference,) = traced(lambda: handler.attach() and engine.query("What?"))
+    second = PomlCallbackHandler(register_prompts=False).attach()
+    try:
+        assert [tree(trace) for trace in traced(lambda: engine.query("What?"))] == [tree(reference)]
+        handler.detach()
+        handler.attach(engine)
+        assert [tree(trace) for trace in traced(lambda: engine.query("What?"))] == [tree(reference)]
+    finally:
+        second.detach()
+
+
+def test_one_handler_attached_in_all_ways_makes_one_trace(traced: Any, handler: Any, engine: Any) -> None:
+    (reference,) = traced(lambda: handler.attach() and engine.query("What?"))
+    Settings.callback_manager = CallbackManager([handler])
+    handler.attach().attach(engine).attach(engine)
+
+    def call() -> None:
+        with handler, handler:
+            engine.query("What?")
+
+    assert [tree(trace) for trace in traced(call)] == [tree(reference)]
+
+
+def test_the_closest_handler_owns_the_trace(traced: Any, handler: Any, engine: Any) -> None:
+    """What is stored tells whose trace it is: that handler's mask was asked."""
+    hiding = PomlCallbackHandler(mask=lambda _: None)
+    handler.attach()
+    hiding.attach(engine)
+    (trace,) = traced(lambda: engine.query("What?"))
+    assert {span.inputs is None for span in trace.data.spans} == {True}
+    with handler:
+        (trace,) = traced(lambda: engine.query("What?"))
+    assert trace.data.spans[0].inputs == {"str_or_query_bundle": "What?"}
+
+
+def test_the_users_own_spans_are_around_and_inside(traced: Any, handler: Any, scripted: Any, prompt: Any) -> None:
+    """A tool that opens a span and works in it: what LlamaIndex does there belongs under that span."""
+    inner = scripted("Inner.")
+
+    def think(_: Any) -> str:
+        with mlflow.start_span("thought"):
+            inner.predict(prompt, context_str="a", query_str="b")
+        return "Fine."
+
+    def call() -> None:
+        with mlflow.start_span("request"), handler:
+            scripted(think).complete("Hello")
+
+    (trace,) = traced(call)
+    assert tree(trace).splitlines() == [
+        "request UNKNOWN",
+        "  ScriptedLLM.complete LLM",
+        "    thought UNKNOWN",
+        "      ScriptedLLM.predict LLM",
+        "        poml qa PROMPT",
+        "        ScriptedLLM.chat CHAT_MODEL",
+    ]
+
+
+def test_a_task_that_outlives_its_trace_begins_another(traced: Any, handler: Any, scripted: Any) -> None:
+    """MLflow's own tracer takes the ended span for the parent, and loses what comes."""
+    llm = scripted("Fine.")
+    later: list[asyncio.Task[Any]] = []
+
+    async def afterwards(ended: asyncio.Event) -> None:
+        await ended.wait()
+        await llm.acomplete("Later")
+
+    async def calls() -> None:
+        ended = asyncio.Event()
+
+        def begin(_: Any) -> str:
+            later.append(asyncio.ensure_future(afterwards(ended)))
+            return "Fine."
+
+        await scripted(begin).acomplete("First")
+        ended.set()
+        await later[0]
+
+    handler.attach()
+    traces = traced(lambda: asyncio.run(calls()))
+    assert [trace.data.spans[0].inputs["args"] for trace in traces] == [["First"], ["Later"]]
+
+
+def test_a_render_outside_of_all_is_a_trace_of_its_own(traced: Any, handler: Any, prompt: Any) -> None:
+    handler.attach()
+    (trace,) = traced(lambda: prompt.format_messages(context_str="a", query_str="b"))
+    assert tree(trace) == "poml PROMPT"
+
+    def inside() -> None:
+        with mlflow.start_span("mine"):
+            prompt.format_messages(context_str="a", query_str="b")
+
+    (trace,) = traced(inside)
+    assert tree(trace) == "mine UNKNOWN\n  poml qa PROMPT"
+    handler.detach()
+    assert traced(lambda: prompt.format_messages(context_str="a", query_str="b")) == []
+
+
+def test_copies_of_what_holds_a_handler_hold_that_handler(handler: Any, scripted: Any) -> None:
+    llm = scripted("Fine.", callback_manager=CallbackManager([handler]))
+    assert copy.deepcopy(llm).callback_manager.handlers == [handler]
+    assert copy.copy(handler) is handler
+    travelled = pickle.loads(pickle.dumps(PomlCallbackHandler(register_prompts=False)))
+    assert travelled.register_prompts is False
+
+
+def test_the_last_handler_leaves_nothing_in_the_dispatcher(engine: Any) -> None:
+    root = get_dispatcher()
+    before = list(root.span_handlers), list(root.event_handlers)
+    first, second = PomlCallbackHandler().attach(), PomlCallbackHandler()
+    first.detach()
+    del first
+    gc.collect()
+    assert module._is_installed()
+    del second
+    gc.collect()
+    assert (root.span_handlers, root.event_handlers) == before
+
+
+def test_tracing_switched_off_in_mlflow_is_respected(traced: Any, handler: Any, engine: Any) -> None:
+    handler.attach()
+
+    def disabled() -> None:
+        mlflow.tracing.disable()
+        try:
+            assert str(engine.query("What?")) == "Fine."
+        finally:
+            mlflow.tracing.enable()
+
+    assert traced(disabled) == []
+    assert roots(traced(lambda: engine.query("What?"))) == ["RetrieverQueryEngine.query"]
+    assert module._spans.alive == {}
+
+
+def test_a_trace_that_is_not_sampled_is_dropped_whole(
+    traced: Any, handler: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler.attach()
+    monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0")
+    mlflow.tracing.reset()
+    try:
+        assert traced(lambda: engine.query("What?")) == []
+    finally:
+        monkeypatch.undo()
+        mlflow.tracing.reset()

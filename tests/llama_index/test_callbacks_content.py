@@ -1,0 +1,281 @@
+"""What is stored of a component, and what a mask leaves of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+pytest.importorskip("mlflow")
+
+import mlflow
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ChatResponse, ImageBlock, TextBlock
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from mlflow.entities import Trace
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, poml_spans, traced, tree
+
+from pomlflow.exceptions import RenderError
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, callbacks, tracer
+from pomlflow.tracking import spans as tracking
+
+pytestmark = FOREIGN_WARNINGS
+__all__ = ["by_autolog", "traced"]
+QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
+ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
+
+
+@pytest.fixture
+def prompt() -> PomlPromptTemplate:
+    return PomlPromptTemplate(QA, name="qa")
+
+
+def everything(trace: Trace) -> str:
+    """All that is stored of a trace, as one text."""
+    return json.dumps(trace.to_dict(), default=str)
+
+
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+def test_what_is_stored_is_what_autolog_stores(traced: Any, index: Any, scripted: Any, prompt: Any) -> None:
+    """Inputs, outputs and attributes of every span, but for ids and times."""
+
+    def stored() -> list[Any]:
+        engine = index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
+        (trace,) = traced(lambda: engine.query("What?"))
+        spans = [span for span in trace.data.spans if not span.name.startswith("poml")]
+        assert len(spans) > 10
+        return [
+            (span.name, span.inputs, _without_ids(span.outputs), _without_ids(dict(span.attributes))) for span in spans
+        ]
+
+    mlflow.llama_index.autolog()
+    try:
+        reference = stored()
+    finally:
+        mlflow.llama_index.autolog(disable=True)
+    with PomlCallbackHandler():
+        assert stored() == reference
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        volatile = {"mlflow.traceRequestId", "mlflow.spanInputs", "mlflow.spanOutputs"}
+        return {key: _without_ids(item) for key, item in value.items() if key not in volatile}
+    if isinstance(value, list):
+        return [_without_ids(item) for item in value]
+    return value
+
+
+def test_tools_and_token_counts_are_stored(traced: Any, scripted: Any, tool_call: Any) -> None:
+    def counted(_: Any) -> ChatMessage:
+        return tool_call("add", a=1, b=2)
+
+    async def call() -> None:
+        await FunctionAgent(tools=[add], llm=scripted(counted, "Three.")).run("1 + 2?")
+
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: asyncio.run(call()))
+    tool = named(trace, "FunctionTool.acall")
+    assert (tool.attributes["name"], tool.outputs["raw_output"]) == ("add", 3)
+    assert trace.data.spans[0].attributes["mlflow.spanType"] == "AGENT"
+
+    response = ChatResponse(
+        message=ChatMessage("Hi"), raw={"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
+    )
+    model = scripted()
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: _chat_with(model, response))
+    assert trace.data.spans[0].attributes["mlflow.chat.tokenUsage"] == {
+        "input_tokens": 3,
+        "output_tokens": 4,
+        "total_tokens": 7,
+    }
+
+
+def _chat_with(model: Any, response: ChatResponse) -> None:
+    from llama_index.core.llms.callbacks import llm_chat_callback
+
+    kind = type("Counting", (type(model),), {"chat": llm_chat_callback()(lambda self, messages, **_: response)})
+    kind().chat([ChatMessage("Hello")])
+
+
+def test_media_are_attachments_and_not_inline(traced: Any, scripted: Any) -> None:
+    picture, sound = (ASSETS / "box.png").read_bytes(), (ASSETS / "tone.wav").read_bytes()
+    prompt = PomlPromptTemplate(f'<p>See <img src="{(ASSETS / "box.png").as_posix()}" syntax="multimedia"/></p>')
+    blocks = [TextBlock(text="See and hear"), ImageBlock(image=picture), AudioBlock(audio=sound, format="wav")]
+    answer = ChatMessage(role="assistant", blocks=[TextBlock(text="Here."), ImageBlock(image=picture)])
+
+    def call() -> None:
+        scripted(answer).chat([ChatMessage(role="user", blocks=blocks)])
+        scripted("Fine.").predict(prompt)
+
+    with PomlCallbackHandler():
+        chat, predict = traced(call)
+    shown = chat.data.spans[0].inputs["messages"][0]["blocks"]
+    assert shown[0]["text"] == "See and hear"
+    assert shown[1]["image"].startswith("mlflow-attachment://")
+    assert shown[2]["audio"].startswith("mlflow-attachment://")
+    assert "content_type=audio%2Fwav" in shown[2]["audio"]
+    assert chat.data.spans[0].outputs["message"]["blocks"][1]["image"].startswith("mlflow-attachment://")
+    for trace in (chat, predict):
+        assert "iVBORw0KGgo" not in everything(trace)
+        assert "UklGR" not in everything(trace)
+    (part,) = [part for part in poml_spans(predict)[0].outputs["messages"][0]["content"] if part["type"] != "text"]
+    assert part["image_url"]["url"].startswith("mlflow-attachment://")
+
+
+def hide(content: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(content).replace("secret", "***"))
+
+
+def test_a_mask_reaches_all_that_is_stored(traced: Any, index: Any, scripted: Any) -> None:
+    """Also attributes, errors, streams, prompts and their variables."""
+    prompt = PomlPromptTemplate("<p>secret {{context_str}} {{query_str}}</p>", name="qa")
+
+    def call() -> None:
+        engine = index.as_query_engine(llm=scripted("A secret answer."), text_qa_template=prompt)
+        engine.query("What secret?")
+        streaming = index.as_query_engine(llm=scripted("A secret answer."), text_qa_template=prompt, streaming=True)
+        "".join(streaming.query("What secret?").response_gen)
+        scripted("A secret answer.").complete("The secret prompt", formatted=True)
+        with pytest.raises(ValueError, match="secret"):
+            scripted(ValueError("a secret failure")).chat([ChatMessage("secret")])
+        with pytest.raises(RenderError):
+            PomlPromptTemplate("<p>{{ (() => { throw new Error('secret ' + a) })() }}</p>").format(a="secret")
+
+    with PomlCallbackHandler(mask=hide):
+        traces = traced(call)
+    assert len(traces) == 5
+    for trace in traces:
+        assert "secret" not in everything(trace)
+        assert "***" in everything(trace)
+    query, stream, complete, chat, render = traces
+    assert query.data.spans[0].outputs["response"] == "A *** answer."
+    assert stream.data.spans[0].outputs == "A *** answer."
+    assert chat.data.spans[0].status.description == "a *** failure"
+    assert complete.data.spans[0].attributes["mlflow.llm.model"] == "scripted"
+    assert tree(render) == "poml PROMPT ERROR"
+
+
+def test_a_mask_gets_plain_data_of_each_span_once(traced: Any, index: Any, scripted: Any, prompt: Any) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def look(content: dict[str, Any]) -> dict[str, Any]:
+        seen.append(json.loads(json.dumps(content)))  # what is no plain data raises here
+        return {"inputs": "kept"}
+
+    engine = index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
+    with PomlCallbackHandler(mask=look):
+        (trace,) = traced(lambda: engine.query("What?"))
+    assert len(seen) == len(trace.data.spans)
+    assert all(set(content) == {"inputs", "outputs"} for content in seen)
+    assert {span.inputs for span in trace.data.spans} == {"kept"}
+    assert {span.outputs for span in trace.data.spans} == {None}
+
+
+def test_a_mask_that_fails_stores_nothing_and_says_so_once(
+    traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tracking, "_said", set())
+
+    def fail(_: dict[str, Any]) -> None:
+        raise LookupError("secret")
+
+    with PomlCallbackHandler(mask=fail), caplog.at_level(logging.WARNING, "pomlflow"):
+        (first, second) = traced(lambda: [scripted("secret").complete("secret") for _ in range(2)])
+    assert "secret" not in everything(first) + everything(second)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the mask raised LookupError: spans are stored without inputs and outputs (said once)"
+    ]
+
+
+def test_a_handler_that_fails_is_told_once_and_hurts_nobody(
+    traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
+) -> None:
+    """LlamaIndex swallows what its handlers raise, in silence."""
+    monkeypatch.setattr(tracking, "_said", set())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise LookupError("broken")
+
+    monkeypatch.setattr(callbacks._spans, "choose", fail)
+    with PomlCallbackHandler(), caplog.at_level(logging.WARNING, "pomlflow"):
+        assert traced(lambda: [scripted("Fine.").complete("x") for _ in range(2)]) == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "a LlamaIndex span could not be traced: LookupError('broken') (said once)"
+    ]
+
+
+def test_another_version_of_mlflows_tracer_costs_types_and_not_the_tree(
+    traced: Any, scripted: Any, prompt: Any, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tracking, "_said", set())
+    monkeypatch.delattr(tracer._SPANS, "_get_span_type")
+    with caplog.at_level(logging.WARNING, "pomlflow"):
+        details = tracer.Details(callbacks._spans._writable)
+        tracer.Details(callbacks._spans._writable)
+    monkeypatch.setattr(callbacks._spans, "details", details)
+    (record,) = caplog.records
+    assert "no LlamaIndex tracer that is known (['MlflowSpanHandler._get_span_type'])" in record.getMessage()
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: scripted("Fine.").predict(prompt, context_str="a", query_str="b"))
+    assert tree(trace) == "ScriptedLLM.predict UNKNOWN\n  poml qa PROMPT\n  ScriptedLLM.chat UNKNOWN"
+
+
+def test_a_model_that_cannot_tell_its_attributes_is_traced(
+    traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tracking, "_said", set())
+    model = scripted("Fine.")
+    asked: list[str] = []
+
+    def metadata(self: Any) -> Any:
+        asked.append("metadata")
+        if len(asked) == 1:
+            raise LookupError("not yet")
+        return super(kind, self).metadata
+
+    kind: Any = type("Odd", (type(model),), {"metadata": property(metadata)})
+    with PomlCallbackHandler(), caplog.at_level(logging.WARNING, "pomlflow"):
+        (trace,) = traced(lambda: kind.of("Fine.").complete("x"))
+    assert tree(trace) == "Odd.complete LLM"
+    assert trace.data.spans[0].outputs["text"] == "Fine."
+    assert "attributes could not be traced: LookupError('not yet')" in caplog.text
+
+
+def test_the_dispatchers_shutdown_ends_what_is_open(traced: Any, scripted: Any) -> None:
+    def end(_: Any) -> str:
+        get_dispatcher().shutdown()
+        return "Fine."
+
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: scripted(end).complete("x"))
+    assert tree(trace) == "ScriptedLLM.complete LLM ERROR"
+    assert callbacks._spans.alive == {}
+
+
+def test_other_handlers_get_what_they_always_got(traced: Any, scripted: Any, prompt: Any) -> None:
+    seen: list[str] = []
+
+    class Other(BaseSpanHandler[Any]):
+        def new_span(self, id_: str, **_: Any) -> None:
+            seen.append(id_.partition("-")[0])
+
+        def prepare_to_exit_span(self, **_: Any) -> None: ...
+
+        def prepare_to_drop_span(self, **_: Any) -> None: ...
+
+    get_dispatcher().add_span_handler(Other())
+    with PomlCallbackHandler():
+        traced(lambda: scripted("Fine.").predict(prompt, context_str="a", query_str="b"))
+    assert seen == ["ScriptedLLM.predict", "ScriptedLLM.chat"]

@@ -1,0 +1,360 @@
+"""A span that streams lasts as long as its stream, however that ends, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+pytest.importorskip("mlflow")
+
+import mlflow
+from llama_index.core import PromptTemplate
+from llama_index.core.base.response.schema import StreamingResponse
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.query_engine import CustomQueryEngine
+from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, parent, poml_spans, traced, tree, without_poml
+
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import callbacks as module
+
+pytestmark = FOREIGN_WARNINGS
+__all__ = ["by_autolog", "traced"]
+QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
+REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"
+
+
+@pytest.fixture
+def prompt() -> PomlPromptTemplate:
+    return PomlPromptTemplate(QA, name="qa")
+
+
+@pytest.fixture
+def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
+    """Make a streaming query engine whose model gives these answers."""
+
+    def engine(*answers: Any, **options: Any) -> Any:
+        given = {"text_qa_template": prompt, **options}
+        return index.as_query_engine(llm=scripted(*(answers or ["Word by word."])), streaming=True, **given)
+
+    return engine
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert module._spans.alive == {}
+    assert module._spans.open_spans == {}
+
+
+def as_sync(text: str) -> str:
+    """A tree with the names of LlamaIndex's async methods as those of its sync ones."""
+    for name in ("query", "_query", "retrieve", "_retrieve", "get_query_embedding", "_get_query_embedding"):
+        text = text.replace(f".{name.replace(name.lstrip('_'), 'a' + name.lstrip('_'))} ", f".{name} ")
+    for name in ("synthesize", "get_response", "stream", "stream_chat", "complete", "write_response_to_history"):
+        text = text.replace(f".a{name} ", f".{name} ")
+    return text
+
+
+async def read(response: Any) -> str:
+    return "".join([piece async for piece in response.async_response_gen()])
+
+
+def test_a_streamed_answer_makes_the_tree_of_autolog_and_the_whole_answer(
+    traced: Any, by_autolog: Any, make: Any
+) -> None:
+    def call() -> None:
+        assert "".join(make().query("What?").response_gen) == "Word by word."
+
+    (reference,) = by_autolog(call)
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert without_poml(tree(trace)) == reference
+    assert [parent(trace, span) for span in poml_spans(trace)] == ["ScriptedLLM.stream"]
+    assert trace.data.spans[0].outputs == "Word by word."
+    assert named(trace, "ScriptedLLM.stream").outputs == "Word by word."
+    assert named(trace, "CompactAndRefine.synthesize").outputs == "Word by word."
+    assert named(trace, "ScriptedLLM.stream_chat").outputs["message"]["blocks"][0]["text"] == "Word by word."
+
+
+def test_an_async_stream_makes_the_tree_of_a_sync_one(traced: Any, make: Any) -> None:
+    async def call() -> None:
+        assert await read(await make().aquery("What?")) == "Word by word."
+
+    with PomlCallbackHandler():
+        (sync,) = traced(lambda: "".join(make().query("What?").response_gen))
+        (trace,) = traced(lambda: asyncio.run(call()))
+    assert as_sync(tree(trace)) == tree(sync)
+    assert trace.data.spans[0].outputs == "Word by word."
+
+
+def test_a_stream_that_is_read_after_the_block_is_traced_whole(traced: Any, make: Any) -> None:
+    """The model is called only when the first word is read: the render happens after the block."""
+
+    def call() -> None:
+        with handler:
+            response = make().query("What?")
+        "".join(response.response_gen)
+
+    handler = PomlCallbackHandler()
+    with handler:
+        (reference,) = traced(lambda: "".join(make().query("What?").response_gen))
+    (trace,) = traced(call)
+    assert tree(trace) == tree(reference)
+
+
+def test_an_answer_that_is_refined_ends_with_the_last(traced: Any, make: Any) -> None:
+    refine = PomlPromptTemplate(REFINE, name="refine")
+
+    def call() -> None:
+        engine = make("First.", "Second.", response_mode="refine", refine_template=refine)
+        assert "".join(engine.query("What?").response_gen) == "Second."
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert [span.name for span in poml_spans(trace)] == ["poml qa", "poml refine"]
+    assert trace.data.spans[0].outputs == "Second."
+
+
+def test_who_stops_reading_ends_the_trace_with_what_was_read(traced: Any, make: Any) -> None:
+    def call() -> None:
+        response = make().query("What?")
+        for _ in response.response_gen:
+            break
+        response.response_gen.close()
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert "ERROR" not in tree(trace)
+    assert trace.data.spans[0].outputs == "Word"
+    assert [parent(trace, span) for span in poml_spans(trace)] == ["ScriptedLLM.stream"]
+
+
+def test_who_drops_an_answer_half_read_ends_the_trace(traced: Any, make: Any) -> None:
+    def call() -> None:
+        for _ in make().query("What?").response_gen:
+            break
+
+    async def acall() -> None:
+        response = await make().aquery("What?")
+        async for _ in response.async_response_gen():
+            break
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+        (atrace,) = traced(lambda: asyncio.run(acall()))
+    assert trace.data.spans[0].outputs == atrace.data.spans[0].outputs == "Word"
+    assert as_sync(tree(atrace)) == tree(trace)
+
+
+def test_an_answer_that_nobody_reads_ends_its_trace_when_it_is_dropped(traced: Any, make: Any) -> None:
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: make().query("What?") and None)
+    assert tree(trace).startswith("RetrieverQueryEngine.query CHAIN")
+    assert trace.data.spans[0].outputs is None
+
+
+def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, make: Any) -> None:
+    """Ending a span inside of garbage collection could wait for a lock that this very thread holds."""
+
+    def call() -> None:
+        response = make().query("What?")
+        cycle = [response]
+        cycle.append(cycle)
+        next(iter(response.response_gen))
+        del response, cycle
+        gc.collect()
+        assert module._spans.alive != {}
+        module._spans.later.catch_up()
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert trace.data.spans[0].outputs == "Word"
+
+
+def test_a_model_that_fails_in_the_middle_is_an_error_up_to_the_root(traced: Any, make: Any) -> None:
+    def call() -> None:
+        with pytest.raises(ConnectionError):
+            list(make(ConnectionError("cut off")).query("What?").response_gen)
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    failed = [line.split()[0] for line in tree(trace).splitlines() if line.endswith("ERROR")]
+    assert failed[0] == "RetrieverQueryEngine.query"
+    assert failed[-2:] == ["ScriptedLLM.stream", "ScriptedLLM.stream_chat"]
+    assert trace.data.spans[0].status.description == "cut off"
+
+
+def test_a_model_streams_by_itself(traced: Any, scripted: Any, prompt: Any) -> None:
+    async def chat() -> None:
+        pieces = [piece async for piece in await scripted("One two.").astream_chat([])]
+        assert pieces[-1].message.content == "One two."
+
+    async def predict() -> None:
+        stream = await scripted("One two.").astream(prompt, context_str="a", query_str="b")
+        assert [piece async for piece in stream] == ["One", " two."]
+
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: asyncio.run(chat()))
+        assert tree(trace) == "ScriptedLLM.astream_chat CHAT_MODEL"
+        assert trace.data.spans[0].outputs["message"]["blocks"][0]["text"] == "One two."
+        (trace,) = traced(lambda: asyncio.run(predict()))
+        expected = "ScriptedLLM.astream LLM\n  poml qa PROMPT\n  ScriptedLLM.astream_chat CHAT_MODEL"
+        assert tree(trace) == expected
+        assert trace.data.spans[0].outputs == "One two."
+        (trace,) = traced(lambda: list(scripted("One two.").stream_complete("x")))
+        assert trace.data.spans[0].outputs["text"] == "One two."
+
+
+def test_a_stream_that_is_held_after_it_was_read_has_ended(traced: Any, scripted: Any, prompt: Any) -> None:
+    held = []
+
+    def call() -> None:
+        held.append(scripted("One two.").stream(prompt, context_str="a", query_str="b"))
+        assert "".join(held[0]) == "One two."
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert trace.data.spans[0].outputs == "One two."
+
+
+@pytest.mark.parametrize("mode", ["simple", "context", "condense_question", "condense_plus_context"])
+def test_chat_engines_stream(traced: Any, by_autolog: Any, index: Any, scripted: Any, mode: str) -> None:
+    """The history is written in a thread or task that reads the model's stream: that is part of the trace."""
+
+    def engine() -> Any:
+        return index.as_chat_engine(llm=scripted("Word by word."), chat_mode=mode)
+
+    def call() -> None:
+        assert "".join(engine().stream_chat("Hello").response_gen) == "Word by word."
+
+    async def acall() -> None:
+        assert await read(await engine().astream_chat("Hello")) == "Word by word."
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+        (atrace,) = traced(lambda: asyncio.run(acall()))
+    (reference,) = by_autolog(call)
+    assert sorted(tree(trace).splitlines()) == sorted(reference.splitlines())
+    assert sorted(as_sync(tree(atrace)).splitlines()) == sorted(tree(trace).splitlines())
+    assert trace.data.spans[0].outputs == atrace.data.spans[0].outputs == "Word by word."
+
+
+class Streaming(Workflow):
+    llm: Any = None
+    prompt: Any = None
+
+    @step
+    async def only(self, event: StartEvent) -> StopEvent:
+        return StopEvent(result=await self.llm.astream(self.prompt, context_str="a", query_str="b"))
+
+
+def test_a_workflow_gives_a_stream_that_is_read_after_the_run(traced: Any, scripted: Any, prompt: Any) -> None:
+    async def call() -> None:
+        flow = Streaming()
+        flow.llm, flow.prompt = scripted("Word by word."), prompt
+        with PomlCallbackHandler():
+            running = flow.run()
+        assert [piece async for piece in await running] == ["Word", " by", " word."]
+
+    (trace,) = traced(lambda: asyncio.run(call()))
+    assert tree(trace).splitlines() == [
+        "Streaming.run CHAIN",
+        "  Streaming.only CHAIN",
+        "    ScriptedLLM.astream LLM",
+        "      poml qa PROMPT",
+        "      ScriptedLLM.astream_chat CHAT_MODEL",
+    ]
+    assert trace.data.spans[0].outputs == "Word by word."
+
+
+class Lazy(CustomQueryEngine):
+    """Asks its model twice while it is being read."""
+
+    llm: Any
+
+    def custom_query(self, query_str: str) -> StreamingResponse:
+        def pieces() -> Iterator[str]:
+            yield self.llm.complete("one").text
+            with mlflow.start_span("between"):
+                yield self.llm.complete("two").text
+
+        return StreamingResponse(pieces())
+
+
+def test_what_a_lazy_stream_does_is_part_of_the_trace(traced: Any, scripted: Any) -> None:
+    def call() -> None:
+        with PomlCallbackHandler():
+            response = Lazy(llm=scripted("1", "2")).query("What?")
+        with mlflow.start_span("reader"):
+            assert "".join(response.response_gen) == "12"
+
+    (query, reader) = traced(call)
+    assert tree(reader) == "reader UNKNOWN"
+    assert tree(query).splitlines() == [
+        "Lazy.query CHAIN",
+        "  Lazy.custom_query CHAIN",
+        "    ScriptedLLM.complete LLM",
+        "    between UNKNOWN",
+        "      ScriptedLLM.complete LLM",
+    ]
+
+
+def test_many_streams_leave_nothing_behind(mlflow_store: str, make: Any, scripted: Any) -> None:
+    """A thousand, read and not: no span is kept, no generator, and no wrapper. MLflow itself stores nothing here."""
+    streams: weakref.WeakSet[Any] = weakref.WeakSet()
+    llm, engine, plain = scripted("One two."), make("One two."), PromptTemplate("{query_str}")
+    mlflow.tracing.disable()
+    try:
+        with PomlCallbackHandler():
+            for number in range(1_000):
+                stream = llm.stream(plain, query_str="What?")
+                streams.add(stream)
+                if number % 2:
+                    next(stream)
+                else:
+                    "".join(stream)
+            for number in range(50):
+                response = engine.query("What?")
+                streams.add(response.response_gen)
+                if number % 2:
+                    next(response.response_gen)
+            del stream, response
+    finally:
+        mlflow.tracing.enable()
+    gc.collect()
+    assert len(streams) == 0
+    assert module._spans.alive == {}
+    assert not module._spans.later._work
+
+
+def test_mlflows_own_tracer_still_keeps_what_streamed(traced: Any, make: Any) -> None:
+    """When this fails, MLflow lets go of streams by itself, and the first reason in `spans.py` is gone."""
+    mlflow.llama_index.autolog()
+    try:
+        (handler,) = [one for one in get_dispatcher().span_handlers if one.class_name() == "MlflowSpanHandler"]
+        traced(lambda: "".join(make().query("What?").response_gen))
+        assert len(handler._pending_spans) > 0
+    finally:
+        mlflow.llama_index.autolog(disable=True)
+
+
+def test_mlflows_own_tracer_still_loses_async_streams(traced: Any, make: Any) -> None:
+    """When this fails, MLflow ends async streams by itself, and the second reason in `spans.py` is gone."""
+
+    async def call() -> None:
+        await read(await make().aquery("What?"))
+
+    mlflow.llama_index.autolog()
+    try:
+        traces = traced(lambda: asyncio.run(call()))
+        assert {trace.info.state.value for trace in traces} == {"IN_PROGRESS"}
+    finally:
+        mlflow.llama_index.autolog(disable=True)

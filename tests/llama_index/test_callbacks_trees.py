@@ -1,0 +1,281 @@
+"""The handler's trees are those of MLflow's own tracer, with POML's spans in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+pytest.importorskip("mlflow")
+
+import mlflow
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
+from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
+from tests.llama_index.traces import (
+    FOREIGN_WARNINGS,
+    by_autolog,
+    named,
+    parent,
+    poml_spans,
+    traced,
+    tree,
+    without_poml,
+)
+
+from pomlflow.exceptions import RenderError
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import callbacks as module
+
+pytestmark = FOREIGN_WARNINGS
+__all__ = ["by_autolog", "traced"]
+QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
+REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"
+QUESTION = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
+
+
+@pytest.fixture
+def prompt() -> PomlPromptTemplate:
+    return PomlPromptTemplate(QA, name="qa")
+
+
+@pytest.fixture
+def same(traced: Any, by_autolog: Any) -> Callable[..., Any]:
+    """Run something twice, under autolog and under the handler, and compare; gives the handler's only trace.
+
+    What is run is made anew for each, because scripts and memories are used up.
+    """
+
+    def compare(make: Callable[[], Callable[[], Any]]) -> Any:
+        reference = by_autolog(make())
+        with PomlCallbackHandler():
+            traces = traced(make())
+        assert [without_poml(tree(trace)) for trace in traces] == reference
+        assert module._spans.alive == {}
+        (trace,) = traces
+        return trace
+
+    return compare
+
+
+def waited(coroutine: Callable[[], Any]) -> Callable[[], Any]:
+    async def wait() -> Any:
+        return await coroutine()
+
+    return lambda: asyncio.run(wait())
+
+
+@pytest.mark.parametrize(
+    ("mode", "renders"),
+    [("compact", 1), ("refine", 1), ("simple_summarize", 1), ("accumulate", 2), ("compact_accumulate", 1)],
+)
+@pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
+def test_query_engines(
+    same: Any, index: Any, scripted: Any, prompt: Any, mode: str, renders: int, use_async: bool
+) -> None:
+    def make() -> Callable[[], Any]:
+        refine = PomlPromptTemplate(REFINE, name="refine")
+        llm = scripted("Fine.")
+        engine = index.as_query_engine(llm=llm, text_qa_template=prompt, refine_template=refine, response_mode=mode)
+        return waited(lambda: engine.aquery("What?")) if use_async else lambda: engine.query("What?")
+
+    trace = same(make)
+    spans = [span for span in poml_spans(trace) if span.name == "poml qa"]
+    predict = "ScriptedLLM.apredict" if use_async else "ScriptedLLM.predict"
+    assert [parent(trace, span) for span in spans] == [predict] * renders
+
+
+def test_a_tree_summary(same: Any, index: Any, scripted: Any) -> None:
+    def make() -> Callable[[], Any]:
+        prompt = PomlPromptTemplate(QA, name="summary")
+        engine = index.as_query_engine(llm=scripted("Fine."), summary_template=prompt, response_mode="tree_summarize")
+        return lambda: engine.query("What?")
+
+    trace = same(make)
+    assert [parent(trace, span) for span in poml_spans(trace)] == ["ScriptedLLM.predict"]
+
+
+@pytest.mark.parametrize("mode", ["simple", "context", "condense_question", "condense_plus_context"])
+@pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
+def test_chat_engines(same: Any, index: Any, scripted: Any, mode: str, use_async: bool) -> None:
+    def make() -> Callable[[], Any]:
+        engine = index.as_chat_engine(llm=scripted("Fine."), chat_mode=mode)
+        return waited(lambda: engine.achat("Hello")) if use_async else lambda: engine.chat("Hello")
+
+    same(make)
+
+
+def work(topic: str) -> str:
+    """Work on a topic."""
+    with mlflow.start_span("work"):
+        return QUESTION.format(topic=topic)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+def test_a_function_agent(same: Any, scripted: Any, tool_call: Any, streaming: bool) -> None:
+    def make() -> Callable[[], Any]:
+        llm = scripted(tool_call("work", topic="POML"), "Done.")
+        agent = FunctionAgent(tools=[work], llm=llm, system_prompt="You work.", streaming=streaming)
+        return waited(lambda: agent.run("Work!"))
+
+    trace = same(make)
+    (span,) = poml_spans(trace)
+    assert (span.name, parent(trace, span)) == ("poml say", "work")
+
+
+def test_a_react_agent(same: Any, scripted: Any) -> None:
+    calls = 'Thought: work.\nAction: work\nAction Input: {"topic": "POML"}'
+
+    def make() -> Callable[[], Any]:
+        agent = ReActAgent(tools=[work], llm=scripted(calls, "Thought: I can answer.\nAnswer: Done."))
+        return waited(lambda: agent.run("Work!"))
+
+    assert len(poml_spans(same(make))) == 1
+
+
+def test_agents_that_hand_over(same: Any, scripted: Any, tool_call: Any) -> None:
+    def make() -> Callable[[], Any]:
+        over = scripted(tool_call("handoff", to_agent="second", reason="work"), "Done.")
+        first = FunctionAgent(name="first", description="1", llm=over, can_handoff_to=["second"])
+        llm = scripted(tool_call("work", topic="POML"), "Done.")
+        second = FunctionAgent(name="second", description="2", llm=llm, tools=[work])
+        workflow = AgentWorkflow(
+            agents=[first, second],
+            root_agent="first",
+            state_prompt=PomlPromptTemplate("<p>{{state}} {{msg}}</p>", name="state"),
+            initial_state={"n": 1},
+        )
+        return waited(lambda: workflow.run("Work!"))
+
+    trace = same(make)
+    assert [span.name for span in poml_spans(trace)].count("poml say") == 1
+    (state,) = [span for span in poml_spans(trace) if span.name == "poml state"]
+    assert parent(trace, state) == "AgentWorkflow.setup_agent"
+
+
+class Middle(Event):
+    topic: str
+
+
+class Flow(Workflow):
+    """Steps that render in the step itself, in a thread, and through a model."""
+
+    llm: Any = None
+
+    @step
+    async def begin(self, event: StartEvent) -> Middle:
+        await asyncio.to_thread(QUESTION.format, topic=event.topic)
+        return Middle(topic=event.topic)
+
+    @step
+    async def finish(self, event: Middle) -> StopEvent:
+        return StopEvent(result=await self.llm.apredict(QUESTION, topic=event.topic))
+
+
+class SyncFlow(Workflow):
+    llm: Any = None
+
+    @step
+    def only(self, event: StartEvent) -> StopEvent:
+        return StopEvent(result=self.llm.predict(QUESTION, topic=event.topic))
+
+
+@pytest.mark.parametrize(
+    ("kind", "parents"),
+    [(Flow, ["Flow.begin", "ScriptedLLM.apredict"]), (SyncFlow, ["ScriptedLLM.predict"])],
+)
+def test_workflows(same: Any, scripted: Any, kind: Any, parents: list[str]) -> None:
+    def make() -> Callable[[], Any]:
+        flow = kind()
+        flow.llm = scripted("Fine.")
+        return waited(lambda: flow.run(topic="POML"))
+
+    trace = same(make)
+    assert [parent(trace, span) for span in poml_spans(trace)] == parents
+
+
+def test_runs_of_one_workflow_at_once_are_traces_of_their_own(traced: Any, scripted: Any) -> None:
+    flow = Flow()
+    flow.llm = scripted("Fine.")
+
+    async def runs() -> list[Any]:
+        return await asyncio.gather(*(flow.run(topic=topic) for topic in "abc"))
+
+    with PomlCallbackHandler():
+        traces = traced(lambda: asyncio.run(runs()))
+    assert len(traces) == 3
+    assert len({tree(trace) for trace in traces}) == 1
+    for trace in traces:
+        (topic,) = {span.inputs["context"]["topic"] for span in poml_spans(trace)}
+        assert trace.data.spans[0].inputs["topic"] == topic
+
+
+class Failing(Workflow):
+    @step
+    async def only(self, event: StartEvent) -> StopEvent:
+        raise ValueError("broken")
+
+
+class Slow(Workflow):
+    @step
+    async def only(self, event: StartEvent) -> StopEvent:
+        await asyncio.sleep(3600)
+        return StopEvent()
+
+
+def test_a_workflow_that_fails_is_an_error_up_to_the_root(same: Any) -> None:
+    def make() -> Callable[[], Any]:
+        def call() -> None:
+            with pytest.raises(ValueError, match="broken"):
+                waited(lambda: Failing().run())()
+
+        return call
+
+    trace = same(make)
+    assert "ERROR" in tree(trace).splitlines()[0]
+    assert named(trace, "Failing.only").events[0].attributes["exception.message"] == "broken"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "too late"])
+def test_a_workflow_that_does_not_finish_ends_its_trace(same: Any, how: str) -> None:
+    async def cancelled() -> None:
+        running = Slow().run()
+        await asyncio.sleep(0.01)
+        await running.cancel_run()
+
+    async def too_late() -> None:
+        with pytest.raises(Exception, match="timed out"):
+            await Slow(timeout=0.05).run()
+
+    same(lambda: waited(cancelled if how == "cancelled" else too_late))
+
+
+def test_a_failed_render_is_an_error_up_to_the_root(traced: Any, scripted: Any, tmp_path: Any) -> None:
+    file = tmp_path / "broken.poml"
+    file.write_text("<poml>\n  <p>{{topic.nothing.here}}</p>\n</poml>")
+    prompt = PomlPromptTemplate.from_file(file)
+
+    def call() -> None:
+        with pytest.raises(RenderError):
+            scripted("Fine.").predict(prompt, topic="POML")
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert tree(trace) == "ScriptedLLM.predict LLM ERROR\n  poml broken PROMPT ERROR"
+    (span,) = poml_spans(trace)
+    assert (span.attributes["poml.error.line"], span.attributes["poml.error.file"]) == (2, str(file))
+    assert span.status.description == span.attributes["poml.error"] == trace.data.spans[0].status.description
+
+
+def test_a_model_that_fails_is_an_error_with_its_message(traced: Any, scripted: Any) -> None:
+    def call() -> None:
+        with pytest.raises(ConnectionError):
+            scripted(ConnectionError("no model")).complete("Hello")
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert tree(trace) == "ScriptedLLM.complete LLM ERROR"
+    assert trace.data.spans[0].status.description == "no model"
+    assert trace.data.spans[0].events[0].attributes["exception.type"] == "ConnectionError"

@@ -1,0 +1,102 @@
+"""Traces as text, to be compared whole."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from mlflow.entities import Span, Trace
+
+FOREIGN_WARNINGS = [
+    # MLflow 3.17.2: its stores load with a strategy that SQLAlchemy 2.1 deprecates; a first span imports mlflow.pyfunc.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    # LlamaIndex 0.14.25: an agent's memory never closes its database.
+    pytest.mark.filterwarnings("ignore:<aiosqlite.core.Connection object:ResourceWarning"),
+]
+
+
+@pytest.fixture
+def traced(
+    mlflow_store: str, stored_traces: Callable[[], list[Trace]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., list[Trace]]]:
+    """Run something and give the traces that came of it, oldest first.
+
+    Traces are stored as they end: MLflow's background export (3.17) takes a second to be flushed, and two when idle.
+    """
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    mlflow.tracing.reset()
+    seen: set[str] = set()
+
+    def run(call: Callable[[], Any]) -> list[Trace]:
+        call()
+        assert mlflow.get_current_active_span() is None, "an active span was left behind"
+        new = [trace for trace in stored_traces() if trace.info.trace_id not in seen]
+        seen.update(trace.info.trace_id for trace in new)
+        return new
+
+    yield run
+    gc.collect()  # while FOREIGN_WARNINGS hold
+    monkeypatch.undo()
+    mlflow.tracing.reset()
+
+
+def tree(trace: Trace) -> str:
+    """One line for each span, in the order of their starts: indent, name, type, and ERROR where it failed."""
+    spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
+    known = {span.span_id for span in spans}
+    lost = [span.name for span in spans if span.parent_id is not None and span.parent_id not in known]
+    assert not lost, f"spans whose parents were not stored: {lost}"
+    assert [span.name for span in spans if span.end_time_ns is None] == []
+    state = "ERROR" if any(s.parent_id is None and s.status.status_code.value == "ERROR" for s in spans) else "OK"
+    assert trace.info.state.value == state
+    return "\n".join(_lines(spans, None, 0))
+
+
+def _lines(spans: list[Span], parent: str | None, depth: int) -> Iterator[str]:
+    for span in spans:
+        if span.parent_id == parent:
+            failed = " ERROR" if span.status.status_code.value == "ERROR" else ""
+            yield f"{'  ' * depth}{span.name} {span.span_type}{failed}"
+            yield from _lines(spans, span.span_id, depth + 1)
+
+
+def without_poml(text: str) -> str:
+    """A tree as it was before POML: its spans have none below them."""
+    return "\n".join(line for line in text.splitlines() if not line.strip().startswith("poml"))
+
+
+def poml_spans(trace: Trace) -> list[Span]:
+    return [span for span in trace.data.spans if span.name.split()[0] == "poml"]
+
+
+def parent(trace: Trace, span: Any) -> str:
+    """The name of the span around a span."""
+    return next(one.name for one in trace.data.spans if one.span_id == span.parent_id)
+
+
+def named(trace: Trace, name: str) -> Span:
+    """The only span of that name."""
+    (found,) = [span for span in trace.data.spans if span.name == name]
+    return found
+
+
+@pytest.fixture
+def by_autolog(traced: Callable[..., list[Trace]]) -> Callable[..., list[str]]:
+    """The trees of what is run as ``mlflow.llama_index.autolog()`` alone makes them, but for POML's spans."""
+    import mlflow
+
+    def run(call: Callable[[], Any]) -> list[str]:
+        mlflow.llama_index.autolog()
+        try:
+            return [without_poml(tree(trace)) for trace in traced(call)]
+        finally:
+            mlflow.llama_index.autolog(disable=True)
+
+    return run
