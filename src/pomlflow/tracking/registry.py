@@ -130,7 +130,8 @@ class PromptRegistry:
             record: The render.
             trace_id: The trace of its span; nothing happens for the trace of a no-op span.
             wait: Seconds to wait at most for an unknown version; 0 on an event loop.
-            on_version: Called once with the version as soon as it is known: in this call, or later on another thread.
+            on_version: Called once with the version as soon as it is known: in this call, or later on another thread;
+                not for a render while the registry is away.
 
         Returns:
             The version; None where it is not known yet, or the prompt is none for the registry.
@@ -187,7 +188,11 @@ class PromptRegistry:
                 registration.done.wait(wait)
             with self._lock:
                 if not registration.done.is_set():
-                    registration.traces.append((trace_id, on_version))
+                    if len(registration.traces) == _MOST_TRACES:
+                        _log.debug("Too many traces wait for %s: the oldest is not linked", name)
+                    # A listener may hold its span with all of its content: too much to keep through an outage.
+                    patient = None if self._errands.away(key.place.registry) else on_version
+                    registration.traces.append((trace_id, patient))
                     return None
             version = registration.version
         if version is not None:
