@@ -1,0 +1,319 @@
+"""Every way of running a chain, with a handler: the whole tree of spans is fetched back from the store."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import mlflow
+import pytest
+from langchain_core.callbacks import CallbackManager
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableParallel
+from tests.langchain.trees import BROKEN, CHAIN, GIVEN, broken, chain, greeting, model, trees, under
+
+from pomlflow.exceptions import MissingVariableError
+from pomlflow.langchain import PomlCallbackHandler
+from pomlflow.langchain.tracer import MlflowLangchainTracer
+
+Run = Callable[[RunnableConfig], Awaitable[None] | None]
+
+TRACED = "traced UNKNOWN\n"
+TRACED_AROUND = under("around UNKNOWN", CHAIN)
+CASES: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's background export takes a second to flush; `test_callbacks_streams.py` has it."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+
+
+def case(*expected: str, autolog: tuple[str, ...] | None = None) -> Callable[[Run], Run]:
+    """A way of running a chain, and the trees that it is to leave; others with autolog where it sees more."""
+
+    def add(run: Run) -> Run:
+        CASES.append(pytest.param(run, sorted(expected), False, id=run.__name__))
+        CASES.append(pytest.param(run, sorted(autolog or expected), True, id=f"{run.__name__} with autolog"))
+        return run
+
+    return add
+
+
+@mlflow.trace
+def traced(value: Any) -> Any:
+    return value
+
+
+@mlflow.trace(name="traced")
+async def atraced(value: Any) -> Any:
+    return value
+
+
+@mlflow.trace
+def around(call: Callable[[], Any]) -> Any:
+    return call()
+
+
+@mlflow.trace(name="around")
+async def aaround(call: Callable[[], Awaitable[Any]]) -> Any:
+    return await call()
+
+
+@case(CHAIN)
+def invoke(config: RunnableConfig) -> None:
+    assert chain().invoke(GIVEN, config) == "Hi!"
+
+
+@case(CHAIN)
+def with_config(config: RunnableConfig) -> None:
+    chain().with_config(config).invoke(GIVEN)
+
+
+@case(*[CHAIN] * 4)
+def batch_and_then_the_same_thread(config: RunnableConfig) -> None:
+    assert chain().batch([GIVEN] * 3, config) == ["Hi!"] * 3
+    chain().invoke(GIVEN, config)
+
+
+@case(CHAIN)
+def stream(config: RunnableConfig) -> None:
+    assert list(chain().stream(GIVEN, config)) == ["H", "i", "!"]
+
+
+@case(under("RunnableParallel<one,two> CHAIN", CHAIN, CHAIN))
+def parallel(config: RunnableConfig) -> None:
+    RunnableParallel(one=chain(), two=chain()).invoke(GIVEN, config)
+
+
+@case(BROKEN, CHAIN)
+def model_error_and_then_the_same_thread(config: RunnableConfig) -> None:
+    with pytest.raises(ValueError, match="out of order"):
+        broken().invoke(GIVEN, config)
+    chain().invoke(GIVEN, config)
+
+
+@case(under("RunnableSequence CHAIN ERROR", "greet CHAIN ERROR\n  poml greet PROMPT ERROR\n"))
+def missing_variable(config: RunnableConfig) -> None:
+    with pytest.raises(MissingVariableError):
+        chain().invoke({}, config)
+
+
+@case(CHAIN)
+def same_handler_twice(config: RunnableConfig) -> None:
+    chain().invoke(GIVEN, {"callbacks": config["callbacks"] * 2})
+
+
+@case(CHAIN)
+def two_handlers(config: RunnableConfig) -> None:
+    chain().invoke(GIVEN, {"callbacks": [*config["callbacks"], PomlCallbackHandler()]})
+
+
+@case(CHAIN)
+def beside_mlflows_own_tracer(config: RunnableConfig) -> None:
+    chain().invoke(GIVEN, {"callbacks": [*config["callbacks"], MlflowLangchainTracer()]})
+
+
+@case(CHAIN)
+def in_the_chain_and_in_a_step(config: RunnableConfig) -> None:
+    chain(callbacks=config["callbacks"]).with_config(config).invoke(GIVEN, config)
+
+
+@case("FakeListChatModel CHAT_MODEL\n", autolog=(CHAIN,))
+def in_a_models_constructor_alone(config: RunnableConfig) -> None:
+    chain(callbacks=config["callbacks"]).invoke(GIVEN)
+
+
+@case("FakeListChatModel CHAT_MODEL\n", autolog=(CHAIN,))
+async def in_a_models_constructor_alone_async(config: RunnableConfig) -> None:
+    await chain(callbacks=config["callbacks"]).ainvoke(GIVEN)
+
+
+@case(*["FakeListChatModel CHAT_MODEL\n"] * 2)
+def in_the_constructor_of_a_model_of_its_own(config: RunnableConfig) -> None:
+    alone = model(callbacks=config["callbacks"])
+    alone.invoke("Hello")
+    alone.invoke("Hello")
+
+
+@case("greet CHAIN\n  poml greet PROMPT\n", autolog=(CHAIN,))
+def with_config_of_the_prompt_alone(config: RunnableConfig) -> None:
+    (greeting().with_config(config) | model() | StrOutputParser()).invoke(GIVEN)
+
+
+@case("RunnableSequence CHAIN\n", autolog=(CHAIN,))
+def in_a_manager_that_does_not_hand_it_down(config: RunnableConfig) -> None:
+    chain().invoke(GIVEN, {"callbacks": CallbackManager(config["callbacks"])})
+
+
+@case(CHAIN.replace("  greet", "  RunnableLambda CHAIN\n    traced UNKNOWN\n  greet"))
+def traced_function_in_a_step(config: RunnableConfig) -> None:
+    (RunnableLambda(traced, name="RunnableLambda") | chain()).invoke(GIVEN, config)
+
+
+@case(TRACED_AROUND)
+def chain_in_a_traced_function(config: RunnableConfig) -> None:
+    around(lambda: chain().invoke(GIVEN, config))
+
+
+@case(under("around UNKNOWN", CHAIN, CHAIN))
+def batch_in_a_traced_function(config: RunnableConfig) -> None:
+    around(lambda: chain().batch([GIVEN] * 2, config))
+
+
+@case(under("RunnableLambda CHAIN", under("around UNKNOWN", CHAIN, CHAIN, CHAIN)))
+def chains_in_a_traced_function_in_a_step(config: RunnableConfig) -> None:
+    def step(given: Any) -> None:
+        around(lambda: (chain().batch([given] * 2), chain().invoke(given)))
+
+    RunnableLambda(step, name="RunnableLambda").invoke(GIVEN, config)
+
+
+@case(under("RunnableLambda CHAIN", CHAIN, CHAIN))
+def batch_in_a_step(config: RunnableConfig) -> None:
+    RunnableLambda(lambda given: chain().batch([given] * 2)).invoke(GIVEN, config)
+
+
+@case(under("RunnableLambda CHAIN", CHAIN))
+def the_handler_given_anew_in_a_step(config: RunnableConfig) -> None:
+    RunnableLambda(lambda given: chain().invoke(given, config)).invoke(GIVEN, config)
+
+
+@case(under("RunnableLambda CHAIN", "poml greet PROMPT\n"))
+def prompt_formatted_in_a_step(config: RunnableConfig) -> None:
+    RunnableLambda(lambda given: str(greeting().format_messages(**given))).invoke(GIVEN, config)
+
+
+@case(*[under("RunnableSequence CHAIN", CHAIN)] * 2, *[CHAIN] * 3)
+def retried_batch_and_then_the_same_thread(config: RunnableConfig) -> None:
+    chain().with_retry().batch([GIVEN] * 2, config)
+    for _ in range(3):
+        chain().invoke(GIVEN, config)
+
+
+@case(*[under("RunnableWithFallbacks CHAIN", BROKEN, CHAIN)] * 2)
+def batch_that_falls_back(config: RunnableConfig) -> None:
+    assert broken().with_fallbacks([chain()]).batch([GIVEN] * 2, config) == ["Hi!"] * 2
+
+
+@case(*[CHAIN] * 4)
+def threads(config: RunnableConfig) -> None:
+    started = [threading.Thread(target=chain().invoke, args=(GIVEN, config)) for _ in range(4)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+
+
+@case(*[CHAIN] * 3)
+async def ainvoke_in_turn(config: RunnableConfig) -> None:
+    for _ in range(3):
+        assert await chain().ainvoke(GIVEN, config) == "Hi!"
+
+
+@case(*[CHAIN] * 4)
+async def abatch_and_then_the_same_task(config: RunnableConfig) -> None:
+    await chain().abatch([GIVEN] * 3, config)
+    await chain().ainvoke(GIVEN, config)
+
+
+@case(CHAIN)
+async def astream(config: RunnableConfig) -> None:
+    assert [chunk async for chunk in chain().astream(GIVEN, config)] == ["H", "i", "!"]
+
+
+@case(CHAIN)
+async def astream_events(config: RunnableConfig) -> None:
+    assert len([event async for event in chain().astream_events(GIVEN, config, version="v2")]) > 6
+
+
+@case(CHAIN)
+async def astream_events_of_version_1(config: RunnableConfig) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LangChain 1.2 calls it deprecated
+        assert len([event async for event in chain().astream_events(GIVEN, config, version="v1")]) > 6
+
+
+@case(*[CHAIN] * 4)
+async def gather(config: RunnableConfig) -> None:
+    await asyncio.gather(*(chain().ainvoke(GIVEN, config) for _ in range(4)))
+
+
+@case(under("RunnableParallel<one,two> CHAIN", CHAIN, CHAIN))
+async def aparallel(config: RunnableConfig) -> None:
+    await RunnableParallel(one=chain(), two=chain()).ainvoke(GIVEN, config)
+
+
+@case(BROKEN, CHAIN)
+async def model_error_and_then_the_same_task(config: RunnableConfig) -> None:
+    with pytest.raises(ValueError, match="out of order"):
+        await broken().ainvoke(GIVEN, config)
+    await chain().ainvoke(GIVEN, config)
+
+
+@case(under("RunnableSequence CHAIN ERROR", "greet CHAIN ERROR\n  poml greet PROMPT ERROR\n"))
+async def amissing_variable(config: RunnableConfig) -> None:
+    with pytest.raises(MissingVariableError):
+        await chain().ainvoke({}, config)
+
+
+@case(*[CHAIN.replace("  greet", "  RunnableLambda CHAIN\n    traced UNKNOWN\n  greet")] * 2)
+async def traced_function_in_an_async_step(config: RunnableConfig) -> None:
+    async def step(given: Any) -> Any:
+        return await atraced(given)
+
+    steps = RunnableLambda(step, name="RunnableLambda") | chain()
+    await steps.ainvoke(GIVEN, config)
+    [_ async for _ in steps.astream(GIVEN, config)]
+
+
+@case(TRACED_AROUND, CHAIN)
+async def chain_in_an_async_traced_function(config: RunnableConfig) -> None:
+    await aaround(lambda: chain().ainvoke(GIVEN, config))
+    await chain().ainvoke(GIVEN, config)
+
+
+@case(under("RunnableLambda CHAIN", CHAIN, CHAIN))
+async def abatch_in_a_step(config: RunnableConfig) -> None:
+    async def step(given: Any, config: RunnableConfig) -> Any:
+        return await chain().abatch([given] * 2, config)
+
+    await RunnableLambda(step, name="RunnableLambda").ainvoke(GIVEN, config)
+
+
+@case(*[under("RunnableSequence CHAIN", CHAIN)] * 2)
+async def retried_abatch(config: RunnableConfig) -> None:
+    await chain().with_retry().abatch([GIVEN] * 2, config)
+
+
+@case(*[under("RunnableWithFallbacks CHAIN", BROKEN, CHAIN)] * 2)
+async def abatch_that_falls_back(config: RunnableConfig) -> None:
+    await broken().with_fallbacks([chain()]).abatch([GIVEN] * 2, config)
+
+
+@pytest.mark.parametrize(("run", "expected", "autolog"), CASES)
+def test_each_run_leaves_its_whole_tree_and_nothing_active(
+    run: Run, expected: list[str], autolog: bool, stored_traces: Any
+) -> None:
+    handler = PomlCallbackHandler(register_prompts=False)
+    mlflow.langchain.autolog(disable=not autolog, silent=True)
+    try:
+        if inspect.iscoroutinefunction(run):
+            asyncio.run(_in_a_task(run({"callbacks": [handler]})))
+        else:
+            run({"callbacks": [handler]})
+    finally:
+        mlflow.langchain.autolog(disable=True, silent=True)
+
+    assert mlflow.get_current_active_span() is None
+    assert not handler._run_span_mapping
+    assert trees(stored_traces) == expected
+
+
+async def _in_a_task(run: Awaitable[None]) -> None:
+    await run
+    assert mlflow.get_current_active_span() is None
