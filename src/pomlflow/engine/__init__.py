@@ -30,7 +30,7 @@ from pomlflow.settings import settings
 __all__ = ["Request", "Result", "arender", "arun", "close", "encode", "is_identifier", "poml_version", "render", "run"]
 
 _log = logging.getLogger("pomlflow")
-_EXIT = 3.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
+_EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
 
 
 class _Engine:

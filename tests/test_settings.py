@@ -1,0 +1,55 @@
+"""Settings: given in code, else by the environment, else the defaults; what makes no sense is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomlflow import settings
+from pomlflow.exceptions import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is set yet, and what a test sets is gone after it."""
+    monkeypatch.setattr(settings, "_current", None)
+    for name in ("POMLFLOW_TIMEOUT", "POMLFLOW_PROMPT_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_defaults() -> None:
+    assert settings.settings() == settings.Settings(timeout=30.0, prompt_root=None)
+
+
+def test_the_environment_is_read_at_first_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POMLFLOW_TIMEOUT", "2.5")
+    monkeypatch.setenv("POMLFLOW_PROMPT_ROOT", str(tmp_path))
+    assert settings.settings() == settings.Settings(timeout=2.5, prompt_root=tmp_path)
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POMLFLOW_TIMEOUT", "")
+    monkeypatch.setenv("POMLFLOW_PROMPT_ROOT", "")
+    assert settings.settings() == settings.Settings()
+
+
+def test_code_wins_over_the_environment_and_keeps_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POMLFLOW_TIMEOUT", "2.5")
+    assert settings.configure(prompt_root=str(tmp_path)) == settings.Settings(2.5, tmp_path)
+    assert settings.configure(timeout=7) == settings.Settings(7.0, tmp_path)
+    assert settings.settings() == settings.Settings(7.0, tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "soon", [], "1s"])
+def test_a_timeout_that_makes_no_sense_is_refused(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"timeout is .*: give a number of seconds above 0"):
+        settings.configure(timeout=value)
+    assert settings.settings().timeout == 30.0
+
+
+def test_an_environment_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
+    with pytest.raises(ConfigurationError, match="POMLFLOW_TIMEOUT is 'soon'"):
+        settings.settings()
