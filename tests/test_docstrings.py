@@ -18,7 +18,6 @@ def modules() -> list[str]:
     return sorted(".".join(("pomlflow", *path)) for path in parts)
 
 
-@pytest.mark.filterwarnings("ignore:The function `loads?` is in beta")
 @pytest.mark.parametrize("name", modules())
 def test_examples_run(name: str) -> None:
     framework = {"langchain": "langchain_core", "llama_index": "llama_index.core"}.get(f"{name}.".split(".")[1])

@@ -39,6 +39,9 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
     Its variables are found in the markup. A variable that is the ``messages`` of a ``<conversation>`` is a history:
     optional, and its messages reach the model as they are. A file is read again when it has changed.
 
+    LangChain's `dumps` takes it; `loads` wants to be told of a class that is not LangChain's own:
+    ``loads(text, allowed_objects=[PomlPromptTemplate], valid_namespaces=["pomlflow"])``.
+
     Args:
         template: The markup; never a path.
         path: The file, instead of markup (`from_file`).
@@ -61,12 +64,6 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         >>> prompt = PomlPromptTemplate.from_template("<p>Tell me about {{topic}}.</p>")
         >>> prompt.invoke({"topic": "POML"}).to_messages()[0].content
         'Tell me about POML.'
-
-        LangChain's serialisation revives classes that are not its own where they are named:
-
-        >>> from langchain_core.load import dumps, loads
-        >>> loads(dumps(prompt), allowed_objects=[PomlPromptTemplate], valid_namespaces=["pomlflow"]) == prompt
-        True
     """
 
     # Frozen: a render goes by what the prompt was made of. `partial_variables` and LangChain's other fields may be set.
