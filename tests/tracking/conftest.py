@@ -15,14 +15,6 @@ from pomlflow.record import RenderRecord
 __all__ = ["mlflow_server", "use_server"]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # MLflow turns a warning that is an error into a no-op span, or fails: these two are its own business.
-    # mlflow 3.17.2 with SQLAlchemy 2.1: its stores load with the deprecated strategy ``noload``.
-    config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy")
-    # mlflow 3.17.2: the first span imports mlflow.pyfunc, which warns of type hints of its own.
-    config.addinivalue_line("filterwarnings", "ignore:.*Any type hint is inferred as AnyType:UserWarning")
-
-
 @pytest.fixture
 def registry() -> Iterator[Any]:
     """A prompt registry that knows nothing yet, as in a new process."""
