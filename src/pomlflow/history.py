@@ -135,9 +135,11 @@ class History(ABC, Generic[M]):
                 continue
             parts: list[Any] = []
             for piece in pieces:
-                # split() gives text, index, text, index … text
-                first, *rest = _WHOLE_LINE.split(piece) if isinstance(piece, str) else [piece]
-                if any(_TORN.search(text) for text in (first, *rest[1::2]) if isinstance(text, str)):
+                if not isinstance(piece, str):
+                    parts.append(piece)
+                    continue
+                first, *rest = _WHOLE_LINE.split(piece)  # text, index, text, index … text
+                if _TORN.search("\n".join([first, *rest[1::2]])):
                     self.placed = {}
                     return None
                 parts += _text(first) if rest else [first]
