@@ -14,16 +14,16 @@ import pytest
 from langchain_core.callbacks import CallbackManager
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableParallel
-from tests.langchain.trees import BROKEN, CHAIN, GIVEN, broken, chain, greeting, model, trees, under
+from tests.langchain.trees import BROKEN, CHAIN, GIVEN, QUIET, broken, chain, greeting, model, trees, under
 
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.langchain import PomlCallbackHandler
 from pomlflow.langchain.tracer import MlflowLangchainTracer
 
+pytestmark = QUIET
 Run = Callable[[RunnableConfig], Awaitable[None] | None]
 
-TRACED = "traced UNKNOWN\n"
-TRACED_AROUND = under("around UNKNOWN", CHAIN)
+TRACED_STEP = CHAIN.replace("  Str", "  RunnableLambda CHAIN\n    traced UNKNOWN\n  Str")
 CASES: list[Any] = []
 
 
@@ -150,12 +150,12 @@ def in_a_manager_that_does_not_hand_it_down(config: RunnableConfig) -> None:
     chain().invoke(GIVEN, {"callbacks": CallbackManager(config["callbacks"])})
 
 
-@case(CHAIN.replace("  greet", "  RunnableLambda CHAIN\n    traced UNKNOWN\n  greet"))
+@case(TRACED_STEP)
 def traced_function_in_a_step(config: RunnableConfig) -> None:
     (RunnableLambda(traced, name="RunnableLambda") | chain()).invoke(GIVEN, config)
 
 
-@case(TRACED_AROUND)
+@case(under("around UNKNOWN", CHAIN))
 def chain_in_a_traced_function(config: RunnableConfig) -> None:
     around(lambda: chain().invoke(GIVEN, config))
 
@@ -261,7 +261,7 @@ async def amissing_variable(config: RunnableConfig) -> None:
         await chain().ainvoke({}, config)
 
 
-@case(*[CHAIN.replace("  greet", "  RunnableLambda CHAIN\n    traced UNKNOWN\n  greet")] * 2)
+@case(*[TRACED_STEP] * 2)
 async def traced_function_in_an_async_step(config: RunnableConfig) -> None:
     async def step(given: Any) -> Any:
         return await atraced(given)
@@ -271,7 +271,7 @@ async def traced_function_in_an_async_step(config: RunnableConfig) -> None:
     [_ async for _ in steps.astream(GIVEN, config)]
 
 
-@case(TRACED_AROUND, CHAIN)
+@case(under("around UNKNOWN", CHAIN), CHAIN)
 async def chain_in_an_async_traced_function(config: RunnableConfig) -> None:
     await aaround(lambda: chain().ainvoke(GIVEN, config))
     await chain().ainvoke(GIVEN, config)

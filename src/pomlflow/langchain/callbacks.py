@@ -15,13 +15,12 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
 from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
-from mlflow.langchain.langchain_tracer import MlflowLangchainTracer
 from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value
 
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.langchain.context import nearest, run_here, surroundings
-from pomlflow.langchain.tracer import Run, Tracer, missing_parts, span_of
+from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, media_part, warn_once
 
@@ -83,10 +82,9 @@ class PomlCallbackHandler(_Settings, _Tracer):
             run_id: The LangChain run that it is part of.
             wait: Seconds that finding its prompt's version may take.
         """
-        span = span_of(self, run_id)
         log_render(
             record,
-            parent=None if span is None else nearest(span),
+            parent=_parent(self, run_id),
             register_prompts=self.register_prompts,
             mask=self.mask,
             wait=wait,
@@ -183,8 +181,12 @@ def log_under_mlflow_tracer(
         run_id: The run that it is part of.
         wait: Seconds that finding the prompt's version may take.
     """
+    log_render(record, parent=_parent(tracer, run_id), wait=wait)
+
+
+def _parent(tracer: MlflowLangchainTracer, run_id: UUID | None) -> LiveSpan | None:
     span = span_of(tracer, run_id)
-    log_render(record, parent=None if span is None else nearest(span), wait=wait)
+    return span if span is None or _MISSING else nearest(span)
 
 
 def _tracer_of(handlers: Sequence[BaseCallbackHandler], run_id: UUID | None) -> MlflowLangchainTracer | None:
@@ -220,7 +222,8 @@ def _with_media_offloaded(span: LiveSpan, key: str) -> Any:
 
     MLflow (3.12 to 3.17) makes attachments of media in that shape, and stores LangChain's own inline.
     """
-    stored = (getattr(span._span, "attributes", None) or {}).get(key)
+    attributes = getattr(span._span, "attributes", None)
+    stored = None if attributes is None else attributes.get(key)
     if not isinstance(stored, str) or '"mime_type"' not in stored:
         return None
     value = json.loads(stored)

@@ -19,9 +19,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from contextvars import Token
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -31,19 +32,22 @@ import mlflow
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
 from mlflow.entities.span import NoOpSpan
-from mlflow.langchain import langchain_tracer
-from mlflow.langchain.langchain_tracer import MlflowLangchainTracer
 from mlflow.tracing import provider
-from mlflow.tracing.utils.token import SpanWithToken
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from pomlflow.langchain.context import StandIn, nearest, run_here, surroundings, user_span, within
 from pomlflow.tracking.spans import active
 
-__all__ = ["Run", "Tracer", "missing_parts", "span_of"]
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # importing it, MLflow (3.17) warns of type hints of its own
+    from mlflow.langchain import langchain_tracer
+    from mlflow.langchain.langchain_tracer import MlflowLangchainTracer
+
+__all__ = ["MlflowLangchainTracer", "Run", "Tracer", "missing_parts", "span_of"]
 
 _OK = SpanStatus(SpanStatusCode.OK)
 _STREAM = {"input": ""}  # what LangChain gives for inputs as a stream begins
+_ATTACH: ContextVar[bool] = getattr(langchain_tracer, "_should_attach_span_to_context", ContextVar("unknown"))
 _MANAGERS = "langchain_core.callbacks.manager"
 _PARTS = {
     "_start_span": {"span_name", "parent_run_id", "span_type", "run_id", "inputs", "attributes"},
@@ -60,44 +64,49 @@ def missing_parts(tracer: type) -> list[str]:
         function = getattr(tracer, name, None)
         if function is None or not parameters <= inspect.signature(function).parameters.keys():
             missing.append(name)
-    if not hasattr(langchain_tracer, "_should_attach_span_to_context"):
-        missing.append("_should_attach_span_to_context")
-    return missing
+    others = (
+        (langchain_tracer, "_should_attach_span_to_context"),
+        (provider, "get_current_otel_span"),
+        (provider, "set_span_in_context"),
+    )
+    return missing + [name for module, name in others if not hasattr(module, name)]
 
 
 @dataclass
-class Run(SpanWithToken):
+class Run:
     """A LangChain run that is being traced.
 
     Attributes:
+        span: Its span.
         stand_in: What the context holds for it.
-        tokens: What takes the stand-in out of the context again.
+        held: For each context variable, the token that takes the stand-in out again, and what was set.
+        token: Nothing: MLflow's tracer takes a span out of the context by it.
         inputs: What a mask is still to see.
         error: The type of what was raised, kept for the same reason.
         chunk: The last that was streamed.
     """
 
-    stand_in: StandIn | None = None
-    tokens: tuple[Token[Any] | None, ...] = ()
+    span: LiveSpan
+    stand_in: StandIn
+    held: list[tuple[Token[Any], Any]]
+    token: None = None
     inputs: Any = None
     error: str | None = None
     chunk: Any = None
 
     def leave(self) -> None:
-        """Take the run out of the context, or where it ends in another one, make it harmless there."""
-        if self.stand_in is None:
-            return
+        """Take the run out of the context, or where that cannot be done, make it harmless there."""
         self.stand_in.close()
-        current: Any = provider.get_current_otel_span()
-        if current is self.stand_in:
-            for token in self.tokens:
-                with suppress(ValueError):  # another context, a copy of the one that it was set in
-                    if token is not None:
-                        token.var.reset(token)
+        for token, value in self.held:
+            if token.var.get(None) is value:
+                with suppress(ValueError):  # a copy of the context that it was set in
+                    token.var.reset(token)
 
 
 class Tracer(MlflowLangchainTracer):
     """MLflow's tracer without the faults that the module tells; what is stored goes through three hooks."""
+
+    _run_span_mapping: dict[str, Run]  # type: ignore[assignment]  # MLflow's own entries know less
 
     def store_inputs(self, run: Run, inputs: Any) -> None:
         """Store a run's inputs."""
@@ -137,22 +146,29 @@ class Tracer(MlflowLangchainTracer):
         inputs: Any = None,
         attributes: dict[str, Any] | None = None,
     ) -> LiveSpan:
-        if known := self._run_span_mapping.get(str(run_id)):  # this handler stands twice in one list
+        key = str(run_id)
+        if known := self._run_span_mapping.get(key):  # this handler stands twice in one list
             return known.span
         stream = inputs == _STREAM
+        place: AbstractContextManager[None] = nullcontext()
         if span_of(self, parent_run_id) is None:
             event = _Event.now()
             if self._left_to_another(event.handlers, parent_run_id):
                 return _no_span()
             stream = stream or event.caller.startswith("langgraph.")
+            if self._get_parent_span(parent_run_id) is None:
+                place = active(user_span())  # else OpenTelemetry takes the run that is active for the parent
         below: Any = provider.get_current_otel_span() or INVALID_SPAN
-        inside = self._get_parent_span(parent_run_id) is not None
-        with _unattached(), nullcontext() if inside else active(user_span()):
-            span = super()._start_span(span_name, parent_run_id, span_type, run_id, None, attributes)
+        alone = _ATTACH.set(False)  # MLflow's tracer would put the span itself into the context
+        try:
+            with place:
+                span = super()._start_span(span_name, parent_run_id, span_type, run_id, None, attributes)
+        finally:
+            _ATTACH.reset(alone)
         stand_in = StandIn(cast("Span", span._span), below, self, stream=stream and _has_context())
         token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=stand_in)))
-        run = Run(span, None, stand_in, token if isinstance(token, tuple) else (token,))
-        self._run_span_mapping[str(run_id)] = run
+        tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
+        self._run_span_mapping[key] = run = Run(span, stand_in, [(token, token.var.get()) for token in tokens])
         if inputs is not None:
             self.store_inputs(run, inputs)
         return span
@@ -166,19 +182,20 @@ class Tracer(MlflowLangchainTracer):
         status: SpanStatus = _OK,
     ) -> None:
         run = self._run_span_mapping.get(str(run_id))
-        if not isinstance(run, Run):  # it has ended, or was left to another tracer
+        if run is None:  # it has ended, or was left to another tracer
             return
+        alone = _ATTACH.set(False)
         try:
             status = self.store_outputs(run, outputs, status)
-            with _unattached():
-                super()._end_span(run_id, run.span, None, attributes, status)
+            super()._end_span(run_id, run.span, None, attributes, status)
         finally:
+            _ATTACH.reset(alone)
             self._run_span_mapping.pop(str(run_id), None)
             run.leave()
 
     def _get_span_by_run_id(self, run_id: UUID) -> LiveSpan:
         run = self._run_span_mapping.get(str(run_id))
-        return self.writable(run) if isinstance(run, Run) else _no_span()
+        return _no_span() if run is None else self.writable(run)
 
     def _get_parent_span(self, parent_run_id: UUID | None) -> LiveSpan | None:
         if (span := span_of(self, parent_run_id)) is not None:
@@ -211,13 +228,13 @@ class Tracer(MlflowLangchainTracer):
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **options: Any) -> None:
         """Store the outputs, and a stream's inputs, which LangChain knows only now."""
-        if inputs and isinstance(run := self._run_span_mapping.get(str(run_id)), Run):
+        if inputs and (run := self._run_span_mapping.get(str(run_id))):
             self.store_inputs(run, inputs)
         super().on_chain_end(outputs, run_id=run_id, **options)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **options: Any) -> None:
         """Store the error, and a stream's inputs."""
-        if inputs and isinstance(run := self._run_span_mapping.get(str(run_id)), Run):
+        if inputs and (run := self._run_span_mapping.get(str(run_id))):
             self.store_inputs(run, inputs)
         if not self._stopped(error, run_id):
             super().on_chain_error(error, run_id=run_id, **options)
@@ -248,15 +265,14 @@ class Tracer(MlflowLangchainTracer):
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
         """Store a streamed token, once where this handler stands twice in one list."""
         run = self._run_span_mapping.get(str(run_id))
-        if isinstance(run, Run) and (chunk is None or run.chunk is not chunk):
+        if run is not None and (chunk is None or run.chunk is not chunk):
             run.chunk = chunk
             super().on_llm_new_token(token, run_id=run_id, chunk=chunk, **options)
 
     def flush(self) -> None:
         """Forget what has not ended."""
         for run in list(self._run_span_mapping.values()):
-            if isinstance(run, Run):
-                run.leave()
+            run.leave()
         super().flush()  # type: ignore[no-untyped-call]
 
 
@@ -309,13 +325,3 @@ def _has_context() -> bool:
 
 def _no_span() -> LiveSpan:
     return cast("LiveSpan", NoOpSpan())  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _unattached() -> Iterator[None]:
-    """Keep MLflow's tracer from putting the span itself into the context."""
-    token = langchain_tracer._should_attach_span_to_context.set(False)
-    try:
-        yield
-    finally:
-        langchain_tracer._should_attach_span_to_context.reset(token)

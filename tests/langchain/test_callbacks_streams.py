@@ -1,0 +1,172 @@
+"""Streams that are not read to their end, calls that are cancelled, and what a reader does between two chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import mlflow
+import pytest
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatResult
+from mlflow.entities import Trace
+from tests.langchain.trees import CHAIN, GIVEN, QUIET, Broken, chain, greeting, trees
+
+from pomlflow.langchain import PomlCallbackHandler
+
+pytestmark = QUIET
+Fetch = Callable[[], list[Trace]]
+
+CANCELLED = """\
+RunnableSequence CHAIN ERROR
+  Stuck CHAT_MODEL ERROR
+  greet CHAIN
+    poml greet PROMPT
+"""
+
+
+class Stuck(Broken):
+    """A model that never answers; `asked` is set when it is asked."""
+
+    asked: Any = None
+
+    async def _agenerate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.fixture(autouse=True)
+def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+
+
+@pytest.fixture
+def background(_stored_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's default, which takes seconds to flush: there a trace whose root ends before its parts can be lost."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
+
+
+@pytest.fixture
+def handler() -> PomlCallbackHandler:
+    return PomlCallbackHandler(register_prompts=False)
+
+
+@mlflow.trace
+def traced(value: Any) -> Any:
+    return value
+
+
+@mlflow.trace(name="traced")
+async def atraced(value: Any) -> Any:
+    return value
+
+
+def test_a_stream_whose_reader_breaks_off_is_stored_and_is_no_error(
+    handler: PomlCallbackHandler, stored_traces: Fetch
+) -> None:
+    for _ in chain().stream(GIVEN, {"callbacks": [handler]}):
+        break
+    assert mlflow.get_current_active_span() is None
+    assert not handler._run_span_mapping
+    assert trees(stored_traces) == [CHAIN]
+
+
+def test_a_stream_that_is_held_open_is_apart_from_later_calls_and_stored_once_it_is_closed(
+    handler: PomlCallbackHandler, stored_traces: Fetch
+) -> None:
+    chunks = chain().stream(GIVEN, {"callbacks": [handler]})
+    next(chunks)
+    assert mlflow.get_current_active_span() is None
+    chain().invoke(GIVEN, {"callbacks": [handler]})
+    chunks.close()  # type: ignore[attr-defined]
+    assert trees(stored_traces) == [CHAIN, CHAIN]
+    assert not handler._run_span_mapping
+
+
+def test_what_a_reader_does_between_two_chunks_is_no_part_of_the_stream(
+    handler: PomlCallbackHandler, stored_traces: Fetch
+) -> None:
+    for chunk in chain().stream(GIVEN, {"callbacks": [handler]}):
+        traced(chunk)
+        chain().invoke(GIVEN, {"callbacks": [handler]})
+    assert trees(stored_traces) == [*[CHAIN] * 4, *["traced UNKNOWN\n"] * 3]
+
+
+async def test_an_async_stream_whose_reader_breaks_off_is_stored_and_is_no_error(
+    background: None, handler: PomlCallbackHandler, stored_traces: Fetch
+) -> None:
+    async for _ in chain().astream(GIVEN, {"callbacks": [handler]}):
+        break
+    await chain().ainvoke(GIVEN, {"callbacks": [handler]})
+    await _all_ended(handler)
+    assert mlflow.get_current_active_span() is None
+    assert trees(stored_traces) == [CHAIN, CHAIN]
+
+
+async def test_an_async_stream_that_is_closed_is_stored(handler: PomlCallbackHandler, stored_traces: Fetch) -> None:
+    async with aclosing(chain().astream(GIVEN, {"callbacks": [handler]})) as chunks:  # type: ignore[type-var]
+        async for _ in chunks:
+            break
+        await chain().ainvoke(GIVEN, {"callbacks": [handler]})
+    await _all_ended(handler)
+    assert mlflow.get_current_active_span() is None
+    assert trees(stored_traces) == [CHAIN, CHAIN]
+
+
+async def test_events_whose_reader_breaks_off_are_stored(handler: PomlCallbackHandler, stored_traces: Fetch) -> None:
+    async for event in chain().astream_events(GIVEN, {"callbacks": [handler]}, version="v2"):
+        if event["event"] == "on_parser_stream":
+            break
+    await _all_ended(handler)
+    (stored,) = trees(stored_traces)
+    assert stored.replace(" ERROR", "") == CHAIN
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="LangChain has no context of its own in tasks there")
+async def test_what_an_async_reader_does_between_two_chunks_is_no_part_of_the_stream(
+    handler: PomlCallbackHandler, stored_traces: Fetch
+) -> None:
+    async for chunk in chain().astream(GIVEN, {"callbacks": [handler]}):
+        assert mlflow.get_current_active_span() is None
+        await atraced(chunk)
+        await chain().ainvoke(GIVEN, {"callbacks": [handler]})
+    assert trees(stored_traces) == [*[CHAIN] * 4, *["traced UNKNOWN\n"] * 3]
+
+
+async def test_chains_called_between_two_chunks_have_traces_of_their_own(
+    handler: PomlCallbackHandler, stored_traces: Fetch
+) -> None:
+    async for _ in chain().astream(GIVEN, {"callbacks": [handler]}):
+        await chain().ainvoke(GIVEN, {"callbacks": [handler]})
+    assert trees(stored_traces) == [CHAIN] * 4
+
+
+async def test_a_call_that_is_cancelled_is_stored_with_all_its_runs(
+    background: None, handler: PomlCallbackHandler, stored_traces: Fetch
+) -> None:
+    """LangChain never tells of the end of a model that is cancelled; MLflow would hold the trace back for ever."""
+    asked = asyncio.Event()
+    call = asyncio.ensure_future((greeting() | Stuck(asked=asked)).ainvoke(GIVEN, {"callbacks": [handler]}))
+    await asked.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await chain().ainvoke(GIVEN, {"callbacks": [handler]})
+    assert not handler._run_span_mapping
+    assert trees(stored_traces) == [CHAIN, CANCELLED]
+
+
+async def _all_ended(handler: PomlCallbackHandler) -> None:
+    """Wait for what LangChain's generators still have to tell: the event loop closes them when it comes to it."""
+
+    async def ended() -> None:
+        while handler._run_span_mapping:  # noqa: ASYNC110 - nobody sets an event then
+            await asyncio.sleep(0)
+
+    gc.collect()
+    await asyncio.wait_for(ended(), 10)
