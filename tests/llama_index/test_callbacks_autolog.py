@@ -110,7 +110,7 @@ def test_autolog_switched_on_in_the_middle_of_a_query(
         assert [tree(trace) for trace in traced(lambda: engine.query("What?"))] == [expected]
 
 
-def work(topic: str) -> str:
+async def work(topic: str) -> str:
     """Work on a topic."""
     with mlflow.start_span("work"):
         return QUESTION.format(topic=topic)

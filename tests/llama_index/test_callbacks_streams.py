@@ -19,6 +19,7 @@ from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from packaging.version import Version
 from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, parent, poml_spans, traced, tree, without_poml
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -239,11 +240,12 @@ def test_chat_engines_stream(traced: Any, by_autolog: Any, index: Any, scripted:
         assert await read(await engine().astream_chat("Hello")) == "Word by word."
 
     with PomlCallbackHandler():
-        (trace,) = traced(call)
+        (trace,) = traced(call, at_least=1)
         (atrace,) = traced(lambda: asyncio.run(acall()))
-    (reference,) = by_autolog(call)
-    assert sorted(tree(trace).splitlines()) == sorted(reference.splitlines())
     assert sorted(as_sync(tree(atrace)).splitlines()) == sorted(tree(trace).splitlines())
+    if Version(mlflow.__version__) >= Version("3.17"):  # before, MLflow's own tracer never ends some of these
+        (reference,) = by_autolog(call, at_least=1)
+        assert sorted(tree(trace).splitlines()) == sorted(reference.splitlines())
     assert trace.data.spans[0].outputs == atrace.data.spans[0].outputs == "Word by word."
 
 

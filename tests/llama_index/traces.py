@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.mlflow_server import until
 
 if TYPE_CHECKING:
     from mlflow.entities import Span, Trace
@@ -24,7 +25,7 @@ FOREIGN_WARNINGS = [
 def traced(
     mlflow_store: str, stored_traces: Callable[[], list[Trace]], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., list[Trace]]]:
-    """Run something and give the traces that came of it, oldest first.
+    """Run something and give the traces that came of it, oldest first; wait for some with ``at_least=1``.
 
     Traces are stored as they end: MLflow's background export (3.17) takes a second to be flushed, and two when idle.
     """
@@ -34,12 +35,17 @@ def traced(
     mlflow.tracing.reset()
     seen: set[str] = set()
 
-    def run(call: Callable[[], Any]) -> list[Trace]:
+    def new() -> list[Trace]:
+        return [trace for trace in stored_traces() if trace.info.trace_id not in seen]
+
+    def run(call: Callable[[], Any], *, at_least: int = 0) -> list[Trace]:
         call()
         assert mlflow.get_current_active_span() is None, "an active span was left behind"
-        new = [trace for trace in stored_traces() if trace.info.trace_id not in seen]
-        seen.update(trace.info.trace_id for trace in new)
-        return new
+        if at_least:  # some end on a thread that nobody joins
+            until(lambda: len(new()) >= at_least)
+        traces = new()
+        seen.update(trace.info.trace_id for trace in traces)
+        return traces
 
     yield run
     gc.collect()  # while FOREIGN_WARNINGS hold
@@ -92,10 +98,10 @@ def by_autolog(traced: Callable[..., list[Trace]]) -> Callable[..., list[str]]:
     """The trees of what is run as ``mlflow.llama_index.autolog()`` alone makes them, but for POML's spans."""
     import mlflow
 
-    def run(call: Callable[[], Any]) -> list[str]:
+    def run(call: Callable[[], Any], **options: Any) -> list[str]:
         mlflow.llama_index.autolog()
         try:
-            return [without_poml(tree(trace)) for trace in traced(call)]
+            return [without_poml(tree(trace)) for trace in traced(call, **options)]
         finally:
             mlflow.llama_index.autolog(disable=True)
 
