@@ -198,6 +198,64 @@ def chains() -> Iterator[Row]:
     )
 
 
+def queries() -> Iterator[Row]:
+    import mlflow
+    from llama_index.core import Document, MockEmbedding, VectorStoreIndex
+    from llama_index.core.instrumentation import get_dispatcher
+    from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+    from llama_index.core.llms import MockLLM
+
+    from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, PomlRenderEvent
+
+    mlflow.set_tracking_uri(f"sqlite:///{tempfile.mkdtemp()}/bench.db")
+    mlflow.set_experiment("bench")
+    index = VectorStoreIndex.from_documents([Document(text="POML is markup.")], embed_model=MockEmbedding(8))
+    prompt = PomlPromptTemplate("<p>{{context_str}}</p><p>{{query_str}}</p>", name="bench")
+    plain = index.as_query_engine(llm=MockLLM(max_tokens=8))
+    poml, elsewhere = index.as_query_engine(llm=MockLLM(max_tokens=8)), index.as_query_engine(llm=MockLLM())
+    poml.update_prompts({"response_synthesizer:text_qa_template": prompt})
+    handler = PomlCallbackHandler()
+
+    def measure(engine: Any, times: int) -> float:
+        return median_ms(lambda: engine.query("What is POML?"), times)
+
+    taken: dict[str, list[float]] = {name: [] for name in ("bare", "elsewhere", "autolog", "ours", "ours, POML")}
+    for _ in range(7):
+        taken["bare"].append(measure(plain, 30))
+        handler.attach(elsewhere)
+        taken["elsewhere"].append(measure(plain, 30))
+        handler.detach()
+        mlflow.llama_index.autolog()
+        taken["autolog"].append(measure(plain, 15))
+        mlflow.llama_index.autolog(disable=True)
+        with handler:
+            taken["ours"].append(measure(plain, 15))
+            taken["ours, POML"].append(measure(poml, 15))
+    mlflow.flush_trace_async_logging()
+    spent = {name: statistics.median(values) for name, values in taken.items()}
+    spans = len(mlflow.search_traces(max_results=1, return_type="list")[0].data.spans)
+    yield f"LlamaIndex query of {spans} spans, bare", f"{spent['bare']:.2f} ms", "1x"
+    share = spent["elsewhere"] / spent["bare"]
+    yield "the same, a handler attached elsewhere", f"{spent['elsewhere']:.2f} ms", f"{share:.2f}x bare"
+    yield "the same under MLflow's autolog", f"{spent['autolog']:.2f} ms", "1x"
+    for name in ("ours", "ours, POML"):
+        prompts = " with a POML prompt" if "POML" in name else ""
+        share = spent[name] / spent["autolog"]
+        yield f"the same{prompts} under `PomlCallbackHandler`", f"{spent[name]:.2f} ms", f"{share:.2f}x autolog"
+
+    events: list[Any] = []
+
+    class Counter(BaseEventHandler):
+        def handle(self, event: Any, **_: Any) -> None:
+            if isinstance(event, PomlRenderEvent):
+                events.append(event)
+
+    get_dispatcher().add_event_handler(Counter())
+    for _ in range(10):
+        poml.query("What is POML?")
+    yield "renders for a query with one model call", f"{len(events) / 10:.1f}", ""
+
+
 def memory() -> Iterator[Row]:
     if sys.platform != "linux":
         return
@@ -206,7 +264,7 @@ def memory() -> Iterator[Row]:
     for goal in (1, 1_000, 10_000):
         while len(case.node) < goal:
             case.ours()
-        status = Path(f"/proc/{engine.worker_pids()[0]}/status").read_text(encoding="ascii")
+        status = Path(f"/proc/{next(iter(engine._engine.pool._all)).pid}/status").read_text(encoding="ascii")
         sizes.append(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) // 1024)
     yield "resident memory of Node at 1, 1,000 and 10,000 rich renders", " / ".join(f"{size} MB" for size in sizes), ""
 
@@ -216,7 +274,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into README")
     write = parser.parse_args().write
     engine.close()
-    rows = [row for part in (renders, first_render, chains, memory) for row in part()]
+    rows = [row for part in (renders, first_render, chains, queries, memory) for row in part()]
     versions = f"Python {platform.python_version()}, poml {engine.poml_version()}, {os.cpu_count()} cores"
     lines = ["| what | median | compared |", "| --- | --- | --- |", *("| " + " | ".join(row) + " |" for row in rows)]
     table = "\n".join([*lines, "", f"Measured by `make bench` with {versions}."])
