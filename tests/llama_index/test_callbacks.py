@@ -21,7 +21,7 @@ from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from mlflow.entities import Trace
 from tests.llama_index.traces import FOREIGN_WARNINGS, parent, poml_spans, traced, tree
 
@@ -267,6 +267,22 @@ def test_a_handler_in_a_models_callback_manager_traces_what_works_with_it(
     assert roots([answer]) == ["FunctionAgent.run"]
     (trace,) = traced(lambda: llm.predict(prompt, context_str="a", query_str="b"))
     assert tree(trace) == "ScriptedLLM.predict LLM\n  poml qa PROMPT\n  ScriptedLLM.chat CHAT_MODEL"
+
+
+def test_looking_for_callback_managers_calls_no_code_of_the_component(traced: Any, handler: Any) -> None:
+    """A property may load a model, or ask for one that needs a key."""
+
+    class Careful(CustomQueryEngine):
+        @property
+        def llm(self) -> Any:
+            raise AssertionError("asked for the model")
+
+        def custom_query(self, query_str: str) -> str:
+            return "Fine."
+
+    assert traced(lambda: Careful().query("What?")) == []
+    Settings.callback_manager = CallbackManager([handler])
+    assert roots(traced(lambda: Careful().query("What?"))) == ["Careful.query"]
 
 
 def test_two_handlers_make_one_trace(traced: Any, handler: Any, engine: Any) -> None:

@@ -268,14 +268,21 @@ def _choose(component: Any) -> PomlCallbackHandler | None:
 def _managers(component: Any) -> Iterator[Any]:
     """The callback managers that a component works with: its own, its models', and LlamaIndex's."""
     if component is not None:
-        synthesizer = getattr(component, "_response_synthesizer", None)
-        models = [getattr(holder, name, None) for holder in (component, synthesizer) for name in ("llm", "_llm")]
-        agents = getattr(component, "agents", None)
-        if isinstance(agents, dict):
-            models += [getattr(agent, "llm", None) for agent in agents.values()]
+        synthesizer = _held(component, "_response_synthesizer")
+        agents = _held(component, "agents")
+        workers = agents.values() if isinstance(agents, dict) else ()
+        models = [_held(holder, name) for holder in (component, synthesizer, *workers) for name in ("llm", "_llm")]
         for holder in (component, synthesizer, *models):
-            yield getattr(holder, "callback_manager", None)
+            yield _held(holder, "callback_manager")
+            yield _held(holder, "_callback_manager")
     yield Settings._callback_manager  # the property would make one
+
+
+def _held(holder: Any, name: str) -> Any:
+    # What is there, and nothing else: a property may load a model, or ask Settings for one.
+    fields, private = getattr(holder, "__dict__", None), getattr(holder, "__pydantic_private__", None)
+    found = fields.get(name) if fields else None
+    return private.get(name) if found is None and private else found
 
 
 def _forget(key: int, _: object) -> None:
