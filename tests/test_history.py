@@ -124,6 +124,23 @@ def test_marks_do_not_outlive_a_render(markup: str) -> None:
         assert "three" in str(record.result())
 
 
+def test_only_the_line_ends_beside_a_mark_are_pomls() -> None:
+    """As in a message that POML merged of text, a picture, a mark and text."""
+    history = Notes()
+    history.take({"h": [ONE]}, ())
+    (mark,) = history.marks["h"]
+    merged = {"speaker": "human", "content": ["\n text\n", PICTURE, f"\nbefore\n\n{mark}\n\nafter\n"]}
+    assert history.splice({"messages": [merged], "runtime": {}}) == {
+        "messages": [
+            {"speaker": "human", "content": ["\n text\n", PICTURE, "\nbefore"]},
+            {"speaker": "human", "content": "one"},
+            {"speaker": "human", "content": "after\n"},
+        ],
+        "runtime": {},
+    }
+    assert history.placed == {1: ONE}
+
+
 def test_where_a_message_is_no_message_of_its_own_poml_renders_it() -> None:
     """Serialised, cut or indented, it comes as text, and nothing is native."""
     for markup in (

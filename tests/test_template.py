@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from pomlflow import engine, settings
+from pomlflow import engine, settings, variables
 from pomlflow.exceptions import (
     MissingVariableError,
     PomlError,
@@ -379,6 +379,24 @@ def test_a_change_while_the_file_is_read_is_seen_next_time(folder: Path, monkeyp
     monkeypatch.setattr(Path, "read_bytes", changed_meanwhile)
     template = Template(path=file)
     assert text(template) == "2"
+
+
+def test_a_change_while_an_include_is_read_is_seen_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = write(folder / "part.poml", "<p>{{x}}</p>")
+    file = write(folder / "a.poml", '<poml><include src="part.poml"/></poml>')
+    calls: list[str] = []
+
+    def changed_meanwhile(markup: str, base: Path) -> variables.Inference:
+        found = variables.infer(markup, base)
+        calls.append(markup)
+        if len(calls) == 2:  # the first looked for includes, the second read them
+            write(part, "<p>{{y}}</p>")
+        return found
+
+    monkeypatch.setattr("pomlflow.template.infer", changed_meanwhile)
+    template = Template(path=file)
+    assert len(calls) == 2
+    assert template.inference.variables == ("y",)
 
 
 def test_threads_share_a_template_while_its_file_changes(folder: Path) -> None:

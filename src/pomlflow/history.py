@@ -25,7 +25,8 @@ M = TypeVar("M")
 # Private-use characters: no syntax of POML's escapes them or breaks a line at them. The number is unknown to whoever
 # writes a message or a variable, so that no text can pretend to be a mark.
 _NONCE = secrets.token_hex(8)
-_WHOLE_LINE = re.compile(rf"(?:\A|\n)\ue000{_NONCE}:(\d+)\ue001(?=\n|\Z)")
+# With the one or two line ends that POML puts between messages.
+_WHOLE_LINE = re.compile(rf"(?:\A|(?<=\n)|\n\n?)\ue000{_NONCE}:(\d+)\ue001(?:\n\n?|\Z)")
 _TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
 
 
@@ -142,23 +143,17 @@ class History(ABC, Generic[M]):
                 if _TORN.search("\n".join([first, *rest[1::2]])):
                     self.placed = {}
                     return None
-                parts += _text(first) if rest else [first]
+                parts += [first] if first or not rest else []
                 for index, text in zip(rest[::2], rest[1::2], strict=True):
                     if parts:
                         messages.append({**message, "content": _content(parts)})
                     native = self._messages[int(index)]
                     self.placed[len(messages)] = native
                     messages.append(self.to_poml(native))
-                    parts = _text(text)
+                    parts = [text] if text else []
             if parts:
                 messages.append({**message, "content": _content(parts)})
         return {**output, "messages": messages}
-
-
-def _text(text: str) -> list[str]:
-    """The text beside a mark: POML puts them into lines of their own."""
-    text = text.strip("\n")
-    return [text] if text else []
 
 
 def _content(parts: list[Any]) -> str | list[Any]:
