@@ -123,6 +123,16 @@ def in_the_chain_and_in_a_step(config: RunnableConfig) -> None:
     chain(callbacks=config["callbacks"]).with_config(config).invoke(GIVEN, config)
 
 
+@case(CHAIN)
+def beside_mlflows_own_tracer_in_a_models_constructor(config: RunnableConfig) -> None:
+    chain(callbacks=[MlflowLangchainTracer()]).invoke(GIVEN, config)
+
+
+@case(CHAIN)
+async def beside_mlflows_own_tracer_async(config: RunnableConfig) -> None:
+    await chain(callbacks=[MlflowLangchainTracer()]).ainvoke(GIVEN, config)
+
+
 @case("FakeListChatModel CHAT_MODEL\n", autolog=(CHAIN,))
 def in_a_models_constructor_alone(config: RunnableConfig) -> None:
     chain(callbacks=config["callbacks"]).invoke(GIVEN)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,9 @@ graphs = pytest.importorskip("langgraph.graph")
 agents = pytest.importorskip("langchain.agents")
 
 pytestmark = QUIET
+with_config_in_tasks = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="LangChain's agents do not give their handlers to an async model there"
+)
 Fetch = Callable[[], list[Trace]]
 
 AGENT = """\
@@ -96,6 +101,11 @@ def config() -> RunnableConfig:
     return {"callbacks": [PomlCallbackHandler(register_prompts=False)]}
 
 
+def _trees(fetch: Fetch) -> list[str]:
+    """The trees, without the agent's own edges, which LangChain 1.0 still made runs of."""
+    return [re.sub(r" *\w+_to_\w+ CHAIN\n", "", tree) for tree in trees(fetch)]
+
+
 def agent(tool: Any) -> Any:
     call = AIMessage("", tool_calls=[{"id": "1", "name": "greet", "args": {"name": "Ada"}}])
     return agents.create_agent(Model(answers=[call, "Done."]), [tool])
@@ -114,50 +124,53 @@ def graph(one: Any, two: Any) -> Any:
 def test_an_agent_is_traced_whole_and_so_is_the_next_chain(config: RunnableConfig, stored_traces: Fetch) -> None:
     assert agent(greet).invoke(ASKED, config)["messages"][-1].content == "Done."
     chain().invoke(GIVEN, config)
-    assert trees(stored_traces) == [AGENT, CHAIN]
+    assert _trees(stored_traces) == [AGENT, CHAIN]
 
 
+@with_config_in_tasks
 async def test_an_async_agent_is_traced_whole_and_so_is_the_next_chain(
     config: RunnableConfig, stored_traces: Fetch
 ) -> None:
     await agent(agreet).ainvoke(ASKED, config)
     await chain().ainvoke(GIVEN, config)
-    assert trees(stored_traces) == [AGENT, CHAIN]
+    assert _trees(stored_traces) == [AGENT, CHAIN]
 
 
 def test_an_agent_that_is_streamed_is_apart_from_its_reader(config: RunnableConfig, stored_traces: Fetch) -> None:
     for chunk in agent(greet).stream(ASKED, config):
         traced(chunk)
-    assert trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
+    assert _trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
 
 
+@with_config_in_tasks
 async def test_agents_at_once_have_a_trace_each(config: RunnableConfig, stored_traces: Fetch) -> None:
     await asyncio.gather(*(agent(agreet).ainvoke(ASKED, config) for _ in range(3)))
-    assert trees(stored_traces) == [AGENT] * 3
+    assert _trees(stored_traces) == [AGENT] * 3
 
 
+@with_config_in_tasks
 async def test_events_of_an_agent_leave_one_trace(config: RunnableConfig, stored_traces: Fetch) -> None:
     [_ async for _ in agent(agreet).astream_events(ASKED, config, version="v2")]
-    assert trees(stored_traces) == [AGENT]
+    assert _trees(stored_traces) == [AGENT]
 
 
 def test_a_graph_is_traced_whole_also_in_a_batch(config: RunnableConfig, stored_traces: Fetch) -> None:
     graph(first, second).invoke(GIVEN, config)
     graph(first, second).batch([GIVEN] * 2, config)
-    assert trees(stored_traces) == [GRAPH] * 3
+    assert _trees(stored_traces) == [GRAPH] * 3
 
 
 async def test_an_async_graph_is_traced_whole(config: RunnableConfig, stored_traces: Fetch) -> None:
     await graph(afirst, asecond).ainvoke(GIVEN, config)
     [_ async for _ in graph(afirst, asecond).astream(GIVEN, config)]
-    assert trees(stored_traces) == [GRAPH] * 2
+    assert _trees(stored_traces) == [GRAPH] * 2
 
 
 def test_a_handler_set_on_the_compiled_graph_traces_each_call(config: RunnableConfig, stored_traces: Fetch) -> None:
     bound = graph(first, second).with_config(config)
     bound.invoke(GIVEN)
     bound.invoke(GIVEN)
-    assert trees(stored_traces) == [GRAPH] * 2
+    assert _trees(stored_traces) == [GRAPH] * 2
 
 
 def test_the_thread_of_a_graph_is_the_session_of_its_trace(config: RunnableConfig, stored_traces: Fetch) -> None:

@@ -8,7 +8,7 @@ a test that tells when MLflow does it right by itself:
 2. With ``run_inline=True`` the root span of an async run stays active, and agents nest wrongly.
 3. With ``run_inline=False`` a function under ``@mlflow.trace`` in an async step makes a trace of its own.
 4. In a sync stream the parser nests under the model.
-5. A run whose parent the tracer has not seen is not traced: so a handler given to a model's constructor sees nothing.
+5. Beside autolog or another tracer in one run's handlers, each of them makes a span of it.
 
 Two ideas mend them. LangChain's own ``parent_run_id`` decides where a span belongs, not what happens to be active. And
 what is put into the context is not the span but a stand-in, which may be left there by mistake.
@@ -81,6 +81,7 @@ class Run:
         stand_in: What the context holds for it.
         held: For each context variable, the token that takes the stand-in out again, and what was set.
         token: Nothing: MLflow's tracer takes a span out of the context by it.
+        stream: Whether it is a generator.
         inputs: What a mask is still to see.
         error: The type of what was raised, kept for the same reason.
         chunk: The last that was streamed.
@@ -89,6 +90,7 @@ class Run:
     span: LiveSpan
     stand_in: StandIn
     held: list[tuple[Token[Any], Any]]
+    stream: bool = False
     token: None = None
     inputs: Any = None
     error: str | None = None
@@ -149,15 +151,13 @@ class Tracer(MlflowLangchainTracer):
         key = str(run_id)
         if known := self._run_span_mapping.get(key):  # this handler stands twice in one list
             return known.span
-        stream = inputs == _STREAM
+        event = _Event.now()
+        if self._left_to_another(event.handlers):
+            return _no_span()
+        stream = inputs == _STREAM or event.caller.startswith("langgraph.pregel")
         place: AbstractContextManager[None] = nullcontext()
-        if span_of(self, parent_run_id) is None:
-            event = _Event.now()
-            if self._left_to_another(event.handlers, parent_run_id):
-                return _no_span()
-            stream = stream or event.caller.startswith("langgraph.")
-            if self._get_parent_span(parent_run_id) is None:
-                place = active(user_span())  # else OpenTelemetry takes the run that is active for the parent
+        if span_of(self, parent_run_id) is None and self._get_parent_span(parent_run_id) is None:
+            place = active(user_span())  # else OpenTelemetry takes the run that is active for the parent
         below: Any = provider.get_current_otel_span() or INVALID_SPAN
         alone = _ATTACH.set(False)  # MLflow's tracer would put the span itself into the context
         try:
@@ -168,7 +168,8 @@ class Tracer(MlflowLangchainTracer):
         stand_in = StandIn(cast("Span", span._span), below, self, stream=stream and _has_context())
         token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=stand_in)))
         tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
-        self._run_span_mapping[key] = run = Run(span, stand_in, [(token, token.var.get()) for token in tokens])
+        run = Run(span, stand_in, [(token, token.var.get()) for token in tokens], stream)
+        self._run_span_mapping[key] = run
         if inputs is not None:
             self.store_inputs(run, inputs)
         return span
@@ -184,6 +185,8 @@ class Tracer(MlflowLangchainTracer):
         run = self._run_span_mapping.get(str(run_id))
         if run is None:  # it has ended, or was left to another tracer
             return
+        if run.stream:
+            self._end_parts(run, _OK)
         alone = _ATTACH.set(False)
         try:
             status = self.store_outputs(run, outputs, status)
@@ -211,18 +214,16 @@ class Tracer(MlflowLangchainTracer):
         with active(user_span()):
             return mlflow.get_current_active_span()
 
-    def _left_to_another(self, handlers: Sequence[BaseCallbackHandler], parent_run_id: UUID | None) -> bool:
-        """Whether another MLflow tracer among the run's handlers traces it: no span twice."""
+    def _left_to_another(self, handlers: Sequence[BaseCallbackHandler]) -> bool:
+        """Whether another MLflow tracer among the run's handlers traces it: no span twice.
+
+        MLflow's own always does, wherever it stands; of ours, the first.
+        """
         before_us = True
         for handler in handlers:
             if handler is self:
                 before_us = False
-            elif (
-                isinstance(handler, MlflowLangchainTracer)
-                and (before_us or not isinstance(handler, Tracer))
-                # MLflow's own traces what has no parent, or a parent that it knows.
-                and (parent_run_id is None or span_of(handler, parent_run_id) is not None)
-            ):
+            elif isinstance(handler, MlflowLangchainTracer) and (before_us or not isinstance(handler, Tracer)):
                 return True
         return False
 
@@ -245,22 +246,28 @@ class Tracer(MlflowLangchainTracer):
             super().on_llm_error(error, run_id=run_id, **options)
 
     def _stopped(self, error: BaseException, run_id: UUID) -> bool:
-        """End what is open in a run that was stopped from outside; whether that was no error.
+        """End a run that was stopped from outside, with its parts; whether that is all there is to do.
 
-        LangChain tells of runs inside a cancelled or closed one later, or never; until then MLflow holds the trace
-        back. A reader who has had enough of a stream is no error, as LangChain has it in sync code too.
+        A reader who has had enough of a stream is no error, as LangChain has it in sync code too.
         """
         run = self._run_span_mapping.get(str(run_id))
-        closed = isinstance(error, GeneratorExit)
-        if run is None or not (closed or isinstance(error, asyncio.CancelledError)):
-            return False
-        status = _OK if closed else SpanStatus(SpanStatusCode.ERROR, type(error).__name__)
+        if run is not None and isinstance(error, asyncio.CancelledError):
+            self._end_parts(run, SpanStatus(SpanStatusCode.ERROR, type(error).__name__))
+        elif run is not None and isinstance(error, GeneratorExit):
+            self._end_parts(run, _OK)
+            self._end_span(run_id, run.span)
+            return True
+        return False
+
+    def _end_parts(self, run: Run, status: SpanStatus) -> None:
+        """End what is open in a run that is over.
+
+        LangChain tells of the end of what was cancelled or not read to its end later than of the whole, or never
+        (models, in 1.0); MLflow holds the trace back for as long.
+        """
         for key, other in list(self._run_span_mapping.items()):
             if within(other.span, run.span):
                 self._end_span(UUID(key), other.span, status=status)
-        if closed:
-            self._end_span(run_id, run.span, status=status)
-        return closed
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
         """Store a streamed token, once where this handler stands twice in one list."""

@@ -1,0 +1,226 @@
+"""MLflow's own tracer: what it does with a POML prompt, and the faults of it for which ours has workarounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import mlflow
+import pytest
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from mlflow.entities import Trace
+from tests.langchain.prompts import TextModel
+from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, greeting, trees, under
+
+from pomlflow.langchain import PomlCallbackHandler
+from pomlflow.langchain.tracer import MlflowLangchainTracer
+
+pytestmark = QUIET
+Fetch = Callable[[], list[Trace]]
+Call = Callable[[], Awaitable[Any] | Any]
+
+NO_LONGER = "MLflow mends this itself now: take the workaround out of pomlflow.langchain.tracer"
+
+
+@pytest.fixture(autouse=True)
+def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+
+
+@pytest.fixture
+def autolog() -> Iterator[None]:
+    mlflow.langchain.autolog(silent=True)
+    yield
+    mlflow.langchain.autolog(disable=True, silent=True)
+
+
+@mlflow.trace
+def traced(value: Any) -> Any:
+    return value
+
+
+@mlflow.trace(name="traced")
+async def atraced(value: Any) -> Any:
+    return value
+
+
+async def _read(stream: Any) -> list[Any]:
+    return [chunk async for chunk in stream]
+
+
+async def _gather(*calls: Awaitable[Any]) -> list[Any]:
+    return await asyncio.gather(*calls)
+
+
+def format_in_a_step(given: Any) -> str:
+    return str(greeting().format_messages(**given))
+
+
+CALLS: dict[str, tuple[int, Call]] = {
+    "invoke": (1, lambda: chain().invoke(GIVEN)),
+    "batch": (3, lambda: chain().batch([GIVEN] * 3)),
+    "stream": (1, lambda: list(chain().stream(GIVEN))),
+    "ainvoke": (1, lambda: chain().ainvoke(GIVEN)),
+    "abatch": (3, lambda: chain().abatch([GIVEN] * 3)),
+    "astream": (1, lambda: _read(chain().astream(GIVEN))),
+    "astream_events": (1, lambda: _read(chain().astream_events(GIVEN, version="v2"))),
+    "gather": (2, lambda: _gather(chain().ainvoke(GIVEN), chain().ainvoke(GIVEN))),
+    "traced": (1, mlflow.trace(lambda: chain().invoke(GIVEN), name="around")),
+}
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["in threads", "inline"])
+@pytest.mark.parametrize(("renders", "call"), CALLS.values(), ids=CALLS)
+def test_under_autolog_alone_each_render_is_a_span_below_its_prompt(
+    stored_traces: Fetch, renders: int, call: Call, inline: bool
+) -> None:
+    mlflow.langchain.autolog(silent=True, run_tracer_inline=inline)
+    try:
+        _apart(call)
+    finally:
+        mlflow.langchain.autolog(disable=True, silent=True)
+    assert _places(stored_traces()) == ["greet"] * renders
+
+
+@pytest.mark.usefixtures("autolog")
+def test_under_autolog_a_prompt_that_is_formatted_in_a_step_belongs_to_the_step(stored_traces: Fetch) -> None:
+    RunnableLambda(format_in_a_step).invoke(GIVEN)
+    assert trees(stored_traces) == [under("format_in_a_step CHAIN", "poml greet PROMPT\n")]
+
+
+@pytest.mark.usefixtures("autolog")
+def test_under_autolog_a_prompt_inside_a_chat_prompt_belongs_to_that(stored_traces: Fetch) -> None:
+    ChatPromptTemplate([greeting()], name="both").invoke(GIVEN)
+    assert trees(stored_traces) == [under("both CHAIN", "poml greet PROMPT\n")]
+
+
+def test_a_prompt_that_no_handler_traces_leaves_no_trace(stored_traces: Fetch) -> None:
+    chain().invoke(GIVEN)
+    greeting().format_messages(**GIVEN)
+    assert stored_traces() == []
+
+
+def test_mlflows_own_tracer_as_a_handler_gets_the_span_too(stored_traces: Fetch) -> None:
+    chain().invoke(GIVEN, {"callbacks": [MlflowLangchainTracer()]})
+    assert trees(stored_traces) == [CHAIN]
+
+
+def test_mlflows_tracer_still_merges_the_items_of_a_batch(stored_traces: Fetch) -> None:
+    _apart(lambda: chain().batch([GIVEN] * 3, {"callbacks": [MlflowLangchainTracer()]}))
+    assert _trees_or_less(stored_traces) != [CHAIN] * 3, NO_LONGER
+
+
+@pytest.mark.usefixtures("autolog")
+def test_mlflows_autolog_still_loses_the_traces_after_a_retried_batch(stored_traces: Fetch) -> None:
+    def call() -> None:
+        chain().with_retry().batch([GIVEN] * 2)
+        for _ in range(3):
+            chain().invoke(GIVEN)
+
+    _apart(call)
+    assert _trees_or_less(stored_traces).count(CHAIN) < 3, NO_LONGER
+
+
+def test_mlflows_inline_tracer_still_loses_the_later_traces_of_a_task(stored_traces: Fetch) -> None:
+    async def call() -> None:
+        for _ in range(3):
+            await chain().ainvoke(GIVEN, {"callbacks": [MlflowLangchainTracer(run_inline=True)]})
+
+    asyncio.run(call())
+    assert _trees_or_less(stored_traces) != [CHAIN] * 3, NO_LONGER
+
+
+def test_mlflows_tracer_still_does_not_nest_traced_functions_in_async_steps(stored_traces: Fetch) -> None:
+    async def call() -> None:
+        await (RunnableLambda(atraced) | chain()).ainvoke(GIVEN, {"callbacks": [MlflowLangchainTracer()]})
+
+    asyncio.run(call())
+    assert "traced UNKNOWN\n" in _trees_or_less(stored_traces), NO_LONGER
+
+
+def test_mlflows_tracer_still_nests_the_parser_of_a_stream_under_the_model(stored_traces: Fetch) -> None:
+    _apart(lambda: list(chain().stream(GIVEN, {"callbacks": [MlflowLangchainTracer()]})))
+    assert _trees_or_less(stored_traces) != [CHAIN], NO_LONGER
+
+
+@pytest.mark.usefixtures("autolog")
+def test_mlflows_autolog_and_tracer_still_trace_a_model_twice(stored_traces: Fetch) -> None:
+    _apart(lambda: chain(callbacks=[MlflowLangchainTracer()]).invoke(GIVEN))
+    assert sum(tree.count("FakeListChatModel") for tree in _trees_or_less(stored_traces)) == 2, NO_LONGER
+
+
+class Heard(AsyncCallbackHandler):
+    """A handler as users write them; keeps the names of what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    async def on_llm_start(self, *_: Any, **__: Any) -> None:
+        self.events.append("start")
+
+    async def on_llm_end(self, *_: Any, **__: Any) -> None:
+        self.events.append("end")
+
+
+async def _heard(other: BaseCallbackHandler) -> list[str]:
+    heard = Heard()
+    await (greeting() | TextModel()).ainvoke(GIVEN, {"callbacks": [other, heard]})
+    return heard.events
+
+
+async def test_other_handlers_hear_of_a_text_models_start_beside_ours(stored_traces: Fetch) -> None:
+    assert await _heard(PomlCallbackHandler(register_prompts=False)) == ["start", "end"]
+    text = under("RunnableSequence CHAIN", "TextModel LLM\n", "greet CHAIN\n  poml greet PROMPT\n")
+    assert trees(stored_traces) == [text]
+
+
+async def test_langchain_still_hides_a_text_models_start_beside_an_inline_handler(mlflow_store: str) -> None:
+    class Inline(BaseCallbackHandler):
+        run_inline = True
+
+    assert await _heard(Inline()) == ["end"], "LangChain mends this: `Tracer.run_inline` can be a plain True"
+
+
+def _apart(call: Call) -> None:
+    """Call in a copy of the context: MLflow's tracer leaves spans in it."""
+    result = contextvars.copy_context().run(call)
+    if inspect.isawaitable(result):
+        asyncio.run(_after(lambda: result))
+
+
+async def _after(call: Call) -> Any:
+    result = call()
+    return await result if inspect.isawaitable(result) else result
+
+
+def _places(traces: list[Trace]) -> list[str]:
+    """The names of what each poml span stands below."""
+    found = []
+    for trace in traces:
+        names = {span.span_id: span.name for span in trace.data.spans}
+        found += [names.get(span.parent_id, "nothing") for span in trace.data.spans if span.name == "poml greet"]
+    return found
+
+
+def _trees_or_less(fetch: Fetch) -> list[str]:
+    """The trees of those traces that are whole enough to have one."""
+    return [tree for trace in fetch() if (tree := _tree_or_less(trace))]
+
+
+def _tree_or_less(trace: Trace) -> str:
+    return "".join(trees(lambda: [trace])) if any(span.parent_id is None for span in trace.data.spans) else ""
+
+
+@pytest.fixture(autouse=True)
+def _without_mlflows_complaints() -> Iterator[None]:
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
