@@ -1,0 +1,33 @@
+"""What the tests of templates share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pomlflow.template import Template
+
+HELLO = "<p>Hello {{name}}</p>"
+
+
+def text(template: Template, **variables: Any) -> str:
+    """Render to one text."""
+    messages = template.render(variables).result()["messages"]
+    return messages if isinstance(messages, str) else "|".join(str(message["content"]) for message in messages)
+
+
+def sha(content: str) -> str:
+    """SHA-256, in hexadecimal."""
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def write(file: Path, content: str) -> Path:
+    """Write a file that is seen to be new, also on a file system that counts in seconds."""
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content, encoding="utf-8", newline="")
+    if before:
+        os.utime(file, ns=(before + 10**9, before + 10**9))
+    return file

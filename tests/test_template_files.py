@@ -1,0 +1,176 @@
+"""A template follows its files, for one look at each in a render."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.templates import HELLO, sha, text, write
+
+from pomlflow import variables
+from pomlflow.exceptions import (
+    RenderError,
+)
+from pomlflow.template import Template
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def stats(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The files that were asked for by `os.stat`, in order."""
+    asked: list[str] = []
+    real = os.stat
+
+    def counted(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        asked.append(os.fspath(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    return asked
+
+
+def test_a_changed_file_is_picked_up_with_its_variables(folder: Path) -> None:
+    file = write(folder / "a.poml", HELLO)
+    template = Template(path=file)
+    assert text(template, name="Ada") == "Hello Ada"
+    write(file, "<p>Bye {{who}}</p>")
+    assert template.inference.variables == ("who",)
+    assert (text(template, who="Ada"), template.source, template.digest) == (
+        "Bye Ada",
+        "<p>Bye {{who}}</p>",
+        sha("<p>Bye {{who}}</p>"),
+    )
+
+
+def test_a_file_of_the_same_size_and_time_is_told_by_its_replacement(folder: Path) -> None:
+    """Editors and deployments put a new file in the old one's place."""
+    file = write(folder / "a.poml", "<p>1</p>")
+    template, stamp = Template(path=file), file.stat()
+    other = write(folder / "b.poml", "<p>2</p>")
+    os.utime(other, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    other.replace(file)
+    assert text(template) == "2"
+
+
+def test_a_changed_include_is_picked_up_with_its_variables(folder: Path) -> None:
+    part = write(folder / "part.poml", "<p>{{x}}</p>")
+    template = Template(path=write(folder / "a.poml", '<poml><include src="part.poml"/></poml>'))
+    again = Template('<poml><include src="part.poml"/></poml>', base_dir=folder)
+    assert (text(template, x=1), text(again, x=1)) == ("1", "1")
+    write(part, "<p>{{y}}{{y}}</p>")
+    for one in (template, again, Template(path="a.poml"), pickle.loads(pickle.dumps(template))):
+        assert (one.inference.variables, text(one, y=2)) == (("y",), "22")
+
+
+def test_an_include_that_comes_later_is_picked_up(folder: Path) -> None:
+    template = Template(path=write(folder / "a.poml", '<poml><include src="part.poml"/></poml>'))
+    assert isinstance(template.render({}).error, RenderError)
+    write(folder / "part.poml", '<poml><include src="inner.poml"/></poml>')
+    write(folder / "inner.poml", "<p>{{x}}</p>")
+    assert (template.inference.variables, text(template, x=1)) == (("x",), "1")
+    write(folder / "inner.poml", "<p>{{y}}</p>")
+    assert (template.inference.variables, text(template, y=2)) == (("y",), "2")
+
+
+def test_a_deleted_file_keeps_its_last_content_with_one_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write(folder / "a.poml", HELLO)
+    template = Template(path=file)
+    file.unlink()
+    for _ in range(3):
+        assert text(template, name="Ada") == "Hello Ada"
+    assert [(record.name, record.levelname) for record in caplog.records] == [("pomlflow", "WARNING")]
+    assert str(file) in caplog.text
+    write(file, "<p>back</p>")
+    assert text(template) == "back"
+    file.unlink()
+    assert text(template) == "back"
+    assert len(caplog.records) == 2
+
+
+def test_content_given_beside_a_missing_file_stands_in_for_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a copy of a template does, where it is loaded on another machine."""
+    template = Template(HELLO, path="missing.poml")
+    assert text(template, name="Ada") == "Hello Ada"
+    assert "its last content stays" in caplog.text
+    write(folder / "missing.poml", "<p>here</p>")
+    assert text(template) == "here"
+
+
+def test_a_render_asks_once_for_each_file(folder: Path, stats: list[str]) -> None:
+    one = Template(path=write(folder / "a.poml", HELLO))
+    for name in ("part", "inner"):
+        write(folder / f"{name}.poml", "<p>{{x}}</p>")
+    both = '<poml><include src="part.poml"/><include src="inner.poml"/><include src="part.poml"/></poml>'
+    many = Template(path=write(folder / "b.poml", both))
+    inline = Template(HELLO)
+    text(inline, name="Ada")  # the engine is warm
+    expected = [["a.poml"], ["b.poml", "part.poml", "inner.poml"], []]
+    for template, files in zip((one, many, inline), expected, strict=True):
+        stats.clear()
+        template.render({"name": "Ada", "x": 1}).result()
+        assert stats == [str(folder / file) for file in files]
+
+
+def test_a_change_while_the_file_is_read_is_seen_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its metadata is taken before its content."""
+    file = write(folder / "a.poml", "<p>1</p>")
+    read = Path.read_bytes
+
+    def changed_meanwhile(path: Path) -> bytes:
+        content = read(path)
+        monkeypatch.setattr(Path, "read_bytes", read)
+        write(file, "<p>2</p>")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", changed_meanwhile)
+    template = Template(path=file)
+    assert text(template) == "2"
+
+
+def test_a_change_while_an_include_is_read_is_seen_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = write(folder / "part.poml", "<p>{{x}}</p>")
+    file = write(folder / "a.poml", '<poml><include src="part.poml"/></poml>')
+    calls: list[str] = []
+
+    def changed_meanwhile(markup: str, base: Path) -> variables.Inference:
+        found = variables.infer(markup, base)
+        calls.append(markup)
+        if len(calls) == 2:  # the first looked for includes, the second read them
+            write(part, "<p>{{y}}</p>")
+        return found
+
+    monkeypatch.setattr("pomlflow.template.infer", changed_meanwhile)
+    template = Template(path=file)
+    assert len(calls) == 2
+    assert template.inference.variables == ("y",)
+
+
+def test_threads_share_a_template_while_its_file_changes(folder: Path) -> None:
+    file = write(folder / "a.poml", "<p>{{x}} v0</p>")
+    template = Template(path=file)
+    seen: list[str] = []
+
+    def work(number: int) -> None:
+        seen.extend(text(template, x=number) for _ in range(20))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for version in range(1, 6):
+        write(folder / "new.poml", f"<p>{{{{x}}}} v{version}</p>").replace(file)
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 80
+    assert {entry.split(" v")[0] for entry in seen} == {"0", "1", "2", "3"}
+    assert text(template, x=1) == "1 v5"

@@ -1,0 +1,151 @@
+"""What the renders of a template tell: a record each, of a failed one too."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.templates import HELLO, write
+
+from pomlflow import engine
+from pomlflow.exceptions import (
+    MissingVariableError,
+    RenderError,
+    RenderTimeoutError,
+    VariableError,
+)
+from pomlflow.template import Template
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_record_tells_all(folder: Path) -> None:
+    file = write(folder / "support" / "a.poml", '<poml><p>Hello {{name}}</p><runtime temperature="0"/></poml>')
+    template = Template(path=file, stylesheet={}, register=False)
+    before = time.time_ns()
+    record = template.render({"name": "Ada", "extra": [1], "my-key": 2})
+    after = time.time_ns()
+    assert record.output == {"messages": [{"speaker": "human", "content": "Hello Ada"}], "runtime": {"temperature": 0}}
+    assert (record.source, record.digest) == (template.source, template.digest)
+    assert (record.name, record.path) == ("support.a", "support/a.poml")
+    assert record.variables == {"name": "Ada", "extra": [1]}
+    assert (record.stylesheet, record.chat, record.register, record.error) == ({}, True, False, None)
+    assert (record.engine, record.poml_version) == ("warm", engine.poml_version())
+    assert record.static == {"runtime"}
+    assert isinstance(record.start_ns, int)
+    assert isinstance(record.end_ns, int)
+    assert before <= record.start_ns < record.end_ns
+    assert record.end_ns - record.start_ns <= after - before + 10**6
+
+
+async def test_records_follow_each_other_in_time() -> None:
+    template = Template(HELLO)
+    records = [template.render({"name": 1}), await template.arender({"name": 2}), template.render({})]
+    times = [time for record in records for time in (record.start_ns, record.end_ns)]
+    # The wall clock's steps may be as long as a render; a duration is measured on the finer clock.
+    assert all(later - earlier > -(10**7) for earlier, later in itertools.pairwise(times))
+    assert all(record.start_ns < record.end_ns for record in records)
+
+
+async def test_render_and_arender_give_the_same() -> None:
+    template = Template(HELLO, chat=False)
+    one, other = template.render({"name": "Ada"}), await template.arender({"name": "Ada"})
+    assert one.output == other.output == {"messages": "Hello Ada"}
+    assert (one.variables, one.digest, one.chat) == (other.variables, other.digest, False)
+    both = await asyncio.gather(*(template.arender({"name": number}) for number in range(5)))
+    assert [record.output for record in both] == [{"messages": f"Hello {number}"} for number in range(5)]
+
+
+# --- what can be wrong ---
+
+
+async def test_a_missing_variable_is_a_record_with_error_and_variables(folder: Path) -> None:
+    file = write(folder / "a.poml", "<p>{{a}} {{b}} {{c}}</p>")
+    template = Template(path=file)
+    for record in (template.render({"b": 1}), await template.arender({"b": 1})):
+        assert isinstance(record.error, MissingVariableError)
+        assert isinstance(record.error, KeyError)
+        assert record.error.variable == "a"
+        assert str(record.error) == (
+            f"{file}: the template needs the variables a, c; given: b. Pass it, or guard it in the template: "
+            "{{ typeof a === 'undefined' ? '' : a }}"
+        )
+        assert (record.output, record.variables, record.digest) == (None, {"b": 1}, template.digest)
+        assert record.start_ns < record.end_ns
+        with pytest.raises(KeyError, match="needs the variables a, c"):
+            record.result()
+
+
+def test_a_failed_render_is_a_record(folder: Path) -> None:
+    file = write(folder / "a.poml", "<poml>\n  <p>{{ x.y.z }}</p>\n</poml>")
+    record = Template(path=file).render({"x": {}})
+    assert isinstance(record.error, RenderError)
+    assert (record.error.file, record.error.line) == (str(file), 2)
+    assert (record.output, record.variables) == (None, {"x": {}})
+
+
+def test_a_render_that_takes_too_long_is_a_record() -> None:
+    record = Template("<p>{{ (() => { for (;;); })() }}</p>").render({}, timeout=0.5)
+    assert isinstance(record.error, RenderTimeoutError)
+    assert record.end_ns - record.start_ns >= 4 * 10**8
+
+
+@pytest.mark.parametrize("name", ["my-key", "a b", "1st", "a.b", "", "{a=1}", "日 本"])
+def test_a_name_that_is_no_identifier_is_ignored_as_an_extra(name: str) -> None:
+    record = Template(HELLO).render({"name": "Ada", name: "x"})
+    assert record.result()["messages"][0]["content"] == "Hello Ada"
+    assert record.variables == {"name": "Ada"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expression"),
+    [("my-key", "my-key"), ("my-key", "(my-key)"), ("class", "class"), ("class", "class.name"), ("new", " new ")],
+)
+def test_a_name_that_is_no_identifier_is_refused_where_the_template_tries_it(name: str, expression: str) -> None:
+    record = Template(f"<p>{{{{{expression}}}}}</p>").render({name: 1, "my": 2, "key": 3})
+    assert isinstance(record.error, VariableError)
+    assert record.error.variable == name
+    assert f"the variable {name!r} is no plain JavaScript identifier" in str(record.error)
+
+
+@pytest.mark.parametrize(
+    ("name", "expression"),
+    [("new", "new Date(0).getTime()"), ("in", "'a' in {a: 1}"), ("class", "x.class"), ("key", "x['my-key']")],
+)
+def test_reserved_words_in_their_own_sense_are_no_variables(name: str, expression: str) -> None:
+    record = Template(f"<p>{{{{ {expression} }}}}</p>").render({name: 1, "x": {}})
+    assert record.error is None
+
+
+def test_an_extra_variable_without_a_form_in_json_is_left_out() -> None:
+    """Its name may be part of other words, and of properties."""
+    variables = {"name": "Ada", "am": object(), "lock": threading.Lock(), "deep": {"x": [object()]}}
+    record = Template("<p>Hello {{name}}{{name.am}} {{ 'am' }}</p>").render(variables)
+    assert record.result()["messages"][0]["content"] == "Hello Ada am"
+    assert record.variables == {"name": "Ada"}
+
+
+async def test_a_variable_that_is_named_and_has_no_form_in_json_is_refused() -> None:
+    for markup in ("<p>{{name.deep}}</p>", "<p>{{ typeof name }}</p>", '<p for="x in name">{{x}}</p>'):
+        template = Template(markup)
+        for record in (template.render({"name": object()}), await template.arender({"name": object()})):
+            assert isinstance(record.error, VariableError)
+            assert record.error.variable == "name"
+            assert record.output is None
+
+
+def test_nothing_is_logged_for_all_that(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="pomlflow"):
+        Template(HELLO).render({"name": "Ada", "extra": object()})
+        Template(HELLO).render({})
+    assert caplog.records == []
