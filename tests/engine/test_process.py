@@ -305,6 +305,20 @@ def test_restarts_leave_no_descriptor_no_zombie_and_no_thread(fresh: None, worke
     assert counts() == before
 
 
+def test_parsed_files_are_kept_within_bounds(fresh: None, js: JS) -> None:
+    """Markup built per call: 80 different ones of nothing but tags would take 130 MB, and their variables 80 MB."""
+    heap = js(
+        "process.getBuiltinModule('v8').setFlagsFromString('--expose-gc'); "
+        "process.getBuiltinModule('vm').runInNewContext('gc')(); return process.memoryUsage().heapUsed / 2 ** 20"
+    )
+    before = float(text(heap))
+    parts = "<b>x</b>" * 500  # parsed, and never rendered
+    for number in range(80):
+        markup = f'<p>{number} {{{{v.length}}}}<p if="false">{parts}</p></p>'
+        assert engine.render(markup, {"v": "x" * 1_000_000 + str(number)})["messages"]
+    assert float(text(heap)) - before < 80
+
+
 def test_close_leaves_nothing(fresh: None, worker: Callable[[], int], until: Callable[[Any], Any]) -> None:
     pid = worker()
     engine.close()

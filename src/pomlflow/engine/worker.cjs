@@ -200,6 +200,7 @@ class Files {
     } else {
       poml.base.ErrorCollection.clear();
       const parsed = new poml.PomlFile(markup, { trim: true }, file || undefined);
+      parsed.cst = parsed.tokenVector = undefined; // for editors only, and half of what a file holds
       entry = { parsed, errors: poml.base.ErrorCollection.list() };
       this.held += key.length;
     }
@@ -224,6 +225,7 @@ async function render({ markup, context, stylesheet, path: file, chat }) {
   errors.forEach((error) => poml.base.ErrorCollection.add(error));
 
   const body = parsed.react(context);
+  parsed.expressionEvaluations.clear(); // for editors only, and holds the variables until the file's next render
   const element = poml.React.createElement(poml.base.StyleSheetProvider, { stylesheet: stylesheet || {} }, body);
   const frame = {
     messages: null,
@@ -313,7 +315,7 @@ try {
 } catch (error) {
   send(JSON.stringify({ id: 0, fatal: String(error?.message ?? error) }), () => process.exit(3));
 }
-const files = new Files(16 * 1024 * 1024);
+const files = new Files(256 * 1024); // a parsed file takes 85 bytes a character, one of nothing but tags 210
 const globals = new Set(Object.keys(globalThis));
 if (poml) {
   serve();
