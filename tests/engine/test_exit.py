@@ -206,7 +206,8 @@ def test_a_render_after_the_engine_was_closed_at_exit_works_or_says_why_not(
 ) -> None:
     """Handlers run last in, first out: the engine's own has run before one that was registered earlier."""
     refused = "Node cannot be started while the interpreter ends: render before that"
-    assert finish(script(RENDER_AT_EXIT)) == ("late\n" if sys.version_info < (3, 12) else f"{refused}\n")
+    # 3.12 starts no thread then; 3.13 does in some of its releases.
+    assert finish(script(RENDER_AT_EXIT)) in ({"late\n"} if sys.version_info < (3, 12) else {"late\n", f"{refused}\n"})
 
 
 NOTHING_OPEN = """
