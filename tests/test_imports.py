@@ -20,14 +20,15 @@ ROOMS = {
     "settings": {"exceptions"},
     "history": {"exceptions"},
     "record": {"exceptions"},
+    "frame": {"exceptions"},
     "engine": {"settings", "record", "exceptions"},
     "markup": set(),
     "javascript": {"engine"},
     "variables": {"engine", "markup", "javascript", "exceptions"},
     "template": {"engine", "variables", "history", "settings", "record", "exceptions"},
     "tracking": {"template", "history", "settings", "record", "exceptions"},
-    "langchain": {"tracking", "template", "variables", "history", "settings", "record", "exceptions"},
-    "llama_index": {"tracking", "template", "variables", "history", "settings", "record", "exceptions"},
+    "langchain": {"tracking", "template", "frame", "variables", "history", "settings", "record", "exceptions"},
+    "llama_index": {"tracking", "template", "frame", "variables", "history", "settings", "record", "exceptions"},
     "api": {"tracking", "template", "engine", "settings", "record", "exceptions"},
 }
 ADAPTERS = {"langchain": {"langchain", "langchain_core", "langgraph"}, "llama_index": {"llama_index"}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pomlflow.api import flush
 from pomlflow.exceptions import (
+    AnswerError,
     ConfigurationError,
     EngineError,
     MissingVariableError,
@@ -16,13 +17,17 @@ from pomlflow.exceptions import (
     Problem,
     RenderError,
     RenderTimeoutError,
+    SettingError,
     TemplateNotFoundError,
+    ToolArgumentsError,
+    ToolError,
     VariableError,
     WorkerDiedError,
 )
 from pomlflow.settings import configure
 
 __all__ = [
+    "AnswerError",
     "ConfigurationError",
     "EngineError",
     "MissingVariableError",
@@ -31,7 +36,10 @@ __all__ = [
     "Problem",
     "RenderError",
     "RenderTimeoutError",
+    "SettingError",
     "TemplateNotFoundError",
+    "ToolArgumentsError",
+    "ToolError",
     "VariableError",
     "WorkerDiedError",
     "configure",

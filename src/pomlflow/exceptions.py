@@ -11,6 +11,10 @@
     ├── EngineError                the Node side failed, not the template
     │   ├── NodeNotFoundError      no Node.js to run (also a FileNotFoundError)
     │   └── WorkerDiedError        the Node process ended, or broke its protocol, in a render
+    ├── SettingError               <runtime> says what the model does not take (also a ValueError)
+    ├── ToolError                  a tool without a function, or a function without a tool (also a ValueError)
+    │   └── ToolArgumentsError     a model called a tool with arguments that its schema refuses
+    ├── AnswerError                a model's answer is not as <output-schema> says (also a ValueError)
     └── ConfigurationError         a setting has a value that makes no sense (also a ValueError)
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
@@ -18,11 +22,12 @@ Catch `PomlError` to catch them all. Every message names the file where there is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "AnswerError",
     "ConfigurationError",
     "EngineError",
     "MissingVariableError",
@@ -31,7 +36,10 @@ __all__ = [
     "Problem",
     "RenderError",
     "RenderTimeoutError",
+    "SettingError",
     "TemplateNotFoundError",
+    "ToolArgumentsError",
+    "ToolError",
     "VariableError",
     "WorkerDiedError",
 ]
@@ -68,6 +76,71 @@ class MissingVariableError(VariableError, KeyError):
 
 class ConfigurationError(PomlError, ValueError):
     """A setting has a value that makes no sense."""
+
+
+class SettingError(PomlError, ValueError):
+    """``<runtime>`` says what the model does not take.
+
+    Attributes:
+        setting: The setting, as it is written in POML's frame.
+    """
+
+    def __init__(self, message: str, setting: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.setting)
+
+
+class ToolError(PomlError, ValueError):
+    """The tools of a template and the functions given for them do not match.
+
+    Attributes:
+        tool: The first of those that are without the other.
+    """
+
+    def __init__(self, message: str, tool: str) -> None:
+        super().__init__(message)
+        self.tool = tool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.tool)
+
+
+class ToolArgumentsError(ToolError):
+    """A model called a tool with arguments that the tool's schema refuses.
+
+    Attributes:
+        tool: The tool.
+        arguments: What it was called with.
+        problems: What is wrong, each with its place.
+    """
+
+    def __init__(self, message: str, tool: str, arguments: Mapping[str, Any], problems: Iterable[str]) -> None:
+        super().__init__(message, tool)
+        self.arguments = dict(arguments)
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.tool, self.arguments, self.problems)
+
+
+class AnswerError(PomlError, ValueError):
+    """A model's answer is not as ``<output-schema>`` says.
+
+    Attributes:
+        answer: The answer, as the model gave it.
+        problems: What is wrong by the schema, each with its place; none where the answer is no JSON at all.
+    """
+
+    def __init__(self, message: str, answer: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.answer = answer
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.answer, self.problems)
 
 
 class EngineError(PomlError):

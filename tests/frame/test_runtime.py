@@ -1,0 +1,75 @@
+"""What POML's settings are called by each provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pomlflow.exceptions import SettingError
+from pomlflow.frame import Provider, settings
+
+ALL = {"temperature": 0.5, "maxTokens": 9, "topP": 0.1, "stopSequences": ["END"], "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("provider", "named"),
+    [
+        ("openai", {"temperature": 0.5, "max_tokens": 9, "top_p": 0.1, "stop": ["END"], "model": "m"}),
+        (None, {"temperature": 0.5, "max_tokens": 9, "top_p": 0.1, "stop": ["END"], "model": "m"}),
+        ("anthropic", {"temperature": 0.5, "max_tokens": 9, "top_p": 0.1, "stop_sequences": ["END"], "model": "m"}),
+        ("google", {"temperature": 0.5, "max_output_tokens": 9, "top_p": 0.1, "stop_sequences": ["END"], "model": "m"}),
+        (
+            "ollama",
+            {"model": "m", "options": {"temperature": 0.5, "num_predict": 9, "top_p": 0.1, "stop": ["END"]}},
+        ),
+    ],
+)
+def test_each_provider_hears_its_own_names(provider: Provider | None, named: dict[str, Any]) -> None:
+    found = settings(ALL, provider)
+    assert found.values == named
+    assert found.unknown == frozenset()
+
+
+@pytest.mark.parametrize("key", ["maxTokens", "maxOutputTokens", "maxCompletionTokens", "max_tokens", "numPredict"])
+def test_every_word_for_the_length_of_an_answer(key: str) -> None:
+    assert settings({key: 3}, "google").values == {"max_output_tokens": 3}
+
+
+def test_one_stop_sequence_is_a_list_of_one() -> None:
+    assert settings({"stop": "END"}, "openai").values == {"stop": ["END"]}
+
+
+def test_who_the_file_was_written_for_is_not_told_to_the_model() -> None:
+    assert settings({"provider": "openai", "stream": True, "seed": 1}, "openai").values == {"seed": 1}
+
+
+def test_no_runtime_is_no_setting() -> None:
+    assert settings(None, "openai").values == {}
+
+
+@pytest.mark.parametrize(
+    ("provider", "key"),
+    [("openai", "topK"), ("anthropic", "seed"), ("anthropic", "presencePenalty"), ("ollama", "logitBias")],
+)
+def test_what_a_provider_lacks_is_refused_by_file_and_name(provider: Provider, key: str) -> None:
+    with pytest.raises(SettingError, match=rf"a\.poml: <runtime> says {key}, which \w+ does not have") as caught:
+        settings({key: 1}, provider, "a.poml")
+    assert caught.value.setting == key
+
+
+def test_one_setting_under_two_names_is_refused() -> None:
+    with pytest.raises(SettingError, match="maxTokens and maxOutputTokens"):
+        settings({"maxTokens": 1, "maxOutputTokens": 2}, None)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google", None])
+def test_what_nobody_knows_goes_on_in_snake_case_and_is_told(provider: Provider | None) -> None:
+    found = settings({"reasoningEffort": "low"}, provider)
+    assert found.values == {"reasoning_effort": "low"}
+    assert found.unknown == {"reasoning_effort"}
+
+
+def test_ollamas_own_options_stay_beside_the_settings() -> None:
+    found = settings({"temperature": 1, "options": {"num_ctx": 9}, "keepAlive": "5m", "mirostat": 2}, "ollama")
+    assert found.values == {"keep_alive": "5m", "options": {"temperature": 1, "mirostat": 2, "num_ctx": 9}}

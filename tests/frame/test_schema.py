@@ -1,0 +1,117 @@
+"""Output schemas as response formats, and answers read by them."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from pomlflow.exceptions import AnswerError
+from pomlflow.frame import parse_answer, response_format, strict_form
+from pomlflow.frame.schema import problems, without_nulls
+
+TEXT = {"type": "string"}
+CLOSED = {"type": "object", "properties": {"a": TEXT}, "required": ["a"], "additionalProperties": False}
+OPTIONAL = {"type": "object", "properties": {"a": TEXT, "b": {"type": "integer"}}, "required": ["a"]}
+
+
+def test_the_format_carries_the_title_and_what_it_is_for() -> None:
+    made = response_format({**CLOSED, "title": "Trip plan!", "description": "A plan."})["json_schema"]
+    assert (made["name"], made["description"], made["strict"]) == ("Trip_plan", "A plan.", True)
+    assert response_format(CLOSED)["json_schema"]["name"] == "answer"
+
+
+def test_a_schema_that_only_left_its_object_open_is_strict_and_closed() -> None:
+    made = response_format({key: value for key, value in CLOSED.items() if key != "additionalProperties"})
+    assert made["json_schema"] == {"name": "answer", "schema": CLOSED, "strict": True}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        OPTIONAL,
+        {**CLOSED, "additionalProperties": True},
+        {**CLOSED, "properties": {"a": {"type": "object"}}},
+        {**CLOSED, "properties": {"a": {"type": "array", "items": OPTIONAL}}},
+        {**CLOSED, "properties": {"a": {"$ref": "#/$defs/o"}}, "$defs": {"o": OPTIONAL}},
+        {**CLOSED, "properties": {"a": {"oneOf": [TEXT]}}},
+        {**CLOSED, "properties": {"a": {"type": "string", "default": "x"}}},
+        {"type": "array", "items": TEXT},
+        {"anyOf": [CLOSED], "type": "object"},
+    ],
+)
+def test_what_strict_mode_cannot_say_is_asked_for_as_it_stands(schema: dict[str, Any]) -> None:
+    made = response_format(schema)["json_schema"]
+    assert made["strict"] is False
+    assert made["schema"] == schema
+
+
+def test_the_strict_form_closes_objects_and_makes_what_is_optional_nullable() -> None:
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {
+            "a": TEXT,
+            "kind": {"enum": ["x", "y"]},
+            "inner": {"type": "array", "items": OPTIONAL},
+            "either": {"oneOf": [TEXT, OPTIONAL], "default": "z"},
+            "open": {"type": "object"},
+            "maybe": {"type": ["string", "null"]},
+        },
+        "required": ["a", "inner", "either", "open"],
+    }
+    inner = {
+        "type": "object",
+        "properties": {"a": TEXT, "b": {"type": ["integer", "null"]}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    assert strict_form(schema) == {
+        "type": "object",
+        "properties": {
+            "a": TEXT,
+            "kind": {"anyOf": [{"enum": ["x", "y"]}, {"type": "null"}]},
+            "inner": {"type": "array", "items": inner},
+            "either": {"anyOf": [TEXT, inner]},
+            "open": {"type": "object", "properties": {}, "required": [], "additionalProperties": False},
+            "maybe": {"type": ["string", "null"]},
+        },
+        "required": ["a", "kind", "inner", "either", "open", "maybe"],
+        "additionalProperties": False,
+    }
+
+
+def test_nulls_for_what_was_left_out_are_taken_out_and_others_stay() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"rows": {"type": "array", "items": OPTIONAL}, "maybe": {"type": ["string", "null"]}},
+    }
+    given = {"rows": [{"a": "x", "b": None}], "maybe": None, "other": None}
+    assert without_nulls(given, schema) == {"rows": [{"a": "x"}], "maybe": None, "other": None}
+
+
+def test_a_schema_is_read_by_the_draft_that_it_names() -> None:
+    tuple_of_text = {"items": [TEXT]}  # 2020-12 writes prefixItems
+    assert problems([1], {"$schema": "http://json-schema.org/draft-07/schema#", **tuple_of_text})
+
+
+@pytest.mark.parametrize("text", ['{"a": "x"}', '```json\n{"a": "x"}\n```', ' ```\n{"a": "x"}```\n'])
+def test_an_answer_is_read_also_where_it_is_fenced(text: str) -> None:
+    assert parse_answer(text, CLOSED) == {"a": "x"}
+
+
+def test_an_answer_that_is_no_json_is_an_error_that_holds_it() -> None:
+    with pytest.raises(AnswerError, match=r"a\.poml: the answer is no JSON .*'Sorry\.'") as caught:
+        parse_answer("Sorry.", CLOSED, "a.poml")
+    assert caught.value.answer == "Sorry."
+    assert caught.value.problems == ()
+
+
+def test_an_answer_against_the_schema_is_an_error_that_says_where() -> None:
+    text = '{"a": 1, "c": 2}'
+    with pytest.raises(AnswerError, match=r"\$\.a: 1 is not of type 'string'") as caught:
+        parse_answer(text, CLOSED)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert copy.answer == text
+    assert len(copy.problems) == 2

@@ -1,0 +1,88 @@
+"""Tools of a POML file: what is told of them, the functions behind them, and their arguments."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pomlflow.exceptions import ToolArgumentsError, ToolError
+from pomlflow.frame import ToolSpec, check_arguments, match, named, tool_specs
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 7}},
+    "required": ["city"],
+}
+WEATHER = ToolSpec("weather", "The weather.", PARAMETERS)
+
+
+def weather(city: str, days: int = 1) -> str:
+    return f"Rain in {city} for {days}"
+
+
+def test_the_tools_of_a_render_are_read_in_order() -> None:
+    output = {
+        "messages": [],
+        "tools": [
+            {"type": "function", "name": "weather", "description": "The weather.", "parameters": PARAMETERS},
+            {"type": "function", "name": "now"},
+        ],
+    }
+    assert tool_specs(output) == [WEATHER, ToolSpec("now", "", {"type": "object"})]
+    assert tool_specs({"messages": []}) == []
+
+
+def test_openais_shape_plain_and_strict() -> None:
+    plain = WEATHER.openai()
+    assert plain == {
+        "type": "function",
+        "function": {"name": "weather", "description": "The weather.", "parameters": PARAMETERS},
+    }
+    strict = WEATHER.openai(strict=True)["function"]
+    assert strict["strict"] is True
+    assert strict["parameters"]["required"] == ["city", "days"]
+    assert strict["parameters"]["properties"]["days"] == {"type": ["integer", "null"], "maximum": 7}
+
+
+def test_functions_are_found_by_their_names() -> None:
+    tool = SimpleNamespace(name="now")
+    assert named([weather, tool]) == {"weather": weather, "now": tool}
+    assert named({"other": weather}) == {"other": weather}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([weather, weather], "two functions are given for the tool 'weather'"),
+        ([lambda: 1], "has no name of its own"),
+        ({"weather": "rain"}, "takes a function, not a str"),
+    ],
+)
+def test_what_is_no_function_of_one_name_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(ToolError, match=message):
+        named(given)
+
+
+def test_tools_and_functions_that_match_are_no_error() -> None:
+    match([WEATHER], ["weather"])
+    match([], [])
+
+
+def test_each_that_is_without_the_other_is_named() -> None:
+    with pytest.raises(ToolError, match=r"a\.poml defines 'weather' without a function.*for the function 'now'") as e:
+        match([WEATHER], ["now"], "a.poml")
+    assert e.value.tool == "weather"
+
+
+def test_right_arguments_come_back_without_the_nulls_of_strict_mode() -> None:
+    assert check_arguments(WEATHER, {"city": "Oslo", "days": None}) == {"city": "Oslo"}
+
+
+def test_wrong_arguments_say_what_is_wrong() -> None:
+    with pytest.raises(ToolArgumentsError, match=r"weather: .*'city' is a required.*\$\.days: 9 is greater") as caught:
+        check_arguments(WEATHER, {"days": 9}, "a.poml")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.tool, copy.arguments, len(copy.problems)) == ("weather", {"days": 9}, 2)
