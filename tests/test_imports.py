@@ -14,6 +14,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "pomlflow"
 LANGCHAIN = {"langchain_core", "langchain", "langchain_classic", "langgraph"}
 
+PROMPT = {"template", "history", "settings", "record", "exceptions"}
+
 # Room: the rooms of ours that it may import at all. A room is a module or a package right under pomlflow.
 ROOMS = {
     "exceptions": set(),
@@ -26,9 +28,10 @@ ROOMS = {
     "javascript": {"engine"},
     "variables": {"engine", "markup", "javascript", "exceptions"},
     "template": {"engine", "variables", "history", "settings", "record", "exceptions"},
-    "tracking": {"template", "history", "settings", "record", "exceptions"},
-    "langchain": {"tracking", "template", "frame", "variables", "history", "settings", "record", "exceptions"},
-    "llama_index": {"tracking", "template", "frame", "variables", "history", "settings", "record", "exceptions"},
+    "whitespace": {"template", "record"},
+    "tracking": {"template", "whitespace", "history", "settings", "record", "exceptions"},
+    "langchain": {"tracking", "frame", "variables", *PROMPT},
+    "llama_index": {"tracking", "frame", "variables", "whitespace", *PROMPT},
     "api": {"tracking", "template", "engine", "settings", "record", "exceptions"},
 }
 ADAPTERS = {"langchain": {"langchain", "langchain_core", "langgraph"}, "llama_index": {"llama_index"}}

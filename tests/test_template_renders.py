@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.templates import HELLO, write
+from tests.templates import HELLO, sha, write
 
-from pomlflow import engine
+from pomlflow import engine, settings
 from pomlflow.exceptions import (
     MissingVariableError,
     RenderError,
@@ -46,6 +46,24 @@ def test_a_record_tells_all(folder: Path) -> None:
     assert isinstance(record.end_ns, int)
     assert before <= record.start_ns < record.end_ns
     assert record.end_ns - record.start_ns <= after - before + 10**6
+
+
+def test_a_record_tells_where_files_were_looked_for_and_what_was_included(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative to the prompt root: on another machine that is elsewhere."""
+    write(folder / "prompts" / "tone.poml", "<p>Be kind.</p>")
+    markup = '<poml><include src="tone.poml"/></poml>'
+    from_file = Template(path=write(folder / "prompts" / "a.poml", markup))
+    of_folder, inline = Template(markup, base_dir="prompts"), Template(HELLO)
+    outside = Template(path=write(folder.parent / f"{folder.name}-b" / "b.poml", HELLO))
+    seen = [template.render({"name": 1}) for template in (from_file, of_folder, inline, outside)]
+    assert [record.folder for record in seen] == ["prompts", "prompts", ".", f"../{folder.name}-b"]
+    assert [record.includes for record in seen] == [(("tone.poml", sha("<p>Be kind.</p>")),)] * 2 + [()] * 2
+
+    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder / "prompts"))
+    assert inline.render({"name": 1}).folder == ".."
+    assert from_file.render({}).folder == "prompts", "it was made before"
 
 
 async def test_records_follow_each_other_in_time() -> None:

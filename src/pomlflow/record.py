@@ -60,9 +60,14 @@ class RenderRecord:
         digest: SHA-256, in hexadecimal, of the source and of every file that it includes.
         name: The prompt's name in the registry's spelling; None for inline markup without a name.
         path: The file, relative to the prompt root, with forward slashes; None for inline markup.
+        folder: The folder that relative sources are looked for in, relative to the prompt root, with forward slashes;
+            None where no path leads there (another drive).
+        includes: Of each file that it includes, its path relative to that folder and its SHA-256.
         variables: The variables as POML got them: JSON's types only, mostly a `JsonObject`.
         stylesheet: The stylesheet given beside the markup, or None.
         chat: Whether messages were asked for (else one text, as ``poml.poml(chat=False)`` gives).
+        natives: The variables that were lists of a framework's own messages, which passed through untouched.
+        spaced: Whether texts kept whitespace that POML collapses (`pomlflow.whitespace`).
         output: What ``poml.poml(format="dict")`` gives: ``messages`` and, where the markup has them, ``schema``,
             ``tools``, ``runtime``. None where the render failed.
         error: Why the render failed, or None.
@@ -81,8 +86,12 @@ class RenderRecord:
     end_ns: int
     name: str | None = None
     path: str | None = None
+    folder: str | None = "."
+    includes: tuple[tuple[str, str], ...] = ()
     stylesheet: Mapping[str, Any] | None = None
     chat: bool = True
+    natives: tuple[str, ...] = ()
+    spaced: bool = False
     output: Mapping[str, Any] | None = None
     error: PomlError | None = None
     engine: Literal["warm", "poml"] = "warm"

@@ -38,6 +38,7 @@ class Snapshot:
         digest: SHA-256, in hexadecimal, of the markup and every file that it includes.
         inference: What it takes.
         folder: Where its includes were looked for.
+        includes: Of each of them, its path relative to that folder and the SHA-256 of what it held.
         stamps: Of each file, what its metadata said before it was read.
     """
 
@@ -45,6 +46,7 @@ class Snapshot:
     digest: str
     inference: Inference
     folder: Path
+    includes: tuple[tuple[str, str], ...]
     stamps: tuple[tuple[Path, object], ...]
 
 
@@ -86,6 +88,8 @@ class Template:
         self.path = None if path is None else _absolute(path)
         self.base_dir = None if base_dir is None else _absolute(base_dir)
         self.relative = None if self.path is None else _relative(self.path)
+        home = self.base_dir if self.path is None else self.path.parent
+        self._home = None if home is None else _from_root(str(home), str(settings().prompt_root or Path.cwd()))
         self.name = _registry_name(name or (self.relative or "").removesuffix(".poml"))
         self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
@@ -125,6 +129,13 @@ class Template:
             self._snapshot = now = self._read(now.source)
         return now
 
+    def folder(self) -> str | None:
+        """The folder that relative sources are looked for in, relative to the prompt root; None on another drive."""
+        root = settings().prompt_root
+        if self.path is not None or self.base_dir is not None:
+            return self._home
+        return "." if root is None else _from_root(os.getcwd(), str(root))  # noqa: PTH109 - the cache's key
+
     def _folder(self) -> Path:
         return self.path.parent if self.path is not None else self.base_dir or Path.cwd()
 
@@ -142,7 +153,8 @@ class Template:
             before = {file: _stamp(file) for file in inference.includes}
             inference = infer(source, folder)
             stamps += [(file, before.get(file)) for file in inference.includes]
-        return Snapshot(source, _digest(source, inference.includes, folder), inference, folder, tuple(stamps))
+        includes = tuple((_shown(file, folder), _sha256(file)) for file in inference.includes)
+        return Snapshot(source, _digest(source, includes), inference, folder, includes, tuple(stamps))
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
@@ -273,8 +285,11 @@ class _Render:
             end_ns=self._start + elapsed,
             name=template.name,
             path=template.relative,
+            folder=template.folder(),
+            includes=snapshot.includes,
             stylesheet=template.stylesheet,
             chat=template.chat,
+            natives=() if self._history is None else tuple(self._history.marks),
             output=self._output if self.error is None else None,
             error=self.error,
             engine="warm" if self._result is None else self._result.engine,
@@ -338,20 +353,36 @@ def _stamp(file: Path) -> object:
     return at.st_mtime_ns, at.st_size, at.st_ino
 
 
-def _digest(source: str, includes: tuple[Path, ...], folder: Path) -> str:
+def _digest(source: str, includes: tuple[tuple[str, str], ...]) -> str:
     """SHA-256 of the source alone, so that it can be checked by hand, and of the includes where there are any."""
     digest = hashlib.sha256(source.encode("utf-8", "surrogatepass"))
-    for file in includes:
-        try:
-            content = file.read_bytes()
-        except (OSError, ValueError):
-            content = b""
-        try:
-            shown = Path(os.path.relpath(file, folder)).as_posix()
-        except ValueError:  # another drive
-            shown = file.name
-        digest.update(f"\0{shown}\0{hashlib.sha256(content).hexdigest()}".encode("utf-8", "surrogatepass"))
+    for shown, content in includes:
+        digest.update(f"\0{shown}\0{content}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    """Of what a file holds; of nothing where it cannot be read."""
+    try:
+        content = file.read_bytes()
+    except (OSError, ValueError):
+        content = b""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _shown(file: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # another drive
+        return file.name
+
+
+@lru_cache(maxsize=256)
+def _from_root(folder: str, root: str) -> str | None:
+    try:
+        return Path(os.path.relpath(folder, root)).as_posix()
+    except ValueError:  # another drive
+        return None
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -205,10 +205,12 @@ def test_what_expressions_see_of_a_message() -> None:
         "type": "ai",
         "name": "n",
         "id": "1",
+        "tool_calls": [{"id": "c1", "name": "look", "args": {"x": 1}}],
     }
     assert describe(HumanMessage([text("a")])) == {"speaker": "human", "content": "a", "type": "human"}
     assert describe(HumanMessage(["a", BLOCK]))["content"] == ["a", PICTURE]
-    assert describe(ToolMessage("seen", tool_call_id="c1"))["content"] == "seen"
+    seen = describe(ToolMessage("seen", tool_call_id="c1"))
+    assert (seen["content"], seen["tool_call_id"]) == ("seen", "c1")
 
 
 def test_all_that_poml_renders_goes_to_langchain_and_back() -> None:

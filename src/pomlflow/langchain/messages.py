@@ -155,7 +155,7 @@ def _joined(parts: list[Any]) -> str | list[Any]:
 
 
 def describe(message: BaseMessage) -> dict[str, Any]:
-    """Tell a template's expressions about a message: its speaker, content, type, and what it has of name and id.
+    """Tell a template's expressions about a message: its speaker, content, type, what it has of name and id, its calls.
 
     Args:
         message: Any of LangChain's messages.
@@ -165,7 +165,11 @@ def describe(message: BaseMessage) -> dict[str, Any]:
     """
     seen = {**to_poml(message), "type": message.type}
     if isinstance(message.content, str):
-        seen["content"] = message.content
+        seen["content"] = message.content  # without what only POML's parts hold:
+        if isinstance(message, AIMessage) and message.tool_calls:
+            seen["tool_calls"] = [{key: call.get(key) for key in ("id", "name", "args")} for call in message.tool_calls]
+        elif isinstance(message, ToolMessage):
+            seen["tool_call_id"] = message.tool_call_id
     if message.name is not None:
         seen["name"] = message.name
     if message.id is not None:

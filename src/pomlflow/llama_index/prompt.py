@@ -22,8 +22,8 @@ from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.llama_index.events import deliver
 from pomlflow.llama_index.messages import MessageHistory, messages_of
 from pomlflow.llama_index.strings import Name, PromptText, fenced, markdown
-from pomlflow.llama_index.whitespace import protect, restore
 from pomlflow.template import Snapshot, Template
+from pomlflow.whitespace import protect, restore
 
 __all__ = ["PomlPromptTemplate"]
 

@@ -2,7 +2,7 @@ r"""The whitespace of a variable's text, through POML, as it is.
 
 POML (0.0.8) collapses newlines and runs of blanks in ``<p>{{context_str}}</p>``, the code and the tables of a retrieved
 text among them; LlamaIndex's own prompts keep them. So the whitespace that POML would collapse goes through it as
-Unicode's noncharacters, which mean nothing to POML, and is put back in what comes out.
+Unicode's noncharacters, which mean nothing to POML, and is put back in what comes out. A replay does the same.
 
 That is done for a text whose every use is ``{{name}}`` alone, in the text of an element or in an ``if``. Where an
 expression computes with it (``{{name.trim()}}``), where it is an attribute's value or part of a schema, or where the
@@ -86,7 +86,7 @@ def restore(record: RenderRecord, used: tuple[str, ...]) -> RenderRecord:
     for sign, space in back:
         text = text.replace(sign.encode(), json.dumps(space)[1:-1].encode())
     output = record.output and {**record.output, "messages": _restored(record.output["messages"], back)}
-    return replace(record, variables=JsonObject(text), output=output)
+    return replace(record, variables=JsonObject(text), output=output, spaced=True)
 
 
 def _restored(value: Any, back: list[tuple[str, str]]) -> Any:
