@@ -16,6 +16,7 @@ from pomlflow import variables
 from pomlflow.exceptions import (
     RenderError,
 )
+from pomlflow.record import PromptFile, content_digest
 from pomlflow.template import Template
 
 
@@ -174,3 +175,27 @@ def test_threads_share_a_template_while_its_file_changes(folder: Path) -> None:
     assert len(seen) == 80
     assert {entry.split(" v")[0] for entry in seen} == {"0", "1", "2", "3"}
     assert text(template, x=1) == "1 v5"
+
+
+def test_a_picture_and_a_document_are_part_of_the_content(folder: Path) -> None:
+    """A version that names a picture is another one with another picture; paths chosen by variables are not part."""
+    write(folder / "data.json", "[]")
+    file = write(folder / "a.poml", '<let name="data" src="data.json"/><document src="note.txt"/><img src="{{logo}}"/>')
+    write(folder / "note.txt", "first")
+    template = Template(path=file)
+    first = template.current()
+    assert [one.path for one in first.files] == ["data.json", "note.txt"]
+    assert first.digest == content_digest(first.source, first.files)
+
+    write(folder / "note.txt", "second")
+    second = template.current()
+    assert second.digest != first.digest
+    assert [one.sha256 for one in second.files] == [sha("[]"), sha("second")]
+    assert template.current() is second
+
+
+def test_a_record_tells_the_files_of_its_content(folder: Path) -> None:
+    write(folder / "parts" / "head.poml", "<p>Hello</p>")
+    record = Template(path=write(folder / "a.poml", '<include src="parts/head.poml"/>')).render({})
+    assert record.files == (PromptFile("parts/head.poml", sha("<p>Hello</p>"), folder / "parts" / "head.poml"),)
+    assert record.digest == content_digest(record.source, record.files)

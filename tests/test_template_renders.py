@@ -59,7 +59,8 @@ def test_a_record_tells_where_files_were_looked_for_and_what_was_included(
     outside = Template(path=write(folder.parent / f"{folder.name}-b" / "b.poml", HELLO))
     seen = [template.render({"name": 1}) for template in (from_file, of_folder, inline, outside)]
     assert [record.folder for record in seen] == ["prompts", "prompts", ".", f"../{folder.name}-b"]
-    assert [record.includes for record in seen] == [(("tone.poml", sha("<p>Be kind.</p>")),)] * 2 + [()] * 2
+    files = [[(file.path, file.sha256) for file in record.files] for record in seen]
+    assert files == [[("tone.poml", sha("<p>Be kind.</p>"))]] * 2 + [[]] * 2
 
     monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder / "prompts"))
     assert inline.render({"name": 1}).folder == ".."

@@ -357,6 +357,22 @@ def test_includes_are_listed_in_order_once_with_missing_ones(folder: Path) -> No
     assert found.variables == ("part", "deep", "outer", "words")
 
 
+def test_assets_are_listed_where_poml_looks_for_them(folder: Path) -> None:
+    """What an included file names is beside the root for all elements, but for `<let>` and `<include>`."""
+    (folder / "sub" / "names.poml").write_text("<img src='a.png'/><let name='x' src='b.json'/>", encoding="utf-8")
+    markup = (
+        "<include src='sub/names.poml'/><Image src='a.png'/><doc src='c.txt'/><table src='d.csv'/><folder src='e'/>"
+        "<audio src='f.mp3'/><webpage src='../g.html'/><img src='{{h}}.png'/><img base64='i'/><p src='j'/>"
+    )
+    expected = ["a.png", "sub/b.json", "c.txt", "d.csv", "e", "f.mp3", "../g.html"]
+    assert infer(markup, folder).assets == tuple(Path(os.path.normpath(folder / name)) for name in expected)
+
+
+def test_files_are_read_by_whom_it_is_told(folder: Path) -> None:
+    found = infer("<include src='text.poml'/><include src='x.poml'/>", folder, read={folder / "x.poml": "{{y}}"}.get)
+    assert found.variables == ("y",)
+
+
 def test_includes_that_lead_back_end(folder: Path) -> None:
     (folder / "twice.poml").write_text("<let name='n' value='m'/><include src='twice.poml'/>" * 3, encoding="utf-8")
     assert infer("<include src='loop.poml'/>", folder).variables == ("again",)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -14,7 +16,45 @@ from pomlflow.exceptions import PomlError
 if TYPE_CHECKING:
     from poml.api import PomlFrame
 
-__all__ = ["JsonObject", "RenderRecord", "frame_of"]
+__all__ = ["JsonObject", "PromptFile", "RenderRecord", "content_digest", "frame_of"]
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """A file that a prompt's markup names, and that so is part of the prompt.
+
+    Attributes:
+        path: Relative to the markup's folder, with forward slashes: ``parts/header.poml``, ``../shared/logo.png``.
+        sha256: Of its content when the prompt was read, in hexadecimal; of nothing where it was not there.
+        location: Where it is on this machine.
+    """
+
+    path: str
+    sha256: str
+    location: Path
+
+
+def content_digest(source: str, files: Iterable[PromptFile]) -> str:
+    """Give the digest that a content is known by, everywhere.
+
+    It is SHA-256 of the source alone where there are no files, so that it can be checked by hand; each file adds a zero
+    byte, its path, a zero byte, and its own SHA-256 in hexadecimal, in the order of their first use, includes first.
+
+    Args:
+        source: The markup.
+        files: What it names.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> content_digest("<p>Hello</p>", [])[:16]
+        'd0a26d23e9d8e053'
+    """
+    digest = hashlib.sha256(source.encode("utf-8", "surrogatepass"))
+    for file in files:
+        digest.update(f"\0{file.path}\0{file.sha256}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 class JsonObject(Mapping[str, Any]):
@@ -57,12 +97,11 @@ class RenderRecord:
 
     Attributes:
         source: The complete markup.
-        digest: SHA-256, in hexadecimal, of the source and of every file that it includes.
+        digest: SHA-256, in hexadecimal, of the source and of every file that it names (`content_digest`).
         name: The prompt's name in the registry's spelling; None for inline markup without a name.
         path: The file, relative to the prompt root, with forward slashes; None for inline markup.
         folder: The folder that relative sources are looked for in, relative to the prompt root, with forward slashes;
             None where no path leads there (another drive).
-        includes: Of each file that it includes, its path relative to that folder and its SHA-256.
         variables: The variables as POML got them: JSON's types only, mostly a `JsonObject`.
         stylesheet: The stylesheet given beside the markup, or None.
         chat: Whether messages were asked for (else one text, as ``poml.poml(chat=False)`` gives).
@@ -77,6 +116,8 @@ class RenderRecord:
         poml_version: The version of the ``poml`` package.
         static: Those of ``"schema"``, ``"tools"``, ``"runtime"`` that do not depend on any variable.
         register: What the template asks of the registry: True, False, or None for what the handler is set to.
+        files: The files that the source names without a variable: its includes, then its pictures, documents and data.
+        version: The number of the registry's version that was rendered; None for what does not come from a registry.
     """
 
     source: str
@@ -87,7 +128,6 @@ class RenderRecord:
     name: str | None = None
     path: str | None = None
     folder: str | None = "."
-    includes: tuple[tuple[str, str], ...] = ()
     stylesheet: Mapping[str, Any] | None = None
     chat: bool = True
     natives: tuple[str, ...] = ()
@@ -98,6 +138,8 @@ class RenderRecord:
     poml_version: str = ""
     static: frozenset[str] = field(default_factory=frozenset)
     register: bool | None = None
+    files: tuple[PromptFile, ...] = ()
+    version: int | None = None
 
     @cached_property
     def frame(self) -> PomlFrame:

@@ -11,16 +11,17 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
-from pomlflow.exceptions import MissingVariableError, PomlError, TemplateNotFoundError, VariableError
+from pomlflow.exceptions import MissingVariableError, PomlError, RenderError, TemplateNotFoundError, VariableError
 from pomlflow.history import History
-from pomlflow.record import JsonObject, RenderRecord
+from pomlflow.record import JsonObject, RenderRecord, content_digest
 from pomlflow.settings import settings
+from pomlflow.snapshot import Origin, Snapshot, prompt_files, stamp, stamps
 from pomlflow.variables import Inference, infer
 
 __all__ = ["Snapshot", "Template"]
@@ -29,31 +30,10 @@ _log = logging.getLogger("pomlflow")
 _NAME = 256  # characters of a prompt's name that MLflow takes on every store
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A template as its files are at one moment.
-
-    Attributes:
-        source: The markup.
-        digest: SHA-256, in hexadecimal, of the markup and every file that it includes.
-        inference: What it takes.
-        folder: Where its includes were looked for.
-        includes: Of each of them, its path relative to that folder and the SHA-256 of what it held.
-        stamps: Of each file, what its metadata said before it was read.
-    """
-
-    source: str
-    digest: str
-    inference: Inference
-    folder: Path
-    includes: tuple[tuple[str, str], ...]
-    stamps: tuple[tuple[Path, object], ...]
-
-
 class Template:
     """One POML template.
 
-    A file is read at construction and again when it, or a file that it includes, has changed: that costs one ``stat``
+    A file is read at construction and again when it, or a file that it names, has changed: that costs one ``stat``
     for each file and render. No process is started before the first render.
 
     Args:
@@ -65,6 +45,7 @@ class Template:
         stylesheet: A stylesheet beside the markup's own.
         chat: Whether to render messages, or one text.
         register: Whether to register it as a prompt: yes, no, or as the handler is set.
+        origin: Where the markup comes from, instead of `source` and `path`; the name is then the origin's.
 
     Raises:
         TemplateNotFoundError: The file cannot be read, and there is no markup.
@@ -84,18 +65,21 @@ class Template:
         stylesheet: Mapping[str, Any] | None = None,
         chat: bool = True,
         register: bool | None = None,
+        origin: Origin | None = None,
     ) -> None:
+        self.origin = origin
         self.path = None if path is None else _absolute(path)
         self.base_dir = None if base_dir is None else _absolute(base_dir)
         self.relative = None if self.path is None else _relative(self.path)
         home = self.base_dir if self.path is None else self.path.parent
         self._home = None if home is None else _from_root(str(home), str(settings().prompt_root or Path.cwd()))
+        name = name if origin is None else origin.name
         self.name = _registry_name(name or (self.relative or "").removesuffix(".poml"))
         self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
         self.register = register
         self._lost = False
-        self._snapshot = self._read(source)
+        self._snapshot = self._read(source) if origin is None else origin.current()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Template) and self._identity() == other._identity()
@@ -103,7 +87,8 @@ class Template:
     __hash__ = None  # type: ignore[assignment]  # its file may change
 
     def _identity(self) -> tuple[Any, ...]:
-        return self.path, self.source, self.name, self.base_dir, self.stylesheet, self.chat, self.register
+        where = self.path, self.origin, self.base_dir
+        return *where, self.source, self.name, self.stylesheet, self.chat, self.register
 
     @property
     def source(self) -> str:
@@ -112,7 +97,7 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the markup and every file that it includes."""
+        """What the content is known by: `pomlflow.record.content_digest` of the markup and the files that it names."""
         return self.current().digest
 
     @property
@@ -122,10 +107,13 @@ class Template:
 
     def current(self) -> Snapshot:
         """The template as its files are now; the same object for as long as they do not change."""
+        if self.origin is not None:
+            self._snapshot = now = self.origin.current()
+            return now
         now = self._snapshot
         # Inline markup without a folder of its own is at home where the process is.
-        moved = self.path is None and now.inference.includes and self._folder() != now.folder
-        if moved or any(_stamp(file) != stamp for file, stamp in now.stamps):
+        moved = self.path is None and now.files and self._folder() != now.folder
+        if moved or any(stamp(file) != before for file, before in now.stamps):
             self._snapshot = now = self._read(now.source)
         return now
 
@@ -142,19 +130,20 @@ class Template:
     def _read(self, last: str | None) -> Snapshot:
         source, folder = last, self._folder()
         # Every stamp is taken before its file is read, so that a change meanwhile is seen next time.
-        stamps: list[tuple[Path, object]] = []
+        before = stamps([] if self.path is None else [self.path])
         if self.path is not None:
-            stamps.append((self.path, _stamp(self.path)))
             source = self._read_file(self.path, last)
         if source is None:
             raise TypeError("a template needs markup or a path")
         inference = _remembered(source, folder)
-        if inference.includes:  # what they hold may have changed since
-            before = {file: _stamp(file) for file in inference.includes}
+        if inference.includes or inference.assets:  # what they hold may have changed since
+            before |= stamps((*inference.includes, *inference.assets))
             inference = infer(source, folder)
-            stamps += [(file, before.get(file)) for file in inference.includes]
-        includes = tuple((_shown(file, folder), _sha256(file)) for file in inference.includes)
-        return Snapshot(source, _digest(source, includes), inference, folder, includes, tuple(stamps))
+        files = prompt_files(inference, folder)
+        seen = tuple((file.location, before.get(file.location)) for file in files)
+        own = () if self.path is None else ((self.path, before[self.path]),)
+        digest = content_digest(source, files)
+        return Snapshot(source, digest, inference, folder, own + seen, files, self.path, self.relative)
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
@@ -196,7 +185,7 @@ class Template:
             while render.request is not None:
                 render.take(engine.run(render.request, timeout))
         except PomlError as error:
-            render.error = error
+            render.fail(error)
         return render.record()
 
     async def arender(
@@ -213,7 +202,7 @@ class Template:
             while render.request is not None:
                 render.take(await engine.arun(render.request, timeout))
         except PomlError as error:
-            render.error = error
+            render.fail(error)
         return render.record()
 
 
@@ -243,25 +232,36 @@ class _Render:
             self.error = refused
 
     def _prepared(self, variables: Mapping[str, Any]) -> engine.Request:
-        template, inference = self._template, self._snapshot.inference
+        template, now = self._template, self._snapshot
         natives = None
         if self._history is not None:
-            variables = self._history.take(variables, inference.messages)
+            variables = self._history.take(variables, now.inference.messages)
             natives = self._history.marks if template.chat else self._history.texts()
-        self._context, revive = _encode(inference, variables)
-        _check(inference, variables, str(template.path or "<inline>"))
-        # Relative sources are resolved against the folder of a path, also of one that is not there.
-        path = template.path or os.path.join(template.base_dir or os.getcwd(), "<inline>.poml")  # noqa: PTH109, PTH118
+        self._context, revive = _encode(now.inference, variables)
+        _check(now.inference, variables, str(now.path or now.uri or "<inline>"))
+        # Relative sources are resolved against the folder of a path, also of one that is not there. That of inline
+        # markup is where the process is now.
+        folder = now.folder if template.origin is not None else template.base_dir or os.getcwd()  # noqa: PTH109
         return engine.Request(
-            self._snapshot.source,
+            now.source,
             self._context,
             revive,
             template.stylesheet,
-            str(path),
-            inline=template.path is None,
+            str(now.path or os.path.join(folder, "<inline>.poml")),  # noqa: PTH118
+            inline=now.path is None,
+            label=now.uri,
+            roots=now.roots,
             chat=template.chat,
             natives=natives or None,
         )
+
+    def fail(self, error: PomlError) -> None:
+        """Take why it failed, and add what is known of a file that is not there."""
+        said = str(error)
+        hints = dict.fromkeys(why for file, why in self._snapshot.missing if file in said)
+        if hints and type(error) is RenderError:
+            error = RenderError(error.problems, "\n".join(hints))
+        self.error = error
 
     def take(self, result: engine.Result) -> None:
         """Take what the engine gave; `request` is then what is still to be done."""
@@ -284,9 +284,8 @@ class _Render:
             start_ns=self._start,
             end_ns=self._start + elapsed,
             name=template.name,
-            path=template.relative,
+            path=snapshot.relative,
             folder=template.folder(),
-            includes=snapshot.includes,
             stylesheet=template.stylesheet,
             chat=template.chat,
             natives=() if self._history is None else tuple(self._history.marks),
@@ -295,7 +294,9 @@ class _Render:
             engine="warm" if self._result is None else self._result.engine,
             poml_version=engine.poml_version(),
             static=snapshot.inference.static,
-            register=template.register,
+            register=template.register if snapshot.register is None else snapshot.register,
+            files=snapshot.files,
+            version=snapshot.version,
         )
 
 
@@ -343,38 +344,6 @@ def _names(expressions: tuple[str, ...], name: str) -> bool:
         return any(named.match(expression) for expression in expressions)
     named = re.compile(rf"(?<![\w$]){re.escape(name)}(?![\w$])")
     return any(named.search(expression) for expression in expressions)
-
-
-def _stamp(file: Path) -> object:
-    try:
-        at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
-    except (OSError, ValueError):  # ValueError: a null character in an include's path
-        return None
-    return at.st_mtime_ns, at.st_size, at.st_ino
-
-
-def _digest(source: str, includes: tuple[tuple[str, str], ...]) -> str:
-    """SHA-256 of the source alone, so that it can be checked by hand, and of the includes where there are any."""
-    digest = hashlib.sha256(source.encode("utf-8", "surrogatepass"))
-    for shown, content in includes:
-        digest.update(f"\0{shown}\0{content}".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    """Of what a file holds; of nothing where it cannot be read."""
-    try:
-        content = file.read_bytes()
-    except (OSError, ValueError):
-        content = b""
-    return hashlib.sha256(content).hexdigest()
-
-
-def _shown(file: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(file, folder)).as_posix()
-    except ValueError:  # another drive
-        return file.name
 
 
 @lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,8 @@ _ATTRIBUTES = {
 }
 del _ATTRIBUTES["runtime"]
 
+# The elements, beside <include> and <let>, that read a file.
+_READERS = frozenset("audio doc document folder image img table webpage".split())
 _ALONE_IN_BRACES = re.compile(r"\s*\{\{\s*([\w$]+)\s*\}\}\s*")
 _LOOP = re.compile(r"^(.+)\sin\s(.+)", re.MULTILINE)  # quadratic on runs of space: make each one space first
 
@@ -78,6 +80,8 @@ class Inference:
             ``length``, its test in an ``if`` and its loop in a ``for``.
         expressions: The raw text of every expression, without the braces.
         includes: Every file that an ``<include>`` leads to, missing ones too, without repeats.
+        assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
+            missing ones too, without repeats.
         static: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has in a form that depends on nothing
             but the markup: no variable, nor a ``<let>`` that comes of one or of a file, the clock or the process, in
             them or in an ``if`` or ``for`` around them.
@@ -88,17 +92,19 @@ class Inference:
     messages: tuple[str, ...] = ()
     expressions: tuple[str, ...] = ()
     includes: tuple[Path, ...] = ()
+    assets: tuple[Path, ...] = ()
     static: frozenset[str] = frozenset()
 
 
-def infer(markup: str, base: Path | None = None) -> Inference:
+def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
     """Find what a markup takes.
 
     It starts no process, accepts any text, and reads the files that the markup includes.
 
     Args:
         markup: The markup.
-        base: The folder that the ``src`` of ``<include>`` and ``<let>`` are relative to; None for the working folder.
+        base: The folder that every ``src`` is relative to; None for the working folder.
+        read: What reads a file, giving None for one that is not there; by default from disk.
 
     Returns:
         What it takes.
@@ -107,13 +113,14 @@ def infer(markup: str, base: Path | None = None) -> Inference:
         >>> infer('<p for="fact in facts">{{loop.index + 1}}. {{fact}} for {{user.name}}</p>').variables
         ('facts', 'user')
     """
-    search = _Search()
+    home = Path(os.path.abspath(base or "."))  # noqa: PTH100
+    search = _Search(home, read or _read)
     root = parse_markup(markup)
     context = [child for child in root.children if isinstance(child, Element) and child.name == "context"]
     values = _json_object(context[0].text()) if len(context) == 1 else {}
     # A variable of the caller's is merged into an object of the context's, so the object depends on it.
     bound = {key: isinstance(value, dict) for key, value in values.items()}
-    search.walk([root], _Scope(Path(os.path.abspath(base or ".")), bound, main=True))  # noqa: PTH100
+    search.walk([root], _Scope(home, bound, main=True))
     return search.result()
 
 
@@ -131,13 +138,16 @@ class _Scope(NamedTuple):
 class _Search:
     """One inference: walks the elements in POML's order and notes what their expressions use."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: Path, read: Callable[[Path], str | None]) -> None:
+        self.home = home
+        self.read_file = read
         self.first: dict[str, tuple[int, ...]] = {}  # name -> where it is first used
         self.needed: set[str] = set()
         self.listed: set[str] = set()  # used in a way that an empty list serves
         self.messages: dict[str, None] = {}
         self.expressions: list[tuple[int, int, str]] = []
         self.includes: dict[Path, None] = {}
+        self.assets: dict[Path, None] = {}
         self.parts: dict[str, bool] = {}  # part of the frame -> whether it depends on more than the markup
         self.seen: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.node = self.attribute = 0  # where the search is
@@ -151,6 +161,7 @@ class _Search:
             messages=tuple(self.messages),
             expressions=tuple(code for _, _, code in sorted(self.expressions, key=lambda found: found[:2])),
             includes=tuple(self.includes),
+            assets=tuple(file for file in self.assets if file not in self.includes),
             static=frozenset(part for part, depends in self.parts.items() if not depends),
         )
 
@@ -184,6 +195,8 @@ class _Search:
         self.attribute = len(element.attributes)
         if element.name == "include":
             return self.included(element, scope)
+        if element.name in _READERS and (source := element.find("src")[1]) and "{{" not in source:
+            self.assets[_joined(self.home, source)] = None  # not the include's folder: POML resolves it so
         part = _PARTS.get(element.name)
         if part is None:
             return iter(() if element.name == "meta" else element.children), scope
@@ -217,12 +230,12 @@ class _Search:
         nothing: tuple[Iterator[Element | str], _Scope] = iter(()), scope
         if not source:
             return nothing
-        file = Path(os.path.abspath(scope.folder / source))  # noqa: PTH100 - as Node joins: links are not followed
+        file = _joined(scope.folder, source)
         self.includes[file] = None
         bound = {**scope.leaking, **scope.own}
         # The same file with the same names bound tells nothing new; this also ends cycles.
         visit = file, frozenset(bound), scope.guarded
-        text = None if visit in self.seen else _read(file)
+        text = None if visit in self.seen else self.read_file(file)
         if text is None:
             return nothing
         self.seen.add(visit)
@@ -233,12 +246,15 @@ class _Search:
     def let(self, element: Element, scope: _Scope) -> None:
         name, source = element.find("name")[1], element.find("src")[1]
         self.attribute, value = element.find("value")
-        depends = bool(source)  # on a file that is no part of the template
+        depends = bool(source)  # on a file that is no part of the markup
+        file = _joined(scope.folder, source)
+        if source:
+            self.assets[file] = None
         if name and value and not source:
             depends = self.read(unwrapped(value), scope)
         names: Iterable[str] = bound_by(name) if name else ()
         if not name and source:
-            names = _json_object(_read(Path(os.path.abspath(scope.folder / source))) or "")  # noqa: PTH100
+            names = _json_object(self.read_file(file) or "")
         elif not name and not value:
             names = _json_object(element.text())
         scope.leaking.update(dict.fromkeys(names, depends))
@@ -292,6 +308,10 @@ class _Search:
 
     def free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.own or name in scope.leaking or name in _GLOBALS) and is_identifier(name)
+
+
+def _joined(folder: Path, source: str) -> Path:
+    return Path(os.path.abspath(folder / source))  # noqa: PTH100 - as Node joins: links are not followed
 
 
 def _read(file: Path) -> str | None:

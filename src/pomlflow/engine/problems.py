@@ -27,17 +27,17 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request) -> Ren
     """
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
-    problems = [_problem(item, root, texts, inline=request.inline) for item in reported]
+    problems = [_problem(item, root, texts, request.file) for item in reported]
     lexical = any(problem.message.startswith("unexpected character") for problem in problems)
     return RenderError(problems, _ESCAPES if lexical else None)
 
 
-def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], *, inline: bool) -> Problem:
+def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None) -> Problem:
     path = item.get("path") or root
     if path not in texts:
         texts[path] = _read(path)
     message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
-    file = None if path == root and (inline or not root) else os.path.normpath(path)
+    file = shown if path == root and shown != root else os.path.normpath(path)
     text, start, end = texts[path], item.get("start"), item.get("end")
     if text is None or not isinstance(start, int):
         return Problem(message, kind, file)

@@ -21,7 +21,9 @@ class Request:
         revive: Whether it holds what JSON cannot carry, from `encode`.
         stylesheet: A stylesheet beside the markup's own, or None.
         path: The absolute path that relative sources are resolved against, or None.
-        inline: Whether that path only stands for a folder, and errors are to say ``<inline>``.
+        inline: Whether that path only stands for a folder, and errors are not to tell it.
+        label: What errors call inline markup; None for ``<inline>``.
+        roots: The only folders that it may read, for markup that is not trusted; None for those of the settings.
         chat: Whether to give messages, or one text.
         natives: For a variable that is a list of messages with a native form, a mark for each: where a
             ``<conversation>`` shows the message, its mark comes out.
@@ -33,13 +35,15 @@ class Request:
     stylesheet: Mapping[str, Any] | None = None
     path: str | None = None
     inline: bool = False
+    label: str | None = None
+    roots: tuple[str, ...] | None = None
     chat: bool = True
     natives: Mapping[str, Sequence[str]] | None = None
 
     @property
     def file(self) -> str | None:
-        """The file, for messages; None for inline markup."""
-        return None if self.inline else self.path
+        """The file, for messages; None for inline markup without a label."""
+        return self.label if self.inline else self.path
 
     def line(self) -> bytes:
         """What the worker reads, without the opening brace.
