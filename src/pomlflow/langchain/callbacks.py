@@ -19,10 +19,11 @@ from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value
 
 from pomlflow.exceptions import ConfigurationError
+from pomlflow.frame.messages import media_part
 from pomlflow.langchain.context import nearest, run_here, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
 from pomlflow.record import RenderRecord
-from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, media_part, warn_once
+from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, warn_once
 
 __all__ = ["PomlCallbackHandler", "deliver", "log_under_mlflow_tracer"]
 

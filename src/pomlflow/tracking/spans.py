@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +37,7 @@ from mlflow.tracing import provider
 from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.trace import INVALID_SPAN, Span
 
+from pomlflow.frame.messages import shown_messages
 from pomlflow.record import RenderRecord
 
 __all__ = [
@@ -48,8 +48,6 @@ __all__ = [
     "log_render",
     "masked",
     "masked_exception",
-    "media_part",
-    "openai_messages",
     "warn_once",
 ]
 
@@ -64,10 +62,6 @@ SPAN_TYPE = "PROMPT"
 
 _log = logging.getLogger("pomlflow")
 _said: set[str] = set()
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
-_TOOL_REQUEST = "application/vnd.poml.toolrequest"
-_TOOL_RESPONSE = "application/vnd.poml.toolresponse"
-_AUDIO_FORMATS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
 # The first characters of such a file in base64; RIFF is WebP or WAVE, which its ninth byte tells.
 _MAGIC = {
     "iVBORw0KGgo": "image/png",
@@ -255,7 +249,7 @@ def _outputs(record: RenderRecord) -> dict[str, Any] | None:
     if record.output is None:
         return None
     extras = {key: record.output[key] for key in ("tools", "schema", "runtime") if record.output.get(key) is not None}
-    return {"messages": openai_messages(record.output["messages"]), **extras}
+    return {"messages": shown_messages(record.output["messages"]), **extras}
 
 
 def holds_media(value: object) -> bool:
@@ -296,80 +290,3 @@ def _data_uri(text: str) -> str:
     if kind == "riff":
         kind = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(base64.b64decode(data[:16])[8:])
     return f"data:{kind};base64,{data}" if kind else text
-
-
-def openai_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """POML's messages as OpenAI's, each with POML's speaker beside the role.
-
-    The shape is that of OpenAI's chat completions: https://platform.openai.com/docs/api-reference/chat/create.
-    MLflow's page shows it as a chat, and stores media in it as attachments.
-
-    Args:
-        messages: As a frame has them; with chat off one text or a list of parts, which becomes one user message.
-
-    Returns:
-        Messages: a tool's responses one by one, requests as the assistant's ``tool_calls``.
-
-    Example:
-        >>> openai_messages([{"speaker": "human", "content": "Hello"}])
-        [{'role': 'user', 'speaker': 'human', 'content': 'Hello'}]
-    """
-    if isinstance(messages, str) or not all(isinstance(m, dict) and "speaker" in m for m in messages):
-        messages = [{"speaker": "human", "content": messages}]
-    return [shown for message in messages for shown in _openai_message(message["speaker"], message["content"])]
-
-
-def _openai_message(speaker: str, content: str | list[Any]) -> Iterator[dict[str, Any]]:
-    head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
-    if isinstance(content, str):
-        yield {**head, "content": content}
-        return
-    kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
-    calls = [_tool_call(part) for part, kind in zip(content, kinds, strict=True) if kind == _TOOL_REQUEST]
-    responses = [part for part, kind in zip(content, kinds, strict=True) if kind == _TOOL_RESPONSE]
-    rest = [part for part, kind in zip(content, kinds, strict=True) if kind not in (_TOOL_REQUEST, _TOOL_RESPONSE)]
-    if calls:
-        yield {**head, "content": _openai_content(rest) or None, "tool_calls": calls}
-    elif rest or not responses:
-        yield {**head, "content": _openai_content(rest)}
-    for part in responses:
-        shown = _openai_content(part["content"])
-        yield {"role": "tool", "speaker": speaker, "tool_call_id": part["id"], "name": part["name"], "content": shown}
-
-
-def _openai_content(content: str | list[Any]) -> str | list[dict[str, Any]]:
-    if isinstance(content, str):
-        return content
-    if all(isinstance(part, str) for part in content) and len(content) <= 1:
-        return "".join(content)
-    return [
-        {"type": "text", "text": part} if isinstance(part, str) else media_part(part["type"], part["base64"])
-        for part in content
-    ]
-
-
-def _tool_call(part: Mapping[str, Any]) -> dict[str, Any]:
-    content = part["content"]
-    arguments = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return {"id": part["id"], "type": "function", "function": {"name": part["name"], "arguments": arguments}}
-
-
-def media_part(mime_type: str, data: str, name: str | None = None) -> dict[str, Any]:
-    """One of OpenAI's content parts for an image, a sound or a file.
-
-    Args:
-        mime_type: ``image/png``, ``audio/wav``, ``application/pdf`` …
-        data: Base64.
-        name: The file's name, where it has one.
-
-    Returns:
-        An ``image_url``, ``input_audio`` or ``file`` part.
-    """
-    major, _, minor = mime_type.partition("/")
-    minor = minor.partition(";")[0]
-    if major == "audio":
-        return {"type": "input_audio", "input_audio": {"data": data, "format": _AUDIO_FORMATS.get(minor, minor)}}
-    uri = f"data:{mime_type};base64,{data}"
-    if major == "image":
-        return {"type": "image_url", "image_url": {"url": uri}}
-    return {"type": "file", "file": {"filename": name or f"file.{minor or 'bin'}", "file_data": uri}}
