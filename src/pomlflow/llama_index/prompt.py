@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
-from llama_index.core.base.llms.types import ChatMessage, TextBlock
-from llama_index.core.instrumentation.span import active_span_id
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.prompts.prompt_type import PromptType
@@ -18,10 +17,11 @@ from llama_index.core.types import BaseOutputParser
 from pydantic import Field, PrivateAttr
 from typing_extensions import Self, override
 
-from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.llama_index.events import deliver
 from pomlflow.llama_index.messages import MessageHistory, messages_of
 from pomlflow.llama_index.strings import Name, PromptText, fenced, markdown
+from pomlflow.llama_index.unfilled import as_f_string, histories, is_measured, measure, open_variables
+from pomlflow.record import RenderRecord
 from pomlflow.template import Snapshot, Template
 from pomlflow.whitespace import protect, restore
 
@@ -29,7 +29,15 @@ __all__ = ["PomlPromptTemplate"]
 
 Hidden = tuple[str, ...]
 
-_FILES = re.compile(r"\b(?:src|base64)\s*=|<(?:include|folder|webpage)\b", re.IGNORECASE)
+
+class Rendered(NamedTuple):
+    """One render: all that is known of it, its messages, and its text where they are a single user's message."""
+
+    record: RenderRecord
+    messages: list[ChatMessage]
+    text: str | None
+
+
 _MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\b|\bspeaker\s*=", re.IGNORECASE)
 
 
@@ -179,7 +187,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
 
         def __getattr__(self, name: str) -> Any:
             if name == "template":
-                return self._as_text()
+                return as_f_string(self)
             return super().__getattr__(name)
 
     @property
@@ -247,18 +255,13 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         Raises:
             PomlError: What is wrong; a missing variable is a `MissingVariableError`.
         """
-        if _is_measured(kwargs):
-            return self._measure()
-        messages, _ = self._render(kwargs)
-        return messages if self.output_parser is None else self.output_parser.format_messages(messages)
+        if is_measured(kwargs):
+            return measure(self)
+        return self._parsed(self._render(kwargs).messages)
 
     async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
         """Render to messages, without holding up the event loop; LlamaIndex itself has no such method to call."""
-        variables, hidden, history, now = self._prepared(kwargs)
-        record = restore(await self._core.arender(variables, history=history, snapshot=now), hidden)
-        deliver(record)
-        messages = messages_of(record, history)
-        return messages if self.output_parser is None else self.output_parser.format_messages(messages)
+        return self._parsed((await self._arender(kwargs)).messages)
 
     @override
     def format(  # type: ignore[override]  # the bases differ
@@ -282,31 +285,40 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         Raises:
             PomlError: What is wrong; a missing variable is a `MissingVariableError`.
         """
-        if _is_measured(kwargs):
-            return "\n".join(message.content or "" for message in self._measure())
+        if is_measured(kwargs):
+            return "\n".join(message.content or "" for message in measure(self))
         aside = llm is None and messages_to_prompt is None and completion_to_prompt is None
-        if aside and not kwargs and self._open():
-            return self._as_text(quiet=True)
+        if aside and not kwargs and open_variables(self):
+            return as_f_string(self, quiet=True)
         # Every variable empty, and no model: a SelectorPromptTemplate is measured.
-        quiet = aside and bool(kwargs) and all(kwargs.get(name) == "" for name in self._open())
-        messages, text = self._render(kwargs, quiet=quiet)
-        if text is None:
-            if self.output_parser is not None:
-                messages = self.output_parser.format_messages(messages)
-            return (messages_to_prompt or default_messages_to_prompt)(messages)
-        if self.output_parser is not None:
-            text = self.output_parser.format(text)
+        quiet = aside and bool(kwargs) and all(kwargs.get(name) == "" for name in open_variables(self))
+        rendered = self._render(kwargs, quiet=quiet)
+        return self._joined(rendered, messages_to_prompt or default_messages_to_prompt, completion_to_prompt)
+
+    def _parsed(self, messages: list[ChatMessage]) -> list[ChatMessage]:
+        return messages if self.output_parser is None else self.output_parser.format_messages(messages)
+
+    def _joined(
+        self,
+        rendered: Rendered,
+        messages_to_prompt: Callable[[Sequence[ChatMessage]], str],
+        completion_to_prompt: Callable[[str], str] | None,
+    ) -> str:
+        """Make one text of a render, as models that complete texts want it."""
+        if rendered.text is None:
+            return messages_to_prompt(self._parsed(rendered.messages))
+        text = rendered.text if self.output_parser is None else self.output_parser.format(rendered.text)
         return text if completion_to_prompt is None else completion_to_prompt(text)
 
-    def _render(self, given: Mapping[str, Any], *, quiet: bool = False) -> tuple[list[ChatMessage], str | None]:
-        """Render to messages, and to a text where all of them is a single user's message."""
+    def _render(self, given: Mapping[str, Any], *, quiet: bool = False) -> Rendered:
         variables, hidden, history, now = self._prepared(given)
         record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
-        if not quiet:
-            deliver(record)
-        messages = messages_of(record, history)
-        alone = not record.chat or (len(messages) == 1 and messages[0].role == "user" and not history.placed)
-        return messages, (messages[0].content or "") if alone else None
+        return _rendered(record, history, quiet=quiet)
+
+    async def _arender(self, given: Mapping[str, Any]) -> Rendered:
+        variables, hidden, history, now = self._prepared(given)
+        record = restore(await self._core.arender(variables, history=history, snapshot=now), hidden)
+        return _rendered(record, history, quiet=False)
 
     def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Hidden, MessageHistory, Snapshot]:
         now = self._refreshed()
@@ -314,7 +326,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         context = merged.get("context_str")
         if isinstance(context, list) and all(isinstance(text, str) for text in context):
             merged["context_str"] = "\n\n".join(context)  # SimpleSummarize (0.14.25) gives its text in a list
-        variables = {**_histories(now), **self._map_all_vars(merged)}
+        variables = {**histories(now), **self._map_all_vars(merged)}
         return *protect(variables, now, self.stylesheet), MessageHistory(), now
 
     def _refreshed(self) -> Snapshot:
@@ -324,70 +336,19 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
             self._take(now)
         return now
 
-    def _open(self) -> list[str]:
-        """The needed variables, as the markup names them, that have no value yet."""
-        filled = self._map_template_vars({**self.kwargs, **(self.function_mappings or {})})
-        return [name for name in self._seen.inference.variables if name not in filled]
-
-    def _measure(self) -> list[ChatMessage]:
-        """Messages about as long as the prompt's are without its open variables; rather longer, for their tags."""
-        now = self._refreshed()
-        messages = [ChatMessage(role="user", content=now.source)]
-        if _FILES.search(now.source):
-            # What a document or a picture adds can only be known by a render: one, ever.
-            if now.digest not in self._blanks:
-                names = dict.fromkeys((*now.inference.variables, *now.inference.optional), "")
-                blank = self._core.render(names, history=MessageHistory(), snapshot=now)
-                self._blanks[now.digest] = messages if blank.error else messages_of(blank)
-            messages = self._blanks[now.digest]
-        filled = "\n".join(map(str, self.kwargs.values()))
-        return [*messages, ChatMessage(role="user", content=filled)] if filled else list(messages)
-
-    def _as_text(self, *, quiet: bool = False) -> PromptText:
-        """The prompt as an f-string: what `format` gives, with its open variables in braces."""
-        now, names = self._refreshed(), {to: name for name, to in (self.template_var_mappings or {}).items()}
-        filled = self._map_template_vars(self.kwargs)
-        open_ = [name for name in now.inference.variables if name not in filled]
-        for expression in now.inference.expressions:
-            for name in open_:
-                if expression.strip() != name and re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", expression):
-                    raise VariableError(
-                        f"{self.path or '<inline>'}: a component asks for this prompt as an f-string, which can show "
-                        f"{name!r} but not compute {{{{ {expression} }}}}: show the variable alone, or give it a value "
-                        "with partial_format",
-                        name,
-                    )
-        shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
-        variables, hidden = protect({**_histories(now), **filled, **shown}, now, self.stylesheet)
-        history = MessageHistory()
-        record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
-        # With open variables and outside of a run, something is being set up.
-        if not quiet and (not open_ or active_span_id.get() is not None):
-            deliver(record)
-        blocks = [block for message in messages_of(record, history) for block in message.blocks]
-        lost = next((block.block_type for block in blocks if not isinstance(block, TextBlock)), None)
-        if lost is not None:
-            raise PomlError(
-                f"{self.path or '<inline>'}: a component asks for this prompt as a text, which cannot hold its {lost}"
-            )
-        text = "\n\n".join(block.text for block in blocks if isinstance(block, TextBlock))
-        return PromptText(text, self, text)
-
     def _repr_markdown_(self) -> str:
         """Show the messages in a notebook, with the open variables' names for their values; else the markup."""
         title = self.name or self._core.name or "POML"
         try:
-            shown = {name: f"{{{name}}}" for name in self._open()}
-            return markdown(title, self._render(shown, quiet=True)[0])
+            shown = {name: f"{{{name}}}" for name in open_variables(self)}
+            return markdown(title, self._render(shown, quiet=True).messages)
         except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display nothing
             return f"**{title}**\n\n{fenced(self.source, 'xml')}"
 
 
-def _is_measured(given: Mapping[str, Any]) -> bool:
-    names = [name for name in given if type(name) is Name]
-    return bool(names) and all(given[name] == "" for name in names)
-
-
-def _histories(now: Snapshot) -> dict[str, list[Any]]:
-    """The histories that need not be given; POML needs them."""
-    return {name: [] for name in now.inference.messages if name in now.inference.optional}
+def _rendered(record: RenderRecord, history: MessageHistory, *, quiet: bool) -> Rendered:
+    if not quiet:
+        deliver(record)
+    messages = messages_of(record, history)
+    alone = not record.chat or (len(messages) == 1 and messages[0].role == "user" and not history.placed)
+    return Rendered(record, messages, (messages[0].content or "") if alone else None)
