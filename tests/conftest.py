@@ -13,6 +13,7 @@ os.environ.update(
 )
 
 import itertools
+import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
     from mlflow.entities import Trace
 
 _numbers = itertools.count(1)
+
+
+class _PromptQueue(queue.Queue[Any]):
+    """A queue whose reader never waits long: MLflow's (3.12 to 3.17) looks once a second whether it is to be flushed."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        return super().get(block, None if timeout is None else min(timeout, 0.02))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prompt_flushes() -> Iterator[None]:
+    """Flush in milliseconds: every test of traces flushes at least twice."""
+    from mlflow.tracing.export import async_export_queue
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(async_export_queue, "Queue", _PromptQueue)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,9 @@ def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         file = tmp_path / f"program{len(started)}.py"
-        file.write_text(program, encoding="utf-8")
+        # Whoever starts the tests in the background has Ctrl-C ignored, and children inherit that.
+        heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        file.write_text(f"{heard}\n{program}", encoding="utf-8")
         process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", str(file), *arguments],
             stdin=subprocess.PIPE,
