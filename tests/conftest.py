@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 
 
 class _PromptQueue(queue.Queue[Any]):
-    """A queue whose reader never waits long: MLflow's (3.12 to 3.17) looks once a second whether it is to be flushed."""
+    """A queue whose reader never waits long: MLflow's (3.12 to 3.17) looks once a second whether to flush."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         return super().get(block, None if timeout is None else min(timeout, 0.02))
