@@ -24,11 +24,13 @@ ROOMS = {
     "record": {"exceptions"},
     "frame": {"exceptions"},
     "engine": {"settings", "record", "exceptions"},
+    "delivery": {"record"},
+    "formats": {"frame", "record", "exceptions"},
     "markup": set(),
     "javascript": {"engine"},
     "variables": {"engine", "markup", "javascript", "exceptions"},
     "snapshot": {"variables", "record"},
-    "template": {"engine", "snapshot", "variables", "history", "settings", "record", "exceptions"},
+    "template": {"engine", "delivery", "snapshot", "variables", "history", "settings", "record", "exceptions"},
     "whitespace": {"template", "record"},
     "tracking": {
         "template",
@@ -43,7 +45,7 @@ ROOMS = {
     },
     "langchain": {"tracking", "frame", "variables", *PROMPT},
     "llama_index": {"tracking", "frame", "variables", "whitespace", *PROMPT},
-    "api": {"tracking", "template", "engine", "settings", "record", "exceptions"},
+    "api": {"tracking", "formats", "delivery", "template", "engine", "settings", "record", "exceptions"},
 }
 ADAPTERS = {"langchain": {"langchain", "langchain_core", "langgraph"}, "llama_index": {"llama_index"}}
 EVERYWHERE = {"autolog.py", "cli.py"}  # the doors, which import late

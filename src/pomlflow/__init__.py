@@ -6,7 +6,7 @@ package imports neither a framework nor MLflow.
 
 from __future__ import annotations
 
-from pomlflow.api import flush
+from pomlflow.api import arender, flush, poml, render
 from pomlflow.exceptions import (
     AnswerError,
     ConfigurationError,
@@ -42,6 +42,9 @@ __all__ = [
     "ToolError",
     "VariableError",
     "WorkerDiedError",
+    "arender",
     "configure",
     "flush",
+    "poml",
+    "render",
 ]

@@ -2,7 +2,7 @@
 
 ::
 
-    PomlError
+    PomlError                      (also a RuntimeError, as poml.poml() raises)
     ├── TemplateNotFoundError      the .poml file does not exist (also a FileNotFoundError)
     ├── VariableError              a variable cannot be given to POML (also a ValueError)
     │   └── MissingVariableError   a variable that the template needs was not given (also a KeyError)
@@ -45,11 +45,11 @@ __all__ = [
 ]
 
 
-class PomlError(Exception):
-    """Root of all errors that pomlflow raises."""
+class PomlError(RuntimeError):
+    """Root of all errors that pomlflow raises; a RuntimeError, as `poml.poml()` raises for whatever fails in it."""
 
 
-class TemplateNotFoundError(PomlError, FileNotFoundError):
+class TemplateNotFoundError(FileNotFoundError, PomlError):  # in this order: OSError reads errno and filename
     """A template's file does not exist or cannot be read."""
 
 

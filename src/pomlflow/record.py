@@ -148,7 +148,7 @@ class RenderRecord:
         Raises:
             PomlError: The error of a failed render.
         """
-        return frame_of(self.result())
+        return frame_of(self.result(), chat=self.chat)
 
     def result(self) -> Mapping[str, Any]:
         """The output, or the render's own error raised.
@@ -161,11 +161,12 @@ class RenderRecord:
         return self.output
 
 
-def frame_of(output: Mapping[str, Any]) -> PomlFrame:
+def frame_of(output: Mapping[str, Any], *, chat: bool = True) -> PomlFrame:
     """Give poml's own `PomlFrame` for what ``poml.poml(format="dict")`` gives, as ``format="pydantic"`` would.
 
     Args:
         output: ``messages`` (a list, or one text or list of parts with chat off), ``schema``, ``tools``, ``runtime``.
+        chat: Whether messages were asked for.
 
     Returns:
         The frame; with chat off its only message is a human's.
@@ -173,7 +174,7 @@ def frame_of(output: Mapping[str, Any]) -> PomlFrame:
     from poml.api import PomlFrame
 
     messages = output["messages"]
-    if not (isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)):
+    if not (chat and isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)):
         messages = [{"speaker": "human", "content": messages}]
     return PomlFrame.model_validate(
         {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
+from pomlflow.delivery import observed
 from pomlflow.exceptions import MissingVariableError, PomlError, RenderError, TemplateNotFoundError, VariableError
 from pomlflow.history import History
 from pomlflow.record import JsonObject, RenderRecord, content_digest
@@ -186,7 +187,7 @@ class Template:
                 render.take(engine.run(render.request, timeout))
         except PomlError as error:
             render.fail(error)
-        return render.record()
+        return observed(render.record(), self.path)
 
     async def arender(
         self,
@@ -203,7 +204,7 @@ class Template:
                 render.take(await engine.arun(render.request, timeout))
         except PomlError as error:
             render.fail(error)
-        return render.record()
+        return observed(render.record(), self.path)
 
 
 class _Render:
