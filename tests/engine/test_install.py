@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,6 +215,12 @@ def test_what_the_worker_does_with_the_cache_needs_no_map(cache: Path) -> None:
 
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **folders: Path | None) -> None:
     monkeypatch.setattr(install, "_package", lambda name: folders[name])
+
+
+def test_every_shortcut_finds_its_place_in_the_bundle() -> None:
+    command = install.find().command()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
 
 
 def test_a_missing_node_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:

@@ -25,6 +25,7 @@ from pomlflow.exceptions import EngineError, NodeNotFoundError
 __all__ = ["Installation", "find", "poml_version"]
 
 WORKER = Path(__file__).with_name("worker.cjs")
+_PARTS = tuple(WORKER.with_name(name) for name in ("shortcuts.cjs",))
 # V8 lets its heap grow with the machine's memory: without a cap a worker comes to 470 MB where 24 GB are there. Under
 # this one it stays at 230, at the same speed, and a template that allocates without end is ended. Room enough for a
 # context of 30 MB. Smaller semi-spaces save 30 MB more, for a tenth of the speed.
@@ -52,7 +53,7 @@ class Installation:
         if root is None:
             return None
         key = hashlib.sha256(repr(FLAGS).encode())
-        for file in (self.node, self.bundle, WORKER):
+        for file in (self.node, self.bundle, WORKER, *_PARTS):
             at = file.stat()
             key.update(f"{file}\0{at.st_size}\0{at.st_mtime_ns}\0".encode(errors="surrogateescape"))
         return root / key.hexdigest()[:24] / "compiled"

@@ -14,6 +14,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
+const shortcuts = require('./shortcuts.cjs');
 
 // stdout belongs to the protocol. What the bundle (pdfjs does) or a template prints goes to stderr. A template can still
 // write to the descriptor; the newline before each line keeps that apart, and the other side passes it over.
@@ -71,6 +72,7 @@ function load(bundle, compiled) {
   const module = { exports: {} };
   script.runInThisContext()(module.exports, lazily(Module.createRequire(bundle)), module, bundle, path.dirname(bundle));
   const from = module.exports;
+  shortcuts.take(from);
   return {
     script,
     length: bytes.length,
@@ -92,37 +94,6 @@ function lazily(require) {
     get: (_, key) => (key === '__esModule' ? undefined : sharp()[key]),
   });
   return (id) => (id === 'sharp' ? proxy : require(id));
-}
-
-/**
- * Development React captures an Error's stack for each element until it has captured 10,000 in a second: half the
- * time of a render. Pinning its counter above that switches it off; the output is the same.
- */
-function stopOwnerStacks(React) {
-  const internals = React.__CLIENT_INTERNALS_DO_NOT_USE_OR_WARN_USERS_THEY_CANNOT_UPGRADE;
-  if (internals) Object.defineProperty(internals, 'recentlyCreatedOwnerStacks', { get: () => 1e9, set() {} });
-}
-
-/** POML searches all components and their documentation for each element: a sixth of a render's time. */
-function rememberComponents(base) {
-  const { prototype } = base.PomlComponent;
-  for (const name of ['parameters', 'getAliases']) {
-    const compute = prototype[name];
-    const known = new WeakMap();
-    prototype[name] = function (argument) {
-      if (argument !== undefined) return compute.call(this, argument);
-      if (!known.has(this)) known.set(this, compute.call(this));
-      return known.get(this);
-    };
-  }
-  const find = base.findComponentByAlias;
-  const found = new Map();
-  base.findComponentByAlias = (alias, disabled) => {
-    if (disabled?.size) return find(alias, disabled);
-    const component = found.get(alias) ?? find(alias);
-    if (typeof component !== 'string') found.set(alias, component); // a string says why there is none
-    return component;
-  };
 }
 
 const SPAN = 2 ** 32;
@@ -307,8 +278,6 @@ function serve() {
 let poml, settle;
 try {
   poml = load(...process.argv.slice(2));
-  stopOwnerStacks(poml.React);
-  rememberComponents(poml.base);
   numberSources(poml.PomlFile);
   passNativeMessages(poml.base);
   settle = keepPromises(poml.base);
