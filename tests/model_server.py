@@ -1,15 +1,16 @@
-"""A loopback server that speaks as OpenAI's chat completions and Anthropic's messages do, and keeps what it was sent.
+"""A loopback server that speaks as OpenAI, Anthropic, Google and Ollama do, and keeps what it was sent.
 
 The answers are scripted: a text, or calls of tools. Streams come in two pieces. What the requests must look like is
-for the tests to say. Protocols: https://platform.openai.com/docs/api-reference/chat and
-https://docs.anthropic.com/en/api/messages.
+for the tests to say. Protocols: https://platform.openai.com/docs/api-reference/chat,
+https://docs.anthropic.com/en/api/messages, https://ai.google.dev/api/generate-content and
+https://docs.ollama.com/api/chat.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,12 +64,18 @@ def model_server() -> Iterator[ModelServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             answer = state.answers[len(state.bodies) % len(state.answers)]
-            state.bodies.append(body)
+            state.bodies.append(dict(body))
             state.paths.append(self.path)
             state.headers.append({key.lower(): value for key, value in self.headers.items()})
-            speak = _anthropic if self.path.endswith("/messages") else _openai
+            speak = _speaker(self.path)
+            body["stream"] = body.get("stream", "streamGenerateContent" in self.path)
             self.send_response(200)
-            if body.get("stream"):
+            if speak is _ollama:
+                self.send_header("content-type", "application/x-ndjson")
+                self.end_headers()
+                for line in speak(body, answer):
+                    self.wfile.write(json.dumps(line).encode() + b"\n")
+            elif body["stream"]:
                 self.send_header("content-type", "text/event-stream")
                 self.end_headers()
                 for event in speak(body, answer):
@@ -92,6 +99,14 @@ def model_server() -> Iterator[ModelServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _speaker(path: str) -> Callable[[dict[str, Any], str | list[Call]], Iterator[dict[str, Any]]]:
+    if path.endswith("/messages"):
+        return _anthropic
+    if path.endswith("/api/chat"):
+        return _ollama
+    return _google if "enerateContent" in path else _openai
 
 
 def _openai(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str, Any]]:
@@ -162,3 +177,45 @@ def _anthropic(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[
         "usage": {"output_tokens": 2},
     }
     yield {"type": "message_stop"}
+
+
+def _google(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str, Any]]:
+    """The response, or its pieces."""
+    parts: list[dict[str, Any]] = (
+        (_halves(answer) if body["stream"] else [{"text": answer}])
+        if isinstance(answer, str)
+        else [{"functionCall": {"name": call.name, "args": call.arguments}} for call in answer]
+    )
+    usage = {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5}
+    pieces = [[part] for part in parts] if body["stream"] else [parts]
+    for piece in pieces:
+        candidate = {"content": {"role": "model", "parts": piece}, "index": 0}
+        yield {"candidates": [candidate | ({"finishReason": "STOP"} if piece is pieces[-1] else {})]} | (
+            {"usageMetadata": usage} if piece is pieces[-1] else {}
+        )
+
+
+def _ollama(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str, Any]]:
+    """The response, or its lines."""
+    messages: list[dict[str, Any]] = (
+        [{"content": half["text"]} for half in _halves(answer)]
+        if isinstance(answer, str)
+        else [
+            {
+                "content": "",
+                "tool_calls": [{"function": {"name": call.name, "arguments": call.arguments}} for call in answer],
+            }
+        ]
+    )
+    if not body["stream"]:
+        messages = [{**messages[-1], "content": "".join(message["content"] for message in messages)}]
+    head = {"model": body["model"], "created_at": "2026-01-01T00:00:00Z"}
+    for message in messages:
+        yield {**head, "message": {"role": "assistant", **message}, "done": False}
+    counts = {"prompt_eval_count": 3, "eval_count": 2, "total_duration": 1, "load_duration": 1, "eval_duration": 1}
+    yield {**head, "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", **counts}
+
+
+def _halves(text: str) -> list[dict[str, Any]]:
+    half = len(text) // 2
+    return [{"text": piece} for piece in (text[:half], text[half:]) if piece]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pomlflow.langchain.model import PomlOutputParserError
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.values import PomlChatPromptValue, PomlStringPromptValue
 
 if TYPE_CHECKING:
     from pomlflow.langchain.callbacks import PomlCallbackHandler
 
-__all__ = ["PomlCallbackHandler", "PomlChatPromptValue", "PomlPromptTemplate", "PomlStringPromptValue"]
+__all__ = [
+    "PomlCallbackHandler",
+    "PomlChatPromptValue",
+    "PomlOutputParserError",
+    "PomlPromptTemplate",
+    "PomlStringPromptValue",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -15,11 +15,14 @@ from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.prompts.chat import BaseChatPromptTemplate
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import var_child_runnable_config
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self, override
 
+from pomlflow.frame import named
 from pomlflow.langchain.messages import MessageHistory
+from pomlflow.langchain.model import PomlChain, reach
 from pomlflow.langchain.values import prompt_value
 from pomlflow.record import RenderRecord
 from pomlflow.template import Snapshot, Template
@@ -182,6 +185,45 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
             PomlError: As a render raises it.
         """
         self._format(variables, None)
+
+    def bind_to(
+        self,
+        llm: Runnable[Any, Any],
+        *,
+        parse: bool = False,
+        tools: Mapping[str, Any] | Iterable[Any] | None = None,
+    ) -> PomlChain:
+        """Make a chain to a model that hears all that the markup says: ``prompt | llm`` gives it the messages alone.
+
+        At each call the tools, the output schema and ``<runtime>`` are given to the model in its own words. Tools that
+        the model has already stay, where none of the same name is in the markup. What is bound to the chain
+        (``chain.bind(temperature=0)``) reaches the model and wins. There is no span more than with ``prompt | llm``.
+
+        Args:
+            llm: A chat model; also one with tools bound, configurable, with fallbacks, or retried.
+            parse: Whether to give the object that the answer holds, checked by the output schema, instead of the
+                message. A stream gives the object as far as it is there.
+            tools: The functions that stand for the markup's tools, by name, or under their own names. Each call checks
+                that all are there; `tools` makes what runs them.
+
+        Returns:
+            The chain.
+
+        Raises:
+            TypeError: `llm` is no model.
+            ToolError: Two functions have one name.
+
+        A call raises `SettingError` where the model does not take a setting, `ToolError` where tools and functions do
+        not match, and with `parse` `PomlOutputParserError`, which holds the answer.
+
+        Example:
+            >>> from langchain_core.language_models import FakeListChatModel
+            >>> prompt = PomlPromptTemplate.from_template('<poml><runtime temperature="0"/><p>Hi {{name}}</p></poml>')
+            >>> prompt.bind_to(FakeListChatModel(responses=["Hello!"])).invoke({"name": "Ada"}).content
+            'Hello!'
+        """
+        functions = None if tools is None else list(named(tools))
+        return PomlChain(self, reach(llm, parse=parse, functions=functions))
 
     # From here on: what LangChain calls.
 

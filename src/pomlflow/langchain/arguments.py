@@ -1,0 +1,242 @@
+"""A POML frame as the arguments that one of LangChain's models is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
+
+from pomlflow.exceptions import PomlError, SettingError, ToolError
+from pomlflow.frame import Provider, ToolSpec, response_format, settings, strict_form, tool_specs
+from pomlflow.record import RenderRecord
+
+__all__ = ["Arguments", "arguments", "explained", "model_settings", "needs_strict_tools", "place_of", "provider_of"]
+
+_PACKAGES: dict[str, Provider] = {
+    "langchain_openai": "openai",
+    "langchain_anthropic": "anthropic",
+    "langchain_google_genai": "google",
+    "langchain_google_vertexai": "google",
+    "langchain_ollama": "ollama",
+}
+# The fields of ChatOllama (1.1) that it sends as options, unless it is given options: then it forgets its own.
+_OLLAMA_FIELDS = (
+    "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread num_predict repeat_last_n repeat_penalty "
+    "temperature seed stop tfs_z top_k top_p"
+).split()
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a model is called with.
+
+    Attributes:
+        model: The model; a copy where the frame names another and the client takes no name per call.
+        values: Keyword arguments of the call.
+        tool_choice: What ``<runtime>`` says of it, in the form that each client's ``bind_tools`` takes.
+        unknown: Names in `values` that the client may refuse, each with what the template says.
+    """
+
+    model: BaseLanguageModel[Any]
+    values: dict[str, Any] = field(default_factory=dict)
+    tool_choice: Any = None
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+
+def place_of(record: RenderRecord) -> str:
+    """The template of a render, as errors name it."""
+    return record.path or record.name or "<inline>"
+
+
+def provider_of(model: BaseLanguageModel[Any]) -> Provider | None:
+    """Whose words a model's client speaks, also where its class is made from another's; None where nobody knows."""
+    return _provider_of(type(model))
+
+
+@lru_cache(maxsize=256)
+def _provider_of(kind: type) -> Provider | None:
+    packages = (base.__module__.split(".", 1)[0] for base in kind.__mro__)
+    return next((_PACKAGES[package] for package in packages if package in _PACKAGES), None)
+
+
+def arguments(
+    model: BaseLanguageModel[Any], record: RenderRecord, bound: Mapping[str, Any], given: Mapping[str, Any]
+) -> Arguments:
+    """Say what to call a model with, for one render.
+
+    Args:
+        model: The model.
+        record: The render.
+        bound: What was bound to the model before: the frame wins over it, and its tools stay beside the frame's.
+        given: What the caller says: it wins over the frame.
+
+    Returns:
+        The model and all arguments.
+
+    Raises:
+        SettingError: The model's provider does not have a setting.
+        ToolError: The model takes no tools.
+        PomlError: The model takes no schema.
+    """
+    output, place = record.result(), place_of(record)
+    said = model_settings(model, output.get("runtime"), place)
+    values, schema = dict(said.values), output.get("schema")
+    if schema is not None:
+        values |= _structured(model, schema, place)
+    strict = "response_format" in {*bound, *values, *given} and needs_strict_tools(model)
+    if specs := tool_specs(output):
+        values |= _bound_tools(said.model, specs, said.tool_choice, place, strict=strict)
+    if before := bound.get("tools"):
+        values["tools"] = _merged(before, values.get("tools") or [])
+    if strict and "tools" in values:
+        values["tools"] = [_strictly(tool) for tool in values["tools"]]
+    unknown = {**said.unknown, "response_format": "has an <output-schema>"} if schema is not None else said.unknown
+    return Arguments(said.model, _over({**bound, **values}, given), None, unknown)
+
+
+def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, place: str) -> Arguments:
+    """Say ``<runtime>`` in the words of a model's client.
+
+    Args:
+        model: The model.
+        runtime: As POML gives it.
+        place: The template, for errors.
+
+    Raises:
+        SettingError: The model's provider does not have a setting.
+    """
+    if not runtime:
+        return Arguments(model)
+    provider = provider_of(model)
+    said = settings(runtime, provider, place)
+    values = dict(said.values)
+    choice = _tool_choice(values.pop("tool_choice", None), provider)
+    if "stop_sequences" in values:  # LangChain's own word; the provider's would win over a caller's `stop`
+        values["stop"] = values.pop("stop_sequences")
+    if provider == "google":
+        if "model" in values:  # langchain-google-genai (3.0 to 4.4) sends its field, whatever it is told
+            model = model.model_copy(update={"model": values.pop("model")})
+        # Before 4.0 it takes settings of a call only so.
+        if config := {name: values.pop(name) for name in list(values) if name not in {*said.unknown, "stop"}}:
+            values["generation_config"] = {**config, **values.get("generation_config", {})}
+    if provider == "ollama" and "options" in values:
+        own = {name: getattr(model, name, None) for name in _OLLAMA_FIELDS}
+        values["options"] = {**{name: value for name, value in own.items() if value is not None}, **values["options"]}
+    return Arguments(model, values, choice, {name: f"says {name} in <runtime>" for name in said.unknown})
+
+
+def needs_strict_tools(model: BaseLanguageModel[Any]) -> bool:
+    """Whether a model's tools must be strict beside a response format, as the OpenAI SDK has it in chat completions."""
+    return provider_of(model) == "openai" and not getattr(model, "use_responses_api", False)
+
+
+@contextmanager
+def explained(said: Mapping[str, str], model: Any, place: str) -> Iterator[None]:
+    """Say what of which file it is that a model's client refuses.
+
+    Args:
+        said: By the names of arguments that it may refuse, what the template says.
+        model: The model.
+        place: The template.
+
+    Raises:
+        SettingError: The client refuses one.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:  # how the SDKs refuse a keyword; pydantic's error is a ValueError
+        name = None if isinstance(error, PomlError) else next((name for name in said if name in str(error)), None)
+        if name is None:
+            raise
+        raise SettingError(
+            f"{place} {said[name]}, which this version of {type(model).__name__} refuses: {error}", name
+        ) from error
+
+
+def _structured(model: BaseLanguageModel[Any], schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+    if not isinstance(model, BaseChatModel):
+        raise PomlError(f"{place}: {type(model).__name__} is a model of text and takes no <output-schema>")
+    provider = provider_of(model)
+    if provider == "google":
+        return {"response_mime_type": "application/json", "response_schema": dict(schema)}
+    if provider == "ollama":
+        return {"format": dict(schema)}
+    return {"response_format": response_format(schema)}
+
+
+def _bound_tools(
+    model: BaseLanguageModel[Any], specs: Sequence[ToolSpec], choice: Any, place: str, *, strict: bool
+) -> dict[str, Any]:
+    """What the client's own `bind_tools` makes of them."""
+    if not isinstance(model, BaseChatModel):
+        raise ToolError(f"{place}: {type(model).__name__} is a model of text and takes no tools", specs[0].name)
+    tools = [spec.openai(strict=strict) for spec in specs]
+    try:
+        binding: Any = model.bind_tools(tools, **({} if choice is None else {"tool_choice": choice}))
+    except NotImplementedError as error:
+        raise ToolError(f"{place} defines tools, and {type(model).__name__} takes none", specs[0].name) from error
+    return dict(getattr(binding, "kwargs", None) or {"tools": tools})
+
+
+def _tool_choice(choice: Any, provider: Provider | None) -> Any:
+    """In the words that LangChain's clients share: ``any``, ``auto``, a tool's name."""
+    if isinstance(choice, Mapping) and isinstance(choice.get("toolName"), str):  # as the Vercel AI SDK has it
+        return choice["toolName"]
+    if choice == "required":
+        return "any"
+    return {"type": "none"} if choice == "none" and provider == "anthropic" else choice
+
+
+def _merged(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
+    """Tools of before, without those that come again after, and those."""
+    again = {name for tool in after for name in _names(tool)}
+    return [*(kept for tool in before if (kept := _without(tool, again)) is not None), *after]
+
+
+def _names(tool: Any) -> list[str]:
+    """The names in a tool as a client has formatted it."""
+    if not isinstance(tool, Mapping):
+        name = getattr(tool, "name", None)
+        return [name] if isinstance(name, str) else []
+    inner = tool.get("function_declarations")  # of Google's
+    if inner is not None:
+        return [name for declared in inner for name in _names(declared)]
+    name = tool.get("name") or (tool.get("function") or {}).get("name")
+    return [name] if isinstance(name, str) else []
+
+
+def _without(tool: Any, names: set[str]) -> Any:
+    found = _names(tool)
+    if names.isdisjoint(found):
+        return tool
+    if isinstance(tool, Mapping) and "function_declarations" in tool:
+        left = [declared for declared in tool["function_declarations"] if names.isdisjoint(_names(declared))]
+        return {**tool, "function_declarations": left} if left else None
+    return None
+
+
+def _strictly(tool: Any) -> Any:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or function.get("strict"):
+        return tool
+    parameters = strict_form(function.get("parameters") or {"type": "object"})
+    return {**tool, "function": {**function, "parameters": parameters, "strict": True}}
+
+
+def _over(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's arguments over the frame's, also where a client takes two words for one thing."""
+    made = {**values, **given}
+    if "max_completion_tokens" in given and "max_tokens" not in given:
+        made.pop("max_tokens", None)
+    if isinstance(config := values.get("generation_config"), Mapping):  # of Google's, which wins there
+        left = {name: value for name, value in config.items() if name not in given}
+        made["generation_config"] = {**left, **given.get("generation_config", {})}
+    if isinstance(options := values.get("options"), Mapping):  # of Ollama's
+        made["options"] = {**options, **given.get("options", {})}
+        if given.get("stop") is not None:
+            made["options"]["stop"] = made.pop("stop")
+    return made

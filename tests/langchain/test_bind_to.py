@@ -1,0 +1,416 @@
+"""What else a POML file says reaches the model: in every verb, at each call anew, and the caller's own word wins."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.load import dumps, loads
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.runnables import ConfigurableField, Runnable, RunnableLambda
+from langchain_core.tools import tool
+from tests.langchain.prompts import Model, TextModel
+
+from pomlflow import PomlError, SettingError, ToolError
+from pomlflow.langchain import PomlPromptTemplate
+from pomlflow.langchain.model import PomlChain, PomlModel
+
+MARKUP = """\
+<poml>
+  <runtime temperature="{{heat}}" max-tokens="50" stop-sequences='["END"]'/>
+  <tool-definition name="weather" description="In {{place}}">
+    {"type": "object", "properties": {"day": {"enum": {{days}} }}, "required": ["day"]}
+  </tool-definition>
+  <output-schema>
+    {"type": "object", "properties": {"{{field}}": {"type": "string"}}, "required": ["{{field}}"]}
+  </output-schema>
+  <p>Go.</p>
+</poml>
+"""
+OSLO = {"heat": 0.5, "place": "Oslo", "days": ["Mon"], "field": "sky"}
+ROME = {"heat": 1, "place": "Rome", "days": ["Tue", "Wed"], "field": "sun"}
+
+
+def heard(given: dict[str, Any]) -> dict[str, Any]:
+    """What the model is called with for these variables."""
+    field = given["field"]
+    schema = {"type": "object", "properties": {field: {"type": "string"}}, "required": [field]}
+    parameters = {"type": "object", "properties": {"day": {"enum": given["days"]}}, "required": ["day"]}
+    function = {"name": "weather", "description": f"In {given['place']}", "parameters": parameters}
+    return {
+        "temperature": given["heat"],
+        "max_tokens": 50,
+        "stop": ["END"],
+        "tools": [{"type": "function", "function": function}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": {**schema, "additionalProperties": False}, "strict": True},
+        },
+    }
+
+
+def prompt(markup: str = MARKUP, **options: Any) -> PomlPromptTemplate:
+    return PomlPromptTemplate.from_template(markup, **options)
+
+
+SETTING = '<poml><runtime temperature="0.5"/><p>Go.</p></poml>'
+TOOL = '<poml><tool-definition name="weather" description="POML">{"type": "object"}</tool-definition><p>Go.</p></poml>'
+
+
+async def _ainvoke(chain: Runnable[Any, Any]) -> None:
+    await chain.ainvoke(OSLO)
+
+
+async def _astream(chain: Runnable[Any, Any]) -> None:
+    [_ async for _ in chain.astream(OSLO)]
+
+
+async def _abatch(chain: Runnable[Any, Any]) -> None:
+    await chain.abatch([OSLO])
+
+
+async def _events(chain: Runnable[Any, Any]) -> None:
+    [_ async for _ in chain.astream_events(OSLO, version="v2")]
+
+
+async def _abatch_as_completed(chain: Runnable[Any, Any]) -> None:
+    [_ async for _ in chain.abatch_as_completed([OSLO])]
+
+
+VERBS: dict[str, Callable[[Runnable[Any, Any]], Any]] = {
+    "invoke": lambda chain: chain.invoke(OSLO),
+    "stream": lambda chain: list(chain.stream(OSLO)),
+    "batch": lambda chain: chain.batch([OSLO]),
+    "batch_as_completed": lambda chain: list(chain.batch_as_completed([OSLO])),
+    "ainvoke": _ainvoke,
+    "astream": _astream,
+    "abatch": _abatch,
+    "abatch_as_completed": _abatch_as_completed,
+    "astream_events": _events,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("parser", [False, True], ids=["alone", "with a parser"])
+async def test_every_verb_brings_the_whole_frame(verb: str, parser: bool) -> None:
+    model = Model()
+    chain = prompt().bind_to(model)
+    done = VERBS[verb](chain | StrOutputParser() if parser else chain)
+    if done is not None and hasattr(done, "__await__"):
+        await done
+    assert model.received == [[HumanMessage("Go.")]]
+    assert model.options == [heard(OSLO)]
+
+
+def test_each_call_and_each_item_of_a_batch_has_its_own_frame() -> None:
+    model = Model()
+    chain = prompt().bind_to(model)
+    chain.batch([OSLO, ROME], {"max_concurrency": 1})
+    chain.invoke(OSLO)
+    assert model.options == [heard(OSLO), heard(ROME), heard(OSLO)]
+
+
+def test_a_file_that_says_nothing_else_changes_nothing() -> None:
+    model = Model()
+    prompt("<p>Go.</p>").bind_to(model).invoke({})
+    assert model.options == [{"stop": None}]
+
+
+def test_a_prompt_of_one_text_brings_its_frame_too() -> None:
+    model = Model()
+    prompt(SETTING, chat=False).bind_to(model).invoke({})
+    assert model.options == [{"stop": None, "temperature": 0.5}]
+
+
+def test_who_leaves_out_what_a_variable_decides_is_told() -> None:
+    with pytest.raises(KeyError, match="heat"):
+        prompt().bind_to(Model()).invoke({"place": "x", "days": [], "field": "f"})
+
+
+class Slow(Model):
+    """A model that streams its answer by letters, and says how many it has given."""
+
+    given: list[str] = []  # noqa: RUF012 - pydantic copies it for each model
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        self.options.append({**kwargs, "stop": stop})
+        for letter in self.answers[0]:
+            self.given.append(letter)
+            yield ChatGenerationChunk(message=AIMessageChunk(letter))
+
+
+def test_streaming_stays_streaming() -> None:
+    model = Slow(answers=["abc"])
+    stream = (prompt().bind_to(model) | StrOutputParser()).stream(OSLO)
+    assert next(stream) == "a"
+    assert model.given == ["a"]
+    assert "".join(stream) == "bc"
+
+
+async def test_async_streaming_stays_streaming() -> None:
+    model = Slow(answers=["abc"])
+    stream = prompt().bind_to(model).astream(OSLO)
+    assert (await anext(stream)).content == "a"
+    assert model.given == ["a"]
+    assert [chunk.content async for chunk in stream][:2] == ["b", "c"]
+
+
+BOUND: dict[str, Callable[[Any], Any]] = {
+    "bind": lambda chain: chain.bind(temperature=0),
+    "twice": lambda chain: chain.bind(temperature=9).bind(temperature=0),
+    "with a parser": lambda chain: (chain | StrOutputParser()).bind(temperature=0),
+    "then a parser": lambda chain: chain.bind(temperature=0) | StrOutputParser(),
+    "behind a mapping": lambda chain: ({"x": RunnableLambda(len)} | chain).bind(temperature=0),
+    "behind a sequence": lambda chain: (RunnableLambda(dict) | RunnableLambda(dict) | chain).bind(temperature=0),
+    "with config": lambda chain: chain.with_config(tags=["x"]).bind(temperature=0),
+    "retried": lambda chain: chain.with_retry().bind(temperature=0),
+    "with fallbacks": lambda chain: chain.with_fallbacks([chain]).bind(temperature=0),
+    "model with fallbacks": lambda chain: chain.bind(temperature=0),
+}
+
+
+@pytest.mark.parametrize("way", BOUND)
+async def test_what_is_bound_to_the_chain_reaches_the_model_and_wins(way: str) -> None:
+    model = Model()
+    llm = model.with_fallbacks([model]) if way == "model with fallbacks" else model
+    chain = BOUND[way](prompt(SETTING).bind_to(llm))
+    chain.invoke({})
+    await chain.ainvoke({})
+    list(chain.stream({}))
+    [_ async for _ in chain.astream({})]
+    chain.batch([{}])
+    await chain.abatch([{}])
+    assert model.options == [{"stop": None, "temperature": 0}] * 6
+
+
+def test_arguments_of_one_call_win_too() -> None:
+    model = Model()
+    prompt(SETTING).bind_to(model).invoke({}, temperature=0, seed=3)
+    assert model.options == [{"stop": None, "temperature": 0, "seed": 3}]
+
+
+def test_what_was_bound_before_gives_way_to_the_frame() -> None:
+    model = Model()
+    prompt(SETTING).bind_to(model.bind(temperature=9, seed=1)).invoke({})
+    assert model.options == [{"stop": None, "temperature": 0.5, "seed": 1}]
+
+
+@tool
+def weather(city: str) -> str:
+    """LangChain's."""
+    return city
+
+
+@tool
+def now() -> str:
+    """The time."""
+    return "noon"
+
+
+class Converting(Model):
+    """A model that formats tools as LangChain's clients do."""
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Runnable[Any, AIMessage]:
+        from langchain_core.utils.function_calling import convert_to_openai_tool
+
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
+
+
+def test_tools_that_the_model_has_stay_but_those_of_the_same_name() -> None:
+    model = Converting()
+    prompt(TOOL).bind_to(model.bind_tools([weather, now])).invoke({})
+    functions = [found["function"] for found in model.options[0]["tools"]]
+    assert [(function["name"], function["description"]) for function in functions] == [
+        ("now", "The time."),
+        ("weather", "POML"),
+    ]
+
+
+def test_the_choice_of_a_tool_goes_through_the_clients_own_bind_tools() -> None:
+    model = Model()
+    prompt(TOOL.replace("<tool", '<runtime tool-choice="required"/><tool', 1)).bind_to(model).invoke({})
+    assert model.options[0]["tool_choice"] == "any"
+
+
+class Failing(Model):
+    """A model that fails, after it was told."""
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+        super()._generate(messages, *args, **kwargs)
+        raise RuntimeError("out of order")
+
+
+def test_fallbacks_hear_the_frame_too() -> None:
+    first, second = Failing(), Model()
+    chain = prompt(SETTING).bind_to(first.with_fallbacks([second]))
+    assert chain.invoke({}).content == "the answer"
+    assert first.options == second.options == [{"stop": None, "temperature": 0.5}]
+
+
+def test_what_is_bound_around_fallbacks_gives_way_to_the_frame() -> None:
+    first, second = Failing(), Model()
+    prompt(SETTING).bind_to(first.with_fallbacks([second]).bind(temperature=9, seed=1)).invoke({})
+    assert first.options == second.options == [{"stop": None, "temperature": 0.5, "seed": 1}]
+
+
+def test_a_model_that_is_tried_again_hears_the_frame_each_time() -> None:
+    model = Failing()
+    again = {"stop_after_attempt": 3, "wait_exponential_jitter": False}
+    for llm in (
+        model.with_retry(**again),
+        model.bind(seed=1).with_retry(**again),
+        model.with_retry(**again).bind(seed=1),
+    ):
+        model.options.clear()
+        with pytest.raises(RuntimeError):
+            prompt(SETTING).bind_to(llm).invoke({})
+        assert [options["temperature"] for options in model.options] == [0.5] * 3
+        assert llm.__class__.__name__ != "RunnableBinding" or model.options[0]["seed"] == 1
+
+
+def test_a_chain_that_begins_with_a_model() -> None:
+    model = Model()
+    assert prompt(SETTING).bind_to(model | StrOutputParser()).invoke({}) == "the answer"
+    assert model.options == [{"stop": None, "temperature": 0.5}]
+
+
+def test_a_model_with_configurable_fields() -> None:
+    model = Model().configurable_fields(answers=ConfigurableField(id="answers"))
+    chain = prompt(SETTING).bind_to(model.bind(seed=1))
+    assert chain.invoke({}, {"configurable": {"answers": ["other"]}}).content == "other"
+    assert chain.with_config(configurable={"answers": ["bound"]}).invoke({}).content == "bound"
+
+
+def test_a_model_with_alternatives_each_in_its_own_words() -> None:
+    first, second, third = Model(), Model(), Model()
+    llm = first.configurable_alternatives(
+        ConfigurableField(id="llm"), default_key="first", second=second, third=third.with_fallbacks([first])
+    )
+    chain = prompt(SETTING).bind_to(llm)
+    for key in ("first", "second", "third"):
+        chain.invoke({}, {"configurable": {"llm": key}})
+    assert first.options == second.options == third.options == [{"stop": None, "temperature": 0.5}]
+
+
+def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
+    chat_models = pytest.importorskip("langchain.chat_models")
+    pytest.importorskip("langchain_openai")
+    from tests.model_server import model_server
+
+    with model_server() as server:
+        llm = chat_models.init_chat_model(
+            configurable_fields="any", base_url=f"{server.url}/v1", api_key="none", max_retries=0
+        )
+        chain = prompt().bind_to(llm.bind_tools([now]))
+        chain.invoke(OSLO, {"configurable": {"model": "gpt-4o", "model_provider": "openai"}})
+    (body,) = server.bodies
+    assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("gpt-4o", 0.5, 50)
+    assert [found["function"]["name"] for found in body["tools"]] == ["now", "weather"]
+    assert all(found["function"]["strict"] for found in body["tools"])
+
+
+def test_copies_of_a_chain_do_the_same() -> None:
+    chain = prompt().bind_to(GenericFakeChatModel(messages=iter([])).bind(seed=1)).bind(temperature=0)
+    for twin in (pickle.loads(pickle.dumps(prompt().bind_to(Model()).bind(temperature=0))), copy.deepcopy(chain)):
+        assert isinstance(twin, PomlChain)
+        assert isinstance(twin.last, PomlModel)
+        assert twin.last.kwargs == {"temperature": 0}
+    twin = pickle.loads(pickle.dumps(prompt(SETTING).bind_to(Model())))
+    twin.invoke({})
+    assert twin.last.bound.options == [{"stop": None, "temperature": 0.5}]
+
+
+@pytest.mark.filterwarnings("ignore:The function `loads?` is in beta")
+def test_a_chain_goes_through_langchains_own_serialisation() -> None:
+    openai = pytest.importorskip("langchain_openai").ChatOpenAI
+    chain = prompt(SETTING).bind_to(openai(model="gpt-4o", api_key="none"), parse=True).bind(stop=["x"])
+    classes = [PomlPromptTemplate, PomlChain, PomlModel, openai]
+    asks = "allowed_objects" in inspect.signature(loads).parameters
+    twin = loads(
+        dumps(chain),
+        valid_namespaces=["pomlflow", "langchain_openai"],
+        secrets_map={"OPENAI_API_KEY": "none"},
+        **({"allowed_objects": classes} if asks else {}),
+    )
+    assert isinstance(twin, PomlChain)
+    assert (twin.first, twin.last.kwargs, twin.last.parse) == (chain.first, {"stop": ["x"]}, True)
+    assert twin.last.bound.model_name == "gpt-4o"
+
+
+def test_a_model_of_text_hears_the_settings_and_refuses_the_rest() -> None:
+    assert prompt('<poml><runtime temperature="0.5"/><p>Go.</p></poml>').bind_to(TextModel()).invoke({}) == "the answer"
+    with pytest.raises(ToolError, match="TextModel is a model of text and takes no tools"):
+        prompt(TOOL).bind_to(TextModel()).invoke({})
+    with pytest.raises(PomlError, match="takes no <output-schema>"):
+        prompt('<poml><output-schema>{"type": "object"}</output-schema><p>Go.</p></poml>').bind_to(TextModel()).invoke(
+            {}
+        )
+
+
+def test_a_model_without_tools_is_named() -> None:
+    with pytest.raises(ToolError, match="GenericFakeChatModel takes none"):
+        prompt(TOOL).bind_to(GenericFakeChatModel(messages=iter(["x"]))).invoke({})
+
+
+def test_what_is_no_model_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="bind_to takes one of LangChain's models"):
+        prompt().bind_to(RunnableLambda(str))
+
+
+class Picky(Model):
+    """A model whose client knows its arguments."""
+
+    def _generate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        if "reasoning_effort" in kwargs:
+            raise TypeError("create() got an unexpected keyword argument 'reasoning_effort'")
+        return super()._generate(messages, stop, run_manager, **kwargs)
+
+
+def test_a_setting_that_the_client_refuses_is_named_with_its_file() -> None:
+    markup = '<poml><runtime reasoning-effort="low"/><p>Go.</p></poml>'
+    model = Model()
+    prompt(markup).bind_to(model).invoke({})
+    assert model.options[0]["reasoning_effort"] == "low"
+    with pytest.raises(
+        SettingError, match=r"picky says reasoning_effort in <runtime>, which .* Picky refuses"
+    ) as caught:
+        prompt(markup, name="picky").bind_to(Picky()).invoke({})
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_other_errors_of_a_model_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="out of order"):
+        prompt('<poml><runtime reasoning-effort="low"/><p>Go.</p></poml>').bind_to(Failing()).invoke({})
+
+
+def test_functions_and_tools_that_do_not_match_are_refused_at_the_call() -> None:
+    model = Model()
+    prompt(TOOL).bind_to(model, tools=[weather]).invoke({})
+    prompt(TOOL).bind_to(model, tools={"weather": len}).invoke({})
+    with pytest.raises(ToolError, match="no <tool-definition> for the function 'now'"):
+        prompt(TOOL).bind_to(model, tools=[weather, now]).invoke({})
+    with pytest.raises(ToolError, match="defines 'weather' without a function"):
+        prompt(TOOL).bind_to(model, tools=[]).invoke({})
+    assert len(model.received) == 2
+
+
+def test_a_model_that_hears_poml_takes_other_inputs_as_they_are() -> None:
+    model = Model()
+    step = prompt().bind_to(model).last
+    step.invoke("Hi", seed=1)
+    assert model.received == [[HumanMessage("Hi")]]
+    assert model.options == [{"stop": None, "seed": 1}]

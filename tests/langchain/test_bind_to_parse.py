@@ -1,0 +1,111 @@
+"""`bind_to(llm, parse=True)`: the object that the answer holds, and errors that hold the answer."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+from tests.langchain.prompts import Model, TextModel
+
+from pomlflow import AnswerError, PomlError
+from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
+from pomlflow.langchain.model import PomlChain
+
+SCHEMA = '{"type": "object", "properties": {"{{field}}": {"type": "integer"}}, "required": ["{{field}}"]}'
+PROMPT = PomlPromptTemplate.from_template(
+    f"<poml><output-schema>{SCHEMA}</output-schema><p>Count.</p></poml>", name="count"
+)
+N = {"field": "n"}
+
+
+def chain(*answers: Any) -> PomlChain:
+    return PROMPT.bind_to(Model(answers=list(answers)), parse=True)
+
+
+async def test_the_answer_is_an_object_in_every_verb() -> None:
+    counting = chain('{"n": 1}')
+    assert counting.invoke(N) == {"n": 1}
+    assert await counting.ainvoke(N) == {"n": 1}
+    assert counting.batch([N, N]) == [{"n": 1}] * 2
+    assert await counting.abatch([N]) == [{"n": 1}]
+    assert (counting | RunnableLambda(lambda found: found["n"] + 1)).invoke(N) == 2
+
+
+def test_each_call_is_read_by_its_own_schema() -> None:
+    counting = chain('{"n": 1}', '{"m": 2}')
+    assert [counting.invoke({"field": field}) for field in ("n", "m")] == [{"n": 1}, {"m": 2}]
+
+
+async def test_a_stream_gives_the_object_as_far_as_it_is_there() -> None:
+    text = '{"n": 12, "more": [1, 2]}'
+    counting = PROMPT.bind_to(FakeListChatModel(responses=[text]), parse=True)
+    given = list(counting.stream(N))
+    assert given[0] == {}
+    assert {"n": 1} in given
+    assert {"n": 12, "more": [1]} in given
+    assert given[-1] == {"n": 12, "more": [1, 2]}
+    assert [found async for found in counting.astream(N)] == given
+
+
+def test_a_fenced_answer_is_read() -> None:
+    counting = PROMPT.bind_to(GenericFakeChatModel(messages=iter(['```json\n{"n": 1}\n```'])), parse=True)
+    assert list(counting.stream(N))[-1] == {"n": 1}
+
+
+def test_a_model_of_text_may_answer_by_a_schema_that_the_prompt_itself_tells() -> None:
+    """Its client takes no schema, so that is an error before the call."""
+    with pytest.raises(PomlError, match="takes no <output-schema>"):
+        PROMPT.bind_to(TextModel(answers=['{"n": 1}']), parse=True).invoke(N)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "held"),
+    [
+        ("Sorry.", r"count: the answer is no JSON", "Sorry."),
+        ('{"n": "x"}', r"\$\.n: 'x' is not of type 'integer'", '{"n": "x"}'),
+        (AIMessage("", additional_kwargs={"refusal": "I won't."}), r"the model refused: I won't\.", "I won't."),
+        (
+            AIMessage("Wait.", tool_calls=[{"id": "1", "name": "look", "args": {}}]),
+            r"called look instead of answering",
+            "Wait.",
+        ),
+    ],
+)
+def test_what_is_no_such_object_is_an_error_that_holds_the_answer(answer: Any, said: str, held: str) -> None:
+    with pytest.raises(PomlOutputParserError, match=said) as caught:
+        chain(answer).invoke(N)
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
+        assert isinstance(error, AnswerError | OutputParserException)
+        assert (error.answer, error.llm_output) == (held, held)
+        assert error.message.text == held or error.message.additional_kwargs["refusal"] == held
+    with pytest.raises(PomlOutputParserError, match=said):
+        list(chain(answer).stream(N))
+
+
+def test_a_stream_that_ends_wrong_gives_what_was_right_first() -> None:
+    stream = PROMPT.bind_to(FakeListChatModel(responses=['{"n": 1']), parse=True).stream(N)
+    assert [next(stream), next(stream)] == [{}, {"n": 1}]
+    with pytest.raises(PomlOutputParserError, match="no JSON"):
+        next(stream)
+
+
+def test_a_wrong_answer_may_be_asked_for_again() -> None:
+    model = Model(answers=["Sorry.", '{"n": 1}'])
+    counting = PROMPT.bind_to(model, parse=True)
+    trying = counting.with_retry(retry_if_exception_type=(OutputParserException,), wait_exponential_jitter=False)
+    assert trying.invoke(N) == {"n": 1}
+    assert len(model.received) == 2
+
+
+def test_a_file_without_a_schema_is_told_before_the_call() -> None:
+    model = Model()
+    with pytest.raises(PomlError, match="plain has no <output-schema>"):
+        PomlPromptTemplate.from_template("<p>Go.</p>", name="plain").bind_to(model, parse=True).invoke({})
+    assert not model.received
