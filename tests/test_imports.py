@@ -36,6 +36,7 @@ ROOMS = {
         "template",
         "frame",
         "snapshot",
+        "markup",
         "variables",
         "whitespace",
         "history",

@@ -15,6 +15,9 @@
     ├── ToolError                  a tool without a function, or a function without a tool (also a ValueError)
     │   └── ToolArgumentsError     a model called a tool with arguments that its schema refuses
     ├── AnswerError                a model's answer is not as <output-schema> says (also a ValueError)
+    ├── RegistryError              MLflow's registry does not give, or does not take, a prompt
+    │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
+    │   └── NotPomlError           what it has is not POML (also a ValueError)
     └── ConfigurationError         a setting has a value that makes no sense (also a ValueError)
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
@@ -32,8 +35,11 @@ __all__ = [
     "EngineError",
     "MissingVariableError",
     "NodeNotFoundError",
+    "NotPomlError",
     "PomlError",
     "Problem",
+    "PromptNotFoundError",
+    "RegistryError",
     "RenderError",
     "RenderTimeoutError",
     "SettingError",
@@ -72,6 +78,29 @@ class MissingVariableError(VariableError, KeyError):
     """A variable that the template needs was not given."""
 
     __str__ = Exception.__str__  # KeyError's own shows repr(message), with quotes and escaped newlines
+
+
+class RegistryError(PomlError):
+    """MLflow's registry does not give, or does not take, a prompt: it is away, refuses it, or was changed by hand.
+
+    Attributes:
+        uri: The prompt's, ``prompts:/support@production``.
+    """
+
+    def __init__(self, message: str, uri: str) -> None:
+        super().__init__(message)
+        self.uri = uri
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.uri)
+
+
+class PromptNotFoundError(RegistryError, LookupError):
+    """The registry has no such prompt, version or alias."""
+
+
+class NotPomlError(RegistryError, ValueError):
+    """The registry's version is plain text or a chat, not POML."""
 
 
 class ConfigurationError(PomlError, ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-__all__ = ["SPACES", "Element", "expressions", "parse_markup", "unwrapped"]
+__all__ = ["SPACES", "Element", "expressions", "is_poml", "parse_markup", "unwrapped"]
 
 _NAME = r"[A-Za-z_:][A-Za-z0-9_:.\-\u00b7\u0300-\u036f\u203f\u2040]*"
 _MARKUP = re.compile(rf"<(?:!--|!\[CDATA\[|[!?/]|(?=[A-Za-z_:]))|&(?:{_NAME};|#[0-9]+;|#x[0-9A-Fa-f])")
@@ -18,6 +18,15 @@ _LINES = re.compile("\r\n?|[\u2028\u2029]")  # all that ends a line for JavaScri
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
 SPACES = re.compile(r"\s+")
+# All elements of poml 0.0.8 by all their names, in lower case and without hyphens.
+_ELEMENTS = frozenset(
+    "aimessage aimsg anyorfree audio b bold br caption captionedparagraph captiontext code context conversation cp "
+    "dataobj div doc document example exampleinput exampleoutput examples exampleset folder h header hint humanmessage "
+    "humanmsg image img include inline input introducer italic i item let list listitem messagecontent msgcontent meta "
+    "newline obj object output outputformat outputschema p paragraph poml qa question role runtime s section span "
+    "stepwiseinstructions strike strikethrough stylesheet subcontent systemmessage systemmsg table task text tool "
+    "tooldef tooldefinition toolrequest toolresponse tree u underline webpage".split()
+)
 
 
 class Element:
@@ -38,6 +47,28 @@ class Element:
     def text(self) -> str:
         """The text right inside it, without that of its children."""
         return " ".join(child for child in self.children if isinstance(child, str))
+
+
+def is_poml(text: str) -> bool:
+    """Whether a text is POML, as far as its content tells.
+
+    POML takes any text. So what counts is that nothing stands outside elements, and that the outermost elements are
+    POML's: a prompt that only puts some of its text into XML tags is plain text.
+
+    Example:
+        >>> is_poml("<role>Clerk</role> <task>{{task}}</task>"), is_poml("Answer briefly: {{question}}")
+        (True, False)
+        >>> is_poml("Use what is in the document: <document>{{text}}</document>")
+        False
+    """
+    document = _parse(text.replace("\ufeff", " "))
+    elements = [child for child in document.children if isinstance(child, Element)]
+    around = document.text()
+    return bool(elements) and not around.strip() and all(_known(element.name) for element in elements)
+
+
+def _known(name: str) -> bool:
+    return name.replace("-", "") in _ELEMENTS
 
 
 def parse_markup(markup: str) -> Element:

@@ -24,7 +24,8 @@ class PromptFile:
     """A file that a prompt's markup names, and that so is part of the prompt.
 
     Attributes:
-        path: Relative to the markup's folder, with forward slashes: ``parts/header.poml``, ``../shared/logo.png``.
+        path: Relative to the markup's folder, with forward slashes: ``parts/header.poml``, ``../shared/logo.png``; an
+            absolute one where the markup names it so.
         sha256: Of its content when the prompt was read, in hexadecimal; of nothing where it was not there.
         location: Where it is on this machine.
     """

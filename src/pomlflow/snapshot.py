@@ -13,7 +13,7 @@ from typing import Protocol
 from pomlflow.record import PromptFile
 from pomlflow.variables import Inference
 
-__all__ = ["Origin", "Snapshot", "prompt_files", "stamp"]
+__all__ = ["Origin", "Snapshot", "prompt_files", "sha256", "stamp", "stamps"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
         Its includes, then its other files; a file that is not there has the digest of an empty one.
     """
     return tuple(
-        PromptFile(_shown(file, folder), _sha256(file, stamp(file)), file)
+        PromptFile(file.as_posix() if file in inference.absolute else _shown(file, folder), sha256(file), file)
         for file in (*inference.includes, *inference.assets)
     )
 
@@ -92,6 +92,11 @@ def stamp(file: Path) -> object:
 def stamps(files: Iterable[Path]) -> dict[Path, object]:
     """The stamps of files, by file."""
     return {file: stamp(file) for file in files}
+
+
+def sha256(file: Path) -> str:
+    """SHA-256, in hexadecimal, of what a file holds; of nothing where it is not there, or is a folder."""
+    return _sha256(file, stamp(file))
 
 
 @lru_cache(maxsize=1024)  # frameworks copy templates often, and a document may be large

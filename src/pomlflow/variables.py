@@ -82,6 +82,7 @@ class Inference:
         includes: Every file that an ``<include>`` leads to, missing ones too, without repeats.
         assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
             missing ones too, without repeats.
+        absolute: Those of both that the markup names by their absolute paths only.
         static: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has in a form that depends on nothing
             but the markup: no variable, nor a ``<let>`` that comes of one or of a file, the clock or the process, in
             them or in an ``if`` or ``for`` around them.
@@ -93,6 +94,7 @@ class Inference:
     expressions: tuple[str, ...] = ()
     includes: tuple[Path, ...] = ()
     assets: tuple[Path, ...] = ()
+    absolute: frozenset[Path] = frozenset()
     static: frozenset[str] = frozenset()
 
 
@@ -148,6 +150,7 @@ class _Search:
         self.expressions: list[tuple[int, int, str]] = []
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
+        self.absolute: dict[Path, bool] = {}
         self.parts: dict[str, bool] = {}  # part of the frame -> whether it depends on more than the markup
         self.seen: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.node = self.attribute = 0  # where the search is
@@ -162,6 +165,7 @@ class _Search:
             expressions=tuple(code for _, _, code in sorted(self.expressions, key=lambda found: found[:2])),
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
+            absolute=frozenset(file for file, always in self.absolute.items() if always),
             static=frozenset(part for part, depends in self.parts.items() if not depends),
         )
 
@@ -196,7 +200,7 @@ class _Search:
         if element.name == "include":
             return self.included(element, scope)
         if element.name in _READERS and (source := element.find("src")[1]) and "{{" not in source:
-            self.assets[_joined(self.home, source)] = None  # not the include's folder: POML resolves it so
+            self.assets[self.file(self.home, source)] = None  # not the include's folder: POML resolves it so
         part = _PARTS.get(element.name)
         if part is None:
             return iter(() if element.name == "meta" else element.children), scope
@@ -230,7 +234,7 @@ class _Search:
         nothing: tuple[Iterator[Element | str], _Scope] = iter(()), scope
         if not source:
             return nothing
-        file = _joined(scope.folder, source)
+        file = self.file(scope.folder, source)
         self.includes[file] = None
         bound = {**scope.leaking, **scope.own}
         # The same file with the same names bound tells nothing new; this also ends cycles.
@@ -247,7 +251,7 @@ class _Search:
         name, source = element.find("name")[1], element.find("src")[1]
         self.attribute, value = element.find("value")
         depends = bool(source)  # on a file that is no part of the markup
-        file = _joined(scope.folder, source)
+        file = self.file(scope.folder, source)
         if source:
             self.assets[file] = None
         if name and value and not source:
@@ -306,12 +310,14 @@ class _Search:
                 scope.leaking.setdefault(name, depends)
         return depends
 
+    def file(self, folder: Path, source: str) -> Path:
+        """The file that a ``src`` leads to."""
+        file = Path(os.path.abspath(folder / source))  # noqa: PTH100 - as Node joins: links are not followed
+        self.absolute[file] = self.absolute.get(file, True) and os.path.isabs(source)  # noqa: PTH117
+        return file
+
     def free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.own or name in scope.leaking or name in _GLOBALS) and is_identifier(name)
-
-
-def _joined(folder: Path, source: str) -> Path:
-    return Path(os.path.abspath(folder / source))  # noqa: PTH100 - as Node joins: links are not followed
 
 
 def _read(file: Path) -> str | None:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pomlflow.tracking.versions import RefusedError
 
-__all__ = ["Errand", "Errands"]
+__all__ = ["Errand", "Errands", "knock"]
 
 _log = logging.getLogger("pomlflow")
 
@@ -50,6 +50,7 @@ class Errand:
         waits: How often it was not possible yet.
         since: When it was first found not possible yet, in seconds of the monotonic clock.
         stuck: Whether it is of no use, as far as is known, to wait for it.
+        cancelled: Whether nobody wants it done any more.
     """
 
     uri: str
@@ -58,6 +59,7 @@ class Errand:
     waits: int = 0
     since: float | None = None
     stuck: bool = False
+    cancelled: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {_shown(self.uri)}>"
@@ -75,12 +77,16 @@ class Errand:
         """
         raise NotImplementedError
 
+    def failed(self, error: Exception) -> None:
+        """Hear that a try failed; another may follow."""
+
     def given_up(self) -> None:
         """Hear that it will not be tried again."""
 
 
 @dataclass
 class _Outage:
+    error: Exception
     pause: float = 0.25
     until: float = 0.0
 
@@ -93,25 +99,37 @@ class _Entry:
 
 
 class Errands:
-    """Errands, one after another, in a daemon thread that starts with the first."""
+    """Errands, one after another, in a daemon thread that starts with the first.
 
-    def __init__(self) -> None:
+    Args:
+        beside: Others that go to the same stores: what is known of a store, and told of it, is so once for both.
+    """
+
+    def __init__(self, beside: Errands | None = None) -> None:
         self._changed = threading.Condition()
         self._waiting: list[_Entry] = []  # a heap
         self._running: Errand | None = None
         self._thread: threading.Thread | None = None
-        self._outages: dict[str, _Outage] = {}
+        self._outages: dict[str, _Outage] = {} if beside is None else beside._outages
         self._told: set[tuple[str, str]] = set()
         self._flushes = 0
         self._numbers = itertools.count()
 
-    def send(self, errand: Errand) -> None:
-        """Have it done soon. Never blocks."""
+    def send(self, errand: Errand, *, after: float = 0.0, urgent: bool = False) -> None:
+        """Have it done. Never blocks.
+
+        Args:
+            errand: What is to be done.
+            after: Seconds to wait before it.
+            urgent: Whether somebody waits for it, so that a store that was away is looked for again at once.
+        """
         with self._changed:
+            if urgent and (outage := self._outages.get(errand.uri)) is not None:
+                outage.until = 0.0
             if len(self._waiting) >= _MOST:
                 _log.debug("Too much waits for %s: %s is dropped", _shown(errand.uri), errand)
                 return
-            self._push(errand, 0.0)
+            self._push(errand, after)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="pomlflow-registry", daemon=True)
                 self._thread.start()
@@ -171,10 +189,13 @@ class Errands:
 
     def _try(self, errand: Errand) -> float | None:
         """Try it once; gives the seconds until the next try, None where there is to be none."""
+        if errand.cancelled:
+            return None
         errand.stuck = False
         outage = self._outages.get(errand.uri)
         if outage is not None and (left := outage.until - time.monotonic()) > 0:
             errand.stuck = True
+            errand.failed(outage.error)
             return left
         try:
             done = contextvars.Context().run(_run, errand)
@@ -198,6 +219,7 @@ class Errands:
 
     def _failed(self, errand: Errand, error: Exception) -> float | None:
         errand.tries += 1
+        errand.failed(error)
         _log.debug("Failed %d times: %s", errand.tries, errand, exc_info=error)
         if _is_away(errand.uri, error):
             return self._outage(errand.uri, error)
@@ -223,12 +245,12 @@ class Errands:
             )
 
     def _outage(self, uri: str, error: Exception) -> float:
-        outage = self._outages.get(uri)
-        if outage is None:
-            outage = self._outages[uri] = _Outage()
+        new = _Outage(error)
+        outage = self._outages.setdefault(uri, new)
+        if outage is new:
             _log.warning(
-                "MLflow's store %s cannot be reached. Calls go on; prompts are registered and linked when it is back. "
-                "(%s)",
+                "MLflow's store %s cannot be reached. Calls go on, with the prompts that are there; prompts are "
+                "registered, linked and renewed when it is back. (%s)",
                 _shown(uri),
                 _safe(error, uri),
             )
@@ -240,12 +262,16 @@ class Errands:
 def _run(errand: Errand) -> bool:
     if errand.workspace:
         set_server_request_workspace(errand.workspace)  # in this context, unlike `set_workspace`, which is process-wide
-    _knock(errand.uri)
+    knock(errand.uri)
     return errand.run()
 
 
-def _knock(uri: str) -> None:
-    """Find out fast that a server is away. Any answer but a gateway's own error says that it is there."""
+def knock(uri: str) -> None:
+    """Find out fast that a server is away. Any answer but a gateway's own error says that it is there.
+
+    Raises:
+        MlflowException: It is away.
+    """
     if uri.startswith(("http://", "https://")):
         # One retry, at once: a connection kept open may have been closed at the other end.
         http_request(  # type: ignore[no-untyped-call] # in MLflow

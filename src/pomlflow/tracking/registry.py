@@ -32,7 +32,7 @@ from pomlflow.tracking.errands import Errand, Errands
 from pomlflow.tracking.links import experiment_of, link_live, link_stored, list_in_experiment
 from pomlflow.tracking.versions import Draft, draft_of, ensure, name_of
 
-__all__ = ["PromptRegistry", "flush"]
+__all__ = ["Place", "PromptRegistry", "client_of", "flush"]
 
 _log = logging.getLogger("pomlflow")
 
@@ -47,15 +47,21 @@ _COMPLETE: Final = 10.0  # seconds in which a trace that is in the store is comp
 _OnVersion = Callable[[PromptVersion], None]
 
 
-class _Place(NamedTuple):
-    """Where a prompt is registered, and where its traces are."""
+class Place(NamedTuple):
+    """Where a prompt is registered, and where its traces are.
+
+    Attributes:
+        tracking: The URI of the tracking store.
+        registry: The URI of the registry.
+        workspace: The MLflow workspace, or None.
+    """
 
     tracking: str
     registry: str
     workspace: str | None
 
     @classmethod
-    def now(cls) -> _Place:
+    def now(cls) -> Place:
         """What is set at this moment, in this context."""
         tracking = mlflow.get_tracking_uri()
         return cls(tracking, _registry_uri(tracking), get_request_workspace())
@@ -78,7 +84,7 @@ def _registry_uri_of(_tracking: str, _set: str | None, _environment: str | None)
 class _Key(NamedTuple):
     """One content under one name in one registry."""
 
-    place: _Place
+    place: Place
     name: str
     path: str | None
     digest: str
@@ -89,6 +95,10 @@ class PromptRegistry:
 
     Safe for many threads and event loops; a forked child starts with what its parent knew and nothing pending. One
     object is enough for a process: `shared` gives it.
+
+    Attributes:
+        loads: What is to be read from stores, apart from what is to be written: a first load is waited for, and must
+            not queue behind a hundred registrations.
 
     Example:
         >>> import mlflow
@@ -101,7 +111,7 @@ class PromptRegistry:
     def __init__(self) -> None:
         self._known: dict[_Key, PromptVersion | None] = {}  # None: the registry refused it
         self._absent: dict[_Key, None] = {}  # looked for, for failed renders, and not found
-        self._listed: set[tuple[_Place, str, str]] = set()
+        self._listed: set[tuple[Place, str, str]] = set()
         self._said: set[str] = set()
         self._start_afresh()
         _registries.add(self)
@@ -110,7 +120,8 @@ class PromptRegistry:
         self._lock = threading.Lock()
         self._pending: dict[tuple[_Key, bool], _Registration] = {}
         self._errands = Errands()
-        self._recent: deque[tuple[float, _Place, str, PromptVersion]] = deque(maxlen=_MOST_RECENT)
+        self.loads = Errands(beside=self._errands)
+        self._recent: deque[tuple[float, Place, str, PromptVersion]] = deque(maxlen=_MOST_RECENT)
 
     @staticmethod
     def shared() -> PromptRegistry:
@@ -174,7 +185,7 @@ class PromptRegistry:
         name = name_of(record)
         if name is None or trace_id == NO_OP_SPAN_TRACE_ID:
             return None
-        key = _Key(_Place.now(), name, record.path, record.digest)
+        key = _Key(Place.now(), name, record.path, record.digest)
         create = record.error is None
         if key in self._known:
             version = self._known.get(key)
@@ -236,12 +247,12 @@ class PromptRegistry:
         for trace_id, on_version in registration.traces:
             self._link_trace(key.place, trace_id, version, on_version)
 
-    def _send_link(self, place: _Place, trace_id: str, version: PromptVersion) -> None:
+    def _send_link(self, place: Place, trace_id: str, version: PromptVersion) -> None:
         self._errands.send(
             _TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version)
         )
 
-    def _link_trace(self, place: _Place, trace_id: str, version: PromptVersion, on_version: _OnVersion | None) -> None:
+    def _link_trace(self, place: Place, trace_id: str, version: PromptVersion, on_version: _OnVersion | None) -> None:
         experiment = experiment_of(trace_id)
         if link_live(trace_id, version):
             self._recent.append((time.monotonic(), place, trace_id, version))
@@ -270,7 +281,8 @@ def _shrink(memory: dict[_Key, Any]) -> None:
         del memory[next(iter(memory))]
 
 
-def _client(place: _Place) -> MlflowClient:
+def client_of(place: Place) -> MlflowClient:
+    """MLflow's client for a place, whatever is set now."""
     return MlflowClient(tracking_uri=place.tracking, registry_uri=place.registry)
 
 
@@ -287,7 +299,7 @@ class _Registration(Errand):
     version: PromptVersion | None = None
 
     def run(self) -> bool:
-        version = ensure(_client(self.key.place), self.draft, create=self.create, store=self.uri)
+        version = ensure(client_of(self.key.place), self.draft, create=self.create, store=self.uri)
         self.registry._finish(self, version)
         return True
 
@@ -312,12 +324,12 @@ class _TraceLink(Errand):
 class _Listing(Errand):
     """Show one prompt among those of an experiment."""
 
-    place: _Place
+    place: Place
     name: str
     experiment: str
 
     def run(self) -> bool:
-        return list_in_experiment(_client(self.place), self.name, self.experiment)
+        return list_in_experiment(client_of(self.place), self.name, self.experiment)
 
 
 def flush(timeout: float | None = None) -> bool:

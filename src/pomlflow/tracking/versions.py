@@ -25,7 +25,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.prompt.registry_utils import model_version_to_prompt_version
 from pydantic import ValidationError
 
-from pomlflow.record import RenderRecord
+from pomlflow.record import PromptFile, RenderRecord
+from pomlflow.tracking.enclosures import FileChangedError, tags_of
 from pomlflow.tracking.turns import turn
 
 __all__ = [
@@ -70,8 +71,10 @@ class Draft:
     Attributes:
         name: The prompt's name.
         source: The complete markup.
-        digest: SHA-256 of the source and of what it includes.
+        digest: SHA-256 of the source and of the files that it names.
         path: The file, relative to the prompt root; None for inline markup.
+        files: The files that it names.
+        folder: The folder that they are relative to, relative to the prompt root.
         tags: The tags of a version made from it.
         runtime: The ``<runtime>`` that depends on no variable, or None.
         schema: The ``<output-schema>`` that depends on no variable, or None.
@@ -82,6 +85,8 @@ class Draft:
     digest: str
     path: str | None
     tags: Mapping[str, str]
+    files: tuple[PromptFile, ...] = ()
+    folder: str | None = None
     runtime: Mapping[str, Any] | None = None
     schema: Mapping[str, Any] | None = None
 
@@ -117,6 +122,8 @@ def draft_of(record: RenderRecord, name: str) -> Draft:
         digest=record.digest,
         path=record.path,
         tags={key: value for key, value in tags.items() if value},
+        files=record.files,
+        folder=record.folder,
         runtime=output.get("runtime") if "runtime" in record.static else None,
         schema=output.get("schema") if "schema" in record.static else None,
     )
@@ -215,23 +222,17 @@ def _make(client: MlflowClient, draft: Draft, name: str, *, first: bool) -> Prom
     Not `MlflowClient.register_prompt`: it copies the version's tags, digest and path, to the prompt, writes the
     current thread's experiment and starts a thread of its own for that.
     """
+    try:
+        enclosed = tags_of(draft.files, draft.folder)
+    except FileChangedError as error:  # then the content is another one, and the next render has that
+        raise RefusedError(f"the prompt {name!r}: {error}") from error
     if first:
-        try:
-            client.create_prompt(name)
-        except MlflowException as error:
-            # Mostly another process that registers the same name now; but a model may have it, and no version of a
-            # prompt must get into a user's model.
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            if client.get_prompt(name) is None:
-                raise RefusedError(
-                    f"{name!r} is the name of a registered model: give the prompt another name="
-                ) from error
+        _make_prompt(client, name)
     mine: PromptVersion = client.create_prompt_version(
         name,
         draft.source,
         description=f"POML from {draft.path}"[:1000] if draft.path else "POML, inline",
-        tags=dict(draft.tags),
+        tags={**draft.tags, **enclosed},
         response_format=_response_format(draft),
         model_config=model_config(draft.runtime) if draft.runtime else None,
     )
@@ -247,6 +248,18 @@ def _make(client: MlflowClient, draft: Draft, name: str, *, first: bool) -> Prom
         "The prompt %r was registered by another process at the same time: both use version %s.", name, lowest.version
     )
     return lowest
+
+
+def _make_prompt(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_prompt(name)
+    except MlflowException as error:
+        # Mostly another process that registers the same name now; but a model may have it, and no version of a prompt
+        # must get into a user's model.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        if client.get_prompt(name) is None:
+            raise RefusedError(f"{name!r} is the name of a registered model: give the prompt another name=") from error
 
 
 def _withdraw(client: MlflowClient, version: PromptVersion) -> None:
