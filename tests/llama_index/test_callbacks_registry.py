@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,9 +18,8 @@ from llama_index.core import PromptTemplate
 from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
-from mlflow.entities import Trace
 from mlflow.genai import load_prompt
-from tests.llama_index.traces import FOREIGN_WARNINGS, named, poml_spans, traced
+from tests.llama_index.traces import FOREIGN_WARNINGS, linked, named, poml_spans, traced
 from tests.mlflow_server import until
 
 from pomlflow.exceptions import PomlError
@@ -30,7 +28,7 @@ from pomlflow.llama_index.texts import forget
 from pomlflow.tracking.registry import flush
 
 pytestmark = FOREIGN_WARNINGS
-__all__ = ["traced"]
+__all__ = ["linked", "traced"]
 
 
 @pytest.fixture
@@ -57,19 +55,6 @@ def texts_forgotten() -> Iterator[None]:
     forget()
     yield
     forget()
-
-
-@pytest.fixture
-def linked(stored_traces: Callable[[], list[Trace]]) -> Callable[[Trace], list[str]]:
-    """The prompt versions that a trace is linked to in the store, as ``name/version``, when all is done."""
-
-    def of(trace: Trace) -> list[str]:
-        assert flush(30)
-        (stored,) = [one for one in stored_traces() if one.info.trace_id == trace.info.trace_id]
-        links = json.loads(stored.info.tags.get("mlflow.linkedPrompts", "[]"))
-        return sorted(f"{link['name']}/{link['version']}" for link in links)
-
-    return of
 
 
 def versions(name: str) -> int:

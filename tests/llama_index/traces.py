@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.mlflow_server import until
+
+from pomlflow import flush
 
 if TYPE_CHECKING:
     from mlflow.entities import Span, Trace
@@ -51,6 +54,19 @@ def traced(
     gc.collect()  # while FOREIGN_WARNINGS hold
     monkeypatch.undo()
     mlflow.tracing.reset()
+
+
+@pytest.fixture
+def linked(stored_traces: Callable[[], list[Trace]]) -> Callable[[Trace], list[str]]:
+    """The prompt versions that a trace is linked to in the store, as ``name/version``, when all is done."""
+
+    def of(trace: Trace) -> list[str]:
+        assert flush(30)
+        (stored,) = [one for one in stored_traces() if one.info.trace_id == trace.info.trace_id]
+        links = json.loads(stored.info.tags.get("mlflow.linkedPrompts", "[]"))
+        return sorted(f"{link['name']}/{link['version']}" for link in links)
+
+    return of
 
 
 def tree(trace: Trace) -> str:

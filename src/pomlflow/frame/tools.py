@@ -63,7 +63,7 @@ def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
 
     Args:
         functions: By name; or several, each a function or a framework's tool, under their own names (``name``, else
-            ``__name__``).
+            ``metadata.name``, else ``__name__``).
 
     Returns:
         By name.
@@ -88,7 +88,8 @@ def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
 
 
 def _name(function: Any) -> str:
-    name = getattr(function, "name", None) or getattr(function, "__name__", None)
+    metadata = getattr(function, "metadata", None)  # LlamaIndex's tools have their name there
+    name = getattr(function, "name", None) or getattr(metadata, "name", None) or getattr(function, "__name__", None)
     if not isinstance(name, str) or name == "<lambda>":
         raise ToolError(f"{function!r} has no name of its own: give it by name, {{name: function}}", "")
     return name

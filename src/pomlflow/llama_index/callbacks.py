@@ -32,6 +32,7 @@ from typing_extensions import Self
 
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index.events import PomlRenderEvent
+from pomlflow.llama_index.llm import PomlLLM
 from pomlflow.llama_index.open_span import Owner
 from pomlflow.llama_index.spans import Spans, has_outlived_trace, nearest
 from pomlflow.llama_index.texts import known_texts_in
@@ -256,8 +257,10 @@ def _choose(component: Any) -> PomlCallbackHandler | None:
     """Whose trace begins with a component's span: the closest handler's; None where nobody wants it."""
     if scope := _scope.get():
         return scope[-1]
-    if component is not None and (known := _objects.get(id(component))) is not None and known[1]:
-        return known[1][-1]
+    # Whoever traces a model wants the renders for it, too.
+    for one in (component, component.llm) if isinstance(component, PomlLLM) else (component,):
+        if one is not None and (known := _objects.get(id(one))) is not None and known[1]:
+            return known[1][-1]
     for manager in _managers(component):
         for handler in getattr(manager, "handlers", ()):
             if isinstance(handler, PomlCallbackHandler):

@@ -28,7 +28,7 @@ from typing_extensions import override
 from pomlflow.history import REQUEST, RESPONSE, History
 from pomlflow.record import RenderRecord
 
-__all__ = ["MessageHistory", "describe", "from_poml", "messages_of", "to_poml"]
+__all__ = ["DescribedImage", "MessageHistory", "describe", "from_poml", "messages_of", "to_poml"]
 
 _ROLES = {
     "human": MessageRole.USER,
@@ -47,6 +47,16 @@ _SPEAKERS = {
 }
 # LlamaIndex names the format of a sound as OpenAI does, which takes "wav" and "mp3" alone.
 _SOUNDS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+
+
+class DescribedImage(ImageBlock):
+    """A picture and the text that stands for it where it cannot be shown; no provider's request has a field for that.
+
+    Attributes:
+        alt: The text.
+    """
+
+    alt: str | None = None
 
 
 def from_poml(
@@ -123,7 +133,9 @@ def _block(part: str | Mapping[str, Any]) -> ContentBlock:
         return ToolCallBlock(tool_call_id=part["id"], tool_name=part["name"], tool_kwargs=_arguments(part["content"]))
     data, (kind, _, subtype) = part["base64"].encode(), mime.partition("/")
     if kind == "image":
-        return ImageBlock(image=data, image_mimetype=mime)
+        alt = part.get("alt")
+        described = {"image": data, "image_mimetype": mime}
+        return DescribedImage(**described, alt=alt) if alt else ImageBlock(**described)
     if kind == "audio":
         return AudioBlock(audio=data, format=_SOUNDS.get(subtype, subtype))
     if kind == "video":
@@ -176,7 +188,9 @@ def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a tab
         call = _arguments(block.tool_kwargs)
         return {"type": REQUEST, "id": block.tool_call_id or "", "name": block.tool_name, "content": call}
     if isinstance(block, ImageBlock):
-        return _media("image", block.image, block.image_mimetype, block.url or block.path)
+        shown = _media("image", block.image, block.image_mimetype, block.url or block.path)
+        alt = getattr(block, "alt", None)
+        return {**shown, "alt": alt} if alt and isinstance(shown, dict) else shown
     if isinstance(block, AudioBlock):
         mime = {"mp3": "audio/mpeg"}.get(block.format or "", f"audio/{block.format or '*'}")
         return _media("audio", block.audio, mime, block.url or block.path)

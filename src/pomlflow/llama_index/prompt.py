@@ -19,11 +19,17 @@ from typing_extensions import Self, override
 
 from pomlflow.llama_index.events import deliver
 from pomlflow.llama_index.messages import MessageHistory, messages_of
+from pomlflow.llama_index.providers import for_provider
 from pomlflow.llama_index.strings import Name, PromptText, fenced, markdown
 from pomlflow.llama_index.unfilled import as_f_string, histories, is_measured, measure, open_variables
 from pomlflow.record import RenderRecord
 from pomlflow.template import Snapshot, Template
 from pomlflow.whitespace import protect, restore
+
+if TYPE_CHECKING:
+    from llama_index.core.llms import LLM
+
+    from pomlflow.llama_index.llm import PomlLLM
 
 __all__ = ["PomlPromptTemplate"]
 
@@ -212,6 +218,27 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         """
         self.format_messages(**variables)
 
+    def bind_to(self, llm: LLM, /, **llm_kwargs: Any) -> PomlLLM:
+        """Bind a model to the prompt, so that all that the file says reaches the model with each call.
+
+        Args:
+            llm: The model.
+            **llm_kwargs: Arguments of the model's chat, which win over the file's ``<runtime>``.
+
+        Returns:
+            What has the model's verbs (``chat``, ``complete``, ``predict``, ``structured_predict``, their streams and
+            async forms), and takes the prompt's variables.
+
+        Example:
+            >>> from llama_index.core.llms import MockLLM
+            >>> prompt = PomlPromptTemplate("<runtime max-tokens='3'/><p>{{topic}}</p>")
+            >>> prompt.bind_to(MockLLM()).predict(topic="POML")
+            'text text text'
+        """
+        from pomlflow.llama_index.llm import PomlLLM
+
+        return PomlLLM(self, llm, **llm_kwargs)
+
     # From here on: what LlamaIndex calls.
 
     @override
@@ -246,7 +273,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         """Render to messages.
 
         Args:
-            llm: Ignored.
+            llm: The model that it is for, as far as its provider takes media in some messages only.
             **kwargs: The variables.
 
         Returns:
@@ -257,7 +284,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         """
         if is_measured(kwargs):
             return measure(self)
-        return self._parsed(self._render(kwargs).messages)
+        return for_provider(llm, self._parsed(self._render(kwargs).messages))
 
     async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
         """Render to messages, without holding up the event loop; LlamaIndex itself has no such method to call."""

@@ -1,0 +1,145 @@
+"""What LlamaIndex's model classes take, and what they lose on the way to the provider."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    ChatMessage,
+    ContentBlock,
+    DocumentBlock,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+    VideoBlock,
+)
+from llama_index.core.llms import LLM
+
+from pomlflow.exceptions import SettingError
+from pomlflow.frame import Provider, Settings, response_format, settings
+
+__all__ = ["for_provider", "native_schema", "provider_of", "settings_for"]
+
+_CLASSES: dict[str, Provider] = {
+    "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
+    "llama_index.llms.anthropic.base.Anthropic": "anthropic",
+}
+_MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
+
+
+def provider_of(llm: Any) -> Provider | None:
+    """Whose requests a model sends; None where that is not known."""
+    kind: type = type(llm)
+    return _provider(kind)
+
+
+@lru_cache(maxsize=256)
+def _provider(kind: type) -> Provider | None:
+    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+    return next((_CLASSES[name] for name in names if name in _CLASSES), None)
+
+
+def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, place: str) -> Settings:
+    """Name the settings of ``<runtime>`` as a model's chat takes them.
+
+    Args:
+        llm: The model.
+        runtime: As POML gives it.
+        place: The template, for errors.
+
+    Raises:
+        SettingError: The provider, or the SDK that the model's class hands its arguments to, has no such setting.
+    """
+    provider = provider_of(llm)
+    given = settings(runtime, provider, place)
+    if provider is not None and given.unknown and (known := _parameters(provider)):
+        for name in sorted(given.unknown - known):
+            raise SettingError(
+                f"{place}: <runtime> says {name}, which {type(llm).__name__} does not take: take it away, or, for a "
+                f"server that takes it all the same, write extra-body='{{\"{name}\": …}}'",
+                name,
+            )
+    return given
+
+
+@lru_cache
+def _parameters(provider: Provider) -> frozenset[str]:
+    """What an SDK's chat takes; it is asked because it refuses the rest late, while a stream is read."""
+    try:
+        if provider == "openai":
+            from openai.resources.chat.completions import Completions as Chat
+        else:
+            from anthropic.resources.messages import Messages as Chat  # type: ignore[assignment]
+    except ImportError:  # another version of the SDK
+        return frozenset()
+    return frozenset(inspect.signature(Chat.create).parameters)
+
+
+def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give what makes a model's chat keep to a schema; None where its class or model has no such thing.
+
+    Args:
+        llm: The model.
+        schema: The output schema.
+    """
+    provider = provider_of(llm)
+    if provider == "openai" and getattr(llm, "_should_use_structure_outputs", lambda: False)():
+        return {"response_format": response_format(schema)}
+    if provider == "anthropic" and _keeps_to_schemas(llm) and "output_config" in _parameters(provider):
+        from anthropic import transform_schema
+
+        return {"output_config": {"format": {"type": "json_schema", "schema": transform_schema(dict(schema))}}}
+    return None
+
+
+def _keeps_to_schemas(llm: Any) -> bool:
+    with suppress(ImportError):  # llama-index-llms-anthropic before 0.10.5 does not know which models do
+        from llama_index.llms.anthropic.utils import is_anthropic_structured_output_supported
+
+        return bool(is_anthropic_structured_output_supported(llm.model))
+    return False
+
+
+def for_provider(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
+    """Put media where the provider takes them.
+
+    OpenAI's chats have them in user's messages alone, and LlamaIndex's client (0.8.3) drops them elsewhere without a
+    word: those of a tool's response, above all. There a mark stands for each, and they follow in a user's message.
+
+    Args:
+        llm: The model; None where it is not known.
+        messages: The messages.
+
+    Returns:
+        The same list where nothing needs to be moved.
+    """
+    if provider_of(llm) != "openai" or not any(_moved(message) for message in messages):
+        return messages
+    made: list[ChatMessage] = []
+    moved: list[ContentBlock] = []
+    for message in messages:
+        if moved and message.role != MessageRole.TOOL:  # nothing may stand between calls and their responses
+            made.append(ChatMessage(role=MessageRole.USER, blocks=moved))
+            moved = []
+        media = _moved(message)
+        for block in media:
+            moved += [TextBlock(text=_mark(block)), block]
+        blocks = [TextBlock(text=_mark(block)) if isinstance(block, _MEDIA) else block for block in message.blocks]
+        made.append(message.model_copy(update={"blocks": blocks}) if media else message)
+    return [*made, ChatMessage(role=MessageRole.USER, blocks=moved)] if moved else made
+
+
+def _moved(message: ChatMessage) -> Sequence[Any]:
+    if message.role == MessageRole.USER:
+        return ()
+    return [block for block in message.blocks if isinstance(block, _MEDIA)]
+
+
+def _mark(block: Any) -> str:
+    kind, alt = getattr(block, "image_mimetype", None) or block.block_type, getattr(block, "alt", None)
+    return f"[{kind}: {alt}]" if alt else f"[{kind}]"
