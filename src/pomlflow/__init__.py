@@ -7,6 +7,7 @@ package imports neither a framework nor MLflow.
 from __future__ import annotations
 
 from pomlflow.api import arender, flush, poml, render
+from pomlflow.autolog import autolog
 from pomlflow.exceptions import (
     AnswerError,
     ConfigurationError,
@@ -49,6 +50,7 @@ __all__ = [
     "VariableError",
     "WorkerDiedError",
     "arender",
+    "autolog",
     "configure",
     "flush",
     "poml",

@@ -1,38 +1,47 @@
 """Who is told of renders that no framework's own event tells of.
 
-Two kinds of listeners, neither of which may raise or take long:
+Whoever traces adds itself here, and what renders knows nobody:
 
 - An *observer* hears of every render, wherever it was made: POML's local trace files are written by one.
-- A *carrier* takes a plain render, made by `pomlflow.render` or `poml.poml()`, to its place in a trace, or leaves it to
-  the next: that of LangChain knows the run around the call, that of LlamaIndex the step, and that of `autolog` takes
-  what is part of neither.
-
-Whoever traces adds itself here; what renders knows nobody.
+- A *framework* takes a render that was made in a call of its own (`pomlflow.poml` in a chain's function, in an agent's
+  tool) to its place in the trace, or says that the call is no part of it.
+- The *rest* takes what is part of nothing: it is set by `pomlflow.autolog`, for each kind of prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 from pomlflow.record import RenderRecord
 
-__all__ = ["AUTOLOG", "LANGCHAIN", "LLAMA_INDEX", "Carrier", "Observer", "carry", "deliver", "observe", "observed"]
+__all__ = ["Carrier", "Kind", "Mask", "Observer", "deliver", "join", "observe", "observed", "take_rest"]
 
-Observer = Callable[[RenderRecord, "Path | None"], None]
+Mask = Callable[[dict[str, Any]], "dict[str, Any] | None"]
+"""From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored.
+
+It gets plain data (what JSON can hold) that is its own to change. What it leaves out is not stored. A failed span's
+outputs are ``{"error": …}``.
+"""
+Observer = Callable[[RenderRecord, "Path | None"], object]
 """Takes a render, and the absolute path of its file."""
 Carrier = Callable[[RenderRecord, float], bool]
-"""Takes a render, and the seconds that it may wait for the prompt's version; gives whether it has stored it."""
+"""Takes a render, and the seconds that it may wait for the prompt's version; gives whether the render is its own."""
+Kind = Literal["plain", "langchain"]
+"""Whose prompt was rendered. LlamaIndex's own events tell of LlamaIndex's, outside of all engines and agents too."""
 
-LANGCHAIN: Final = 0
-LLAMA_INDEX: Final = 1
-AUTOLOG: Final = 2
+_log = logging.getLogger("pomlflow")
 _WAIT: Final = 0.005
+# LangChain first: its carrier finds LlamaIndex's span where one is open inside a run.
+_ORDER: Final = ("langchain", "llama_index")
 
 _observer: Observer | None = None
-_carriers: dict[int, Carrier] = {}
+_failed = False
+_frameworks: dict[str, Carrier] = {}
+_rest: dict[Kind, Carrier] = {}
 
 
 def observe(observer: Observer | None) -> None:
@@ -42,33 +51,57 @@ def observe(observer: Observer | None) -> None:
 
 
 def observed(record: RenderRecord, file: Path | None) -> RenderRecord:
-    """Tell the observer of a render, and give it back."""
+    """Tell the observer of a render, and give it back. Never raises.
+
+    Args:
+        record: The render.
+        file: The absolute path of its file; None for inline markup.
+    """
+    global _failed
     if _observer is not None:
-        _observer(record, file)
+        try:
+            _observer(record, file)
+        except Exception as error:  # noqa: BLE001 - telemetry never hurts
+            if not _failed:
+                _failed = True
+                _log.warning("A render could not be written down: %r (said once)", error)
     return record
 
 
-def carry(place: int, carrier: Carrier | None) -> None:
-    """Set who takes plain renders to their place.
+def join(framework: str, carrier: Carrier) -> None:
+    """Have a framework take renders that are made in its calls.
 
     Args:
-        place: `LANGCHAIN`, `LLAMA_INDEX` or `AUTOLOG`, which are asked in this order: LangChain's carrier finds the
-            span of LlamaIndex's that is open inside a run, and the last takes everything.
-        carrier: None for nobody.
+        framework: ``langchain`` or ``llama_index``.
+        carrier: What takes them.
     """
-    global _carriers
-    others = {other: one for other, one in _carriers.items() if other != place}
-    # A new dict: another thread may be going through the old one.
-    _carriers = dict(sorted([*others.items(), *([] if carrier is None else [(place, carrier)])]))
+    _frameworks[framework] = carrier
 
 
-def deliver(record: RenderRecord) -> None:
-    """Take a plain render to its place in a trace, where anybody traces here.
+def take_rest(kind: Kind, carrier: Carrier | None) -> None:
+    """Set who takes renders of a kind that are part of nothing; None for nobody."""
+    if carrier is None:
+        _rest.pop(kind, None)
+    else:
+        _rest[kind] = carrier
+
+
+def deliver(record: RenderRecord, kind: Kind = "plain") -> None:
+    """Take a render to its place in a trace, where anybody traces here.
+
+    Args:
+        record: The render.
+        kind: Whose prompt was rendered.
 
     Example:
         >>> from pomlflow.template import Template
         >>> deliver(Template("<p>Hello</p>").render({}))
     """
-    if _carriers:
-        wait = _WAIT if asyncio._get_running_loop() is None else 0.0  # an event loop never waits
-        any(carrier(record, wait) for carrier in _carriers.values())
+    if not _frameworks and not _rest:
+        return
+    wait = _WAIT if asyncio._get_running_loop() is None else 0.0  # an event loop never waits
+    for name in _ORDER:
+        if (carrier := _frameworks.get(name)) is not None and carrier(record, wait):
+            return
+    if (carrier := _rest.get(kind)) is not None:
+        carrier(record, wait)

@@ -14,7 +14,7 @@ from pomlflow.frame import response_format, settings, tool_specs
 from pomlflow.frame.messages import chat_messages
 from pomlflow.record import RenderRecord
 
-__all__ = ["Format", "check_format", "converted", "pretty", "raw"]
+__all__ = ["Format", "check_format", "converted", "indented", "pretty", "raw"]
 
 Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pydantic"]
 """As in poml 0.0.8; what each gives stands at `converted`."""
@@ -75,6 +75,11 @@ def raw(output: Mapping[str, Any]) -> str:
         '{"messages":"naïve","runtime":{"temperature":0.00001}}'
     """
     return orjson.dumps(_spelt(dict(output))).decode()
+
+
+def indented(value: Any) -> str:
+    """Any JSON value as POML writes it into its trace files."""
+    return orjson.dumps(_spelt(value), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def pretty(output: Mapping[str, Any]) -> str:

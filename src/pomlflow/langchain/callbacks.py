@@ -18,6 +18,7 @@ from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value
 
+from pomlflow.delivery import join
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.frame.messages import media_part
 from pomlflow.langchain.context import nearest, run_here, surroundings
@@ -25,7 +26,7 @@ from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missin
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, warn_once
 
-__all__ = ["PomlCallbackHandler", "deliver", "log_under_mlflow_tracer"]
+__all__ = ["PomlCallbackHandler", "carry", "deliver", "log_under_mlflow_tracer"]
 
 _WAIT = 0.005
 _MISSING = missing_parts(MlflowLangchainTracer)
@@ -162,17 +163,54 @@ def deliver(
     try:
         tracer = _tracer_of(handlers, run_id)
         if tracer is None and run_id is None:
-            tracer, run_id = _tracer_around()
-        if isinstance(tracer, PomlCallbackHandler):
-            tracer.on_poml_render(record, run_id=run_id, wait=wait)
-        elif tracer is not None:
-            log_under_mlflow_tracer(tracer, record, run_id, wait=wait)
+            tracer, run_id, handlers = _tracer_around()
+        if tracer is not None:
+            _store(record, tracer, run_id, handlers, wait)
     except Exception as error:  # noqa: BLE001 - telemetry never hurts
         warn_once("deliver", "a render could not be traced: %r", error)
 
 
+def carry(record: RenderRecord, wait: float) -> bool:
+    """Take a render that is no template's of LangChain's to the run that the call is part of. Never raises.
+
+    Args:
+        record: The render.
+        wait: Seconds that finding the prompt's version may take.
+
+    Returns:
+        Whether the call is part of a run that is traced.
+    """
+    try:
+        tracer, run_id, handlers = _tracer_around()
+        if tracer is None:
+            return False
+        _store(record, tracer, run_id, handlers, wait)
+    except Exception as error:  # noqa: BLE001
+        warn_once("deliver", "a render could not be traced: %r", error)
+    return True
+
+
+def _store(
+    record: RenderRecord,
+    tracer: MlflowLangchainTracer,
+    run_id: UUID | None,
+    handlers: Sequence[BaseCallbackHandler],
+    wait: float,
+) -> None:
+    if isinstance(tracer, PomlCallbackHandler):
+        tracer.on_poml_render(record, run_id=run_id, wait=wait)
+    else:
+        ours = next((handler for handler in handlers if isinstance(handler, PomlCallbackHandler)), None)
+        log_under_mlflow_tracer(tracer, record, run_id, wait=wait, beside=ours)
+
+
 def log_under_mlflow_tracer(
-    tracer: MlflowLangchainTracer, record: RenderRecord, run_id: UUID | None, *, wait: float = _WAIT
+    tracer: MlflowLangchainTracer,
+    record: RenderRecord,
+    run_id: UUID | None,
+    *,
+    wait: float = _WAIT,
+    beside: PomlCallbackHandler | None = None,
 ) -> None:
     """Store a render in the trace of MLflow's own tracer, as ``mlflow.langchain.autolog()`` sets it up.
 
@@ -181,8 +219,10 @@ def log_under_mlflow_tracer(
         record: The render.
         run_id: The run that it is part of.
         wait: Seconds that finding the prompt's version may take.
+        beside: The handler of ours that left the run to it; its settings hold for the POML span.
     """
-    log_render(record, parent=_parent(tracer, run_id), wait=wait)
+    register_prompts, mask = (True, None) if beside is None else (beside.register_prompts, beside.mask)
+    log_render(record, parent=_parent(tracer, run_id), register_prompts=register_prompts, mask=mask, wait=wait)
 
 
 def _parent(tracer: MlflowLangchainTracer, run_id: UUID | None) -> LiveSpan | None:
@@ -197,13 +237,14 @@ def _tracer_of(handlers: Sequence[BaseCallbackHandler], run_id: UUID | None) -> 
     return tracers[0] if tracers else None
 
 
-def _tracer_around() -> tuple[MlflowLangchainTracer | None, UUID | None]:
+def _tracer_around() -> tuple[MlflowLangchainTracer | None, UUID | None, Sequence[BaseCallbackHandler]]:
+    """Who traces the run that this call is part of, the run, and all of its handlers."""
     around = surroundings()
     if around is not None:
-        return _tracer_of(around.handlers, around.parent_run_id), around.parent_run_id
+        return _tracer_of(around.handlers, around.parent_run_id), around.parent_run_id, around.handlers
     # A task on Python 3.10, where LangChain's own context is lost. MLflow's is not.
     run = run_here()
-    return (None if run is None else run.tracer), None
+    return (None if run is None else run.tracer), None, ()
 
 
 def _plain(value: Any) -> Any:
@@ -248,3 +289,6 @@ def _openai_media(value: Any) -> Any:
         items = [_openai_media(item) for item in value]
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     return value
+
+
+join("langchain", carry)

@@ -20,6 +20,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self, override
 
+from pomlflow.delivery import deliver
 from pomlflow.frame import named
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.model import PomlChain, reach
@@ -328,7 +329,10 @@ def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str,
 def _deliver(
     record: RenderRecord, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun | None, wait: float
 ) -> None:
-    """Give the record to the handlers that trace it: out of the prompt's own run, or of the run around this call."""
+    """Give the record to the handlers that trace it: out of the prompt's own run, or of the run around this call.
+
+    Where there is none, to whoever traces what is part of nothing.
+    """
     handlers: Sequence[BaseCallbackHandler] = ()
     run_id: UUID | None = None
     if run is not None:
@@ -340,14 +344,16 @@ def _deliver(
     # without such a handler does not import MLflow.
     if any(hasattr(handler, "on_poml_render") or hasattr(handler, "_run_span_mapping") for handler in handlers):
         _callbacks()(record, handlers, run_id, wait=wait)
+    else:
+        deliver(record, "langchain")
 
 
 @cache
 def _callbacks() -> Callable[..., None]:
     """What delivers records; importing it imports MLflow, whose failure is not to be the user's."""
     try:
-        from pomlflow.langchain.callbacks import deliver
+        from pomlflow.langchain.callbacks import deliver as deliver_in_run
     except Exception as error:  # noqa: BLE001 - a version of MLflow that lacks something fails in whatever way
         _log.warning("POML renders are not traced: %s", error, exc_info=True)
         return lambda *_, **__: None
-    return deliver
+    return deliver_in_run

@@ -25,11 +25,13 @@ from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-d
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent, LLMCompletionStartEvent
+from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.workflow import Workflow
 from mlflow.entities import LiveSpan
 from mlflow.entities.model_registry import PromptVersion
 from typing_extensions import Self
 
+from pomlflow.delivery import join
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index.events import PomlRenderEvent
 from pomlflow.llama_index.llm import PomlLLM
@@ -41,7 +43,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.registry import PromptRegistry
 from pomlflow.tracking.spans import Mask, log_render, warn_once
 
-__all__ = ["PomlCallbackHandler", "log_under_mlflow_autolog"]
+__all__ = ["PomlCallbackHandler", "carry", "log_under_mlflow_autolog"]
 
 _WAIT = 0.005
 _ROOT = get_dispatcher()
@@ -220,6 +222,26 @@ def _on_render(record: RenderRecord, span_id: str | None) -> None:
     )
 
 
+def carry(record: RenderRecord, wait: float) -> bool:  # noqa: ARG001 - `_wait` says the same
+    """Take a render that is no template's of LlamaIndex's to the span that the call is part of. Never raises.
+
+    Args:
+        record: The render.
+        wait: Seconds that finding the prompt's version may take.
+
+    Returns:
+        Whether the call is part of a span that is traced, or of the block of a handler.
+    """
+    try:
+        span_id = active_span_id.get()
+        if _spans.find(span_id)[0] is None and not _scope.get():
+            return False
+        _on_render(record, span_id)
+    except Exception as error:  # noqa: BLE001 - telemetry never hurts
+        warn_once("llama-index event", "a render could not be traced: %r", error)
+    return True
+
+
 def _on_model_start(event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
     """Link the prompts whose text, rendered before and elsewhere, reaches the model."""
     texts = [event.prompt] if isinstance(event, LLMCompletionStartEvent) else [m.content or "" for m in event.messages]
@@ -323,3 +345,4 @@ def _uninstall_with_the_last() -> None:
 
 _spans = Spans(_choose)
 _listener = _Listener()
+join("llama_index", carry)

@@ -25,7 +25,7 @@ import base64
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,6 +37,7 @@ from mlflow.tracing import provider
 from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.trace import INVALID_SPAN, Span
 
+from pomlflow.delivery import Mask
 from pomlflow.frame.messages import shown_messages
 from pomlflow.record import RenderRecord
 
@@ -48,15 +49,9 @@ __all__ = [
     "log_render",
     "masked",
     "masked_exception",
+    "span_content",
     "warn_once",
 ]
-
-Mask = Callable[[dict[str, Any]], "dict[str, Any] | None"]
-"""From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored.
-
-It gets plain data (what JSON can hold) that is its own to change. What it leaves out is not stored. A failed span's
-outputs are ``{"error": …}``.
-"""
 
 SPAN_TYPE = "PROMPT"
 
@@ -167,7 +162,7 @@ def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
 def _fill(span: LiveSpan, record: RenderRecord, mask: Mask | None) -> str:
     """Write what the mask leaves of inputs and outputs (MLflow takes images out of them), and give the error's text."""
     error = record.error
-    kept = {"inputs": _inputs(record), "outputs": {"error": str(error)} if error else _outputs(record)}
+    kept = span_content(record)
     if mask is not None:
         kept = masked(mask, **copy.deepcopy(kept))
     if (inputs := kept.get("inputs")) is not None:
@@ -236,6 +231,12 @@ def _link(span: LiveSpan, record: RenderRecord, register_prompts: bool, wait: fl
             span.set_attribute("poml.prompt", version.uri)
 
     PromptRegistry.shared().link(record, span.trace_id, wait=wait, on_version=known)
+
+
+def span_content(record: RenderRecord) -> dict[str, Any]:
+    """What a render's span holds: ``inputs`` and ``outputs``, which are ``{"error": …}`` where it failed."""
+    error = record.error
+    return {"inputs": _inputs(record), "outputs": {"error": str(error)} if error else _outputs(record)}
 
 
 def _inputs(record: RenderRecord) -> dict[str, Any]:
