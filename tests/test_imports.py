@@ -53,7 +53,7 @@ ROOMS = {
     "api": {"tracking", "formats", "delivery", "template", "engine", "settings", "record", "exceptions"},
 }
 ADAPTERS = {"langchain": {"langchain", "langchain_core", "langgraph"}, "llama_index": {"llama_index"}}
-EVERYWHERE = {"autolog.py", "cli.py"}  # the doors, which import late
+EVERYWHERE = {"__init__.py", "autolog.py", "cli.py"}  # the doors, which import late
 
 
 @cache

@@ -6,6 +6,9 @@ package imports neither a framework nor MLflow.
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pomlflow.api import arender, flush, poml, render
 from pomlflow.autolog import autolog
 from pomlflow.exceptions import (
@@ -25,10 +28,14 @@ from pomlflow.exceptions import (
     TemplateNotFoundError,
     ToolArgumentsError,
     ToolError,
+    TraceNotFoundError,
     VariableError,
     WorkerDiedError,
 )
 from pomlflow.settings import configure
+
+if TYPE_CHECKING:
+    from pomlflow.tracking.replay import Replay, replay
 
 __all__ = [
     "AnswerError",
@@ -43,10 +50,12 @@ __all__ = [
     "RegistryError",
     "RenderError",
     "RenderTimeoutError",
+    "Replay",
     "SettingError",
     "TemplateNotFoundError",
     "ToolArgumentsError",
     "ToolError",
+    "TraceNotFoundError",
     "VariableError",
     "WorkerDiedError",
     "arender",
@@ -55,4 +64,14 @@ __all__ = [
     "flush",
     "poml",
     "render",
+    "replay",
 ]
+
+_LATE = {"Replay": "pomlflow.tracking.replay", "replay": "pomlflow.tracking.replay"}  # which import MLflow
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATE[name]), name)
+    return value

@@ -18,6 +18,7 @@
     ├── RegistryError              MLflow's registry does not give, or does not take, a prompt
     │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
     │   └── NotPomlError           what it has is not POML (also a ValueError)
+    ├── TraceNotFoundError         no such trace in MLflow's store (also a LookupError)
     └── ConfigurationError         a setting has a value that makes no sense (also a ValueError)
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
@@ -46,6 +47,7 @@ __all__ = [
     "TemplateNotFoundError",
     "ToolArgumentsError",
     "ToolError",
+    "TraceNotFoundError",
     "VariableError",
     "WorkerDiedError",
 ]
@@ -101,6 +103,10 @@ class PromptNotFoundError(RegistryError, LookupError):
 
 class NotPomlError(RegistryError, ValueError):
     """The registry's version is plain text or a chat, not POML."""
+
+
+class TraceNotFoundError(PomlError, LookupError):
+    """A trace is not in the store that MLflow is set to."""
 
 
 class ConfigurationError(PomlError, ValueError):

@@ -16,6 +16,7 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 ``poml.engine``         ``warm`` or ``poml``
 ``poml.prompt``         ``prompts:/name/version``, where the version was known before the span ended
 ``poml.error``          what POML says of a failed render, and ``poml.error.file``, ``.line``, ``.column``
+``poml.replay``         what `pomlflow.replay` needs beside all that (`pomlflow.tracking.stored`)
 ======================  ==============================================================================================
 """
 
@@ -40,6 +41,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from pomlflow.delivery import Mask
 from pomlflow.frame.messages import shown_messages
 from pomlflow.record import RenderRecord
+from pomlflow.tracking.stored import ATTRIBUTE, bare_media, facts_of
 
 __all__ = [
     "SPAN_TYPE",
@@ -162,14 +164,18 @@ def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
 def _fill(span: LiveSpan, record: RenderRecord, mask: Mask | None) -> str:
     """Write what the mask leaves of inputs and outputs (MLflow takes images out of them), and give the error's text."""
     error = record.error
-    kept = span_content(record)
+    given = kept = span_content(record)
+    facts = facts_of(record)
     if mask is not None:
-        kept = masked(mask, **copy.deepcopy(kept))
+        kept = masked(mask, **copy.deepcopy(given))
+        facts["masked"] = [key for key, value in given.items() if kept.get(key) != value]
     if (inputs := kept.get("inputs")) is not None:
         if holds_media(inputs):
             span.set_inputs(_offloadable(inputs))
+            facts["bare"] = list(bare_media(inputs, span.inputs))
         else:
             span.set_attribute(SpanAttributeKey.INPUTS, inputs)
+    span.set_attribute(ATTRIBUTE, {key: fact for key, fact in facts.items() if fact != []})
     if error is None:
         if (outputs := kept.get("outputs")) is not None:
             if holds_media(outputs):

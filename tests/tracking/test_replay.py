@@ -1,0 +1,309 @@
+"""A trace's renders once more, on a real store: identical, or where they differ and why."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Trace
+from PIL import Image
+from tests.corpus.cases import cases
+from tests.templates import HELLO, write
+from tests.test_history import Note, Notes
+
+import pomlflow
+from pomlflow import TraceNotFoundError, settings
+from pomlflow.template import Template
+from pomlflow.tracking.replay import Replay, ReplayedRender
+from pomlflow.tracking.spans import log_render
+
+
+def picture(colour: int = 0) -> bytes:
+    """A picture that is large enough to become an attachment."""
+    made = io.BytesIO()
+    Image.frombytes("RGB", (16, 16), random.Random(colour).randbytes(768)).save(made, "png")
+    return made.getvalue()
+
+
+PICTURE = picture()
+
+
+class Told(Notes):
+    """Notes, whose descriptions tell all, as the adapters' do."""
+
+    def describe(self, message: Note) -> dict[str, Any]:
+        return {**self.to_poml(message), "long": True}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, which is the prompt root."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "_current", settings.Settings())
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")  # a flush of the background takes a second
+    mlflow.tracing.reset()
+    return tmp_path
+
+
+@pytest.fixture
+def trace_of(mlflow_store: str) -> Iterator[Callable[..., str]]:
+    """Render templates in one trace; gives its id."""
+
+    def store(*renders: tuple[Template, Mapping[str, Any]], native: bool = False, **options: Any) -> str:
+        with mlflow.start_span("chain") as span:
+            for template, variables in renders:
+                record = template.render(variables, history=Told() if native else None)
+                assert record.output or record.error
+                log_render(record, parent=span, register_prompts=False, **options)
+        return str(span.trace_id)
+
+    yield store
+    mlflow.tracing.reset()
+
+
+def only(trace_id: str) -> ReplayedRender:
+    (render,) = pomlflow.replay(trace_id).renders
+    return render
+
+
+def texts(render: ReplayedRender) -> list[str]:
+    return [str(difference) for difference in render.differences]
+
+
+# --- identical ---
+
+
+def test_what_the_corpus_holds_comes_out_as_it_did(trace_of: Callable[..., str]) -> None:
+    """Documents, pictures, tools, schemas, stylesheets, one text, errors: in one trace, with its attachments."""
+    every = cases()[::3]  # a span takes MLflow 50 ms to store
+    store = [
+        (Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat, register=False), one.variables)
+        for one in every
+    ]
+    replayed = pomlflow.replay(trace_of(*store))
+    assert [str(render) for render in replayed.renders if render.outcome != "identical"] == []
+    assert len(replayed.renders) == len(every) > 60
+    assert {render.record.error is None for render in replayed.renders if render.record} == {True, False}
+
+
+def test_values_that_json_cannot_hold_come_out_as_they_did(trace_of: Callable[..., str]) -> None:
+    markup = "<p>{{n}} {{up}} {{data.toString()}} {{big}} {{none}} {{typeof n}}</p>"
+    given = {"n": float("nan"), "up": float("-inf"), "data": b"caf\xc3\xa9", "big": 2**60, "none": None}
+    render = only(trace_of((Template(markup), given)))
+    assert render.outcome == "identical"
+    assert render.record is not None
+    assert render.record.result()["messages"][0]["content"] == "NaN -Infinity café 1152921504606846976 number"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_native_messages_are_where_they_were(trace_of: Callable[..., str], chat: bool) -> None:
+    """Chosen by an expression, with tools and a picture; and where one text is wanted, as that."""
+    media = base64.b64encode(PICTURE).decode()
+    notes = [
+        Note("human", "one"),
+        Note("ai", "two", ({"type": "application/vnd.poml.toolrequest", "id": "1", "name": "f", "content": {}},)),
+        Note("human", "three", ({"type": "image/png", "base64": media},)),
+        Note("tool", "four"),
+    ]
+    markup = '<poml><conversation messages="{{h.slice(1)}}"/><human-msg>{{h.length}} {{q}}</human-msg></poml>'
+    render = only(trace_of((Template(markup, chat=chat), {"h": notes, "q": "?"}), native=True))
+    assert (render.outcome, texts(render)) == ("identical", [])
+    assert render.record is not None
+    assert (len(render.record.result()["messages"]) == 4) == chat
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"], ids=["base64", "data URI"])
+def test_media_are_read_back_from_the_artifact_store(trace_of: Callable[..., str], folder: Path, head: str) -> None:
+    """In variables and in what came out; a data URI stays one, and base64 alone stays that."""
+    text = head + base64.b64encode(PICTURE).decode()
+    markup = "<poml><p>{{text.length}} {{text.slice(0, 5)}}</p><img base64=\"{{data.toString('base64')}}\"/></poml>"
+    trace_id = trace_of((Template(markup), {"text": text, "data": PICTURE, "list": [{"of": text}]}))
+    assert only(trace_id).outcome == "identical"
+    assert len(list(folder.rglob("attachments/*"))) == 4
+
+    for attachments in folder.rglob("attachments"):
+        shutil.rmtree(attachments)
+    gone = only(trace_id)
+    assert gone.outcome == "incomplete"
+    assert "an attachment (image/png) is not in the artifact store" in gone.reasons[0]
+
+
+def test_a_failed_render_fails_as_it_did(trace_of: Callable[..., str], folder: Path) -> None:
+    """It is told without the file, whose path is another one elsewhere."""
+    wrong = Template(path=write(folder / "a.poml", "<poml>\n  <p>{{ x.y.z }}</p>\n</poml>"))
+    replayed = pomlflow.replay(trace_of((wrong, {"x": {}}), (wrong, {"y": 1})))
+    assert replayed.identical
+    assert [type(render.record.error).__name__ for render in replayed.renders if render.record] == [
+        "RenderError",
+        "MissingVariableError",
+    ]
+
+
+def test_it_is_the_traces_markup_that_is_rendered(trace_of: Callable[..., str], folder: Path) -> None:
+    """Whatever has become of its file."""
+    file = write(folder / "a.poml", HELLO)
+    trace_id = trace_of((Template(path=file), {"name": "Ada"}))
+    write(file, "<p>Bye {{name}}</p>")
+    assert only(trace_id).outcome == "identical"
+    file.unlink()
+    assert only(trace_id).outcome == "identical"
+
+
+# --- different ---
+
+
+def test_a_file_that_has_changed_or_is_gone_is_named(trace_of: Callable[..., str], folder: Path) -> None:
+    write(folder / "p" / "tone.poml", "<p>Be kind.</p>")
+    write(folder / "p" / "facts.txt", "The sky is blue.\nSo is the sea.")
+    markup = '<poml><include src="tone.poml"/><document src="facts.txt"/><p>{{q}}</p></poml>'
+    trace_id = trace_of((Template(path=write(folder / "p" / "a.poml", markup)), {"q": "Why?"}))
+    assert pomlflow.replay(trace_id).identical
+
+    write(folder / "p" / "facts.txt", "The sky is grey.\nSo is the sea.")
+    render = only(trace_id)
+    assert texts(render) == ["messages[0].content\n- The sky is blue.\n+ The sky is grey."]
+    assert render.reasons[0].startswith("p/facts.txt has changed: it was written at 20")
+    assert len(render.reasons) == 1
+
+    (folder / "p" / "tone.poml").unlink()
+    render = only(trace_id)
+    assert [difference.where for difference in render.differences] == ["error"]
+    assert render.reasons[0] == f"p/tone.poml is not there any more ({folder / 'p' / 'tone.poml'})"
+    shown = str(pomlflow.replay(trace_id)).splitlines()
+    assert shown[:3] == [f"{trace_id}: 1 different", "poml p.a (p/a.poml): different", "  error"]
+    assert shown[-2].startswith("  because p/tone.poml is not there any more")
+
+
+def test_elsewhere_the_prompt_root_tells_where_files_are(
+    trace_of: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "p" / "tone.poml", "<p>Be kind.</p>")
+    trace_id = trace_of((Template('<include src="tone.poml"/>', base_dir="p"), {}))
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    remedy = "run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
+    assert only(trace_id).reasons == (f"there is no folder {folder / 'elsewhere' / 'p'}: {remedy}",)
+    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder))
+    assert only(trace_id).outcome == "identical"
+
+
+def test_other_versions_are_a_reason(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new poml, which renders otherwise."""
+    trace_id = trace_of((Template(HELLO), {"name": "Ada"}))
+    monkeypatch.setattr("pomlflow.engine.poml_version", lambda: "0.0.9")
+    assert only(trace_id).outcome == "identical"
+    monkeypatch.setattr(
+        "pomlflow.tracking.stored.StoredRender.read_inputs", lambda *_: {"prompt": "<p/>", "context": {}}
+    )
+    render = only(trace_id)
+    assert texts(render) == ["messages[0].content\n- Hello Ada\n+ "]
+    assert render.reasons == ("poml was 0.0.8, and is 0.0.9 now",)
+
+
+def test_what_depends_on_more_than_the_trace_is_told(trace_of: Callable[..., str], folder: Path) -> None:
+    write(folder / "one.txt", "one")
+    clock = Template("<p>{{ Math.random() }}</p>")
+    by_name = Template('<document src="{{file}}"/>')
+    trace_id = trace_of((clock, {}), (by_name, {"file": "one.txt"}))
+    write(folder / "one.txt", "two")
+    replayed = pomlflow.replay(trace_id)
+    assert not replayed.identical
+    assert [render.reasons for render in replayed.renders] == [
+        ("{{ Math.random() }} depends on more than the trace (Math.random)",),
+        ('src="{{file}}" names a file by a variable: the trace does not tell what it held',),
+    ]
+
+
+def test_a_picture_that_has_changed_is_told_by_its_digest(trace_of: Callable[..., str], folder: Path) -> None:
+    (folder / "a.png").write_bytes(picture(1))
+    trace_id = trace_of((Template('<img src="a.png" syntax="multimedia"/>'), {}))
+    (folder / "a.png").write_bytes(picture(2))
+    (difference,) = only(trace_id).differences
+    assert difference.where == "messages[0].content[0].image_url.url"
+    assert difference.then is not None
+    assert difference.now is not None
+    assert difference.then.startswith("[image/png, ")
+    assert " bytes, SHA-256 " in difference.now
+    assert difference.then != difference.now
+
+
+# --- what is not in the trace ---
+
+
+def redacted(span: Any) -> None:
+    span.set_inputs({"prompt": "…"})
+
+
+def test_what_a_mask_took_out_is_told(trace_of: Callable[..., str]) -> None:
+    render = Template(HELLO), {"name": "Ada"}
+    nothing = only(trace_of(render, mask=lambda _: {}))
+    assert (nothing.outcome, nothing.record) == ("incomplete", None)
+    assert nothing.reasons == ("the handler's mask changed the markup or the variables before they were stored",)
+    inputs = only(trace_of(render, mask=lambda kept: {"inputs": kept["inputs"]}))
+    assert inputs.reasons == ("it renders, but the handler's mask changed the messages before they were stored",)
+    assert inputs.record is not None
+    assert only(trace_of(render, mask=lambda kept: kept)).outcome == "identical"
+    failed = only(trace_of((Template("<p>{{x.y}}</p>"), {"x": None}), mask=lambda kept: {"inputs": kept["inputs"]}))
+    assert failed.reasons == ("the handler's mask changed the error before it was stored",)
+
+
+def test_what_a_span_processor_took_out_is_told(trace_of: Callable[..., str]) -> None:
+    mlflow.tracing.configure(span_processors=[redacted])
+    try:
+        trace_id = trace_of((Template(HELLO), {"name": "Ada"}))
+    finally:
+        mlflow.tracing.reset()
+    told = "the markup and the variables are not in the trace: something has redacted them"
+    assert only(trace_id).reasons == (told,)
+
+
+def test_what_was_cut_is_told(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "300")
+    mlflow.tracing.reset()
+    render = only(trace_of((Template(HELLO), {"name": "Ada" * 200})))
+    assert render.reasons == ("the inputs were cut short (OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT?)",)
+
+
+def test_an_attachment_that_was_too_large_is_told(
+    trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACE_MAX_ATTACHMENT_SIZE", "10")
+    render = only(trace_of((Template("<p>{{data.length}}</p>"), {"data": PICTURE})))
+    assert render.outcome == "incomplete"
+    assert render.reasons[0].startswith("context.data.__base64__ is not in the trace: Attachment too large: ")
+
+
+def test_a_trace_that_is_not_there(mlflow_store: str) -> None:
+    with pytest.raises(TraceNotFoundError, match=r"no trace tr-none in sqlite:.*MLFLOW_TRACKING_URI"):
+        pomlflow.replay("tr-none")
+
+
+def test_a_trace_without_poml(mlflow_store: str) -> None:
+    with mlflow.start_span("other") as span:
+        pass
+    replayed = pomlflow.replay(span.trace_id)
+    assert replayed == Replay(span.trace_id, ())
+    assert not replayed.identical
+    assert str(replayed) == f"{span.trace_id}: no POML render"
+
+
+def test_a_trace_of_a_moment_ago_is_waited_for(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow exports in the background."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
+    mlflow.tracing.reset()
+    with mlflow.start_span("chain") as span:
+        log_render(Template(HELLO).render({"name": "Ada"}), parent=span, register_prompts=False)
+    assert pomlflow.replay(span.trace_id).identical
+
+
+def test_what_a_span_holds_for_it_is_small(trace_of: Callable[..., str]) -> None:
+    """What is as most prompts have it is left out."""
+    trace: Trace = mlflow.get_trace(trace_of((Template(HELLO), {"name": "Ada"})))
+    assert trace.data.spans[1].attributes["poml.replay"] == {"pomlflow": "0.1.0"}
