@@ -64,24 +64,26 @@ def _again(schema: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> 
     return output_class(schema, place).model_validate(values)
 
 
-def output_class(schema: Mapping[str, Any], place: str = "<inline>") -> type[Answer]:
+def output_class(schema: Mapping[str, Any] | None, place: str = "<inline>") -> type[Answer]:
     """Make a class of an output schema; the same class for the same schema.
 
     Args:
-        schema: The JSON Schema of an object.
+        schema: The JSON Schema of an object; None where the template has none.
         place: The template, for errors.
 
     Returns:
         A subclass of `Answer`, whose validation is that of the schema.
 
     Raises:
-        ConfigurationError: It is no object's schema, which no provider's structured output takes.
+        ConfigurationError: There is none, or it is no object's, which no provider's structured output takes.
 
     Example:
         >>> city = output_class({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
         >>> city.model_validate({"name": "Oslo"}).name
         'Oslo'
     """
+    if schema is None:
+        raise ConfigurationError(f"{place} has no <output-schema> to answer by: add one, or give a pydantic class")
     if schema.get("type", "object") != "object":
         raise ConfigurationError(
             f"{place}: <output-schema> describes {schema['type']!r}, and models answer with objects only: make it a "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
@@ -17,12 +17,11 @@ from llama_index.core.types import BaseOutputParser
 from pydantic import Field, PrivateAttr
 from typing_extensions import Self, override
 
-from pomlflow.llama_index.events import deliver
-from pomlflow.llama_index.messages import MessageHistory, messages_of
+from pomlflow.llama_index.messages import MessageHistory
 from pomlflow.llama_index.providers import for_provider
+from pomlflow.llama_index.rendered import Rendered
 from pomlflow.llama_index.strings import Name, PromptText, fenced, markdown
 from pomlflow.llama_index.unfilled import as_f_string, histories, is_measured, measure, open_variables
-from pomlflow.record import RenderRecord
 from pomlflow.template import Snapshot, Template
 from pomlflow.whitespace import protect, restore
 
@@ -30,20 +29,14 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
 
     from pomlflow.llama_index.llm import PomlLLM
+    from pomlflow.llama_index.outputs import Answer
 
 __all__ = ["PomlPromptTemplate"]
 
 Hidden = tuple[str, ...]
 
 
-class Rendered(NamedTuple):
-    """One render: all that is known of it, its messages, and its text where they are a single user's message."""
-
-    record: RenderRecord
-    messages: list[ChatMessage]
-    text: str | None
-
-
+_SCHEMA = re.compile(r"<output-?schema\b", re.IGNORECASE)
 _MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\b|\bspeaker\s*=", re.IGNORECASE)
 
 
@@ -239,6 +232,49 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
 
         return PomlLLM(self, llm, **llm_kwargs)
 
+    def agent_kwargs(
+        self, llm: LLM | None = None, /, *, tools: Any = None, llm_kwargs: Mapping[str, Any] | None = None, **given: Any
+    ) -> dict[str, Any]:
+        """Render once, and give what an agent is built of: ``FunctionAgent(**prompt.agent_kwargs(llm, tools=[…]))``.
+
+        Args:
+            llm: The agent's model; by default LlamaIndex's ``Settings.llm``.
+            tools: The functions of the file's tools, by name, or several under their own names.
+            llm_kwargs: Arguments of the model's chat, which win over the file's ``<runtime>``.
+            **given: The variables.
+
+        Returns:
+            ``system_prompt``, the system's messages, or the text where that is all; ``tools``, described and checked by
+            the file; ``llm``, which adds the settings, and the other messages as examples, to each call; and
+            ``output_cls``, where the file has a schema.
+
+        Raises:
+            ToolError: A tool is without a function, or a function without a tool.
+            SettingError: The model does not take a setting.
+        """
+        from llama_index.core import Settings
+
+        from pomlflow.llama_index.agents import agent_kwargs
+
+        return agent_kwargs(self._render(given), llm or Settings.llm, tools, llm_kwargs or {})
+
+    def output_cls(self, **variables: Any) -> type[Answer]:
+        """Give a pydantic class for what ``<output-schema>`` asks for, wherever LlamaIndex takes one.
+
+        Args:
+            **variables: The prompt's; none where the schema depends on none.
+
+        Raises:
+            ConfigurationError: There is no schema of an object.
+        """
+        from pomlflow.llama_index.outputs import output_class
+
+        now = self._refreshed()
+        if "schema" in now.inference.static or not _SCHEMA.search(now.source):
+            variables = {**dict.fromkeys(open_variables(self), ""), **variables}
+        rendered = self._render(variables, quiet=True)
+        return output_class(rendered.record.result().get("schema"), rendered.place)
+
     # From here on: what LlamaIndex calls.
 
     @override
@@ -284,11 +320,11 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         """
         if is_measured(kwargs):
             return measure(self)
-        return for_provider(llm, self._parsed(self._render(kwargs).messages))
+        return for_provider(llm, self._render(kwargs).chat(self.output_parser))
 
     async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
         """Render to messages, without holding up the event loop; LlamaIndex itself has no such method to call."""
-        return self._parsed((await self._arender(kwargs)).messages)
+        return (await self._arender(kwargs)).chat(self.output_parser)
 
     @override
     def format(  # type: ignore[override]  # the bases differ
@@ -320,32 +356,18 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         # Every variable empty, and no model: a SelectorPromptTemplate is measured.
         quiet = aside and bool(kwargs) and all(kwargs.get(name) == "" for name in open_variables(self))
         rendered = self._render(kwargs, quiet=quiet)
-        return self._joined(rendered, messages_to_prompt or default_messages_to_prompt, completion_to_prompt)
-
-    def _parsed(self, messages: list[ChatMessage]) -> list[ChatMessage]:
-        return messages if self.output_parser is None else self.output_parser.format_messages(messages)
-
-    def _joined(
-        self,
-        rendered: Rendered,
-        messages_to_prompt: Callable[[Sequence[ChatMessage]], str],
-        completion_to_prompt: Callable[[str], str] | None,
-    ) -> str:
-        """Make one text of a render, as models that complete texts want it."""
-        if rendered.text is None:
-            return messages_to_prompt(self._parsed(rendered.messages))
-        text = rendered.text if self.output_parser is None else self.output_parser.format(rendered.text)
-        return text if completion_to_prompt is None else completion_to_prompt(text)
+        to_prompt = messages_to_prompt or default_messages_to_prompt
+        return rendered.completion(self.output_parser, to_prompt, completion_to_prompt)
 
     def _render(self, given: Mapping[str, Any], *, quiet: bool = False) -> Rendered:
         variables, hidden, history, now = self._prepared(given)
         record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
-        return _rendered(record, history, quiet=quiet)
+        return Rendered.of(record, history, quiet=quiet)
 
     async def _arender(self, given: Mapping[str, Any]) -> Rendered:
         variables, hidden, history, now = self._prepared(given)
         record = restore(await self._core.arender(variables, history=history, snapshot=now), hidden)
-        return _rendered(record, history, quiet=False)
+        return Rendered.of(record, history)
 
     def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Hidden, MessageHistory, Snapshot]:
         now = self._refreshed()
@@ -371,11 +393,3 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
             return markdown(title, self._render(shown, quiet=True).messages)
         except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display nothing
             return f"**{title}**\n\n{fenced(self.source, 'xml')}"
-
-
-def _rendered(record: RenderRecord, history: MessageHistory, *, quiet: bool) -> Rendered:
-    if not quiet:
-        deliver(record)
-    messages = messages_of(record, history)
-    alone = not record.chat or (len(messages) == 1 and messages[0].role == "user" and not history.placed)
-    return Rendered(record, messages, (messages[0].content or "") if alone else None)

@@ -23,7 +23,7 @@ from llama_index.core.llms import LLM
 from pomlflow.exceptions import SettingError
 from pomlflow.frame import Provider, Settings, response_format, settings
 
-__all__ = ["for_provider", "native_schema", "provider_of", "settings_for"]
+__all__ = ["for_provider", "native_schema", "provider_of", "settings_for", "tool_choice"]
 
 _CLASSES: dict[str, Provider] = {
     "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
@@ -78,6 +78,26 @@ def _parameters(provider: Provider) -> frozenset[str]:
     except ImportError:  # another version of the SDK
         return frozenset()
     return frozenset(inspect.signature(Chat.create).parameters)
+
+
+def tool_choice(llm: LLM, choice: Any) -> Any:
+    """Say which tool is to be called, as a model's chat takes it.
+
+    Args:
+        llm: The model.
+        choice: ``auto``, ``none``, ``required``, or a tool: its name, or as the Vercel AI SDK has it.
+    """
+    if isinstance(choice, Mapping) and "toolName" in choice:
+        choice = choice["toolName"]
+    provider = provider_of(llm)
+    if provider is None or not isinstance(choice, str):
+        return choice
+    if provider == "anthropic":
+        kinds = {"auto": "auto", "none": "none", "required": "any"}
+        return {"type": kinds[choice]} if choice in kinds else {"type": "tool", "name": choice}
+    if choice in ("auto", "none", "required"):
+        return choice
+    return {"type": "function", "function": {"name": choice}}
 
 
 def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,14 +15,15 @@ from llama_index.core.llms.utils import parse_partial_json
 from llama_index.core.output_parsers import PydanticOutputParser
 from pydantic import BaseModel
 
-from pomlflow.exceptions import ConfigurationError, PomlError, SettingError, ToolError
+from pomlflow.exceptions import PomlError, SettingError, ToolError
 from pomlflow.frame import ToolSpec, parse_answer, tool_specs
 from pomlflow.llama_index.outputs import output_class, partial_answer
-from pomlflow.llama_index.providers import for_provider, native_schema, settings_for
+from pomlflow.llama_index.providers import for_provider, native_schema, settings_for, tool_choice
+from pomlflow.llama_index.rendered import Rendered
 from pomlflow.llama_index.tools import described
 
 if TYPE_CHECKING:
-    from pomlflow.llama_index.prompt import PomlPromptTemplate, Rendered
+    from pomlflow.llama_index.prompt import PomlPromptTemplate
 
 __all__ = ["Request", "Response", "text_of", "with_fields"]
 
@@ -64,7 +65,7 @@ class Request:
         output_cls: type[BaseModel] | None = None,
         structured: bool = False,
     ) -> None:
-        self._prompt, self._rendered, self._place = prompt, rendered, prompt.path or "<inline>"
+        self._parser, self._rendered, self._place = prompt.output_parser, rendered, rendered.place
         output = rendered.record.result()
         runtime = settings_for(llm, output.get("runtime"), self._place).values
         if "max_completion_tokens" in own:  # OpenAI's newer name for it
@@ -73,26 +74,22 @@ class Request:
         self._kind = output_cls
         self._schema: Mapping[str, Any] | None = output.get("schema")
         if structured:
-            self._schema = self._schema or self._schema_of(output_cls)
             self._kind = output_cls or output_class(self._schema, self._place)
+            self._schema = self._schema or self._kind.model_json_schema()
         self._told = ""  # what a model that has no other way is told of the schema
         self.messages = self._messages()
         self.options: dict[str, Any] = {}
         self._specs = tool_specs(output)
+        choice = runtime.pop("tool_choice", None)
         self._add_tools_and_schema(structured)
+        if choice is not None and self._specs and not structured:
+            self.options["tool_choice"] = tool_choice(llm, choice)
         self._from_template = {*runtime, *self.options}
         self.options |= {**runtime, **own}
 
-    def _schema_of(self, output_cls: type[BaseModel] | None) -> dict[str, Any]:
-        if output_cls is None:
-            raise ConfigurationError(
-                f"{self._place} has no <output-schema> to answer by: add one, or give a pydantic class"
-            )
-        return output_cls.model_json_schema()
-
     def _messages(self) -> list[ChatMessage]:
         """The messages, with what LlamaIndex's `predict` adds to them."""
-        messages = self._prompt._parsed(self._rendered.messages)
+        messages = self._rendered.chat(self._parser)
         if self.llm.output_parser is not None:
             messages = self.llm.output_parser.format_messages(messages)
         return for_provider(self.llm, cast("list[ChatMessage]", self.llm._extend_messages(messages)))
@@ -149,7 +146,7 @@ class Request:
                 f"{self._place}: a completion is a text, which cannot hold the prompt's {lost[0].block_type}: use chat"
             )
         llm = self.llm
-        text = self._prompt._joined(self._rendered, llm.messages_to_prompt, llm.completion_to_prompt)
+        text = self._rendered.completion(self._parser, llm.messages_to_prompt, llm.completion_to_prompt)
         if llm.output_parser is not None:
             text = llm.output_parser.format(text)
         extended: str = llm._extend_prompt(text)

@@ -14,6 +14,7 @@ from llama_index.core.workflow import Context
 from typing_extensions import override
 
 from pomlflow.frame import ToolSpec, check_arguments, match, named
+from pomlflow.llama_index.outputs import output_class
 
 __all__ = ["described", "tied"]
 
@@ -30,7 +31,8 @@ class _Metadata(ToolMetadata):
 
 
 def _metadata(spec: ToolSpec, *, return_direct: bool = False) -> ToolMetadata:
-    made = _Metadata(spec.description, spec.name, fn_schema=None, return_direct=return_direct)
+    fn_schema = output_class(spec.parameters)  # for those who look there
+    made = _Metadata(spec.description, spec.name, fn_schema=fn_schema, return_direct=return_direct)
     made.parameters = spec.parameters
     return made
 

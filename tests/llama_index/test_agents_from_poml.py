@@ -1,0 +1,275 @@
+"""Agents built of a POML file: its system prompt, examples, tools, settings and schema, in real agents."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+pytest.importorskip("mlflow")
+
+from llama_index.core import Settings
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent, ToolCallResult
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.llms import MockLLM
+from llama_index.core.tools import FunctionTool, QueryEngineTool
+from llama_index.core.workflow import Context
+from tests.llama_index.traces import FOREIGN_WARNINGS, linked, poml_spans, traced
+
+from pomlflow import ConfigurationError, PomlError, ToolArgumentsError, ToolError
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+
+pytestmark = FOREIGN_WARNINGS
+__all__ = ["linked", "traced"]
+
+RUNTIME = '<runtime temperature="0.2" stop-sequences=\'["END"]\'/>'
+TOOL = (
+    '<tool-definition name="weather" description="Tells the weather.">{"type": "object", "properties": {"city": '
+    '{"type": "string", "minLength": 2}}, "required": ["city"], "additionalProperties": false}</tool-definition>'
+)
+SCHEMA = (
+    '<output-schema>{"type": "object", "title": "report", "properties": {"degrees": {"type": "integer"}}, '
+    '"required": ["degrees"]}</output-schema>'
+)
+SYSTEM = "<system-msg>You tell of the weather, in a {{tone}} tone, and of nothing else.</system-msg>"
+SAID = "You tell of the weather, in a kind tone, and of nothing else."
+EXAMPLES = "<human-msg>Rome?</human-msg><ai-msg>Warm.</ai-msg>"
+SHOWN = [ChatMessage(role="user", content="Rome?"), ChatMessage(role="assistant", content="Warm.")]
+ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
+SETTINGS = {"temperature": 0.2, "stop": ["END"]}
+
+
+def prompt(*parts: str, **options: Any) -> PomlPromptTemplate:
+    return PomlPromptTemplate(f"<poml>{''.join(parts)}</poml>", **options)
+
+
+def weather(city: str) -> str:
+    return f"3 degrees in {city}"
+
+
+def told(city: str, unit: str) -> str:
+    return f"3 {unit} in {city}"
+
+
+async def run(agent: Any, question: str = "Oslo?") -> Any:
+    return await agent.run(question)
+
+
+def contents(messages: list[ChatMessage]) -> list[str | None]:
+    return [message.content for message in messages]
+
+
+async def test_a_function_agent_is_sent_all_that_the_file_says(scripted: Any, tool_call: Any, renders: Any) -> None:
+    llm = scripted(tool_call("weather", city="Oslo"), "Cold.")
+    agent = FunctionAgent(
+        **prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES).agent_kwargs(llm, tools=[weather], tone="kind"), name="a"
+    )
+    assert str(await run(agent)) == "Cold."
+    assert contents(llm.sent[0]) == [SAID, "Rome?", "Warm.", "Oslo?"]
+    assert contents(llm.sent[1])[:4] == [SAID, "Rome?", "Warm.", "Oslo?"]
+    assert llm.sent[1][-1].content == "3 degrees in Oslo"
+    assert llm.options == [{**SETTINGS, "tools": ["weather"]}] * 2
+    assert len(renders) == 1
+
+
+async def test_a_react_agent_too(scripted: Any) -> None:
+    llm = scripted(
+        'Thought: I look.\nAction: weather\nAction Input: {"city": "Oslo"}',
+        "Thought: I can answer.\nAnswer: Cold.",
+        calls_functions=False,
+    )
+    agent = ReActAgent(**prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES).agent_kwargs(llm, tools=[weather], tone="kind"))
+    assert str(await run(agent)) == "Cold."
+    system, *rest = llm.sent[0]
+    assert SAID in system.content
+    assert "Tells the weather." in system.content
+    assert '"minLength": 2' in system.content
+    assert contents(rest) == ["Rome?", "Warm.", "Oslo?"]
+    assert llm.options == [SETTINGS] * 2
+
+
+async def test_a_workflow_of_two_agents_each_of_its_own_file(scripted: Any, tool_call: Any) -> None:
+    llm = scripted(tool_call("handoff", to_agent="b", reason="tired"), "Done.")
+    first, second = (
+        prompt(f'<runtime temperature="{heat}"/>', f"<p>I am {who}.</p>") for heat, who in [(0, "a"), (1, "b")]
+    )
+    agents = [
+        FunctionAgent(name=name, description=name, **file.agent_kwargs(llm))
+        for name, file in (("a", first), ("b", second))
+    ]
+    assert str(await run(AgentWorkflow(agents, root_agent="a"))) == "Done."
+    assert [call[0].content for call in llm.sent] == ["I am a.", "I am b."]
+    assert [options["temperature"] for options in llm.options] == [0, 1]
+
+
+async def test_the_structured_response_is_by_the_files_schema(scripted: Any, tool_call: Any) -> None:
+    llm = scripted("Three.", tool_call("Report", degrees=3))
+    agent = FunctionAgent(**prompt(RUNTIME, SCHEMA, SYSTEM).agent_kwargs(llm, tone="kind"))
+    assert (await run(agent)).structured_response == {"degrees": 3}
+    assert llm.options[-1] == {**SETTINGS, "tools": ["Report"]}
+    llm = scripted("Three.", tool_call("Report", degrees=3))
+    agents = [FunctionAgent(name="a", description="a", llm=llm)]
+    flow = AgentWorkflow(agents, output_cls=prompt(SCHEMA, SYSTEM).output_cls())
+    assert (await run(flow)).structured_response == {"degrees": 3}
+
+
+async def test_what_the_schema_refuses_is_told_to_the_model_and_not_to_the_function(
+    scripted: Any, tool_call: Any
+) -> None:
+    called: list[str] = []
+
+    def note(city: str) -> None:
+        called.append(city)
+
+    llm = scripted(tool_call("weather", city="O", unit="C"), tool_call("weather", city="Oslo"), "Cold.")
+    agent = FunctionAgent(**prompt(TOOL, SYSTEM).agent_kwargs(llm, tools={"weather": note}, tone="kind"))
+    handler = agent.run("Oslo?")
+    results = [event async for event in handler.stream_events() if isinstance(event, ToolCallResult)]
+    assert str(await handler) == "Cold."
+    assert called == ["Oslo"]
+    assert [result.tool_output.is_error for result in results] == [True, False]
+    assert isinstance(results[0].tool_output.exception, ToolArgumentsError)
+    assert "'O' is too short" in llm.sent[1][-1].content
+    assert "'unit' was unexpected" in llm.sent[1][-1].content
+
+
+def test_tools_and_functions_must_match(scripted: Any) -> None:
+    with pytest.raises(ToolError, match="<inline> defines 'weather' without a function"):
+        prompt(TOOL, SYSTEM).agent_kwargs(scripted(), tone="kind")
+    with pytest.raises(ToolError, match="has no <tool-definition> for the function 'weather'"):
+        prompt(SYSTEM).agent_kwargs(scripted(), tools=[weather], tone="kind")
+
+
+class Engine:
+    """What a function may be, too."""
+
+    def weather(self, city: str) -> str:
+        return f"engine of {city}"
+
+    async def aweather(self, city: str) -> str:
+        return f"async of {city}"
+
+    async def in_context(self, ctx: Context, city: str) -> str:
+        return f"{type(ctx).__name__} of {city}"
+
+    def __call__(self, city: str) -> str:
+        return f"object of {city}"
+
+
+# LlamaIndex looks at the annotation itself, which `from __future__ import annotations` makes a text.
+Engine.in_context.__annotations__["ctx"] = Context
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([weather], "3 degrees in Oslo"),
+        ({"weather": Engine().weather}, "engine of Oslo"),
+        ({"weather": Engine().aweather}, "async of Oslo"),
+        ({"weather": Engine().in_context}, "Context of Oslo"),
+        ({"weather": Engine()}, "object of Oslo"),
+        ({"weather": lambda city: f"lambda of {city}"}, "lambda of Oslo"),
+        ([FunctionTool.from_defaults(weather)], "3 degrees in Oslo"),
+        ([FunctionTool.from_defaults(Engine().aweather, name="weather")], "async of Oslo"),
+        (
+            {"weather": FunctionTool.from_defaults(lambda city, unit: city + unit, partial_params={"unit": "C"})},
+            "OsloC",
+        ),
+    ],
+    ids="function method async context object lambda tool async-tool partial".split(),
+)
+async def test_a_tool_may_be_whatever_llama_index_calls(scripted: Any, tool_call: Any, given: Any, said: str) -> None:
+    llm = scripted(tool_call("weather", city="Oslo"), "Cold.")
+    await run(FunctionAgent(**prompt(TOOL, SYSTEM).agent_kwargs(llm, tools=given, tone="kind")))
+    assert llm.sent[1][-1].content == said
+
+
+async def test_a_tool_of_llama_indexs_keeps_its_ways(scripted: Any, tool_call: Any, index: Any) -> None:
+    """It returns its answer directly; a query engine is asked; the model is told what the file says."""
+    llm = scripted(tool_call("weather", city="Oslo"), "never")
+    direct = FunctionTool.from_defaults(weather, return_direct=True)
+    agent = FunctionAgent(**prompt(TOOL, SYSTEM).agent_kwargs(llm, tools=[direct], tone="kind"))
+    assert str(await run(agent)) == "3 degrees in Oslo"
+    assert agent.tools[0].metadata.description == "Tells the weather."
+
+    ask = (
+        '<tool-definition name="ask" description="Asks the book.">{"type": "object", "properties": {"input": '
+        '{"type": "string"}}, "required": ["input"]}</tool-definition>'
+    )
+    llm = scripted(tool_call("ask", input="Oslo?"), "Cold.")
+    engine = index.as_query_engine(llm=scripted("From the book."))
+    tool = QueryEngineTool.from_defaults(engine, name="ask", description="of the engine")
+    await run(FunctionAgent(**prompt(ask, SYSTEM).agent_kwargs(llm, tools=[tool], tone="kind")))
+    assert llm.sent[1][-1].content == "From the book."
+
+
+async def test_one_text_is_the_system_prompt(scripted: Any) -> None:
+    llm = scripted("Fine.")
+    agent = FunctionAgent(**prompt("<role>You are {{who}}.</role>").agent_kwargs(llm, who="Ada"))
+    await run(agent)
+    assert contents(llm.sent[0]) == ["# Role\n\nYou are Ada.", "Oslo?"]
+
+
+async def test_what_the_user_says_wins_and_the_model_itself_stays_as_it_was(scripted: Any) -> None:
+    llm = scripted("Fine.")
+    Settings.llm = llm
+    await run(FunctionAgent(**prompt(RUNTIME, SYSTEM).agent_kwargs(llm_kwargs={"temperature": 1}, tone="kind")))
+    assert llm.options[0]["temperature"] == 1
+    llm.chat(SHOWN)
+    assert llm.options[-1] == {}
+
+
+def test_a_tool_that_must_be_called_is_the_agents_first(scripted: Any) -> None:
+    made = prompt('<runtime tool-choice="weather"/>', TOOL, SYSTEM).agent_kwargs(
+        scripted(), tools=[weather], tone="kind"
+    )
+    assert FunctionAgent(**made).initial_tool_choice == "weather"
+
+
+def test_the_model_is_of_its_class_and_goes_through_pickle() -> None:
+    model = prompt('<runtime max-tokens="2"/>', SYSTEM, EXAMPLES).agent_kwargs(MockLLM(), tone="kind")["llm"]
+    assert isinstance(model, MockLLM)
+    assert model.class_name() == "MockLLM"
+    for one in (model, pickle.loads(pickle.dumps(model)), model.model_copy(deep=True)):
+        assert one.complete("x").text == "text text"
+        assert one._poml == ({"max_tokens": 2}, SHOWN)
+    assert model.metadata.num_output == 2
+
+
+def test_a_system_prompt_cannot_hold_a_picture(scripted: Any) -> None:
+    picture = f'<img src="{ASSETS.as_posix()}/box.png" syntax="multimedia"/>'
+    with pytest.raises(PomlError, match="an agent's system prompt is a text, which cannot hold its image"):
+        prompt(f"<system-msg>See {picture}</system-msg>").agent_kwargs(scripted())
+
+
+def test_a_class_for_a_schema_that_there_is_not(scripted: Any) -> None:
+    with pytest.raises(ConfigurationError, match="has no <output-schema>"):
+        prompt(SYSTEM).output_cls()
+
+
+def test_each_run_is_linked_and_shows_the_settings_on_the_models_spans(
+    traced: Any, linked: Any, scripted: Any, tool_call: Any
+) -> None:
+    """The file is rendered once, outside of all runs; its text reaches the model in each."""
+    name = f"agent-{uuid.uuid4().hex[:8]}"
+    llm = scripted(tool_call("weather", city="Oslo"), "Cold.", tool_call("weather", city="Rome"), "Warm.")
+    made = prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES, name=name).agent_kwargs(llm, tools=[weather], tone="kind")
+    agent = FunctionAgent(**made)
+    with PomlCallbackHandler():
+        traces = traced(lambda: [asyncio.run(run(agent)), asyncio.run(run(agent, "Rome?"))])
+    assert len(traces) == 2
+    for trace in traces:
+        assert poml_spans(trace) == []
+        assert linked(trace) == [f"{name}/1"]
+        spans = [span for span in trace.data.spans if span.name == "ScriptedLLM.astream_chat"]
+        assert len(spans) == 2
+        for span in spans:
+            assert span.inputs["kwargs"] == {**SETTINGS, "tools": ["weather"]}
+            assert span.attributes["poml.prompts"][0]["name"] == name
+        (tool,) = [span for span in trace.data.spans if span.name == "FunctionTool.acall"]
+        assert tool.attributes["description"] == "Tells the weather."
