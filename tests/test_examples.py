@@ -66,3 +66,11 @@ def test_one_added_line_traces_an_agent_of_either_framework(tmp_path: Path) -> N
     assert "'poml advice' stands under 'advice'" in shown
     assert "'poml advice' stands under 'Model.predict'" in shown
     assert shown.count('linked prompts: [{"name": "advice", "version": "1"}]') == 2
+
+
+def test_one_poml_file_drives_an_agent_and_its_settings_are_on_the_models_spans(tmp_path: Path) -> None:
+    shown = run("agent_with_poml.py", tmp_path)
+    assert "the tool said: station 4: gale for 6 hours" in shown
+    assert 'LangChain: {"ashore": false, "reason": "Gale until noon."}' in shown
+    assert '2 renders, linked: [{"name": "harbour", "version": "1"}]' in shown
+    assert shown.count("ScriptedChatModel heard: temperature 0.2, tokens 300") == 2

@@ -8,7 +8,7 @@ adapters hand over what it gives.
 from __future__ import annotations
 
 from pomlflow.frame.runtime import Provider, Settings, settings
-from pomlflow.frame.schema import json_value, parse_answer, response_format, schema_name, strict_form
+from pomlflow.frame.schema import checked_answer, json_value, parse_answer, response_format, schema_name, strict_form
 from pomlflow.frame.tools import ToolSpec, check_arguments, match, named, tool_specs
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Settings",
     "ToolSpec",
     "check_arguments",
+    "checked_answer",
     "json_value",
     "match",
     "named",

@@ -15,7 +15,16 @@ from pomlflow.exceptions import AnswerError
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-__all__ = ["json_value", "parse_answer", "problems", "response_format", "schema_name", "strict_form", "without_nulls"]
+__all__ = [
+    "checked_answer",
+    "json_value",
+    "parse_answer",
+    "problems",
+    "response_format",
+    "schema_name",
+    "strict_form",
+    "without_nulls",
+]
 
 # What OpenAI's strict mode refuses (https://platform.openai.com/docs/guides/structured-outputs#supported-schemas).
 _NOT_STRICT = frozenset(
@@ -242,6 +251,24 @@ def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") 
         raise AnswerError(
             f"{place}: the answer is no JSON ({error}); <output-schema> asks for it. The answer: {text!r}", text
         ) from error
+    return checked_answer(value, schema, text, place)
+
+
+def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str = "<inline>") -> Any:
+    """Check the object that a framework has read from an answer.
+
+    Args:
+        value: The object.
+        schema: The output schema.
+        text: The answer.
+        place: The template, for errors.
+
+    Returns:
+        The object, without the nulls that strict mode puts in the place of optional properties.
+
+    Raises:
+        AnswerError: It is not by the schema; the error holds the answer.
+    """
     value = without_nulls(value, schema)
     if found := problems(value, schema):
         raise AnswerError(

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from pomlflow.autolog import switch
 from pomlflow.delivery import Mask
-from pomlflow.langchain.model import PomlOutputParserError
+from pomlflow.langchain.answers import PomlOutputParserError
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.values import PomlChatPromptValue, PomlStringPromptValue
 
 if TYPE_CHECKING:
     from pomlflow.langchain.callbacks import PomlCallbackHandler
+    from pomlflow.langchain.middleware import PomlMiddleware
 
 __all__ = [
     "PomlCallbackHandler",
     "PomlChatPromptValue",
+    "PomlMiddleware",
     "PomlOutputParserError",
     "PomlPromptTemplate",
     "PomlStringPromptValue",
@@ -58,4 +60,8 @@ def __getattr__(name: str) -> Any:
         from pomlflow.langchain.callbacks import PomlCallbackHandler
 
         return PomlCallbackHandler
+    if name == "PomlMiddleware":  # it is made from langchain's agents, which the prompts need nothing of
+        from pomlflow.langchain.middleware import PomlMiddleware
+
+        return PomlMiddleware
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseLanguageModel, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import (
     Runnable,
     RunnableBinding,
@@ -17,34 +15,17 @@ from langchain_core.runnables import (
     RunnableSequence,
     RunnableWithFallbacks,
 )
-from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
-from langchain_core.utils.json import parse_partial_json
 from typing_extensions import Self, override
 
-from pomlflow.exceptions import AnswerError, PomlError
-from pomlflow.frame import match, parse_answer, tool_specs
+from pomlflow.exceptions import PomlError
+from pomlflow.frame import match, tool_specs
+from pomlflow.langchain.answers import Growing, read
 from pomlflow.langchain.arguments import arguments, explained, place_of
 from pomlflow.record import RenderRecord
 
-__all__ = ["PomlChain", "PomlModel", "PomlOutputParserError", "reach"]
-
-
-class PomlOutputParserError(AnswerError, OutputParserException):
-    """A model's answer is not as ``<output-schema>`` says.
-
-    Attributes:
-        answer: The answer, as the model gave it; ``llm_output`` to LangChain.
-        message: The whole message that holds it.
-    """
-
-    def __init__(self, message: str, answer: str, problems: Iterable[str] = (), raw: BaseMessage | None = None) -> None:
-        AnswerError.__init__(self, message, answer, problems)
-        self.observation, self.llm_output, self.send_to_llm = None, answer, False
-        self.message = raw
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.answer, self.problems, self.message)
+__all__ = ["PomlModel", "reach"]
 
 
 @dataclass(frozen=True)
@@ -100,27 +81,27 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         """Call the model."""
         call = self._call(input, config, kwargs)
         with call.explained():
-            return self._read(call.model.invoke(input, call.config, **call.kwargs), call.record)
+            return self._answer(call.model.invoke(input, call.config, **call.kwargs), call)
 
     @override
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
         with call.explained():
-            return self._read(await call.model.ainvoke(input, call.config, **call.kwargs), call.record)
+            return self._answer(await call.model.ainvoke(input, call.config, **call.kwargs), call)
 
     @override
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """Stream the answer; with `parse`, the object as far as it is there."""
         call = self._call(input, config, kwargs)
-        growing = _Growing()
+        growing = Growing()
         with call.explained():
             for chunk in call.model.stream(input, call.config, **call.kwargs):
                 if not self._reads(call):
                     yield chunk
                 elif growing.take(chunk):
                     yield growing.value
-        if self._reads(call) and growing.finish(self._read(growing.message, call.record)):
+        if self._reads(call) and growing.finish(self._answer(growing.message, call)):
             yield growing.value
 
     @override
@@ -129,14 +110,14 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     ) -> AsyncIterator[Any]:
         """Stream the answer; with `parse`, the object as far as it is there."""
         call = self._call(input, config, kwargs)
-        growing = _Growing()
+        growing = Growing()
         with call.explained():
             async for chunk in call.model.astream(input, call.config, **call.kwargs):
                 if not self._reads(call):
                     yield chunk
                 elif growing.take(chunk):
                     yield growing.value
-        if self._reads(call) and growing.finish(self._read(growing.message, call.record)):
+        if self._reads(call) and growing.finish(self._answer(growing.message, call)):
             yield growing.value
 
     # A binding hands these to what it is bound to, with one set of arguments for all; each input has its own frame.
@@ -168,148 +149,8 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     def _reads(self, call: _Call) -> bool:
         return self.parse and call.record is not None
 
-    def _read(self, answer: Any, record: RenderRecord | None) -> Any:
-        if not self.parse or record is None:
-            return answer
-        place = place_of(record)
-        if isinstance(answer, AIMessage) and answer.tool_calls:
-            names = ", ".join(call["name"] for call in answer.tool_calls)
-            raise PomlOutputParserError(
-                f"{place}: the model called {names} instead of answering; parse=True is for answers. Run the tools, in "
-                f"an agent for example",
-                answer.text,
-                raw=answer,
-            )
-        text = answer if isinstance(answer, str) else str(answer.text)
-        refusal = answer.additional_kwargs.get("refusal") if isinstance(answer, AIMessage) else None
-        if refusal and not text:
-            raise PomlOutputParserError(f"{place}: the model refused: {refusal}", str(refusal), raw=answer)
-        try:
-            return parse_answer(text, record.result()["schema"], place)
-        except AnswerError as error:
-            raw = answer if isinstance(answer, BaseMessage) else None
-            raise PomlOutputParserError(str(error), text, error.problems, raw) from error
-
-
-class _Growing:
-    """The object in a streamed answer, as far as it is there."""
-
-    def __init__(self) -> None:
-        self.message: Any = None
-        self.value: Any = None
-
-    def take(self, chunk: Any) -> bool:
-        """Add a chunk; whether there is more of the object now."""
-        self.message = chunk if self.message is None else self.message + chunk
-        text = self.message if isinstance(self.message, str) else str(self.message.text)
-        try:
-            value = parse_partial_json(text) if text.strip() else None
-        except ValueError:
-            return False
-        return self.finish(value)
-
-    def finish(self, value: Any) -> bool:
-        """Take a value; whether it is new."""
-        if value is None or value == self.value:
-            return False
-        self.value = value
-        return True
-
-
-class PomlChain(RunnableSequence[Any, Any]):
-    """A chain from a prompt's variables to the model's answer: LangChain's sequence, whose arguments reach the model.
-
-    LangChain's own gives what is bound to it to its first step, the prompt, where it is lost.
-
-    Args:
-        *steps: As `RunnableSequence` takes them; one of them holds a `PomlModel`.
-        name: The run's name.
-        **fields: What LangChain itself passes when it copies a chain.
-    """
-
-    def __init__(self, *steps: Any, name: str | None = None, **fields: Any) -> None:
-        super().__init__(*steps, name=name, **fields)
-
-    @classmethod
-    @override
-    def get_lc_namespace(cls) -> list[str]:
-        return ["pomlflow", "langchain", "model"]
-
-    @override
-    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
-        """``RunnableSequence``, as all chains are called in traces."""
-        return super().get_name(suffix, name=name or self.name or RunnableSequence.__name__)
-
-    @override
-    def bind(self, **kwargs: Any) -> PomlChain:
-        """Add arguments for the model, the last one that hears POML; they win over the frame's."""
-        steps = list(self.steps)
-        last = max(index for index, step in enumerate(steps) if _hears(step))
-        steps[last] = steps[last].bind(**kwargs)
-        return PomlChain(*steps, name=self.name)
-
-    @override
-    def __or__(self, other: Any) -> PomlChain:
-        steps = other.steps if isinstance(other, RunnableSequence) else [coerce_to_runnable(other)]
-        return PomlChain(*self.steps, *steps, name=self.name or getattr(other, "name", None))
-
-    @override
-    def __ror__(self, other: Any) -> PomlChain:
-        steps = other.steps if isinstance(other, RunnableSequence) else [coerce_to_runnable(other)]
-        return PomlChain(*steps, *self.steps, name=getattr(other, "name", None) or self.name)
-
-    # Arguments come here also from a `bind` on what is made of the chain: `chain.with_retry().bind(…)`.
-
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run the chain."""
-        return super(PomlChain, self.bind(**kwargs) if kwargs else self).invoke(input, config)
-
-    @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run the chain."""
-        return await super(PomlChain, self.bind(**kwargs) if kwargs else self).ainvoke(input, config)
-
-    @override
-    def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Run the chain for each input."""
-        chain = self.bind(**kwargs) if kwargs else self
-        return super(PomlChain, chain).batch(inputs, config, return_exceptions=return_exceptions)
-
-    @override
-    async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Run the chain for each input."""
-        chain = self.bind(**kwargs) if kwargs else self
-        return await super(PomlChain, chain).abatch(inputs, config, return_exceptions=return_exceptions)
-
-    @override
-    def transform(
-        self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
-    ) -> Iterator[Any]:
-        """Stream through the chain."""
-        yield from super(PomlChain, self.bind(**kwargs) if kwargs else self).transform(input, config)
-
-    @override
-    async def atransform(
-        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
-    ) -> AsyncIterator[Any]:
-        """Stream through the chain."""
-        async for chunk in super(PomlChain, self.bind(**kwargs) if kwargs else self).atransform(input, config):
-            yield chunk
+    def _answer(self, answer: Any, call: _Call) -> Any:
+        return read(answer, call.record) if self.parse and call.record is not None else answer
 
 
 def reach(
@@ -386,12 +227,3 @@ def _resolved(
 def _is_configurable(runnable: Any) -> bool:
     """Whether it is what `init_chat_model` gives without a fixed model; langchain 1.4 gives that no public name."""
     return type(runnable).__name__ == "_ConfigurableModel" and callable(getattr(type(runnable), "_model", None))
-
-
-def _hears(step: Any) -> bool:
-    """Whether a step holds a `PomlModel`."""
-    if isinstance(step, PomlModel):
-        return True
-    if isinstance(step, RunnableBindingBase):
-        return _hears(step.bound)
-    return isinstance(step, RunnableWithFallbacks) and _hears(step.runnable)

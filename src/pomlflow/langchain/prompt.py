@@ -17,13 +17,17 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.prompts.chat import BaseChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self, override
 
 from pomlflow.delivery import deliver
-from pomlflow.frame import named
+from pomlflow.frame import match, named, tool_specs
+from pomlflow.langchain.arguments import place_of
+from pomlflow.langchain.chain import PomlChain
 from pomlflow.langchain.messages import MessageHistory
-from pomlflow.langchain.model import PomlChain, reach
+from pomlflow.langchain.model import reach
+from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.langchain.values import prompt_value
 from pomlflow.record import RenderRecord
 from pomlflow.template import Snapshot, Template
@@ -226,6 +230,32 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         functions = None if tools is None else list(named(tools))
         return PomlChain(self, reach(llm, parse=parse, functions=functions))
 
+    def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
+        """Tie the markup's tools to functions: for a ``ToolNode``, an agent's constructor, or a loop of your own.
+
+        Args:
+            functions: By name, or under their own names; functions, sync or async, or LangChain's tools.
+            **variables: What the template needs.
+
+        Returns:
+            A tool for each definition, described as the markup does, whose arguments are checked by its schema.
+
+        Raises:
+            ToolError: A tool has no function, or a function no tool.
+            PomlError: As a render raises it.
+
+        Example:
+            >>> markup = '<tool-definition name="add">z.object({ a: z.number(), b: z.number() })</tool-definition>'
+            >>> prompt = PomlPromptTemplate.from_template(f"<poml>{markup}<p>Count.</p></poml>")
+            >>> [add] = prompt.tools({"add": lambda a, b: a + b})
+            >>> add.invoke({"a": 1, "b": 2})
+            3
+        """
+        record, _ = self._render(variables)
+        specs, given, place = tool_specs(record.result()), named(functions), place_of(record)
+        match(specs, given, place)
+        return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
+
     # From here on: what LangChain calls.
 
     @override
@@ -273,16 +303,23 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         return combined
 
     def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PromptValue:
-        now, history = self._refreshed(), MessageHistory()
-        record = self._core.render(self._validate_input(given), history=history, snapshot=now)
+        record, history = self._render(given)
         _deliver(record, run, _WAIT)
         return prompt_value(record, history.placed)
 
     async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PromptValue:
-        now, history = self._refreshed(), MessageHistory()
-        record = await self._core.arender(self._validate_input(given), history=history, snapshot=now)
+        record, history = await self._arender(given)
         _deliver(record, run, 0)
         return prompt_value(record, history.placed)
+
+    def _render(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
+        """Render, and tell nobody."""
+        now, history = self._refreshed(), MessageHistory()
+        return self._core.render(self._validate_input(given), history=history, snapshot=now), history
+
+    async def _arender(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
+        now, history = self._refreshed(), MessageHistory()
+        return await self._core.arender(self._validate_input(given), history=history, snapshot=now), history
 
     @override
     def _validate_input(self, inner_input: Any) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""One POML file is a whole agent, in each framework: its prompt, examples, tool, settings and answer's shape.
+
+    python examples/agent_with_poml.py
+
+Runs offline, without a key. The models are scripted; what they were called with is on their spans in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
+
+import mlflow
+from langchain.agents import create_agent
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+import pomlflow
+from pomlflow import langchain
+
+PILOT = Path(__file__).parent / "prompts" / "harbour.poml"
+SHIP = {"ship": "Ada", "stations": 9}
+QUESTION = "May we land at station 4?"
+CALL = {"station": 4}
+ANSWER = '{"ashore": false, "reason": "Gale until noon."}'
+STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
+
+
+def forecast(station: int, hours: int = 6) -> str:
+    """What stands behind the file's tool, in both frameworks."""
+    return f"station {station}: gale for {hours} hours"
+
+
+class ScriptedChatModel(GenericFakeChatModel):
+    """A model of LangChain's that calls the tool, then answers."""
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
+        """Take the tools and settings as a client of a provider does."""
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
+
+
+def langchain_agent() -> dict[str, Any]:
+    """LangChain's agent: the POML file is a middleware."""
+    pilot = langchain.PomlPromptTemplate.from_file(PILOT, partial_variables=SHIP)
+    call = {"name": "forecast", "args": CALL, "id": "1"}
+    model = ScriptedChatModel(messages=iter([AIMessage("", tool_calls=[call]), AIMessage(ANSWER)]))
+
+    agent = create_agent(model, middleware=[langchain.PomlMiddleware(pilot, tools=[forecast])])
+    state = agent.invoke({"messages": [("human", QUESTION)]}, config={"callbacks": [langchain.PomlCallbackHandler()]})
+    print("the tool said:", state["messages"][2].content)
+    return dict(state["structured_response"])
+
+
+def show() -> None:
+    """Print what MLflow has of the last agent."""
+    pomlflow.flush()
+    trace = mlflow.get_trace(mlflow.get_last_active_trace_id())
+    assert trace is not None
+    by_type: dict[str, list[Any]] = {}
+    for span in trace.data.spans:
+        by_type.setdefault(span.span_type, []).append(span)
+    print(f"  {len(by_type['PROMPT'])} renders, linked: {trace.info.tags['mlflow.linkedPrompts']}")
+    for span in by_type.get("CHAT_MODEL") or by_type["LLM"]:
+        settings = span.attributes.get("invocation_params") or span.attributes
+        print(f"  {span.name} heard: temperature {settings['temperature']}, tokens {settings['max_tokens']}")
+
+
+def main() -> None:
+    """Run the agents, and show what MLflow has of each."""
+    mlflow.set_tracking_uri(STORE)
+    mlflow.set_experiment("agents with POML")
+    agents: dict[str, Callable[[], dict[str, Any]]] = {"LangChain": langchain_agent}
+    for framework, run in agents.items():
+        print(f"{framework}: {json.dumps(run())}")
+        show()
+    print(f"look at them: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""A POML file as what an agent of LangChain's is: its system prompt, examples, tools, settings and response format."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain.agents.structured_output import ProviderStrategy
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, SystemMessage
+from langchain_core.prompt_values import PromptValue
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel
+from typing_extensions import override
+
+from pomlflow.exceptions import AnswerError, ConfigurationError
+from pomlflow.frame import ToolSpec, checked_answer, match, named, response_format, tool_specs
+from pomlflow.langchain.answers import PomlOutputParserError
+from pomlflow.langchain.arguments import Arguments, explained, model_settings, needs_strict_tools, place_of
+from pomlflow.langchain.prompt import PomlPromptTemplate
+from pomlflow.langchain.tools import PomlTool, as_tool
+from pomlflow.record import RenderRecord
+
+__all__ = ["PomlMiddleware"]
+
+Variables = Callable[[Any, Any], Mapping[str, Any]]
+
+
+class PomlMiddleware(AgentMiddleware[Any, Any, Any]):
+    """What an agent is, in a POML file, rendered anew at each call of its model.
+
+    The variables are the agent's state (``messages`` among it) and its runtime context, by their own names, and what
+    `variables` makes of them. Of each render,
+
+    - system messages at its head are the agent's system prompt, before one that it has otherwise;
+    - the other messages come before the conversation, as examples; where the markup places the conversation itself,
+      ``<conversation messages="{{messages}}"/>``, they are all that the model gets;
+    - tools are described as the markup does, and calls of them are checked by its schemas before they run;
+    - ``<runtime>`` is the model's settings, ``<output-schema>`` the agent's response format. What other code has set
+      wins over both.
+
+    Each render is a span under the agent's model step, and its prompt version is linked to the trace. Nothing of it
+    gets into the agent's state. Put it first among middleware, so that others see what it makes.
+
+    Args:
+        prompt: The prompt.
+        tools: The functions of the markup's tools, by name, or under their own names. They need not be given to the
+            agent as well. Tools of the agent that the markup does not define stay as they are.
+        variables: From the agent's state and its runtime (``runtime.context``, ``runtime.store``) to more variables.
+
+    Raises:
+        ConfigurationError: `prompt` is no POML prompt.
+        ToolError: Two functions have one name.
+
+    A call of the agent raises `ToolError` where a tool is without a function or a function without a tool,
+    `SettingError` where the model does not take a setting, and `PomlOutputParserError` for an answer that is not by the
+    schema.
+
+    Example:
+        >>> from langchain.agents import create_agent
+        >>> from langchain_core.language_models import GenericFakeChatModel
+        >>> prompt = PomlPromptTemplate.from_template("<poml><system-msg>You serve {{crew}}.</system-msg></poml>")
+        >>> agent = create_agent(
+        ...     GenericFakeChatModel(messages=iter(["Aye."])),
+        ...     middleware=[PomlMiddleware(prompt, variables=lambda state, runtime: {"crew": "the Ada"})],
+        ... )
+        >>> agent.invoke({"messages": [("user", "Ready?")]})["messages"][-1].content
+        'Aye.'
+    """
+
+    def __init__(
+        self,
+        prompt: PomlPromptTemplate,
+        *,
+        tools: Mapping[str, Any] | Iterable[Any] = (),
+        variables: Variables | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(prompt, PomlPromptTemplate):
+            raise ConfigurationError(f"PomlMiddleware takes a PomlPromptTemplate, not a {type(prompt).__name__}")
+        self.prompt = prompt
+        self.variables = variables
+        self.tools: list[BaseTool] = [as_tool(name, function) for name, function in named(tools).items()]
+        self._static: tuple[str, list[ToolSpec]] | None = None
+
+    @property
+    @override
+    def name(self) -> str:
+        """The prompt's name is in it: an agent's middlewares must differ by name."""
+        return f"{type(self).__name__}[{self.prompt.name}]" if self.prompt.name else type(self).__name__
+
+    @override
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> Any:
+        """Render, and call the model with it."""
+        value = self.prompt.invoke(self._given(request.state, request.runtime, request.messages))
+        call = _Call(self, request, value)
+        with call.explained():
+            return call.checked(handler(call.request))
+
+    @override
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> Any:
+        """Render, and call the model with it."""
+        value = await self.prompt.ainvoke(self._given(request.state, request.runtime, request.messages))
+        call = _Call(self, request, value)
+        with call.explained():
+            return call.checked(await handler(call.request))
+
+    @override
+    def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        """Let the tool check its arguments, which somebody may have edited since the model made them."""
+        specs = self._known()
+        if specs is None:
+            specs = self._tools_of(self.prompt._render(self._given(request.state, request.runtime))[0])
+        return handler(self._checking(request, specs))
+
+    @override
+    async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Let the tool check its arguments, which somebody may have edited since the model made them."""
+        specs = self._known()
+        if specs is None:
+            record, _ = await self.prompt._arender(self._given(request.state, request.runtime))
+            specs = self._tools_of(record)
+        return await handler(self._checking(request, specs))
+
+    def _checking(self, request: Any, specs: Sequence[ToolSpec]) -> Any:
+        """The request with a tool that checks: what stands between us and the tool may still change the call."""
+        spec = next((spec for spec in specs if spec.name == request.tool_call["name"]), None)
+        if spec is None or request.tool is None:
+            return request
+        place = self.prompt._core.relative or self.prompt.name or "<inline>"
+        return request.override(tool=PomlTool.of(request.tool, spec, place))
+
+    def _given(self, state: Any, runtime: Any, messages: Sequence[BaseMessage] | None = None) -> dict[str, Any]:
+        """The variables: context, state, the conversation as other middleware has it, and what the user adds."""
+        given = {**_fields(getattr(runtime, "context", None)), **_fields(state)}
+        if messages is not None:
+            given["messages"] = list(messages)
+        return {**given, **(self.variables(state, runtime) if self.variables else {})}
+
+    def _known(self) -> list[ToolSpec] | None:
+        """The tools, where no variable changes them and a render has told them."""
+        static = self._static
+        return static[1] if static is not None and static[0] == self.prompt._core.digest else None
+
+    def _tools_of(self, record: RenderRecord) -> list[ToolSpec]:
+        specs = tool_specs(record.result())
+        if "tools" in record.static or not specs:
+            self._static = record.digest, specs
+        return specs
+
+
+class _Call:
+    """One call of an agent's model, as POML has it."""
+
+    def __init__(self, middleware: PomlMiddleware, request: ModelRequest[Any], value: PromptValue) -> None:
+        record: RenderRecord = value._record  # type: ignore[attr-defined]
+        output, place = record.result(), place_of(record)
+        self.record, self.place = record, place
+        self.said: Arguments = model_settings(request.model, output.get("runtime"), place)
+        self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
+        specs = middleware._tools_of(record)
+        strict = (self.schema or request.response_format) is not None and needs_strict_tools(request.model)
+        overrides: dict[str, Any] = {
+            "model": self.said.model,
+            "model_settings": {**self.said.values, **request.model_settings},
+            "tools": _described(specs, request.tools, middleware.tools, place, strict=strict),
+        }
+        if self.said.tool_choice is not None and request.tool_choice is None:
+            overrides["tool_choice"] = self.said.tool_choice
+        if self.schema is not None:
+            overrides["response_format"] = _strategy(self.schema)
+        rendered, asked = value.to_messages(), {id(message) for message in request.messages}
+        placed = "messages" in middleware.prompt._core.inference.messages
+        placed = placed or any(id(message) in asked for message in rendered)
+        overrides |= _messages(rendered, request, placed=placed)
+        self.request = request.override(**overrides)
+
+    def explained(self) -> Any:
+        """Name the setting that a client refuses."""
+        return explained(self.said.unknown, self.said.model, self.place)
+
+    def checked(self, response: Any) -> Any:
+        """The model's response, its object checked by the schema."""
+        inner = getattr(response, "model_response", response)
+        found = getattr(inner, "structured_response", None)
+        if self.schema is None or found is None:
+            return response
+        answer = next((message for message in reversed(inner.result) if isinstance(message, AIMessage)), None)
+        text = "" if answer is None else str(answer.text)
+        try:
+            inner.structured_response = checked_answer(found, self.schema, text, self.place)
+        except AnswerError as error:
+            raise PomlOutputParserError(str(error), text, error.problems, answer) from error
+        return response
+
+
+def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, placed: bool) -> dict[str, Any]:
+    """The system prompt and the messages of a request; the markup may have placed the conversation already."""
+    head = 0
+    while head < len(rendered) and isinstance(rendered[head], SystemMessage):
+        head += 1
+    rest = rendered[head:]
+    messages: list[AnyMessage] = [*rest] if placed else [*rest, *request.messages]  # type: ignore[list-item]
+    if not head:
+        return {"messages": messages}
+    modern = hasattr(request, "system_message")  # langchain 1.0 has only the text
+    before: Any = request.system_message if modern else request.system_prompt
+    contents: list[Any] = [message.content for message in rendered[:head]]
+    contents += [] if before is None else [before.content if modern else before]
+    if all(isinstance(content, str) for content in contents):
+        text = "\n\n".join(filter(None, contents))
+        return {
+            "messages": messages,
+            **({"system_message": SystemMessage(text)} if modern else {"system_prompt": text}),
+        }
+    blocks = [block for content in contents for block in ([content] if isinstance(content, str) else content)]
+    blocks = [{"type": "text", "text": block} if isinstance(block, str) else block for block in blocks]
+    return {"messages": messages, "system_message": SystemMessage(blocks)}
+
+
+def _described(
+    specs: Sequence[ToolSpec],
+    offered: Sequence[BaseTool | dict[str, Any]],
+    own: Sequence[BaseTool],
+    place: str,
+    *,
+    strict: bool,
+) -> list[BaseTool | dict[str, Any]]:
+    """The tools that the model is offered, each as the markup defines it, where it does."""
+    by_name = {spec.name: spec for spec in specs}
+    others = [tool.name for tool in offered if isinstance(tool, BaseTool) and tool.name in by_name]
+    match(specs, {tool.name: tool for tool in own} | dict.fromkeys(others), place)
+    return [
+        PomlTool.of(tool, by_name[tool.name], place, strict=strict)
+        if isinstance(tool, BaseTool) and tool.name in by_name
+        else tool
+        for tool in offered
+    ]
+
+
+def _strategy(schema: Mapping[str, Any]) -> ProviderStrategy[Any]:
+    said = response_format(schema)["json_schema"]
+    titled = {**said["schema"], "title": said["name"]}  # LangChain names it by the title, else by a random word
+    if "strict" in ProviderStrategy.__init__.__annotations__:
+        return ProviderStrategy(titled, strict=said["strict"])
+    return ProviderStrategy(titled)  # langchain 1.0
+
+
+def _fields(holder: Any) -> dict[str, Any]:
+    """What a state or a context holds, by name."""
+    if holder is None:
+        return {}
+    if isinstance(holder, Mapping):
+        return {str(name): value for name, value in holder.items()}
+    if isinstance(holder, BaseModel):
+        return {name: getattr(holder, name) for name in type(holder).model_fields}
+    if dataclasses.is_dataclass(holder):
+        return {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
+    return dict(vars(holder)) if hasattr(holder, "__dict__") else {}

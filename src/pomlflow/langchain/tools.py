@@ -1,0 +1,137 @@
+"""The user's functions as LangChain's tools, told to models and checked as a POML file says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import override
+
+from pomlflow.exceptions import ToolArgumentsError
+from pomlflow.frame import ToolSpec, check_arguments, strict_form
+
+__all__ = ["PomlTool", "as_tool"]
+
+_ANYTHING = {"type": "object", "properties": {}}
+
+
+class PomlTool(StructuredTool):
+    """A tool that a model is told of as the POML file defines it, and whose arguments are checked by that definition.
+
+    Arguments that the definition refuses are a `ValidationError` of pydantic's, with a `ToolArgumentsError` as its
+    cause: that is how LangChain's own tools refuse them, so `ToolNode` and agents answer the model with what is wrong.
+
+    Args:
+        spec: The definition.
+        place: The template, for errors.
+        strict: Whether to tell the parameters in the form of OpenAI's strict mode.
+        hidden: Arguments that no model gives: the state, the runtime.
+    """
+
+    spec: ToolSpec
+    place: str = "<inline>"
+    strict: bool = False
+    hidden: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, tool: BaseTool, spec: ToolSpec, place: str, *, strict: bool = False) -> PomlTool:
+        """Make one of a tool.
+
+        Args:
+            tool: What runs.
+            spec: The definition.
+            place: The template, for errors.
+            strict: As the class takes it.
+        """
+        inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
+        fields = {**inner.__dict__, "description": spec.description or inner.description}
+        return cls.model_construct(**fields, spec=spec, place=place, strict=strict, hidden=_hidden(inner))
+
+    @property
+    @override
+    def tool_call_schema(self) -> Any:
+        """What a model is told."""
+        return strict_form(self.spec.parameters) if self.strict else dict(self.spec.parameters)
+
+    @override
+    def _parse_input(self, tool_input: str | dict[str, Any], tool_call_id: str | None) -> str | dict[str, Any]:
+        if isinstance(tool_input, dict):
+            told = {name: value for name, value in tool_input.items() if name not in self.hidden}
+            kept = {name: value for name, value in tool_input.items() if name in self.hidden}
+            try:
+                tool_input = {**check_arguments(self.spec, told, self.place), **kept}
+            except ToolArgumentsError as error:
+                raise _refused(error) from error
+        return super()._parse_input(tool_input, tool_call_id)
+
+
+def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
+    """Make LangChain's tool of a user's function.
+
+    Args:
+        name: The tool's name.
+        function: A function, sync or async, or a tool.
+
+    Returns:
+        The tool. Where the function's signature tells its arguments' types, LangChain makes them of the JSON.
+    """
+    if isinstance(function, BaseTool):
+        return function if function.name == name else function.model_copy(update={"name": name})
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - of an object that is called
+    )
+    return StructuredTool.from_function(
+        func=None if asynchronous else function,
+        coroutine=function if asynchronous else None,
+        name=name,
+        description=inspect.getdoc(function) or name,
+        args_schema=None if _tells_its_arguments(function) else dict(_ANYTHING),
+    )
+
+
+def _tells_its_arguments(function: Callable[..., Any]) -> bool:
+    if not inspect.isroutine(function):
+        return False
+    try:
+        get_type_hints(function)
+        parameters = inspect.signature(function).parameters.values()
+    except (NameError, TypeError, ValueError):  # of a name that only type checkers see; of a function in C
+        return False
+    return all(parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) for parameter in parameters)
+
+
+def _structured(tool: BaseTool) -> StructuredTool:
+    """A tool of another class, as one that is called with its arguments."""
+
+    def run(**arguments: Any) -> Any:
+        return tool.invoke(arguments)
+
+    async def arun(**arguments: Any) -> Any:
+        return await tool.ainvoke(arguments)
+
+    return StructuredTool(
+        name=tool.name, description=tool.description, args_schema=dict(_ANYTHING), func=run, coroutine=arun
+    )
+
+
+def _hidden(tool: StructuredTool) -> frozenset[str]:
+    """The arguments that LangChain puts in."""
+    found = set(getattr(tool, "_injected_args_keys", ()))
+    whole, told = tool.args_schema, tool.tool_call_schema
+    if isinstance(whole, type) and issubclass(whole, BaseModel) and isinstance(told, type):
+        found |= set(whole.model_fields) - set(getattr(told, "model_fields", whole.model_fields))
+    return frozenset(found)
+
+
+def _refused(error: ToolArgumentsError) -> ValidationError:
+    lines = []
+    for problem in error.problems:
+        place, _, message = problem.removeprefix("$").removeprefix(".").partition(": ")
+        kind = PydanticCustomError("poml_schema", "{message}", {"message": message})
+        # ToolNode (langgraph 1.2) leaves out what has no place.
+        lines.append(InitErrorDetails(type=kind, loc=(place or error.tool,), input=error.arguments))
+    return ValidationError.from_exception_data(error.tool, lines)

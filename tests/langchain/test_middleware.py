@@ -1,0 +1,342 @@
+"""An agent that is a POML file: prompt, examples, tools, settings, response format, anew at each call of its model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import Runnable
+from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from tests.langchain.prompts import Model
+
+from pomlflow import ConfigurationError, SettingError, ToolError
+from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
+
+agents = pytest.importorskip("langchain.agents")
+middlewares = pytest.importorskip("langchain.agents.middleware")
+from pomlflow.langchain import PomlMiddleware  # noqa: E402 - it is made from langchain's agents
+
+MARKUP = """\
+<poml>
+  <runtime temperature="0.5" stop-sequences='["END"]'/>
+  <system-msg>You serve {{ship}}. {{messages.length}} so far.</system-msg>
+  <human-msg>Example?</human-msg>
+  <ai-msg>Yes.</ai-msg>
+  <tool-definition name="weather" description="At {{ship}}">
+    {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 7}},
+     "required": ["city"]}
+  </tool-definition>
+</poml>
+"""
+SCHEMA = (
+    '<output-schema>{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}</output-schema>'
+)
+ASKED = {"messages": [HumanMessage("Oslo?")]}
+ADA = {"variables": lambda state, runtime: {"ship": "the Ada"}}
+
+
+class Agent(Model):
+    """A scripted model that takes tools in LangChain's usual way."""
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Runnable[Any, AIMessage]:
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
+
+
+def call(identity: str = "1", **arguments: Any) -> AIMessage:
+    """An answer that calls the tool."""
+    return AIMessage("", tool_calls=[{"name": "weather", "args": arguments, "id": identity}])
+
+
+def weather(city: str, days: int = 1) -> str:
+    """The function."""
+    return f"Rain in {city} for {days}"
+
+
+def prompt(markup: str = MARKUP, **options: Any) -> PomlPromptTemplate:
+    return PomlPromptTemplate.from_template(markup, name="crew", **options)
+
+
+def made(model: Any, *others: Any, markup: str = MARKUP, **options: Any) -> Any:
+    """An agent of the prompt and the function."""
+    ours = {key: options.pop(key) for key in ("tools", "variables") if key in options}
+    poml = PomlMiddleware(prompt(markup), **{"tools": [weather], **ADA, **ours})
+    return agents.create_agent(model, middleware=[poml, *others], **options)
+
+
+def test_prompt_examples_tools_and_settings_reach_the_model_anew_at_each_call() -> None:
+    model = Agent(answers=[call(city="Oslo"), "It rains."])
+    state = made(model).invoke(ASKED)
+    assert [message.content for message in state["messages"]] == ["Oslo?", "", "Rain in Oslo for 1", "It rains."]
+    first, second = model.received
+    examples = [HumanMessage("Example?"), AIMessage("Yes.")]
+    assert first[:3] == [SystemMessage("You serve the Ada. 1 so far."), *examples]
+    assert second[:3] == [SystemMessage("You serve the Ada. 3 so far."), *examples]
+    assert [message.content for message in first[3:]] == ["Oslo?"]
+    assert [type(message) for message in second[3:]] == [HumanMessage, AIMessage, ToolMessage]
+    for options in model.options:
+        assert (options["temperature"], options["stop"]) == (0.5, ["END"])
+        (function,) = (found["function"] for found in options["tools"])
+        assert function["description"] == "At the Ada"
+        assert function["parameters"]["properties"]["days"] == {"type": "integer", "maximum": 7}
+
+
+async def test_an_async_agent_does_the_same_with_an_async_function() -> None:
+    async def aweather(city: str) -> str:
+        return f"Async rain in {city}"
+
+    model = Agent(answers=[call(city="Oslo"), "It rains."])
+    state = await made(model, tools={"weather": aweather}).ainvoke(ASKED)
+    assert state["messages"][2].content == "Async rain in Oslo"
+    assert model.received[1][0] == SystemMessage("You serve the Ada. 3 so far.")
+
+
+@dataclass
+class Ship:
+    """A runtime context."""
+
+    ship: str
+
+
+class Voyage(agents.AgentState):
+    """A state of the user's own."""
+
+    ship: str
+
+
+def test_variables_come_from_the_context_and_the_state() -> None:
+    model = Agent(answers=["Aye."])
+    by_context = made(model, variables=None, context_schema=Ship)
+    by_context.invoke(ASKED, context=Ship("the Bob"))
+    by_state = made(model, variables=None, state_schema=Voyage)
+    by_state.invoke({**ASKED, "ship": "the Cyd"})
+    assert [messages[0].content for messages in model.received] == [
+        "You serve the Bob. 1 so far.",
+        "You serve the Cyd. 1 so far.",
+    ]
+
+
+def test_a_missing_variable_is_told_by_its_name() -> None:
+    with pytest.raises(KeyError, match="ship"):
+        made(Agent(), variables=None).invoke(ASKED)
+
+
+PLACED = """\
+<poml>
+  <system-msg>Be kind.</system-msg>
+  <conversation messages="{{messages.slice(-2)}}"/>
+  <human-msg>Answer in one word.</human-msg>
+</poml>
+"""
+
+
+def test_a_file_that_places_the_conversation_itself_is_all_that_the_model_gets() -> None:
+    model = Agent()
+    asked = {"messages": [HumanMessage("One", id="1"), AIMessage("Two", id="2"), HumanMessage("Three", id="3")]}
+    made(model, markup=PLACED, tools=()).invoke(asked)
+    (messages,) = model.received
+    assert [message.content for message in messages] == ["Be kind.", "Two", "Three", "Answer in one word."]
+    assert messages[2].id == "3"
+
+
+def test_the_agents_own_system_prompt_and_that_of_other_middleware_stay() -> None:
+    class Before(middlewares.AgentMiddleware):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(request.override(messages=[*request.messages, HumanMessage("Added.")]))
+
+    model = Agent()
+    poml = PomlMiddleware(prompt(), tools=[weather], **ADA)
+    agent = agents.create_agent(model, middleware=[Before(), poml], system_prompt="Own.")
+    agent.invoke(ASKED)
+    (messages,) = model.received
+    assert messages[0].content == "You serve the Ada. 2 so far.\n\nOwn."
+    assert messages[-1].content == "Added."
+
+
+def test_what_other_middleware_has_set_wins() -> None:
+    class Before(middlewares.AgentMiddleware):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(request.override(model_settings={"temperature": 0}, tool_choice="auto"))
+
+    model = Agent()
+    poml = PomlMiddleware(prompt(), tools=[weather], **ADA)
+    agents.create_agent(model, middleware=[Before(), poml]).invoke(ASKED)
+    assert (model.options[0]["temperature"], model.options[0]["stop"]) == (0, ["END"])
+
+
+def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
+    if not hasattr(middlewares.ModelRequest(model=Agent(), messages=[]), "system_message"):
+        pytest.skip("langchain 1.0 has only a text there")
+    dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    model = Agent()
+    markup = f"<poml><system-msg>See <img base64='{dot}' type='image/png' syntax='multimedia'/></system-msg></poml>"
+    made(model, markup=markup, tools=(), system_prompt="Own.").invoke(ASKED)
+    assert [block["type"] for block in model.received[0][0].content] == ["text", "image", "text"]
+
+
+def test_wrong_arguments_go_back_to_the_model_and_the_function_is_not_called() -> None:
+    called = []
+    model = Agent(answers=[call("1", city="Oslo", days=9), call("2", city="Oslo", days=7), "It rains."])
+    state = made(model, tools={"weather": lambda **given: called.append(given) or "Rain"}).invoke(ASKED)
+    refused, accepted = (message for message in state["messages"] if isinstance(message, ToolMessage))
+    assert (refused.status, refused.tool_call_id) == ("error", "1")
+    assert "days: 9 is greater than the maximum of 7" in refused.content
+    assert (accepted.status, accepted.content) == ("success", "Rain")
+    assert called == [{"city": "Oslo", "days": 7}]
+
+
+async def test_wrong_arguments_go_back_to_an_async_agents_model_too() -> None:
+    model = Agent(answers=[call(days=1), "Sorry."])
+    state = await made(model).ainvoke(ASKED)
+    assert state["messages"][2].status == "error"
+
+
+def test_a_tool_whose_schema_the_state_decides_is_checked_by_the_state() -> None:
+    markup = MARKUP.replace('"maximum": 7', '"maximum": {{limit}} ')
+    limits = iter([1, 1, 9, 9, 9])  # asked for by each call of the model, and of the tool
+    model = Agent(answers=[call("1", city="Oslo", days=5), call("2", city="Oslo", days=5), "It rains."])
+    agent = made(model, markup=markup, variables=lambda state, runtime: {"ship": "x", "limit": next(limits)})
+    messages = agent.invoke(ASKED)["messages"]
+    assert [message.status for message in messages if isinstance(message, ToolMessage)] == ["error", "success"]
+
+
+@tool("weather")
+def agents_weather(city: str) -> str:
+    """LangChain's words."""
+    return f"Sun in {city}"
+
+
+@tool
+def now() -> str:
+    """The time."""
+    return "noon"
+
+
+def test_a_tool_that_the_agent_has_is_described_too_and_others_stay() -> None:
+    model = Agent(answers=[call(city="Oslo"), "It shines."])
+    agent = agents.create_agent(model, tools=[agents_weather, now], middleware=[PomlMiddleware(prompt(), **ADA)])
+    state = agent.invoke(ASKED)
+    assert state["messages"][2].content == "Sun in Oslo"
+    described = {found["function"]["name"]: found["function"]["description"] for found in model.options[0]["tools"]}
+    assert described == {"weather": "At the Ada", "now": "The time."}
+
+
+def test_a_tool_without_a_function_and_a_function_without_a_tool_are_errors() -> None:
+    with pytest.raises(ToolError, match="crew defines 'weather' without a function"):
+        made(Agent(), tools=()).invoke(ASKED)
+    with pytest.raises(ToolError, match="no <tool-definition> for the function 'now'"):
+        made(Agent(), tools=[weather, now]).invoke(ASKED)
+    with pytest.raises(ToolError, match="two functions"):
+        made(Agent(), tools=[weather, weather])
+
+
+def test_only_poml_prompts_are_taken() -> None:
+    with pytest.raises(ConfigurationError, match="takes a PomlPromptTemplate, not a str"):
+        PomlMiddleware("<p>Hi</p>")
+
+
+def test_the_output_schema_is_the_response_format_and_its_object_is_in_the_state() -> None:
+    model = Agent(answers=[call(city="Oslo"), '{"n": 1}'])
+    state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(ASKED)
+    assert state["structured_response"] == {"n": 1}
+    said = model.options[1]["response_format"]["json_schema"]
+    assert said["name"] == "answer"
+    assert said["schema"]["properties"] == {"n": {"type": "integer"}}
+
+
+def test_an_object_against_the_schema_is_an_error_that_holds_the_answer() -> None:
+    with pytest.raises(PomlOutputParserError, match=r"\$\.n: 'x' is not of type 'integer'") as caught:
+        made(Agent(answers=['{"n": "x"}']), markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=()).invoke(ASKED)
+    assert caught.value.answer == '{"n": "x"}'
+
+
+def test_a_response_format_of_the_agents_own_wins() -> None:
+    own = {"title": "Own", "type": "object", "properties": {"m": {"type": "integer"}}}
+    strategy = pytest.importorskip("langchain.agents.structured_output").ProviderStrategy(own)
+    model = Agent(answers=['{"m": 1}'])
+    agent = made(model, markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=(), response_format=strategy)
+    assert agent.invoke(ASKED)["structured_response"] == {"m": 1}
+    assert model.options[0]["response_format"]["json_schema"]["schema"] == own
+
+
+def test_a_setting_that_the_model_lacks_is_named() -> None:
+    anthropic = pytest.importorskip("langchain_anthropic").ChatAnthropic(model="claude", api_key="none")
+    markup = '<poml><runtime seed="1"/><p>Hi</p></poml>'
+    with pytest.raises(SettingError, match="crew: <runtime> says seed, which Anthropic does not have"):
+        made(anthropic, markup=markup, tools=()).invoke(ASKED)
+
+
+def test_nothing_of_the_prompt_gets_into_the_checkpoint_and_a_thread_goes_on() -> None:
+    memory = pytest.importorskip("langgraph.checkpoint.memory").InMemorySaver()
+    model = Agent(answers=["One.", "Two."])
+    agent = made(model, checkpointer=memory)
+    config = {"configurable": {"thread_id": "1"}}
+    agent.invoke(ASKED, config)
+    agent.invoke({"messages": [HumanMessage("More?")]}, config)
+    kept: list[AnyMessage] = agent.get_state(config).values["messages"]
+    assert [message.content for message in kept] == ["Oslo?", "One.", "More?", "Two."]
+    assert model.received[1][0].content == "You serve the Ada. 3 so far."
+
+
+def test_a_human_who_edits_a_call_is_held_to_the_schema_too() -> None:
+    from langgraph.checkpoint.memory import InMemorySaver
+    from langgraph.types import Command
+
+    human = middlewares.HumanInTheLoopMiddleware(interrupt_on={"weather": True})
+    config = {"configurable": {"thread_id": "1"}}
+    memory = InMemorySaver()
+    made(Agent(answers=[call(city="Oslo")]), human, checkpointer=memory).invoke(ASKED, config)
+    edited = {"name": "weather", "args": {"city": "Oslo", "days": 99}}
+    resumed = made(Agent(answers=["Sorry."]), human, checkpointer=memory)  # as another process would
+    state = resumed.invoke(Command(resume={"decisions": [{"type": "edit", "edited_action": edited}]}), config)
+    refused = next(message for message in state["messages"] if isinstance(message, ToolMessage))
+    assert (refused.status, "maximum of 7" in refused.content) == ("error", True)
+
+
+async def test_tokens_are_streamed_as_they_come() -> None:
+    class Streaming(GenericFakeChatModel):
+        def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+            return self.bind(**kwargs)
+
+    for streamed in ("sync", "async"):
+        agent = made(Streaming(messages=iter([AIMessage("It rains today.")])))
+        if streamed == "sync":
+            chunks = [chunk for chunk, _ in agent.stream(ASKED, stream_mode="messages")]
+        else:
+            chunks = [chunk async for chunk, _ in agent.astream(ASKED, stream_mode="messages")]
+        texts = [chunk.content for chunk in chunks if chunk.content]
+        assert texts[:5] == ["It", " ", "rains", " ", "today."]
+
+
+def test_two_poml_files_may_make_one_agent() -> None:
+    model = Agent()
+    more = PomlMiddleware(PomlPromptTemplate.from_template("<system-msg>Be brief.</system-msg>", name="brief"))
+    made(model, more).invoke(ASKED)
+    assert model.received[0][0].content == "Be brief.\n\nYou serve the Ada. 1 so far."
+
+
+def test_a_real_client_gets_what_openai_wants_and_the_function_what_it_takes() -> None:
+    pytest.importorskip("langchain_openai")
+    from langchain_openai import ChatOpenAI
+    from tests.model_server import Call, model_server
+
+    with model_server() as server:
+        server.answers[:] = [[Call("weather", {"city": "Oslo", "days": None})], '{"n": 1}']
+        model = ChatOpenAI(model="gpt-4o", base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(ASKED)
+    assert state["messages"][2].content == "Rain in Oslo for 1", "a null of strict mode reached the function"
+    assert state["structured_response"] == {"n": 1}
+    first, second = server.bodies
+    assert (first["temperature"], first["stop"]) == (0.5, ["END"])
+    (function,) = (found["function"] for found in first["tools"])
+    assert function["strict"] is True
+    assert function["parameters"]["required"] == ["city", "days"]
+    assert first["response_format"]["json_schema"]["name"] == "answer"
+    assert json.loads(second["messages"][-2]["tool_calls"][0]["function"]["arguments"]) == {
+        "city": "Oslo",
+        "days": None,
+    }

@@ -1,0 +1,181 @@
+"""Functions that stand for the tools of a POML file: described as it does, and their arguments checked by it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool, InjectedToolArg, ToolException, tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel, ValidationError
+
+from pomlflow import ToolArgumentsError, ToolError
+from pomlflow.langchain import PomlPromptTemplate
+
+try:
+    from langgraph.prebuilt import InjectedState, ToolNode
+except ImportError:  # 1.0.10 does not go with langgraph 1.0.0
+    InjectedState = ToolNode = None
+
+MARKUP = """\
+<poml>
+  <tool-definition name="weather" description="At {{place}}">
+    {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 7}},
+     "required": ["city"], "additionalProperties": false}
+  </tool-definition>
+  <p>Go.</p>
+</poml>
+"""
+PROMPT = PomlPromptTemplate.from_template(MARKUP, name="sky")
+
+
+def made(function: Any) -> BaseTool:
+    (found,) = PROMPT.tools({"weather": function}, place="sea")
+    return found
+
+
+def weather(city: str, days: int = 1) -> str:
+    """The function's own words."""
+    return f"Rain in {city} for {days}"
+
+
+def test_a_tool_is_told_as_the_file_says_and_runs_the_function() -> None:
+    found = made(weather)
+    assert convert_to_openai_tool(found)["function"] == {
+        "name": "weather",
+        "description": "At sea",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 7}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    }
+    assert found.invoke({"city": "Oslo", "days": 2}) == "Rain in Oslo for 2"
+
+
+def test_functions_may_be_given_under_their_own_names() -> None:
+    (found,) = PROMPT.tools([weather], place="sea")
+    assert found.name == "weather"
+
+
+def test_arguments_against_the_schema_are_refused_as_langchain_refuses_them() -> None:
+    with pytest.raises(ValidationError, match=r"days\s+9 is greater than the maximum of 7") as caught:
+        made(weather).invoke({"city": "Oslo", "days": 9})
+    assert isinstance(caught.value.__cause__, ToolArgumentsError)
+    assert caught.value.__cause__.tool == "weather"
+
+
+def test_a_tool_that_is_to_answer_with_its_errors_does() -> None:
+    found = made(weather)
+    found.handle_validation_error = True
+    said = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {}})
+    assert isinstance(said, ToolMessage)
+    assert said.status == "error"
+
+
+async def test_an_async_function() -> None:
+    async def aweather(city: str) -> str:
+        return f"Async rain in {city}"
+
+    assert await made(aweather).ainvoke({"city": "Oslo"}) == "Async rain in Oslo"
+
+
+class Day(BaseModel):
+    """What a function takes."""
+
+    city: str
+
+
+def test_langchain_makes_of_the_json_what_the_functions_signature_says() -> None:
+    markup = '<poml><tool-definition name="plan">{"type": "object"}</tool-definition><p>Go.</p></poml>'
+    (found,) = PomlPromptTemplate.from_template(markup).tools({"plan": lambda day: day})
+    assert found.invoke({"day": {"city": "Oslo"}}) == {"city": "Oslo"}
+
+    def plan(day: Day) -> str:
+        return day.city
+
+    (found,) = PomlPromptTemplate.from_template(markup).tools([plan])
+    assert found.invoke({"day": {"city": "Oslo"}}) == "Oslo"
+
+
+class Callable:
+    """An object that is called."""
+
+    def __call__(self, **given: Any) -> str:
+        return json.dumps(given)
+
+
+@pytest.mark.parametrize("function", [Callable(), lambda **given: json.dumps(given)])
+def test_a_function_that_takes_anything_gets_all(function: Any) -> None:
+    assert made(function).invoke({"city": "Oslo", "days": 2}) == '{"city": "Oslo", "days": 2}'
+
+
+def test_a_null_of_strict_mode_does_not_reach_the_function() -> None:
+    assert made(weather).invoke({"city": "Oslo", "days": None}) == "Rain in Oslo for 1"
+
+
+@tool("other_name", response_format="content_and_artifact", return_direct=True)
+def own(city: str, secret: Annotated[str, InjectedToolArg] = "") -> tuple[str, str]:
+    """LangChain's words."""
+    if city == "Nowhere":
+        raise ToolException("no such city")
+    return f"Sun in {city}", secret
+
+
+def test_a_tool_of_langchains_keeps_what_it_is() -> None:
+    found = made(own)
+    assert (found.name, found.description, found.return_direct) == ("weather", "At sea", True)
+    said = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {"city": "Oslo", "secret": "s"}})
+    assert (said.content, said.artifact) == ("Sun in Oslo", "s")
+    with pytest.raises(ToolException, match="no such city"):
+        found.invoke({"city": "Nowhere"})
+
+
+class Custom(BaseTool):
+    """A tool of a class of its own."""
+
+    name: str = "weather"
+    description: str = "Custom"
+
+    def _run(self, city: str) -> str:
+        return f"Snow in {city}"
+
+
+async def test_a_tool_of_any_class() -> None:
+    assert made(Custom()).invoke({"city": "Oslo"}) == "Snow in Oslo"
+    assert await made(Custom()).ainvoke({"city": "Oslo"}) == "Snow in Oslo"
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ([], "sky defines 'weather' without a function"),
+        ({"weather": weather, "now": len}, "sky has no <tool-definition> for the function 'now'"),
+    ],
+)
+def test_tools_and_functions_that_do_not_match(functions: Any, message: str) -> None:
+    with pytest.raises(ToolError, match=message):
+        PROMPT.tools(functions, place="sea")
+
+
+def test_a_graph_of_the_users_own_with_a_tool_node() -> None:
+    """The state reaches the function, and wrong arguments go back to the model."""
+    if ToolNode is None:
+        pytest.skip("this langgraph and this langgraph-prebuilt do not go together")
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    def counting(city: str, state: Annotated[dict[str, Any], InjectedState]) -> str:
+        return f"{city} after {len(state['messages'])}"
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("tools", ToolNode([made(counting)]))
+    graph.add_edge(START, "tools")
+    calls = [{"name": "weather", "args": args, "id": str(number)} for number, args in enumerate([{"city": "Oslo"}, {}])]
+    messages = graph.compile().invoke({"messages": [HumanMessage("Hi"), AIMessage("", tool_calls=calls)]})["messages"]
+    done, refused = messages[2:]
+    assert (done.content, done.status) == ("Oslo after 2", "success")
+    assert refused.status == "error"
+    assert "'city' is a required property" in refused.content
