@@ -1,0 +1,383 @@
+"""`pomlflow.autolog`: plain renders and poml's own function, fetched back from the store."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import openai
+import poml
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Span, Trace
+from tests.mlflow_server import MlflowServer, mlflow_server, until, use_server
+from tests.model_server import ModelServer, model_server
+
+import pomlflow
+
+__all__ = ["mlflow_server", "use_server"]
+
+Fetch = Callable[[], list[Trace]]
+HELLO = "<p>Hello {{name}}</p>"
+ADA = [{"speaker": "human", "content": "Hello Ada"}]
+ORIGINAL = poml.poml
+
+
+@pytest.fixture(autouse=True)
+def _off() -> Iterator[None]:
+    yield
+    pomlflow.autolog(disable=True)
+    assert poml.poml is ORIGINAL
+
+
+@pytest.fixture
+def prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prompt's file in the working folder, whose name no other test has."""
+    monkeypatch.chdir(tmp_path)
+    file = f"greet_{tmp_path.name}.poml"
+    Path(file).write_text(HELLO, encoding="utf-8")
+    return file
+
+
+def tree(trace: Trace) -> list[str]:
+    """Each span's name below its parent's, in the order of their starts."""
+    spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
+    names: dict[str | None, str] = {None: ""}
+    for span in spans:
+        names[span.span_id] = f"{names[span.parent_id]}/{span.name}"
+    return [names[span.span_id] for span in spans]
+
+
+def trees(fetch: Fetch) -> list[list[str]]:
+    pomlflow.flush()
+    return [tree(trace) for trace in fetch()]
+
+
+def span_of(trace: Trace) -> Span:
+    (span,) = [span for span in trace.data.spans if span.span_type == "PROMPT"]
+    return span
+
+
+def test_outside_of_any_span_a_render_is_a_trace_and_inside_it_is_a_child(stored_traces: Fetch, prompt: str) -> None:
+    pomlflow.autolog()
+    assert pomlflow.poml(prompt, {"name": "Ada"}) == ADA
+    with mlflow.start_span("work"):
+        pomlflow.render(Path(prompt), {"name": "Ada"})
+    name = prompt.removesuffix(".poml")
+    assert trees(stored_traces) == [["/poml"], ["/work", f"/work/poml {name}"]]
+    root, child = map(span_of, stored_traces())
+    assert root.inputs == child.inputs == {"prompt": HELLO, "context": {"name": "Ada"}}
+    assert root.outputs == {"messages": [{"role": "user", **ADA[0]}]}
+    assert root.attributes["poml.engine"] == "warm"
+    found = mlflow.search_traces(
+        locations=[stored_traces()[0].info.experiment_id], filter_string=f"prompt = '{name}/1'", return_type="list"
+    )
+    assert len(found) == 2
+
+
+def test_polms_own_function_is_traced_without_a_change(stored_traces: Fetch, prompt: str) -> None:
+    pomlflow.autolog()
+    assert poml.poml(prompt, context={"name": "Ada"}) == ADA
+    assert poml.api.poml(prompt, {"name": "Ada"}, format="openai_chat") == {
+        "messages": [{"role": "user", "content": "Hello Ada"}]
+    }
+    assert poml.poml.__doc__ == ORIGINAL.__doc__
+    assert trees(stored_traces) == [["/poml"], ["/poml"]]
+    assert {span_of(trace).attributes["poml.engine"] for trace in stored_traces()} == {"warm"}
+
+
+def test_what_is_built_on_polms_function_is_traced_too(stored_traces: Fetch) -> None:
+    """Its builder, and its LangChain template, which had the function before autolog was called."""
+    from poml.integration.langchain import LangchainPomlTemplate
+
+    pomlflow.autolog()
+    with poml.Prompt() as builder, builder.paragraph():
+        builder.text("Hello Ada")
+    assert builder.render() == ADA
+    template = LangchainPomlTemplate.from_template("<p>Hello Ada</p>")
+    assert template.format().to_string() == "Human: Hello Ada"
+    assert trees(stored_traces) == [["/poml"], ["/poml"]]
+
+
+def test_calling_it_again_changes_nothing_but_what_is_given_anew(stored_traces: Fetch, prompt: str) -> None:
+    pomlflow.autolog()
+    ours = poml.poml
+    pomlflow.autolog()
+    assert poml.poml is ours
+    poml.poml(prompt, {"name": "Ada"})
+    pomlflow.autolog(register_prompts=False, mask=lambda content: {"inputs": sorted(content["inputs"])})
+    poml.poml(prompt, {"name": "Ada"})
+    assert trees(stored_traces) == [["/poml"], ["/poml"]]
+    first, second = stored_traces()
+    assert "mlflow.linkedPrompts" in first.info.tags
+    assert "mlflow.linkedPrompts" not in second.info.tags
+    assert (span_of(second).inputs, span_of(second).outputs) == (["context", "prompt"], None)
+
+
+def test_disabled_all_is_as_before(stored_traces: Fetch) -> None:
+    finders, filters = list(sys.meta_path), list(logging.getLogger("pomlflow").filters)
+    pomlflow.autolog(silent=True)
+    assert poml.poml is not ORIGINAL
+    held = poml.poml
+    pomlflow.autolog(disable=True)
+    pomlflow.autolog(disable=True)
+    assert (poml.poml, poml.api.poml, sys.modules["poml.prompt"].poml) == (ORIGINAL,) * 3
+    assert (sys.meta_path, logging.getLogger("pomlflow").filters) == (finders, filters)
+    pomlflow.render(HELLO, {"name": "Ada"})
+    assert held(HELLO, {"name": "Ada"}) == ADA  # by poml's own: whoever took ours by name is not left behind
+    assert trees(stored_traces) == []
+
+
+def test_a_failed_render_is_a_span_and_the_callers_error(stored_traces: Fetch) -> None:
+    pomlflow.autolog()
+    with pytest.raises(RuntimeError, match="missing"):
+        poml.poml("<p>{{missing}}</p>")
+    (trace,) = stored_traces()
+    assert span_of(trace).status.status_code.value == "ERROR"
+    assert "missing" in span_of(trace).attributes["poml.error"]
+
+
+def test_tasks_and_threads_each_find_their_own_span(stored_traces: Fetch) -> None:
+    async def work(name: str) -> None:
+        with mlflow.start_span(name):
+            await asyncio.sleep(0)
+            await pomlflow.arender(HELLO, {"name": name})
+
+    async def both() -> None:
+        await asyncio.gather(work("a"), work("b"))
+
+    def alone(name: str) -> None:
+        with mlflow.start_span(name):
+            poml.poml(HELLO, {"name": name})
+
+    pomlflow.autolog()
+    asyncio.run(both())
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(alone, "cdef"))
+    assert sorted(trees(stored_traces)) == [[f"/{name}", f"/{name}/poml"] for name in "abcdef"]
+    for trace in stored_traces():
+        assert span_of(trace).inputs["context"] == {"name": trace.data.spans[0].name}
+
+
+def test_without_traces_polms_function_is_warm_and_no_more(stored_traces: Fetch, tmp_path: Path) -> None:
+    pomlflow.autolog(log_traces=False, trace_dir=tmp_path / "runs")
+    assert poml.poml is not ORIGINAL
+    assert poml.poml(HELLO, {"name": "Ada"}) == ADA
+    assert trees(stored_traces) == []
+    (markup,) = tmp_path.glob("runs/*/0001.poml")
+    assert markup.read_text(encoding="utf-8") == HELLO
+
+
+def test_options_of_the_command_line_are_left_to_poml(stored_traces: Fetch) -> None:
+    pomlflow.autolog()
+    assert poml.poml(HELLO, {"name": "Ada"}, format="raw", extra_args=["--prettyPrint", "true"]) == (
+        "===== human =====\n\nHello Ada"
+    )
+    assert trees(stored_traces) == []
+
+
+def test_arguments_that_make_no_sense_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(pomlflow.ConfigurationError, match="mask takes a function, not a str"):
+        pomlflow.autolog(mask="hidden")  # type: ignore[arg-type]
+    with pytest.raises(pomlflow.ConfigurationError, match="trace_dir: no folder can be made in"):
+        pomlflow.autolog(trace_dir=file / "runs")
+    assert poml.poml is ORIGINAL
+
+
+# Names that were taken before.
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module that has said ``from poml import poml as build``."""
+    module = types.ModuleType("early_bird")
+    module.build = ORIGINAL
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    # This module has the function by name, too.
+    monkeypatch.setattr(sys.modules[__name__], "ORIGINAL", ORIGINAL)
+    return module
+
+
+def test_a_name_that_was_taken_before_is_said_once(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    pomlflow.autolog()
+    pomlflow.autolog(register_prompts=False)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "early_bird" in warning
+    assert "or write poml.poml(...) there" in warning
+    assert early.build is ORIGINAL
+
+
+def test_silent_keeps_it_back(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    pomlflow.autolog(silent=True)
+    assert caplog.records == []
+
+
+# Beside others who trace.
+
+
+@pytest.fixture
+def client() -> Iterator[tuple[openai.OpenAI, ModelServer]]:
+    with (
+        model_server() as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client, server
+
+
+STEPS: dict[str, Callable[[], Any]] = {
+    "pomlflow": pomlflow.autolog,
+    "openai": lambda: mlflow.openai.autolog(silent=True),
+    "langchain": lambda: mlflow.langchain.autolog(silent=True),
+    "set_trace": lambda: poml.set_trace("mlflow", trace_dir="pomlruns"),
+}
+
+
+@pytest.fixture
+def _others_off() -> Iterator[None]:
+    yield
+    poml.set_trace(False)
+    poml.clear_trace()
+    mlflow.openai.autolog(disable=True, silent=True)
+    mlflow.langchain.autolog(disable=True, silent=True)
+
+
+@pytest.mark.usefixtures("_others_off")
+@pytest.mark.parametrize("order", [pytest.param(o, id=" ".join(o)) for o in itertools.permutations(STEPS)])
+def test_in_every_order_there_is_one_trace_with_each_span_once(
+    stored_traces: Fetch, prompt: str, client: tuple[openai.OpenAI, ModelServer], order: tuple[str, ...]
+) -> None:
+    for step in order:
+        STEPS[step]()
+    name = prompt.removesuffix(".poml")
+    with mlflow.start_span("explain"):
+        messages = poml.poml(prompt, context={"name": "Ada"}, format="openai_chat")
+        client[0].chat.completions.create(model="gpt-5", **messages)
+    assert trees(stored_traces) == [["/explain", f"/explain/poml {name}", "/explain/Completions"]]
+    assert client[1].messages == [{"role": "user", "content": "Hello Ada"}]
+    registered = MlflowClient().search_prompts(f"name LIKE '%{name}%'")
+    assert [found.name for found in registered] == [name]
+    # What set_trace has asked for beside MLflow is still done.
+    (entry,) = poml.get_trace()
+    assert (entry["markup"], entry["result"]) == (HELLO, {"messages": ADA})
+    (markup,) = Path("pomlruns").glob(f"*/0001.{name}.poml")
+    assert markup.read_text(encoding="utf-8") == HELLO
+    assert poml.trace_artifact("reply.txt", "Hi!") == markup.with_name(f"0001.{name}.reply.txt")
+
+
+PROGRAM = """\
+mlflow.set_experiment({experiment!r})
+pomlflow.autolog()                        # was: poml.set_trace("mlflow", trace_dir="pomlruns")
+mlflow.openai.autolog()
+messages = poml.poml("explain_code.poml", context={{"code_path": "sample.py"}}, format="openai_chat")
+response = client.chat.completions.create(model="gpt-5", **messages)
+"""
+EXPLAIN = """\
+<poml>
+  <task>Explain the code.</task>
+  <document src="{{ code_path }}" parser="txt"/>
+</poml>
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any) -> Callable[[str], dict[str, Any]]:
+    """Run the program of POML's own documentation, with the one line changed, in an experiment."""
+    monkeypatch.chdir(tmp_path)
+    Path("explain_code.poml").write_text(EXPLAIN, encoding="utf-8")
+    Path("sample.py").write_text("print('Ahoy')\n", encoding="utf-8")
+
+    def run(experiment_id: str) -> dict[str, Any]:
+        experiment = mlflow.get_experiment(experiment_id).name
+        names = {"mlflow": mlflow, "pomlflow": pomlflow, "poml": poml, "client": client[0]}
+        exec(PROGRAM.format(experiment=experiment), names)
+        calls = "".join(PROGRAM.splitlines(keepends=True)[-2:])
+        with mlflow.start_span("explain"):
+            exec(calls.format(), names)
+        return names
+
+    return run
+
+
+def check_program(experiment_id: str, names: dict[str, Any], client: tuple[openai.OpenAI, ModelServer]) -> None:
+    assert names["response"].choices[0].message.content == "the answer"
+    assert client[1].messages == names["messages"]["messages"]
+    assert "print('Ahoy')" in str(client[1].messages)
+    pomlflow.flush()
+
+    def found(**options: Any) -> list[list[str]]:
+        return sorted(
+            tree(trace) for trace in mlflow.search_traces(locations=[experiment_id], return_type="list", **options)
+        )
+
+    alone, inside = ["/poml"], ["/explain", "/explain/poml explain_code", "/explain/Completions"]
+    assert found() == [["/Completions"], inside, alone]
+    until(lambda: found(filter_string="prompt = 'explain_code/1'") == [inside, alone])
+
+
+@pytest.mark.usefixtures("_others_off")
+def test_polms_own_example_runs_with_one_line_changed(mlflow_store: str, program: Any, client: Any) -> None:
+    check_program(mlflow_store, program(mlflow_store), client)
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("_others_off")
+def test_polms_own_example_runs_against_a_server(
+    mlflow_server: MlflowServer, use_server: Callable[[MlflowServer], str], program: Any, client: Any
+) -> None:
+    experiment = use_server(mlflow_server)
+    check_program(experiment, program(experiment), client)
+
+
+# What is imported when.
+
+FIRST = """\
+import sys
+import pomlflow
+pomlflow.autolog(log_traces={log_traces})
+for name in ("langchain_core", "llama_index", "poml", "mlflow"):
+    print(name, name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("log_traces", [True, False])
+def test_it_imports_no_framework(log_traces: bool) -> None:
+    code = FIRST.format(log_traces=log_traces)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        *("langchain_core", "False", "llama_index", "False", "poml", "False", "mlflow", str(log_traces))
+    ]
+
+
+LATER = """\
+import pomlflow
+pomlflow.autolog()
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+mlflow.set_experiment(experiment_id=sys.argv[2])
+import poml
+from langchain_core.runnables import RunnableLambda
+RunnableLambda(lambda name: poml.poml("<p>Hello {{name}}</p>", {"name": name})).invoke("Ada")
+from llama_index.core.llms import MockLLM
+MockLLM().complete("Hello")
+assert pomlflow.flush()
+"""
+
+
+def test_frameworks_that_are_imported_later_are_traced_from_their_first_call(
+    stored_traces: Fetch, mlflow_store: str, mlflow_database: str
+) -> None:
+    """Also where no prompt of ours is there, whose import could tell."""
+    pytest.importorskip("llama_index.core")
+    subprocess.run([sys.executable, "-c", f"import sys\n{LATER}", mlflow_database, mlflow_store], check=True)
+    assert trees(stored_traces) == [["/RunnableLambda", "/RunnableLambda/poml"], ["/MockLLM.complete"]]
