@@ -1,0 +1,440 @@
+"""What LlamaIndex's real clients of OpenAI and Anthropic send for a POML prompt; only the answers are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.model_server import Call, ModelServer, model_server
+
+pytest.importorskip("llama_index.core")
+
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+
+from pomlflow import SettingError
+from pomlflow.llama_index import PomlPromptTemplate
+
+ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
+PNG = "<img src='box.png' alt='a red box' syntax='multimedia'/>"
+GIVEN = {"tone": "kind", "q": "Why?"}
+EVERY = ["openai", "like", "anthropic"]
+
+
+def data(name: str) -> str:
+    return base64.b64encode((ASSETS / name).read_bytes()).decode()
+
+
+def prompt(markup: str, **options: Any) -> PomlPromptTemplate:
+    return PomlPromptTemplate(f"<poml>{markup}</poml>", base_dir=ASSETS, **options)
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    with model_server() as served:
+        yield served
+
+
+@pytest.fixture
+def openai(server: ModelServer) -> Any:
+    llms = pytest.importorskip("llama_index.llms.openai")
+    return llms.OpenAI(model="gpt-4o", api_base=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture
+def like(server: ModelServer) -> Any:
+    llms = pytest.importorskip("llama_index.llms.openai_like")
+    options = {"is_chat_model": True, "is_function_calling_model": True, "should_use_structured_outputs": True}
+    return llms.OpenAILike(model="own", api_base=f"{server.url}/v1", api_key="none", max_retries=0, **options)
+
+
+@pytest.fixture
+def anthropic(server: ModelServer) -> Any:
+    llms = pytest.importorskip("llama_index.llms.anthropic")
+    return llms.Anthropic(model="claude-sonnet-4-5", base_url=server.url, api_key="none", max_retries=0)
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def each_model(*names: str) -> Any:
+    return pytest.mark.parametrize("model", names or EVERY, indirect=True)
+
+
+def picture(message: dict[str, Any]) -> bytes:
+    """The picture in a message, whichever protocol it was sent by."""
+    for block in message["content"]:
+        if block["type"] == "image_url":
+            head, _, found = block["image_url"]["url"].partition(",")
+            assert head == "data:image/png;base64"
+            return base64.b64decode(found)
+        if block["type"] == "image":
+            assert (block["source"]["type"], block["source"]["media_type"]) == ("base64", "image/png")
+            return base64.b64decode(block["source"]["data"])
+    raise AssertionError(message)
+
+
+def words(content: Any) -> str:
+    """The text of a content, whichever protocol it was sent by."""
+    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+
+
+TALK = "<system-msg>Be {{tone}}.</system-msg><human-msg>Hi</human-msg><ai-msg>Yo</ai-msg><human-msg>{{q}}</human-msg>"
+
+
+@each_model()
+def test_text(server: ModelServer, model: Any) -> None:
+    assert model.predict(prompt(TALK), **GIVEN) == "the answer"
+    assert prompt(TALK).bind_to(model).predict(**GIVEN) == "the answer"
+    for body, path in zip(server.bodies, server.paths, strict=True):
+        told = [(message["role"], words(message["content"])) for message in body["messages"]]
+        if path == "/v1/messages":
+            assert words(body["system"]) == "Be kind."
+            told.insert(0, ("system", "Be kind."))
+        assert told == [("system", "Be kind."), ("user", "Hi"), ("assistant", "Yo"), ("user", "Why?")]
+
+
+@each_model()
+def test_streams_and_async(server: ModelServer, model: Any) -> None:
+    bound = prompt(TALK).bind_to(model)
+
+    async def run() -> tuple[list[str], str]:
+        pieces = [piece.delta async for piece in await bound.astream_chat(**GIVEN)]
+        return pieces, (await bound.achat(**GIVEN)).message.content
+
+    pieces = [piece.delta for piece in bound.stream_chat(**GIVEN)]
+    assert [piece for piece in pieces if piece] == ["the a", "nswer"]
+    assert asyncio.run(run()) == (pieces, "the answer")
+    assert [body.get("stream", False) for body in server.bodies] == [True, True, False]
+    assert server.bodies[0]["messages"] == server.bodies[1]["messages"] == server.bodies[2]["messages"]
+
+
+# Media.
+
+
+@each_model()
+def test_a_picture_between_texts(server: ModelServer, model: Any) -> None:
+    prompt(f"<p>Look: {PNG} nice?</p>").bind_to(model).chat()
+    (message,) = server.messages
+    assert [block["text"] for block in message["content"][::2]] == ["Look: ", " nice?"]
+    assert picture(message).startswith(b"\x89PNG")
+
+
+@each_model()
+def test_a_picture_without_text_and_with_chat_off(server: ModelServer, model: Any) -> None:
+    for chat in (True, False):
+        prompt(PNG, chat=chat).bind_to(model).chat()
+        assert len(server.messages[0]["content"]) == 1
+        assert picture(server.messages[0])
+
+
+def test_the_alt_text_stays_with_the_picture_and_off_the_wire(server: ModelServer, openai: Any) -> None:
+    """OpenAI and Anthropic have no field for it; a template that shows the message again has it."""
+    (message,) = prompt(PNG).format_messages()
+    assert isinstance(message.blocks[0], ImageBlock)
+    assert message.blocks[0].alt == "a red box"
+    shown = prompt("<p>{{m.content[0].alt}}</p>").format(m=message)
+    assert shown == "a red box"
+    openai.chat([message])
+    assert "red box" not in json.dumps(server.bodies)
+
+
+@pytest.mark.parametrize(("file", "form"), [("tone.wav", "wav"), ("silence.mp3", "mp3")])
+@each_model("openai", "like")
+def test_sound(server: ModelServer, model: Any, file: str, form: str) -> None:
+    """Never as a picture, and in the two formats that OpenAI takes, by its names for them."""
+    prompt(f"<p>Hear <audio src='{file}' syntax='multimedia'/></p>").bind_to(model).chat()
+    text, sound = server.messages[0]["content"]
+    assert text == {"type": "text", "text": "Hear "}
+    assert sound == {"type": "input_audio", "input_audio": {"data": data(file), "format": form}}
+
+
+def test_sound_is_refused_where_the_provider_takes_none(server: ModelServer, anthropic: Any) -> None:
+    with pytest.raises(ValueError, match="AudioBlock"):
+        prompt("<audio src='tone.wav' syntax='multimedia'/>").bind_to(anthropic).chat()
+    assert server.bodies == []
+
+
+@each_model()
+def test_a_document_is_its_text_and_its_pictures(server: ModelServer, model: Any) -> None:
+    prompt("<document src='report.pdf'/>").bind_to(model).chat()
+    assert "Second page: 42 percent" in words(server.messages[0]["content"])
+    prompt("<document src='report.docx'/>").bind_to(model).chat()
+    assert picture(server.messages[0])
+
+
+@each_model()
+def test_a_file_of_a_history(server: ModelServer, model: Any) -> None:
+    """OpenAI refuses a file without a name."""
+    given = [{"speaker": "human", "content": ["Read", {"type": "application/pdf", "base64": data("report.pdf")}]}]
+    prompt("<conversation messages='{{h}}'/>").bind_to(model).chat(h=given)
+    _, sent = server.messages[0]["content"]
+    if server.paths == ["/v1/messages"]:
+        source = {"type": "base64", "media_type": "application/pdf", "data": data("report.pdf")}
+        assert sent == {"type": "document", "source": source}
+    else:
+        uri = f"data:application/pdf;base64,{data('report.pdf')}"
+        assert sent == {"type": "file", "file": {"filename": "document.pdf", "file_data": uri}}
+
+
+CALLS = f"""
+<human-msg>Weather?</human-msg>
+<ai-msg>I look. <tool-request id="c1" name="weather" parameters="{{{{ {{city: 'Oslo'}} }}}}"/>
+<tool-request id="c2" name="shot" parameters="{{{{ {{}} }}}}"/></ai-msg>
+<tool-response id="c1" name="weather">Rain</tool-response>
+<tool-response id="c2" name="shot"><p>The screen:</p>{PNG}</tool-response>
+"""
+
+
+@pytest.mark.parametrize("verb", ["bound", "predict"])
+@each_model("openai", "like")
+def test_tool_calls_and_results_to_openai(server: ModelServer, model: Any, verb: str) -> None:
+    """OpenAI takes pictures in user's messages alone: a mark stands for it, and it follows behind all results."""
+    if verb == "bound":
+        prompt(CALLS).bind_to(model).chat()
+    else:
+        model.predict(prompt(CALLS))
+    user, ai, first, second, shown = server.messages
+    assert user == {"role": "user", "content": "Weather?"}
+    assert (ai["role"], ai["content"].strip()) == ("assistant", "I look.")
+    assert [(call["id"], call["type"], call["function"]["name"]) for call in ai["tool_calls"]] == [
+        ("c1", "function", "weather"),
+        ("c2", "function", "shot"),
+    ]
+    assert [json.loads(call["function"]["arguments"]) for call in ai["tool_calls"]] == [{"city": "Oslo"}, {}]
+    assert first == {"role": "tool", "tool_call_id": "c1", "content": "Rain"}
+    assert (second["role"], second["tool_call_id"]) == ("tool", "c2")
+    assert second["content"] == "The screen:[image/png: a red box]"
+    assert (shown["role"], shown["content"][0]["text"]) == ("user", "[image/png: a red box]")
+    assert picture(shown)
+
+
+def test_a_conversation_goes_on_behind_moved_pictures(server: ModelServer, openai: Any) -> None:
+    prompt(f"<system-msg>Like {PNG}</system-msg>{CALLS}<ai-msg>Wet.</ai-msg>").bind_to(openai).chat()
+    roles = ["system", "user", "user", "assistant", "tool", "tool", "user", "assistant"]
+    assert [message["role"] for message in server.messages] == roles
+    assert picture(server.messages[1])
+    assert picture(server.messages[6])
+
+
+def test_llama_indexs_openai_still_loses_the_pictures_of_tools(server: ModelServer, openai: Any) -> None:
+    """Where it does not, `for_provider` has nothing to do any more (llama-index-llms-openai 0.8.3)."""
+    openai.chat(prompt(CALLS).format_messages())
+    assert server.messages[-1] == {"role": "tool", "tool_call_id": "c2", "content": "The screen:"}
+
+
+def test_tool_calls_and_results_to_anthropic(server: ModelServer, anthropic: Any) -> None:
+    """Anthropic takes pictures in results."""
+    prompt(CALLS).bind_to(anthropic).chat()
+    user, ai, results = server.messages
+    assert (user["role"], words(user["content"])) == ("user", "Weather?")
+    assert ai["role"] == "assistant"
+    text, *calls = ai["content"]
+    assert (text["type"], text["text"].strip()) == ("text", "I look.")
+    assert calls == [
+        {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Oslo"}},
+        {"type": "tool_use", "id": "c2", "name": "shot", "input": {}},
+    ]
+    assert results["role"] == "user"
+    first, second = results["content"]
+    assert (first["type"], first["tool_use_id"], words(first["content"])) == ("tool_result", "c1", "Rain")
+    assert (second["type"], second["tool_use_id"]) == ("tool_result", "c2")
+    assert [block["type"] for block in second["content"]] == ["text", "image"]
+
+
+@each_model()
+def test_a_models_calls_go_back_to_it_as_they_were(server: ModelServer, model: Any) -> None:
+    bound = prompt(f"{TOOL}<human-msg>{{{{q}}}}</human-msg><conversation messages='{{{{steps}}}}'/>").bind_to(model)
+    server.answers[:] = [[Call("weather", {"city": "Oslo"}, id="c9")], "It rains."]
+    asked = bound.chat(q="Oslo?").message
+    steps = [asked, ChatMessage(role="tool", content="Rain", additional_kwargs={"tool_call_id": "c9"})]
+    assert bound.predict(q="Oslo?", steps=steps) == "It rains."
+    model.chat([ChatMessage("Oslo?"), *steps])
+    through, without = (body["messages"] for body in server.bodies[1:])
+    assert through == without
+    assert "c9" in json.dumps(through[2])
+
+
+# Tools, schema and settings.
+
+RUNTIME = '<runtime temperature="0.2" max-tokens="300" top-p="0.9" stop-sequences=\'["END"]\'/>'
+TOOL = (
+    '<tool-definition name="weather" description="Tells the weather.">{"type": "object", "properties": {"city": '
+    '{"type": "string"}}, "required": ["city"], "additionalProperties": false}</tool-definition>'
+)
+SCHEMA = (
+    '<output-schema>{"type": "object", "title": "report", "properties": {"degrees": {"type": "integer"}}, '
+    '"required": ["degrees"], "additionalProperties": false}</output-schema>'
+)
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+REPORT = {
+    "type": "object",
+    "title": "report",
+    "properties": {"degrees": {"type": "integer"}},
+    "required": ["degrees"],
+    "additionalProperties": False,
+}
+
+
+@each_model("openai", "like")
+def test_the_frame_to_openai(server: ModelServer, model: Any) -> None:
+    prompt(RUNTIME + TOOL + SCHEMA + TALK).bind_to(model).chat(**GIVEN)
+    (body,) = server.bodies
+    assert {name: body[name] for name in ("temperature", "max_tokens", "top_p", "stop")} == {
+        "temperature": 0.2,
+        "max_tokens": 300,
+        "top_p": 0.9,
+        "stop": ["END"],
+    }
+    (tool,) = body["tools"]
+    assert tool["function"] == {
+        "name": "weather",
+        "description": "Tells the weather.",
+        "parameters": PARAMETERS,
+        "strict": False,
+    }
+    assert body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "report", "schema": REPORT, "strict": True},
+    }
+
+
+def test_the_frame_to_anthropic(server: ModelServer, anthropic: Any) -> None:
+    prompt(RUNTIME + TOOL + SCHEMA + TALK).bind_to(anthropic).chat(**GIVEN)
+    (body,) = server.bodies
+    assert {name: body[name] for name in ("temperature", "max_tokens", "top_p", "stop_sequences")} == {
+        "temperature": 0.2,
+        "max_tokens": 300,
+        "top_p": 0.9,
+        "stop_sequences": ["END"],
+    }
+    assert body["tools"] == [
+        {"name": "weather", "description": "Tells the weather.", "input_schema": PARAMETERS},
+    ]
+    if _knows_schemas():
+        assert body["output_config"] == {"format": {"type": "json_schema", "schema": REPORT}}
+    else:
+        assert "Here's a JSON schema to follow" in words(body["messages"][-1]["content"])
+
+
+def _knows_schemas() -> bool:
+    """Whether LlamaIndex's Anthropic knows which models keep to schemas (from 0.10.5 on)."""
+    utils = pytest.importorskip("llama_index.llms.anthropic.utils")
+    return hasattr(utils, "is_anthropic_structured_output_supported")
+
+
+@each_model()
+def test_a_structured_answer(server: ModelServer, model: Any) -> None:
+    """By the provider's structured output; its settings are sent with it."""
+    natively = server.url not in str(getattr(model, "base_url", "")) or _knows_schemas()
+    server.answers[:] = ['{"degrees": 3}'] if natively else [[Call("Report", {"degrees": 3})]]
+    bound = prompt(RUNTIME + SCHEMA + TALK).bind_to(model)
+    assert bound.structured_predict(**GIVEN).degrees == 3
+    assert list(bound.stream_structured_predict(**GIVEN))[-1].degrees == 3
+    assert asyncio.run(bound.astructured_predict(**GIVEN)).degrees == 3
+    assert {(body["temperature"], body["max_tokens"]) for body in server.bodies} == {(0.2, 300)}
+    assert all(("tools" in body) != natively for body in server.bodies)
+
+
+def test_a_model_without_structured_output_answers_by_a_call(server: ModelServer, like: Any) -> None:
+    like.should_use_structured_outputs = False
+    server.answers[:] = [[Call("Report", {"degrees": 3})]]
+    bound = prompt(SCHEMA + TALK).bind_to(like)
+    assert bound.structured_predict(**GIVEN).degrees == 3
+    assert list(bound.stream_structured_predict(**GIVEN))[-1].degrees == 3
+    for body in server.bodies:
+        assert body["tools"][0]["function"]["name"] == "Report"
+        assert "response_format" not in body
+    assert server.bodies[0]["tool_choice"] == "required"
+
+
+@pytest.mark.parametrize(
+    ("choice", "openais", "anthropics"),
+    [
+        ("auto", "auto", {"type": "auto"}),
+        ("none", "none", {"type": "none"}),
+        ("required", "required", {"type": "any"}),
+        ("weather", {"type": "function", "function": {"name": "weather"}}, {"type": "tool", "name": "weather"}),
+    ],
+)
+def test_the_choice_of_a_tool(
+    server: ModelServer, openai: Any, anthropic: Any, choice: str, openais: Any, anthropics: Any
+) -> None:
+    file = prompt(f'<runtime tool-choice="{choice}"/>{TOOL}{TALK}')
+    file.bind_to(openai).chat(**GIVEN)
+    file.bind_to(anthropic).chat(**GIVEN)
+    assert [body["tool_choice"] for body in server.bodies] == [openais, anthropics]
+
+
+@each_model()
+def test_the_file_wins_over_the_model_and_the_user_over_both(server: ModelServer, model: Any) -> None:
+    model.max_tokens, model.additional_kwargs = 7, {"top_p": 0.1, "metadata": {"user_id": "me"}}
+    bound = prompt(RUNTIME + TALK).bind_to(model)
+    bound.chat(**GIVEN)
+    bound.chat(**GIVEN, llm_kwargs={"max_tokens": 5, "top_p": 0.5})
+    model.chat([ChatMessage("Hi")])
+    assert [(body["max_tokens"], body["top_p"]) for body in server.bodies] == [(300, 0.9), (5, 0.5), (7, 0.1)]
+    assert all(body["metadata"] == {"user_id": "me"} for body in server.bodies)
+
+
+def test_llama_indexs_openai_still_prefers_its_own_settings(server: ModelServer, openai: Any) -> None:
+    """Where it does not, `with_fields` has less to do (llama-index-llms-openai 0.8.3)."""
+    openai.max_tokens, openai.additional_kwargs = 7, {"top_p": 0.1}
+    openai.chat([ChatMessage("Hi")], max_tokens=5, top_p=0.5)
+    assert (server.bodies[0]["max_tokens"], server.bodies[0]["top_p"]) == (7, 0.1)
+
+
+def test_clients_are_made_once(server: ModelServer, openai: Any) -> None:
+    """Though each call may work with a copy of the model."""
+    bound = prompt(RUNTIME + TALK).bind_to(openai)
+    bound.chat(**GIVEN)
+    first = openai._client
+    bound.chat(**GIVEN)
+    assert first is not None
+    assert openai._client is first
+
+
+@each_model()
+def test_a_setting_that_nobody_knows(server: ModelServer, model: Any) -> None:
+    """Refused before anything is sent, also in a stream; the server's own go by ``extra-body``."""
+    bound = prompt(f'<runtime wit="2"/>{TALK}').bind_to(model)
+    for call in (bound.chat, bound.stream_chat):
+        with pytest.raises(SettingError, match="<runtime> says wit, which"):
+            call(**GIVEN)
+    assert server.bodies == []
+    prompt(f"<runtime extra-body='{{\"wit\": 2}}'/>{TALK}").bind_to(model).chat(**GIVEN)
+    assert server.bodies[0]["wit"] == 2
+
+
+@each_model()
+def test_an_agent(server: ModelServer, model: Any) -> None:
+    """What FunctionAgent sends, with the file's examples, settings and tools in each request."""
+    file = prompt(f"{RUNTIME}{TOOL}{TALK.removesuffix('<human-msg>{{q}}</human-msg>')}")
+    server.answers[:] = [[Call("weather", {"city": "Oslo"})], "It rains."]
+
+    async def run() -> str:
+        made = file.agent_kwargs(model, tools={"weather": lambda city: f"Rain in {city}"}, tone="kind")
+        agent = FunctionAgent(**made)
+        return str(await agent.run("Oslo?"))
+
+    assert asyncio.run(run()) == "It rains."
+    assert len(server.bodies) == 2
+    for body in server.bodies:
+        stop = body.get("stop") or body.get("stop_sequences")
+        assert (body["temperature"], body["max_tokens"], body["top_p"], stop) == (0.2, 300, 0.9, ["END"])
+        assert "Tells the weather." in json.dumps(body["tools"])
+        told = [message for message in body["messages"] if message["role"] != "system"][:3]
+        assert [words(message["content"]) for message in told] == ["Hi", "Yo", "Oslo?"]
+    assert "Rain in Oslo" in json.dumps(server.bodies[1]["messages"][-1])
