@@ -14,7 +14,15 @@ from pomlflow.exceptions import PomlError, SettingError, ToolError
 from pomlflow.frame import Provider, ToolSpec, response_format, settings, strict_form, tool_specs
 from pomlflow.record import RenderRecord
 
-__all__ = ["Arguments", "arguments", "explained", "model_settings", "needs_strict_tools", "place_of", "provider_of"]
+__all__ = [
+    "Arguments",
+    "arguments",
+    "explained",
+    "model_settings",
+    "place_of",
+    "provider_of",
+    "speaks_chat_completions",
+]
 
 _PACKAGES: dict[str, Provider] = {
     "langchain_openai": "openai",
@@ -87,7 +95,7 @@ def arguments(
     values, schema = dict(said.values), output.get("schema")
     if schema is not None:
         values |= _structured(model, schema, place)
-    strict = "response_format" in {*bound, *values, *given} and needs_strict_tools(model)
+    strict = "response_format" in {*bound, *values, *given} and speaks_chat_completions(model)
     if specs := tool_specs(output):
         values |= _bound_tools(said.model, specs, said.tool_choice, place, strict=strict)
     if before := bound.get("tools"):
@@ -129,8 +137,11 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
     return Arguments(model, values, choice, {name: f"says {name} in <runtime>" for name in said.unknown})
 
 
-def needs_strict_tools(model: BaseLanguageModel[Any]) -> bool:
-    """Whether a model's tools must be strict beside a response format, as the OpenAI SDK has it in chat completions."""
+def speaks_chat_completions(model: BaseLanguageModel[Any]) -> bool:
+    """Whether a model's client calls OpenAI's chat completions.
+
+    Beside a response format its SDK wants every tool to be strict, and a tool's response must be text.
+    """
     return provider_of(model) == "openai" and not getattr(model, "use_responses_api", False)
 
 

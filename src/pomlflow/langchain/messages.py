@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from pomlflow.history import REQUEST, RESPONSE, History
 
-__all__ = ["MessageHistory", "describe", "from_poml", "to_poml"]
+__all__ = ["MessageHistory", "describe", "from_poml", "media_after_tools", "to_poml"]
 
 _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
 _SPEAKERS |= {f"{kind}MessageChunk": _SPEAKERS[kind.lower()] for kind in ("Human", "AI", "System", "Tool", "Function")}
@@ -30,6 +30,7 @@ _ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
 # OpenAI's client names the format of a sound by what follows the slash, and OpenAI takes "wav" and "mp3" alone.
 _SOUNDS = {"audio/mpeg": "audio/mp3", **dict.fromkeys(("audio/x-wav", "audio/wave", "audio/vnd.wave"), "audio/wav")}
+_MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"})
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 
 
@@ -117,6 +118,54 @@ def _call(part: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         arguments = {"input": arguments}
     return {"type": "tool_call", "id": part["id"], "name": part["name"], "args": arguments}
+
+
+def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Move pictures and other media out of tools' messages, where OpenAI's chat completions refuse them.
+
+    They follow in a user's message, as soon as all responses are told: the API wants those right behind their requests.
+
+    Args:
+        messages: The messages of a request.
+
+    Returns:
+        Messages whose tools' responses are text; those of others are the same objects.
+
+    Example:
+        >>> picture = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
+        >>> told, shown = media_after_tools([ToolMessage([picture], tool_call_id="1", name="shot")])
+        >>> told.content, shown.content[0]["text"]
+        ('[image/png]', 'From shot (1):')
+    """
+    made: list[BaseMessage] = []
+    media: list[Any] = []
+    for message in messages:
+        sent = message
+        if not isinstance(message, ToolMessage):
+            made += [HumanMessage(media)] if media else []
+            media = []
+        elif not isinstance(message.content, str):
+            found = [block for block in message.content if _is_media(block)]
+            if found:
+                text = "\n\n".join(_told(block) for block in message.content)
+                sent = message.model_copy(update={"content": text})
+                media += [{"type": "text", "text": f"From {message.name or 'tool'} ({message.tool_call_id}):"}, *found]
+        made.append(sent)
+    return [*made, HumanMessage(media)] if media else made
+
+
+def _is_media(block: str | Mapping[str, Any]) -> bool:
+    return isinstance(block, Mapping) and str(block.get("type")) in _MEDIA
+
+
+def _told(block: str | Mapping[str, Any]) -> str:
+    """A block of a tool's response as text: media by what they are."""
+    if not _is_media(block):
+        return block if isinstance(block, str) else str(block.get("text", ""))
+    part = _part(block)
+    if isinstance(part, str):
+        return part
+    return f"[{part['type']}: {part['alt']}]" if part.get("alt") else f"[{part['type']}]"
 
 
 def to_poml(message: BaseMessage) -> dict[str, Any]:

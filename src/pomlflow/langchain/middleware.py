@@ -17,7 +17,8 @@ from typing_extensions import override
 from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame import ToolSpec, checked_answer, match, named, response_format, tool_specs
 from pomlflow.langchain.answers import PomlOutputParserError
-from pomlflow.langchain.arguments import Arguments, explained, model_settings, needs_strict_tools, place_of
+from pomlflow.langchain.arguments import Arguments, explained, model_settings, place_of, speaks_chat_completions
+from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
@@ -164,7 +165,8 @@ class _Call:
         self.said: Arguments = model_settings(request.model, output.get("runtime"), place)
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
         specs = middleware._tools_of(record)
-        strict = (self.schema or request.response_format) is not None and needs_strict_tools(request.model)
+        completions = speaks_chat_completions(request.model)
+        strict = completions and (self.schema or request.response_format) is not None
         overrides: dict[str, Any] = {
             "model": self.said.model,
             "model_settings": {**self.said.values, **request.model_settings},
@@ -178,6 +180,8 @@ class _Call:
         placed = "messages" in middleware.prompt._core.inference.messages
         placed = placed or any(id(message) in asked for message in rendered)
         overrides |= _messages(rendered, request, placed=placed)
+        if completions:
+            overrides["messages"] = media_after_tools(overrides["messages"])
         self.request = request.override(**overrides)
 
     def explained(self) -> Any:

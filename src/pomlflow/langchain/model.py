@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from langchain_core.language_models import BaseLanguageModel, LanguageModelInput
+from langchain_core.messages import ToolMessage
 from langchain_core.runnables import (
     Runnable,
     RunnableBinding,
@@ -22,7 +23,8 @@ from typing_extensions import Self, override
 from pomlflow.exceptions import PomlError
 from pomlflow.frame import match, tool_specs
 from pomlflow.langchain.answers import Growing, read
-from pomlflow.langchain.arguments import arguments, explained, place_of
+from pomlflow.langchain.arguments import arguments, explained, place_of, speaks_chat_completions
+from pomlflow.langchain.messages import media_after_tools
 from pomlflow.record import RenderRecord
 
 __all__ = ["PomlModel", "reach"]
@@ -33,6 +35,7 @@ class _Call:
     """One call of a model, ready to be made."""
 
     model: Runnable[Any, Any]
+    value: Any
     config: RunnableConfig
     kwargs: dict[str, Any]
     record: RenderRecord | None = None
@@ -81,14 +84,14 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         """Call the model."""
         call = self._call(input, config, kwargs)
         with call.explained():
-            return self._answer(call.model.invoke(input, call.config, **call.kwargs), call)
+            return self._answer(call.model.invoke(call.value, call.config, **call.kwargs), call)
 
     @override
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
         with call.explained():
-            return self._answer(await call.model.ainvoke(input, call.config, **call.kwargs), call)
+            return self._answer(await call.model.ainvoke(call.value, call.config, **call.kwargs), call)
 
     @override
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
@@ -96,7 +99,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         call = self._call(input, config, kwargs)
         growing = Growing()
         with call.explained():
-            for chunk in call.model.stream(input, call.config, **call.kwargs):
+            for chunk in call.model.stream(call.value, call.config, **call.kwargs):
                 if not self._reads(call):
                     yield chunk
                 elif growing.take(chunk):
@@ -112,7 +115,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         call = self._call(input, config, kwargs)
         growing = Growing()
         with call.explained():
-            async for chunk in call.model.astream(input, call.config, **call.kwargs):
+            async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
                 if not self._reads(call):
                     yield chunk
                 elif growing.take(chunk):
@@ -133,18 +136,20 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         model, bound, config = _resolved(self.bound, self._merge_configs(config))
         if not isinstance(model, BaseLanguageModel):  # a configuration chose something that holds several
             inner = reach(model.bind(**bound) if bound else model, parse=self.parse, functions=self.functions)
-            return _Call(inner, config, given)
+            return _Call(inner, value, config, given)
         record: RenderRecord | None = getattr(value, "_record", None)
         if record is None:
             if self.parse:
                 raise PomlError("parse=True takes the prompt value of a POML prompt, which holds the schema")
-            return _Call(model, config, {**bound, **given})
+            return _Call(model, value, config, {**bound, **given})
         if self.functions is not None:
             match(tool_specs(record.result()), self.functions, place_of(record))
         if self.parse and record.result().get("schema") is None:
             raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True reads the answer by")
         said = arguments(model, record, bound, given)
-        return _Call(said.model, config, said.values, record, said.unknown)
+        if speaks_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
+            value = media_after_tools(value.to_messages())
+        return _Call(said.model, value, config, said.values, record, said.unknown)
 
     def _reads(self, call: _Call) -> bool:
         return self.parse and call.record is not None

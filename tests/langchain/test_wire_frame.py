@@ -1,0 +1,238 @@
+"""The real clients of four providers, held to the table in the documentation: each cell is sent and looked up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from tests.langchain.wire_table import CLIENTS, FEATURES, LOOK, REFUSED, SCHEMA, TOOL, Feature, documented, found, table
+from tests.model_server import Call, ModelServer, model_server
+
+from pomlflow import SettingError
+from pomlflow.langchain import PomlPromptTemplate
+
+ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ModelServer]:
+    with model_server() as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def _forget(server: ModelServer) -> None:
+    server.answers[:] = ["the answer"]
+    for kept in (server.bodies, server.paths, server.headers):
+        kept.clear()
+
+
+@pytest.fixture(scope="module")
+def clients(server: ModelServer) -> dict[str, Any]:
+    return {name: _client(name, server.url) for name in CLIENTS}
+
+
+def _client(name: str, url: str) -> Any:
+    """The real client; None where it is not installed, or too old to be sent here."""
+    try:
+        if name == "ChatOpenAI":
+            from langchain_openai import ChatOpenAI
+
+            return ChatOpenAI(model="gpt-4o", base_url=f"{url}/v1", api_key="none", max_retries=0)
+        if name == "ChatAnthropic":
+            from langchain_anthropic import ChatAnthropic
+
+            return ChatAnthropic(model="claude-test", base_url=url, api_key="none", max_retries=0)
+        if name == "ChatOllama":
+            from langchain_ollama import ChatOllama
+
+            return ChatOllama(model="llama", base_url=url, num_ctx=77)
+        from langchain_google_genai import ChatGoogleGenerativeAI
+    except ImportError:
+        return None
+    if "base_url" not in ChatGoogleGenerativeAI.model_fields:  # before 4.0 it speaks gRPC
+        return None
+    return ChatGoogleGenerativeAI(model="gemini-test", google_api_key="none", base_url=url, max_retries=1)
+
+
+def _given(clients: dict[str, Any], name: str) -> Any:
+    if clients[name] is None:
+        pytest.skip(f"no {name} that can be sent to this machine")
+    return clients[name]
+
+
+def prompt(markup: str) -> PomlPromptTemplate:
+    return PomlPromptTemplate(f"<poml>{markup}</poml>", base_dir=ASSETS)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.label)
+def test_each_cell_of_the_table(feature: Feature, client: str, clients: dict[str, Any], server: ModelServer) -> None:
+    chain = prompt(feature.markup).bind_to(_given(clients, client))
+    path, expected = feature.paths[CLIENTS.index(client)], feature.value(client)
+    if path == REFUSED:
+        with pytest.raises(ValueError, match=expected):
+            chain.invoke(feature.given)
+        assert not server.bodies
+        return
+    try:
+        chain.invoke(feature.given)
+    except SettingError as error:
+        if "response_format" not in str(error):
+            raise
+        pytest.skip(f"{client} is older than its provider's structured output")
+    sent = found(server.bodies[0], server.paths[0], path)
+    sent = sent.replace("-", "+").replace("_", "/") if path.endswith("inlineData.data") else sent
+    assert re.search(expected, sent) if isinstance(expected, re.Pattern) else sent == expected
+
+
+def test_the_documentation_has_the_table() -> None:
+    assert documented() == table(), "write it anew: python -m tests.langchain.wire_table"
+
+
+def test_ollamas_own_options_stay_beside_the_settings(clients: dict[str, Any], server: ModelServer) -> None:
+    """Given options, ChatOllama forgets its fields."""
+    chain = prompt('<runtime temperature="0.5" stop="END"/><p>Hi</p>').bind_to(_given(clients, "ChatOllama"))
+    chain.invoke({})
+    chain.bind(stop=["X"], options={"seed": 1}).invoke({})
+    options = [body["options"] for body in server.bodies]
+    assert options[0] == {"num_ctx": 77, "temperature": 0.5, "stop": ["END"]}
+    assert options[1] == {"num_ctx": 77, "temperature": 0.5, "stop": ["X"], "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("client", "bound", "path", "value"),
+    [
+        ("ChatOpenAI", {"max_completion_tokens": 5}, "max_completion_tokens", 5),
+        ("ChatOpenAI", {"stop": ["X"]}, "stop", ["X"]),
+        ("ChatAnthropic", {"stop": ["X"]}, "stop_sequences", ["X"]),
+        ("ChatGoogleGenerativeAI", {"stop": ["X"]}, "generationConfig.stopSequences", ["X"]),
+        ("ChatGoogleGenerativeAI", {"temperature": 0.1}, "generationConfig.temperature", 0.1),
+        ("ChatOllama", {"stop": ["X"]}, "options.stop", ["X"]),
+    ],
+)
+def test_what_is_bound_to_the_chain_wins_in_the_clients_own_word_too(
+    client: str, bound: dict[str, Any], path: str, value: Any, clients: dict[str, Any], server: ModelServer
+) -> None:
+    markup = "<runtime temperature='0.5' max-tokens='50' stop-sequences='[\"END\"]'/><p>Hi</p>"
+    prompt(markup).bind_to(_given(clients, client)).bind(**bound).invoke({})
+    assert found(server.bodies[0], server.paths[0], path) == value
+
+
+# google-genai 2.34 makes a subclass of aiohttp's session, and leaves it open.
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
+@pytest.mark.filterwarnings("ignore:.*[Uu]nclosed")
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_stream_carries_the_frame_and_comes_in_pieces(
+    client: str, clients: dict[str, Any], server: ModelServer
+) -> None:
+    chain = prompt('<runtime temperature="0.5"/><p>Hi</p>').bind_to(_given(clients, client))
+    path = FEATURES[[feature.label for feature in FEATURES].index("`<runtime temperature=…>`")].paths
+    for texts in ([chunk.text for chunk in chain.stream({})], [chunk.text async for chunk in chain.astream({})]):
+        assert [text for text in texts if text] == ["the a", "nswer"]
+    for body in server.bodies:
+        assert found(body, "", path[CLIENTS.index(client)]) == 0.5
+
+
+def test_fallbacks_hear_the_same_file_in_their_own_words(clients: dict[str, Any], server: ModelServer) -> None:
+    """OpenAI has no top_k; the file is refused there, and Anthropic takes it."""
+    llm = _given(clients, "ChatOpenAI").with_fallbacks([_given(clients, "ChatAnthropic")])
+    prompt('<runtime top-k="5" max-tokens="9" stop="END"/><p>Hi</p>').bind_to(llm).invoke({})
+    (body,) = server.bodies
+    assert server.paths == ["/v1/messages"]
+    assert (body["top_k"], body["max_tokens"], body["stop_sequences"]) == (5, 9, ["END"])
+
+
+@pytest.mark.parametrize("client", ["ChatOpenAI", "ChatAnthropic"])
+def test_a_setting_that_the_sdk_does_not_know_is_named(
+    client: str, clients: dict[str, Any], server: ModelServer
+) -> None:
+    chain = prompt('<runtime warp-speed="9"/><p>Hi</p>').bind_to(_given(clients, client))
+    for call in (lambda: chain.invoke({}), lambda: list(chain.stream({}))):
+        with pytest.raises(SettingError, match=f"says warp_speed in <runtime>, which this version of {client} refuses"):
+            call()
+    assert not server.bodies
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_tools_that_the_client_has_bound_are_merged_by_name(
+    client: str, clients: dict[str, Any], server: ModelServer
+) -> None:
+    from langchain_core.tools import tool
+
+    @tool
+    def weather(city: str) -> str:
+        """LangChain's."""
+        return city
+
+    @tool
+    def now() -> str:
+        """The time."""
+        return "noon"
+
+    markup = '<tool-definition name="weather" description="POML\'s.">{"type": "object"}</tool-definition><p>Hi</p>'
+    prompt(markup).bind_to(_given(clients, client).bind_tools([weather, now])).invoke({})
+    tools = server.bodies[0]["tools"]
+    tools = [declared for found in tools for declared in found.get("functionDeclarations", [found])]
+    told = [found.get("function", found) for found in tools]
+    assert [(found["name"], found["description"]) for found in told] == [("now", "The time."), ("weather", "POML's.")]
+
+
+def test_bound_tools_are_made_strict_beside_a_schema(clients: dict[str, Any], server: ModelServer) -> None:
+    """The OpenAI SDK refuses the request else."""
+    server.answers[:] = ['{"n": 1}', [Call("now", {"zone": None})]]
+    openai = _given(clients, "ChatOpenAI").bind_tools(
+        [
+            {
+                "name": "now",
+                "description": "",
+                "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}},
+            }
+        ]
+    )
+    schema = (
+        '<output-schema>{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}</output-schema>'
+    )
+    chain = prompt(f"{schema}<p>Hi</p>").bind_to(openai)
+    assert chain.invoke({}).content == '{"n": 1}'
+    assert chain.invoke({}).tool_calls[0]["name"] == "now"
+    function = server.bodies[0]["tools"][0]["function"]
+    assert (function["strict"], function["parameters"]["required"]) == (True, ["zone"])
+
+
+def test_openais_responses_api_takes_the_frame(clients: dict[str, Any], server: ModelServer) -> None:
+    """Its tools need not be strict, and its tools' responses may hold pictures; the stub does not speak it."""
+    openai = _given(clients, "ChatOpenAI").model_copy(update={"use_responses_api": True})
+    with pytest.raises(Exception, match=r"."):
+        prompt(f'<runtime max-tokens="9"/>{TOOL}{SCHEMA}{LOOK}').bind_to(openai).invoke({})
+    (body,) = server.bodies
+    assert server.paths == ["/v1/responses"]
+    assert body["max_output_tokens"] == 9
+    assert body["text"]["format"]["name"] == "answer"
+    assert body["tools"][0]["name"] == "weather"
+    assert not body["tools"][0].get("strict")
+    assert "input_image" in str(body["input"])
+
+
+def test_pictures_of_an_agents_own_tools_follow_for_openai(clients: dict[str, Any], server: ModelServer) -> None:
+    picture = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
+    calls = [{"name": "shot", "args": {}, "id": number} for number in ("1", "2")]
+    history = [
+        HumanMessage("Look"),
+        AIMessage("", tool_calls=calls),
+        ToolMessage([{"type": "text", "text": "One"}, picture], tool_call_id="1", name="shot"),
+        ToolMessage("Two", tool_call_id="2", name="shot"),
+        HumanMessage("And?"),
+    ]
+    chain = prompt("<conversation messages='{{h}}'/>").bind_to(_given(clients, "ChatOpenAI"))
+    chain.invoke({"h": history})
+    roles = [message["role"] for message in server.messages]
+    assert roles == ["user", "assistant", "tool", "tool", "user", "user"]
+    assert server.messages[2]["content"] == "One\n\n[image/png]"
+    assert server.messages[4]["content"][0] == {"type": "text", "text": "From shot (1):"}
+    assert server.messages[4]["content"][1]["image_url"]["url"] == "data:image/png;base64,iVBORw0KGgo="
+    assert history[2].content[1] == picture, "the user's own message was changed"
