@@ -14,7 +14,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "pomlflow"
 LANGCHAIN = {"langchain_core", "langchain", "langchain_classic", "langgraph"}
 
-PROMPT = {"autolog", "delivery", "template", "history", "settings", "record", "exceptions"}
+PROMPT = {"autolog", "delivery", "sources", "snapshot", "template", "history", "settings", "record", "exceptions"}
 
 # Room: the rooms of ours that it may import at all. A room is a module or a package right under pomlflow.
 ROOMS = {
@@ -46,6 +46,7 @@ ROOMS = {
         "record",
         "exceptions",
     },
+    "sources": {"tracking", "snapshot", "template"},
     "langchain": {"tracking", "frame", "variables", *PROMPT},
     "llama_index": {"tracking", "frame", "variables", "whitespace", *PROMPT},
     "imports": set(),
@@ -133,7 +134,7 @@ def test_mlflow_is_imported_by_tracking_and_callbacks_only(module: str) -> None:
     """What else stands in an adapter reaches `callbacks.py`, and what that is made of, when it is needed."""
     for name, at_once in imported(module):
         if name.split(".")[0] == "mlflow" or room(name) == "tracking":
-            late = module in {"api.py", "takeover.py", *EVERYWHERE} and not at_once
+            late = module in {"api.py", "sources.py", "takeover.py", *EVERYWHERE} and not at_once
             assert late or module.startswith("tracking/") or module in tracing(), f"{module} imports {name}"
         if file_of(name) in tracing() and module not in tracing():
             assert not at_once, f"{module} imports {name}, and with it MLflow, at once"

@@ -56,9 +56,13 @@ class Origin(Protocol):
 
     Attributes:
         name: The prompt's name there.
+        uri: What was asked for: ``prompts:/name@alias`` or ``prompts:/name/3``.
+        refresh: Seconds between looks whether that is another version by now.
     """
 
     name: str
+    uri: str
+    refresh: float
 
     def current(self) -> Snapshot:
         """Give the template as it is now, at once, the same object for as long as it does not change."""

@@ -169,6 +169,7 @@ def test_asdict_and_the_fields() -> None:
         "chat": True,
         "register_prompt": None,
         **dict.fromkeys(["path", "base_dir", "stylesheet", "metadata", "tags", "output_parser"]),
+        **dict.fromkeys(["registry_uri", "registry_refresh"]),
     }
 
 

@@ -19,7 +19,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from pomlflow.delivery import deliver
 from pomlflow.frame import match, named, tool_specs
@@ -30,7 +30,9 @@ from pomlflow.langchain.model import reach
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.langchain.values import prompt_value
 from pomlflow.record import RenderRecord
-from pomlflow.template import Snapshot, Template
+from pomlflow.snapshot import Origin, Snapshot
+from pomlflow.sources import Sources, reopened
+from pomlflow.template import Template
 from pomlflow.variables import Inference
 
 __all__ = ["PomlPromptTemplate"]
@@ -41,7 +43,7 @@ _log = logging.getLogger("pomlflow")
 _WAIT = 0.005
 
 
-class PomlPromptTemplate(BaseChatPromptTemplate):
+class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
     """A prompt written in POML, wherever LangChain takes a ``ChatPromptTemplate``.
 
     Its variables are found in the markup. A variable that is the ``messages`` of a ``<conversation>`` is a history:
@@ -63,6 +65,7 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         output_parser: As LangChain's other prompts have it.
         metadata: For tracing.
         tags: For tracing.
+        registry_origin: A prompt in MLflow's registry, instead of markup (`from_registry`).
         **kwargs: What LangChain itself passes when it copies a prompt.
 
     Raises:
@@ -82,6 +85,9 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
     chat: bool = Field(default=True, frozen=True)
     # `register` itself is taken: every class with ABCMeta has it, and pydantic warns.
     register_prompt: bool | None = Field(default=None, alias="register", frozen=True)
+    registry_uri: str | None = Field(default=None, frozen=True)
+    registry_refresh: float | None = Field(default=None, frozen=True)
+    registry_origin: Any = Field(default=None, frozen=True, exclude=True, repr=False)  # for LangChain's copies
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
@@ -102,15 +108,28 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         output_parser: BaseOutputParser[Any] | None = None,
         metadata: dict[str, Any] | None = None,
         tags: list[str] | None = None,
+        registry_origin: Origin | None = None,
         **kwargs: Any,
     ) -> None:
         register = kwargs.pop("register_prompt", register)
+        if registry_origin is None and kwargs.get("registry_uri") is not None:  # in LangChain's `loads`
+            registry_origin = reopened(kwargs["registry_uri"], kwargs["registry_refresh"], template, base_dir)
         core = Template(
-            template, path=path, name=name, base_dir=base_dir, stylesheet=stylesheet, chat=chat, register=register
+            template,
+            path=path,
+            name=name,
+            base_dir=base_dir,
+            stylesheet=stylesheet,
+            chat=chat,
+            register=register,
+            origin=registry_origin,
         )
         now = core.current()
         fields = {
             **kwargs,
+            "registry_origin": registry_origin,
+            "registry_uri": None if registry_origin is None else registry_origin.uri,
+            "registry_refresh": None if registry_origin is None else registry_origin.refresh,
             "template": now.source,
             "path": None if core.path is None else str(core.path),
             "name": name,
@@ -127,35 +146,6 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
         self._core = core
         self._seen = now
 
-    @classmethod
-    def from_template(cls, template: str, **kwargs: Any) -> Self:
-        """Make a prompt of markup.
-
-        Args:
-            template: The markup; never a path.
-            **kwargs: As the class takes them.
-
-        Returns:
-            The prompt.
-        """
-        return cls(template, **kwargs)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Make a prompt of a file.
-
-        Args:
-            path: The ``.poml`` file.
-            **kwargs: As the class takes them.
-
-        Returns:
-            The prompt.
-
-        Raises:
-            TemplateNotFoundError: The file does not exist.
-        """
-        return cls(path=path, **kwargs)
-
     def __eq__(self, other: object) -> bool:
         # LangChain's input_types differ after a copy: their discriminators compare by identity.
         return type(self) is type(other) and self._identity() == other._identity()
@@ -164,11 +154,6 @@ class PomlPromptTemplate(BaseChatPromptTemplate):
 
     def _identity(self) -> tuple[Any, ...]:
         return self._core, dict(self.partial_variables), self.output_parser, self.metadata, self.tags
-
-    @property
-    def source(self) -> str:
-        """The markup as it is now."""
-        return self._core.source
 
     @property
     def _prompt_type(self) -> str:

@@ -22,7 +22,9 @@ from pomlflow.llama_index.providers import for_provider
 from pomlflow.llama_index.rendered import Rendered
 from pomlflow.llama_index.strings import Name, PromptText, fenced, markdown
 from pomlflow.llama_index.unfilled import as_f_string, histories, is_measured, measure, open_variables
-from pomlflow.template import Snapshot, Template
+from pomlflow.snapshot import Origin, Snapshot
+from pomlflow.sources import Sources
+from pomlflow.template import Template
 from pomlflow.whitespace import protect, restore
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ _SCHEMA = re.compile(r"<output-?schema\b", re.IGNORECASE)
 _MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\b|\bspeaker\s*=", re.IGNORECASE)
 
 
-class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
+class PomlPromptTemplate(Sources, RichPromptTemplate, PromptTemplate):
     r"""A prompt written in POML, wherever LlamaIndex takes a prompt.
 
     It is both a `RichPromptTemplate` and a `PromptTemplate`, because some of LlamaIndex's fields are typed the one and
@@ -64,6 +66,7 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         metadata: As LlamaIndex's prompts have it.
         template_var_mappings: LlamaIndex's names of variables to those of the markup.
         function_mappings: Functions that give the values of variables.
+        registry_origin: A prompt in MLflow's registry, instead of markup (`from_registry`).
         **kwargs: Values for some of the variables, as `partial_format` takes them.
 
     Raises:
@@ -107,10 +110,18 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         metadata: Mapping[str, Any] | None = None,
         template_var_mappings: dict[str, Any] | None = None,
         function_mappings: dict[str, Callable[..., Any]] | None = None,
+        registry_origin: Origin | None = None,
         **kwargs: Any,
     ) -> None:
         core = Template(
-            template, path=path, name=name, base_dir=base_dir, stylesheet=stylesheet, chat=chat, register=register
+            template,
+            path=path,
+            name=name,
+            base_dir=base_dir,
+            stylesheet=stylesheet,
+            chat=chat,
+            register=register,
+            origin=registry_origin,
         )
         now = core.current()
         fields: dict[str, Any] = {
@@ -138,35 +149,6 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
         self.template_str = now.source
         self.template_vars = [Name(name) for name in (*now.inference.variables, *now.inference.optional)]
 
-    @classmethod
-    def from_template(cls, template: str, **kwargs: Any) -> Self:
-        """Make a prompt of markup.
-
-        Args:
-            template: The markup; never a path.
-            **kwargs: As the class takes them.
-
-        Returns:
-            The prompt.
-        """
-        return cls(template, **kwargs)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Make a prompt of a file.
-
-        Args:
-            path: The ``.poml`` file.
-            **kwargs: As the class takes them.
-
-        Returns:
-            The prompt.
-
-        Raises:
-            TemplateNotFoundError: The file does not exist.
-        """
-        return cls(path=path, **kwargs)
-
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._identity() == other._identity()
 
@@ -188,11 +170,6 @@ class PomlPromptTemplate(RichPromptTemplate, PromptTemplate):
             if name == "template":
                 return as_f_string(self)
             return super().__getattr__(name)
-
-    @property
-    def source(self) -> str:
-        """The markup as it is now."""
-        return self._core.source
 
     @property
     @override

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mlflow.entities.model_registry import PromptVersion
+from mlflow.prompt.constants import PROMPT_TEXT_TAG_KEY
 
 from pomlflow.exceptions import NotPomlError, RegistryError
 from pomlflow.markup import is_poml
@@ -76,9 +77,10 @@ def content_of(version: PromptVersion) -> PromptContent:
         RegistryError: It is not what it was when it was registered.
     """
     uri = str(version.uri)
-    source = version.template
-    if not isinstance(source, str):
+    if not version.is_text_prompt:
         raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
+    # Not `version.template`: MLflow's optimisers replace that for the time of a trial (mlflow 3.12 to 3.17).
+    source = str(version._tags[PROMPT_TEXT_TAG_KEY])
     told = version.tags.get(_DIGEST)
     if told is None and not is_poml(source):
         raise NotPomlError(

@@ -109,7 +109,10 @@ def tags_of(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
         tags.update(zip(names, pieces, strict=True))
         entry |= {"size": len(content), "text": is_text, "tags": names}
         room -= sum(map(len, pieces))
-    told = {"folder": _above([entry["path"] for entry in packed if "tags" in entry], folder), "files": packed}
+    told = {
+        "folder": _above([file.path for file in files if _is_plain(file.path, sys.maxsize)], folder),
+        "files": packed,
+    }
     return {_FILES: json.dumps(told, ensure_ascii=False), **tags}
 
 

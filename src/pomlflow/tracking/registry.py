@@ -185,7 +185,7 @@ class PromptRegistry:
         name = name_of(record)
         if name is None or trace_id == NO_OP_SPAN_TRACE_ID:
             return None
-        key = _Key(Place.now(), name, record.path, record.digest)
+        key = self._key(record, name)
         create = record.error is None
         if key in self._known:
             version = self._known.get(key)
@@ -209,6 +209,16 @@ class PromptRegistry:
         if version is not None:
             self._link_trace(key.place, trace_id, version, on_version)
         return version
+
+    def _key(self, record: RenderRecord, name: str) -> _Key:
+        if record.version is None:
+            return _Key(Place.now(), name, record.path, record.digest)
+        # It comes from a registry, and so there is nothing to find or make.
+        key = _Key(Place.now(), name, None, f"version {record.version}")
+        if key not in self._known:
+            self._known[key] = PromptVersion(name, record.version, record.source)  # type: ignore[abstract] # in MLflow
+            _shrink(self._known)
+        return key
 
     def _register(self, key: _Key, record: RenderRecord, *, create: bool) -> _Registration | None:
         with self._lock:

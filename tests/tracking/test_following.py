@@ -1,0 +1,391 @@
+"""A prompt of the registry follows it in the background and renders anywhere; on a real SQLite store."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from tests.mlflow_server import until
+from tests.templates import text, write
+
+from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError, RenderError
+from pomlflow.template import Template
+from pomlflow.tracking import unpacked
+from pomlflow.tracking.following import RegistryOrigin, open_prompt
+from pomlflow.tracking.loading import Reference
+from pomlflow.tracking.publishing import register
+from pomlflow.tracking.registry import PromptRegistry
+
+pytestmark = pytest.mark.usefixtures("mlflow_store")
+
+DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
+
+
+@pytest.fixture
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prompt's name that no other test has; the working folder is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return f"{tmp_path.name}-{os.getpid()}"
+
+
+def publish(name: str, source: str = "<p>Hello {{name}}</p>") -> str:
+    """Register a version that is in production from now on; gives its URI."""
+    version = register(Template(source, name=name), alias="production").version
+    return str(version.uri)
+
+
+def opened(name: str, **options: Any) -> Template:
+    """A template that follows what is in production, ten times a second."""
+    return Template(origin=open_prompt(name, **{"alias": "production", "refresh": 0.1, **options}))
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelno >= logging.WARNING]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Go to another machine: an empty working folder, and nothing there of what was in the old one."""
+
+    def go() -> None:
+        here = tmp_path / "elsewhere"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        for entry in tmp_path.iterdir():
+            if entry != here:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    return go
+
+
+def test_it_renders_and_tells_which_version(name: str) -> None:
+    uri = publish(name)
+    template = opened(name)
+    record = template.render({"name": "Ada"})
+    assert record.result()["messages"] == [{"speaker": "human", "content": "Hello Ada"}]
+    assert (record.name, record.version, record.path, record.register) == (name, 1, None, None)
+    assert template.current().uri == uri
+    assert template.digest == Template("<p>Hello {{name}}</p>").digest
+
+
+def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
+    publish(name)
+    used, unused = opened(name), opened(name)
+    assert text(used, name="Ada") == "Hello Ada"
+    publish(name, "<p>Bye {{who}}</p>")
+    until(lambda: used.render({"name": "Ada", "who": "Ada"}).version == 2)
+    until(lambda: unused.origin.version.version == 2)  # nothing has asked it for anything
+    assert text(unused, who="Ada") == "Bye Ada"
+    assert used.inference.variables == ("who",)
+
+
+def test_the_newest_version_is_followed_where_none_is_named(name: str) -> None:
+    publish(name)
+    template = opened(name, alias=None)
+    mlflow.genai.register_prompt(name, "<p>Newer</p>")
+    until(lambda: text(template, name="Ada") == "Newer")
+
+
+def test_a_call_never_waits_for_the_registry(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(name)
+    template = opened(name)
+    asked, answer = threading.Event(), threading.Event()
+    fetch = Reference.fetch
+
+    def slowly(self: Reference, place: Any) -> Any:
+        asked.set()
+        answer.wait(60)
+        return fetch(self, place)
+
+    monkeypatch.setattr(Reference, "fetch", slowly)
+    publish(name, "<p>Newer</p>")
+    assert asked.wait(60)
+    assert text(template, name="Ada") == "Hello Ada"
+    answer.set()
+    until(lambda: text(template, name="Ada") == "Newer")
+
+
+def renewals(origin: RegistryOrigin) -> list[Any]:
+    waiting = PromptRegistry.shared().loads._waiting
+    return [entry.errand for entry in waiting if getattr(entry.errand, "chain", None) is origin._chain]
+
+
+def test_a_number_is_never_looked_up_again(name: str) -> None:
+    publish(name)
+    by_alias, by_number = opened(name), opened(name, alias=None, version=1)
+    assert text(by_number, name="Ada") == "Hello Ada"
+    until(lambda: renewals(by_alias.origin))
+    assert renewals(by_number.origin) == []
+
+
+def test_following_ends_with_the_last_template(name: str) -> None:
+    publish(name)
+    template = opened(name)
+    chain = template.origin._chain
+    waiting = PromptRegistry.shared().loads._waiting
+    del template
+    gc.collect()
+    until(lambda: not any(getattr(entry.errand, "chain", None) is chain for entry in waiting))
+
+
+@pytest.mark.parametrize("change", ["plain text", "alias gone"])
+def test_the_last_good_version_stays(name: str, change: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Told once, however often it is looked for; and followed again when there is a good one."""
+    publish(name)
+    template = opened(name)
+    if change == "plain text":
+        version = mlflow.genai.register_prompt(name, "Hello {{name}}")
+        mlflow.genai.set_prompt_alias(name, "production", version.version)
+    else:
+        mlflow.genai.delete_prompt_alias(name, "production")
+    until(lambda: warnings_in(caplog))
+    chain = template.origin._chain
+    until(lambda: template.origin._chain is not chain)  # looked for again
+    assert text(template, name="Ada") == "Hello Ada"
+    (warning,) = warnings_in(caplog)
+    assert f"prompts:/{name}/1 stays in use" in warning
+    publish(name, "<p>Good again</p>")
+    until(lambda: text(template, name="Ada") == "Good again")
+
+
+@pytest.mark.parametrize(
+    ("register_first", "error"), [(False, PromptNotFoundError), (True, NotPomlError)], ids=["not there", "plain text"]
+)
+def test_a_cold_start_without_a_fallback_is_an_error(
+    name: str, register_first: bool, error: type[RegistryError]
+) -> None:
+    if register_first:
+        mlflow.genai.register_prompt(name, "Hello {{name}}")
+    with pytest.raises(error, match=f"prompts:/{name}"):
+        opened(name, alias=None)
+
+
+def test_a_cold_start_without_a_server_is_an_error(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    mlflow.set_registry_uri(DEAD)
+    for _ in range(3):
+        with pytest.raises(RegistryError, match=f"prompts:/{name}@production"):
+            opened(name)
+    assert len(warnings_in(caplog)) <= 1  # another test may have told it
+
+
+def test_a_fallback_is_used_until_the_registry_has_the_prompt(name: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>")
+    template = opened(name, fallback=file)
+    record = template.render({"name": "Ada"})
+    assert record.result()["messages"][0]["content"] == "Fallback Ada"
+    assert (record.name, record.version, record.register) == (name, None, False)
+    write(file, "<p>Mended {{name}}</p>")
+    assert text(template, name="Ada") == "Mended Ada"
+    publish(name)
+    until(lambda: text(template, name="Ada") == "Hello Ada")
+    assert template.current().version == 1
+
+
+@pytest.mark.parametrize("options", [{"refresh": 0}, {"refresh": -1}, {"timeout": 0}, {"refresh": float("nan")}])
+def test_times_that_make_no_sense_are_refused(name: str, options: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="seconds above 0"):
+        opened(name, **options)
+
+
+def test_a_registry_that_is_slow_is_waited_for_no_longer_than_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(Reference, "fetch", lambda *_: answer.wait(60))
+    with pytest.raises(RegistryError, match=r"within 0\.05 s"):
+        opened(name, timeout=0.05)
+    answer.set()
+
+
+# --- files
+
+
+def with_files(folder: Path, name: str) -> Template:
+    write(folder / "prompts" / "parts" / "tone.poml", "<p>Be {{mood}}.</p>")
+    write(folder / "shared" / "facts.json", '{"fact": "Water is wet."}')
+    write(folder / "prompts" / "note.txt", "A note.")
+    source = (
+        '<poml><let src="../shared/facts.json"/><include src="parts/tone.poml"/><document src="note.txt"/>'
+        "<p>{{fact}}</p></poml>"
+    )
+    return Template(path=write(folder / "prompts" / "main.poml", source), name=name)
+
+
+WHOLE = "Be kind.\n\nA note.\n\nWater is wet."
+
+
+def test_it_renders_on_another_machine(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
+    made = with_files(tmp_path, name)
+    digest = made.digest
+    register(made, alias="production")
+    elsewhere()
+    template = opened(name)
+    assert template.inference.variables == ("mood",)
+    record = template.render({"mood": "kind"})
+    assert record.result()["messages"][0]["content"] == WHOLE
+    assert record.digest == digest
+    assert [file.path for file in record.files] == ["parts/tone.poml", "../shared/facts.json", "note.txt"]
+
+
+def test_its_files_come_back_when_somebody_cleans_up(name: str, tmp_path: Path) -> None:
+    register(with_files(tmp_path, name), alias="production")
+    template = opened(name)
+    shutil.rmtree(unpacked._folder())
+    assert text(template, mood="kind") == WHOLE
+
+
+def test_its_files_are_removed_with_the_process(name: str, tmp_path: Path) -> None:
+    register(with_files(tmp_path, name), alias="production")
+    code = (
+        "from pomlflow.template import Template; from pomlflow.tracking.following import open_prompt\n"
+        f"template = Template(origin=open_prompt('{name}'))\n"
+        "print(template.current().folder); print(template.render({'mood': 'kind'}).result()['messages'][0]['content'])"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    folder, shown = done.stdout.split("\n", 1)
+    assert shown.strip() == WHOLE
+    assert Path(folder).is_absolute()
+    assert not Path(folder).exists()
+
+
+LARGE = "large.txt"
+
+
+def with_a_large_file(folder: Path, name: str) -> str:
+    (folder / LARGE).write_text(os.urandom(500_000).hex(), encoding="utf-8")
+    register(Template(f'<document if="large" src="{LARGE}"/><p>Small</p>', name=name), alias="production")
+    return (folder / LARGE).read_text(encoding="utf-8")
+
+
+def test_a_file_that_did_not_travel_is_named_where_it_is_missed(
+    name: str, tmp_path: Path, elsewhere: Callable[[], None]
+) -> None:
+    with_a_large_file(tmp_path, name)
+    elsewhere()
+    template = opened(name)
+    assert text(template, large=False) == "Small"
+    with pytest.raises(RenderError) as caught:
+        template.render({"large": True}).result()
+    said = str(caught.value)
+    assert said.startswith(f"prompts:/{name}/1:")
+    assert f"{LARGE} did not travel with prompts:/{name}/1: it has 1,000,000 bytes" in said
+    assert "base_dir=" in said
+
+
+def test_a_file_that_did_not_travel_is_taken_from_where_one_is_told(
+    name: str, tmp_path: Path, elsewhere: Callable[[], None]
+) -> None:
+    content = with_a_large_file(tmp_path, name)
+    elsewhere()
+    folder = tmp_path / "elsewhere" / "data"
+    write(folder / LARGE, content)
+    template = opened(name, base_dir=folder)
+    assert text(template, large=True) == f"{content}\n\nSmall"
+
+    write(folder / LARGE, "other")
+    with pytest.raises(RenderError, match="another file, with another digest"):
+        opened(name, base_dir=folder).render({"large": True}).result()
+
+
+def test_what_an_optimiser_registered_finds_its_includes_where_one_is_told(name: str, tmp_path: Path) -> None:
+    """MLflow's optimisers register a text without tags, and so without its files."""
+    mlflow.genai.register_prompt(name, '<include src="parts/tone.poml"/>')
+    write(tmp_path / "data" / "parts" / "tone.poml", '<include src="deep.poml"/>')
+    write(tmp_path / "data" / "parts" / "deep.poml", "<p>Be {{mood}}.</p>")
+    bare = opened(name, alias=None)
+    with pytest.raises(RenderError, match=r"parts/tone\.poml did not travel with .*registered without it"):
+        bare.render({}).result()
+    told = opened(name, alias=None, base_dir=tmp_path / "data")
+    assert told.inference.variables == ("mood",)
+    assert text(told, mood="kind") == "Be kind."
+
+
+# --- what comes from a registry is not trusted
+
+
+@pytest.mark.parametrize("source", ["../secret.poml", "{absolute}"])
+def test_no_file_of_this_machine_is_read_for_a_version_from_elsewhere(name: str, tmp_path: Path, source: str) -> None:
+    secret = write(tmp_path / "secret.poml", "<p>{{found}}</p>")
+    (tmp_path / "data").mkdir()
+    markup = f'<include src="{source.format(absolute=secret.as_posix())}"/><p>Hello</p>'
+    mlflow.genai.register_prompt(name, markup)
+    for base_dir in (None, tmp_path / "data"):
+        now = opened(name, alias=None, base_dir=base_dir).current()
+        assert now.inference.variables == ()
+        assert now.files == ()
+        assert now.roots is not None
+        assert not any(secret.is_relative_to(root) for root in now.roots)
+
+
+def test_a_version_may_read_what_travelled_with_it_only(name: str, tmp_path: Path) -> None:
+    register(with_files(tmp_path, name), alias="production")
+    now = opened(name).current()
+    (root,) = now.roots
+    assert {file.location.relative_to(root).as_posix() for file in now.files} == {
+        "prompts/parts/tone.poml",
+        "prompts/note.txt",
+        "shared/facts.json",
+    }
+    assert len([path for path in Path(root).rglob("*") if path.is_file()]) == 3
+
+
+# --- copies
+
+
+def test_copies_follow_too(name: str) -> None:
+    publish(name)
+    template = opened(name)
+    copies = [copy.copy(template), copy.deepcopy(template), pickle.loads(pickle.dumps(template))]
+    assert copies == [template] * 3
+    assert template != opened(name, version=1, alias=None)
+    publish(name, "<p>Newer</p>")
+    for one in copies:
+        until(lambda one=one: text(one, name="Ada") == "Newer")
+
+
+def test_a_pickled_one_renders_where_there_is_no_registry(
+    name: str, tmp_path: Path, elsewhere: Callable[[], None]
+) -> None:
+    register(with_files(tmp_path, name), alias="production")
+    pickled = pickle.dumps(opened(name))
+    assert mlflow.get_tracking_uri().encode() not in pickled
+    elsewhere()
+    code = "import pickle, sys; t = pickle.load(sys.stdin.buffer); print(t.render({'mood': 'kind'}).output['messages'])"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": DEAD}
+    done = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, check=True, env=environment)
+    assert done.stdout.decode().strip() == str([{"speaker": "human", "content": WHOLE}])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_follows_by_itself(name: str) -> None:
+    publish(name)
+    template = opened(name)
+    moved = multiprocessing.get_context("fork").Event()
+
+    def child(answers: Any) -> None:
+        moved.wait(60)
+        until(lambda: template.current().version == 2)
+        answers.send(template.source)
+
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=child, args=(theirs,))
+    process.start()
+    publish(name, "<p>Newer</p>")
+    moved.set()
+    assert ours.poll(60)
+    assert ours.recv() == "<p>Newer</p>"
+    process.join(60)
