@@ -194,7 +194,8 @@ def test_a_plain_render_in_a_step_belongs_to_the_step(traced: Any, how: str, cal
     (trace,) = traced(lambda: run(lambda: getattr(Engine(), call)("Ada")))
     if handler is not None:
         handler.detach()
-    assert tree(trace).splitlines() == [f"Engine.{call} CHAIN", "  poml PROMPT"]
+    step = {"query": "  Engine.custom_query CHAIN\n    poml PROMPT", "aquery": "  poml PROMPT"}[call]
+    assert tree(trace) == f"Engine.{call} CHAIN\n{step}"
 
 
 def test_a_prompt_outside_of_every_run_is_traced_too(traced: Any) -> None:
