@@ -15,7 +15,7 @@ from tests.model_server import Call, ModelServer, model_server
 pytest.importorskip("llama_index.core")
 
 from llama_index.core.agent.workflow import FunctionAgent
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+from llama_index.core.base.llms.types import ChatMessage, DocumentBlock, ImageBlock
 
 from pomlflow import SettingError
 from pomlflow.llama_index import PomlPromptTemplate
@@ -173,6 +173,8 @@ def test_a_document_is_its_text_and_its_pictures(server: ModelServer, model: Any
 @each_model()
 def test_a_file_of_a_history(server: ModelServer, model: Any) -> None:
     """OpenAI refuses a file without a name."""
+    if DocumentBlock(data=b"JVBERi0=", document_mimetype="application/pdf")._guess_mimetype() is None:
+        pytest.skip("llama-index-core 0.14.5 forgets what kind of file it is")
     given = [{"speaker": "human", "content": ["Read", {"type": "application/pdf", "base64": data("report.pdf")}]}]
     prompt("<conversation messages='{{h}}'/>").bind_to(model).chat(h=given)
     _, sent = server.messages[0]["content"]
