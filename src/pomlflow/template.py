@@ -28,6 +28,7 @@ from pomlflow.variables import Inference, infer
 __all__ = ["Snapshot", "Template"]
 
 _log = logging.getLogger("pomlflow")
+_NOWHERE = os.path.join(os.sep, "<inline>")  # noqa: PTH118 - no folder, so that nothing is allowed by it
 _NAME = 256  # characters of a prompt's name that MLflow takes on every store
 
 
@@ -241,8 +242,10 @@ class _Render:
         self._context, revive = _encode(now.inference, variables)
         _check(now.inference, variables, str(now.path or now.uri or "<inline>"))
         # Relative sources are resolved against the folder of a path, also of one that is not there. That of inline
-        # markup is where the process is now.
-        folder = now.folder if template.origin is not None else template.base_dir or os.getcwd()  # noqa: PTH109
+        # markup is where the process is now, which markup without sources need not know: os.getcwd lets other threads
+        # run first, and one that is busy, as MLflow's exporter is, does so for 5 ms.
+        home = template.base_dir or (os.getcwd() if _may_read(now.source, str(template.stylesheet)) else _NOWHERE)  # noqa: PTH109
+        folder = now.folder if template.origin is not None else home
         return engine.Request(
             now.source,
             self._context,
@@ -299,6 +302,12 @@ class _Render:
             files=snapshot.files,
             version=snapshot.version,
         )
+
+
+@lru_cache(maxsize=256)
+def _may_read(source: str, stylesheet: str) -> bool:
+    """Whether markup may name a file: every way is an attribute or a style named src, in whatever spelling."""
+    return re.search("s-?r-?c", source + stylesheet, re.IGNORECASE) is not None
 
 
 @lru_cache(maxsize=256)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -101,6 +102,8 @@ def log_render(
             return
         status = SpanStatus(SpanStatusCode.ERROR if record.error else SpanStatusCode.OK)
         try:
+            # At once, as MLflow writes each: it makes a JSON encoder for every one (3.12 to 3.17), 15 µs.
+            cast("Span", span._span).set_attributes({key: json.dumps(value) for key, value in _attributes(record)})
             status.description = _fill(span, record, mask)
             _link(span, record, register_prompts, wait)
         except Exception as error:  # noqa: BLE001 - what is there of the span is still worth storing
@@ -138,7 +141,6 @@ def _start(record: RenderRecord, parent: LiveSpan | None, *, root: bool) -> Live
             name="poml" if parent is None or record.name is None else f"poml {record.name}",
             span_type=SPAN_TYPE,
             parent_span=parent,
-            attributes=dict(_attributes(record)),
             start_time_ns=record.start_ns,
         )
 
