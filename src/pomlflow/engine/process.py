@@ -69,11 +69,10 @@ class NodeProcess:
             self._drain.start()
             _watchdog.set(self, time.monotonic() + _START)
             self.hello = self._handshake()
-        except RuntimeError as error:  # from 3.12 on, Python starts no thread once atexit's handlers run
+        except BaseException as error:
             self.close()
-            raise EngineError("Node cannot be started while the interpreter ends: render before that") from error
-        except BaseException:
-            self.close()
+            if type(error) is RuntimeError:  # from 3.12 on, Python starts no thread once atexit's handlers run
+                raise EngineError("Node cannot be started while the interpreter ends: render before that") from error
             raise
         _watchdog.set(self, float("inf"))
 
