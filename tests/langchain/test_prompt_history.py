@@ -93,7 +93,10 @@ def test_what_else_is_a_history(value: Any, expected: list[BaseMessage]) -> None
     assert poml().invoke({**GIVEN, "history": value}).to_messages() == [SHORT[0], *expected, SHORT[1]]
 
 
-@pytest.mark.parametrize("value", [[7], 7, [("nobody", "Hi")], [{"speaker": "human"}], [object()]], ids=lambda value: f"{value!r:.20}")
+NO_HISTORIES = [[7], 7, [("nobody", "Hi")], [{"speaker": "human"}], [object()]]
+
+
+@pytest.mark.parametrize("value", NO_HISTORIES, ids=lambda value: f"{value!r:.20}")
 def test_what_is_no_history_is_refused_with_its_name(value: Any) -> None:
     with pytest.raises(VariableError, match="variable 'history' holds no messages") as caught:
         poml().invoke({**GIVEN, "history": value})
