@@ -16,7 +16,7 @@ example: install
 	$(BIN)/python examples/langchain_chain.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: install
 	$(BIN)/ruff check
