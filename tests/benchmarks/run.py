@@ -22,6 +22,7 @@ from typing import Any
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", LANGSMITH_TRACING="false")
 
 import poml
+from bound import bound_models
 
 from pomlflow import engine
 
@@ -198,6 +199,10 @@ def chains() -> Iterator[Row]:
     )
 
 
+def bound() -> Iterator[Row]:
+    yield from bound_models(interleaved)
+
+
 def queries() -> Iterator[Row]:
     import mlflow
     from llama_index.core import Document, MockEmbedding, VectorStoreIndex
@@ -274,7 +279,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into README")
     write = parser.parse_args().write
     engine.close()
-    rows = [row for part in (renders, first_render, chains, queries, memory) for row in part()]
+    rows = [row for part in (renders, first_render, chains, bound, queries, memory) for row in part()]
     versions = f"Python {platform.python_version()}, poml {engine.poml_version()}, {os.cpu_count()} cores"
     lines = ["| what | median | compared |", "| --- | --- | --- |", *("| " + " | ".join(row) + " |" for row in rows)]
     table = "\n".join([*lines, "", f"Measured by `make bench` with {versions}."])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_what_other_middleware_has_set_wins() -> None:
 
 
 def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
-    if not hasattr(middlewares.ModelRequest(model=Agent(), messages=[]), "system_message"):
+    if "system_message" not in middlewares.ModelRequest.__dataclass_fields__:
         pytest.skip("langchain 1.0 has only a text there")
     dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     model = Agent()
@@ -184,7 +185,7 @@ def test_wrong_arguments_go_back_to_the_model_and_the_function_is_not_called() -
     state = made(model, tools={"weather": lambda **given: called.append(given) or "Rain"}).invoke(ASKED)
     refused, accepted = (message for message in state["messages"] if isinstance(message, ToolMessage))
     assert (refused.status, refused.tool_call_id) == ("error", "1")
-    assert "days: 9 is greater than the maximum of 7" in refused.content
+    assert "9 is greater than the maximum of 7" in refused.content
     assert (accepted.status, accepted.content) == ("success", "Rain")
     assert called == [{"city": "Oslo", "days": 7}]
 
@@ -302,7 +303,8 @@ async def test_tokens_are_streamed_as_they_come() -> None:
         def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
             return self.bind(**kwargs)
 
-    for streamed in ("sync", "async"):
+    # Before Python 3.11 LangGraph's async nodes do not tell a model inside them who listens.
+    for streamed in ("sync", "async")[: 2 if sys.version_info >= (3, 11) else 1]:
         agent = made(Streaming(messages=iter([AIMessage("It rains today.")])))
         if streamed == "sync":
             chunks = [chunk for chunk, _ in agent.stream(ASKED, stream_mode="messages")]

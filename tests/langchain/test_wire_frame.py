@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def _forget(server: ModelServer) -> None:
 
 @pytest.fixture(scope="module")
 def clients(server: ModelServer) -> dict[str, Any]:
-    return {name: _client(name, server.url) for name in CLIENTS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of Google's, on Python 3.10
+        return {name: _client(name, server.url) for name in CLIENTS}
 
 
 def _client(name: str, url: str) -> Any:

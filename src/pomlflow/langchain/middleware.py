@@ -28,7 +28,7 @@ __all__ = ["PomlMiddleware"]
 Variables = Callable[[Any, Any], Mapping[str, Any]]
 
 
-class PomlMiddleware(AgentMiddleware[Any, Any, Any]):
+class PomlMiddleware(AgentMiddleware[Any, Any]):
     """What an agent is, in a POML file, rendered anew at each call of its model.
 
     The variables are the agent's state (``messages`` among it) and its runtime context, by their own names, and what
