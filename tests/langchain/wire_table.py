@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CLIENTS", "DOCUMENT", "FEATURES", "REFUSED", "Feature", "documented", "found", "table"]
+__all__ = ["CLIENTS", "DOCUMENT", "FEATURES", "REFUSED", "Feature", "documented", "found", "table", "write"]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "on-the-wire.md"
 CLIENTS = ("ChatOpenAI", "ChatAnthropic", "ChatGoogleGenerativeAI", "ChatOllama")
 REFUSED = "refused"
-_MARKS = ("<!-- langchain -->\n", "<!-- /langchain -->\n")
 
 
 def _data(name: str) -> str:
@@ -59,7 +59,7 @@ class Feature:
 
     label: str
     markup: str
-    paths: tuple[str, str, str, str]
+    paths: tuple[str, ...]
     values: tuple[Any, ...]
     given: dict[str, Any] = field(default_factory=dict)
 
@@ -285,26 +285,32 @@ def found(body: dict[str, Any], address: str, path: str) -> Any:
     return value
 
 
-def table() -> str:
+def table(features: Sequence[Feature] = FEATURES, clients: Sequence[str] = CLIENTS) -> str:
     """The table, in Markdown."""
-    rows = [["POML", *(f"`{client}`" for client in CLIENTS)], ["---"] * 5]
-    for feature in FEATURES:
+    rows = [["POML", *(f"`{client}`" for client in clients)], ["---"] * (len(clients) + 1)]
+    for feature in features:
         words = ("the address", "not sent", REFUSED)
         rows.append([feature.label, *(path if path in words else f"`{path}`" for path in feature.paths)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def documented() -> str:
+def documented(framework: str = "langchain") -> str:
     """The table as the documentation has it."""
-    return DOCUMENT.read_text(encoding="utf-8").partition(_MARKS[0])[2].partition(_MARKS[1])[0]
+    return _parts(framework)[1]
 
 
-def main() -> None:
-    """Write the table into the documentation."""
-    head, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(_MARKS[0])
-    tail = rest.partition(_MARKS[1])[2]
-    DOCUMENT.write_text(f"{head}{_MARKS[0]}{table()}{_MARKS[1]}{tail}", encoding="utf-8")
+def write(framework: str, rows: str) -> None:
+    """Write a table into the documentation."""
+    head, _, tail = _parts(framework)
+    DOCUMENT.write_text(f"{head}<!-- {framework} -->\n{rows}<!-- /{framework} -->\n{tail}", encoding="utf-8")
+
+
+def _parts(framework: str) -> tuple[str, str, str]:
+    """The documentation before a table, the table, and what follows."""
+    head, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(f"<!-- {framework} -->\n")
+    inner, _, tail = rest.partition(f"<!-- /{framework} -->\n")
+    return head, inner, tail
 
 
 if __name__ == "__main__":
-    main()
+    write("langchain", table())

@@ -213,8 +213,8 @@ def test_tool_calls_and_results_to_openai(server: ModelServer, model: Any, verb:
     assert [json.loads(call["function"]["arguments"]) for call in ai["tool_calls"]] == [{"city": "Oslo"}, {}]
     assert first == {"role": "tool", "tool_call_id": "c1", "content": "Rain"}
     assert (second["role"], second["tool_call_id"]) == ("tool", "c2")
-    assert second["content"] == "The screen:[image/png: a red box]"
-    assert (shown["role"], shown["content"][0]["text"]) == ("user", "[image/png: a red box]")
+    assert second["content"] == "The screen:\n\n[image/png: a red box]"
+    assert (shown["role"], shown["content"][0]["text"]) == ("user", "From shot (c2):")
     assert picture(shown)
 
 

@@ -16,6 +16,7 @@ from llama_index.core.base.llms.types import (
     ImageBlock,
     MessageRole,
     TextBlock,
+    ToolCallBlock,
     VideoBlock,
 )
 from llama_index.core.llms import LLM
@@ -138,26 +139,44 @@ def for_provider(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
     Returns:
         The same list where nothing needs to be moved.
     """
-    if provider_of(llm) != "openai" or not any(_moved(message) for message in messages):
+    if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
         return messages
+    calls = {
+        block.tool_call_id: block.tool_name
+        for message in messages
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock)
+    }
     made: list[ChatMessage] = []
     moved: list[ContentBlock] = []
     for message in messages:
         if moved and message.role != MessageRole.TOOL:  # nothing may stand between calls and their responses
             made.append(ChatMessage(role=MessageRole.USER, blocks=moved))
             moved = []
-        media = _moved(message)
-        for block in media:
-            moved += [TextBlock(text=_mark(block)), block]
-        blocks = [TextBlock(text=_mark(block)) if isinstance(block, _MEDIA) else block for block in message.blocks]
-        made.append(message.model_copy(update={"blocks": blocks}) if media else message)
+        if media := _misplaced(message):
+            moved += [TextBlock(text=f"From {_said_by(message, calls)}:"), *media]
+            message = _marked(message)  # noqa: PLW2901 - what is sent of it
+        made.append(message)
     return [*made, ChatMessage(role=MessageRole.USER, blocks=moved)] if moved else made
 
 
-def _moved(message: ChatMessage) -> Sequence[Any]:
+def _misplaced(message: ChatMessage) -> Sequence[Any]:
     if message.role == MessageRole.USER:
         return ()
     return [block for block in message.blocks if isinstance(block, _MEDIA)]
+
+
+def _said_by(message: ChatMessage, calls: Mapping[str | None, str]) -> str:
+    call = message.additional_kwargs.get("tool_call_id")
+    return f"the {message.role.value}" if call is None else f"{calls.get(call, 'the tool')} ({call})"
+
+
+def _marked(message: ChatMessage) -> ChatMessage:
+    """A message with a mark for each of its media, in one text with its own."""
+    texts = [_mark(block) if isinstance(block, _MEDIA) else getattr(block, "text", None) for block in message.blocks]
+    others = [block for block in message.blocks if not isinstance(block, (TextBlock, *_MEDIA))]
+    text = "\n\n".join(text for text in texts if text)
+    return message.model_copy(update={"blocks": [TextBlock(text=text), *others]})
 
 
 def _mark(block: Any) -> str:
