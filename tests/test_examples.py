@@ -59,6 +59,16 @@ def test_the_query_engine_streams_an_answer_and_shows_what_was_sent(tmp_path: Pa
     assert "linked prompts: [{'name': 'text_qa', 'version': '1'}]" in shown
 
 
+def test_polms_own_example_has_the_call_and_the_render_in_one_trace(tmp_path: Path) -> None:
+    shown = run("plain_poml.py", tmp_path)
+    assert "sent:  {'temperature': 0.2, 'stop': ['END'], 'max_completion_tokens': 200}" in shown
+    assert "answer: It multiplies speed by time." in shown
+    tree = ["the trace > explain", "explain > poml explain_code", "explain > Completions"]
+    assert [line for line in shown.splitlines() if " > " in line] == tree
+    assert 'linked prompts: [{"name": "explain_code", "version": "1"}]' in shown
+    assert "local files: 0001.explain_code.context.json, 0001.explain_code.env, 0001.explain_code.poml" in shown
+
+
 def test_one_added_line_traces_an_agent_of_either_framework(tmp_path: Path) -> None:
     pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
     shown = run("attach_to_existing_agent.py", tmp_path)
