@@ -14,6 +14,7 @@
     ├── SettingError               <runtime> says what the model does not take (also a ValueError)
     ├── ToolError                  a tool without a function, or a function without a tool (also a ValueError)
     │   └── ToolArgumentsError     a model called a tool with arguments that its schema refuses
+    ├── SchemaError                a schema of the template is no JSON Schema (also a ValueError)
     ├── AnswerError                a model's answer is not as <output-schema> says (also a ValueError)
     ├── RegistryError              MLflow's registry does not give, or does not take, a prompt
     │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
@@ -43,6 +44,7 @@ __all__ = [
     "RegistryError",
     "RenderError",
     "RenderTimeoutError",
+    "SchemaError",
     "SettingError",
     "TemplateNotFoundError",
     "ToolArgumentsError",
@@ -126,6 +128,10 @@ class SettingError(PomlError, ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.setting)
+
+
+class SchemaError(PomlError, ValueError):
+    """A schema of the template is no JSON Schema; POML takes any."""
 
 
 class ToolError(PomlError, ValueError):

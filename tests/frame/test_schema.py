@@ -9,7 +9,6 @@ import pytest
 
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame import parse_answer, response_format, strict_form
-from pomlflow.frame.schema import problems, without_nulls
 
 TEXT = {"type": "string"}
 CLOSED = {"type": "object", "properties": {"a": TEXT}, "required": ["a"], "additionalProperties": False}
@@ -80,20 +79,6 @@ def test_the_strict_form_closes_objects_and_makes_what_is_optional_nullable() ->
         "required": ["a", "kind", "inner", "either", "open", "maybe"],
         "additionalProperties": False,
     }
-
-
-def test_nulls_for_what_was_left_out_are_taken_out_and_others_stay() -> None:
-    schema = {
-        "type": "object",
-        "properties": {"rows": {"type": "array", "items": OPTIONAL}, "maybe": {"type": ["string", "null"]}},
-    }
-    given = {"rows": [{"a": "x", "b": None}], "maybe": None, "other": None}
-    assert without_nulls(given, schema) == {"rows": [{"a": "x"}], "maybe": None, "other": None}
-
-
-def test_a_schema_is_read_by_the_draft_that_it_names() -> None:
-    tuple_of_text = {"items": [TEXT]}  # 2020-12 writes prefixItems
-    assert problems([1], {"$schema": "http://json-schema.org/draft-07/schema#", **tuple_of_text})
 
 
 @pytest.mark.parametrize("text", ['{"a": "x"}', '```json\n{"a": "x"}\n```', ' ```\n{"a": "x"}```\n'])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
-from pomlflow.frame import ToolSpec, check_arguments, match, named, tool_specs
+from pomlflow.frame import ToolSpec, check_accepts, check_arguments, match, named, tool_specs
 
 PARAMETERS = {
     "type": "object",
@@ -86,3 +86,12 @@ def test_wrong_arguments_say_what_is_wrong() -> None:
         check_arguments(WEATHER, {"days": 9}, "a.poml")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.tool, copy.arguments, len(copy.problems)) == ("weather", {"days": 9}, 2)
+
+
+def test_a_function_that_does_not_take_what_is_defined_is_named() -> None:
+    check_accepts(WEATHER, ["city", "days", "state"])
+    with pytest.raises(
+        ToolError, match=r"a\.poml: the <tool-definition> 'weather' has 'days', and its function"
+    ) as caught:
+        check_accepts(WEATHER, ["city"], "a.poml")
+    assert caught.value.tool == "weather"

@@ -87,7 +87,7 @@ def test_prompt_examples_tools_and_settings_reach_the_model_anew_at_each_call() 
 
 
 async def test_an_async_agent_does_the_same_with_an_async_function() -> None:
-    async def aweather(city: str) -> str:
+    async def aweather(city: str, days: int = 1) -> str:
         return f"Async rain in {city}"
 
     model = Agent(answers=[call(city="Oslo"), "It rains."])
@@ -206,7 +206,7 @@ def test_a_tool_whose_schema_the_state_decides_is_checked_by_the_state() -> None
 
 
 @tool("weather")
-def agents_weather(city: str) -> str:
+def agents_weather(city: str, days: int = 1) -> str:
     """LangChain's words."""
     return f"Sun in {city}"
 

@@ -77,7 +77,7 @@ def test_a_tool_that_is_to_answer_with_its_errors_does() -> None:
 
 
 async def test_an_async_function() -> None:
-    async def aweather(city: str) -> str:
+    async def aweather(city: str, days: int = 1) -> str:
         return f"Async rain in {city}"
 
     assert await made(aweather).ainvoke({"city": "Oslo"}) == "Async rain in Oslo"
@@ -113,12 +113,18 @@ def test_a_function_that_takes_anything_gets_all(function: Any) -> None:
     assert made(function).invoke({"city": "Oslo", "days": 2}) == '{"city": "Oslo", "days": 2}'
 
 
+def test_a_function_that_lacks_an_argument_of_the_definition_is_refused() -> None:
+    """LangChain would drop what the model says of it."""
+    with pytest.raises(ToolError, match="sky: the <tool-definition> 'weather' has 'days', and its function does not"):
+        made(lambda city: city)
+
+
 def test_a_null_of_strict_mode_does_not_reach_the_function() -> None:
     assert made(weather).invoke({"city": "Oslo", "days": None}) == "Rain in Oslo for 1"
 
 
 @tool("other_name", response_format="content_and_artifact", return_direct=True)
-def own(city: str, secret: Annotated[str, InjectedToolArg] = "") -> tuple[str, str]:
+def own(city: str, days: int = 1, secret: Annotated[str, InjectedToolArg] = "") -> tuple[str, str]:
     """LangChain's words."""
     if city == "Nowhere":
         raise ToolException("no such city")
@@ -167,7 +173,7 @@ def test_a_graph_of_the_users_own_with_a_tool_node() -> None:
         pytest.skip("this langgraph and this langgraph-prebuilt do not go together")
     from langgraph.graph import START, MessagesState, StateGraph
 
-    def counting(city: str, state: Annotated[dict[str, Any], InjectedState]) -> str:
+    def counting(city: str, days: int = 1, *, state: Annotated[dict[str, Any], InjectedState]) -> str:
         return f"{city} after {len(state['messages'])}"
 
     graph = StateGraph(MessagesState)

@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import Any
 
 from pomlflow.exceptions import AnswerError
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+from pomlflow.frame.validation import problems, without_nulls
 
 __all__ = [
     "checked_answer",
     "json_value",
     "parse_answer",
-    "problems",
     "response_format",
     "schema_name",
     "strict_form",
-    "without_nulls",
 ]
 
 # What OpenAI's strict mode refuses (https://platform.openai.com/docs/guides/structured-outputs#supported-schemas).
@@ -149,31 +142,6 @@ def _nullable(schema: Any) -> Any:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def without_nulls(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Take out the nulls that stand for optional properties that were left out.
-
-    Args:
-        value: What a model gave by the schema's `strict_form`.
-        schema: The schema itself.
-
-    Returns:
-        The value; a null that the schema allows stays.
-    """
-    if isinstance(value, list) and isinstance(items := schema.get("items"), Mapping):
-        return [without_nulls(inner, items) for inner in value]
-    properties = schema.get("properties")
-    if not isinstance(value, dict) or not isinstance(properties, Mapping):
-        return value
-    required = schema.get("required", ())
-    kept = {}
-    for name, inner in value.items():
-        known = properties.get(name)
-        if inner is None and name not in required and isinstance(known, Mapping) and problems(None, known):
-            continue
-        kept[name] = without_nulls(inner, known) if isinstance(known, Mapping) else inner
-    return kept
-
-
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
     """A schema and all schemas within it."""
     if isinstance(schema, list):
@@ -187,28 +155,6 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
                     yield from _objects(inner)
             elif key in ("items", "anyOf", "additionalProperties"):
                 yield from _objects(value)
-
-
-def problems(value: Any, schema: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a value by a schema, each with its place in the value.
-
-    Args:
-        value: A JSON value.
-        schema: A JSON Schema, of the draft that its ``$schema`` names, else of 2020-12.
-
-    Returns:
-        A line for each, the outermost first; none where it is right.
-    """
-    found = sorted(_validator(orjson.dumps(schema)).iter_errors(value), key=lambda error: len(error.absolute_path))
-    return [f"{error.json_path}: {error.message}" for error in found]
-
-
-@lru_cache(maxsize=256)
-def _validator(schema: bytes) -> Validator:
-    from jsonschema import validators  # 30 ms, for those who validate
-
-    read = orjson.loads(schema)
-    return validators.validator_for(read, default=validators.Draft202012Validator)(read)
 
 
 def json_value(text: str) -> Any:
@@ -269,8 +215,8 @@ def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str 
     Raises:
         AnswerError: It is not by the schema; the error holds the answer.
     """
-    value = without_nulls(value, schema)
-    if found := problems(value, schema):
+    value = without_nulls(value, schema, place)
+    if found := problems(value, schema, place):
         raise AnswerError(
             f"{place}: the answer is not as <output-schema> says: {'; '.join(found)}. The answer: {text!r}", text, found
         )

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
-from pomlflow.frame.schema import problems, strict_form, without_nulls
+from pomlflow.frame.schema import strict_form
+from pomlflow.frame.validation import problems, without_nulls
 
-__all__ = ["ToolSpec", "check_arguments", "match", "named", "tool_specs"]
+__all__ = ["ToolSpec", "check_accepts", "check_arguments", "match", "named", "tool_specs"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,25 @@ def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline
     raise ToolError(f"{place} {' and '.join(wrong)}", [*without_function, *without_tool][0])
 
 
+def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:
+    """Check that a function takes what its tool's definition has, before a model fills it in and it is dropped.
+
+    Args:
+        spec: The tool.
+        accepted: The names of the function's arguments.
+        place: The template, for errors.
+
+    Raises:
+        ToolError: The function lacks an argument; it names them all.
+    """
+    names = set(accepted)
+    if lacking := [name for name in spec.parameters.get("properties", ()) if name not in names]:
+        raise ToolError(
+            f"{place}: the <tool-definition> {spec.name!r} has {_listed(lacking)}, and its function does not take that",
+            spec.name,
+        )
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
@@ -136,6 +156,7 @@ def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], place: str = "
 
     Raises:
         ToolArgumentsError: They are not as the schema says. Its text tells a model what to do better.
+        SchemaError: The schema itself is wrong.
 
     Example:
         >>> check_arguments(ToolSpec("now", parameters={"type": "object", "required": ["zone"]}), {})
@@ -143,7 +164,7 @@ def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], place: str = "
             ...
         pomlflow.exceptions.ToolArgumentsError: now: $: 'zone' is a required property (by <inline>)
     """
-    checked: dict[str, Any] = without_nulls(dict(arguments), spec.parameters)
-    if found := problems(checked, spec.parameters):
+    checked: dict[str, Any] = without_nulls(dict(arguments), spec.parameters, place)
+    if found := problems(checked, spec.parameters, place):
         raise ToolArgumentsError(f"{spec.name}: {'; '.join(found)} (by {place})", spec.name, arguments, found)
     return checked

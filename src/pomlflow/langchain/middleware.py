@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
-from langchain.agents.structured_output import ProviderStrategy
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, SystemMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.tools import BaseTool
@@ -137,11 +137,16 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return request.override(tool=PomlTool.of(request.tool, spec, place))
 
     def _given(self, state: Any, runtime: Any, messages: Sequence[BaseMessage] | None = None) -> dict[str, Any]:
-        """The variables: context, state, the conversation as other middleware has it, and what the user adds."""
+        """The variables: context, state, the conversation as other middleware has it, and what the user adds.
+
+        Only those that the template names: a state may hold megabytes that would be sent to Node and stored in traces.
+        """
         given = {**_fields(getattr(runtime, "context", None)), **_fields(state)}
         if messages is not None:
             given["messages"] = list(messages)
-        return {**given, **(self.variables(state, runtime) if self.variables else {})}
+        given |= self.variables(state, runtime) if self.variables else {}
+        takes = self.prompt._core.inference
+        return {name: given[name] for name in (*takes.variables, *takes.optional) if name in given}
 
     def _known(self) -> list[ToolSpec] | None:
         """The tools, where no variable changes them and a render has told them."""
@@ -166,7 +171,8 @@ class _Call:
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
         specs = middleware._tools_of(record)
         completions = speaks_chat_completions(request.model)
-        strict = completions and (self.schema or request.response_format) is not None
+        formats = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
+        strict = completions and formats
         overrides: dict[str, Any] = {
             "model": self.said.model,
             "model_settings": {**self.said.values, **request.model_settings},

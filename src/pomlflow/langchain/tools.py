@@ -12,7 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import override
 
 from pomlflow.exceptions import ToolArgumentsError
-from pomlflow.frame import ToolSpec, check_arguments, strict_form
+from pomlflow.frame import ToolSpec, check_accepts, check_arguments, strict_form
 
 __all__ = ["PomlTool", "as_tool"]
 
@@ -46,10 +46,15 @@ class PomlTool(StructuredTool):
             spec: The definition.
             place: The template, for errors.
             strict: As the class takes it.
+
+        Raises:
+            ToolError: The tool's function does not take an argument that the definition has.
         """
         inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
-        fields = {**inner.__dict__, "description": spec.description or inner.description}
-        return cls.model_construct(**fields, spec=spec, place=place, strict=strict, hidden=_hidden(inner))
+        if (accepted := _accepted(inner)) is not None:
+            check_accepts(spec, accepted, place)
+        kept = {**inner.__dict__, "description": spec.description or inner.description}
+        return cls.model_construct(**kept, spec=spec, place=place, strict=strict, hidden=_hidden(inner))
 
     @property
     @override
@@ -116,6 +121,15 @@ def _structured(tool: BaseTool) -> StructuredTool:
     return StructuredTool(
         name=tool.name, description=tool.description, args_schema=dict(_ANYTHING), func=run, coroutine=arun
     )
+
+
+def _accepted(tool: StructuredTool) -> list[str] | None:
+    """The arguments that a tool takes; None where it takes any."""
+    schema = tool.args_schema
+    if not (isinstance(schema, type) and issubclass(schema, BaseModel)) or schema.model_config.get("extra") == "allow":
+        return None
+    fields = schema.model_fields.items()
+    return [spelling for name, field in fields for spelling in (name, field.alias or name)]
 
 
 def _hidden(tool: StructuredTool) -> frozenset[str]:

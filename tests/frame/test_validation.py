@@ -1,0 +1,48 @@
+"""Values checked by a template's schemas, and the nulls that strict mode asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pomlflow.exceptions import SchemaError
+from pomlflow.frame.validation import problems, without_nulls
+
+TEXT = {"type": "string"}
+OPTIONAL = {"type": "object", "properties": {"a": TEXT, "b": {"type": "integer"}}, "required": ["a"]}
+
+
+def test_nulls_for_what_was_left_out_are_taken_out_and_others_stay() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"rows": {"type": "array", "items": OPTIONAL}, "maybe": {"type": ["string", "null"]}},
+    }
+    given = {"rows": [{"a": "x", "b": None}], "maybe": None, "other": None}
+    assert without_nulls(given, schema) == {"rows": [{"a": "x"}], "maybe": None, "other": None}
+
+
+def test_a_schema_is_read_by_the_draft_that_it_names() -> None:
+    tuple_of_text = {"items": [TEXT]}  # 2020-12 writes prefixItems
+    assert problems([1], {"$schema": "http://json-schema.org/draft-07/schema#", **tuple_of_text})
+
+
+def test_nulls_are_found_behind_references_too() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"row": {"$ref": "#/$defs/row"}, "maybe": {"$ref": "#/$defs/maybe"}},
+        "$defs": {"row": OPTIONAL, "maybe": {"type": ["string", "null"]}},
+    }
+    assert without_nulls({"row": {"a": "x", "b": None}, "maybe": None}, schema) == {"row": {"a": "x"}, "maybe": None}
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "nope"}, r"is wrong at \$\.type: 'nope' is not valid"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/gone"}}}, "refers to what is not in it"),
+    ],
+)
+def test_a_schema_that_is_none_is_named(schema: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=rf"a\.poml: a schema {message}"):
+        problems({"a": 1}, schema, "a.poml")
