@@ -5,12 +5,11 @@ It knows no framework and no MLflow; the adapters' prompt templates are made aro
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from pomlflow import engine
 from pomlflow.delivery import observed
 from pomlflow.exceptions import MissingVariableError, PomlError, RenderError, TemplateNotFoundError, VariableError
 from pomlflow.history import History
+from pomlflow.naming import absolute, from_root, registry_name, relative
 from pomlflow.record import JsonObject, RenderRecord, content_digest
 from pomlflow.settings import settings
 from pomlflow.snapshot import Origin, Snapshot, prompt_files, stamp, stamps
@@ -29,7 +29,6 @@ __all__ = ["Snapshot", "Template"]
 
 _log = logging.getLogger("pomlflow")
 _NOWHERE = os.path.join(os.sep, "<inline>")  # noqa: PTH118 - no folder, so that nothing is allowed by it
-_NAME = 256  # characters of a prompt's name that MLflow takes on every store
 
 
 class Template:
@@ -70,13 +69,13 @@ class Template:
         origin: Origin | None = None,
     ) -> None:
         self.origin = origin
-        self.path = None if path is None else _absolute(path)
-        self.base_dir = None if base_dir is None else _absolute(base_dir)
-        self.relative = None if self.path is None else _relative(self.path)
+        self.path = None if path is None else absolute(path)
+        self.base_dir = None if base_dir is None else absolute(base_dir)
+        self.relative = None if self.path is None else relative(self.path)
         home = self.base_dir if self.path is None else self.path.parent
-        self._home = None if home is None else _from_root(str(home), str(settings().prompt_root or Path.cwd()))
+        self._home = None if home is None else from_root(str(home), str(settings().prompt_root or Path.cwd()))
         name = name if origin is None else origin.name
-        self.name = _registry_name(name or (self.relative or "").removesuffix(".poml"))
+        self.name = registry_name(name or (self.relative or "").removesuffix(".poml"))
         self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
         self.register = register
@@ -124,7 +123,7 @@ class Template:
         root = settings().prompt_root
         if self.path is not None or self.base_dir is not None:
             return self._home
-        return "." if root is None else _from_root(os.getcwd(), str(root))  # noqa: PTH109 - the cache's key
+        return "." if root is None else from_root(os.getcwd(), str(root))  # noqa: PTH109 - the cache's key
 
     def _folder(self) -> Path:
         return self.path.parent if self.path is not None else self.base_dir or Path.cwd()
@@ -183,12 +182,7 @@ class Template:
             The record, of a failed render too: `RenderRecord.result` raises its error.
         """
         render = _Render(self, snapshot or self.current(), variables, history)
-        try:
-            while render.request is not None:
-                render.take(engine.run(render.request, timeout))
-        except PomlError as error:
-            render.fail(error)
-        return observed(render.record(), self.path)
+        return observed(render.run(timeout), self.path)
 
     async def arender(
         self,
@@ -207,6 +201,33 @@ class Template:
             render.fail(error)
         return observed(render.record(), self.path)
 
+    def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
+        """Render with what variables there are, to find what is wrong with the template itself.
+
+        A variable without a value stands for itself: expressions may do with it what they like, a loop over it runs
+        once, what hangs on an ``if`` of it is rendered. A problem that may be due to the missing value is not told.
+
+        Args:
+            variables: By name, as many as there are.
+            history: As `render` takes it.
+
+        Returns:
+            The record; its `error` tells all problems.
+
+        Example:
+            >>> Template("<p for='x in xs'>{{x.price.toFixed(2)}}</p>").check().error is None
+            True
+            >>> print(Template("<p>{{ JSON.prase(text) }} {{ text. }}</p>").check({"text": ""}).error)
+            <inline>:1:4: JSON.prase is not a function
+                <p>{{ JSON.prase(text) }} {{ text. }}</p>
+                   ^^^^^^^^^^^^^^^^^^^^^^
+            also <inline>:1:27: Unexpected token '}'
+        """
+        now = self.current()
+        given = {**dict.fromkeys(now.inference.messages, ()), **(variables or {})}
+        names = [name for name in (*now.inference.variables, *now.inference.optional) if name not in given]
+        return _Render(self, now, given, history, stand_ins=names).run(None)
+
 
 class _Render:
     """One render on its way.
@@ -217,12 +238,18 @@ class _Render:
     """
 
     def __init__(
-        self, template: Template, snapshot: Snapshot, variables: Mapping[str, Any], history: History[Any] | None
+        self,
+        template: Template,
+        snapshot: Snapshot,
+        variables: Mapping[str, Any],
+        history: History[Any] | None,
+        stand_ins: Sequence[str] = (),
     ) -> None:
         self._start, self._clock = time.time_ns(), time.perf_counter_ns()
         self._template = template
         self._snapshot = snapshot
         self._history = history
+        self._stand_ins = stand_ins
         self._context = b"{}"
         self._result: engine.Result | None = None
         self._output: Mapping[str, Any] | None = None
@@ -240,7 +267,7 @@ class _Render:
             variables = self._history.take(variables, now.inference.messages)
             natives = self._history.marks if template.chat else self._history.texts()
         self._context, revive = _encode(now.inference, variables)
-        _check(now.inference, variables, str(now.path or now.uri or "<inline>"))
+        _check(now.inference, {*variables, *self._stand_ins}, str(now.path or now.uri or "<inline>"))
         # Relative sources are resolved against the folder of a path, also of one that is not there. That of inline
         # markup is where the process is now, which markup without sources need not know: os.getcwd lets other threads
         # run first, and one that is busy, as MLflow's exporter is, does so for 5 ms.
@@ -257,7 +284,17 @@ class _Render:
             roots=now.roots,
             chat=template.chat,
             natives=natives or None,
+            stand_ins=self._stand_ins or None,
         )
+
+    def run(self, timeout: float | None) -> RenderRecord:
+        """Do all of it at once."""
+        try:
+            while self.request is not None:
+                self.take(engine.run(self.request, timeout))
+        except PomlError as error:
+            self.fail(error)
+        return self.record()
 
     def fail(self, error: PomlError) -> None:
         """Take why it failed, and add what is known of a file that is not there."""
@@ -327,7 +364,7 @@ def _encode(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, 
         return _encode(inference, {other: value for other, value in variables.items() if other != name})
 
 
-def _check(inference: Inference, variables: Mapping[str, Any], place: str) -> None:
+def _check(inference: Inference, variables: Collection[str], place: str) -> None:
     """Refuse what expressions cannot name but try to, and what is missing."""
     for name in variables:
         if not engine.is_identifier(name) and _names(inference.expressions, name):
@@ -354,37 +391,3 @@ def _names(expressions: tuple[str, ...], name: str) -> bool:
         return any(named.match(expression) for expression in expressions)
     named = re.compile(rf"(?<![\w$]){re.escape(name)}(?![\w$])")
     return any(named.search(expression) for expression in expressions)
-
-
-@lru_cache(maxsize=256)
-def _from_root(folder: str, root: str) -> str | None:
-    try:
-        return Path(os.path.relpath(folder, root)).as_posix()
-    except ValueError:  # another drive
-        return None
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - links stay as they are
-
-
-def _relative(path: Path) -> str:
-    root = settings().prompt_root
-    for folder in (root and root.absolute(), Path.cwd()):
-        # The working folder is told without links, a script's own path with them: /tmp on macOS is one.
-        for file, home in ((path, folder), (path.resolve(), folder and folder.resolve())):
-            if home and file.is_relative_to(home):
-                return file.relative_to(home).as_posix()
-    return path.name
-
-
-def _registry_name(text: str) -> str | None:
-    """Spell a name as MLflow's registry allows: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots."""
-    if not text:
-        return None
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text.replace("/", ".")).strip(".-")
-    if not name or len(name) > _NAME:
-        name = (
-            f"{name[: _NAME - 13] or 'prompt'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-        )
-    return name

@@ -48,6 +48,7 @@ def render_cold(request: Request) -> dict[str, Any]:
 
 def _context(request: Request) -> dict[str, Any]:
     context: dict[str, Any] = decode(request.context)
+    context |= {name: name for name in request.stand_ins or ()}
     for name, marks in (request.natives or {}).items():  # worker.cjs does it without touching what expressions see
         context[name] = [
             {"speaker": "ai" if message["speaker"] == "tool" else message["speaker"], "content": mark}

@@ -27,6 +27,8 @@ class Request:
         chat: Whether to give messages, or one text.
         natives: For a variable that is a list of messages with a native form, a mark for each: where a
             ``<conversation>`` shows the message, its mark comes out.
+        stand_ins: Variables without a value, for a check: each stands for itself, and no problem that may be its own
+            is told.
     """
 
     markup: str
@@ -39,6 +41,7 @@ class Request:
     roots: tuple[str, ...] | None = None
     chat: bool = True
     natives: Mapping[str, Sequence[str]] | None = None
+    stand_ins: Sequence[str] | None = None
 
     @property
     def file(self) -> str | None:
@@ -59,6 +62,7 @@ class Request:
                 "chat": self.chat,
                 "revive": self.revive,
                 "natives": self.natives,
+                "stand_ins": self.stand_ins,
             }
         )
         return b'%b,"context":%b}' % (head[1:-1], self.context)

@@ -5,6 +5,7 @@
 // One JSON value a line. The first line out is the handshake {id: 0, ready: {…}} or {id: 0, fatal: "why"}; then one
 // answer for each request, in order:
 //   {id, markup, context, stylesheet, path, chat, revive, natives} -> {id, ok: frame, ms} | {id, problems: […], ms}
+//   the same with stand_ins, names of variables without a value   -> the same, without problems that are theirs
 //   {id, op: "compiled"}                                  -> {id, ok: base64 of V8's cached data}
 // Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
 'use strict';
@@ -15,6 +16,7 @@ const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
 const shortcuts = require('./shortcuts.cjs');
+const standIns = require('./stand_ins.cjs');
 
 // stdout belongs to the protocol. What the bundle (pdfjs does) or a template prints goes to stderr. A template can still
 // write to the descriptor; the newline before each line keeps that apart, and the other side passes it over.
@@ -227,19 +229,23 @@ async function answer(request) {
   if (request.op === 'compiled') return { id: request.id, ok: poml.script.createCachedData().toString('base64') };
   if (request.revive) request.context = revive(request.context);
   mark(request.context, request.natives);
+  const check = request.stand_ins && (checking ??= standIns.install(poml.PomlFile));
+  check?.begin(request.context, request.stand_ins);
   const start = process.hrtime.bigint();
-  const problems = [];
+  const errors = [];
   let frame;
   try {
     frame = await render(request);
   } catch (error) {
-    problems.push(problem(error));
+    errors.push(error);
   }
   await settle();
   poml.base.BufferCollection.clear(); // documents by path and time: a file rewritten in the same tick would stay old
   forgetGlobals();
   // What POML collected came first, and is mostly why something was thrown after it.
-  problems.unshift(...poml.base.ErrorCollection.list().map(problem));
+  errors.unshift(...poml.base.ErrorCollection.list());
+  const problems = errors.filter((error) => !check?.doubts(Object(error))).map(problem);
+  if (check) frame ??= { messages: [] };
   const ms = Number(process.hrtime.bigint() - start) / 1e6;
   return problems.length ? { id: request.id, problems, ms } : { id: request.id, ok: frame, ms };
 }
@@ -275,7 +281,7 @@ function serve() {
   process.stdin.on('end', () => process.exit(0)); // the parent is gone
 }
 
-let poml, settle;
+let poml, settle, checking;
 try {
   poml = load(...process.argv.slice(2));
   numberSources(poml.PomlFile);

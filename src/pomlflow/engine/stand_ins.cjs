@@ -1,0 +1,104 @@
+// Stand-ins: values for variables that nobody has given, so that a template can be checked without them.
+//
+// A stand-in lets an expression do with it whatever expressions do: read members, call them, loop, compare, print (it
+// prints its own name). What goes wrong all the same where one was touched may be the stand-in's fault, and is no
+// problem; what goes wrong elsewhere, and code that is no JavaScript, is.
+'use strict';
+
+const LABEL = Symbol('label');
+const isStandIn = (value) => typeof value === 'function' && value[LABEL] !== undefined;
+const LISTS = new Set('concat every filter find flatMap forEach join map reduce slice some sort reverse'.split(' '));
+const words = (code) => code.match(/[\w$\u0080-\uffff]+/g) ?? [];
+let touches = 0;
+
+function standIn(label) {
+  const list = () => [standIn(`${label}[0]`)];
+  return new Proxy(function () {}, {
+    get(_, key) {
+      if (key === LABEL) return label;
+      touches += 1;
+      if (key === Symbol.toPrimitive) return (hint) => (hint === 'number' ? 1 : label);
+      if (key === Symbol.iterator) return () => list()[Symbol.iterator]();
+      if (key === 'toString' || key === 'toJSON' || key === 'toLocaleString') return () => label;
+      if (key === 'length') return 1;
+      if (typeof key === 'symbol' || key === 'then') return undefined; // no promise
+      if (LISTS.has(key)) return (...given) => list()[key](...given);
+      return standIn(/^\d+$/.test(key) ? `${label}[${key}]` : `${label}.${key}`);
+    },
+    apply() {
+      touches += 1;
+      return standIn(`${label}()`);
+    },
+    construct() {
+      touches += 1;
+      return standIn(`new ${label}()`);
+    },
+    has: () => true,
+  });
+}
+
+/** Whether an expression names a variable without a value. */
+function mentions(expression, context) {
+  return Object.keys(context).some((name) => isStandIn(context[name]) && words(expression).includes(name));
+}
+
+/** Hooks into POML's evaluation of expressions, which costs nothing before the first check. */
+function install({ prototype }) {
+  let evaluating, looping, attribute, forced;
+  const attributes = []; // where values are not the real ones
+  const texts = [];
+  const { evaluateExpression, handleForLoop, reportError, xmlAttributeValueRange } = prototype;
+
+  prototype.evaluateExpression = function (expression, context, range, bare) {
+    const before = (evaluating = touches);
+    const value = evaluateExpression.call(this, expression, context, range, bare);
+    evaluating = undefined;
+    const standing = isStandIn(value);
+    if (standing) touches += 1;
+    if (bare && mentions(expression, context)) {
+      forced ||= !value;
+      return value || true; // an `if`: what is in it is checked too
+    }
+    if (touches === before) return value;
+    if (looping) return Array.isArray(value) && value.length ? value : [standIn(standing ? `${value[LABEL]}[0]` : 'item')];
+    if (bare) return value;
+    const inside = attribute && range && range.start >= attribute.start && range.end <= attribute.end;
+    if (range) (inside ? attributes : texts).push(inside ? attribute : range);
+    return standing ? value[LABEL] : value;
+  };
+  prototype.reportError = function (message, range, cause) {
+    const unsure = cause !== undefined && evaluating !== undefined && touches > evaluating;
+    if (!unsure) reportError.call(this, message, range, cause); // code that is no JavaScript touches nothing
+  };
+  prototype.handleForLoop = function (element, context) {
+    looping = true;
+    try {
+      return handleForLoop.call(this, element, context);
+    } finally {
+      looping = false;
+    }
+  };
+  prototype.xmlAttributeValueRange = function (element) {
+    attribute = xmlAttributeValueRange.call(this, element);
+    return attribute;
+  };
+
+  return {
+    /** Put stand-ins among a render's variables. */
+    begin(context, names) {
+      attributes.length = texts.length = 0;
+      attribute = forced = undefined;
+      for (const name of names) context[name] = standIn(name);
+    },
+    /**
+     * Whether a component's problem may come of an attribute, or of JSON in its text, that has no real value; or of
+     * alternatives that are never there together (an `if` for each of two output schemas).
+     */
+    doubts({ message, startIndex: start, endIndex: end }) {
+      const holds = (range) => start === undefined || (range.start >= start && range.end <= end);
+      return attributes.some(holds) || (forced && /^Multiple /.test(message)) || (/\bJSON\b/.test(message) && texts.some(holds));
+    },
+  };
+}
+
+module.exports = { install };
