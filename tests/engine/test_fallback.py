@@ -1,4 +1,4 @@
-"""Where the bundle cannot be kept warm, poml.poml() itself renders, and one warning says why."""
+"""Where the bundle cannot be kept warm, poml itself renders, and one warning says why."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_poml_itself_renders_and_one_warning_says_why(
     cold: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import poml
+    from poml import cli
 
     calls: list[Any] = []
-    original = poml.poml
+    original = cli.run
 
     def spy(*args: Any, **options: Any) -> Any:
         calls.append(args)
         return original(*args, **options)
 
-    monkeypatch.setattr(poml, "poml", spy)
+    monkeypatch.setattr(cli, "run", spy)
     request = engine.Request("<p>Hello {{who}}</p>", b'{"who":"Ada"}')
     with ThreadPoolExecutor(2) as threads:
         results = [*threads.map(lambda _: engine.run(request), range(2)), engine.run(request)]
@@ -126,5 +126,5 @@ def test_an_error_in_an_include_names_no_wrong_place(cold: None, tmp_path: Path)
 
 
 def test_a_template_that_ends_node_is_an_error(cold: None) -> None:
-    with pytest.raises(RenderError, match=r"^<inline>: poml\.poml\(\) ended without a word"):
+    with pytest.raises(RenderError, match=r"^<inline>: poml ended without a word"):
         engine.render("<p>{{ process.exit(0) }}</p>", {})

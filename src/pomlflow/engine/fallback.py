@@ -1,4 +1,4 @@
-"""POML by the package's own `poml.poml()`: a Node process for each render, where the bundle cannot be kept warm."""
+"""POML by the package's own command line: a Node process for each render, where the bundle cannot be kept warm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["render_cold"]
 
 
 def render_cold(request: Request) -> dict[str, Any]:
-    """Render with `poml.poml()`.
+    """Render with poml's own command line, as ``poml.poml()`` does.
 
     Args:
         request: What to render.
@@ -28,21 +28,23 @@ def render_cold(request: Request) -> dict[str, Any]:
     Raises:
         RenderError: POML refused it; only its first problem is known here.
     """
-    import poml
+    # Not poml.poml(): it is ours under autolog, has tracing of its own, and keeps silent about what went wrong.
+    from poml.cli import run
 
-    context, stylesheet = _context(request), dict(request.stylesheet or {})
     with tempfile.TemporaryDirectory(prefix="pomlflow-") as folder:
-        # Always a file of ours: poml.poml() takes a string that happens to be a path for that path's file.
         file = Path(folder) / "prompt.poml"
         file.write_text(request.markup, encoding="utf-8", errors="replace", newline="")
         if request.path is not None:  # poml's own way to say where a copied prompt comes from
             file.with_suffix(".env").write_text(f"SOURCE_PATH={request.path}\n", encoding="utf-8")
-        try:
-            result: dict[str, Any] = poml.poml(
-                file, context=context, stylesheet=stylesheet, chat=request.chat, format="dict"
-            )
-        except (RuntimeError, ValueError) as error:  # ValueError: it ended well, and without a word
-            raise _reason(request, file, context, stylesheet) from error
+        output = file.with_name("output")
+        args = ["-f", str(file), "-o", str(output), f"--chat={json.dumps(request.chat)}"]
+        for name, value in (("context", _context(request)), ("stylesheet", dict(request.stylesheet or {}))):
+            file.with_name(name).write_text(json.dumps(value), encoding="utf-8")
+            args += [f"--{name}-file", str(file.with_name(name))]
+        done = run(*args, capture_output=True)
+        if done.returncode or not output.exists():  # it may also end well, and without a word
+            raise _reason(request, done.stderr.decode(errors="replace"))
+        result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         return result
 
 
@@ -57,18 +59,11 @@ def _context(request: Request) -> dict[str, Any]:
     return context
 
 
-def _reason(request: Request, file: Path, context: dict[str, Any], stylesheet: dict[str, Any]) -> RenderError:
-    """Find out why poml.poml() failed, which prints that to the process's stderr and tells Python nothing."""
-    from poml.cli import run
-
-    args = ["-f", str(file), f"--chat={json.dumps(request.chat)}"]
-    for name, value in (("context", context), ("stylesheet", stylesheet)):
-        file.with_name(name).write_text(json.dumps(value), encoding="utf-8")
-        args += [f"--{name}-file", str(file.with_name(name))]
-    text = run(*args, capture_output=True).stderr.decode(errors="replace")
+def _reason(request: Request, text: str) -> RenderError:
+    """What Node printed, as an error."""
     # Node shows an error as its class, its message, its stack and its attributes.
     told = re.search(r"^(\w*Error): (.*?)\n    at ", text, re.MULTILINE | re.DOTALL)
-    reported: dict[str, Any] = {"kind": "RuntimeError", "message": text[-1000:] or "poml.poml() ended without a word"}
+    reported: dict[str, Any] = {"kind": "RuntimeError", "message": text[-1000:] or "poml ended without a word"}
     if told:
         reported = {"kind": told[1], "message": told[2]}
         for key, attribute in (("start", "startIndex"), ("end", "endIndex")):
