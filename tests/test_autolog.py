@@ -84,6 +84,21 @@ def test_outside_of_any_span_a_render_is_a_trace_and_inside_it_is_a_child(stored
     assert len(found) == 2
 
 
+UNREGISTERED = """\
+import sys, mlflow, pomlflow
+mlflow.set_tracking_uri(sys.argv[1])
+mlflow.set_experiment(experiment_id=sys.argv[2])
+pomlflow.autolog(register_prompts=False)
+pomlflow.poml("<p>Hello</p>")
+assert pomlflow.flush()
+assert len(mlflow.search_traces(locations=[sys.argv[2]], return_type="list")) == 1
+"""
+
+
+def test_flush_stores_traces_that_no_prompt_is_registered_for(mlflow_store: str, mlflow_database: str) -> None:
+    subprocess.run([sys.executable, "-c", UNREGISTERED, mlflow_database, mlflow_store], check=True)
+
+
 def test_polms_own_function_is_traced_without_a_change(stored_traces: Fetch, prompt: str) -> None:
     pomlflow.autolog()
     assert poml.poml(prompt, context={"name": "Ada"}) == ADA

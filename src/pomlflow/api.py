@@ -247,7 +247,7 @@ def flush(timeout: float | None = 30.0) -> bool:
         >>> pomlflow.flush()
         True
     """
-    if "pomlflow.tracking.registry" not in sys.modules:
+    if "pomlflow.tracking.spans" not in sys.modules:
         return True  # nothing was ever traced
     import mlflow
 
