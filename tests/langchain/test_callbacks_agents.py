@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, greeting, trees, under
+from tests.langchain.trees import CHAIN, GIVEN, QUIET, agent_trees, chain, greeting, under
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
@@ -101,11 +100,6 @@ def config() -> RunnableConfig:
     return {"callbacks": [PomlCallbackHandler(register_prompts=False)]}
 
 
-def _trees(fetch: Fetch) -> list[str]:
-    """The trees, without the agent's own edges, which LangChain 1.0 still made runs of."""
-    return [re.sub(r" *\w+_to_\w+ CHAIN\n", "", tree) for tree in trees(fetch)]
-
-
 def agent(tool: Any) -> Any:
     call = AIMessage("", tool_calls=[{"id": "1", "name": "greet", "args": {"name": "Ada"}}])
     return agents.create_agent(Model(answers=[call, "Done."]), [tool])
@@ -124,7 +118,7 @@ def graph(one: Any, two: Any) -> Any:
 def test_an_agent_is_traced_whole_and_so_is_the_next_chain(config: RunnableConfig, stored_traces: Fetch) -> None:
     assert agent(greet).invoke(ASKED, config)["messages"][-1].content == "Done."
     chain().invoke(GIVEN, config)
-    assert _trees(stored_traces) == [AGENT, CHAIN]
+    assert agent_trees(stored_traces) == [AGENT, CHAIN]
 
 
 @with_config_in_tasks
@@ -133,44 +127,44 @@ async def test_an_async_agent_is_traced_whole_and_so_is_the_next_chain(
 ) -> None:
     await agent(agreet).ainvoke(ASKED, config)
     await chain().ainvoke(GIVEN, config)
-    assert _trees(stored_traces) == [AGENT, CHAIN]
+    assert agent_trees(stored_traces) == [AGENT, CHAIN]
 
 
 def test_an_agent_that_is_streamed_is_apart_from_its_reader(config: RunnableConfig, stored_traces: Fetch) -> None:
     for chunk in agent(greet).stream(ASKED, config):
         traced(chunk)
-    assert _trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
+    assert agent_trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
 
 
 @with_config_in_tasks
 async def test_agents_at_once_have_a_trace_each(config: RunnableConfig, stored_traces: Fetch) -> None:
     await asyncio.gather(*(agent(agreet).ainvoke(ASKED, config) for _ in range(3)))
-    assert _trees(stored_traces) == [AGENT] * 3
+    assert agent_trees(stored_traces) == [AGENT] * 3
 
 
 @with_config_in_tasks
 async def test_events_of_an_agent_leave_one_trace(config: RunnableConfig, stored_traces: Fetch) -> None:
     [_ async for _ in agent(agreet).astream_events(ASKED, config, version="v2")]
-    assert _trees(stored_traces) == [AGENT]
+    assert agent_trees(stored_traces) == [AGENT]
 
 
 def test_a_graph_is_traced_whole_also_in_a_batch(config: RunnableConfig, stored_traces: Fetch) -> None:
     graph(first, second).invoke(GIVEN, config)
     graph(first, second).batch([GIVEN] * 2, config)
-    assert _trees(stored_traces) == [GRAPH] * 3
+    assert agent_trees(stored_traces) == [GRAPH] * 3
 
 
 async def test_an_async_graph_is_traced_whole(config: RunnableConfig, stored_traces: Fetch) -> None:
     await graph(afirst, asecond).ainvoke(GIVEN, config)
     [_ async for _ in graph(afirst, asecond).astream(GIVEN, config)]
-    assert _trees(stored_traces) == [GRAPH] * 2
+    assert agent_trees(stored_traces) == [GRAPH] * 2
 
 
 def test_a_handler_set_on_the_compiled_graph_traces_each_call(config: RunnableConfig, stored_traces: Fetch) -> None:
     bound = graph(first, second).with_config(config)
     bound.invoke(GIVEN)
     bound.invoke(GIVEN)
-    assert _trees(stored_traces) == [GRAPH] * 2
+    assert agent_trees(stored_traces) == [GRAPH] * 2
 
 
 def test_the_thread_of_a_graph_is_the_session_of_its_trace(config: RunnableConfig, stored_traces: Fetch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from langchain_core.messages import AIMessage
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model
-from tests.langchain.trees import QUIET, trees
+from tests.langchain.trees import QUIET, agent_trees
 
 import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
@@ -60,7 +60,7 @@ def test_each_render_stands_under_its_model_step_and_is_linked(stored_traces: Fe
     list(agent().stream(ASKED, config))
     pomlflow.flush()
     traces = stored_traces()
-    assert trees(stored_traces) == [TREE, TREE], "the render that a tool's call is checked by is no span"
+    assert agent_trees(stored_traces) == [TREE, TREE], "the render that a tool's call is checked by is no span"
     for trace in traces:
         assert json.loads(trace.info.tags["mlflow.linkedPrompts"]) == [{"name": "crew", "version": "1"}]
         spans = {span.span_type: span for span in trace.data.spans}
@@ -76,4 +76,4 @@ def test_each_render_stands_under_its_model_step_and_is_linked(stored_traces: Fe
 )
 async def test_an_async_agents_renders_stand_there_too(stored_traces: Fetch) -> None:
     await agent().ainvoke(ASKED, {"callbacks": [PomlCallbackHandler()]})
-    assert trees(stored_traces) == [TREE]
+    assert agent_trees(stored_traces) == [TREE]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from tests.langchain.wire_clients import client_of
 from tests.langchain.wire_table import CLIENTS, FEATURES, LOOK, REFUSED, SCHEMA, TOOL, Feature, documented, found, table
 from tests.model_server import Call, ModelServer, model_server
 
@@ -34,32 +34,7 @@ def _forget(server: ModelServer) -> None:
 
 @pytest.fixture(scope="module")
 def clients(server: ModelServer) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of Google's, on Python 3.10
-        return {name: _client(name, server.url) for name in CLIENTS}
-
-
-def _client(name: str, url: str) -> Any:
-    """The real client; None where it is not installed, or too old to be sent here."""
-    try:
-        if name == "ChatOpenAI":
-            from langchain_openai import ChatOpenAI
-
-            return ChatOpenAI(model="gpt-4o", base_url=f"{url}/v1", api_key="none", max_retries=0)
-        if name == "ChatAnthropic":
-            from langchain_anthropic import ChatAnthropic
-
-            return ChatAnthropic(model="claude-test", base_url=url, api_key="none", max_retries=0)
-        if name == "ChatOllama":
-            from langchain_ollama import ChatOllama
-
-            return ChatOllama(model="llama", base_url=url, num_ctx=77)
-        from langchain_google_genai import ChatGoogleGenerativeAI
-    except ImportError:
-        return None
-    if "base_url" not in ChatGoogleGenerativeAI.model_fields:  # before 4.0 it speaks gRPC
-        return None
-    return ChatGoogleGenerativeAI(model="gemini-test", google_api_key="none", base_url=url, max_retries=1)
+    return {name: client_of(name, server.url) for name in CLIENTS}
 
 
 def _given(clients: dict[str, Any], name: str) -> Any:
@@ -183,6 +158,17 @@ def test_tools_that_the_client_has_bound_are_merged_by_name(
     tools = [declared for found in tools for declared in found.get("functionDeclarations", [found])]
     told = [found.get("function", found) for found in tools]
     assert [(found["name"], found["description"]) for found in told] == [("now", "The time."), ("weather", "POML's.")]
+
+
+def test_what_openai_lacks_goes_to_a_server_that_has_it_by_an_extra_body(
+    clients: dict[str, Any], server: ModelServer
+) -> None:
+    """As the error says."""
+    openai = _given(clients, "ChatOpenAI")
+    with pytest.raises(SettingError, match=re.escape("extra-body='{\"top_k\": …}'")):
+        prompt('<runtime top-k="5"/><p>Hi</p>').bind_to(openai).invoke({})
+    prompt("""<runtime extra-body='{"top_k": 5}'/><p>Hi</p>""").bind_to(openai).invoke({})
+    assert server.bodies[0]["top_k"] == 5
 
 
 def test_bound_tools_are_made_strict_beside_a_schema(clients: dict[str, Any], server: ModelServer) -> None:

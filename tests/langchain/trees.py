@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,6 +94,11 @@ def tree(trace: Trace) -> str:
 def trees(fetch: Callable[[], Sequence[Trace]]) -> list[str]:
     """The trees of all traces, in the order of their text."""
     return sorted(map(tree, fetch()))
+
+
+def agent_trees(fetch: Callable[[], Sequence[Trace]]) -> list[str]:
+    """The same of agents, without their own edges, which LangChain 1.0 still made runs of."""
+    return [re.sub(r" *\w+_to_\w+ CHAIN\n", "", shown) for shown in trees(fetch)]
 
 
 def under(head: str, *parts: str) -> str:

@@ -15,6 +15,7 @@ from pomlflow.frame import Provider, ToolSpec, response_format, settings, strict
 from pomlflow.record import RenderRecord
 
 __all__ = [
+    "SCHEMA_SAID",
     "Arguments",
     "arguments",
     "explained",
@@ -31,6 +32,8 @@ _PACKAGES: dict[str, Provider] = {
     "langchain_google_vertexai": "google",
     "langchain_ollama": "ollama",
 }
+# As `Arguments.unknown` has it; langchain 1.0's agents say `strict` to every client.
+SCHEMA_SAID = dict.fromkeys(("response_format", "keyword argument 'strict'"), "has an <output-schema>")
 # The fields of ChatOllama (1.1) that it sends as options, unless it is given options: then it forgets its own.
 _OLLAMA_FIELDS = (
     "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread num_predict repeat_last_n repeat_penalty "
@@ -102,7 +105,7 @@ def arguments(
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
         values["tools"] = [_strictly(tool) for tool in values["tools"]]
-    unknown = {**said.unknown, "response_format": "has an <output-schema>"} if schema is not None else said.unknown
+    unknown = said.unknown if schema is None else {**said.unknown, **SCHEMA_SAID}
     return Arguments(said.model, _over({**bound, **values}, given), None, unknown)
 
 

@@ -17,7 +17,14 @@ from typing_extensions import override
 from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame import ToolSpec, checked_answer, match, named, response_format, tool_specs
 from pomlflow.langchain.answers import PomlOutputParserError
-from pomlflow.langchain.arguments import Arguments, explained, model_settings, place_of, speaks_chat_completions
+from pomlflow.langchain.arguments import (
+    SCHEMA_SAID,
+    Arguments,
+    explained,
+    model_settings,
+    place_of,
+    speaks_chat_completions,
+)
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.tools import PomlTool, as_tool
@@ -191,8 +198,9 @@ class _Call:
         self.request = request.override(**overrides)
 
     def explained(self) -> Any:
-        """Name the setting that a client refuses."""
-        return explained(self.said.unknown, self.said.model, self.place)
+        """Name what a client refuses."""
+        said = self.said.unknown if self.schema is None else {**self.said.unknown, **SCHEMA_SAID}
+        return explained(said, self.said.model, self.place)
 
     def checked(self, response: Any) -> Any:
         """The model's response, its object checked by the schema."""

@@ -1,0 +1,113 @@
+"""What LangChain makes of models (fallbacks, retries, alternatives): the frame reaches each inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import BaseMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import ConfigurableField
+from langchain_core.tools import tool
+from tests.langchain.prompts import Model
+
+from pomlflow.langchain import PomlPromptTemplate
+
+SETTING = '<poml><runtime temperature="0.5"/><p>Go.</p></poml>'
+TOOL = '<poml><tool-definition name="weather" description="POML">{"type": "object"}</tool-definition><p>Go.</p></poml>'
+
+WHOLE = """\
+<poml>
+  <runtime temperature="0.5" max-tokens="50"/>
+  <tool-definition name="weather">{"type": "object"}</tool-definition>
+  <output-schema>{"type": "object", "properties": {}}</output-schema>
+  <p>Go.</p>
+</poml>
+"""
+
+
+def prompt(markup: str) -> PomlPromptTemplate:
+    return PomlPromptTemplate.from_template(markup)
+
+
+@tool
+def now() -> str:
+    """The time."""
+    return "noon"
+
+
+class Failing(Model):
+    """A model that fails, after it was told."""
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+        super()._generate(messages, *args, **kwargs)
+        raise RuntimeError("out of order")
+
+
+def test_fallbacks_hear_the_frame_too() -> None:
+    first, second = Failing(), Model()
+    chain = prompt(SETTING).bind_to(first.with_fallbacks([second]))
+    assert chain.invoke({}).content == "the answer"
+    assert first.options == second.options == [{"stop": None, "temperature": 0.5}]
+
+
+def test_what_is_bound_around_fallbacks_gives_way_to_the_frame() -> None:
+    first, second = Failing(), Model()
+    prompt(SETTING).bind_to(first.with_fallbacks([second]).bind(temperature=9, seed=1)).invoke({})
+    assert first.options == second.options == [{"stop": None, "temperature": 0.5, "seed": 1}]
+
+
+def test_a_model_that_is_tried_again_hears_the_frame_each_time() -> None:
+    model = Failing()
+    again = {"stop_after_attempt": 3, "wait_exponential_jitter": False}
+    for llm in (
+        model.with_retry(**again),
+        model.bind(seed=1).with_retry(**again),
+        model.with_retry(**again).bind(seed=1),
+    ):
+        model.options.clear()
+        with pytest.raises(RuntimeError):
+            prompt(SETTING).bind_to(llm).invoke({})
+        assert [options["temperature"] for options in model.options] == [0.5] * 3
+        assert llm.__class__.__name__ != "RunnableBinding" or model.options[0]["seed"] == 1
+
+
+def test_a_chain_that_begins_with_a_model() -> None:
+    model = Model()
+    assert prompt(SETTING).bind_to(model | StrOutputParser()).invoke({}) == "the answer"
+    assert model.options == [{"stop": None, "temperature": 0.5}]
+
+
+def test_a_model_with_configurable_fields() -> None:
+    model = Model().configurable_fields(answers=ConfigurableField(id="answers"))
+    chain = prompt(SETTING).bind_to(model.bind(seed=1))
+    assert chain.invoke({}, {"configurable": {"answers": ["other"]}}).content == "other"
+    assert chain.with_config(configurable={"answers": ["bound"]}).invoke({}).content == "bound"
+
+
+def test_a_model_with_alternatives_each_in_its_own_words() -> None:
+    first, second, third = Model(), Model(), Model()
+    llm = first.configurable_alternatives(
+        ConfigurableField(id="llm"), default_key="first", second=second, third=third.with_fallbacks([first])
+    )
+    chain = prompt(SETTING).bind_to(llm)
+    for key in ("first", "second", "third"):
+        chain.invoke({}, {"configurable": {"llm": key}})
+    assert first.options == second.options == third.options == [{"stop": None, "temperature": 0.5}]
+
+
+def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
+    chat_models = pytest.importorskip("langchain.chat_models")
+    pytest.importorskip("langchain_openai")
+    from tests.model_server import model_server
+
+    with model_server() as server:
+        llm = chat_models.init_chat_model(
+            configurable_fields="any", base_url=f"{server.url}/v1", api_key="none", max_retries=0
+        )
+        chain = prompt(WHOLE).bind_to(llm.bind_tools([now]))
+        chain.invoke({}, {"configurable": {"model": "gpt-4o", "model_provider": "openai"}})
+    (body,) = server.bodies
+    assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("gpt-4o", 0.5, 50)
+    assert [found["function"]["name"] for found in body["tools"]] == ["now", "weather"]
+    assert all(found["function"]["strict"] for found in body["tools"])

@@ -1,0 +1,45 @@
+"""The real clients of four providers, turned to a server of this machine."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+__all__ = ["client_of"]
+
+
+def client_of(name: str, url: str) -> Any:
+    """The real client of that class.
+
+    Args:
+        name: Its class.
+        url: The server's address.
+
+    Returns:
+        The client; None where it is not installed, or too old to be sent here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of Google's, on Python 3.10
+        return _client(name, url)
+
+
+def _client(name: str, url: str) -> Any:
+    try:
+        if name == "ChatOpenAI":
+            from langchain_openai import ChatOpenAI
+
+            return ChatOpenAI(model="gpt-4o", base_url=f"{url}/v1", api_key="none", max_retries=0)
+        if name == "ChatAnthropic":
+            from langchain_anthropic import ChatAnthropic
+
+            return ChatAnthropic(model="claude-test", base_url=url, api_key="none", max_retries=0)
+        if name == "ChatOllama":
+            from langchain_ollama import ChatOllama
+
+            return ChatOllama(model="llama", base_url=url, num_ctx=77)
+        from langchain_google_genai import ChatGoogleGenerativeAI
+    except ImportError:
+        return None
+    if "base_url" not in ChatGoogleGenerativeAI.model_fields:  # before 4.0 it speaks gRPC
+        return None
+    return ChatGoogleGenerativeAI(model="gemini-test", google_api_key="none", base_url=url, max_retries=1)
