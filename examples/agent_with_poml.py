@@ -7,6 +7,7 @@ Runs offline, without a key. The models are scripted; what they were called with
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -21,9 +22,12 @@ from langchain.agents import create_agent
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+from llama_index.core.llms.mock import MockFunctionCallingLLM
 
 import pomlflow
-from pomlflow import langchain
+from pomlflow import langchain, llama_index
 
 PILOT = Path(__file__).parent / "prompts" / "harbour.poml"
 SHIP = {"ship": "Ada", "stations": 9}
@@ -58,6 +62,28 @@ def langchain_agent() -> dict[str, Any]:
     return dict(state["structured_response"])
 
 
+def llama_index_agent() -> dict[str, Any]:
+    """LlamaIndex's agent: the POML file gives the arguments that it is built with."""
+    pilot = llama_index.PomlPromptTemplate.from_file(PILOT)
+    calls = [("forecast", CALL), ("Answer", json.loads(ANSWER))]  # the answer is asked for as a call of a function
+    first, last = (
+        ChatMessage(role="assistant", blocks=[ToolCallBlock(tool_call_id="1", tool_name=name, tool_kwargs=arguments)])
+        for name, arguments in calls
+    )
+    script = iter([first, ChatMessage(role="assistant", content="There is a gale."), last])
+    model = MockFunctionCallingLLM(is_chat_model=True, response_generator=lambda *_, **__: next(script))
+
+    agent = FunctionAgent(**pilot.agent_kwargs(model, tools=[forecast], **SHIP))
+
+    async def run() -> Any:
+        return await agent.run(QUESTION)
+
+    with llama_index.PomlCallbackHandler():
+        response = asyncio.run(run())
+    print("the tool said:", response.tool_calls[0].tool_output.content)
+    return dict(response.structured_response)
+
+
 def show() -> None:
     """Print what MLflow has of the last agent."""
     pomlflow.flush()
@@ -66,17 +92,19 @@ def show() -> None:
     by_type: dict[str, list[Any]] = {}
     for span in trace.data.spans:
         by_type.setdefault(span.span_type, []).append(span)
-    print(f"  {len(by_type['PROMPT'])} renders, linked: {trace.info.tags['mlflow.linkedPrompts']}")
+    print(f"  {len(by_type.get('PROMPT', []))} renders, linked: {trace.info.tags['mlflow.linkedPrompts']}")
     for span in by_type.get("CHAT_MODEL") or by_type["LLM"]:
-        settings = span.attributes.get("invocation_params") or span.attributes
-        print(f"  {span.name} heard: temperature {settings['temperature']}, tokens {settings['max_tokens']}")
+        called_with = span.inputs.get("kwargs") if isinstance(span.inputs, dict) else None  # LlamaIndex's
+        settings = called_with or span.attributes.get("invocation_params") or span.attributes
+        if "temperature" in settings:  # LlamaIndex wraps the model for a structured answer
+            print(f"  {span.name} heard: temperature {settings['temperature']}, tokens {settings['max_tokens']}")
 
 
 def main() -> None:
     """Run the agents, and show what MLflow has of each."""
     mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("agents with POML")
-    agents: dict[str, Callable[[], dict[str, Any]]] = {"LangChain": langchain_agent}
+    agents: dict[str, Callable[[], dict[str, Any]]] = {"LangChain": langchain_agent, "LlamaIndex": llama_index_agent}
     for framework, run in agents.items():
         print(f"{framework}: {json.dumps(run())}")
         show()

@@ -17,12 +17,20 @@ MARKUP = """\
 """
 
 
-def bound_models(interleaved: Callable[..., dict[str, float]]) -> Iterator[tuple[str, str, str]]:
-    """LangChain's: the difference of two calls that send the same.
+Row = tuple[str, str, str]
+
+
+def bound_models(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
+    """For each framework the difference of two calls that send the same.
 
     Args:
         interleaved: Medians in milliseconds of several works, taken in turns.
     """
+    yield from _langchain(interleaved)
+    yield from _llama_index(interleaved)
+
+
+def _langchain(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
     from langchain_core.language_models import FakeListChatModel
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -46,8 +54,39 @@ def bound_models(interleaved: Callable[..., dict[str, float]]) -> Iterator[tuple
     hand = model.bind(**said)
     # Without the render, which is the same on both sides and ten times as long.
     taken = interleaved({"poml": lambda: poml.invoke(value), "hand": lambda: hand.invoke(value)}, rounds=15, times=300)
-    yield (
-        "a model's call through `bind_to`, with a tool, a schema and settings",
+    yield _row("LangChain", taken)
+
+
+def _llama_index(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
+    from llama_index.core.llms import ChatResponse, MockLLM
+    from llama_index.core.llms.callbacks import llm_chat_callback
+    from llama_index.core.llms.mock import MockFunctionCallingLLM
+
+    from pomlflow.llama_index import PomlPromptTemplate
+    from pomlflow.llama_index.llm import PomlLLM
+    from pomlflow.llama_index.request import Request
+
+    class Model(MockFunctionCallingLLM):
+        @llm_chat_callback()
+        def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+            return answer
+
+    class Rendered(PomlLLM):
+        def _request(self, *_: Any, **__: Any) -> Request:
+            return Request(prompt, model, rendered, {})
+
+    answer = MockLLM(is_chat_model=True, max_tokens=1).chat([])
+    model = Model(is_chat_model=True)
+    prompt = PomlPromptTemplate(MARKUP)
+    rendered = prompt._render({"name": "Ada"})
+    bound, said = Rendered(prompt, model), Request(prompt, model, rendered, {})
+    work = {"poml": lambda: bound.chat(name="Ada"), "hand": lambda: model.chat(said.messages, **said.options)}
+    yield _row("LlamaIndex", interleaved(work, rounds=15, times=300))
+
+
+def _row(framework: str, taken: dict[str, float]) -> Row:
+    return (
+        f"{framework}: a model's call through `bind_to`, with a tool, a schema and settings",
         f"{taken['poml']:.3f} ms",
-        f"{taken['poml'] - taken['hand']:+.3f} ms over the same arguments bound by hand ({taken['hand']:.3f})",
+        f"{taken['poml'] - taken['hand']:+.3f} ms over the same arguments by hand ({taken['hand']:.3f})",
     )
