@@ -14,11 +14,13 @@ os.environ.update(
 
 import itertools
 import queue
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.pending import forget_pending
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -41,6 +43,16 @@ def _prompt_flushes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_export_queue, "Queue", _PromptQueue)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_pending() -> Iterator[None]:
+    """What a test leaves to the registry's thread would be told, and waited for, in another test."""
+    yield
+    registry = sys.modules.get("pomlflow.tracking.registry")
+    for each in list(registry._registries) if registry else ():
+        if not each.flush(30):
+            pytest.fail(f"left pending: {forget_pending(each)}; finish it in the test, or forget it there")
 
 
 @pytest.fixture(scope="session")

@@ -237,10 +237,11 @@ def flush(timeout: float | None = 30.0) -> bool:
     """Finish what is pending: prompt versions to be registered, traces to be exported.
 
     Args:
-        timeout: Seconds to wait for the registry at most; None waits for as long as it takes.
+        timeout: Seconds to wait at most; None waits for as long as it takes. What is for another store than those that
+            MLflow is set to now is not waited for while that store is away.
 
     Returns:
-        Whether everything was finished.
+        Whether everything was finished, in all stores.
 
     Example:
         >>> import pomlflow
@@ -249,10 +250,6 @@ def flush(timeout: float | None = 30.0) -> bool:
     """
     if "pomlflow.tracking.spans" not in sys.modules:
         return True  # nothing was ever traced
-    import mlflow
+    from pomlflow.tracking.pending import flush as finish
 
-    from pomlflow.tracking.registry import flush as flush_registry
-
-    done = flush_registry(timeout)
-    mlflow.flush_trace_async_logging()
-    return done
+    return finish(timeout)

@@ -21,11 +21,12 @@ from llama_index.core.chat_engine import SimpleChatEngine
 from mlflow.genai import load_prompt
 from tests.llama_index.traces import FOREIGN_WARNINGS, linked, named, poml_spans, traced
 from tests.mlflow_server import until
+from tests.pending import forget_pending
 
 from pomlflow.exceptions import PomlError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.llama_index.texts import forget
-from pomlflow.tracking.registry import flush
+from pomlflow.tracking.registry import PromptRegistry, flush
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["linked", "traced"]
@@ -226,3 +227,4 @@ def test_a_server_that_is_away_costs_no_answer_and_one_warning(
         assert len(told) == 1
     finally:
         mlflow.set_registry_uri(before)
+        forget_pending(PromptRegistry.shared())

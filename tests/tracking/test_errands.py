@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -38,6 +38,15 @@ class Do(Errand):
         self.over = True
 
 
+@pytest.fixture
+def errands() -> Iterator[Errands]:
+    """A thread of its own; what it can never do is dropped at the end."""
+    errands = Errands()
+    yield errands
+    with errands._changed:
+        errands._waiting.clear()
+
+
 def failing(error: Exception, times: int, then: Callable[[], Any] = lambda: None) -> Callable[[], Any]:
     left = [error] * times
 
@@ -53,8 +62,8 @@ def messages(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> 
     return [one.getMessage() for one in caplog.records if one.levelno >= level]
 
 
-def test_errands_are_done_in_turn():
-    errands, done = Errands(), []
+def test_errands_are_done_in_turn(errands):
+    done = []
     for number in range(20):
         errands.send(Do(lambda number=number: done.append(number)))
     assert errands.flush(30)
@@ -62,9 +71,9 @@ def test_errands_are_done_in_turn():
 
 
 @pytest.mark.parametrize("error", [FORBIDDEN, BUSY], ids=["forbidden", "busy"])
-def test_what_may_pass_is_tried_until_it_does(caplog, error):
+def test_what_may_pass_is_tried_until_it_does(errands, caplog, error):
     """Many prompts that a server does not take now: one warning, and all are taken later."""
-    errands, done = Errands(), []
+    done = []
     for number in range(5):
         errands.send(Do(failing(error, 4, lambda number=number: done.append(number))))
     assert errands.flush(30)
@@ -74,8 +83,7 @@ def test_what_may_pass_is_tried_until_it_does(caplog, error):
 
 
 @pytest.mark.parametrize("error", [WRONG, ZeroDivisionError()], ids=["refused", "our fault"])
-def test_what_is_wrong_is_given_up(caplog, error):
-    errands = Errands()
+def test_what_is_wrong_is_given_up(errands, caplog, error):
     wrong = [Do(failing(error, 100)) for _ in range(5)]
     for one in wrong:
         errands.send(one)
@@ -85,8 +93,7 @@ def test_what_is_wrong_is_given_up(caplog, error):
     assert "given up" in warning
 
 
-def test_what_can_never_be_is_given_up_at_once(caplog):
-    errands = Errands()
+def test_what_can_never_be_is_given_up_at_once(errands, caplog):
     wrong = [Do(failing(RefusedError(f"prompt {number} is too long"), 100)) for number in range(2)]
     for one in wrong:
         errands.send(one)
@@ -104,9 +111,9 @@ def test_what_can_never_be_is_given_up_at_once(caplog):
     ],
     ids=["database", "connection", "gateway"],
 )
-def test_an_outage_is_told_once_and_its_end_too(caplog, error):
+def test_an_outage_is_told_once_and_its_end_too(errands, caplog, error):
     caplog.set_level(logging.INFO, "pomlflow")
-    errands, done = Errands(), []
+    done = []
     mended = threading.Event()
 
     def run() -> None:
@@ -126,8 +133,8 @@ def test_an_outage_is_told_once_and_its_end_too(caplog, error):
     assert not errands.away(STORE)
 
 
-def test_stores_are_away_each_for_itself(caplog):
-    errands, done = Errands(), []
+def test_stores_are_away_each_for_itself(errands, caplog):
+    done = []
     errands.send(Do(lambda: done.append("dead"), DEAD))
     until(lambda: errands.away(DEAD))
     errands.send(Do(lambda: done.append("there")))
@@ -135,8 +142,23 @@ def test_stores_are_away_each_for_itself(caplog):
     assert not errands.flush(0.3)
 
 
-def test_no_password_reaches_the_log(caplog):
-    errands = Errands()
+def test_a_store_that_was_left_holds_up_no_flush(errands):
+    """A notebook goes on with another store; what waits for the first is still pending, and is said to be."""
+    done = []
+    errands.send(Do(lambda: done.append("left"), DEAD))
+    errands.send(Do(lambda: done.append("there")))
+    assert not errands.flush(3600, insist={STORE})
+    assert done == ["there"]
+
+
+def test_a_server_that_is_away_is_told_by_us_alone(errands, caplog):
+    """urllib3's own retries would warn at each look whether it is back."""
+    errands.send(Do(lambda: None, DEAD))
+    assert not errands.flush(1)
+    assert [one.name for one in caplog.records if one.levelno >= logging.WARNING] == ["pomlflow"]
+
+
+def test_no_password_reaches_the_log(errands, caplog):
     errands.send(Do(lambda: None, "http://ada:secret@127.0.0.1:9"))
     until(lambda: messages(caplog))
     assert "http://127.0.0.1:9" in caplog.text
@@ -144,25 +166,25 @@ def test_no_password_reaches_the_log(caplog):
     assert "ada" not in caplog.text
 
 
-def test_what_is_not_possible_yet_comes_again():
-    errands, possible = Errands(), threading.Event()
+def test_what_is_not_possible_yet_comes_again(errands):
+    possible = threading.Event()
     errands.send(Do(possible.is_set))
     assert not errands.flush(0.3)
     possible.set()
     assert errands.flush(30)
 
 
-def test_an_exit_gives_each_one_more_try():
+def test_an_exit_gives_each_one_more_try(errands):
     """A flush that does not insist ends, however long its limit, when all that is left has just failed."""
-    errands, tried = Errands(), []
+    tried = []
     errands.send(Do(lambda: None, DEAD))
     errands.send(Do(lambda: tried.append(1) or False))
-    assert not errands.flush(3600, insist=False)
+    assert not errands.flush(3600, insist=())
     assert tried
 
 
-def test_an_errand_runs_in_the_workspace_of_its_render_and_in_nothing_else():
-    errands, seen = Errands(), []
+def test_an_errand_runs_in_the_workspace_of_its_render_and_in_nothing_else(errands):
+    seen = []
     errands.send(Do(lambda: seen.append(get_request_workspace()), workspace="team-a"))
     errands.send(Do(lambda: seen.append(get_request_workspace())))
     assert errands.flush(30)

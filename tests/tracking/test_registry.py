@@ -12,6 +12,7 @@ import mlflow
 import pytest
 from mlflow.tracing.client import TracingClient
 from tests.mlflow_server import until
+from tests.pending import forget_pending
 
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.tracking import registry as registry_module
@@ -295,7 +296,7 @@ def test_a_dead_server_is_warned_of_once_and_holds_nobody(mlflow_store, registry
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
     with mlflow.start_span("chain") as span:
         assert registry.link(record(), span.trace_id, wait=60).version == 1
-    registry._start_afresh()  # forget what can never be done
+    forget_pending(registry)
 
 
 def test_a_server_that_never_answers_holds_nobody(mlflow_store, registry, record):
@@ -304,7 +305,7 @@ def test_a_server_that_never_answers_holds_nobody(mlflow_store, registry, record
         for _ in range(10):
             trace(record(), registry, wait=0.005)
         assert not registry.flush(0.1)
-    registry._start_afresh()  # forget what can never be done
+    forget_pending(registry)
 
 
 def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record, monkeypatch):
@@ -318,4 +319,4 @@ def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record
 
     assert len(registry._pending) == 3
     assert {len(one.traces) for one in registry._pending.values()} == {3, registry_module._MOST_TRACES}
-    registry._start_afresh()
+    forget_pending(registry)

@@ -140,7 +140,7 @@ def test_two_files_with_one_name_get_two(record, caplog, one, two, name):
     assert got == [first.name, own, own, own, first.name]
     assert own.startswith(f"{first.name}-")
     assert [version.template for version in versions(own)] == [second.source, third.source]
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelno >= logging.WARNING]
     assert first.path in warning
     assert second.path in warning
     assert own in warning

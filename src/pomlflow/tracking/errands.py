@@ -14,10 +14,12 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -138,12 +140,13 @@ class Errands:
         """Whether the store was last found away."""
         return uri in self._outages
 
-    def flush(self, timeout: float | None, *, insist: bool = True) -> bool:
+    def flush(self, timeout: float | None, *, insist: Collection[str] | None = None) -> bool:
         """Try all that waits now, and wait for it.
 
         Args:
             timeout: Seconds to wait at most; None waits for as long as it takes.
-            insist: Whether to wait on for what fails; else each gets one more try.
+            insist: The stores that are worth waiting for while they fail; None for all. What is for others gets one
+                more try: a store that was left for another long ago must not hold up every flush.
 
         Returns:
             True if all is done.
@@ -161,7 +164,7 @@ class Errands:
             try:
                 while open_errands := [*(entry.errand for entry in self._waiting), *filter(None, [self._running])]:
                     left = deadline - time.monotonic()
-                    if left <= 0 or (not insist and all(errand.stuck for errand in open_errands)):
+                    if left <= 0 or all(_is_hopeless(errand, insist) for errand in open_errands):
                         return False
                     self._changed.wait(left)
                 return True
@@ -259,6 +262,10 @@ class Errands:
         return outage.pause
 
 
+def _is_hopeless(errand: Errand, insist: Collection[str] | None) -> bool:
+    return insist is not None and errand.stuck and errand.uri not in insist
+
+
 def _run(errand: Errand) -> bool:
     if errand.workspace:
         set_server_request_workspace(errand.workspace)  # in this context, unlike `set_workspace`, which is process-wide
@@ -272,16 +279,27 @@ def knock(uri: str) -> None:
     Raises:
         MlflowException: It is away.
     """
-    if uri.startswith(("http://", "https://")):
-        # One retry, at once: a connection kept open may have been closed at the other end.
-        http_request(  # type: ignore[no-untyped-call] # in MLflow
-            get_default_host_creds(uri),  # type: ignore[no-untyped-call] # in MLflow
-            "/health",
-            "GET",
-            max_retries=1,
-            timeout=_KNOCK,
-            respect_retry_after_header=False,
-        )
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        _ask(uri)
+    except MlflowException as error:
+        # Once more: a connection kept open may have been closed at the other end. Not urllib3's retry, which warns.
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, requests.Timeout) or not isinstance(cause, requests.ConnectionError):
+            raise
+        _ask(uri)
+
+
+def _ask(uri: str) -> None:
+    http_request(  # type: ignore[no-untyped-call] # in MLflow
+        get_default_host_creds(uri),  # type: ignore[no-untyped-call] # in MLflow
+        "/health",
+        "GET",
+        max_retries=0,
+        timeout=_KNOCK,
+        respect_retry_after_header=False,
+    )
 
 
 def _is_away(uri: str, error: Exception) -> bool:

@@ -157,13 +157,15 @@ class PromptRegistry:
         """Finish what is pending: versions to register and traces to link.
 
         Args:
-            timeout: Seconds to wait at most; None waits for as long as it takes.
+            timeout: Seconds to wait at most; None waits for as long as it takes. What is for another store than those
+                that are set now is not waited for while that store is away.
 
         Returns:
             True if all is done.
         """
         self._recent.clear()  # whoever flushes lets MLflow finish its links, too
-        return self._errands.flush(timeout)
+        place = _Place.now()
+        return self._errands.flush(timeout, insist={place.tracking, place.registry})
 
     def _flush_at_exit(self, timeout: float) -> None:
         # What MLflow exports at exit it links in threads that an exiting interpreter ends, or from Python 3.12 on does
@@ -172,7 +174,7 @@ class PromptRegistry:
         for linked, place, trace_id, version in self._recent:
             if now - linked < _RECENT:
                 self._send_link(place, trace_id, version)
-        self._errands.flush(timeout, insist=False)
+        self._errands.flush(timeout, insist=())
 
     def _say_once(self, message: str, error: Exception) -> None:
         if message not in self._said:
