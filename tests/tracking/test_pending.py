@@ -12,7 +12,7 @@ from mlflow.tracing.client import TracingClient
 from tests.pending import forget_pending
 
 import pomlflow
-from pomlflow.tracking import pending
+from pomlflow.tracking import exports
 from pomlflow.tracking.registry import PromptRegistry
 
 
@@ -34,24 +34,30 @@ def test_after_a_flush_traces_are_stored_linked_and_found(mlflow_store, record):
     assert {one["name"] for tag in tags for one in json.loads(tag)} == {record().name}
 
 
-def test_a_flush_keeps_its_limit_while_mlflow_does_not(mlflow_store, monkeypatch):
-    """MLflow's own flush lasts minutes while its server is away. Not a second one beside it, and nothing is skipped."""
-    begun, ended, calls = threading.Event(), threading.Event(), []
+def test_a_flush_keeps_its_limit(mlflow_store, record, monkeypatch):
+    """MLflow's own flush lasts minutes while its server is away."""
+    mended = threading.Event()
+    start_trace = TracingClient.start_trace
 
-    def slowly() -> None:
-        calls.append(1)
-        begun.set()
-        ended.wait(60)
+    def slowly(self: TracingClient, info: Any) -> Any:
+        mended.wait(60)
+        return start_trace(self, info)
 
-    monkeypatch.setattr(mlflow, "flush_trace_async_logging", slowly)
+    monkeypatch.setattr(TracingClient, "start_trace", slowly)
+    trace_id = trace(record())
     assert not pomlflow.flush(0.1)
-    assert begun.wait(30)
-    assert not pomlflow.flush(0.1)
-    assert len(calls) == 1
-    ended.set()
+    mended.set()
     assert pomlflow.flush(30)
-    assert len(calls) >= 2
-    assert not pending._export.is_alive()
+    assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
+
+
+def test_a_flush_falls_back_on_mlflows_own(mlflow_store, record, monkeypatch):
+    """Where an MLflow to come has no such queues."""
+    trace_id, flush = trace(record()), mlflow.flush_trace_async_logging
+    monkeypatch.delattr(exports.provider, "_get_span_processor")
+    monkeypatch.setattr(mlflow, "flush_trace_async_logging", lambda: (monkeypatch.undo(), flush()))
+    assert pomlflow.flush()
+    assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
 
 
 def test_a_store_that_was_left_makes_no_flush_wait(mlflow_store, record):

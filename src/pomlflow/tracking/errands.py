@@ -273,8 +273,12 @@ def _run(errand: Errand) -> bool:
     return errand.run()
 
 
-def knock(uri: str) -> None:
+def knock(uri: str, limit: float = _KNOCK) -> None:
     """Find out fast that a server is away. Any answer but a gateway's own error says that it is there.
+
+    Args:
+        uri: Of a store; only servers are asked.
+        limit: Seconds that an answer may take.
 
     Raises:
         MlflowException: It is away.
@@ -282,22 +286,22 @@ def knock(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        _ask(uri)
+        _ask(uri, limit)
     except MlflowException as error:
         # Once more: a connection kept open may have been closed at the other end. Not urllib3's retry, which warns.
         cause = error.__cause__ or error.__context__
         if isinstance(cause, requests.Timeout) or not isinstance(cause, requests.ConnectionError):
             raise
-        _ask(uri)
+        _ask(uri, limit)
 
 
-def _ask(uri: str) -> None:
+def _ask(uri: str, limit: float) -> None:
     http_request(  # type: ignore[no-untyped-call] # in MLflow
         get_default_host_creds(uri),  # type: ignore[no-untyped-call] # in MLflow
         "/health",
         "GET",
         max_retries=0,
-        timeout=_KNOCK,
+        timeout=limit,
         respect_retry_after_header=False,
     )
 

@@ -1,25 +1,38 @@
-"""What is pending, finished: traces on their way to MLflow's store, versions to be registered, links to be made."""
+"""What is pending, finished in a flush and at the end of the program: traces, versions, links.
+
+Left to itself, MLflow (3.12 to 3.17) exports at the end in its ``atexit`` hooks. There Python 3.12 and later start no
+thread: what MLflow exports then it does not link, and what it would begin to export then is lost. And while its server
+is away, MLflow's threads try again for minutes, and Python waits for them.
+
+So all is finished one step earlier, before Python waits for the program's threads (``threading._register_atexit``,
+which ``concurrent.futures`` uses too, Python 3.9 to 3.14), and once more behind them. What is for a server that does
+not answer then is given up. One that answers, however slowly, gets everything: MLflow goes on where our limit ends.
+"""
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import sys
 import threading
 import time
 from typing import Final
 
 import mlflow
 
-from pomlflow.tracking.registry import PromptRegistry
+from pomlflow.tracking.exports import Export, exports, give_up, let_go, linked
 
-__all__ = ["flush"]
+__all__ = ["finish_at_the_end", "flush"]
 
-_LINKER: Final = "link_prompts_from_exporter"  # MLflow's threads that link what it has exported (mlflow 3.12 to 3.17)
+_log = logging.getLogger("pomlflow")
 
-_lock = threading.Lock()
-_export: threading.Thread | None = None  # MLflow's own flush; in an outage it lasts for minutes
+_ANSWER: Final = 2.0  # seconds that a server may take at the end to say that it is there
+_hooked = False
 
 
 def flush(timeout: float | None) -> bool:
-    """Finish all that is pending in this process: MLflow's part and ours at once, since some of ours waits for it.
+    """Finish all that is pending in this process.
 
     Args:
         timeout: Seconds to wait at most; None waits for as long as it takes.
@@ -27,30 +40,95 @@ def flush(timeout: float | None) -> bool:
     Returns:
         Whether everything was finished.
     """
+    from pomlflow.tracking.registry import PromptRegistry
+
     deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
-    export, is_new = _exporting()
-    done = PromptRegistry.shared().flush(_left(deadline))
-    export.join(_left(deadline))
-    if not is_new and not export.is_alive():  # it had begun before this call
-        export, _ = _exporting()
-        export.join(_left(deadline))
-    linkers = [thread for thread in threading.enumerate() if thread.name.startswith(_LINKER)]
-    for thread in linkers:
-        thread.join(_left(deadline))
-    return done and not any(thread.is_alive() for thread in (export, *linkers))
+    # MLflow's first: some links wait for the store to have the trace.
+    try:
+        drained = [way.drain(deadline) for way in exports()]
+    except Exception as error:  # noqa: BLE001 - an MLflow that has other private parts than those known
+        _log.debug("MLflow flushes by itself", exc_info=error)
+        mlflow.flush_trace_async_logging()
+        drained = []
+    registered = PromptRegistry.shared().flush(max(0.0, deadline - time.monotonic()))
+    return linked(deadline) and registered and all(drained)
 
 
-def _exporting() -> tuple[threading.Thread, bool]:
-    """The thread in which MLflow exports all, and whether it has just begun: never two at once."""
-    global _export
-    with _lock:
-        is_new = _export is None or not _export.is_alive()
-        if is_new:
-            _export = threading.Thread(target=mlflow.flush_trace_async_logging, name="pomlflow-export", daemon=True)
-            _export.start()
-        assert _export is not None  # noqa: S101
-        return _export, is_new
+def finish_at_the_end() -> None:
+    """Hook into the end of the program; once is enough for a process and its children."""
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    if hasattr(threading, "_register_atexit"):
+        threading._register_atexit(_before_threads_are_joined)
+    else:
+        atexit.register(_behind_all_threads)
 
 
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - time.monotonic())
+def _before_threads_are_joined() -> None:
+    atexit.register(_behind_all_threads)  # registered last, called first
+    if _finish():
+        let_go()
+
+
+def _behind_all_threads() -> None:
+    if (away := _finish()) and give_up(away):
+        _log.warning("The program ends while MLflow's store %s is away: traces that wait for it are lost", away[0].uri)
+
+
+def _finish() -> list[Export]:
+    """Finish all that can be, within the limit; gives what is for servers that are away."""
+    deadline = time.monotonic() + _limit()
+    away: list[Export] = []
+    is_linked = False
+    try:
+        threads = _threads_start()
+        if not threads:
+            logging.getLogger("mlflow.tracing.export.mlflow_v3").addFilter(_is_news)
+        answers: dict[str, bool] = {}
+        for way in exports():
+            if way.uri not in answers:
+                answers[way.uri] = _answers(way.uri)
+            if answers[way.uri]:
+                way.drain(deadline, threads=threads)
+            else:
+                away.append(way)
+        is_linked = threads and (bool(away) or linked(deadline))
+    except Exception as error:  # noqa: BLE001 - a version of MLflow or Python that is other than those known
+        _log.debug("What MLflow has not exported is left to MLflow", exc_info=error)
+    if (registry := sys.modules.get("pomlflow.tracking.registry")) is not None:
+        registry.finish_at_exit(max(0.1, deadline - time.monotonic()), linked=is_linked)
+    return away
+
+
+def _limit() -> float:
+    try:
+        return float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
+    except ValueError:
+        return 5.0
+
+
+def _threads_start() -> bool:
+    """Whether a thread can still be started: from Python 3.12 on not behind all threads, in 3.12.0 and 3.12.1 never."""
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _answers(uri: str) -> bool:
+    from pomlflow.tracking.errands import knock
+
+    try:
+        knock(uri, _ANSWER)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong, it takes nothing
+        _log.debug("%s does not answer", uri, exc_info=error)
+        return False
+    return True
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not MLflow's word that it could start no thread to link: then the registry's own thread does it."""
+    return not record.getMessage().startswith("Failed to link prompts to trace: can't")

@@ -6,7 +6,6 @@ that has left MLflow's memory, to list a prompt in an experiment.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import logging
@@ -30,9 +29,10 @@ from mlflow.utils.workspace_context import get_request_workspace
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.errands import Errand, Errands
 from pomlflow.tracking.links import experiment_of, link_live, link_stored, list_in_experiment
+from pomlflow.tracking.pending import finish_at_the_end
 from pomlflow.tracking.versions import Draft, draft_of, ensure, name_of
 
-__all__ = ["Place", "PromptRegistry", "client_of", "flush"]
+__all__ = ["Place", "PromptRegistry", "client_of", "finish_at_exit", "flush"]
 
 _log = logging.getLogger("pomlflow")
 
@@ -167,12 +167,11 @@ class PromptRegistry:
         place = _Place.now()
         return self._errands.flush(timeout, insist={place.tracking, place.registry})
 
-    def _flush_at_exit(self, timeout: float) -> None:
-        # What MLflow exports at exit it links in threads that an exiting interpreter ends, or from Python 3.12 on does
-        # not start (mlflow 3.12 to 3.17): the trace has its tag, but no search for the prompt finds it.
+    def _finish_at_exit(self, timeout: float, *, linked: bool) -> None:
         now = time.monotonic()
-        for linked, place, trace_id, version in self._recent:
-            if now - linked < _RECENT:
+        while self._recent:
+            since, place, trace_id, version = self._recent.popleft()
+            if not linked and now - since < _RECENT:
                 self._send_link(place, trace_id, version)
         self._errands.flush(timeout, insist=())
 
@@ -351,16 +350,21 @@ def flush(timeout: float | None = None) -> bool:
 
 _registries: weakref.WeakSet[PromptRegistry] = weakref.WeakSet()
 _shared = PromptRegistry()
+finish_at_the_end()
 
 
-def _at_exit() -> None:
-    try:
-        timeout = float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
-    except ValueError:
-        timeout = 5.0
+def finish_at_exit(timeout: float, *, linked: bool) -> None:
+    """Finish what is pending, as far as it can be now, at the end of the program.
+
+    Args:
+        timeout: Seconds to wait at most.
+        linked: Whether MLflow has linked what it exported lately. In the last hooks of an interpreter it does not: it
+            links in threads, which Python ends there, or from 3.12 on does not start (mlflow 3.12 to 3.17). The trace
+            has its tag then, but no search for the prompt finds it.
+    """
     for registry in list(_registries):
-        with contextlib.suppress(RuntimeError):  # from Python 3.12 on no thread can start now, where none had
-            registry._flush_at_exit(timeout)
+        with contextlib.suppress(RuntimeError):  # no thread can start now, where none had
+            registry._finish_at_exit(timeout, linked=linked)
 
 
 def _after_fork() -> None:
@@ -369,6 +373,5 @@ def _after_fork() -> None:
         registry._start_afresh()
 
 
-atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)

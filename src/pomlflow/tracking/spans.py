@@ -42,6 +42,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from pomlflow.delivery import Mask
 from pomlflow.frame.messages import shown_messages
 from pomlflow.record import RenderRecord
+from pomlflow.tracking.pending import finish_at_the_end
 from pomlflow.tracking.stored import ATTRIBUTE, bare_media, facts_of
 
 __all__ = [
@@ -97,6 +98,7 @@ def log_render(
         >>> log_render(Template("<p>Hello {{name}}</p>").render({"name": "Ada"}), parent=None)
     """
     try:
+        finish_at_the_end()
         span = _start(record, None if root else parent or mlflow.get_current_active_span(), root=root)
         if span.trace_id == NO_OP_SPAN_TRACE_ID:  # tracing is off here, or this trace was not sampled
             return

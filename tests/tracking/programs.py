@@ -1,0 +1,79 @@
+"""Programs that trace as a user's process would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+__all__ = ["found_by", "program", "run", "versions"]
+
+
+def versions(name: str) -> list[Any]:
+    found = mlflow.MlflowClient().search_model_versions(
+        f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'", order_by=["version_number ASC"]
+    )
+    return [mlflow.MlflowClient().get_prompt_version(name, one.version) for one in found]
+
+
+def found_by(prompt: str, experiment: str) -> set[str]:
+    """What the prompt's page and a search find: written by a thread of MLflow's, so it is polled for."""
+    traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{prompt}'", return_type="list")
+    return {one.info.trace_id for one in traces}
+
+
+def program(experiment: str, records: list[Any], body: str, uri: str | None = None) -> str:
+    """A program that links records as a user's process would."""
+    fields = [
+        {name: getattr(record, name) for name in ("source", "digest", "variables", "start_ns", "end_ns", "name")}
+        for record in records
+    ]
+    head = f"""
+        import json, os, sys, time
+        import mlflow
+        from pomlflow.record import RenderRecord
+        from pomlflow.tracking.registry import PromptRegistry, flush
+        mlflow.set_tracking_uri({uri or mlflow.get_tracking_uri()!r})
+        mlflow.set_registry_uri({uri or mlflow.get_registry_uri()!r})
+        if {experiment!r} != "0":
+            mlflow.set_experiment(experiment_id={experiment!r})
+        records = [RenderRecord(**one, output={{"messages": []}}) for one in json.loads({json.dumps(fields)!r})]
+    """
+    return textwrap.dedent(head) + textwrap.dedent(body)
+
+
+def _environment() -> dict[str, str]:
+    # MLflow passes the experiment on to child processes, where a dead server then makes every span a no-op.
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_EXPERIMENT_ID"}
+
+
+def run(text: str, folder: Path, **environment: str) -> str:
+    """Run it to its end, with all that it forked; gives what it printed."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", text],  # forking in threads, from Python 3.12 on
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env={**_environment(), **environment},
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=100)
+    finally:
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    assert process.returncode == 0, printed
+    return printed

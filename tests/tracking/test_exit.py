@@ -1,0 +1,118 @@
+"""The end of a program that does not flush: all is stored and linked, and it ends, whatever the server does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import pytest
+from mlflow.tracing.client import TracingClient
+from tests.tracking.programs import found_by, program, run, versions
+
+DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
+TRACE = """
+import threading
+from pomlflow.tracking.spans import log_render
+def trace(times=12):
+    for _ in range(times):
+        log_render(records[0], parent=None)
+        os.write(1, f"trace {mlflow.get_last_active_trace_id()}\\n".encode())
+"""
+# MLflow exports every five seconds; a test does not wait for that.
+BUSY = {"MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "50"}
+EXPORTING = """
+while not any(thread.name.startswith("MlflowTraceLoggingWorker") for thread in threading.enumerate()):
+    time.sleep(0.01)
+"""
+
+
+def traces_in(printed: str) -> set[str]:
+    return {line.split()[1] for line in printed.splitlines() if line.startswith("trace ")}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "trace()",
+        f"trace(){EXPORTING}trace()",
+        "trace(); threading.Thread(target=lambda: (threading.main_thread().join(), trace())).start()",
+    ],
+    ids=["at once", "while MLflow exports", "also in a thread that outlives main"],
+)
+def test_all_traces_are_stored_linked_and_found(mlflow_store, record, tmp_path, body):
+    """MLflow alone links none of them from Python 3.12 on, and in 3.12.1 it stores none."""
+    printed = run(program(mlflow_store, [record()], TRACE + body), tmp_path, **(BUSY if EXPORTING in body else {}))
+
+    traces = traces_in(printed)
+    assert len(traces) in (12, 24)
+    assert found_by(f"{record().name}/1", mlflow_store) == traces
+    assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(traces.pop()).tags
+    assert [version.template for version in versions(record().name)] == [record().source]
+    assert "WARNING" not in printed
+
+
+def test_a_server_that_refuses_does_not_hold_the_end(record, tmp_path):
+    """No test of time here but the limit on the run: MLflow's retries, as they are by default, last four minutes."""
+    printed = run(program("0", [record()], TRACE + "trace()", uri=DEAD), tmp_path)
+    assert printed.count("traces that wait for it are lost") == 1
+    assert "Traceback" not in printed
+
+
+def test_a_server_that_never_answers_does_not_hold_the_end(record, tmp_path):
+    """Also while MLflow's threads, for which Python would wait, are at it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        printed = run(program("0", [record()], TRACE + "trace()" + EXPORTING, uri=uri), tmp_path, **BUSY)
+    assert printed.count("traces that wait for it are lost") == 1
+    assert "Traceback" not in printed
+
+
+def test_many_prompts_and_a_long_limit_do_not_hold_it(record, tmp_path):
+    body = """
+        for record in records:
+            with mlflow.start_span("chain") as span:
+                assert PromptRegistry.shared().link(record, span.trace_id, wait=0.005) is None
+    """
+    text = program("0", [record(str(number)) for number in range(20)], body, uri=DEAD)
+    printed = run(text, tmp_path, POMLFLOW_FLUSH_TIMEOUT="600")
+    assert printed.count("cannot be reached") == 1
+
+
+def test_the_exit_code_is_the_programs(mlflow_store, record, tmp_path):
+    with pytest.raises(AssertionError):  # of `run`, which wants 0
+        run(program(mlflow_store, [record()], TRACE + "trace(1); sys.exit(3)"), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_that_ends_stores_its_traces(mlflow_store, record, tmp_path):
+    """MLflow's queue comes without its threads into a child, which would wait for them for ever."""
+    body = f"""
+trace(3)
+{EXPORTING}
+import pomlflow
+assert pomlflow.flush()
+child = os.fork()
+trace(4)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    printed = run(program(mlflow_store, [record()], TRACE + body), tmp_path, **BUSY)
+    traces = traces_in(printed)
+    assert len(traces) == 11
+    assert found_by(f"{record().name}/1", mlflow_store) == traces
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="threads start until the end there")
+def test_mlflow_alone_still_links_nothing_at_the_end(mlflow_store, record, tmp_path):
+    """When this fails, MLflow links by itself what it exports at the end, and ours can do less."""
+    body = """
+        from mlflow.tracing.trace_manager import InMemoryTraceManager
+        version = mlflow.genai.register_prompt(records[0].name, records[0].source)
+        with mlflow.start_span("chain") as span:
+            InMemoryTraceManager.get_instance().register_prompt(span.trace_id, version)
+        import threading
+        threading._threading_atexits[:] = [f for f in threading._threading_atexits if "pomlflow" not in repr(f)]
+    """
+    run(program(mlflow_store, [record()], body), tmp_path)
+    assert found_by(f"{record().name}/1", mlflow_store) == set()
