@@ -248,7 +248,7 @@ def flush(timeout: float | None = 30.0) -> bool:
         >>> pomlflow.flush()
         True
     """
-    if "pomlflow.tracking.spans" not in sys.modules:
+    if "pomlflow.tracking.pending" not in sys.modules:
         return True  # nothing was ever traced
     from pomlflow.tracking.pending import flush as finish
 

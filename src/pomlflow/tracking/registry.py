@@ -164,7 +164,7 @@ class PromptRegistry:
             True if all is done.
         """
         self._recent.clear()  # whoever flushes lets MLflow finish its links, too
-        place = _Place.now()
+        place = Place.now()
         return self._errands.flush(timeout, insist={place.tracking, place.registry})
 
     def _finish_at_exit(self, timeout: float, *, linked: bool) -> None:
