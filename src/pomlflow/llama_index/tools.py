@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from llama_index.core.tools import BaseTool, FunctionTool, ToolMetadata
@@ -39,11 +40,15 @@ def _metadata(spec: ToolSpec, *, return_direct: bool = False) -> ToolMetadata:
 
 def described(spec: ToolSpec) -> BaseTool:
     """A tool that a model is told of, and that nobody calls."""
+    return _described(spec.name, spec.description, json.dumps(spec.parameters))
 
+
+@lru_cache(maxsize=256)
+def _described(name: str, description: str, parameters: str) -> BaseTool:
     def uncalled(**_: Any) -> NoReturn:
-        raise NotImplementedError(f"{spec.name} is told to the model; who called the model calls it")
+        raise NotImplementedError(f"{name} is told to the model; who called the model calls it")
 
-    return FunctionTool(uncalled, metadata=_metadata(spec))
+    return FunctionTool(uncalled, metadata=_metadata(ToolSpec(name, description, json.loads(parameters))))
 
 
 def tied(
