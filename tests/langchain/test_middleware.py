@@ -22,6 +22,11 @@ agents = pytest.importorskip("langchain.agents")
 middlewares = pytest.importorskip("langchain.agents.middleware")
 from pomlflow.langchain import PomlMiddleware  # noqa: E402 - it is made from langchain's agents
 
+try:
+    from langchain.tools import ToolRuntime
+except ImportError:
+    ToolRuntime = None
+
 MARKUP = """\
 <poml>
   <runtime temperature="0.5" stop-sequences='["END"]'/>
@@ -203,6 +208,52 @@ def test_a_tool_whose_schema_the_state_decides_is_checked_by_the_state() -> None
     agent = made(model, markup=markup, variables=lambda state, runtime: {"ship": "x", "limit": next(limits)})
     messages = agent.invoke(ASKED)["messages"]
     assert [message.status for message in messages if isinstance(message, ToolMessage)] == ["error", "success"]
+
+
+def located(city: str, runtime: ToolRuntime, days: int = 1) -> str:
+    """A function that is given what no model gives."""
+    return f"{city} after {len(runtime.state['messages'])}, call {runtime.tool_call_id}, {days}"
+
+
+@pytest.mark.skipif(ToolRuntime is None, reason="it came with langchain 1.0.1")
+def test_a_function_gets_the_runtime_beside_checked_arguments() -> None:
+    model = Agent(answers=[call("7", city="Oslo", runtime="mine"), call("8", city="Oslo"), "So."])
+    markup = MARKUP.replace('"required": ["city"]', '"required": ["city"], "additionalProperties": false')
+    state = made(model, markup=markup, tools={"weather": located}).invoke(ASKED)
+    told = [message.content for message in state["messages"] if isinstance(message, ToolMessage)]
+    assert told == ["Oslo after 2, call 7, 1", "Oslo after 4, call 8, 1"]
+    (function,) = (found["function"] for found in model.options[0]["tools"])
+    assert "runtime" not in function["parameters"]["properties"]
+
+
+def test_a_model_that_another_middleware_chooses_hears_its_own_words() -> None:
+    """OpenAI has no top_k: the file is refused there, and the fallback is asked."""
+    openai, anthropic = pytest.importorskip("langchain_openai"), pytest.importorskip("langchain_anthropic")
+    from tests.model_server import model_server
+
+    with model_server() as server:
+        first = openai.ChatOpenAI(model="gpt-4o", base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        second = anthropic.ChatAnthropic(model="claude", base_url=server.url, api_key="none", max_retries=0)
+        markup = '<poml><runtime top-k="5" stop="END"/><system-msg>Be kind.</system-msg></poml>'
+        poml = PomlMiddleware(prompt(markup))
+        agents.create_agent(first, middleware=[middlewares.ModelFallbackMiddleware(second), poml]).invoke(ASKED)
+    assert server.paths == ["/v1/messages"]
+    assert (server.bodies[0]["top_k"], server.bodies[0]["stop_sequences"]) == (5, ["END"])
+
+
+def test_only_what_the_file_names_is_rendered_with() -> None:
+    """An agent's state may hold megabytes, and what nobody is to see in a trace."""
+    seen = []
+
+    class Watched(PomlPromptTemplate):
+        def invoke(self, given: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(set(given))
+            return super().invoke(given, *args, **kwargs)
+
+    poml = PomlMiddleware(Watched("<system-msg>You serve {{ship}}.</system-msg>"))
+    agent = agents.create_agent(Agent(), middleware=[poml], state_schema=Voyage)
+    agent.invoke({**ASKED, "ship": "the Ada"})
+    assert seen == [{"ship"}]
 
 
 @tool("weather")

@@ -49,7 +49,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
       wins over both.
 
     Each render is a span under the agent's model step, and its prompt version is linked to the trace. Nothing of it
-    gets into the agent's state. Put it first among middleware, so that others see what it makes.
+    gets into the agent's state. Put it behind middleware that chooses the model (fallbacks), so that settings are in
+    its words, and before middleware that is to see what it makes.
 
     Args:
         prompt: The prompt.

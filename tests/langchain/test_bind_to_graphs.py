@@ -1,0 +1,102 @@
+"""A POML file in graphs of the user's own: in a node with a model, and LangGraph's agents with its tools."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langgraph.graph import START, MessagesState, StateGraph
+from mlflow.entities import Trace
+from tests.langchain.prompts import Model
+from tests.langchain.trees import QUIET, trees
+
+from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    # 1.0.10 does not go with langgraph 1.0.0
+    prebuilt = pytest.importorskip("langgraph.prebuilt", exc_type=ImportError)
+
+pytestmark = QUIET
+PROMPT = PomlPromptTemplate.from_template(
+    """\
+<poml>
+  <runtime temperature="0.5"/>
+  <system-msg>{{messages.length}} so far.</system-msg>
+  <conversation messages="{{messages}}"/>
+  <tool-definition name="weather" description="The weather.">
+    {"type": "object", "properties": {"city": {"type": "string", "minLength": 3}}, "required": ["city"]}
+  </tool-definition>
+</poml>
+""",
+    name="sky",
+)
+ASKED = {"messages": [HumanMessage("Oslo?")]}
+
+
+def weather(city: str) -> str:
+    """The function."""
+    return f"Rain in {city}"
+
+
+class Agent(Model):
+    """A scripted model that takes tools."""
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self.bind(tools=tools, **kwargs)
+
+
+def calls(*cities: str) -> list[Any]:
+    """Answers that call the tool, then one that does not."""
+    asked = [
+        AIMessage("", tool_calls=[{"name": "weather", "args": {"city": city}, "id": str(number)}])
+        for number, city in enumerate(cities)
+    ]
+    return [*asked, "It rains."]
+
+
+def graph(model: Any) -> Any:
+    """An agent by hand: a node of prompt and model, a node of tools, and the loop."""
+    chain = PROMPT.bind_to(model, tools=[weather])
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", lambda state: {"messages": [chain.invoke(state)]})
+    builder.add_node("tools", prebuilt.ToolNode(PROMPT.tools([weather], messages=[])))
+    builder.add_edge(START, "ask")
+    builder.add_conditional_edges("ask", prebuilt.tools_condition)
+    builder.add_edge("tools", "ask")
+    return builder.compile()
+
+
+def test_an_agent_by_hand_hears_the_whole_file_and_is_told_of_wrong_arguments() -> None:
+    model = Agent(answers=calls("Oz", "Oslo"))
+    messages = graph(model).invoke(ASKED)["messages"]
+    refused, told = (message for message in messages if isinstance(message, ToolMessage))
+    assert refused.status == "error"
+    assert "'Oz' is too short" in refused.content
+    assert told.content == "Rain in Oslo"
+    assert [received[0].content for received in model.received] == ["1 so far.", "3 so far.", "5 so far."]
+    assert {options["temperature"] for options in model.options} == {0.5}
+    assert model.options[0]["tools"][0]["function"]["description"] == "The weather."
+
+
+def test_its_trace_has_the_renders_in_its_nodes(stored_traces: Callable[[], list[Trace]]) -> None:
+    graph(Agent(answers=calls("Oslo"))).invoke(ASKED, {"callbacks": [PomlCallbackHandler()]})
+    (tree,) = trees(stored_traces)
+    step = "  ask CHAIN\n    RunnableSequence CHAIN\n      Agent CHAT_MODEL\n      sky CHAIN\n        poml sky PROMPT\n"
+    assert tree.count(step) == 2
+    assert tree.count("weather TOOL\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:create_react_agent has been moved")
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_langgraphs_react_agent_takes_the_prompt_and_its_tools() -> None:
+    """Its own binding tells the model of the tools; the prompt gives the messages."""
+    model = Agent(answers=calls("Oz", "Oslo"))
+    agent = prebuilt.create_react_agent(model, PROMPT.tools([weather], messages=[]), prompt=PROMPT)
+    messages = agent.invoke(ASKED)["messages"]
+    assert [message.status for message in messages if isinstance(message, ToolMessage)] == ["error", "success"]
+    assert model.received[2][0].content == "5 so far."
+    assert model.options[0]["tools"][0].tool_call_schema["properties"]["city"]["minLength"] == 3
