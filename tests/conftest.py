@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.pending import forget_pending
+from tests.pending import forget_pending, stop_following
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -53,6 +53,7 @@ def nothing_pending() -> Iterator[None]:
     for each in list(registry._registries) if registry else ():
         if not each.flush(30):
             pytest.fail(f"left pending: {forget_pending(each)}; finish it in the test, or forget it there")
+        stop_following(each)
 
 
 @pytest.fixture(scope="session")
