@@ -31,7 +31,9 @@ ROOMS = {
     "variables": {"engine", "markup", "javascript", "exceptions"},
     "snapshot": {"variables", "record"},
     "naming": {"settings"},
+    "arguments": {"engine", "javascript", "variables", "exceptions"},
     "template": {
+        "arguments",
         "engine",
         "naming",
         "delivery",

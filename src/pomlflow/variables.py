@@ -86,6 +86,7 @@ class Inference:
         static: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has in a form that depends on nothing
             but the markup: no variable, nor a ``<let>`` that comes of one or of a file, the clock or the process, in
             them or in an ``if`` or ``for`` around them.
+        patterns: The names that are bound by a pattern, ``[key, value] in pairs``, in a ``for`` or a ``<let>``.
     """
 
     variables: tuple[str, ...] = ()
@@ -96,6 +97,7 @@ class Inference:
     assets: tuple[Path, ...] = ()
     absolute: frozenset[Path] = frozenset()
     static: frozenset[str] = frozenset()
+    patterns: frozenset[str] = frozenset()
 
 
 def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
@@ -148,6 +150,7 @@ class _Search:
         self.listed: set[str] = set()  # used in a way that an empty list serves
         self.messages: dict[str, None] = {}
         self.expressions: list[tuple[int, int, str]] = []
+        self.patterns: set[str] = set()
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
@@ -167,6 +170,7 @@ class _Search:
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
             static=frozenset(part for part, depends in self.parts.items() if not depends),
+            patterns=frozenset(self.patterns),
         )
 
     def walk(self, nodes: Iterable[Element | str], scope: _Scope) -> None:
@@ -218,7 +222,7 @@ class _Search:
             scope = scope._replace(own={**scope.own, **dict.fromkeys(WORD.findall(loop), True)})
         elif match:
             depends = self.read(match[2], scope, listed=True)
-            own = dict.fromkeys(("loop", *bound_by(match[1])), depends)
+            own = dict.fromkeys(("loop", *self.bound(match[1])), depends)
             scope = scope._replace(own={**scope.own, **own}, depends=scope.depends or depends)
             self.defaults(match[1], scope)
         self.attribute, condition = element.find("if")
@@ -256,7 +260,7 @@ class _Search:
             self.assets[file] = None
         if name and value and not source:
             depends = self.read(unwrapped(value), scope)
-        names: Iterable[str] = bound_by(name) if name else ()
+        names: Iterable[str] = self.bound(name) if name else ()
         if not name and source:
             names = _json_object(self.read_file(file) or "")
         elif not name and not value:
@@ -264,13 +268,22 @@ class _Search:
         scope.leaking.update(dict.fromkeys(names, depends))
         self.defaults(name, scope)
 
+    def bound(self, pattern: str) -> list[str]:
+        names = bound_by(pattern)
+        if names != [pattern.strip()]:
+            self.patterns.update(names)
+        return names
+
     def schema(self, element: Element, scope: _Scope) -> bool:
         text, parser = element.text().strip(), element.find("parser")[1]
         if parser not in {"json", "eval"}:  # not given, or itself an expression
             parser = "json" if text.startswith("{") else "eval"
         if parser == "json":
             return self.text(text, scope)
-        return self.read(unwrapped(text), scope._replace(own={"z": False, **scope.leaking, **scope.own}))
+        code = unwrapped(text)
+        if analyse(code).broken:  # prose; POML tells, and no word of it is to be missed as a variable before
+            return True
+        return self.read(code, scope._replace(own={"z": False, **scope.leaking, **scope.own}))
 
     def text(self, text: str, scope: _Scope, *, listed: bool = False) -> bool:
         """Read the expressions in a text, as `read` does each."""

@@ -272,7 +272,7 @@ def _problem_then(stored: StoredRender) -> str | None:
 
 
 def _problem_now(error: PomlError | None) -> str | None:
-    line, column = (error.line, error.column) if isinstance(error, RenderError) else (None, None)
+    line, column = (getattr(error, place, None) for place in ("line", "column"))
     return None if error is None else _problem(str(error), line, column)
 
 
