@@ -46,6 +46,15 @@ def _prompt_flushes() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_name_taken() -> Iterator[None]:
+    """A file of an earlier test has the name that its like would have."""
+    yield
+    if (naming := sys.modules.get("pomlflow.naming")) is not None:
+        naming._files.clear()
+        naming._told.clear()
+
+
+@pytest.fixture(autouse=True)
 def nothing_pending() -> Iterator[None]:
     """What a test leaves to the registry's thread would be told, and waited for, in another test."""
     yield

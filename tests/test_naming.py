@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 from tests.templates import HELLO, write
 
-from pomlflow import naming
 from pomlflow.template import Template
-
-
-@pytest.fixture(autouse=True)
-def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naming, "_files", {})
-    monkeypatch.setattr(naming, "_told", set())
 
 
 def named(file: Path, **options: str) -> tuple[str | None, str | None]:

@@ -268,7 +268,7 @@ class _Render:
         natives = None
         variables = admitted(now.inference, variables)
         if self._history is not None:
-            variables = self._history.take(variables, now.inference.messages)
+            variables = self._history.take(variables, now.inference.messages, now.inference.passed)
             natives = self._history.marks if template.chat else self._history.texts()
         self._context, revive = encoded(now.inference, variables)
         place = now.uri if now.path is None else str(now.path)

@@ -62,6 +62,7 @@ del _ATTRIBUTES["runtime"]
 # The elements, beside <include> and <let>, that read a file.
 _READERS = frozenset("audio doc document folder image img table webpage".split())
 _ALONE_IN_BRACES = re.compile(r"\s*\{\{\s*([\w$]+)\s*\}\}\s*")
+_MAKES = re.compile(r"=>|\bfunction\b|\bmap\b")
 _LOOP = re.compile(r"^(.+)\sin\s(.+)", re.MULTILINE)  # quadratic on runs of space: make each one space first
 
 
@@ -78,6 +79,8 @@ class Inference:
         messages: The variables that are, alone, the ``messages`` of a ``<conversation>``. One of them is in
             `variables` instead of `optional` when another use needs more than an empty list: any use but its
             ``length``, its test in an ``if`` and its loop in a ``for``.
+        passed: Those whose items an expression passes on as the ``messages`` of a ``<conversation>``:
+            ``{{history.slice(-6)}}``, not one with a function in it, which makes messages of what it knows.
         expressions: The raw text of every expression, without the braces.
         includes: Every file that an ``<include>`` leads to, missing ones too, without repeats.
         assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
@@ -92,6 +95,7 @@ class Inference:
     variables: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
     expressions: tuple[str, ...] = ()
     includes: tuple[Path, ...] = ()
     assets: tuple[Path, ...] = ()
@@ -149,6 +153,7 @@ class _Search:
         self.needed: set[str] = set()
         self.listed: set[str] = set()  # used in a way that an empty list serves
         self.messages: dict[str, None] = {}
+        self.passed: dict[str, None] = {}
         self.expressions: list[tuple[int, int, str]] = []
         self.patterns: set[str] = set()
         self.includes: dict[Path, None] = {}
@@ -165,6 +170,7 @@ class _Search:
             variables=tuple(name for name in names if name in needed),
             optional=tuple(name for name in names if name not in needed),
             messages=tuple(self.messages),
+            passed=tuple(name for name in self.passed if name not in self.messages),
             expressions=tuple(code for _, _, code in sorted(self.expressions, key=lambda found: found[:2])),
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
@@ -199,6 +205,10 @@ class _Search:
                 alone = element.name == "conversation" and key == "messages" and _ALONE_IN_BRACES.fullmatch(value)
                 if alone and self.free(alone[1], scope):
                     self.messages[alone[1]] = None
+                if element.name == "conversation" and key == "messages" and not alone:
+                    plain = [code for code in expressions(value) if not _MAKES.search(code)]
+                    names = [name for code in plain for name, _ in analyse(code).uses if self.free(name, scope)]
+                    self.passed.update(dict.fromkeys(names))
                 depends |= self.text(value, scope, listed=bool(alone))
         self.attribute = len(element.attributes)
         if element.name == "include":

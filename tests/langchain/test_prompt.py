@@ -76,9 +76,9 @@ def test_the_hint_for_a_missing_variable_is_pomls_and_not_the_f_strings() -> Non
     with pytest.raises(MissingVariableError) as caught:
         poml().invoke({"role": "a poet"})
     hint, line, caret = str(caught.value).split("\n")
-    assert hint == (
-        f"<inline>:{caught.value.line}:{caught.value.column}: the template needs the variable question; given: history, "
-        "role. Pass it, or guard it in the template: {{ typeof question === 'undefined' ? '' : question }}"
+    assert hint.partition(" ")[2] == (
+        "the template needs the variable question; given: history, role. Pass it, or guard it in the template: "
+        "{{ typeof question === 'undefined' ? '' : question }}"
     )
     assert line[caret.index("^") :].startswith("question")
     assert caught.value.variable == "question"

@@ -35,7 +35,7 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request) -> Ren
     hint = None
     if any(problem.message.startswith("unexpected character") for problem in problems):
         hint = _ESCAPES
-    elif any(_is_schema(item, texts.get(item.get("path") or root)) for item in reported):
+    elif _is_schema(reported[0], texts.get(reported[0].get("path") or root)):
         hint = _SCHEMA
     return RenderError(problems, hint)
 
