@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from pomlflow.delivery import deliver
 from pomlflow.frame import match, named, tool_specs
-from pomlflow.langchain.arguments import place_of
+from pomlflow.langchain.arguments import changing_source, place_of
 from pomlflow.langchain.chain import PomlChain
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.model import reach
@@ -245,7 +245,7 @@ class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
         """
         record, _ = self._render(variables)
         specs, given, place = tool_specs(record.result()), named(functions), place_of(record)
-        match(specs, given, place)
+        match(specs, given, place, changing_source(record))
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
 
     # From here on: what LangChain calls.
