@@ -14,6 +14,7 @@ from pomlflow.autolog import autolog
 from pomlflow.exceptions import (
     AnswerError,
     ConfigurationError,
+    EngineBusyError,
     EngineError,
     MissingVariableError,
     NodeNotFoundError,
@@ -33,7 +34,7 @@ from pomlflow.exceptions import (
     VariableError,
     WorkerDiedError,
 )
-from pomlflow.settings import configure
+from pomlflow.settings import configure, configured
 
 if TYPE_CHECKING:
     from pomlflow.tracking.replay import Replay, replay
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerError",
     "ConfigurationError",
+    "EngineBusyError",
     "EngineError",
     "MissingVariableError",
     "NodeNotFoundError",
@@ -63,6 +65,7 @@ __all__ = [
     "arender",
     "autolog",
     "configure",
+    "configured",
     "flush",
     "poml",
     "render",

@@ -1,15 +1,20 @@
-"""What a user can set, once, for the whole process."""
+"""What a user can set, for the whole process or for a block."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pomlflow.exceptions import ConfigurationError
 
-__all__ = ["Settings", "configure", "settings"]
+__all__ = ["Settings", "configure", "configured", "settings"]
+
+_MOST = 8  # Node processes by default: each takes 250 MB
 
 
 @dataclass(frozen=True)
@@ -22,26 +27,56 @@ class Settings:
             the working folder where the file lies under it, else the file's own folder.
         exact_openai_chat: Whether the format ``openai_chat`` is byte for byte poml's, with what OpenAI's API refuses
             (``POMLFLOW_EXACT_OPENAI_CHAT``).
+        max_workers: Node processes that there may be (``POMLFLOW_MAX_WORKERS``); 0 for as many as this process has
+            cores, and 8 at the most.
+        max_queue: Renders that may wait for one (``POMLFLOW_MAX_QUEUE``).
+        max_memory: Megabytes that a Node process may grow to before another one takes its place
+            (``POMLFLOW_MAX_MEMORY``).
+        cached_results: Results that are kept and given again for equal markup and variables, as if no file and no clock
+            had changed (``POMLFLOW_CACHED_RESULTS``).
     """
 
     timeout: float = 30.0
     prompt_root: Path | None = None
     exact_openai_chat: bool = False
+    max_workers: int = 0
+    max_queue: int = 1_000
+    max_memory: int = 512
+    cached_results: int = 0
+
+    @property
+    def workers(self) -> int:
+        """Node processes that there may be."""
+        return self.max_workers or _CORES
 
 
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST)
+
+
+_CORES = _cores()
+_NUMBERS = {"max_workers": 0, "max_queue": 0, "max_memory": 1, "cached_results": 0}  # and the least that makes sense
 _current: Settings | None = None
+_here: ContextVar[Settings | None] = ContextVar("pomlflow_settings", default=None)
 
 
 def settings() -> Settings:
-    """The settings in force: those of `configure`, else of the environment, else the defaults."""
+    """The settings in force: of `configured`, else of `configure`, else of the environment, else the defaults."""
+    return _here.get() or _everywhere()
+
+
+def _everywhere() -> Settings:
     global _current
     if _current is None:
+        given = {name: os.environ.get(f"POMLFLOW_{name.upper()}") for name in _NUMBERS}
         timeout = os.environ.get("POMLFLOW_TIMEOUT")
         root = os.environ.get("POMLFLOW_PROMPT_ROOT")
         _current = Settings(
             timeout=_seconds("POMLFLOW_TIMEOUT", timeout) if timeout else Settings.timeout,
             prompt_root=Path(root) if root else None,
             exact_openai_chat=os.environ.get("POMLFLOW_EXACT_OPENAI_CHAT", "").lower() in ("1", "true", "yes"),
+            **{name: _number(f"POMLFLOW_{name.upper()}", value, name) for name, value in given.items() if value},
         )
     return _current
 
@@ -51,6 +86,10 @@ def configure(
     timeout: float | None = None,
     prompt_root: str | os.PathLike[str] | None = None,
     exact_openai_chat: bool | None = None,
+    max_workers: int | None = None,
+    max_queue: int | None = None,
+    max_memory: int | None = None,
+    cached_results: int | None = None,
 ) -> Settings:
     """Change what holds for the whole process; what is not given stays as it is.
 
@@ -58,6 +97,12 @@ def configure(
         timeout: Seconds that a render may take, above 0.
         prompt_root: The folder that prompt names and stored paths are relative to.
         exact_openai_chat: Whether the format ``openai_chat`` is byte for byte poml's, with what OpenAI's API refuses.
+        max_workers: Node processes that there may be, 0 for as many as this process has cores, and 8 at the most. They
+            are started as there is work; a smaller number ends none of those that are there.
+        max_queue: Renders that may wait for one; a further one is an `EngineBusyError`.
+        max_memory: Megabytes that a Node process may grow to before another one takes its place.
+        cached_results: Results that are kept and given again for equal markup and variables; 0, the default, keeps
+            none. Files that a template reads and the clock may change meanwhile, and are not looked at.
 
     Returns:
         The settings now in force.
@@ -71,15 +116,63 @@ def configure(
         30.0
     """
     global _current
-    changes: dict[str, Any] = {}
+    numbers = {
+        "max_workers": max_workers,
+        "max_queue": max_queue,
+        "max_memory": max_memory,
+        "cached_results": cached_results,
+    }
+    changes: dict[str, Any] = {name: _number(name, value, name) for name, value in numbers.items() if value is not None}
     if timeout is not None:
         changes["timeout"] = _seconds("timeout", timeout)
     if prompt_root is not None:
         changes["prompt_root"] = Path(prompt_root)
     if exact_openai_chat is not None:
         changes["exact_openai_chat"] = bool(exact_openai_chat)
-    _current = replace(settings(), **changes)
+    _current = replace(_everywhere(), **changes)
     return _current
+
+
+@contextmanager
+def configured(*, timeout: float | None = None, cached_results: int | None = None) -> Iterator[Settings]:
+    """Change settings for a block: in this thread or task, and in those that it starts with its context.
+
+    Args:
+        timeout: As `configure` takes it.
+        cached_results: As `configure` takes it; 0 keeps the block from what is kept.
+
+    Yields:
+        The settings in force in the block.
+
+    Raises:
+        ConfigurationError: A value makes no sense.
+
+    Example:
+        >>> import pomlflow
+        >>> with pomlflow.configured(timeout=5):
+        ...     pomlflow.render("<p>Hello</p>").messages[0].content
+        'Hello'
+    """
+    changes: dict[str, Any] = {}
+    if timeout is not None:
+        changes["timeout"] = _seconds("timeout", timeout)
+    if cached_results is not None:
+        changes["cached_results"] = _number("cached_results", cached_results, "cached_results")
+    token = _here.set(replace(settings(), **changes))
+    try:
+        yield settings()
+    finally:
+        _here.reset(token)
+
+
+def _number(shown: str, value: str | int, name: str) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < _NUMBERS[name]:
+        raise ConfigurationError(f"{shown} is {value!r}: give a whole number, {_NUMBERS[name]} or more")
+    return number
 
 
 def _seconds(name: str, value: str | float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,8 +14,18 @@ from typing import Any
 import pytest
 
 from pomlflow import engine
+from pomlflow.settings import settings
 
 DEADLINE = 60.0  # seconds; only a failing test waits so long
+
+
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one process, the tests here can tell which one it is; those of the pool ask for more."""
+    monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "1")
+    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=1))
+    if engine.stats().workers > 1:
+        engine.close()
 
 
 @pytest.fixture

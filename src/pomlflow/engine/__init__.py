@@ -13,21 +13,36 @@ import concurrent.futures
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pomlflow.engine import install
 from pomlflow.engine.encode import encode, is_identifier
 from pomlflow.engine.fallback import render_cold
 from pomlflow.engine.install import poml_version
-from pomlflow.engine.pool import Pool
+from pomlflow.engine.pool import Pool, Stats, Turn, WaitedError
 from pomlflow.engine.problems import render_error
 from pomlflow.engine.process import NodeProcess, NotWarmError
 from pomlflow.engine.request import Request, Result
+from pomlflow.engine.results import Results
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings
 
-__all__ = ["Request", "Result", "arender", "arun", "close", "encode", "is_identifier", "poml_version", "render", "run"]
+__all__ = [
+    "Request",
+    "Result",
+    "Stats",
+    "arender",
+    "arun",
+    "close",
+    "encode",
+    "is_identifier",
+    "poml_version",
+    "prewarm",
+    "render",
+    "run",
+    "stats",
+]
 
 _log = logging.getLogger("pomlflow")
 _EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
@@ -37,20 +52,53 @@ class _Engine:
     def __init__(self) -> None:
         self.pool = Pool(self._start)
         self.cold = False
+        self.results = Results()
+        self._cold_places = threading.BoundedSemaphore(1)  # each such render is a process of its own
         self._lock = threading.Lock()
         self._storing: concurrent.futures.Future[None] | None = None
 
-    def run(self, request: Request, timeout: float) -> Result:
+    def run(self, request: Request, timeout: float, turn: Turn | None = None) -> Result:
         if not self.cold:
             try:
-                return self._warm(request, timeout)
+                return self._warm(request, timeout, turn)
             except NotWarmError as error:
                 self._chill(error)
-        return Result(render_cold(request), "poml")
+        with self._cold_places:
+            return Result(render_cold(request), "poml")
 
-    def _warm(self, request: Request, timeout: float) -> Result:
+    async def arun(self, request: Request, timeout: float) -> Result:
+        done: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        if self.cold:
+            return await asyncio.wrap_future(self.pool.threads.submit(lambda: self.run(request, timeout), done))
+        turn = self.pool.ask()
+
+        def begin(granted: concurrent.futures.Future[Any]) -> None:
+            if granted.cancelled():
+                return
+            if (error := granted.exception()) is not None:
+                _settle(done, error)
+                return
+            self.pool.threads.submit(lambda: _settle(done, _outcome(lambda: self.run(request, timeout, turn))))
+
+        def expire() -> None:
+            if self.pool.withdraw(turn):
+                _settle(done, _waited(request, timeout))
+
+        turn.granted.add_done_callback(begin)
+        expiry = asyncio.get_running_loop().call_later(timeout, expire)
         try:
-            answer = self.pool.call(request.line(), timeout)
+            return await asyncio.wrap_future(done)
+        except asyncio.CancelledError:
+            self.pool.abandon(turn)
+            raise
+        finally:
+            expiry.cancel()
+
+    def _warm(self, request: Request, timeout: float, turn: Turn | None) -> Result:
+        try:
+            answer = self.pool.call(request.line(), timeout, turn)
+        except WaitedError as error:
+            raise _waited(request, timeout) from error
         except TimeoutError as error:
             message = f"the render took longer than {timeout:g} s and was ended"
             hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
@@ -72,20 +120,28 @@ class _Engine:
         with self._lock:
             if installation.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
                 length = process.hello["length"]
-                self._storing = self.pool.submit(lambda: self._store(installation, length))
+                self._storing = self.pool.threads.submit(lambda: self._store(installation, length))
         return process
 
     def _store(self, installation: install.Installation, length: int) -> None:
         """Keep what V8 has compiled by now, for the next start; it queues behind the first render."""
         try:
-            answer = self.pool.call(b'"op":"compiled"}', 30)
+            answer = self.pool.call(b'"op":"compiled"}', 30, self.pool.ask(grow=False))
             installation.store(base64.b64decode(answer["ok"]), length)
         except (OSError, EngineError) as error:
             _log.info("POML's compiled code cannot be kept (%s): a first render takes half a second longer", error)
 
+    def prewarm(self, workers: int) -> None:
+        try:
+            self.pool.prewarm(min(workers, settings().workers))
+        except NotWarmError as error:
+            self._chill(error)
+
     def _chill(self, reason: NotWarmError) -> None:
         with self._lock:
             told, self.cold = self.cold, True
+            if not told:
+                self._cold_places = threading.BoundedSemaphore(settings().workers)
         if not told:
             _log.warning(
                 "POML cannot be kept warm (%s): each render now starts Node by poml.poml(), which takes about a "
@@ -100,6 +156,28 @@ class _Engine:
         self.pool.close()
 
 
+def _outcome(work: Callable[[], Result]) -> Result | BaseException:
+    try:
+        return work()
+    except BaseException as error:  # noqa: BLE001 - it is the caller's, on the event loop
+        return error
+
+
+def _settle(done: concurrent.futures.Future[Result], outcome: Result | BaseException) -> None:
+    if not done.set_running_or_notify_cancel():
+        return  # nobody waits any more
+    if isinstance(outcome, BaseException):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
+
+
+def _waited(request: Request, timeout: float) -> RenderTimeoutError:
+    message = f"no Node process came free for the render within {timeout:g} s"
+    hint = "raise pomlflow.configure(timeout=…, max_workers=…), or render less at once"
+    return RenderTimeoutError([Problem(message, "Timeout", request.file)], hint)
+
+
 _engine = _Engine()
 
 
@@ -108,7 +186,7 @@ def run(request: Request, timeout: float | None = None) -> Result:
 
     Args:
         request: What to render.
-        timeout: Seconds until its process is ended; None for `pomlflow.configure`'s.
+        timeout: Seconds until its process is ended, waiting for one included; None for `pomlflow.configure`'s.
 
     Returns:
         The result.
@@ -116,16 +194,54 @@ def run(request: Request, timeout: float | None = None) -> Result:
     Raises:
         RenderError: POML refused it.
         RenderTimeoutError: It outlasted its limit.
+        EngineBusyError: Too many wait for a process.
         EngineError: Node could not be started, or ended in the render.
     """
-    return _engine.run(request, settings().timeout if timeout is None else timeout)
+    limits, engine = settings(), _engine
+    if limits.cached_results and (kept := engine.results.get(request.line())) is not None:
+        return Result(kept, "warm")
+    result = engine.run(request, limits.timeout if timeout is None else timeout)
+    return _kept(engine, request, result, limits.cached_results)
 
 
 async def arun(request: Request, timeout: float | None = None) -> Result:
-    """Render without holding up the event loop; otherwise as `run`."""
-    limit = settings().timeout if timeout is None else timeout
-    engine = _engine
-    return await asyncio.wrap_future(engine.pool.submit(lambda: engine.run(request, limit)))
+    """Render without holding up the event loop; otherwise as `run`. Cancelling it ends the render."""
+    limits, engine = settings(), _engine
+    if limits.cached_results and (kept := engine.results.get(request.line())) is not None:
+        return Result(kept, "warm")
+    result = await engine.arun(request, limits.timeout if timeout is None else timeout)
+    return _kept(engine, request, result, limits.cached_results)
+
+
+def _kept(engine: _Engine, request: Request, result: Result, most: int) -> Result:
+    if most:
+        engine.results.keep(request.line(), result.output, most)
+    return result
+
+
+def stats() -> Stats:
+    """What the engine of this Python process does, and has done since it started.
+
+    Example:
+        >>> stats().waiting
+        0
+    """
+    return _engine.pool.stats()
+
+
+def prewarm(workers: int = 1) -> None:
+    """Start Node processes now, so that no render waits for that: in a server's start-up, and in each forked worker.
+
+    Args:
+        workers: How many are to be there; it waits for them.
+
+    Raises:
+        EngineError: Node could not be started. Where POML cannot be kept warm, a warning says so, as at a render.
+
+    Example:
+        >>> prewarm()
+    """
+    _engine.prewarm(workers)
 
 
 def render(

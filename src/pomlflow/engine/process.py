@@ -46,6 +46,8 @@ class NodeProcess:
         hello: What it told in the handshake: ``node``, ``poml``, ``cache`` (hit, none, rejected), ``length``.
         deadline: When (`time.monotonic`) the watchdog ends it; infinity while nothing runs.
         timed_out: Whether it was ended for that.
+        retired: Whether another one has been started in its place, and it is to go after its render.
+        memory: Its resident bytes, as it last told.
 
     Raises:
         NotWarmError: The bundle cannot be loaded warm.
@@ -56,6 +58,8 @@ class NodeProcess:
     def __init__(self, installation: Installation) -> None:
         self.deadline = float("inf")
         self.timed_out = False
+        self.retired = False
+        self.memory = 0
         self._count = 0
         self._tail = b""
         self._drain = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
@@ -116,9 +120,14 @@ class NodeProcess:
         return cast("dict[str, Any]", hello["ready"])
 
     @property
+    def healthy(self) -> bool:
+        """Whether it may be used again, as far as is known without asking the system."""
+        return not self.timed_out and not self.retired
+
+    @property
     def alive(self) -> bool:
         """Whether it runs and may be used."""
-        return not self.timed_out and self._popen.poll() is None
+        return self.healthy and self._popen.poll() is None
 
     @property
     def pid(self) -> int:
@@ -154,7 +163,13 @@ class NodeProcess:
             raise
         finally:
             _watchdog.set(self, float("inf"))
-        return _loads(line)
+        answer = _loads(line)
+        self.memory = answer.get("memory", self.memory)
+        return answer
+
+    def hurry(self, seconds: float) -> None:
+        """Have the render that it is busy with end within so many seconds, or be ended."""
+        _watchdog.hurry(self, time.monotonic() + seconds)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -290,6 +305,12 @@ class _Watchdog:
                 threading.Thread(target=self._run, name="pomlflow-watchdog", daemon=True).start()
                 self._running = True
             elif deadline < self._wakes:
+                self._condition.notify()
+
+    def hurry(self, process: NodeProcess, deadline: float) -> None:
+        with self._condition:
+            if deadline < process.deadline < float("inf"):  # infinity: it has just ended
+                process.deadline = deadline
                 self._condition.notify()
 
     def remove(self, process: NodeProcess) -> None:

@@ -75,7 +75,7 @@ class Result:
     Attributes:
         output: What ``poml.poml(format="dict")`` gives.
         engine: Which engine made it.
-        node_ms: Milliseconds inside Node; None for the engine ``poml``.
+        node_ms: Milliseconds inside Node, from the request's JSON to the answer's; None for the engine ``poml``.
     """
 
     output: dict[str, Any]

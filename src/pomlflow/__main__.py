@@ -1,8 +1,0 @@
-"""``python -m pomlflow``."""
-
-from __future__ import annotations
-
-from pomlflow.cli import main
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,60 @@
+"""Daemon threads that run what event loops must not wait for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["Threads"]
+
+T = TypeVar("T")
+
+
+class Threads:
+    """Threads that start as there is work, and stay.
+
+    Not a ThreadPoolExecutor: its threads are joined at exit, so that a template that loops would hold the exit up.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = threading.Semaphore(0)
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+
+    def submit(self, work: Callable[[], T], future: Future[T] | None = None) -> Future[T]:
+        """Run something soon.
+
+        Args:
+            work: What; whoever submits sees to it that there is never too much at once.
+            future: Where its result goes; a new one by default.
+        """
+        future = Future() if future is None else future
+        self._work.put((work, future))
+        if not self._idle.acquire(blocking=False):
+            with self._lock:
+                self._count += 1
+                threading.Thread(target=self._run, name=f"pomlflow-{self._count}", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Let the threads end after what was submitted before."""
+        with self._lock:
+            for _ in range(self._count):
+                self._work.put(None)
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            work, future = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = work()
+                except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other side of the future
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+            del item, work, future  # what the caller holds must not live on here until the next comes
+            self._idle.release()

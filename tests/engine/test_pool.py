@@ -1,0 +1,241 @@
+"""Many renders at once: how many processes there are, who waits, who is refused, and what is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import pomlflow
+from pomlflow import engine
+from pomlflow.exceptions import ConfigurationError, EngineBusyError, RenderTimeoutError
+from pomlflow.settings import settings
+
+JS = Callable[[str], str]
+
+
+@pytest.fixture(autouse=True)
+def limits(fresh: None, one_worker: None) -> None:
+    """Two processes at the most; the settings of before come back afterwards."""
+    pomlflow.configure(max_workers=2)
+
+
+def text(markup: str = "<p>{{n}}</p>", **variables: Any) -> str:
+    return str(engine.render(markup, variables)["messages"][0]["content"])
+
+
+async def atext(markup: str = "<p>{{n}}</p>", **variables: Any) -> str:
+    return str((await engine.arender(markup, variables))["messages"][0]["content"])
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """One process alone, and it stands still: a render that got it goes on at the end."""
+    pomlflow.configure(max_workers=1)
+    text(n=0)
+    wait(filter(None, [engine._engine._storing]))
+    [process] = engine._engine.pool._all
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
+        await asyncio.sleep(0)
+
+
+def test_one_render_after_another_needs_one_process() -> None:
+    assert [text(n=n) for n in range(20)] == [str(n) for n in range(20)]
+    assert engine.stats().workers == 1
+
+
+def test_threads_get_as_many_processes_as_are_allowed_and_their_own_results(until: Callable[[Any], Any]) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda n: text(n=n), range(500))) == [str(n) for n in range(500)]
+        until(lambda: engine.stats().workers == 2)
+        assert list(threads.map(lambda n: text(n=n), range(500))) == [str(n) for n in range(500)]
+    told = engine.stats()
+    assert (told.workers, told.max_workers, told.running, told.waiting, told.failed) == (2, 2, 0, 0, 0)
+    assert told.rendered >= 1000
+    assert told.memory > 100 << 20
+
+
+async def test_tasks_get_as_many_processes_as_are_allowed_and_their_own_results(until: Callable[[Any], Any]) -> None:
+    assert await asyncio.gather(*(atext(n=n) for n in range(200))) == [str(n) for n in range(200)]
+    until(lambda: engine.stats().workers == 2)
+
+
+def test_the_queue_is_first_come_first_served_between_threads_and_event_loops(until: Callable[[Any], Any]) -> None:
+    done: list[str] = []
+
+    def render(name: str, *, loop: bool) -> None:
+        done.append(asyncio.run(atext(n=name)) if loop else text(n=name))
+
+    with held():
+        threads = [threading.Thread(target=text, args=("<p>x</p>",))]
+        threads[0].start()
+        until(lambda: engine.stats().running == 1)
+        for place, name in enumerate("abcdef"):
+            threads.append(threading.Thread(target=render, args=(name,), kwargs={"loop": place % 2 == 1}))
+            threads[-1].start()
+            until(lambda place=place: engine.stats().waiting == place + 1)
+        granted = [turn.granted for turn in engine._engine.pool._waiting]
+        order: list[int] = []
+        for place, future in enumerate(granted):
+            future.add_done_callback(lambda _, place=place: order.append(place))
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4, 5]
+    assert len(done) == 6
+
+
+def test_a_render_too_many_is_refused_at_once(until: Callable[[Any], Any]) -> None:
+    with held():
+        pomlflow.configure(max_queue=1)
+        others = [threading.Thread(target=text, kwargs={"n": n}) for n in range(2)]
+        for thread in others:
+            thread.start()
+        until(lambda: engine.stats().waiting == 1)
+        with pytest.raises(EngineBusyError, match=r"1 renders wait for 1 Node processes.*max_workers"):
+            text(n=1)
+        with pytest.raises(EngineBusyError):
+            asyncio.run(atext(n=1))
+    for thread in others:
+        thread.join()
+    assert engine.stats().refused == 2
+    assert text(n=2) == "2"
+
+
+def test_the_time_that_a_render_waits_is_part_of_its_limit(until: Callable[[Any], Any]) -> None:
+    with held():
+        other = threading.Thread(target=text, kwargs={"n": 0})
+        other.start()
+        until(lambda: engine.stats().running == 1)
+        with pytest.raises(RenderTimeoutError, match=r"no Node process came free .* within 0\.05 s"):
+            engine.run(engine.Request("<p>x</p>"), 0.05)
+        with pytest.raises(RenderTimeoutError, match="no Node process came free"):
+            asyncio.run(engine.arun(engine.Request("<p>x</p>"), 0.05))
+        assert engine.stats().waiting == 0
+    other.join()
+    told = engine.stats()
+    assert (told.failed, told.restarted) == (0, 0)  # the other one was left alone
+
+
+async def test_a_cancelled_render_that_waits_leaves_the_queue() -> None:
+    with held():
+        first = asyncio.create_task(atext(n=1))
+        await reached(lambda: engine.stats().running == 1)
+        waits = asyncio.create_task(atext(n=2))
+        await reached(lambda: engine.stats().waiting == 1)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        told = engine.stats()
+        assert (told.waiting, told.cancelled) == (0, 1)
+    assert await first == "1"
+
+
+async def test_a_cancelled_render_that_runs_for_ever_frees_its_process(js: JS) -> None:
+    pomlflow.configure(max_workers=1)
+    await atext(n=0)
+    endless = asyncio.create_task(atext(js("for (;;) ;")))
+    await reached(lambda: engine.stats().running == 1)
+    endless.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await endless
+    assert await atext(n=1) == "1"
+    assert engine.stats().failed == 0
+
+
+async def test_cancelling_ends_no_other_render() -> None:
+    await atext(n=0)
+    tasks = [asyncio.create_task(atext(n=n)) for n in range(100)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[1::2] == [str(n) for n in range(1, 100, 2)]
+    assert await atext(n="after") == "after"
+
+
+def test_a_process_that_has_grown_is_replaced_without_a_failed_render(until: Callable[[Any], Any]) -> None:
+    text(n=0)
+    [first] = engine._engine.pool._all
+    pomlflow.configure(max_memory=1)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda n: text(n=n), range(100))) == [str(n) for n in range(100)]
+        until(lambda: text(n=1) == "1" and engine.stats().recycled and first not in engine._engine.pool._all)
+    assert engine.stats().failed == 0
+    assert not first.alive
+    assert engine.stats().workers <= 2
+
+
+def test_prewarmed_processes_are_there_before_the_first_render() -> None:
+    engine.prewarm(2)
+    told = engine.stats()
+    assert (told.workers, told.rendered) == (2, 0)
+    engine.prewarm(1)
+    assert engine.stats().workers == 2
+
+
+def test_no_result_is_kept_unless_asked_for() -> None:
+    clock = "<p>{{ globalThis.performance.now() }}</p>"
+    assert text(clock) != text(clock)
+
+
+def test_kept_results_are_given_again_for_equal_markup_and_variables_only() -> None:
+    clock = "<p>{{n}} {{ performance.now() }}</p>"
+    with pomlflow.configured(cached_results=2):
+        first = text(clock, n=1)
+        assert text(clock, n=1) == first
+        assert asyncio.run(atext(clock, n=1)) == first
+        engine.render(clock, {"n": 1})["messages"].clear()  # whoever gets one may change it
+        assert text(clock, n=1) == first
+        assert text(clock, n=2) != first
+        text(clock, n=3)
+        assert text(clock, n=1) != first  # two are kept
+        with pomlflow.configured(cached_results=0):
+            assert text(clock, n=3) != text(clock, n=3)
+    assert text(clock, n=2) != text(clock, n=2)
+
+
+def test_settings_of_a_block_hold_in_it_alone(js: JS) -> None:
+    with pomlflow.configured(timeout=0.2) as inside:
+        assert inside.timeout == settings().timeout == 0.2
+        with pytest.raises(RenderTimeoutError):
+            text(js("for (;;) ;"))
+        other = threading.Thread(target=lambda: seen.append(settings().timeout))
+        seen: list[float] = []
+        other.start()
+        other.join()
+    assert seen == [30.0]
+    assert settings().timeout == 30.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_workers": -1}, {"max_queue": "many"}, {"max_memory": 0}, {"cached_results": -1}]
+)
+def test_a_number_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))} is .*: give a whole number"):
+        pomlflow.configure(**wrong)
+
+
+def test_the_environment_sets_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pomlflow.settings._current", None)
+    for name, value in {"WORKERS": "3", "QUEUE": "5", "MEMORY": "700"}.items():
+        monkeypatch.setenv(f"POMLFLOW_MAX_{name}", value)
+    assert (settings().workers, settings().max_queue, settings().max_memory) == (3, 5, 700)
+    monkeypatch.setattr("pomlflow.settings._current", None)
+    monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "all")
+    with pytest.raises(ConfigurationError, match="POMLFLOW_MAX_WORKERS is 'all'"):
+        settings()
