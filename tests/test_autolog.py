@@ -152,6 +152,28 @@ def test_disabled_all_is_as_before(stored_traces: Fetch) -> None:
     assert trees(stored_traces) == []
 
 
+def test_a_result_is_the_callers_to_change(stored_traces: Fetch, tmp_path: Path, monkeypatch: Any) -> None:
+    """The span is stored and the version is made of what was rendered, also where that takes a while."""
+    from pomlflow.tracking.errands import Errands
+
+    later: list[Any] = []
+    send = Errands.send
+    monkeypatch.setattr(Errands, "send", lambda self, errand: later.append((self, errand)))
+    pomlflow.autolog()
+    markup = "<poml><runtime temperature='0.5'/><p>Hello</p></poml>"
+    name = f"changed-{tmp_path.name}"
+    frame = pomlflow.render(markup, name=name, format="dict")
+    frame["runtime"]["temperature"] = 2
+    frame["messages"][0]["content"] = "Bye"
+    monkeypatch.undo()
+    for errands, errand in later:
+        send(errands, errand)
+    pomlflow.flush()
+    assert mlflow.genai.load_prompt(f"prompts:/{name}/1").model_config == {"temperature": 0.5}
+    (trace,) = stored_traces()
+    assert span_of(trace).outputs["messages"][0]["content"] == "Hello"
+
+
 def test_a_failed_render_is_a_span_and_the_callers_error(stored_traces: Fetch) -> None:
     pomlflow.autolog()
     with pytest.raises(RuntimeError, match="missing"):

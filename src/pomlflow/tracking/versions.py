@@ -11,6 +11,7 @@ sees every lower one, and withdraws its own where it lost.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -116,6 +117,8 @@ def draft_of(record: RenderRecord, name: str) -> Draft:
     """Take from a render what the registry needs."""
     tags = {"poml_sha256": record.digest, "poml_path": record.path, "poml_version": record.poml_version}
     output = record.output or {}
+    # Copies: the output is the caller's to change as soon as the render is delivered, and this waits in a thread.
+    static = {key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static}
     return Draft(
         name=name,
         source=record.source,
@@ -124,8 +127,8 @@ def draft_of(record: RenderRecord, name: str) -> Draft:
         tags={key: value for key, value in tags.items() if value},
         files=record.files,
         folder=record.folder,
-        runtime=output.get("runtime") if "runtime" in record.static else None,
-        schema=output.get("schema") if "schema" in record.static else None,
+        runtime=static.get("runtime"),
+        schema=static.get("schema"),
     )
 
 
