@@ -20,7 +20,7 @@ from typing_extensions import override
 from pomlflow.exceptions import PomlError
 from pomlflow.frame import tool_specs
 from pomlflow.llama_index.outputs import output_class
-from pomlflow.llama_index.providers import settings_for
+from pomlflow.llama_index.providers import for_provider, provider_of, settings_for
 from pomlflow.llama_index.rendered import Rendered
 from pomlflow.llama_index.request import with_fields
 from pomlflow.llama_index.texts import remember
@@ -87,9 +87,9 @@ class _Adding(BaseModel):
         settings, examples = self._poml
         options = {**settings, **options}
         if "messages" in options:
-            options["messages"] = _exemplified(options["messages"], examples)
+            options["messages"] = for_provider(self, _exemplified(options["messages"], examples))
         elif asked and not isinstance(asked[0], str):  # a completion has no examples
-            asked = (_exemplified(asked[0], examples), *asked[1:])
+            asked = (for_provider(self, _exemplified(asked[0], examples)), *asked[1:])
         return asked, options
 
     @override
@@ -102,8 +102,8 @@ class _Adding(BaseModel):
 
 
 def _adding(llm: L, settings: dict[str, Any], examples: list[ChatMessage]) -> L:
-    """A model that adds settings and examples to each call that its user does not say himself."""
-    if not settings and not examples:
+    """A model that adds settings and examples to each call, and sends what tools show to where OpenAI takes it."""
+    if not settings and not examples and provider_of(llm) != "openai":
         return llm
     kind: type = type(llm)
     made = with_fields(llm, settings).model_copy()
