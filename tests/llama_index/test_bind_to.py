@@ -224,6 +224,21 @@ def test_a_function_calling_model_answers_by_calling_the_schema(scripted: Any, t
     assert len(renders) == 1
 
 
+def test_tools_are_called_by_chatting_also_with_a_model_that_completes(scripted: Any, tool_call: Any) -> None:
+    """As LlamaIndex's own ``chat_with_tools`` does; its mock model is such a one."""
+    llm = scripted(tool_call("Report", city="Oslo", degrees=3), "So.", chat_model=False)
+    assert prompt(SCHEMA, TALK).bind_to(llm).structured_predict(**GIVEN).degrees == 3
+    assert prompt(TOOL, TALK).bind_to(llm).predict(**GIVEN) == "So."
+    assert llm.sent == [SAID, SAID]
+
+
+def test_the_schema_is_told_behind_a_conversation_that_the_user_does_not_end(scripted: Any) -> None:
+    llm = scripted(ANSWER, calls_functions=False)
+    prompt(SCHEMA, TALK, "<ai-msg>Because.</ai-msg>").bind_to(llm).structured_predict(**GIVEN)
+    assert [message.role for message in llm.sent[0]] == ["system", "user", "assistant", "user"]
+    assert llm.sent[0][-1].content.startswith("Here's a JSON schema to follow")
+
+
 @pytest.mark.parametrize("chat_model", [True, False])
 def test_another_model_is_told_the_schema(scripted: Any, chat_model: bool) -> None:
     llm = scripted(f"```json\n{ANSWER}\n```", calls_functions=False, chat_model=chat_model)

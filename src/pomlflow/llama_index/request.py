@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, TextBlock
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole, TextBlock
 from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.utils import parse_partial_json
@@ -77,6 +77,7 @@ class Request:
         if structured:
             self._kind = output_cls or output_class(self._schema, self._place)
             self._schema = self._schema or self._kind.model_json_schema()
+        self._prepared = False  # whether the messages are in the shape of a chat with tools
         self._told = ""  # what a model that has no other way is told of the schema
         self.messages = self._messages()
         self.options: dict[str, Any] = {}
@@ -125,13 +126,13 @@ class Request:
             allow_parallel_tool_calls=not required,
             tool_required=required,
         )
-        self.messages = prepared.pop("messages")
+        self.messages, self._prepared = prepared.pop("messages"), True
         self.options |= {name: value for name, value in prepared.items() if value is not None}
 
     @property
     def chats(self) -> bool:
-        """Whether the model chats, or completes texts."""
-        return bool(self.llm.metadata.is_chat_model)
+        """Whether the model is to chat, which is how tools are called, or to complete a text."""
+        return self._prepared or bool(self.llm.metadata.is_chat_model)
 
     @property
     def text(self) -> str:
@@ -265,9 +266,10 @@ def _told(kind: type[BaseModel]) -> str:
 
 
 def _told_at_the_end(messages: list[ChatMessage], told: str) -> list[ChatMessage]:
+    if not messages or messages[-1].role != MessageRole.USER:
+        return [*messages, ChatMessage(role=MessageRole.USER, content=told)]
     *before, last = messages
     blocks = [*last.blocks, TextBlock(text=told)]
-    texts = [block for block in last.blocks if isinstance(block, TextBlock)]
-    if len(texts) == len(last.blocks) == 1:  # many a client takes one text, and not several
-        blocks = [TextBlock(text=f"{texts[0].text}\n\n{told}")]
+    if len(last.blocks) == 1 and isinstance(last.blocks[0], TextBlock):  # many a client takes one text, and not several
+        blocks = [TextBlock(text=f"{last.blocks[0].text}\n\n{told}")]
     return [*before, last.model_copy(update={"blocks": blocks})]
