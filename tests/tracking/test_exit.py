@@ -103,7 +103,7 @@ if child:
     assert found_by(f"{record().name}/1", mlflow_store) == traces
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="threads start until the end there")
+@pytest.mark.skipif(not (3, 12) <= sys.version_info < (3, 12, 2), reason="elsewhere it depends on what is first")
 def test_mlflow_alone_still_links_nothing_at_the_end(mlflow_store, record, tmp_path):
     """When this fails, MLflow links by itself what it exports at the end, and ours can do less."""
     body = """
