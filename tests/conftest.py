@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.pending import forget_pending
+from tests.pending import forget_pending, stop_following
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -46,6 +46,15 @@ def _prompt_flushes() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_name_taken() -> Iterator[None]:
+    """A file of an earlier test has the name that its like would have."""
+    yield
+    if (naming := sys.modules.get("pomlflow.naming")) is not None:
+        naming._files.clear()
+        naming._told.clear()
+
+
+@pytest.fixture(autouse=True)
 def nothing_pending() -> Iterator[None]:
     """What a test leaves to the registry's thread would be told, and waited for, in another test."""
     yield
@@ -53,6 +62,7 @@ def nothing_pending() -> Iterator[None]:
     for each in list(registry._registries) if registry else ():
         if not each.flush(30):
             pytest.fail(f"left pending: {forget_pending(each)}; finish it in the test, or forget it there")
+        stop_following(each)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["forget_pending"]
+__all__ = ["forget_pending", "stop_following"]
 
 
 def forget_pending(registry: Any) -> list[Any]:
@@ -14,3 +14,9 @@ def forget_pending(registry: Any) -> list[Any]:
         registry._errands._waiting.clear()
     registry._start_afresh()
     return [entry for entry in left if entry is not None]
+
+
+def stop_following(registry: Any) -> None:
+    """Look no more for versions of prompts that the garbage collector has not come to yet."""
+    with registry.loads._changed:
+        registry.loads._waiting.clear()

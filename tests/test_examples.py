@@ -88,3 +88,12 @@ def test_one_poml_file_drives_an_agent_and_its_settings_are_on_the_models_spans(
     assert shown.count("ScriptedChatModel heard: temperature 0.2, tokens 300") == 2
     assert '0 renders, linked: [{"name": "harbour", "version": "1"}]' in shown
     assert shown.count("MockFunctionCallingLLM.astream_chat heard: temperature 0.2, tokens 300") == 2
+
+
+def test_a_prompt_of_the_registry_brings_its_files_and_follows_its_alias(tmp_path: Path) -> None:
+    pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
+    shown = run("prompt_from_registry.py", tmp_path)
+    assert "LangChain renders prompts:/briefing/1: 2 messages" in shown
+    assert "LlamaIndex renders prompts:/briefing/1: 2 messages" in shown
+    assert re.search(r"came along: log\.txt \(\d+ bytes\), track\.png \(\d+ bytes\)", shown)
+    assert shown.count("after the move: '# Task\\n\\nAnswer in one word: May we sample?'") == 2

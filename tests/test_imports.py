@@ -31,7 +31,9 @@ ROOMS = {
     "variables": {"engine", "markup", "javascript", "exceptions"},
     "snapshot": {"variables", "record"},
     "naming": {"settings"},
+    "arguments": {"engine", "javascript", "variables", "exceptions"},
     "template": {
+        "arguments",
         "engine",
         "naming",
         "delivery",
@@ -65,7 +67,7 @@ ROOMS = {
     "api": {"tracking", "formats", "delivery", "template", "engine", "settings", "record", "exceptions"},
 }
 ADAPTERS = {"langchain": {"langchain", "langchain_core", "langgraph"}, "llama_index": {"llama_index"}}
-EVERYWHERE = {"__init__.py", "autolog.py", "cli.py"}  # the doors, which import late
+EVERYWHERE = {"__init__.py", "__main__.py", "autolog.py"}  # the doors, which import late, beside the command line
 
 
 @cache
@@ -125,7 +127,7 @@ def room(name: str) -> str | None:
 @pytest.mark.parametrize("module", modules())
 def test_each_room_imports_only_what_the_design_allows(module: str) -> None:
     own = module.split("/", maxsplit=1)[0].removesuffix(".py")
-    if own in ("__init__", "autolog", "cli"):
+    if own in ("__init__", "__main__", "autolog", "cli"):
         return
     assert own in ROOMS, f"{own} is a new room: say here what it may import"
     found = {room(name) for name, _ in imported(module)} - {None, own}
@@ -145,7 +147,8 @@ def test_mlflow_is_imported_by_tracking_and_callbacks_only(module: str) -> None:
     """What else stands in an adapter reaches `callbacks.py`, and what that is made of, when it is needed."""
     for name, at_once in imported(module):
         if name.split(".")[0] == "mlflow" or room(name) == "tracking":
-            late = module in {"api.py", "sources.py", "takeover.py", *EVERYWHERE} and not at_once
+            late = module in {"api.py", "sources.py", "takeover.py", *EVERYWHERE} or module.startswith("cli/")
+            late = late and not at_once
             assert late or module.startswith("tracking/") or module in tracing(), f"{module} imports {name}"
         if file_of(name) in tracing() and module not in tracing():
             assert not at_once, f"{module} imports {name}, and with it MLflow, at once"
@@ -178,12 +181,13 @@ CHAIN = (
     ("statement", "absent"),
     [
         ("import pomlflow; pomlflow.flush()", {"mlflow", "numpy", "pydantic", "poml", "llama_index", *LANGCHAIN}),
+        ("from pomlflow.cli import cli", {"mlflow", "numpy", "pydantic", "poml", "rich", "llama_index", *LANGCHAIN}),
         (RENDER, {"mlflow", "numpy", "llama_index", *LANGCHAIN}),
         ("import pomlflow.langchain", {"mlflow", "llama_index", *LANGCHAIN - {"langchain_core"}}),
         (CHAIN, {"mlflow", "llama_index", *LANGCHAIN - {"langchain_core"}}),
         ("import pomlflow.llama_index", {"mlflow", *LANGCHAIN}),
     ],
-    ids=["import", "render", "langchain", "chain", "llama_index"],
+    ids=["import", "command line", "render", "langchain", "chain", "llama_index"],
 )
 def test_what_nobody_asked_for_is_not_imported(statement: str, absent: set[str]) -> None:
     for package in ("langchain_core", "llama_index"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 from tests.corpus.cases import Case, cases
 from tests.test_history import ONE, TWO, Notes
 
-from pomlflow.exceptions import VariableError
+from pomlflow.exceptions import MissingVariableError, RenderError, VariableError
 from pomlflow.template import Template
 
 # A file that is not there, and a component that is switched off: told though they stand under an `if`.
@@ -116,3 +118,16 @@ def test_a_cold_engine_checks_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine._engine, "cold", True)
     record = Template("<p>Hello {{name}}</p>").check()
     assert (record.engine, record.result()["messages"][0]["content"]) == ("poml", "Hello name")
+
+
+@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
+def test_both_prompts_validate_without_variables(framework: str) -> None:
+    pytest.importorskip({"langchain": "langchain_core", "llama_index": "llama_index.core"}[framework])
+    prompt = importlib.import_module(f"pomlflow.{framework}").PomlPromptTemplate
+    prompt.from_template('<p>{{x.y}}</p><conversation messages="{{history}}"/>').validate()
+    with pytest.raises(RenderError, match="Component foo not found"):
+        prompt.from_template("<foo>{{x}}</foo>").validate()
+    with pytest.raises(RenderError, match="Cannot read"):
+        prompt.from_template("<p>{{x.y.z}}</p>").validate(x={})
+    with pytest.raises(MissingVariableError):
+        prompt.from_template("<p>{{x}} {{y}}</p>").validate(x=1)

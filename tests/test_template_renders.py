@@ -96,8 +96,10 @@ async def test_a_missing_variable_is_a_record_with_error_and_variables(folder: P
         assert isinstance(record.error, KeyError)
         assert record.error.variable == "a"
         assert str(record.error) == (
-            f"{file}: the template needs the variables a, c; given: b. Pass it, or guard it in the template: "
-            "{{ typeof a === 'undefined' ? '' : a }}"
+            f"{file}:1:6: the template needs the variables a, c; given: b. Pass it, or guard it in the template: "
+            "{{ typeof a === 'undefined' ? '' : a }}\n"
+            "    <p>{{a}} {{b}} {{c}}</p>\n"
+            "         ^"
         )
         assert (record.output, record.variables, record.digest) == (None, {"b": 1}, template.digest)
         assert record.start_ns < record.end_ns

@@ -192,6 +192,8 @@ def _read(given: Mapping[str, Any] | str | Path | None, what: str) -> Mapping[st
     """A context or stylesheet, out of its file where it is one."""
     if not given or isinstance(given, Mapping):
         return given or None  # type: ignore[return-value]  # an empty string is none, as to poml
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"the {what} is a {type(given).__name__}: give a dict, JSON text, or a file")
     try:
         text = Path(given).read_bytes() if _exists(given) else str(given)
         if isinstance(text, str) and not text.lstrip().startswith("{"):
@@ -216,6 +218,8 @@ def _template(
     base_dir: str | os.PathLike[str] | None,
     register: bool | None,
 ) -> Template:
+    if not isinstance(markup, str | os.PathLike):
+        raise TypeError(f"the markup is a {type(markup).__name__}: give markup, or the path of a file")
     if isinstance(markup, str):
         return Template(markup, name=name, base_dir=base_dir, stylesheet=stylesheet, chat=chat, register=register)
     if stylesheet:  # seldom, and no key for a cache

@@ -224,12 +224,12 @@ class _Hook:
             context.register_configure_hook(cast("Any", self), inheritable=True)
 
     def _withdraw(self) -> None:
-        context = sys.modules.get(_CONTEXT)
-        hooks = getattr(context, "_configure_hooks", None)
-        if context is None or not isinstance(hooks, list):
+        hooks = getattr(sys.modules.get(_CONTEXT), "_configure_hooks", None)
+        if isinstance(hooks, list):
+            # In place: langchain-core 1.0 has the list under another name, too.
+            hooks[:] = [hook for hook in hooks if hook[0] is not self]
+        else:
             self._handler = None  # it stays registered, and gives nothing
-        else:  # a new list: another thread may be going through the old one
-            context._configure_hooks = [hook for hook in hooks if hook[0] is not self]  # type: ignore[attr-defined]
 
 
 def _attach() -> None:

@@ -80,10 +80,63 @@ class VariableError(PomlError, ValueError):
         return type(self), (str(self), self.variable)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One error that POML collected in a render.
+
+    Attributes:
+        message: What POML says.
+        kind: POML's own class: ``ReadError``, ``WriteError``, ``SystemError`` …
+        file: The file it stands in, ``None`` for inline markup. An included file where the error is there.
+        line: From 1; None where POML gives no place.
+        column: From 1, in characters (not UTF-16 units, nor bytes).
+        text: The offending line.
+        width: How many characters of that line are meant.
+    """
+
+    message: str
+    kind: str = "ReadError"
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    text: str | None = None
+    width: int = 1
+
+    @property
+    def place(self) -> str:
+        """``file:line:column``, as far as it is known."""
+        parts = [self.file or "<inline>", self.line, self.column]
+        return ":".join(str(part) for part in parts if part is not None)
+
+    def __str__(self) -> str:
+        if self.text is None or self.column is None:
+            return f"{self.place}: {self.message}"
+        # Tabs stay tabs in the caret's line, so that the caret stands right at any tab width.
+        indent = "".join(char if char == "\t" else " " for char in self.text[: self.column - 1])
+        return f"{self.place}: {self.message}\n    {self.text}\n    {indent}{'^' * max(1, self.width)}"
+
+
 class MissingVariableError(VariableError, KeyError):
-    """A variable that the template needs was not given."""
+    """A variable that the template needs was not given.
+
+    Attributes:
+        variable: The first that is missing.
+        file: The file that uses it first; None for inline markup.
+        line: Of its first use, from 1; None where it is not found in the text.
+        column: From 1, in characters.
+    """
 
     __str__ = Exception.__str__  # KeyError's own shows repr(message), with quotes and escaped newlines
+
+    def __init__(self, message: str, variable: str, problem: Problem | None = None) -> None:
+        super().__init__(message, variable)
+        self._problem = problem
+        self.file = problem and problem.file
+        self.line = problem and problem.line
+        self.column = problem and problem.column
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.variable, self._problem)
 
 
 class RegistryError(PomlError):
@@ -213,42 +266,6 @@ class WorkerDiedError(EngineError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.returncode, self.stderr)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One error that POML collected in a render.
-
-    Attributes:
-        message: What POML says.
-        kind: POML's own class: ``ReadError``, ``WriteError``, ``SystemError`` …
-        file: The file it stands in, ``None`` for inline markup. An included file where the error is there.
-        line: From 1; None where POML gives no place.
-        column: From 1, in characters (not UTF-16 units, nor bytes).
-        text: The offending line.
-        width: How many characters of that line are meant.
-    """
-
-    message: str
-    kind: str = "ReadError"
-    file: str | None = None
-    line: int | None = None
-    column: int | None = None
-    text: str | None = None
-    width: int = 1
-
-    @property
-    def place(self) -> str:
-        """``file:line:column``, as far as it is known."""
-        parts = [self.file or "<inline>", self.line, self.column]
-        return ":".join(str(part) for part in parts if part is not None)
-
-    def __str__(self) -> str:
-        if self.text is None or self.column is None:
-            return f"{self.place}: {self.message}"
-        # Tabs stay tabs in the caret's line, so that the caret stands right at any tab width.
-        indent = "".join(char if char == "\t" else " " for char in self.text[: self.column - 1])
-        return f"{self.place}: {self.message}\n    {self.text}\n    {indent}{'^' * max(1, self.width)}"
 
 
 class RenderError(PomlError):

@@ -70,13 +70,15 @@ class History(ABC, Generic[M]):
             message: The native message.
         """
 
-    def take(self, variables: Mapping[str, Any], named: Sequence[str]) -> Mapping[str, Any]:
+    def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
         """Take the native messages out of a template's variables.
 
         Args:
             variables: The variables.
             named: Those that the template itself uses as ``<conversation messages="{{…}}">``; they may hold whatever
                 the framework takes for messages.
+            passed: Those whose items it uses there, ``{{history.slice(-6)}}``; they may hold pairs, too, of which POML
+                (0.0.8) would make empty messages.
 
         Returns:
             The variables as expressions see them.
@@ -86,7 +88,7 @@ class History(ABC, Generic[M]):
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
-            if name in named:
+            if name in named or (name in passed and _holds_pairs(value)):
                 try:
                     taken[name] = self._marked(name, [] if value is None else self.convert(value))
                 except Exception as error:
@@ -95,10 +97,13 @@ class History(ABC, Generic[M]):
                 taken[name] = self.describe(cast("M", value))
             elif self._holds(value):
                 taken[name] = self._marked(name, self.convert(value))
-            elif isinstance(value, dict) and (lists := [key for key, inner in value.items() if self._holds(inner)]):
+            elif isinstance(value, dict) and (lists := self._lists(value, pairs=name in passed)):
                 # A graph's state as one variable. Its messages come out as POML's own, which need a speaker.
                 taken[name] = {**value, **{key: list(map(self.describe, self.convert(value[key]))) for key in lists}}
         return {**variables, **taken} if taken else variables
+
+    def _lists(self, state: dict[str, Any], *, pairs: bool) -> list[str]:
+        return [key for key, inner in state.items() if self._holds(inner) or (pairs and _holds_pairs(inner))]
 
     def _holds(self, value: Any) -> bool:
         # Only its ends: a list of a million numbers is a variable too.
@@ -154,6 +159,11 @@ class History(ABC, Generic[M]):
             if parts:
                 messages.append({**message, "content": _content(parts)})
         return {**output, "messages": messages}
+
+
+def _holds_pairs(value: Any) -> bool:
+    ends = (*value[:1], *value[-1:]) if isinstance(value, list | tuple) else ()
+    return any(isinstance(end, list | tuple) and len(end) == 2 and isinstance(end[0], str) for end in ends)  # noqa: PLR2004
 
 
 def _content(parts: list[Any]) -> str | list[Any]:

@@ -32,11 +32,15 @@ _local = threading.local()
 
 
 class _Code(NamedTuple):
-    """An expression's free identifiers: (name, how) in reading order; those tested by ``typeof``; those assigned."""
+    """An expression's free identifiers: (name, how) in reading order; those tested by ``typeof``; those assigned.
+
+    What is no JavaScript is `broken`.
+    """
 
     uses: tuple[tuple[str, str], ...]
     tested: frozenset[str] = frozenset()
     assigned: tuple[str, ...] = ()
+    broken: bool = False
 
 
 class _Bind(NamedTuple):
@@ -58,7 +62,7 @@ def analyse(code: str) -> _Code:
     statement = root.named_children[0] if root.named_children else root
     if root.has_error or statement.type != "return_statement":
         statement = root  # no JavaScript: what can be seen of it
-    return _visit(statement, ["arguments", *_hoisted(root)])
+    return _visit(statement, ["arguments", *_hoisted(root)])._replace(broken=root.has_error)
 
 
 def _visit(statement: Node, names: list[str]) -> _Code:

@@ -1,52 +1,126 @@
-"""What a template is called: its path from the prompt root, and its name in the registry."""
+"""What a prompt is called in the registry, and where its file is said to be."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+import threading
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from pomlflow.settings import settings
 
-__all__ = ["absolute", "from_root", "registry_name", "relative"]
+__all__ = ["absolute", "from_root", "name_and_place", "registry_name"]
 
-_NAME = 256  # characters of a prompt's name that MLflow takes on every store
+_log = logging.getLogger("pomlflow")
+_LONGEST: Final = 256  # characters of a prompt's name that MLflow takes on every store
+
+_lock = threading.Lock()
+_files: dict[str, Path] = {}  # by name, the file that has it in this process
+_told: set[tuple[Path, Path]] = set()
+
+
+def name_and_place(path: Path, name: str | None) -> tuple[str | None, str]:
+    """Name a file's prompt, and say where the file is, in words that hold on every machine.
+
+    A file outside of the prompt root and of the working folder is known by its own name alone; where two such files
+    have the same, the second is known by its folder's too: ``/a/q.poml`` is ``q``, ``/b/q.poml`` is ``b.q``.
+
+    Args:
+        path: The file, absolute.
+        name: What the user calls it; None for a name from its place.
+
+    Returns:
+        The name in the registry's spelling, and the path relative to the prompt root, with forward slashes.
+    """
+    relative = _relative(path)
+    own = path.name if relative is None else relative
+    with _lock:
+        if name:
+            if (other := _claim(registry_name(name), path)) is not None and (other, path) not in _told:
+                _told.add((other, path))
+                _log.warning(
+                    "The files %s and %s are both given the prompt name %r: their contents are versions of one prompt. "
+                    "Give each its own, unless one of them replaces the other",
+                    *(other, path, name),
+                )
+            return registry_name(name), own
+        above = path.parts[-2::-1] if relative is None else ()  # the folders, the nearest first
+        for folder in above:
+            if _claim(registry_name(_stem(own)), path) is None:
+                break
+            own = f"{folder.strip('/') or 'root'}/{own}"
+    return registry_name(_stem(own)), own
+
+
+def _claim(name: str | None, path: Path) -> Path | None:
+    """Take a name for a file; gives the file that has it, where that is another and still there."""
+    if name is None:
+        return None
+    other = _files.setdefault(name, path)
+    if other == path:
+        return None
+    if not other.exists() or _same(other, path):  # it moved; or it is a link
+        _files[name] = path
+        return None
+    return other
+
+
+def _same(one: Path, two: Path) -> bool:
+    try:
+        return one.samefile(two)
+    except OSError:
+        return False
+
+
+def _stem(relative: str) -> str:
+    return relative.removesuffix(".poml")
 
 
 @lru_cache(maxsize=256)
 def from_root(folder: str, root: str) -> str | None:
-    """A folder's path from another; None where no path leads there."""
+    """A folder relative to another, with forward slashes; None on another drive."""
     try:
         return Path(os.path.relpath(folder, root)).as_posix()
-    except ValueError:  # another drive
+    except ValueError:
         return None
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """A file's path from the root of its disk, with links as they are."""
-    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - links stay as they are
+    """A path from the working folder as it is now; links stay as they are."""
+    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
 
 
-def relative(path: Path) -> str:
-    """A file's path from the prompt root, else from the working folder; its name where it lies under neither."""
+def _relative(path: Path) -> str | None:
     root = settings().prompt_root
     for folder in (root and root.absolute(), Path.cwd()):
         # The working folder is told without links, a script's own path with them: /tmp on macOS is one.
         for file, home in ((path, folder), (path.resolve(), folder and folder.resolve())):
             if home and file.is_relative_to(home):
                 return file.relative_to(home).as_posix()
-    return path.name
+    return None
 
 
 def registry_name(text: str) -> str | None:
-    """Spell a name as MLflow's registry allows: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots."""
+    """Spell a name as MLflow's registry allows: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots.
+
+    Args:
+        text: A name, or a path with forward slashes.
+
+    Returns:
+        The name; None for an empty text.
+
+    Example:
+        >>> registry_name("support/what now?")
+        'support.what-now'
+    """
     if not text:
         return None
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text.replace("/", ".")).strip(".-")
-    if not name or len(name) > _NAME:
-        name = (
-            f"{name[: _NAME - 13] or 'prompt'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-        )
+    if not name or len(name) > _LONGEST:
+        end = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        name = f"{name[: _LONGEST - 13] or 'prompt'}-{end}"
     return name

@@ -9,17 +9,18 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
+from pomlflow.arguments import admitted, checked, encoded
 from pomlflow.delivery import observed
-from pomlflow.exceptions import MissingVariableError, PomlError, RenderError, TemplateNotFoundError, VariableError
+from pomlflow.exceptions import PomlError, RenderError, TemplateNotFoundError, VariableError
 from pomlflow.history import History
-from pomlflow.naming import absolute, from_root, registry_name, relative
+from pomlflow.naming import absolute, from_root, name_and_place, registry_name
 from pomlflow.record import JsonObject, RenderRecord, content_digest
 from pomlflow.settings import settings
 from pomlflow.snapshot import Origin, Snapshot, prompt_files, stamp, stamps
@@ -71,11 +72,13 @@ class Template:
         self.origin = origin
         self.path = None if path is None else absolute(path)
         self.base_dir = None if base_dir is None else absolute(base_dir)
-        self.relative = None if self.path is None else relative(self.path)
+        self.relative = None
         home = self.base_dir if self.path is None else self.path.parent
         self._home = None if home is None else from_root(str(home), str(settings().prompt_root or Path.cwd()))
         name = name if origin is None else origin.name
-        self.name = registry_name(name or (self.relative or "").removesuffix(".poml"))
+        self.name = registry_name(name or "")
+        if self.path is not None:
+            self.name, self.relative = name_and_place(self.path, name)
         self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
         self.register = register
@@ -263,11 +266,13 @@ class _Render:
     def _prepared(self, variables: Mapping[str, Any]) -> engine.Request:
         template, now = self._template, self._snapshot
         natives = None
+        variables = admitted(now.inference, variables)
         if self._history is not None:
-            variables = self._history.take(variables, now.inference.messages)
+            variables = self._history.take(variables, now.inference.messages, now.inference.passed)
             natives = self._history.marks if template.chat else self._history.texts()
-        self._context, revive = _encode(now.inference, variables)
-        _check(now.inference, {*variables, *self._stand_ins}, str(now.path or now.uri or "<inline>"))
+        self._context, revive = encoded(now.inference, variables)
+        place = now.uri if now.path is None else str(now.path)
+        checked(now.inference, {*variables, *self._stand_ins}, now.source, place)
         # Relative sources are resolved against the folder of a path, also of one that is not there. That of inline
         # markup is where the process is now, which markup without sources need not know: os.getcwd lets other threads
         # run first, and one that is busy, as MLflow's exporter is, does so for 5 ms.
@@ -351,43 +356,3 @@ def _may_read(source: str, stylesheet: str) -> bool:
 def _remembered(source: str, folder: Path) -> Inference:
     """Inference by text: frameworks copy templates often (partial, deepcopy, bind)."""
     return infer(source, folder)
-
-
-def _encode(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, bool]:
-    """Encode, leaving out extra variables without a form in JSON: an agent's state holds much that no prompt names."""
-    try:
-        return engine.encode(variables)
-    except VariableError as refused:
-        name = refused.variable
-        if name in inference.variables or name in inference.optional or name not in variables:
-            raise
-        return _encode(inference, {other: value for other, value in variables.items() if other != name})
-
-
-def _check(inference: Inference, variables: Collection[str], place: str) -> None:
-    """Refuse what expressions cannot name but try to, and what is missing."""
-    for name in variables:
-        if not engine.is_identifier(name) and _names(inference.expressions, name):
-            raise VariableError(
-                f"{place}: the variable {name!r} is no plain JavaScript identifier, so no expression can name it: "
-                f"rename it, to {re.sub(r'[^A-Za-z0-9_$]+', '_', name).strip('_')}_ for example",
-                name,
-            )
-    missing = [name for name in inference.variables if name not in variables]
-    if missing:
-        given = ", ".join(sorted(map(str, variables))) or "none"
-        raise MissingVariableError(
-            f"{place}: the template needs the variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
-            f"given: {given}. Pass it, or guard it in the template: "
-            f"{{{{ typeof {missing[0]} === 'undefined' ? '' : {missing[0]} }}}}",
-            missing[0],
-        )
-
-
-def _names(expressions: tuple[str, ...], name: str) -> bool:
-    """Whether an expression names such a variable, or tries to."""
-    if name.isidentifier():  # a reserved word; `in` and `new` are honest parts of other expressions
-        named = re.compile(rf"\s*{re.escape(name)}\s*(?:[.\[?]|$)")
-        return any(named.match(expression) for expression in expressions)
-    named = re.compile(rf"(?<![\w$]){re.escape(name)}(?![\w$])")
-    return any(named.search(expression) for expression in expressions)

@@ -62,6 +62,7 @@ del _ATTRIBUTES["runtime"]
 # The elements, beside <include> and <let>, that read a file.
 _READERS = frozenset("audio doc document folder image img table webpage".split())
 _ALONE_IN_BRACES = re.compile(r"\s*\{\{\s*([\w$]+)\s*\}\}\s*")
+_MAKES = re.compile(r"=>|\bfunction\b|\bmap\b")
 _LOOP = re.compile(r"^(.+)\sin\s(.+)", re.MULTILINE)  # quadratic on runs of space: make each one space first
 
 
@@ -78,6 +79,8 @@ class Inference:
         messages: The variables that are, alone, the ``messages`` of a ``<conversation>``. One of them is in
             `variables` instead of `optional` when another use needs more than an empty list: any use but its
             ``length``, its test in an ``if`` and its loop in a ``for``.
+        passed: Those whose items an expression passes on as the ``messages`` of a ``<conversation>``:
+            ``{{history.slice(-6)}}``, not one with a function in it, which makes messages of what it knows.
         expressions: The raw text of every expression, without the braces.
         includes: Every file that an ``<include>`` leads to, missing ones too, without repeats.
         assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
@@ -86,16 +89,19 @@ class Inference:
         static: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has in a form that depends on nothing
             but the markup: no variable, nor a ``<let>`` that comes of one or of a file, the clock or the process, in
             them or in an ``if`` or ``for`` around them.
+        patterns: The names that are bound by a pattern, ``[key, value] in pairs``, in a ``for`` or a ``<let>``.
     """
 
     variables: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
     expressions: tuple[str, ...] = ()
     includes: tuple[Path, ...] = ()
     assets: tuple[Path, ...] = ()
     absolute: frozenset[Path] = frozenset()
     static: frozenset[str] = frozenset()
+    patterns: frozenset[str] = frozenset()
 
 
 def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
@@ -147,7 +153,9 @@ class _Search:
         self.needed: set[str] = set()
         self.listed: set[str] = set()  # used in a way that an empty list serves
         self.messages: dict[str, None] = {}
+        self.passed: dict[str, None] = {}
         self.expressions: list[tuple[int, int, str]] = []
+        self.patterns: set[str] = set()
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
@@ -162,11 +170,13 @@ class _Search:
             variables=tuple(name for name in names if name in needed),
             optional=tuple(name for name in names if name not in needed),
             messages=tuple(self.messages),
+            passed=tuple(name for name in self.passed if name not in self.messages),
             expressions=tuple(code for _, _, code in sorted(self.expressions, key=lambda found: found[:2])),
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
             static=frozenset(part for part, depends in self.parts.items() if not depends),
+            patterns=frozenset(self.patterns),
         )
 
     def walk(self, nodes: Iterable[Element | str], scope: _Scope) -> None:
@@ -195,6 +205,10 @@ class _Search:
                 alone = element.name == "conversation" and key == "messages" and _ALONE_IN_BRACES.fullmatch(value)
                 if alone and self.free(alone[1], scope):
                     self.messages[alone[1]] = None
+                if element.name == "conversation" and key == "messages" and not alone:
+                    plain = [code for code in expressions(value) if not _MAKES.search(code)]
+                    names = [name for code in plain for name, _ in analyse(code).uses if self.free(name, scope)]
+                    self.passed.update(dict.fromkeys(names))
                 depends |= self.text(value, scope, listed=bool(alone))
         self.attribute = len(element.attributes)
         if element.name == "include":
@@ -218,7 +232,7 @@ class _Search:
             scope = scope._replace(own={**scope.own, **dict.fromkeys(WORD.findall(loop), True)})
         elif match:
             depends = self.read(match[2], scope, listed=True)
-            own = dict.fromkeys(("loop", *bound_by(match[1])), depends)
+            own = dict.fromkeys(("loop", *self.bound(match[1])), depends)
             scope = scope._replace(own={**scope.own, **own}, depends=scope.depends or depends)
             self.defaults(match[1], scope)
         self.attribute, condition = element.find("if")
@@ -256,7 +270,7 @@ class _Search:
             self.assets[file] = None
         if name and value and not source:
             depends = self.read(unwrapped(value), scope)
-        names: Iterable[str] = bound_by(name) if name else ()
+        names: Iterable[str] = self.bound(name) if name else ()
         if not name and source:
             names = _json_object(self.read_file(file) or "")
         elif not name and not value:
@@ -264,13 +278,22 @@ class _Search:
         scope.leaking.update(dict.fromkeys(names, depends))
         self.defaults(name, scope)
 
+    def bound(self, pattern: str) -> list[str]:
+        names = bound_by(pattern)
+        if names != [pattern.strip()]:
+            self.patterns.update(names)
+        return names
+
     def schema(self, element: Element, scope: _Scope) -> bool:
         text, parser = element.text().strip(), element.find("parser")[1]
         if parser not in {"json", "eval"}:  # not given, or itself an expression
             parser = "json" if text.startswith("{") else "eval"
         if parser == "json":
             return self.text(text, scope)
-        return self.read(unwrapped(text), scope._replace(own={"z": False, **scope.leaking, **scope.own}))
+        code = unwrapped(text)
+        if analyse(code).broken:  # prose; POML tells, and no word of it is to be missed as a variable before
+            return True
+        return self.read(code, scope._replace(own={"z": False, **scope.leaking, **scope.own}))
 
     def text(self, text: str, scope: _Scope, *, listed: bool = False) -> bool:
         """Read the expressions in a text, as `read` does each."""

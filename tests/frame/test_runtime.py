@@ -44,6 +44,13 @@ def test_who_the_file_was_written_for_is_not_told_to_the_model() -> None:
     assert settings({"provider": "openai", "stream": True, "seed": 1}, "openai").values == {"seed": 1}
 
 
+def test_a_condition_of_the_element_is_no_setting() -> None:
+    from pomlflow.template import Template
+
+    record = Template('<poml><runtime if="{{seeded}}" seed="1"/><p>x</p></poml>').render({"seeded": True})
+    assert settings(record.result()["runtime"], "openai").values == {"seed": 1}
+
+
 def test_no_runtime_is_no_setting() -> None:
     assert settings(None, "openai").values == {}
 

@@ -77,6 +77,15 @@ def test_each_that_is_without_the_other_is_named() -> None:
     assert e.value.tool == "weather"
 
 
+def test_a_function_whose_tool_is_there_at_times_is_no_error() -> None:
+    """A name that is prose, or is nowhere, is one."""
+    source = '<tool-definition name="now" if="{{late}}">{"type": "object"}</tool-definition> You know weather.'
+    match([], ["now"], source=source)
+    with pytest.raises(ToolError, match="for the function 'weather'"):
+        match([], ["now", "weather"], source=source)
+    match([], ["looped_b"], source='<tool for="x in xs" name="looped_{{x}}">{"type": "object"}</tool>')
+
+
 def test_right_arguments_come_back_without_the_nulls_of_strict_mode() -> None:
     assert check_arguments(WEATHER, {"city": "Oslo", "days": None}) == {"city": "Oslo"}
 

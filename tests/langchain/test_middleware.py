@@ -10,68 +10,23 @@ from typing import Any
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.runnables import Runnable
-from langchain_core.tools import tool
-from langchain_core.utils.function_calling import convert_to_openai_tool
-from tests.langchain.prompts import Model
-
-from pomlflow import ConfigurationError, SettingError, ToolError
-from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
-
-agents = pytest.importorskip("langchain.agents")
-middlewares = pytest.importorskip("langchain.agents.middleware")
-from pomlflow.langchain import PomlMiddleware  # noqa: E402 - it is made from langchain's agents
-
-try:
-    from langchain.tools import ToolRuntime
-except ImportError:
-    ToolRuntime = None
-
-MARKUP = """\
-<poml>
-  <runtime temperature="0.5" stop-sequences='["END"]'/>
-  <system-msg>You serve {{ship}}. {{messages.length}} so far.</system-msg>
-  <human-msg>Example?</human-msg>
-  <ai-msg>Yes.</ai-msg>
-  <tool-definition name="weather" description="At {{ship}}">
-    {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 7}},
-     "required": ["city"]}
-  </tool-definition>
-</poml>
-"""
-SCHEMA = (
-    '<output-schema>{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}</output-schema>'
+from tests.langchain.agents import (
+    ADA,
+    ASKED,
+    MARKUP,
+    SCHEMA,
+    Agent,
+    PomlMiddleware,
+    agents,
+    call,
+    made,
+    middlewares,
+    prompt,
+    weather,
 )
-ASKED = {"messages": [HumanMessage("Oslo?")]}
-ADA = {"variables": lambda state, runtime: {"ship": "the Ada"}}
 
-
-class Agent(Model):
-    """A scripted model that takes tools in LangChain's usual way."""
-
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Runnable[Any, AIMessage]:
-        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
-
-
-def call(identity: str = "1", **arguments: Any) -> AIMessage:
-    """An answer that calls the tool."""
-    return AIMessage("", tool_calls=[{"name": "weather", "args": arguments, "id": identity}])
-
-
-def weather(city: str, days: int = 1) -> str:
-    """The function."""
-    return f"Rain in {city} for {days}"
-
-
-def prompt(markup: str = MARKUP, **options: Any) -> PomlPromptTemplate:
-    return PomlPromptTemplate.from_template(markup, name="crew", **options)
-
-
-def made(model: Any, *others: Any, markup: str = MARKUP, **options: Any) -> Any:
-    """An agent of the prompt and the function."""
-    ours = {key: options.pop(key) for key in ("tools", "variables") if key in options}
-    poml = PomlMiddleware(prompt(markup), **{"tools": [weather], **ADA, **ours})
-    return agents.create_agent(model, middleware=[poml, *others], **options)
+from pomlflow import ConfigurationError, SettingError
+from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
 
 
 def test_prompt_examples_tools_and_settings_reach_the_model_anew_at_each_call() -> None:
@@ -184,48 +139,6 @@ def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
     assert [block["type"] for block in model.received[0][0].content] == ["text", "image", "text"]
 
 
-def test_wrong_arguments_go_back_to_the_model_and_the_function_is_not_called() -> None:
-    called = []
-    model = Agent(answers=[call("1", city="Oslo", days=9), call("2", city="Oslo", days=7), "It rains."])
-    state = made(model, tools={"weather": lambda **given: called.append(given) or "Rain"}).invoke(ASKED)
-    refused, accepted = (message for message in state["messages"] if isinstance(message, ToolMessage))
-    assert (refused.status, refused.tool_call_id) == ("error", "1")
-    assert "9 is greater than the maximum of 7" in refused.content
-    assert (accepted.status, accepted.content) == ("success", "Rain")
-    assert called == [{"city": "Oslo", "days": 7}]
-
-
-async def test_wrong_arguments_go_back_to_an_async_agents_model_too() -> None:
-    model = Agent(answers=[call(days=1), "Sorry."])
-    state = await made(model).ainvoke(ASKED)
-    assert state["messages"][2].status == "error"
-
-
-def test_a_tool_whose_schema_the_state_decides_is_checked_by_the_state() -> None:
-    markup = MARKUP.replace('"maximum": 7', '"maximum": {{limit}} ')
-    limits = iter([1, 1, 9, 9, 9])  # asked for by each call of the model, and of the tool
-    model = Agent(answers=[call("1", city="Oslo", days=5), call("2", city="Oslo", days=5), "It rains."])
-    agent = made(model, markup=markup, variables=lambda state, runtime: {"ship": "x", "limit": next(limits)})
-    messages = agent.invoke(ASKED)["messages"]
-    assert [message.status for message in messages if isinstance(message, ToolMessage)] == ["error", "success"]
-
-
-def located(city: str, runtime: ToolRuntime, days: int = 1) -> str:
-    """A function that is given what no model gives."""
-    return f"{city} after {len(runtime.state['messages'])}, call {runtime.tool_call_id}, {days}"
-
-
-@pytest.mark.skipif(ToolRuntime is None, reason="it came with langchain 1.0.1")
-def test_a_function_gets_the_runtime_beside_checked_arguments() -> None:
-    model = Agent(answers=[call("7", city="Oslo", runtime="mine"), call("8", city="Oslo"), "So."])
-    markup = MARKUP.replace('"required": ["city"]', '"required": ["city"], "additionalProperties": false')
-    state = made(model, markup=markup, tools={"weather": located}).invoke(ASKED)
-    told = [message.content for message in state["messages"] if isinstance(message, ToolMessage)]
-    assert told == ["Oslo after 2, call 7, 1", "Oslo after 4, call 8, 1"]
-    (function,) = (found["function"] for found in model.options[0]["tools"])
-    assert "runtime" not in function["parameters"]["properties"]
-
-
 def test_a_model_that_another_middleware_chooses_hears_its_own_words() -> None:
     """OpenAI has no top_k: the file is refused there, and the fallback is asked."""
     openai, anthropic = pytest.importorskip("langchain_openai"), pytest.importorskip("langchain_anthropic")
@@ -254,36 +167,6 @@ def test_only_what_the_file_names_is_rendered_with() -> None:
     agent = agents.create_agent(Agent(), middleware=[poml], state_schema=Voyage)
     agent.invoke({**ASKED, "ship": "the Ada"})
     assert seen == [{"ship"}]
-
-
-@tool("weather")
-def agents_weather(city: str, days: int = 1) -> str:
-    """LangChain's words."""
-    return f"Sun in {city}"
-
-
-@tool
-def now() -> str:
-    """The time."""
-    return "noon"
-
-
-def test_a_tool_that_the_agent_has_is_described_too_and_others_stay() -> None:
-    model = Agent(answers=[call(city="Oslo"), "It shines."])
-    agent = agents.create_agent(model, tools=[agents_weather, now], middleware=[PomlMiddleware(prompt(), **ADA)])
-    state = agent.invoke(ASKED)
-    assert state["messages"][2].content == "Sun in Oslo"
-    described = {found["function"]["name"]: found["function"]["description"] for found in model.options[0]["tools"]}
-    assert described == {"weather": "At the Ada", "now": "The time."}
-
-
-def test_a_tool_without_a_function_and_a_function_without_a_tool_are_errors() -> None:
-    with pytest.raises(ToolError, match="crew defines 'weather' without a function"):
-        made(Agent(), tools=()).invoke(ASKED)
-    with pytest.raises(ToolError, match="no <tool-definition> for the function 'now'"):
-        made(Agent(), tools=[weather, now]).invoke(ASKED)
-    with pytest.raises(ToolError, match="two functions"):
-        made(Agent(), tools=[weather, weather])
 
 
 def test_only_poml_prompts_are_taken() -> None:
@@ -332,21 +215,6 @@ def test_nothing_of_the_prompt_gets_into_the_checkpoint_and_a_thread_goes_on() -
     kept: list[AnyMessage] = agent.get_state(config).values["messages"]
     assert [message.content for message in kept] == ["Oslo?", "One.", "More?", "Two."]
     assert model.received[1][0].content == "You serve the Ada. 3 so far."
-
-
-def test_a_human_who_edits_a_call_is_held_to_the_schema_too() -> None:
-    from langgraph.checkpoint.memory import InMemorySaver
-    from langgraph.types import Command
-
-    human = middlewares.HumanInTheLoopMiddleware(interrupt_on={"weather": True})
-    config = {"configurable": {"thread_id": "1"}}
-    memory = InMemorySaver()
-    made(Agent(answers=[call(city="Oslo")]), human, checkpointer=memory).invoke(ASKED, config)
-    edited = {"name": "weather", "args": {"city": "Oslo", "days": 99}}
-    resumed = made(Agent(answers=["Sorry."]), human, checkpointer=memory)  # as another process would
-    state = resumed.invoke(Command(resume={"decisions": [{"type": "edit", "edited_action": edited}]}), config)
-    refused = next(message for message in state["messages"] if isinstance(message, ToolMessage))
-    assert (refused.status, "maximum of 7" in refused.content) == ("error", True)
 
 
 async def test_tokens_are_streamed_as_they_come() -> None:

@@ -130,3 +130,24 @@ async def test_the_prompt_value_carries_the_frame() -> None:
     off = PomlPromptTemplate(prompt.template, chat=False).invoke({"x": 1})
     assert off.frame.runtime == {"temperature": 0.5}
     assert off.frame.messages[0].content == "Hi 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("chatt", "chat"), ("base_dri", "base_dir"), ("template_format", None), ("regsiter", "register")],
+)
+def test_a_keyword_that_nobody_knows_is_refused(name: str, meant: str | None) -> None:
+    """LangChain's own prompts swallow it, and do something else than was asked for."""
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'") as refused:
+        PomlPromptTemplate.from_template("<p>Hi</p>", **{name: False})
+    assert meant is None or f"did you mean '{meant}'?" in str(refused.value)
+
+
+def test_what_langchain_knows_and_subclasses_have_is_taken() -> None:
+    class Mine(PomlPromptTemplate):
+        team: str = "none"
+
+    prompt = Mine.from_template("<p>{{a}} {{b}}</p>", team="x", metadata={"k": 1}, tags=["t"], input_types={"a": str})
+    prompt.invoke({"a": 1, "b": 2})
+    assert prompt.partial(a=1).team == "x"
+    assert prompt.model_copy(update={"team": "y"}).team == "y"

@@ -80,14 +80,13 @@ def test_whatever_langchain_takes_for_messages(prompt: Any, value: Any) -> None:
         ([{"speaker": "human", "content": ["See", {"type": "image/png", "base64": PICTURE, "alt": "a dot"}]}],
          [HumanMessage([{"type": "text", "text": "See"}, BLOCK])]),
         (HumanMessage("Hi"), [HumanMessage("Hi")]),
-        ("Hi", [HumanMessage("Hi")]),
         ({"role": "user", "content": "Hi"}, [HumanMessage("Hi")]),
         (ChatPromptValue(messages=[AIMessage("Yo")]), [AIMessage("Yo")]),
         (iter([("ai", "Yo")]), [AIMessage("Yo")]),
         (None, []),
         ([], []),
     ],
-    ids=["poml", "poml with a picture", "message", "string", "dict", "prompt value", "iterator", "none", "empty"],
+    ids=["poml", "poml with a picture", "message", "dict", "prompt value", "iterator", "none", "empty"],
 )  # fmt: skip
 def test_what_else_is_a_history(value: Any, expected: list[BaseMessage]) -> None:
     assert poml().invoke({**GIVEN, "history": value}).to_messages() == [SHORT[0], *expected, SHORT[1]]
@@ -309,3 +308,28 @@ async def test_renders_at_once_keep_their_own_histories() -> None:
 def test_a_refused_template_with_a_history_is_an_error() -> None:
     with pytest.raises(PomlError, match="nope is not defined"):
         conversation("h", "<p>{{ eval('nope') }}</p>").invoke({"h": HISTORY})
+
+
+def test_a_text_is_no_history(prompt: Any) -> None:
+    """Whose words it holds, nobody has said; `MessagesPlaceholder` refuses it too."""
+    with pytest.raises(ValueError, match="list of"):
+        prompt.invoke({**GIVEN, "history": "Hi"})
+
+
+@pytest.mark.parametrize(
+    "expression", ["h.slice(-2)", "(h || []).slice(-2)", "[...h].slice(-2)", "s.messages.slice(-2)", "[h[1], h[2]]"]
+)
+def test_an_expression_may_choose_among_pairs(expression: str) -> None:
+    """POML (0.0.8) makes an empty message of each pair that it gets, in silence."""
+    prompt = PomlPromptTemplate.from_template(f'<poml><p>Go</p><conversation messages="{{{{{expression}}}}}"/></poml>')
+    pairs = [("human", "a"), ("ai", "b"), ("human", "c")]
+    assert prompt.invoke({"h": pairs, "s": {"messages": pairs}}).to_messages()[1:] == [
+        AIMessage("b"),
+        HumanMessage("c"),
+    ]
+
+
+def test_an_expression_that_makes_messages_sees_what_was_given() -> None:
+    made = "h.map(([who, text]) =&gt; ({speaker: who, content: text}))".replace("&gt;", ">")
+    prompt = PomlPromptTemplate.from_template(f"<poml><p>Go</p><conversation messages='{{{{{made}}}}}'/></poml>")
+    assert prompt.invoke({"h": [("human", "a"), ("ai", "b")]}).to_messages()[1:] == [HumanMessage("a"), AIMessage("b")]

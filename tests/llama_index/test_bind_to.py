@@ -296,6 +296,11 @@ def test_a_completion_cannot_hold_a_picture(scripted: Any) -> None:
         bound.predict()
 
 
+def test_only_a_model_can_be_bound() -> None:
+    with pytest.raises(TypeError, match="takes one of LlamaIndex's LLMs, not a str"):
+        prompt(TALK).bind_to("gpt-4o")
+
+
 def test_a_bound_model_is_copied_and_shown() -> None:
     bound = prompt(TALK, name="talk").bind_to(MockLLM(max_tokens=1), temperature=0.5)
     copied = pickle.loads(pickle.dumps(bound))

@@ -420,6 +420,22 @@ def test_a_setting_that_nobody_knows(server: ModelServer, model: Any) -> None:
     assert server.bodies[0]["wit"] == 2
 
 
+def test_openais_responses_take_the_frame(server: ModelServer) -> None:
+    """In that API's words; the stub does not speak it."""
+    openai = pytest.importorskip("llama_index.llms.openai").OpenAIResponses(
+        model="gpt-4o", api_base=f"{server.url}/v1", api_key="none", max_retries=0
+    )
+    file = prompt(f'<runtime temperature="0.2" max-tokens="300" tool-choice="weather"/>{TOOL}{SCHEMA}{TALK}')
+    with pytest.raises(Exception, match=r"."):
+        file.bind_to(openai).chat(**GIVEN)
+    (body,) = server.bodies
+    assert server.paths == ["/v1/responses"]
+    assert (body["temperature"], body["max_output_tokens"]) == (0.2, 300)
+    assert body["text"]["format"] == {"type": "json_schema", "name": "report", "schema": REPORT, "strict": True}
+    assert (body["tools"][0]["name"], body["tools"][0]["parameters"]) == ("weather", PARAMETERS)
+    assert body["tool_choice"] == {"type": "function", "name": "weather"}
+
+
 @each_model()
 def test_an_agent(server: ModelServer, model: Any) -> None:
     """What FunctionAgent sends, with the file's examples, settings and tools in each request."""

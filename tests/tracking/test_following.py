@@ -141,6 +141,16 @@ def test_following_ends_with_the_last_template(name: str) -> None:
     until(lambda: not any(getattr(entry.errand, "chain", None) is chain for entry in waiting))
 
 
+def test_a_registry_that_is_away_is_not_asked_for_what_nobody_uses(name: str, tmp_path: Path) -> None:
+    mlflow.set_registry_uri(DEAD)
+    template = opened(name, fallback=write(tmp_path / "fallback.poml", "<p>Fallback</p>"))
+    chain, loads = template.origin._chain, PromptRegistry.shared().loads
+    until(lambda: loads.away(DEAD))
+    del template
+    gc.collect()
+    until(lambda: not any(getattr(entry.errand, "chain", None) is chain for entry in loads._waiting))
+
+
 @pytest.mark.parametrize("change", ["plain text", "alias gone"])
 def test_the_last_good_version_stays(name: str, change: str, caplog: pytest.LogCaptureFixture) -> None:
     """Told once, however often it is looked for; and followed again when there is a good one."""
@@ -245,22 +255,6 @@ def test_its_files_come_back_when_somebody_cleans_up(name: str, tmp_path: Path) 
     assert text(template, mood="kind") == WHOLE
 
 
-def test_its_files_are_removed_with_the_process(name: str, tmp_path: Path) -> None:
-    register(with_files(tmp_path, name), alias="production")
-    code = (
-        "from pomlflow.template import Template; from pomlflow.tracking.following import open_prompt\n"
-        f"template = Template(origin=open_prompt('{name}'))\n"
-        "print(template.current().folder); print(template.render({'mood': 'kind'}).result()['messages'][0]['content'])"
-    )
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
-    folder, shown = done.stdout.split("\n", 1)
-    assert shown.strip() == WHOLE
-    assert Path(folder).is_absolute()
-    assert not Path(folder).exists()
-
-
 LARGE = "large.txt"
 
 
@@ -359,14 +353,21 @@ def test_copies_follow_too(name: str) -> None:
 def test_a_pickled_one_renders_where_there_is_no_registry(
     name: str, tmp_path: Path, elsewhere: Callable[[], None]
 ) -> None:
+    """With its files, which go with the process."""
     register(with_files(tmp_path, name), alias="production")
     pickled = pickle.dumps(opened(name))
     assert mlflow.get_tracking_uri().encode() not in pickled
     elsewhere()
-    code = "import pickle, sys; t = pickle.load(sys.stdin.buffer); print(t.render({'mood': 'kind'}).output['messages'])"
+    code = (
+        "import pickle, sys; template = pickle.load(sys.stdin.buffer); print(template.current().folder)\n"
+        "print(template.render({'mood': 'kind'}).result()['messages'][0]['content'])"
+    )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": DEAD}
     done = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, check=True, env=environment)
-    assert done.stdout.decode().strip() == str([{"speaker": "human", "content": WHOLE}])
+    folder, shown = done.stdout.decode().split("\n", 1)
+    assert shown.strip() == WHOLE
+    assert Path(folder).is_absolute()
+    assert not Path(folder).exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

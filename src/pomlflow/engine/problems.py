@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from pomlflow.exceptions import Problem, RenderError
 __all__ = ["render_error"]
 
 
+_SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
+_SCHEMA_TAG = re.compile(r"<(?:output-?schema|tool(?:-?def(?:inition)?)?)(?:\s[^<>]*)?>", re.IGNORECASE)
+_SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
 
 
@@ -28,8 +32,22 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request) -> Ren
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
     problems = [_problem(item, root, texts, request.file) for item in reported]
-    lexical = any(problem.message.startswith("unexpected character") for problem in problems)
-    return RenderError(problems, _ESCAPES if lexical else None)
+    hint = None
+    if any(problem.message.startswith("unexpected character") for problem in problems):
+        hint = _ESCAPES
+    elif _is_schema(reported[0], texts.get(reported[0].get("path") or root)):
+        hint = _SCHEMA
+    return RenderError(problems, hint)
+
+
+def _is_schema(item: Mapping[str, Any], text: str | None) -> bool:
+    """Whether it says that a schema's or a tool's text is neither JSON nor JavaScript."""
+    start = item.get("start")
+    if text is None or not isinstance(start, int) or not _SYNTAX.search(str(item.get("message"))):
+        return False
+    at = _characters(text, start)
+    tag = _SCHEMA_TAG.match(text, max(0, text.rfind("<", 0, at + 1)))
+    return tag is not None and (tag.start() == at or tag.end() <= at)
 
 
 def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None) -> Problem:

@@ -35,8 +35,9 @@ _COMMON = frozenset(
     {"model", "temperature", "max_tokens", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "top_k"}
 )
 # Who the file was written for, and whether its editor streams: neither is for the model to hear. The model is the one
-# that the user gives, and it streams where the user calls `stream`.
-_NOT_FOR_MODELS = frozenset({"provider", "stream"})
+# that the user gives, and it streams where the user calls `stream`. Conditions are POML's own (0.0.8 has them among the
+# settings all the same).
+_NOT_FOR_MODELS = frozenset({"provider", "stream", "if", "for"})
 _NAMES: dict[Provider, dict[str, str]] = {
     "openai": {},
     "anthropic": {"stop": "stop_sequences"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from pomlflow.exceptions import ToolArgumentsError, ToolError
 from pomlflow.frame.schema import strict_form
 from pomlflow.frame.validation import problems, without_nulls
+
+# Where a tool's name is an expression, it may be any.
+_VARIABLE_NAME = re.compile(r"""<\s*tool[^>]*\sname\s*=\s*["'][^"'>]*\{\{""", re.IGNORECASE)
 
 __all__ = ["ToolSpec", "check_accepts", "check_arguments", "match", "named", "tool_specs"]
 
@@ -96,20 +100,22 @@ def _name(function: Any) -> str:
     return name
 
 
-def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline>") -> None:
+def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline>", source: str | None = None) -> None:
     """Check that each tool has a function and each function a tool.
 
     Args:
         specs: The tools of a render.
         names: Those of the functions.
         place: The template, for errors.
+        source: The markup, where variables decide what it defines: a function that it names is then allowed to be
+            without a tool in this render.
 
     Raises:
         ToolError: One is without the other; it names them all.
     """
     known, given = [spec.name for spec in specs], list(names)
     without_function = [name for name in known if name not in given]
-    without_tool = [name for name in given if name not in known]
+    without_tool = [name for name in given if name not in known and not _may_define(source, name)]
     if not without_function and not without_tool:
         return
     wrong = []
@@ -118,6 +124,13 @@ def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline
     if without_tool:
         wrong.append(f"has no <tool-definition> for the function {_listed(without_tool)} (add one, or take it away)")
     raise ToolError(f"{place} {' and '.join(wrong)}", [*without_function, *without_tool][0])
+
+
+def _may_define(source: str | None, name: str) -> bool:
+    """Whether markup may define a tool of that name for other variables."""
+    if source is None:
+        return False
+    return bool(_VARIABLE_NAME.search(source) or re.search(rf"""name\s*=\s*["']{re.escape(name)}["']""", source))
 
 
 def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "SCHEMA_SAID",
     "Arguments",
     "arguments",
+    "changing_source",
     "explained",
     "model_settings",
     "place_of",
@@ -61,6 +62,11 @@ class Arguments:
 def place_of(record: RenderRecord) -> str:
     """The template of a render, as errors name it."""
     return record.path or record.name or "<inline>"
+
+
+def changing_source(record: RenderRecord) -> str | None:
+    """The markup of a render, where variables decide which tools it defines."""
+    return None if "tools" in record.static else record.source
 
 
 def provider_of(model: BaseLanguageModel[Any]) -> Provider | None:

@@ -252,21 +252,26 @@ class MessageHistory(History[BaseMessage]):
 
     @override
     def convert(self, value: Any) -> list[BaseMessage]:
-        """Take messages, tuples, strings, dicts of OpenAI's or POML's kind, in a list or one alone, or a prompt value.
+        """Take messages, tuples, strings, dicts of OpenAI's or POML's kind, in a list, or a prompt value.
+
+        Of what is no list, a message or its dict is taken too. A text alone is refused, as by ``MessagesPlaceholder``:
+        whose it is, nobody has said.
 
         Args:
             value: What the user gave.
         """
         if isinstance(value, PromptValue):
             return value.to_messages()
+        if isinstance(value, str):
+            raise TypeError('a history is a list of messages, not a text: give [("human", text)] for example')
         made: list[BaseMessage] = []
-        for item in [value] if isinstance(value, str | Mapping | BaseMessage) else value:
+        for item in [value] if isinstance(value, Mapping | BaseMessage) else value:
             if isinstance(item, BaseMessage):
                 made.append(item)
             elif isinstance(item, Mapping) and "speaker" in item:
                 made += from_poml([item])
             else:
-                made += convert_to_messages([item])  # type: ignore[list-item]  # it refuses what it cannot take
+                made += convert_to_messages([item])  # it refuses what it cannot take
         return made
 
     to_poml = staticmethod(to_poml)

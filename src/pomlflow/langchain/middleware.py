@@ -20,6 +20,7 @@ from pomlflow.langchain.answers import PomlOutputParserError
 from pomlflow.langchain.arguments import (
     SCHEMA_SAID,
     Arguments,
+    changing_source,
     explained,
     model_settings,
     place_of,
@@ -124,7 +125,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Let the tool check its arguments, which somebody may have edited since the model made them."""
         specs = self._known()
         if specs is None:
-            specs = self._tools_of(self.prompt._render(self._given(request.state, request.runtime))[0])
+            specs = self._tools_of(self.prompt._render(self._given_for(request))[0])
         return handler(self._checking(request, specs))
 
     @override
@@ -132,7 +133,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Let the tool check its arguments, which somebody may have edited since the model made them."""
         specs = self._known()
         if specs is None:
-            record, _ = await self.prompt._arender(self._given(request.state, request.runtime))
+            record, _ = await self.prompt._arender(self._given_for(request))
             specs = self._tools_of(record)
         return await handler(self._checking(request, specs))
 
@@ -156,6 +157,16 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         takes = self.prompt._core.inference
         return {name: given[name] for name in (*takes.variables, *takes.optional) if name in given}
 
+    def _given_for(self, request: Any) -> dict[str, Any]:
+        """The variables of the model's call that a tool's call came of."""
+        messages = list(_fields(request.state).get("messages") or ())
+        for index, message in enumerate(messages):
+            calls = message.tool_calls if isinstance(message, AIMessage) else ()
+            if any(call["id"] == request.tool_call["id"] for call in calls):
+                messages = messages[:index]
+                break
+        return self._given(request.state, request.runtime, messages)
+
     def _known(self) -> list[ToolSpec] | None:
         """The tools, where no variable changes them and a render has told them."""
         static = self._static
@@ -163,7 +174,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
 
     def _tools_of(self, record: RenderRecord) -> list[ToolSpec]:
         specs = tool_specs(record.result())
-        if "tools" in record.static or not specs:
+        # Every name that POML has for a definition holds the word; where it is not there, there is none.
+        if "tools" in record.static or "tool" not in record.source.lower():
             self._static = record.digest, specs
         return specs
 
@@ -184,7 +196,7 @@ class _Call:
         overrides: dict[str, Any] = {
             "model": self.said.model,
             "model_settings": {**self.said.values, **request.model_settings},
-            "tools": _described(specs, request.tools, middleware.tools, place, strict=strict),
+            "tools": _described(record, specs, request.tools, middleware.tools, strict=strict),
         }
         if self.said.tool_choice is not None and request.tool_choice is None:
             overrides["tool_choice"] = self.said.tool_choice
@@ -243,23 +255,24 @@ def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, placed
 
 
 def _described(
+    record: RenderRecord,
     specs: Sequence[ToolSpec],
     offered: Sequence[BaseTool | dict[str, Any]],
     own: Sequence[BaseTool],
-    place: str,
     *,
     strict: bool,
 ) -> list[BaseTool | dict[str, Any]]:
     """The tools that the model is offered, each as the markup defines it, where it does."""
-    by_name = {spec.name: spec for spec in specs}
+    place, by_name, ours = place_of(record), {spec.name: spec for spec in specs}, {tool.name for tool in own}
     others = [tool.name for tool in offered if isinstance(tool, BaseTool) and tool.name in by_name]
-    match(specs, {tool.name: tool for tool in own} | dict.fromkeys(others), place)
-    return [
-        PomlTool.of(tool, by_name[tool.name], place, strict=strict)
-        if isinstance(tool, BaseTool) and tool.name in by_name
-        else tool
-        for tool in offered
-    ]
+    match(specs, [*ours, *others], place, changing_source(record))
+    told: list[BaseTool | dict[str, Any]] = []
+    for tool in offered:
+        if isinstance(tool, BaseTool) and tool.name in by_name:
+            told.append(PomlTool.of(tool, by_name[tool.name], place, strict=strict))
+        elif isinstance(tool, dict) or tool.name not in ours:  # ours that this render does not define stay away
+            told.append(tool)
+    return told
 
 
 def _strategy(schema: Mapping[str, Any]) -> ProviderStrategy[Any]:

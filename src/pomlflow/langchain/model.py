@@ -23,7 +23,7 @@ from typing_extensions import Self, override
 from pomlflow.exceptions import PomlError
 from pomlflow.frame import match, tool_specs
 from pomlflow.langchain.answers import Growing, read
-from pomlflow.langchain.arguments import arguments, explained, place_of, speaks_chat_completions
+from pomlflow.langchain.arguments import arguments, changing_source, explained, place_of, speaks_chat_completions
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.record import RenderRecord
 
@@ -143,7 +143,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
                 raise PomlError("parse=True takes the prompt value of a POML prompt, which holds the schema")
             return _Call(model, value, config, {**bound, **given})
         if self.functions is not None:
-            match(tool_specs(record.result()), self.functions, place_of(record))
+            match(tool_specs(record.result()), self.functions, place_of(record), changing_source(record))
         if self.parse and record.result().get("schema") is None:
             raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True reads the answer by")
         said = arguments(model, record, bound, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,12 +19,12 @@ from langchain_core.prompts.chat import BaseChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
 from pomlflow.delivery import deliver
 from pomlflow.frame import match, named, tool_specs
-from pomlflow.langchain.arguments import place_of
+from pomlflow.langchain.arguments import changing_source, place_of
 from pomlflow.langchain.chain import PomlChain
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.model import reach
@@ -66,10 +67,11 @@ class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
         metadata: For tracing.
         tags: For tracing.
         registry_origin: A prompt in MLflow's registry, instead of markup (`from_registry`).
-        **kwargs: What LangChain itself passes when it copies a prompt.
+        **kwargs: LangChain's other fields, and what it passes itself when it copies a prompt.
 
     Raises:
         TemplateNotFoundError: The file does not exist.
+        TypeError: A keyword argument is none of ours and none of LangChain's.
 
     Example:
         >>> prompt = PomlPromptTemplate.from_template("<p>Tell me about {{topic}}.</p>")
@@ -111,6 +113,7 @@ class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
         registry_origin: Origin | None = None,
         **kwargs: Any,
     ) -> None:
+        _refuse_unknown(type(self), kwargs)
         register = kwargs.pop("register_prompt", register)
         if registry_origin is None and kwargs.get("registry_uri") is not None:  # in LangChain's `loads`
             registry_origin = reopened(kwargs["registry_uri"], kwargs["registry_refresh"], template, base_dir)
@@ -166,15 +169,19 @@ class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
         return ["pomlflow", "langchain"]
 
     def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
-        """Render once and say what is wrong, at start-up instead of in the first call.
+        """Say what is wrong, at start-up instead of in the first call. Nothing is traced.
 
         Args:
-            **variables: What the template needs.
+            **variables: What the template needs. Without any, what is said is wrong whatever they
+                will be: faults of the markup, unknown components, missing files, the syntax of expressions.
 
         Raises:
             PomlError: As a render raises it.
         """
-        self._format(variables, None)
+        if variables:
+            self._render(variables)[0].result()
+        elif (error := self._core.check(self._validate_input({}), history=MessageHistory()).error) is not None:
+            raise error
 
     def bind_to(
         self,
@@ -238,7 +245,7 @@ class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
         """
         record, _ = self._render(variables)
         specs, given, place = tool_specs(record.result()), named(functions), place_of(record)
-        match(specs, given, place)
+        match(specs, given, place, changing_source(record))
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
 
     # From here on: what LangChain calls.
@@ -330,6 +337,16 @@ class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
                 setattr(self, field, value)
             self.__dict__.pop("_serialized", None)  # LangChain's cached form of the old one
         return now
+
+
+def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
+    # A copy gets all that the instance holds in its __dict__, LangChain's cached `_serialized` too.
+    known = {"register", *cls.model_fields}
+    for name in given:
+        if name not in known and not hasattr(cls, name) and not name.startswith("_"):
+            near = difflib.get_close_matches(name, [field for field in known if field != "register_prompt"], 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}{meant}")
 
 
 def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class PomlLLM:
     """
 
     def __init__(self, prompt: PomlPromptTemplate, llm: LLM, /, **llm_kwargs: Any) -> None:
+        if not isinstance(llm, LLM):
+            raise TypeError(f"bind_to takes one of LlamaIndex's LLMs, not a {type(llm).__name__}")
         self.prompt = prompt
         self.llm = llm
         self.llm_kwargs = llm_kwargs
@@ -188,7 +190,7 @@ class PomlLLM:
     def structured_predict(
         self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
     ) -> Any:
-        """Render, and give the answer as ``<output-schema>`` says.
+        """Render, and give the answer as ``<output-schema>`` says; the model has no tools then.
 
         Args:
             output_cls: A pydantic class for the answer; by default `PomlPromptTemplate.output_cls`'s. Where the

@@ -236,7 +236,7 @@ class MessageHistory(History[ChatMessage]):
     native = ChatMessage
 
     @override
-    def take(self, variables: Mapping[str, Any], named: Sequence[str]) -> Mapping[str, Any]:
+    def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
         known = (BaseNode, NodeWithScore, BasePromptTemplate, QueryBundle, Response)
         taken: dict[str, Any] = {}
         for name, value in variables.items():
@@ -245,7 +245,7 @@ class MessageHistory(History[ChatMessage]):
             # Only its start: a list of a million numbers is a variable too.
             elif isinstance(value, list | tuple) and isinstance(value[:1] and value[0], known):
                 taken[name] = [_plain(item) for item in value]
-        return super().take({**variables, **taken} if taken else variables, named)
+        return super().take({**variables, **taken} if taken else variables, named, passed)
 
     @override
     def convert(self, value: Any) -> list[ChatMessage]:

@@ -24,40 +24,35 @@ __all__ = ["Answer", "output_class", "partial_answer"]
 
 
 class Answer(BaseModel):
-    """An answer as an ``<output-schema>`` describes it: its properties are attributes, ``model_dump()`` gives a dict.
-
-    Attributes:
-        poml_schema: The schema; None for an object within one.
-        place: The template that it is from.
-    """
+    """An answer as an ``<output-schema>`` says: its properties are attributes, and ``model_dump()`` gives a dict."""
 
     # Properties whose names are no identifiers, or are pydantic's own, are extras; `model_dump()` gives them too.
-    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
-    poml_schema: ClassVar[Mapping[str, Any] | None] = None
-    place: ClassVar[str] = "<inline>"
+    _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # of an object within another, None
+    _poml_place: ClassVar[str] = "<inline>"
 
     @model_validator(mode="before")
     @classmethod
     def _by_the_schema(cls, given: Any) -> Any:
-        if cls.poml_schema is None or not isinstance(given, Mapping):
+        if cls._poml_schema is None or not isinstance(given, Mapping):
             return given
-        return parse_answer(json.dumps(given, default=str), cls.poml_schema, cls.place)
+        return parse_answer(json.dumps(given, default=str), cls._poml_schema, cls._poml_place)
 
     @classmethod
     @override
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Give the schema itself; LlamaIndex's programs and OpenAI's client ask for it here."""
-        if cls.poml_schema is None:
+        if cls._poml_schema is None:
             return handler(core_schema)
-        read: dict[str, Any] = json.loads(json.dumps(cls.poml_schema))  # they write into what they get
+        read: dict[str, Any] = json.loads(json.dumps(cls._poml_schema))  # they write into what they get
         return {**read, "title": cls.__name__}  # the name of the function that a model is to call
 
     @override
     def __reduce__(self) -> Any:
-        if self.poml_schema is None:
+        if self._poml_schema is None:
             return super().__reduce__()
-        return _again, (self.poml_schema, self.place, self.model_dump(exclude_unset=True))
+        return _again, (self._poml_schema, self._poml_place, self.model_dump(exclude_unset=True))
 
 
 def _again(schema: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> Answer:
@@ -96,7 +91,7 @@ def output_class(schema: Mapping[str, Any] | None, place: str = "<inline>") -> t
 def _made(text: str, place: str) -> type[Answer]:
     schema = json.loads(text)
     made = _class(schema, _capitalised(schema_name(schema)))
-    made.poml_schema, made.place = schema, place
+    made._poml_schema, made._poml_place = schema, place
     return made
 
 

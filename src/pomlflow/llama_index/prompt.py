@@ -178,15 +178,21 @@ class PomlPromptTemplate(Sources, RichPromptTemplate, PromptTemplate):
         return self.chat and _MESSAGES.search(self.source) is not None
 
     def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
-        """Render once and say what is wrong, at start-up instead of in the first call.
+        """Say what is wrong, at start-up instead of in the first call.
 
         Args:
-            **variables: What the template needs beside what `partial_format` gave.
+            **variables: What the template needs beside what `partial_format` gave. Without any, what is said is wrong
+                whatever they will be: faults of the markup, unknown components, missing files, expressions' syntax.
 
         Raises:
             PomlError: As a render raises it.
         """
-        self.format_messages(**variables)
+        if variables:
+            self.format_messages(**variables)
+            return
+        prepared, _, history, _ = self._prepared({})
+        if (error := self._core.check(prepared, history=history).error) is not None:
+            raise error
 
     def bind_to(self, llm: LLM, /, **llm_kwargs: Any) -> PomlLLM:
         """Bind a model to the prompt, so that all that the file says reaches the model with each call.

@@ -30,6 +30,7 @@ _CLASSES: dict[str, Provider] = {
     "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
     "llama_index.llms.anthropic.base.Anthropic": "anthropic",
 }
+_RESPONSES = "llama_index.llms.openai.responses.OpenAIResponses"  # OpenAI's other API, with some words of its own
 _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 
@@ -41,8 +42,17 @@ def provider_of(llm: Any) -> Provider | None:
 
 @lru_cache(maxsize=256)
 def _provider(kind: type) -> Provider | None:
-    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
-    return next((_CLASSES[name] for name in names if name in _CLASSES), None)
+    return next((_CLASSES[name] for name in _names(kind) if name in _CLASSES), None)
+
+
+@lru_cache(maxsize=256)
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+
+
+def _responds(llm: Any) -> bool:
+    kind: type = type(llm)
+    return _RESPONSES in _names(kind)
 
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, place: str) -> Settings:
@@ -58,6 +68,8 @@ def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, place: str) -> Set
     """
     provider = provider_of(llm)
     given = settings(runtime, provider, place)
+    if _responds(llm) and "max_tokens" in given.values:
+        given.values["max_output_tokens"] = given.values.pop("max_tokens")
     if provider is not None and given.unknown and (known := _parameters(provider)):
         for name in sorted(given.unknown - known):
             raise SettingError(
@@ -91,14 +103,14 @@ def tool_choice(llm: LLM, choice: Any) -> Any:
     if isinstance(choice, Mapping) and "toolName" in choice:
         choice = choice["toolName"]
     provider = provider_of(llm)
-    if provider is None or not isinstance(choice, str):
+    if not isinstance(choice, str) or (provider is None and not _responds(llm)):
         return choice
     if provider == "anthropic":
         kinds = {"auto": "auto", "none": "none", "required": "any"}
         return {"type": kinds[choice]} if choice in kinds else {"type": "tool", "name": choice}
     if choice in ("auto", "none", "required"):
         return choice
-    return {"type": "function", "function": {"name": choice}}
+    return {"type": "function", **({"name": choice} if _responds(llm) else {"function": {"name": choice}})}
 
 
 def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -111,6 +123,8 @@ def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     provider = provider_of(llm)
     if provider == "openai" and getattr(llm, "_should_use_structure_outputs", lambda: False)():
         return {"response_format": response_format(schema)}
+    if _responds(llm):
+        return {"text": {"format": {"type": "json_schema", **response_format(schema)["json_schema"]}}}
     if provider == "anthropic" and _keeps_to_schemas(llm) and "output_config" in _parameters(provider):
         from anthropic import transform_schema
 

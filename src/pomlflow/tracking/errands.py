@@ -14,9 +14,9 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -28,9 +28,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pomlflow.tracking.versions import RefusedError
 
-__all__ = ["Errand", "Errands", "knock"]
+__all__ = ["Errand", "Errands", "bounded", "knock"]
 
 _log = logging.getLogger("pomlflow")
+_T = TypeVar("_T")
 
 _KNOCK: Final = 10.0  # seconds that a server may take to say that it is there
 _LONGEST_OUTAGE_PAUSE: Final = 15.0  # seconds between knocks at a server that is away
@@ -52,7 +53,6 @@ class Errand:
         waits: How often it was not possible yet.
         since: When it was first found not possible yet, in seconds of the monotonic clock.
         stuck: Whether it is of no use, as far as is known, to wait for it.
-        cancelled: Whether nobody wants it done any more.
     """
 
     uri: str
@@ -61,7 +61,6 @@ class Errand:
     waits: int = 0
     since: float | None = None
     stuck: bool = False
-    cancelled: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {_shown(self.uri)}>"
@@ -71,6 +70,11 @@ class Errand:
         """Seconds since it was first found not possible yet."""
         return 0.0 if self.since is None else time.monotonic() - self.since
 
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anybody left for whom it is to be done."""
+        return True
+
     def run(self) -> bool:
         """Do it, however long it takes.
 
@@ -79,16 +83,12 @@ class Errand:
         """
         raise NotImplementedError
 
-    def failed(self, error: Exception) -> None:
-        """Hear that a try failed; another may follow."""
-
     def given_up(self) -> None:
         """Hear that it will not be tried again."""
 
 
 @dataclass
 class _Outage:
-    error: Exception
     pause: float = 0.25
     until: float = 0.0
 
@@ -117,17 +117,14 @@ class Errands:
         self._flushes = 0
         self._numbers = itertools.count()
 
-    def send(self, errand: Errand, *, after: float = 0.0, urgent: bool = False) -> None:
+    def send(self, errand: Errand, *, after: float = 0.0) -> None:
         """Have it done. Never blocks.
 
         Args:
             errand: What is to be done.
             after: Seconds to wait before it.
-            urgent: Whether somebody waits for it, so that a store that was away is looked for again at once.
         """
         with self._changed:
-            if urgent and (outage := self._outages.get(errand.uri)) is not None:
-                outage.until = 0.0
             if len(self._waiting) >= _MOST:
                 _log.debug("Too much waits for %s: %s is dropped", _shown(errand.uri), errand)
                 return
@@ -192,13 +189,12 @@ class Errands:
 
     def _try(self, errand: Errand) -> float | None:
         """Try it once; gives the seconds until the next try, None where there is to be none."""
-        if errand.cancelled:
+        if not errand.wanted:
             return None
         errand.stuck = False
         outage = self._outages.get(errand.uri)
         if outage is not None and (left := outage.until - time.monotonic()) > 0:
             errand.stuck = True
-            errand.failed(outage.error)
             return left
         try:
             done = contextvars.Context().run(_run, errand)
@@ -222,7 +218,6 @@ class Errands:
 
     def _failed(self, errand: Errand, error: Exception) -> float | None:
         errand.tries += 1
-        errand.failed(error)
         _log.debug("Failed %d times: %s", errand.tries, errand, exc_info=error)
         if _is_away(errand.uri, error):
             return self._outage(errand.uri, error)
@@ -248,7 +243,7 @@ class Errands:
             )
 
     def _outage(self, uri: str, error: Exception) -> float:
-        new = _Outage(error)
+        new = _Outage()
         outage = self._outages.setdefault(uri, new)
         if outage is new:
             _log.warning(
@@ -271,6 +266,45 @@ def _run(errand: Errand) -> bool:
         set_server_request_workspace(errand.workspace)  # in this context, unlike `set_workspace`, which is process-wide
     knock(errand.uri)
     return errand.run()
+
+
+def bounded(call: Callable[[], _T], timeout: float) -> _T:
+    """Do something that may take as long as MLflow's client retries, and wait for it no longer than this.
+
+    Args:
+        call: What is to be done; it goes on in a thread of its own where it takes longer.
+        timeout: Seconds to wait at most.
+
+    Returns:
+        What it gives.
+
+    Raises:
+        TimeoutError: It takes longer.
+        Exception: As it raises.
+    """
+    outcome: list[_T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            failure.append(error)
+
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(run,), name="pomlflow-registry-load", daemon=True
+    )
+    try:
+        thread.start()
+    except RuntimeError:  # from Python 3.12 on no thread can start while the interpreter ends
+        run()
+    else:
+        thread.join(timeout)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise TimeoutError(f"no answer within {timeout:g} s")
+    return outcome[0]
 
 
 def knock(uri: str, limit: float = _KNOCK) -> None:

@@ -87,11 +87,20 @@ def linked(deadline: float) -> bool:
     return not any(thread.is_alive() for thread in threads)
 
 
-def let_go() -> None:
+def let_go(ways: Iterable[Export], *, threads: bool) -> None:
     """Have Python not wait for MLflow's threads at the end; they go on for as long as the process lives.
 
     While a server is away they try again for four minutes, and are no daemons.
+
+    Args:
+        ways: Those to servers that are away.
+        threads: Whether threads can be started.
     """
+    for tasks in filter(None, (way.tasks for way in ways)):
+        if threads:
+            tasks.activate()
+        if tasks.is_active():  # no more threads of its pool: what comes now, its consumer does, which is a daemon
+            tasks._worker_threadpool.shutdown(wait=False)
     for thread in threading.enumerate():
         if not thread.name.startswith((_LINKER, _WORKER)):
             continue

@@ -11,7 +11,7 @@ import os
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mlflow.entities.model_registry import PromptVersion
 
@@ -20,8 +20,8 @@ from pomlflow.record import content_digest
 from pomlflow.snapshot import Snapshot
 from pomlflow.template import Template
 from pomlflow.tracking.contents import PromptContent, content_of
-from pomlflow.tracking.errands import Errand
-from pomlflow.tracking.loading import Load, Reference
+from pomlflow.tracking.errands import Errand, bounded
+from pomlflow.tracking.loading import Reference, first_of
 from pomlflow.tracking.registry import Place, PromptRegistry
 from pomlflow.tracking.unpacked import Unpacked, unpack
 from pomlflow.variables import Inference, infer
@@ -29,6 +29,8 @@ from pomlflow.variables import Inference, infer
 __all__ = ["RegistryOrigin", "open_prompt"]
 
 _log = logging.getLogger("pomlflow")
+_PATIENCE: Final = 20.0  # seconds that a registry which is there may take to give a version
+_told: set[tuple[str, str]] = set()  # what is wrong with which reference, until it is right again
 
 
 def open_prompt(
@@ -75,17 +77,13 @@ def open_prompt(
     if fallback is not None or markup is not None:
         instead = Template(None if fallback is not None else markup, path=fallback)
     folder = None if base_dir is None else Path(base_dir).absolute()
-    first = Load(uri=place.registry, workspace=place.workspace, place=place, reference=reference)
-    PromptRegistry.shared().loads.send(first, urgent=True)
     content: PromptContent | None = None
     try:
-        content = first.result(timeout)
+        content = first_of(reference, place, timeout)
     except RegistryError as error:
         if instead is None:
             raise
         _log.info("%s. %s is used until it is there", error, instead.path or "What it once gave")
-    finally:
-        first.cancelled = True
     renew_in = 0.0 if content is None else refresh
     return RegistryOrigin(
         reference, place, refresh=refresh, content=content, fallback=instead, base_dir=folder, renew_in=renew_in
@@ -151,7 +149,6 @@ class RegistryOrigin:
         self._place = place
         self._fallback = fallback
         self._base_dir = base_dir
-        self._said: set[str] = set()
         self._state = self._fallback_state(None) if content is None else self._state_of(content, content.source, None)
         self._renew_after(renew_in)
 
@@ -223,18 +220,18 @@ class RegistryOrigin:
         """Look whether it is another version by now. On the thread for loads, which renders do not wait for."""
         now = self._state.content
         try:
-            content = self._reference.fetch(self._place)
+            # A server that goes away in the middle holds MLflow's client for minutes; nobody else is to wait for that.
+            content = bounded(lambda: self._reference.fetch(self._place), _PATIENCE)
             if now is None or (content.uri, content.digest) != (now.uri, now.digest):
                 self._state = self._state_of(content, content.source, None)
-                _log.info("%s is %s now", self._reference.uri, content.uri)
+                _log.info("%s is %s now", self.uri, content.uri)
+            _told.difference_update([told for told in _told if told[0] == self.uri])
         except RegistryError as error:
-            self._say_once(f"{error}. {'The fallback' if now is None else now.uri} stays in use")
+            told = self.uri, type(error).__name__
+            if told not in _told:
+                _told.add(told)
+                _log.warning("%s: %s stays in use", error, "the fallback" if now is None else now.uri)
         self._renew_after(self.refresh)
-
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            _log.warning("%s (said once)", message)
 
 
 def _snapshot(content: PromptContent, text: str, unpacked: Unpacked) -> Snapshot:
@@ -288,6 +285,10 @@ class _Renewal(Errand):
 
     origin: weakref.ref[RegistryOrigin]
     chain: object
+
+    @property
+    def wanted(self) -> bool:
+        return self._live() is not None
 
     def run(self) -> bool:
         if (origin := self._live()) is not None:

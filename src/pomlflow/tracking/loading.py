@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import threading
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.workspace_context import set_server_request_workspace
+from sqlalchemy.exc import SQLAlchemyError
 
 from pomlflow.exceptions import ConfigurationError, PromptNotFoundError, RegistryError
 from pomlflow.tracking.contents import PromptContent, content_of
-from pomlflow.tracking.errands import Errand
-from pomlflow.tracking.registry import Place, PromptRegistry, client_of
+from pomlflow.tracking.errands import bounded, knock
+from pomlflow.tracking.registry import Place, client_of
 
-__all__ = ["Reference", "load"]
+__all__ = ["Reference", "first_of", "load"]
 
 _URI: Final = re.compile(r"prompts:/([^/@]+)(?:/(\d+)|@([\w-]+))?")
 _NOT_FOUND: Final = {
@@ -101,7 +101,7 @@ class Reference(NamedTuple):
             if error.error_code not in _NOT_FOUND:
                 raise
             raise PromptNotFoundError(
-                f"MLflow's registry does not have {self.uri}: {error.message}", self.uri
+                f"MLflow's registry does not have {self.uri} ({error.message})", self.uri
             ) from error
         if found is None:
             raise PromptNotFoundError(f"MLflow's registry does not have {self.uri}", self.uri)
@@ -132,56 +132,34 @@ def load(
         >>> load("prompts:/support@production").source  # doctest: +SKIP
         '<poml>…'
     """
-    place, reference = Place.now(), Reference.of(name_or_uri, version, alias)
-    first = Load(uri=place.registry, workspace=place.workspace, place=place, reference=reference)
-    PromptRegistry.shared().loads.send(first, urgent=True)
-    try:
-        return first.result(timeout)
-    finally:
-        first.cancelled = True
+    return first_of(Reference.of(name_or_uri, version, alias), Place.now(), timeout)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class Load(Errand):
-    """Load one version while somebody waits for it.
+def first_of(reference: Reference, place: Place, timeout: float) -> PromptContent:
+    """Load a version while somebody waits for it.
 
-    Attributes:
-        place: The registry.
+    Args:
         reference: What is asked for.
+        place: Where.
+        timeout: Seconds to wait at most.
+
+    Returns:
+        All that the version holds.
+
+    Raises:
+        RegistryError: As `load` raises it.
     """
 
-    place: Place
-    reference: Reference
-    _tried: threading.Event = field(default_factory=threading.Event)
-    _content: PromptContent | None = None
-    _error: Exception | None = None
+    def fetch() -> PromptContent:
+        if place.workspace:
+            set_server_request_workspace(place.workspace)
+        knock(place.registry)
+        return reference.fetch(place)
 
-    def run(self) -> bool:
-        try:
-            self._content = self.reference.fetch(self.place)
-        except RegistryError as error:  # an answer, too
-            self._error = error
-        self._tried.set()
-        return True
-
-    def failed(self, error: Exception) -> None:
-        self._error = error
-        self._tried.set()
-
-    def result(self, timeout: float) -> PromptContent:
-        """Wait for the first try.
-
-        Args:
-            timeout: Seconds to wait at most.
-
-        Raises:
-            RegistryError: As `load` raises it.
-        """
-        uri = self.reference.uri
-        if not self._tried.wait(timeout):
-            raise RegistryError(f"MLflow's registry did not give {uri} within {timeout:g} s", uri)
-        if self._content is not None:
-            return self._content
-        if isinstance(self._error, RegistryError):
-            raise self._error
-        raise RegistryError(f"MLflow's registry cannot give {uri}: {self._error}", uri) from self._error
+    try:
+        return bounded(fetch, timeout)
+    except RegistryError:
+        raise
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        uri = reference.uri
+        raise RegistryError(f"MLflow's registry cannot give {uri}: {error}", uri) from error

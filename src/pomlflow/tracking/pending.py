@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 import mlflow
@@ -67,8 +68,9 @@ def finish_at_the_end() -> None:
 
 def _before_threads_are_joined() -> None:
     atexit.register(_behind_all_threads)  # registered last, called first
-    if _finish():
-        let_go()
+    if away := _finish():
+        with suppress(Exception):  # as in `_finish`
+            let_go(away, threads=_threads_start())
 
 
 def _behind_all_threads() -> None:

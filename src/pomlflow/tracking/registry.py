@@ -97,8 +97,8 @@ class PromptRegistry:
     object is enough for a process: `shared` gives it.
 
     Attributes:
-        loads: What is to be read from stores, apart from what is to be written: a first load is waited for, and must
-            not queue behind a hundred registrations.
+        loads: What is to be read from stores, apart from what is to be written: a moved alias must not queue behind a
+            hundred registrations, nor be waited for in a flush.
 
     Example:
         >>> import mlflow

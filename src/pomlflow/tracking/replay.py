@@ -19,7 +19,7 @@ from mlflow.tracing.attachments import Attachment
 from mlflow.tracing.client import TracingClient
 from typing_extensions import override
 
-from pomlflow.exceptions import PomlError, RenderError, TraceNotFoundError
+from pomlflow.exceptions import PomlError, TraceNotFoundError
 from pomlflow.history import REQUEST, RESPONSE, History
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
@@ -179,7 +179,7 @@ class _StoredHistory(History[Mapping[str, Any]]):
         self._names = names
 
     @override
-    def take(self, variables: Mapping[str, Any], named: Sequence[str]) -> Mapping[str, Any]:
+    def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
         for name in self._names:
             self._marked(name, variables[name])
         return variables
@@ -272,7 +272,7 @@ def _problem_then(stored: StoredRender) -> str | None:
 
 
 def _problem_now(error: PomlError | None) -> str | None:
-    line, column = (error.line, error.column) if isinstance(error, RenderError) else (None, None)
+    line, column = (getattr(error, place, None) for place in ("line", "column"))
     return None if error is None else _problem(str(error), line, column)
 
 

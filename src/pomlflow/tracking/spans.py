@@ -10,7 +10,7 @@ type                    ``PROMPT``
 inputs                  ``prompt`` (the markup), ``context`` (the variables), ``stylesheet`` where one was given
 outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; ``tools``, ``schema``, ``runtime`` where
                         the prompt has them
-``poml.digest``         SHA-256 of the markup and of what it includes
+``poml.digest``         SHA-256 of the markup and of the files that it names
 ``poml.path``           the file, relative to the prompt root; not there for inline markup
 ``poml.version``        of the ``poml`` package
 ``poml.engine``         ``warm`` or ``poml``

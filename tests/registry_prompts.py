@@ -1,0 +1,101 @@
+"""Prompts in a registry, for the tests of both frameworks: made, moved, looked at, and made better."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.genai.optimize import BasePromptOptimizer, PromptOptimizerOutput
+from mlflow.genai.scorers import scorer
+from tests.templates import write
+
+from pomlflow.template import Template
+from pomlflow.tracking.publishing import register
+
+if TYPE_CHECKING:
+    import pytest
+    from mlflow.entities import Trace
+
+HELLO = "<poml><p>Hello {{name}}</p></poml>"
+BYE = "<poml><p>Bye {{name}}</p></poml>"
+LONG = "<poml><system-msg>Answer {{how}}.</system-msg><human-msg>{{question}}</human-msg></poml>"
+
+
+def publish(name: str, source: str = HELLO) -> int:
+    """Register a version that is in production from now on; gives its number."""
+    version = register(Template(source, name=name), alias="production").version
+    return int(version.version)
+
+
+def publish_with_files(name: str, folder: Path) -> None:
+    """Put a prompt in production that includes a file and shows a document, and remove both from this machine."""
+    write(folder / "prompts" / "tone.poml", "<p>Be {{mood}}.</p>")
+    write(folder / "shared" / "note.txt", "A note.")
+    source = '<poml><include src="tone.poml"/><document src="../shared/note.txt"/></poml>'
+    register(Template(path=write(folder / "prompts" / "main.poml", source), name=name), alias="production")
+    shutil.rmtree(folder / "prompts")
+    shutil.rmtree(folder / "shared")
+
+
+def sources(name: str) -> list[str]:
+    """The texts of all versions of a prompt."""
+    query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
+    found = mlflow.MlflowClient().search_model_versions(query, order_by=["version_number ASC"])
+    return [one.tags["mlflow.prompt.text"] for one in found]
+
+
+def linked(trace: Trace) -> list[str]:
+    """What a trace is linked to, as ``name/version``."""
+    links = json.loads(trace.info.tags.get("mlflow.linkedPrompts", "[]"))
+    return [f"{link['name']}/{link['version']}" for link in links]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Our warnings."""
+    return [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelname == "WARNING"]
+
+
+class Briefly(BasePromptOptimizer):
+    """The simplest optimiser: it tries one change, and keeps it where the score is better."""
+
+    def __init__(self, change: Callable[[str], str]) -> None:
+        self.change = change
+
+    def optimize(
+        self,
+        eval_fn: Any,
+        train_data: list[dict[str, Any]],
+        target_prompts: dict[str, str],
+        enable_tracking: bool = True,
+    ) -> PromptOptimizerOutput:
+        changed = {name: self.change(text) for name, text in target_prompts.items()}
+        before, after = (
+            sum(result.score for result in eval_fn(prompts, train_data)) for prompts in (target_prompts, changed)
+        )
+        best = changed if after > before else target_prompts
+        return PromptOptimizerOutput(
+            optimized_prompts=best, initial_eval_score=before, final_eval_score=max(before, after)
+        )
+
+
+@scorer
+def exact(outputs: Any, expectations: dict[str, Any]) -> float:
+    """Whether the answer is what was expected."""
+    return float(outputs == expectations["expected_response"])
+
+
+def optimised(name: str, predict: Callable[[str], str], change: Callable[[str], str]) -> Any:
+    """Have MLflow make a prompt better; a question's right answer is ``Paris``."""
+    data = [{"inputs": {"question": f"The capital of France, {number}?"}, "outputs": "Paris"} for number in range(3)]
+    return mlflow.genai.optimize_prompts(
+        predict_fn=predict,
+        train_data=data,
+        prompt_uris=[f"prompts:/{name}@production"],
+        optimizer=Briefly(change),
+        scorers=[exact],
+        enable_tracking=False,
+    )

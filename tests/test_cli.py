@@ -1,0 +1,337 @@
+"""The command line: what it prints, and what it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.corpus.cases import FOLDER
+from tests.templates import HELLO, write
+
+from pomlflow import settings
+from pomlflow.cli import cli
+
+MARKUP = """\
+<poml>
+  <system-msg>You help {{name}}. <include src="parts/tone.poml"/></system-msg>
+  <human-msg>{{question}}</human-msg>
+  <runtime temperature="0.2"/>
+</poml>
+"""
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with two prompts of which one is a part of the other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "_current", settings.Settings())
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, "1" if "RETRIES" in name else "30" if "TIME" in name else "INFO"))
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    write(tmp_path / "p" / "support.poml", MARKUP)
+    write(tmp_path / "p" / "parts" / "tone.poml", "<p>Be kind.</p>")
+    return tmp_path
+
+
+@pytest.fixture
+def run() -> Run:
+    def run(*arguments: str, given: str | bytes | None = None) -> Result:
+        done = CliRunner().invoke(cli, arguments, input=given, prog_name="pomlflow")
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception  # a user would see its traceback
+        return done
+
+    return run
+
+
+# --- render ---
+
+
+def test_a_prompt_is_shown_as_a_chat(run: Run) -> None:
+    done = run("render", "p/support.poml", "-c", "name=Ada", "-c", "question=Why?")
+    assert done.exit_code == 0
+    assert done.output == (
+        '--- system\nYou help Ada. \n\nBe kind.\n--- human\nWhy?\n--- runtime\n{\n  "temperature": 0.2\n}\n'
+    )
+
+
+def test_variables_are_text_json_or_a_files_text_and_the_last_wins(run: Run, folder: Path) -> None:
+    write(folder / "long.txt", "a = b\n")
+    write(folder / "case.json", '{"a": "file", "b": [1], "c": null, "d": "file"}')
+    markup = "<p>{{ JSON.stringify([a, b, c, d]) }}</p>"
+    given = ["--context-file", "case.json", "-c", "a=x=y", "-c", 'c:={"k": 1.50}', "-c", "d=@long.txt"]
+    done = run("render", "-", *given, "--text", given=markup)
+    assert done.output == '["x=y",[1],{"k":1.5},"a = b\\n"]\n'
+    piped = run("render", "p/support.poml", "--context-file", "-", "--json", given='{"name": 1, "question": 2}')
+    assert [message["content"] for message in json.loads(piped.output)["messages"]] == ["You help 1. \n\nBe kind.", "2"]
+
+
+def test_each_of_poms_forms_is_there(run: Run, folder: Path) -> None:
+    write(folder / "style.json", '{"p": {"syntax": "json"}}')
+    done = run("render", "-", "--format", "openai_chat", given='<poml><p>Hi</p><runtime maxTokens="9"/></poml>')
+    assert json.loads(done.output) == {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
+    assert run("render", "-", "--stylesheet", "style.json", given="<p>Hi</p>").output == '--- human\n"Hi"\n'
+
+
+def test_pictures_and_tools_are_told(run: Run) -> None:
+    markup = (
+        f'<poml><human-msg><img src="{FOLDER / "assets" / "box.png"}" alt="a box" syntax="multimedia"/></human-msg>'
+        '<tool-request id="1" name="look" parameters="{{ {at: \'sea\'} }}"/>'
+        '<tool-response id="1" name="look">grey</tool-response></poml>'
+    )
+    shown = run("render", "-", given=markup).output
+    assert "[image/png, 1" in shown
+    assert " bytes, a box]" in shown
+    assert '[calls look {"at": "sea"}]' in shown
+    assert "[look answers] grey" in shown
+
+
+def test_what_does_not_render_is_told_at_its_place(run: Run, folder: Path) -> None:
+    write(folder / "wrong.poml", "<poml>\n  <p>{{ x.y.z }}</p>\n</poml>")
+    done = run("render", "wrong.poml", "-c", "x:={}")
+    assert (done.exit_code, done.output) == (
+        1, "wrong.poml:2:6: Cannot read properties of undefined (reading 'z')\n"
+    )  # fmt: skip
+    missing = run("render", "p/support.poml", "-c", "name=Ada")
+    assert missing.exit_code == 1
+    assert missing.output.startswith("p/support.poml:")
+    assert "question" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["render", "nowhere.poml"], "nowhere.poml"),
+        (["render", "p/support.poml", "-c", "name"], "write NAME=TEXT, NAME:=JSON or NAME=@FILE"),
+        (["render", "p/support.poml", "-c", "name:={"], "-c name:={: this is no JSON"),
+        (["render", "p/support.poml", "-c", "name=@nowhere"], "nowhere: cannot be read"),
+        (["render", "p/support.poml", "--context-file", "nowhere"], "nowhere: cannot be read"),
+        (["render", "-", "--context-file", "p/support.poml"], "this is no JSON"),
+        (["check", "nowhere"], "nowhere: there is no such file"),
+        (["check", "empty"], "empty: no .poml file in it"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_two_lines_and_no_traceback(run: Run, folder: Path, arguments: list[str], told: str) -> None:
+    (folder / "empty").mkdir()
+    done = run(*arguments, given="<p/>")
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.output
+
+
+# --- vars, check ---
+
+
+def test_variables_and_files_are_listed(run: Run, folder: Path) -> None:
+    write(folder / "p" / "support.poml", MARKUP.replace("<human-msg>", '<conversation messages="{{old}}"/><human-msg>'))
+    assert run("vars", "p/support.poml").output.splitlines() == [
+        "name             needed",
+        "question         needed",
+        "old              optional, messages",
+        "parts/tone.poml  file",
+    ]
+    assert json.loads(run("vars", "p/support.poml", "--json").output) == {
+        "variables": ["name", "question"], "optional": ["old"], "messages": ["old"], "files": ["parts/tone.poml"]
+    }  # fmt: skip
+
+
+def test_a_folder_is_checked_without_values(run: Run, folder: Path) -> None:
+    write(folder / ".venv" / "hidden.poml", "<p>{{ x. }}</p>")
+    done = run("check", "p", "p/support.poml")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "2 checked, none with problems\n")
+    write(folder / "p" / "wrong.poml", "<poml>\n  <tsk>{{a.b.c}}</tsk>\n  <p>{{ a. }}</p>\n</poml>")
+    done = run("check", "p")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines() == [
+        "p/wrong.poml:2:4: Component tsk not found. Do you mean: task, s?",
+        "p/wrong.poml:3:6: Unexpected token '}'",
+    ]
+    assert done.stderr == "3 checked, 1 with problems\n"
+
+
+def test_a_problem_in_an_included_file_is_told_there(run: Run, folder: Path) -> None:
+    write(folder / "p" / "parts" / "tone.poml", "<poml>\n<tsk/></poml>")
+    done = run("check", "p/support.poml", "--quiet")
+    assert (done.exit_code, done.stdout.split(": ")[0], done.stderr) == (1, "p/parts/tone.poml:2:2", "")
+
+
+def test_example_values_beside_a_prompt_are_used(run: Run, folder: Path) -> None:
+    write(folder / "a.poml", "<p>{{user.name.toUpperCase()}}</p>")
+    assert run("check", "a.poml").exit_code == 0
+    write(folder / "a.context.json", '{"user": {}}')
+    done = run("check", "a.poml")
+    assert (done.exit_code, done.stdout.split(": ")[0]) == (1, "a.poml:1:4")
+    assert run("check", "a.poml", "-c", 'user:={"name": "Ada"}').exit_code == 0
+
+
+def test_in_github_actions_problems_are_annotations(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    write(folder / "wrong.poml", "<tsk/>")
+    assert run("check", "wrong.poml").stdout.startswith(
+        "::error file=wrong.poml,line=1,col=2::Component tsk not found."
+    )
+
+
+# --- the registry ---
+
+
+def lines(done: Result) -> list[str]:
+    return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+
+def test_a_folder_is_registered_compared_and_fetched(run: Run, folder: Path, mlflow_store: str) -> None:
+    """What is new, unchanged and changed; a part of a prompt is none; files travel."""
+    name = f"q{os.getpid()}"
+    (folder / "p").rename(folder / name)
+    file = f"{name}/support.poml"
+    dry = run("register", name, "--dry-run")
+    assert (dry.exit_code, lines(dry)) == (0, [f"new {name}.support {file}"])
+    assert "1 new (nothing was written)" in dry.stderr
+    assert run("diff", file).exit_code == 2
+
+    assert lines(run("register", name, "--alias", "staging")) == [f"new {name}.support/1 {file}"]
+    assert lines(run("register", name)) == [f"unchanged {name}.support/1 {file}"]
+    same = run("diff", file, f"prompts:/{name}.support@staging")
+    assert (same.exit_code, same.stdout) == (0, "")
+
+    write(folder / name / "parts" / "tone.poml", "<p>Be brief.</p>")
+    write(folder / file, MARKUP.replace("You help", "You assist"))
+    drift = run("diff", file)
+    assert drift.exit_code == 1
+    assert drift.stdout.splitlines()[:4] == [
+        f"--- prompts:/{name}.support/1", f"+++ {file}", "@@ line 1 @@", "<poml>"
+    ]  # fmt: skip
+    assert (
+        '  <system-msg>You [-help-]{+assist+} {{name}}. <include src="parts/tone.poml"/></system-msg>' in drift.stdout
+    )
+    assert "parts/tone.poml: changed\n@@ line 1 @@\n<p>Be [-kind-]{+brief+}.</p>" in drift.stdout
+    assert lines(run("register", name)) == [f"changed {name}.support/2 {file}"]
+
+    given = ["-c", "name=Ada", "-c", "question=Why?", "--json"]
+    shown = run("render", f"prompts:/{name}.support@staging", *given)
+    assert json.loads(shown.output)["messages"][0]["content"] == "You help Ada. \n\nBe kind."
+    uri = f"prompts:/{name}.support/1"
+    assert run("pull", uri, "-o", "-").stdout == MARKUP
+    pulled = run("pull", uri, "-o", "out")
+    assert lines(pulled) == [f"out/{name}.support.poml", "out/parts/tone.poml"]
+    assert run("render", f"out/{name}.support.poml", *given).output == shown.output
+    write(folder / "out" / "parts" / "tone.poml", "mine")
+    kept = run("pull", uri, "-o", "out")
+    assert kept.exit_code == 2
+    assert "out/parts/tone.poml: different from" in kept.stderr
+    assert run("pull", uri, "-o", "out", "--force").exit_code == 0
+    assert (folder / "out" / "parts" / "tone.poml").read_text() == "<p>Be kind.</p>"
+
+
+def test_what_does_not_render_is_not_registered(run: Run, folder: Path, mlflow_store: str) -> None:
+    write(folder / "r" / f"wrong{os.getpid()}.poml", "<tsk/>")
+    done = run("register", "r")
+    assert done.exit_code == 1
+    assert "Component tsk not found" in done.stdout
+    assert run("diff", f"r/wrong{os.getpid()}.poml").exit_code == 2
+
+
+def test_a_prompt_or_a_trace_that_is_not_there_is_said_so(run: Run, mlflow_store: str) -> None:
+    for arguments in (["pull", "prompts:/nobody@x"], ["diff", "p/support.poml", "nonsense:/x"], ["replay", "tr-none"]):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("Error: ")
+    assert "no trace tr-none in sqlite:" in done.stderr
+
+
+def test_a_server_that_is_away_is_a_matter_of_a_moment(run: Run, mlflow_store: str) -> None:
+    import mlflow
+
+    away = "http://127.0.0.1:9"
+    mlflow.set_registry_uri(away)  # put back by the fixture
+    for arguments in (["register", "p"], ["diff", "p/support.poml"], ["replay", "tr-none"]):
+        done = run(*arguments, "--tracking-uri", away)
+        assert done.exit_code == 2
+        assert "127.0.0.1" in done.stderr
+
+
+def test_a_trace_is_replayed(run: Run, folder: Path, mlflow_store: str) -> None:
+    import mlflow
+
+    from pomlflow.template import Template
+    from pomlflow.tracking.spans import log_render
+
+    with mlflow.start_span("chain") as span:
+        record = Template(path="p/support.poml").render({"name": "Ada", "question": "Why?"})
+        log_render(record, parent=span, register_prompts=False)
+    done = run("replay", span.trace_id)
+    assert (done.exit_code, done.output.splitlines()[0]) == (0, f"{span.trace_id}: 1 identical")
+    write(folder / "p" / "parts" / "tone.poml", "<p>Be brief.</p>")
+    done = run("replay", span.trace_id)
+    assert done.exit_code == 1
+    assert "  - Be kind.\n  + Be brief.\n  because p/parts/tone.poml has changed" in done.output
+    told: dict[str, Any] = json.loads(run("replay", span.trace_id, "--json").output)
+    assert told["identical"] is False
+    assert told["renders"][0]["differences"] == [
+        {"where": "messages[0].content", "then": "You help Ada. \n\nBe kind.", "now": "You help Ada. \n\nBe brief."}
+    ]
+
+
+# --- as a program ---
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pomlflow", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_it_runs_as_a_module_and_tells_its_version() -> None:
+    done = program("--version")
+    assert (done.returncode, done.stdout) == (0, "pomlflow 0.1.0\n")
+    assert program("render", "-", "-c").returncode == 2
+
+
+def test_help_has_examples(run: Run) -> None:
+    for command in cli.commands:
+        done = run(command, "--help")
+        assert done.exit_code == 0
+        assert f"\n  pomlflow {command} " in done.output or f"| pomlflow {command}" in done.output
+
+
+def test_a_shell_completes_commands_and_options(run: Run) -> None:
+    done = program(_POMLFLOW_COMPLETE="bash_complete", COMP_WORDS="pomlflow re", COMP_CWORD="1")
+    assert {line.split(",")[1] for line in done.stdout.split()} == {"register", "render", "replay"}
+    done = program(_POMLFLOW_COMPLETE="bash_complete", COMP_WORDS="pomlflow register --dr", COMP_CWORD="2")
+    assert done.stdout.split() == ["plain,--dry-run"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_a_person_sees_colours_unless_she_wants_none(folder: Path, no_color: str) -> None:
+    import pty
+
+    write(folder / "a.poml", HELLO)
+    parent, child = pty.openpty()
+    environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR") if not no_color else None
+    done = subprocess.run(
+        [sys.executable, "-m", "pomlflow", "render", "a.poml", "-c", "name=Ada"],
+        stdout=child, stderr=subprocess.PIPE, env=environment, check=True, timeout=60,
+    )  # fmt: skip
+    os.close(child)
+    shown = os.read(parent, 10_000).decode()
+    os.close(parent)
+    assert done.stderr == b""
+    assert "Hello Ada" in shown
+    assert "human" in shown
+    assert ("\x1b[1;32m" in shown) == (not no_color)

@@ -1,0 +1,82 @@
+"""What is called when a module has been imported, and that the import itself is as it was."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pomlflow.imports import no_longer, when_imported
+
+
+@pytest.fixture
+def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package that has not been imported; it reads a file of its own while it is."""
+    name = f"late_{tmp_path.name}"
+    package = tmp_path / name
+    package.mkdir()
+    (package / "text.txt").write_text("resource", encoding="utf-8")
+    (package / "part.py").write_text("", encoding="utf-8")
+    (package / "__init__.py").write_text(
+        "import importlib.resources\n"
+        "text = importlib.resources.files(__name__).joinpath('text.txt').read_text('utf-8')\n"
+        "from . import part\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = list(sys.meta_path)
+    yield name
+    no_longer(name)
+    assert sys.meta_path == before
+    for module in [module for module in sys.modules if module.startswith(name)]:
+        del sys.modules[module]
+
+
+def test_it_is_called_once_when_the_module_is_whole(late: str) -> None:
+    seen: list[str] = []
+    when_imported(late, lambda: seen.append(sys.modules[late].text))
+    assert seen == []
+    module = importlib.import_module(late)
+    importlib.import_module(late)
+    assert seen == ["resource"]
+    assert module.part.__name__ == f"{late}.part"
+
+
+def test_the_module_looks_as_it_always_did(late: str) -> None:
+    plain = type(importlib.util.find_spec(late).loader)
+    when_imported(late, lambda: None)
+    module = importlib.import_module(late)
+    assert type(module.__loader__) is type(module.__spec__.loader) is plain
+    importlib.reload(module)
+
+
+def test_a_module_that_is_there_already_is_not_waited_for(late: str) -> None:
+    importlib.import_module(late)
+    seen: list[int] = []
+    when_imported(late, lambda: seen.append(1))
+    assert seen == [1]
+
+
+def test_a_failure_is_logged_and_the_import_goes_on(late: str, caplog: pytest.LogCaptureFixture) -> None:
+    when_imported(late, lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert importlib.import_module(late).text == "resource"
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "ZeroDivisionError" in record.getMessage()
+
+
+def test_a_module_that_does_not_exist_is_not_found(late: str) -> None:
+    when_imported(f"{late}_not", lambda: None)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"{late}_not")
+    no_longer(f"{late}_not")
+
+
+def test_what_is_no_longer_wanted_is_not_called(late: str) -> None:
+    when_imported(late, lambda: pytest.fail("called"))
+    no_longer(late)
+    importlib.import_module(late)

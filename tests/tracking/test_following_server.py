@@ -1,0 +1,72 @@
+"""Prompts of both frameworks through the life of a real ``mlflow server``: not there yet, there, killed, and back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from tests.mlflow_server import MlflowServer, until
+from tests.registry_prompts import BYE, publish, told
+from tests.templates import write
+
+from pomlflow.exceptions import RegistryError
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]  # two starts of a server
+
+
+def langchain(prompt: Any) -> str:
+    return str(prompt.invoke({"name": "Ada"}).to_messages()[0].content)
+
+
+def llama_index(prompt: Any) -> str:
+    return str(prompt.format_messages(name="Ada")[0].content)
+
+
+def test_each_call_is_answered_with_the_best_that_is_known(
+    use_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And each outage is told once, however many prompts and calls there are."""
+    from pomlflow.langchain import PomlPromptTemplate as LangChain
+    from pomlflow.llama_index import PomlPromptTemplate as LlamaIndex
+
+    monkeypatch.chdir(tmp_path)
+    name = f"life-{os.getpid()}"
+    uri, fallback = f"prompts:/{name}@production", write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>")
+    server = MlflowServer(tmp_path)
+    before = mlflow.get_registry_uri()
+    mlflow.set_registry_uri(server.uri)
+    for framework in (LangChain, LlamaIndex):
+        with pytest.raises(RegistryError, match=uri):
+            framework.from_registry(uri)
+    prompts = [
+        (say, framework.from_registry(uri, refresh=0.1, fallback=fallback))
+        for framework, say in ((LangChain, langchain), (LlamaIndex, llama_index))
+    ]
+
+    def outages() -> int:
+        return len([warning for warning in told(caplog) if "cannot be reached" in warning])
+
+    def said() -> set[tuple[str, Any]]:
+        return {(say(prompt), prompt.version) for say, prompt in prompts}
+
+    assert said() == {("Fallback Ada", None)}
+    mlflow.set_registry_uri(before)
+    with server:
+        use_server(server)
+        publish(name)
+        until(lambda: said() == {("Hello Ada", 1)})
+        assert outages() == 1
+
+        server.kill()
+        for _ in range(20):
+            assert said() == {("Hello Ada", 1)}
+        until(lambda: outages() == 2)
+        assert said() == {("Hello Ada", 1)}
+        server.start()
+        publish(name, BYE)
+        until(lambda: said() == {("Bye Ada", 2)})
+    assert outages() == 2
+    assert len(told(caplog)) <= 3  # and that it was not there yet, if it was looked for just then
