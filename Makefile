@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install example test lint format typecheck bench lock clean
+.PHONY: install example test lint format typecheck bench soak lock clean
 
 install: .venv/ready
 
@@ -29,8 +29,12 @@ format: install
 typecheck: install
 	$(BIN)/mypy
 
+# About five minutes; it writes table and picture into README.
 bench: install
-	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/run.py --write
+
+soak: install
+	$(BIN)/python tests/benchmarks/run.py --soak
 
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --upgrade --no-annotate --no-header --output-file requirements.lock

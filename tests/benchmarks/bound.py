@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Iterator
 from typing import Any
+
+from measure import Row, interleaved
 
 MARKUP = """\
 <poml>
@@ -17,20 +20,13 @@ MARKUP = """\
 """
 
 
-Row = tuple[str, str, str]
+def bound_models() -> Iterator[Row]:
+    """For each framework the difference of two calls that send the same."""
+    yield from _langchain()
+    yield from _llama_index()
 
 
-def bound_models(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
-    """For each framework the difference of two calls that send the same.
-
-    Args:
-        interleaved: Medians in milliseconds of several works, taken in turns.
-    """
-    yield from _langchain(interleaved)
-    yield from _llama_index(interleaved)
-
-
-def _langchain(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
+def _langchain() -> Iterator[Row]:
     from langchain_core.language_models import FakeListChatModel
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -57,7 +53,7 @@ def _langchain(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
     yield _row("LangChain", taken)
 
 
-def _llama_index(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
+def _llama_index() -> Iterator[Row]:
     from llama_index.core.llms import ChatResponse, MockLLM
     from llama_index.core.llms.callbacks import llm_chat_callback
     from llama_index.core.llms.mock import MockFunctionCallingLLM
@@ -84,9 +80,11 @@ def _llama_index(interleaved: Callable[..., dict[str, float]]) -> Iterator[Row]:
     yield _row("LlamaIndex", interleaved(work, rounds=15, times=300))
 
 
-def _row(framework: str, taken: dict[str, float]) -> Row:
+def _row(framework: str, taken: dict[str, list[float]]) -> Row:
+    poml, hand = statistics.median(taken["poml"]), statistics.median(taken["hand"])
+    over = statistics.median(a - b for a, b in zip(taken["poml"], taken["hand"], strict=True))
     return (
         f"{framework}: a model's call through `bind_to`, with a tool, a schema and settings",
-        f"{taken['poml']:.3f} ms",
-        f"{taken['poml'] - taken['hand']:+.3f} ms over the same arguments by hand ({taken['hand']:.3f})",
+        f"{poml:.3f} ms",
+        f"{over:+.3f} ms over the same arguments by hand ({hand:.3f})",
     )

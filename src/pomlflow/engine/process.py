@@ -102,6 +102,7 @@ class NodeProcess:
             lifeline.close()
             raise
         lifeline.tie(self._popen.pid)
+        _widen(self._popen.stdin, self._popen.stdout)
         # Raw files on purpose: a buffered one has a lock, which a fork during a render would leave locked for ever.
         self._stdin, self._stdout, self._stderr = (
             cast("io.FileIO", stream) for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr)
@@ -251,6 +252,16 @@ def _loads(line: bytes) -> dict[str, Any]:
     except ValueError:  # half an emoji, which JavaScript's strings can hold and neither UTF-8 nor any model takes
         text = json.dumps(json.loads(line), ensure_ascii=False)
         return cast("dict[str, Any]", orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")))
+
+
+def _widen(*pipes: Any) -> None:
+    """Let a pipe hold a megabyte, not 64 KB: a large context then crosses it in one turn of each side, not in 16."""
+    if sys.platform == "linux":
+        import fcntl
+
+        for pipe in pipes:
+            with contextlib.suppress(OSError):  # the system's limit, or the user's for all pipes
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
 class _Lifeline:
