@@ -306,7 +306,7 @@ class _Render:
         said = str(error)
         hints = dict.fromkeys(why for file, why in self._snapshot.missing if file in said)
         if hints and type(error) is RenderError:
-            error = RenderError(error.problems, "\n".join(hints))
+            error = RenderError(error.problems, "\n".join([*filter(None, [error.hint]), *hints]))
         self.error = error
 
     def take(self, result: engine.Result) -> None:
