@@ -294,6 +294,21 @@ def test_a_file_that_did_not_travel_is_taken_from_where_one_is_told(
         opened(name, base_dir=folder).render({"large": True}).result()
 
 
+def test_what_an_optimiser_registered_has_the_files_of_the_version_before(
+    name: str, tmp_path: Path, elsewhere: Callable[[], None]
+) -> None:
+    """MLflow's optimisers register a text without tags."""
+    made = with_files(tmp_path, name)
+    paths = [file.path for file in made.current().files]
+    register(made)
+    mlflow.genai.register_prompt(name, made.source.replace("<p>{{fact}}</p>", "<p>Remember: {{fact}}</p>"))
+    publish(name, "<p>No files</p>")
+    elsewhere()
+    record = opened(name, alias=None, version=2).render({"mood": "kind"})
+    assert record.result()["messages"][0]["content"] == WHOLE.replace("Water", "Remember: Water")
+    assert (record.version, [file.path for file in record.files]) == (2, paths)
+
+
 def test_what_an_optimiser_registered_finds_its_includes_where_one_is_told(name: str, tmp_path: Path) -> None:
     """MLflow's optimisers register a text without tags, and so without its files."""
     mlflow.genai.register_prompt(name, '<include src="parts/tone.poml"/>')

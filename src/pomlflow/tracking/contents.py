@@ -15,7 +15,7 @@ from pomlflow.markup import is_poml
 from pomlflow.record import PromptFile, content_digest
 from pomlflow.tracking.enclosures import Enclosures, opened
 
-__all__ = ["PromptContent", "content_of"]
+__all__ = ["PromptContent", "content_of", "text_of"]
 
 _DIGEST: Final = "poml_sha256"
 
@@ -63,11 +63,17 @@ class PromptContent:
         return {file.path: file.left for file in self.enclosures.files if file.content is None}
 
 
-def content_of(version: PromptVersion) -> PromptContent:
+def text_of(version: PromptVersion) -> str:
+    """The text that was registered: `template` is what MLflow's optimisers replace for trials (mlflow 3.12 to 3.17)."""
+    return str(version._tags[PROMPT_TEXT_TAG_KEY])
+
+
+def content_of(version: PromptVersion, inherited: Mapping[str, str] | None = None) -> PromptContent:
     """Read what a version holds, and check it.
 
     Args:
         version: MLflow's.
+        inherited: The tags of a version whose files it shall have, where it was registered without any.
 
     Returns:
         Its content.
@@ -79,8 +85,7 @@ def content_of(version: PromptVersion) -> PromptContent:
     uri = str(version.uri)
     if not version.is_text_prompt:
         raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
-    # Not `version.template`: MLflow's optimisers replace that for the time of a trial (mlflow 3.12 to 3.17).
-    source = str(version._tags[PROMPT_TEXT_TAG_KEY])
+    source = text_of(version)
     told = version.tags.get(_DIGEST)
     if told is None and not is_poml(source):
         raise NotPomlError(
@@ -89,7 +94,7 @@ def content_of(version: PromptVersion) -> PromptContent:
             uri,
         )
     try:
-        enclosures = opened(version.tags)
+        enclosures = opened(inherited or version.tags)
     except ValueError as error:
         raise RegistryError(f"{uri} is not what was registered: {error}. Register it again", uri) from error
     files = [PromptFile(file.path, file.sha256, Path()) for file in enclosures.files]

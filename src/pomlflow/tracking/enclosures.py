@@ -30,9 +30,9 @@ from typing import Any, Final
 
 from pomlflow.record import PromptFile
 
-__all__ = ["Enclosed", "Enclosures", "FileChangedError", "opened", "tags_of"]
+__all__ = ["FILES", "Enclosed", "Enclosures", "FileChangedError", "opened", "tags_of"]
 
-_FILES: Final = "poml_files"
+FILES: Final = "poml_files"
 _FILE: Final = "poml_file_"
 # Characters of one tag. MLflow takes 100,000 (mlflow.utils.validation), MySQL's TEXT 65,535 bytes.
 _LONGEST: Final = 60_000
@@ -113,7 +113,7 @@ def tags_of(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
         "folder": _above([file.path for file in files if _is_plain(file.path, sys.maxsize)], folder),
         "files": packed,
     }
-    return {_FILES: json.dumps(told, ensure_ascii=False), **tags}
+    return {FILES: json.dumps(told, ensure_ascii=False), **tags}
 
 
 def opened(tags: Mapping[str, str]) -> Enclosures:
@@ -128,22 +128,22 @@ def opened(tags: Mapping[str, str]) -> Enclosures:
     Raises:
         ValueError: The tags do not hold what they say: somebody changed them, or they are none of ours.
     """
-    if _FILES not in tags:
+    if FILES not in tags:
         return Enclosures()
     try:
-        told = json.loads(tags[_FILES])
+        told = json.loads(tags[FILES])
         folder, files, room = str(told["folder"]), [], _LARGEST
         for entry in told["files"]:
             file = _unpacked(entry, tags, room)
             room -= len(file.content or b"")
             files.append(file)
     except (KeyError, TypeError, AttributeError, zlib.error) as error:
-        raise ValueError(f"the tag {_FILES} cannot be read: {error!r}") from error
+        raise ValueError(f"the tag {FILES} cannot be read: {error!r}") from error
     depth = len(PurePosixPath(folder).parts)
     paths = [file.path for file in files if file.content is not None]
     for path, up in ((folder or "_", 0), *((path, depth) for path in paths)):
         if not _is_plain(path, up):
-            raise ValueError(f"the path {path!r} in the tag {_FILES} leads out of its place")
+            raise ValueError(f"the path {path!r} in the tag {FILES} leads out of its place")
     return Enclosures(tuple(files), folder)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Final, NamedTuple
 
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import set_server_request_workspace
 from sqlalchemy.exc import SQLAlchemyError
 
 from pomlflow.exceptions import ConfigurationError, PromptNotFoundError, RegistryError
-from pomlflow.tracking.contents import PromptContent, content_of
+from pomlflow.tracking.contents import PromptContent, content_of, text_of
+from pomlflow.tracking.enclosures import FILES
 from pomlflow.tracking.errands import bounded, knock
 from pomlflow.tracking.registry import Place, client_of
+from pomlflow.variables import infer
 
 __all__ = ["Reference", "first_of", "load"]
 
@@ -105,7 +110,24 @@ class Reference(NamedTuple):
             ) from error
         if found is None:
             raise PromptNotFoundError(f"MLflow's registry does not have {self.uri}", self.uri)
-        return content_of(found)
+        return content_of(found, _inherited(client, found))
+
+
+def _inherited(client: MlflowClient, version: PromptVersion) -> dict[str, str] | None:
+    """The tags of the last version before it that has files, where it names some and was registered without any.
+
+    So MLflow's optimisers, which register a text and nothing else, can change a prompt that includes files.
+    """
+    if version.tags.keys() & {FILES, "poml_sha256"} or not version.is_text_prompt:
+        return None
+    named = infer(text_of(version), Path(os.sep), read=lambda _: None)
+    if not (named.includes or named.assets):
+        return None
+    query = f"name = '{version.name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
+    for other in client.search_model_versions(query, max_results=10, order_by=["version_number DESC"]):
+        if int(other.version) < int(version.version) and FILES in other.tags:
+            return dict(other.tags)
+    return None
 
 
 def load(
