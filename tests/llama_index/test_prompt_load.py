@@ -1,0 +1,30 @@
+"""Many renders at once use as many Node processes as are allowed, and each is its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pomlflow import engine
+from pomlflow.llama_index import PomlPromptTemplate
+from pomlflow.settings import settings
+
+
+@pytest.fixture(autouse=True)
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=2))
+    engine.close()
+    engine.prewarm(2)
+    yield
+    engine.close()
+
+
+def test_queries_of_many_threads_use_the_whole_pool() -> None:
+    prompt = PomlPromptTemplate("<p>Item {{n}}</p>")
+    with ThreadPoolExecutor(8) as threads:
+        shown = list(threads.map(lambda n: prompt.format_messages(n=n)[0].content, range(200)))
+    assert shown == [f"Item {n}" for n in range(200)]
+    assert len([process for process in engine._engine.pool._all if process.memory]) == 2
