@@ -261,3 +261,14 @@ def test_a_real_client_gets_what_openai_wants_and_the_function_what_it_takes() -
         "city": "Oslo",
         "days": None,
     }
+
+
+def test_without_langchain_itself_the_middleware_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pomlflow.langchain
+
+    for name in [name for name in sys.modules if name == "langchain" or name.startswith("langchain.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "pomlflow.langchain.middleware")
+    monkeypatch.setitem(sys.modules, "langchain", None)
+    with pytest.raises(ImportError, match=r"pip install 'langchain>=1\.0'"):
+        _ = pomlflow.langchain.PomlMiddleware

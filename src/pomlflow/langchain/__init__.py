@@ -61,7 +61,12 @@ def __getattr__(name: str) -> Any:
 
         return PomlCallbackHandler
     if name == "PomlMiddleware":  # it is made from langchain's agents, which the prompts need nothing of
-        from pomlflow.langchain.middleware import PomlMiddleware
+        try:
+            from pomlflow.langchain.middleware import PomlMiddleware
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in ("langchain", "langgraph"):
+                raise
+            raise ImportError("PomlMiddleware is for the agents of langchain: pip install 'langchain>=1.0'") from error
 
         return PomlMiddleware
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
