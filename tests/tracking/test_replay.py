@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,9 @@ from tests.test_history import Note, Notes
 import pomlflow
 from pomlflow import TraceNotFoundError, settings
 from pomlflow.template import Template
+from pomlflow.tracking.following import open_prompt
+from pomlflow.tracking.publishing import register as publish
+from pomlflow.tracking.registry import PromptRegistry
 from pomlflow.tracking.replay import Replay, ReplayedRender
 from pomlflow.tracking.spans import log_render
 
@@ -61,7 +65,7 @@ def trace_of(mlflow_store: str) -> Iterator[Callable[..., str]]:
             for template, variables in renders:
                 record = template.render(variables, history=Told() if native else None)
                 assert record.output or record.error
-                log_render(record, parent=span, register_prompts=False, **options)
+                log_render(record, parent=span, **{"register_prompts": False, **options})
         return str(span.trace_id)
 
     yield store
@@ -192,6 +196,24 @@ def test_elsewhere_the_prompt_root_tells_where_files_are(
     assert only(trace_id).reasons == (f"there is no folder {folder / 'elsewhere' / 'p'}: {remedy}",)
     monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder))
     assert only(trace_id).outcome == "identical"
+
+
+def test_files_that_are_gone_come_out_of_the_registry(
+    trace_of: Callable[..., str], folder: Path, registry: PromptRegistry
+) -> None:
+    """As on another machine: the version that the trace names holds them. Those that are there are looked at."""
+    name = f"p{os.getpid()}"
+    write(folder / name / "tone.poml", "<p>Be kind.</p>")
+    template = Template(path=write(folder / name / "a.poml", '<poml><include src="tone.poml"/><p>{{q}}</p></poml>'))
+    version = publish(template).version
+    assert version is not None
+    from_there = Template(origin=open_prompt(version.uri))
+    trace_id = trace_of((template, {"q": "Why?"}), (from_there, {"q": "Why?"}), register_prompts=True, wait=30)
+    assert pomlflow.replay(trace_id).identical
+    write(folder / name / "tone.poml", "<p>Be brief.</p>")
+    assert [render.outcome for render in pomlflow.replay(trace_id).renders] == ["different", "identical"]
+    shutil.rmtree(folder / name)
+    assert pomlflow.replay(trace_id).identical
 
 
 def test_other_versions_are_a_reason(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -25,6 +26,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
 from pomlflow.tracking.compare import Difference, differences
+from pomlflow.tracking.following import open_prompt
 from pomlflow.tracking.spans import span_content
 from pomlflow.tracking.stored import LostContentError, StoredRender, facts_of
 from pomlflow.whitespace import protect, restore
@@ -98,9 +100,10 @@ def replay(trace_id: str) -> Replay:
     """Render once more what was rendered in a trace, from the trace alone, and compare message by message.
 
     It takes the markup, the variables and the stylesheet from the trace, and files that the markup reads from where
-    they lay, relative to the prompt root (`pomlflow.configure`); the trace knows their digests, and those that have
-    changed are named. Histories of a framework's messages, bytes, NaN, kept whitespace and media are as they were.
-    What the handler's mask, a span processor or a limit took out of the trace is lost: such a render is incomplete.
+    they lay, relative to the prompt root (`pomlflow.configure`), or out of the registry where they came from there or
+    are gone; the trace knows their digests, and those that have changed are named. Histories of a framework's
+    messages, bytes, NaN, kept whitespace and media are as they were. What the handler's mask, a span processor or a
+    limit took out of the trace is lost: such a render is incomplete.
 
     A template is code (JavaScript in its expressions): replay traces of people whose templates you would run.
 
@@ -234,14 +237,21 @@ _UNKNOWN = (
 )
 
 
+def _template(stored: StoredRender, inputs: Mapping[str, Any]) -> Template:
+    """The trace's markup, with its files: those beside it, or the registry's where they were that or are gone."""
+    folder = (settings().prompt_root or Path.cwd()) / (stored.folder or ".")
+    options: dict[str, Any] = {"stylesheet": inputs.get("stylesheet"), "chat": stored.facts.get("chat", True)}
+    uri, files = stored.attributes.get("poml.prompt"), stored.facts.get("files", {})
+    if files and uri and ("version" in stored.facts or not all((folder / path).exists() for path in files)):
+        with suppress(PomlError):
+            registered = Template(origin=open_prompt(uri), **options)
+            if registered.digest == stored.attributes["poml.digest"]:
+                return registered
+    return Template(inputs["prompt"], base_dir=folder, **options)
+
+
 def _rendered(stored: StoredRender, inputs: Mapping[str, Any]) -> tuple[Template, RenderRecord]:
-    root = settings().prompt_root or Path.cwd()
-    template = Template(
-        inputs["prompt"],
-        base_dir=root / (stored.folder or "."),
-        stylesheet=inputs.get("stylesheet"),
-        chat=stored.facts.get("chat", True),
-    )
+    template = _template(stored, inputs)
     variables: Mapping[str, Any] = inputs["context"]
     hidden: tuple[str, ...] = ()
     if stored.facts.get("spaced"):
@@ -299,7 +309,9 @@ def _reasons(stored: StoredRender, template: Template, record: RenderRecord) -> 
 
 
 def _changed_files(stored: StoredRender, template: Template, record: RenderRecord) -> Iterator[str]:
-    folder = template.base_dir or Path()
+    if template.base_dir is None:  # out of the registry, as it was
+        return
+    folder = template.base_dir
     here = {file.path: file for file in record.files}
     then = stored.facts.get("files", {})
     if then and not folder.is_dir():

@@ -8,6 +8,7 @@ markup names. What is as most prompts have it is left out:
 ``folder``       the folder that relative sources were looked for in, relative to the prompt root, where it is not that
                  of ``poml.path``
 ``files``        of each file that the markup names, the first half of its SHA-256
+``version``      the number of the registry's version that was rendered, where it came from there
 ``chat``         false where one text was rendered
 ``natives``      the variables that were lists of a framework's own messages
 ``spaced``       true where texts kept their whitespace (`pomlflow.whitespace`)
@@ -59,6 +60,8 @@ def facts_of(record: RenderRecord) -> dict[str, Any]:
         facts["folder"] = record.folder
     if record.files:
         facts["files"] = {file.path: file.sha256[:_SHA] for file in record.files}
+    if record.version is not None:
+        facts["version"] = record.version
     if not record.chat:
         facts["chat"] = False
     if record.natives:
