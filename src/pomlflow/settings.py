@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -34,6 +34,10 @@ class Settings:
             (``POMLFLOW_MAX_MEMORY``).
         cached_results: Results that are kept and given again for equal markup and variables, as if no file and no clock
             had changed (``POMLFLOW_CACHED_RESULTS``).
+        allow_read: Folders that templates may read beside their own, the prompt root and the working folder
+            (``POMLFLOW_ALLOW_READ``, separated as in ``PATH``).
+        sandbox: Whether templates run without the right to read elsewhere, write, start processes and reach the
+            network (``POMLFLOW_SANDBOX``, 0 or 1).
     """
 
     timeout: float = 30.0
@@ -43,6 +47,8 @@ class Settings:
     max_queue: int = 1_000
     max_memory: int = 512
     cached_results: int = 0
+    allow_read: tuple[Path, ...] = ()
+    sandbox: bool = True
 
     @property
     def workers(self) -> int:
@@ -72,10 +78,14 @@ def _everywhere() -> Settings:
         given = {name: os.environ.get(f"POMLFLOW_{name.upper()}") for name in _NUMBERS}
         timeout = os.environ.get("POMLFLOW_TIMEOUT")
         root = os.environ.get("POMLFLOW_PROMPT_ROOT")
+        allowed = os.environ.get("POMLFLOW_ALLOW_READ", "").split(os.pathsep)
+        sandbox = os.environ.get("POMLFLOW_SANDBOX")
         _current = Settings(
             timeout=_seconds("POMLFLOW_TIMEOUT", timeout) if timeout else Settings.timeout,
             prompt_root=Path(root) if root else None,
             exact_openai_chat=os.environ.get("POMLFLOW_EXACT_OPENAI_CHAT", "").lower() in ("1", "true", "yes"),
+            allow_read=_folders(folder for folder in allowed if folder),
+            sandbox=_switch("POMLFLOW_SANDBOX", sandbox) if sandbox else Settings.sandbox,
             **{name: _number(f"POMLFLOW_{name.upper()}", value, name) for name, value in given.items() if value},
         )
     return _current
@@ -90,6 +100,8 @@ def configure(
     max_queue: int | None = None,
     max_memory: int | None = None,
     cached_results: int | None = None,
+    allow_read: Iterable[str | os.PathLike[str]] | None = None,
+    sandbox: bool | None = None,
 ) -> Settings:
     """Change what holds for the whole process; what is not given stays as it is.
 
@@ -103,6 +115,9 @@ def configure(
         max_memory: Megabytes that a Node process may grow to before another one takes its place.
         cached_results: Results that are kept and given again for equal markup and variables; 0, the default, keeps
             none. Files that a template reads and the clock may change meanwhile, and are not looked at.
+        allow_read: Folders that templates may read beside their own, the prompt root and the working folder; it
+            replaces what was given before. A prompt from the registry never reads them.
+        sandbox: False lifts the sandbox: templates then run with all rights of this process's user.
 
     Returns:
         The settings now in force.
@@ -129,6 +144,12 @@ def configure(
         changes["prompt_root"] = Path(prompt_root)
     if exact_openai_chat is not None:
         changes["exact_openai_chat"] = bool(exact_openai_chat)
+    if allow_read is not None:
+        if isinstance(allow_read, str | os.PathLike):
+            raise ConfigurationError(f"allow_read is {allow_read!r}: give a list of folders")
+        changes["allow_read"] = _folders(allow_read)
+    if sandbox is not None:
+        changes["sandbox"] = _switch("sandbox", sandbox)
     _current = replace(_everywhere(), **changes)
     return _current
 
@@ -183,3 +204,17 @@ def _seconds(name: str, value: str | float) -> float:
     if not 0 < seconds < float("inf"):
         raise ConfigurationError(f"{name} is {value!r}: give a number of seconds above 0")
     return seconds
+
+
+def _folders(folders: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
+    return tuple(Path(folder).expanduser().absolute() for folder in folders)  # a later chdir moves none of them
+
+
+def _switch(name: str, value: str | bool) -> bool:
+    word = str(value).strip().lower()
+    if word not in _SWITCHES:
+        raise ConfigurationError(f"{name} is {value!r}: give 1 or 0")
+    return _SWITCHES[word]
+
+
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

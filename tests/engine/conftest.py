@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -60,6 +61,12 @@ def fresh() -> Iterator[None]:
     engine.close()
     yield
     engine.close()
+
+
+@pytest.fixture
+def lifted(one_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sandbox: templates that write files, to say that they have begun, or end their process."""
+    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), sandbox=False))
 
 
 @pytest.fixture
@@ -122,6 +129,12 @@ def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         with process:
             process.kill()
+
+
+@pytest.fixture
+def lifted_script(script: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+    """As `script`, without the sandbox in there."""
+    return functools.partial(script, POMLFLOW_SANDBOX="0")
 
 
 @pytest.fixture

@@ -387,7 +387,7 @@ def test_large_texts_arrive_whole() -> None:
         *sorted(_RESERVED),
     ],
 )
-def test_a_name_that_is_no_identifier_never_reaches_node(name: str, tmp_path: Path) -> None:
+def test_a_name_that_is_no_identifier_never_reaches_node(name: str, lifted: None, tmp_path: Path) -> None:
     """POML makes a function whose parameters are the names: a name with a default value would be run."""
     file = tmp_path / "ran"
     name = name.replace("FILE", repr(str(file)))

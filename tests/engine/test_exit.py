@@ -67,9 +67,14 @@ else:
     ["end", "exit in a thread", "os._exit", "unhandled error", "SIGTERM", "SIGKILL", "SIGINT", "a thread that is gone"],
 )
 def test_the_worker_ends_with_its_parent(
-    how: str, state: str, script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
+    how: str,
+    state: str,
+    lifted_script: Script,
+    alive: Callable[[int], bool],
+    until: Callable[[Any], Any],
+    tmp_path: Path,
 ) -> None:
-    parent = script(PARENT, how, state, str(tmp_path / "begun"))
+    parent = lifted_script(PARENT, how, state, str(tmp_path / "begun"))
     assert parent.stdout
     worker = int(parent.stdout.readline())
     if how.startswith("SIG"):
@@ -83,11 +88,11 @@ def test_the_worker_ends_with_its_parent(
 
 
 def test_the_lifeline_is_what_ends_a_looping_worker(
-    script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
+    lifted_script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     """Without it a worker that loops does not see that its stdin has ended: the workaround is still needed."""
     cut = "from pomlflow.engine import process\nprocess._Lifeline.tie = lambda self, pid: None\n"
-    parent = script(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
+    parent = lifted_script(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
     assert parent.stdout
     worker = int(parent.stdout.readline())
     try:
@@ -118,10 +123,10 @@ print(engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"]
 
 
 def test_ctrl_c_ends_a_render_at_once_and_the_next_one_works(
-    script: Script, until: Callable[[Any], Any], finish: Callable[[Any], str], tmp_path: Path
+    lifted_script: Script, until: Callable[[Any], Any], finish: Callable[[Any], str], tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
-    program = script(INTERRUPTED, str(begun))
+    program = lifted_script(INTERRUPTED, str(begun))
     until(begun.exists)
     program.send_signal(signal.SIGINT)
     assert finish(program) == "interrupted False\nnext\n"
@@ -156,9 +161,9 @@ print(engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"]
 
 
 def test_ctrl_c_ends_a_render_that_waits_for_its_turn(
-    script: Script, finish: Callable[[Any], str], tmp_path: Path
+    lifted_script: Script, finish: Callable[[Any], str], tmp_path: Path
 ) -> None:
-    assert finish(script(WAITING, str(tmp_path / "begun"))) == "interrupted\nnext\n"
+    assert finish(lifted_script(WAITING, str(tmp_path / "begun"))) == "interrupted\nnext\n"
 
 
 ASYNC = """
@@ -177,9 +182,9 @@ print(worker.pid, flush=True)
 
 
 def test_an_exit_during_an_async_render_on_a_daemon_thread(
-    script: Script, alive: Callable[[int], bool], tmp_path: Path
+    lifted_script: Script, alive: Callable[[int], bool], tmp_path: Path
 ) -> None:
-    program = script(ASYNC, str(tmp_path / "begun"))
+    program = lifted_script(ASYNC, str(tmp_path / "begun"))
     output, errors = program.communicate(timeout=60)
     assert program.returncode == 0, errors
     assert not alive(int(output))

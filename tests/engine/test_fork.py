@@ -140,7 +140,7 @@ print(len(mine), ended(in_fork(lambda: not mine & pipes())), right("after"))
 @pytest.mark.parametrize("state", ["idle", "looping"])
 def test_a_killed_parents_process_ends_though_its_children_live(
     state: str,
-    script: Script,
+    lifted_script: Script,
     alive: Callable[[int], bool],
     until: Callable[[Any], Any],
     tmp_path: Path,
@@ -160,7 +160,7 @@ if child:
     print(child, flush=True)
 time.sleep(600)
 """
-    parent = script(HEAD + program, state, str(tmp_path / "begun"))
+    parent = lifted_script(HEAD + program, state, str(tmp_path / "begun"))
     node, child = int(parent.stdout.readline()), int(parent.stdout.readline())
     try:
         parent.kill()

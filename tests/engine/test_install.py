@@ -251,8 +251,8 @@ def test_the_first_render_that_fails_to_start_stands_in_no_later_ones_way(
     assert hello() == "Hello Ada"
 
 
-def test_the_environment_of_a_worker_is_scrubbed(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
-    """A template has no business with the process's secrets, nor has NODE_OPTIONS with the worker."""
+def test_the_environment_of_a_worker_is_scrubbed(lifted: None, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    """Without the sandbox too: nobody has business with its secrets, nor has NODE_OPTIONS with the worker."""
     monkeypatch.setenv("POMLFLOW_TEST_SECRET", "s3cret")
     monkeypatch.setenv("NODE_OPTIONS", "--no-such-option")
     monkeypatch.setenv("TZ", "Asia/Tokyo")

@@ -27,7 +27,7 @@ FS = "process.getBuiltinModule('fs')"
 
 
 @pytest.fixture(autouse=True)
-def usable(hello: Callable[[], str]) -> Iterator[None]:
+def usable(lifted: None, hello: Callable[[], str]) -> Iterator[None]:
     """After each test the next render works."""
     yield
     assert hello() == "Hello Ada"

@@ -127,7 +127,7 @@ async def test_an_async_render_does_not_hold_up_the_event_loop(js: Callable[[str
 
 
 async def test_cancelling_a_running_render_leaves_the_engine_usable(
-    js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
+    lifted: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
     code = f"process.getBuiltinModule('fs').writeFileSync({str(begun)!r}, ''); {BUSY}"
@@ -139,7 +139,9 @@ async def test_cancelling_a_running_render_leaves_the_engine_usable(
     assert text(await engine.arender(ECHO, {"who": "next"})) == "next next"
 
 
-async def test_cancelling_waiting_renders_leaves_the_engine_usable(js: Callable[[str], str], tmp_path: Path) -> None:
+async def test_cancelling_waiting_renders_leaves_the_engine_usable(
+    lifted: None, js: Callable[[str], str], tmp_path: Path
+) -> None:
     """Those that had not begun are never rendered."""
     log = tmp_path / "log"
     code = f"process.getBuiltinModule('fs').appendFileSync({str(log)!r}, 'x'); {BUSY}"
@@ -165,7 +167,7 @@ def test_an_event_loop_that_ends_before_its_render_leaves_the_engine_usable(js: 
 
 
 def test_closing_the_engine_fails_the_renders_in_flight_and_no_later_one(
-    fresh: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
+    lifted: None, fresh: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
     code = f"process.getBuiltinModule('fs').writeFileSync({str(begun)!r}, ''); for (;;)"

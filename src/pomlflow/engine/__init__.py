@@ -23,6 +23,7 @@ from pomlflow.engine.install import poml_version
 from pomlflow.engine.pool import Pool, Stats, Turn, WaitedError
 from pomlflow.engine.problems import render_error
 from pomlflow.engine.process import NodeProcess, NotWarmError
+from pomlflow.engine.reads import Reads
 from pomlflow.engine.request import Request, Result
 from pomlflow.engine.results import Results
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
@@ -49,7 +50,8 @@ _EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, wh
 
 
 class _Engine:
-    def __init__(self) -> None:
+    def __init__(self, *, sandbox: bool) -> None:
+        self.sandbox = sandbox
         self.pool = Pool(self._start)
         self.cold = False
         self.results = Results()
@@ -63,6 +65,11 @@ class _Engine:
                 return self._warm(request, timeout, turn)
             except NotWarmError as error:
                 self._chill(error)
+        if request.roots is not None and self.sandbox:
+            raise EngineError(
+                f"{request.file or '<inline>'}: a template that is not trusted is not rendered by poml.poml(), which "
+                f"has no sandbox; pomlflow is made for poml 0.0.8, poml {poml_version()} is installed"
+            )
         with self._cold_places:
             return Result(render_cold(request), "poml")
 
@@ -95,8 +102,9 @@ class _Engine:
             expiry.cancel()
 
     def _warm(self, request: Request, timeout: float, turn: Turn | None) -> Result:
+        reads = Reads(request)
         try:
-            answer = self.pool.call(request.line(), timeout, turn)
+            answer = self.pool.call(request.line(), timeout, turn, reads.answer)
         except WaitedError as error:
             raise _waited(request, timeout) from error
         except TimeoutError as error:
@@ -111,12 +119,12 @@ class _Engine:
                 error.stderr,
             ) from error
         if "problems" in answer:
-            raise render_error(answer["problems"], request)
+            raise render_error(answer["problems"], request, reads)
         return Result(answer["ok"], "warm", answer.get("ms"))
 
     def _start(self) -> NodeProcess:
         installation = install.find()
-        process = NodeProcess(installation)
+        process = NodeProcess(installation, sandbox=self.sandbox)
         with self._lock:
             if installation.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
                 length = process.hello["length"]
@@ -145,7 +153,7 @@ class _Engine:
         if not told:
             _log.warning(
                 "POML cannot be kept warm (%s): each render now starts Node by poml.poml(), which takes about a "
-                "second; pomlflow is made for poml 0.0.8, poml %s is installed",
+                "second and has no sandbox; pomlflow is made for poml 0.0.8, poml %s is installed",
                 reason,
                 poml_version(),
             )
@@ -178,7 +186,7 @@ def _waited(request: Request, timeout: float) -> RenderTimeoutError:
     return RenderTimeoutError([Problem(message, "Timeout", request.file)], hint)
 
 
-_engine = _Engine()
+_engine = _Engine(sandbox=True)
 
 
 def run(request: Request, timeout: float | None = None) -> Result:
@@ -197,8 +205,8 @@ def run(request: Request, timeout: float | None = None) -> Result:
         EngineBusyError: Too many wait for a process.
         EngineError: Node could not be started, or ended in the render.
     """
-    limits, engine = settings(), _engine
-    if limits.cached_results and (kept := engine.results.get(request.line())) is not None:
+    limits, engine = settings(), _ready()
+    if limits.cached_results and request.roots is None and (kept := engine.results.get(request.line())) is not None:
         return Result(kept, "warm")
     result = engine.run(request, limits.timeout if timeout is None else timeout)
     return _kept(engine, request, result, limits.cached_results)
@@ -206,15 +214,15 @@ def run(request: Request, timeout: float | None = None) -> Result:
 
 async def arun(request: Request, timeout: float | None = None) -> Result:
     """Render without holding up the event loop; otherwise as `run`. Cancelling it ends the render."""
-    limits, engine = settings(), _engine
-    if limits.cached_results and (kept := engine.results.get(request.line())) is not None:
+    limits, engine = settings(), _ready()
+    if limits.cached_results and request.roots is None and (kept := engine.results.get(request.line())) is not None:
         return Result(kept, "warm")
     result = await engine.arun(request, limits.timeout if timeout is None else timeout)
     return _kept(engine, request, result, limits.cached_results)
 
 
 def _kept(engine: _Engine, request: Request, result: Result, most: int) -> Result:
-    if most:
+    if most and request.roots is None:
         engine.results.keep(request.line(), result.output, most)
     return result
 
@@ -226,7 +234,7 @@ def stats() -> Stats:
         >>> stats().waiting
         0
     """
-    return _engine.pool.stats()
+    return _ready().pool.stats()
 
 
 def prewarm(workers: int = 1) -> None:
@@ -241,7 +249,7 @@ def prewarm(workers: int = 1) -> None:
     Example:
         >>> prewarm()
     """
-    _engine.prewarm(workers)
+    _ready().prewarm(workers)
 
 
 def render(
@@ -291,13 +299,22 @@ async def arender(
 def close() -> None:
     """End the Node processes now; the next render starts new ones."""
     global _engine
-    engine, _engine = _engine, _Engine()
+    engine, _engine = _engine, _Engine(sandbox=_engine.sandbox)
     engine.close()
+
+
+def _ready() -> _Engine:
+    """The engine; another one where the sandbox was switched since, for which its processes were not started."""
+    wanted = settings().sandbox
+    if _engine.sandbox != wanted:
+        close()
+        _engine.sandbox = wanted
+    return _engine
 
 
 def _forked() -> None:
     global _engine  # a fork must share neither pipes, which process.py closes, nor locks with its parent
-    cold, _engine = _engine.cold, _Engine()
+    cold, _engine = _engine.cold, _Engine(sandbox=_engine.sandbox)
     _engine.cold = cold  # told already
 
 

@@ -25,11 +25,14 @@ from pomlflow.exceptions import EngineError, NodeNotFoundError
 __all__ = ["Installation", "find", "poml_version"]
 
 WORKER = Path(__file__).with_name("worker.cjs")
-_PARTS = tuple(WORKER.with_name(name) for name in ("shortcuts.cjs",))
+_PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
 # V8 lets its heap grow with the machine's memory: without a cap a worker comes to 470 MB where 24 GB are there. Under
 # this one it stays at 230, at the same speed, and a template that allocates without end is ended. Room enough for a
 # context of 30 MB. Smaller semi-spaces save 30 MB more, for a tenth of the speed.
 FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=16")
+# Against templates. sharp, for pictures, is a native addon; the worker keeps all ways to load another one to itself.
+# Without zero-filled buffers a template could read what earlier renders left in memory.
+_SANDBOX = ("--permission", "--allow-addons", "--zero-fill-buffers")
 _STALE = 3600.0  # seconds after which a file that was never finished never will be
 _KEPT = 4  # caches of other versions and environments that stay; one is about 10 MB
 
@@ -58,11 +61,23 @@ class Installation:
             key.update(f"{file}\0{at.st_size}\0{at.st_mtime_ns}\0".encode(errors="surrogateescape"))
         return root / key.hexdigest()[:24] / "compiled"
 
-    def command(self) -> list[str]:
-        """The command line of a worker."""
-        parts = [str(self.node), *FLAGS, str(WORKER), str(self.bundle)]
+    def command(self, *, sandbox: bool = True) -> list[str]:
+        """The command line of a worker.
+
+        Args:
+            sandbox: Whether it runs under Node's permission model, and may open nothing but what it is made of.
+        """
+        arguments = [str(self.bundle)]
         cache = self.cache
-        return parts if cache is None else [*parts, str(cache)]
+        if cache is not None:
+            arguments.append(str(cache))
+        flags = [*FLAGS]
+        if sandbox:
+            # sharp and the half of pdfjs that POML loads when it meets a PDF.
+            modules = str(self.bundle.parent.parent / "node_modules" / "*")
+            readable = [*map(str, _PARTS), *arguments, modules]
+            flags += [*_SANDBOX, *(f"--allow-fs-read={file}" for file in readable)]
+        return [str(self.node), *flags, str(WORKER), *arguments]
 
     def store(self, compiled: bytes, length: int) -> None:
         """Keep V8's cached data for later starts.

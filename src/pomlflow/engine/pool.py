@@ -130,13 +130,20 @@ class Pool:
                     self._start_beside(None)
         return turn
 
-    def call(self, request: bytes, timeout: float, turn: Turn | None = None) -> dict[str, Any]:
+    def call(
+        self,
+        request: bytes,
+        timeout: float,
+        turn: Turn | None = None,
+        answer: Callable[[bytes], bytes] | None = None,
+    ) -> dict[str, Any]:
         """Send a request to a process, waiting for one to be free.
 
         Args:
             request: As `NodeProcess.call` takes it.
             timeout: Seconds for waiting and for the render itself; the start of a process is not counted.
             turn: Its place in the queue; by default it takes one now.
+            answer: As `NodeProcess.call` takes it.
 
         Returns:
             The process's answer.
@@ -159,17 +166,19 @@ class Pool:
                 process = self._start()
             elif not process.alive:  # it ended while it was idle: nobody's render was lost
                 process = self._replaced(process)
-            answer = self._send(process, request, left, turn)
-            if answer is None:
+            result = self._send(lambda to: to.call(request, left, answer), process, turn)
+            if result is None:
                 process = self._replaced(process)
-                answer = process.call(request, left)
+                result = process.call(request, left, answer)
             answered = True
         finally:
             if process is not None:
                 self._release(process, turn, answered=answered)
-        return answer
+        return result
 
-    def _send(self, process: NodeProcess, request: bytes, left: float, turn: Turn | None) -> dict[str, Any] | None:
+    def _send(
+        self, call: Callable[[NodeProcess], dict[str, Any]], process: NodeProcess, turn: Turn | None
+    ) -> dict[str, Any] | None:
         """Give the answer; None where the process was killed from outside, so that another one may be tried."""
         if turn is not None:
             with self._lock:
@@ -177,7 +186,7 @@ class Pool:
                     raise CancelledError
                 turn.process = process
         try:
-            return process.call(request, left)
+            return call(process)
         except WorkerDiedError as error:
             if error.returncode not in FROM_OUTSIDE:
                 raise

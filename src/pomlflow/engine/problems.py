@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pomlflow.engine.reads import Reads
 from pomlflow.engine.request import Request
 from pomlflow.exceptions import Problem, RenderError
 
@@ -19,23 +20,25 @@ _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
 
 
-def render_error(reported: Sequence[Mapping[str, Any]], request: Request) -> RenderError:
+def render_error(reported: Sequence[Mapping[str, Any]], request: Request, reads: Reads | None = None) -> RenderError:
     """Make one error of all that POML collected in a render.
 
     Args:
         reported: ``{kind, message, start, end, path}`` each; ``start`` and ``end`` (inclusive) are UTF-16 units from 0.
         request: What was rendered.
+        reads: What it could read, and was refused; by default as the request says.
 
     Returns:
         The error, its first problem first.
     """
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
-    problems = [_problem(item, root, texts, request.file) for item in reported]
-    hint = None
+    reads = Reads(request) if reads is None else reads
+    problems = [_problem(item, root, texts, request.file, reads) for item in reported]
+    hint = reads.remedy
     if any(problem.message.startswith("unexpected character") for problem in problems):
         hint = _ESCAPES
-    elif _is_schema(reported[0], texts.get(reported[0].get("path") or root)):
+    elif _is_schema(reported[0], texts.get(_path(reported[0], root))):
         hint = _SCHEMA
     return RenderError(problems, hint)
 
@@ -50,10 +53,17 @@ def _is_schema(item: Mapping[str, Any], text: str | None) -> bool:
     return tag is not None and (tag.start() == at or tag.end() <= at)
 
 
-def _problem(item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None) -> Problem:
-    path = item.get("path") or root
+def _path(item: Mapping[str, Any], root: str) -> str:
+    path = item.get("path")
+    return path if path and isinstance(path, str) else root
+
+
+def _problem(
+    item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None, reads: Reads
+) -> Problem:
+    path = _path(item, root)
     if path not in texts:
-        texts[path] = _read(path)
+        texts[path] = reads.text(path)  # a template can throw an error that names any file
     message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
     file = shown if path == root and shown != root else os.path.normpath(path)
     text, start, end = texts[path], item.get("start"), item.get("end")
@@ -82,11 +92,3 @@ def _characters(text: str, units: int) -> int:
         return min(units, len(text))
     encoded = text.encode("utf-16-le", "surrogatepass")[: 2 * units]
     return len(encoded.decode("utf-16-le", "replace"))
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:  # noqa: PTH123
-            return file.read()
-    except OSError:
-        return None

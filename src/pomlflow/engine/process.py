@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import orjson
@@ -41,6 +42,7 @@ class NodeProcess:
 
     Args:
         installation: What to start.
+        sandbox: Whether what templates may do is bounded.
 
     Attributes:
         hello: What it told in the handshake: ``node``, ``poml``, ``cache`` (hit, none, rejected), ``length``.
@@ -48,6 +50,7 @@ class NodeProcess:
         timed_out: Whether it was ended for that.
         retired: Whether another one has been started in its place, and it is to go after its render.
         memory: Its resident bytes, as it last told.
+        spent: Whether a template left something in it that cannot be taken back, so that it is not to be used again.
 
     Raises:
         NotWarmError: The bundle cannot be loaded warm.
@@ -55,17 +58,18 @@ class NodeProcess:
         WorkerDiedError: It was killed from outside while it started.
     """
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, *, sandbox: bool = True) -> None:
         self.deadline = float("inf")
         self.timed_out = False
         self.retired = False
         self.memory = 0
+        self.spent = False
         self._count = 0
         self._tail = b""
         self._drain = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
         try:
             with _forking:
-                self._spawn(installation.command())
+                self._spawn(installation.command(sandbox=sandbox))
                 _watchdog.processes.add(self)
         except OSError as error:
             raise EngineError(f"cannot start {installation.node}: {error}") from error
@@ -123,7 +127,7 @@ class NodeProcess:
     @property
     def healthy(self) -> bool:
         """Whether it may be used again, as far as is known without asking the system."""
-        return not self.timed_out and not self.retired
+        return not (self.timed_out or self.retired or self.spent)
 
     @property
     def alive(self) -> bool:
@@ -135,12 +139,13 @@ class NodeProcess:
         """Its process id."""
         return self._popen.pid
 
-    def call(self, request: bytes, timeout: float) -> dict[str, Any]:
+    def call(self, request: bytes, timeout: float, answer: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
         """Send a request and wait for its answer.
 
         Args:
             request: A JSON object without its opening brace: the id is put before it.
             timeout: Seconds until the process is ended.
+            answer: What answers the worker's questions, `Reads.answer`; without it, a question ends the process.
 
         Returns:
             The answer.
@@ -155,6 +160,11 @@ class NodeProcess:
         try:
             self._write(b'{"id":%d,%b\n' % (self._count, request))
             line = self._answer()
+            while line.startswith(b'{"id":%d,"ask":' % self._count):
+                if answer is None:
+                    raise EOFError
+                self._write(answer(line))
+                line = self._answer()
         except (OSError, EOFError):
             if self.timed_out:
                 raise TimeoutError from None
@@ -164,9 +174,10 @@ class NodeProcess:
             raise
         finally:
             _watchdog.set(self, float("inf"))
-        answer = _loads(line)
-        self.memory = answer.get("memory", self.memory)
-        return answer
+        result = _loads(line)
+        self.memory = result.get("memory", self.memory)
+        self.spent = bool(result.get("spent"))
+        return result
 
     def hurry(self, seconds: float) -> None:
         """Have the render that it is busy with end within so many seconds, or be ended."""

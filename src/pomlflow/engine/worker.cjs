@@ -15,8 +15,11 @@ const crypto = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
 const { performance } = require('node:perf_hooks');
+const process = require('node:process'); // a template's is another
 const vm = require('node:vm');
 const Module = require('node:module');
+const files = require('./files.cjs');
+const sandbox = require('./sandbox.cjs');
 const shortcuts = require('./shortcuts.cjs');
 const standIns = require('./stand_ins.cjs');
 
@@ -69,13 +72,9 @@ function load(bundle, compiled) {
   if (entry < 0) throw new Error(`the bundle ${bundle} does not end as that of poml 0.0.8 does`);
   source = `${source.slice(0, entry)}__webpack_require__;module.exports = __webpack_require__${source.slice(entry + ENTRY.length)}`;
 
-  const script = new vm.Script(Module.wrap(source), {
-    filename: bundle,
-    cachedData,
-    importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER, // pdfjs is an ES module
-  });
+  const script = new vm.Script(Module.wrap(source), { filename: bundle, cachedData }); // import() is refused in it
   const module = { exports: {} };
-  script.runInThisContext()(module.exports, lazily(Module.createRequire(bundle)), module, bundle, path.dirname(bundle));
+  script.runInThisContext()(module.exports, requireFor(bundle), module, bundle, path.dirname(bundle));
   const from = module.exports;
   shortcuts.take(from);
   return {
@@ -87,8 +86,16 @@ function load(bundle, compiled) {
     PomlFile: from('./packages/poml/file.tsx').PomlFile,
     version: from('./packages/poml/version.ts').POML_VERSION,
     write: from('./packages/poml/index.ts').write,
+    zod: from('./node_modules/zod/index.cjs'),
     reactRender: from('./packages/poml/util/reactRender.ts').reactRender,
   };
+}
+
+const sandboxed = process.permission !== undefined; // Python starts it with --permission then
+
+function requireFor(bundle) {
+  const require = Module.createRequire(bundle);
+  return sandboxed ? sandbox.requireFor(require, files.reads) : lazily(require);
 }
 
 /** require() for the bundle, with sharp (a native addon, 40 ms) loaded only when an image is met. */
@@ -120,6 +127,20 @@ function numberSources({ prototype }) {
 const MARK = Symbol('the mark of a native message');
 
 /**
+ * POML (0.0.8) reads a message's text as JSON where it is JSON: "1" is lost, and a user's words can become an image or a
+ * tool call that nobody made. In a list, a text stays a text.
+ */
+function readAsJson(content) {
+  if (typeof content !== 'string' || !/^\s*[[{"\d\-tfn]/.test(content)) return false;
+  try {
+    JSON.parse(content);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
  * A message of a history that has a native form goes through <conversation> as its mark, so that selectedMessages and
  * expressions work on it; the other side puts the native message where the mark comes out. Without this,
  * <conversation> rejects tool messages and drops what POML's own messages cannot hold.
@@ -128,7 +149,10 @@ function passNativeMessages(base) {
   const conversation = base.findComponentByAlias('conversation');
   const render = conversation.render;
   const speaker = (message) => (message.speaker === 'tool' ? 'ai' : message.speaker); // a tool may not say text
-  const marked = (message) => (message?.[MARK] ? { speaker: speaker(message), content: message[MARK] } : message);
+  const marked = (message) => {
+    if (message?.[MARK]) return { speaker: speaker(message), content: message[MARK] };
+    return readAsJson(message?.content) ? { ...message, content: [message.content] } : message;
+  };
   conversation.render = function (props) {
     return render.call(this, Array.isArray(props.messages) ? { ...props, messages: props.messages.map(marked) } : props);
   };
@@ -156,8 +180,9 @@ function keepPromises(base) {
 
 /** `{{ total = 1 }}` makes a global, which the next template must not see: it may be another user's. */
 function forgetGlobals() {
-  if (Object.keys(globalThis).length === globals.size) return;
+  if (Object.keys(globalThis).length === globals.size) return true;
   for (const key of Object.keys(globalThis)) if (!globals.has(key)) delete globalThis[key];
+  return true;
 }
 
 /** Parsed files by source: parsing is half of a render. Bounded by the characters that it holds. */
@@ -192,7 +217,7 @@ class Files {
 
 async function render({ markup, context, stylesheet, path: file, chat }) {
   sources = [];
-  const { parsed, errors } = files.get(markup, file);
+  const { parsed, errors } = parsedFiles.get(markup, file);
   sources[0] = parsed.sourcePath;
   // What react() leaves behind in a PomlFile of poml 0.0.8, and what its constructor reported.
   parsed.responseSchema = parsed.toolsSchema = parsed.runtimeParameters = undefined;
@@ -228,12 +253,20 @@ function revive(value) {
   return value;
 }
 
+/**
+ * All promises that are settled run on before this gives: those of a template that never come to an end hold up its own
+ * answer, and no later one.
+ */
+const { setImmediate } = globalThis; // a template's ends with its render
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
 async function answer(request) {
   if (request.op === 'compiled') return { id: request.id, ok: poml.script.createCachedData().toString('base64') };
   if (request.revive) request.context = revive(request.context);
   mark(request.context, request.natives);
   const check = request.stand_ins && (checking ??= standIns.install(poml.PomlFile));
   check?.begin(request.context, request.stand_ins);
+  files.serve(request.id);
   const errors = [];
   let frame;
   try {
@@ -242,13 +275,16 @@ async function answer(request) {
     errors.push(error);
   }
   await settle();
+  await turn();
+  files.serve(undefined);
   poml.base.BufferCollection.clear(); // documents by path and time: a file rewritten in the same tick would stay old
-  forgetGlobals();
+  const clean = forget();
   // What POML collected came first, and is mostly why something was thrown after it.
   errors.unshift(...poml.base.ErrorCollection.list());
   const problems = errors.filter((error) => !check?.doubts(Object(error))).map(problem);
   if (check) frame ??= { messages: [] };
-  return problems.length ? { id: request.id, problems } : { id: request.id, ok: frame };
+  const spent = clean ? undefined : true; // something of it stays: the process is not to be used again
+  return problems.length ? { id: request.id, problems, spent } : { id: request.id, ok: frame, spent };
 }
 
 function serve() {
@@ -285,16 +321,18 @@ function serve() {
   process.stdin.on('end', () => process.exit(0)); // the parent is gone
 }
 
-let poml, settle, checking;
+let poml, settle, forget, checking;
 try {
+  if (sandboxed) sandbox.close();
   poml = load(...process.argv.slice(2));
   numberSources(poml.PomlFile);
   passNativeMessages(poml.base);
   settle = keepPromises(poml.base);
+  forget = sandboxed ? sandbox.lock(poml.zod) : forgetGlobals;
 } catch (error) {
   send(JSON.stringify({ id: 0, fatal: String(error?.message ?? error) }), () => process.exit(3));
 }
-const files = new Files(256 * 1024); // a parsed file takes 85 bytes a character, one of nothing but tags 210
+const parsedFiles = new Files(256 * 1024); // a parsed file takes 85 bytes a character, one of nothing but tags 210
 const globals = new Set(Object.keys(globalThis));
 if (poml) {
   serve();

@@ -1,0 +1,319 @@
+"""What a template that was written to do harm comes to: nothing of it leaves its render.
+
+Each row of README's table of what is closed has its test here or in test_sandbox.py; so have those of what is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomlflow import engine
+from pomlflow.exceptions import RenderError, RenderTimeoutError, WorkerDiedError
+
+JS = Callable[[str], str]
+
+
+def text(markup: str, limit: float = 30, **variables: Any) -> str:
+    context, revive = engine.encode(variables)
+    return str(engine.run(engine.Request(markup, context, revive), limit).output["messages"][0]["content"])
+
+
+def refusal(markup: str) -> str:
+    with pytest.raises(RenderError) as refused:
+        engine.render(markup, {})
+    return str(refused.value)
+
+
+# --- ways out of JavaScript
+
+OUT = {
+    "require": "require",
+    "module": "module",
+    "a builtin module": "process.getBuiltinModule('fs').readFileSync('/etc/passwd')",
+    "the main module": "process.mainModule.require('fs')",
+    "binding": "process.binding('fs')",
+    "linked binding": "process._linkedBinding('fs')",
+    "dlopen": "process.dlopen({ exports: {} }, '/x.node')",
+    "execve": "process.execve('/bin/sh')",
+    "kill": "process.kill(process.ppid, 0)",
+    "debug": "process._debugProcess(1)",
+    "exit": "process.exit(0)",
+    "really exit": "process.reallyExit(0)",
+    "abort": "process.abort()",
+    "report": "process.report.writeReport('/tmp/x')",
+    "env file": "process.loadEnvFile('/etc/environment')",
+    "handles": "process._getActiveHandles()",
+    "stdout's class": "new process.stdout.constructor(1).fd.x",
+    "stdin": "process.stdin.constructor",
+    "process's class": "process.constructor.getBuiltinModule('fs')",
+    "console's streams": "console._stdout.constructor",
+    "console's class": "new console.Console(1)",
+    "fetch": "fetch('http://127.0.0.1:1/')",
+    "WebSocket": "new WebSocket('ws://127.0.0.1:1/')",
+    "EventSource": "new EventSource('http://127.0.0.1:1/')",
+    "XMLHttpRequest": "new XMLHttpRequest()",
+    "a worker": "new Worker('x')",
+    "a message channel": "new MessageChannel()",
+    "a broadcast": "new BroadcastChannel('x')",
+    "web assembly": "WebAssembly.compile(new Uint8Array(1))",
+    "finalizers": "new FinalizationRegistry(() => 0)",
+    "shared memory": "new SharedArrayBuffer(8)",
+    "atomics": "Atomics.waitAsync",
+    "navigator": "navigator.locks",
+    "storage": "localStorage.x",
+    "a blob": "new Blob(['x'])",
+    "vm": "new (Function('return vm')()).Script('1')",
+    "global of a function": "Function('return this')().process.mainModule.require('fs')",
+    "constructor's constructor": "''.constructor.constructor('return process.mainModule.require')()('fs')",
+    "eval": "(0, eval)('require(1)')",
+    "undici": "globalThis[Symbol.for('undici.globalDispatcher.1')].request({})",
+}
+
+
+@pytest.mark.parametrize("code", OUT.values(), ids=OUT)
+def test_no_way_leads_out(code: str, js: JS) -> None:
+    assert refusal(js(f"return String({code})"))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import('node:fs')",
+        "Function('return import(\"node:fs\")')()",
+        "(0, eval)('import(\"node:fs\")')",
+        "(async () => {}).constructor('return import(\"node:fs\")')()",
+    ],
+)
+def test_nothing_can_be_imported(code: str, js: JS) -> None:
+    """import() gives a promise; POML waits for one that it gets as a document's buffer."""
+    buffer = f"{{{{ {code}.then(m => Buffer.from(Object.keys(m).join()), e => Buffer.from('refused')) }}}}"
+    markup = f"<document parser='txt' buffer='{buffer}'/>".replace('"', "#quot;")
+    try:
+        told = text(markup)
+    except RenderError as refused:
+        told = str(refused)
+    assert "readFileSync" not in told
+    assert "appendFileSync" not in told
+
+
+def test_a_stack_shows_no_function(js: JS) -> None:
+    """V8 gives the functions that run, and what they were called with, to whoever sets this."""
+    for code in ("Error.prepareStackTrace = (_, sites) => sites", "Object.prototype.prepareStackTrace = (_, s) => s"):
+        assert text(js(f"{code}; return typeof new Error('x').stack")) == "string"
+
+
+def test_what_is_closed_says_how_to_open_it(js: JS) -> None:
+    for code in ("process.getBuiltinModule('fs')", "fetch('http://127.0.0.1/')"):
+        assert "pomlflow.configure(sandbox=False)" in refusal(js(code))
+
+
+@pytest.mark.parametrize("name", ["Timeout", "Immediate"])
+def test_a_timer_shows_no_other_timer(name: str, js: JS) -> None:
+    """Node's own are members of lists that lead to all others."""
+    made = f"set{name}(() => 0, 1)"
+    assert text(js(f"return Object.getOwnPropertyNames({made}).join()")) == "hasRef,ref,unref"
+    assert text(js(f"return {made}.constructor.name")) == "Object"
+
+
+def test_only_harmless_globals_are_left(js: JS) -> None:
+    """A global that Node adds one day is not kept, whatever it is."""
+    shown = text(js("return Object.getOwnPropertyNames(globalThis).filter(k => !/^[A-Z]/.test(k)).sort().join(' ')"))
+    assert shown.split() == sorted(
+        "atob btoa clearImmediate clearInterval clearTimeout console decodeURI decodeURIComponent encodeURI "
+        "encodeURIComponent escape eval fetch global globalThis isFinite isNaN parseFloat parseInt process "
+        "queueMicrotask setImmediate setInterval setTimeout structuredClone undefined unescape".split()
+    )
+
+
+def test_the_environment_is_not_seen(monkeypatch: pytest.MonkeyPatch, fresh: None, js: JS) -> None:
+    monkeypatch.setenv("POMLFLOW_TEST_SECRET", "s3cret")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert text(js("return JSON.stringify(process.env)")) == '{"TZ":"Asia/Tokyo"}'
+    engine.close()
+
+
+def test_no_connection_is_made(js: JS) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        for markup in (
+            f'<webpage url="{url}"/>',
+            f'<document src="{url}" parser="txt"/>',
+            f'<img src="{url}"/>',
+            f'<table src="{url}" parser="csv"/>',
+            js(f"return fetch('{url}')"),
+        ):
+            assert refusal(markup)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_the_machine_is_not_told_of(js: JS) -> None:
+    told = text(js("return JSON.stringify([process, Object.keys(process)])"))
+    for secret in (os.uname().nodename if sys.platform != "win32" else "?", str(os.getppid()), str(Path.home() / ".")):
+        assert f'"{secret}"' not in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_node_holds_the_worker_too(fresh: None, worker: Callable[[], int]) -> None:
+    """The second wall: were a template to reach Node's own modules, Node would let it read only what the worker is."""
+    command = Path(f"/proc/{worker()}/cmdline").read_text(encoding="utf-8").split("\0")
+    assert "--permission" in command
+    assert not [flag for flag in command if flag.startswith(("--allow-child", "--allow-worker", "--allow-fs-write"))]
+    allowed = [flag.partition("=")[2] for flag in command if flag.startswith("--allow-fs-read")]
+    assert allowed
+    for path in allowed:
+        assert path.endswith((".cjs", "/compiled", "poml/js/cli.js", "poml/node_modules/*")), path
+
+
+# --- what one render leaves for the next
+
+POLLUTED = {
+    "Object.prototype": "Object.prototype.leak = 7",
+    "Object.prototype's own": "Object.prototype.toString = () => 'evil'",
+    "defined": "Object.defineProperty(Object.prototype, 'leak', { value: 7 })",
+    "__proto__": "({}).__proto__.leak = 7",
+    "__defineGetter__": "Object.prototype.__defineGetter__('leak', () => 7)",
+    "a setter": "Object.defineProperty(Object.prototype, 'toString', { value: () => 'evil', writable: false })",
+    "Array.prototype": "Array.prototype.leak = 7",
+    "Array.prototype's own": "Array.prototype.join = () => 'evil'",
+    "a getter on it": "Object.defineProperty(Array.prototype, 'map', { get: () => () => 'evil' })",
+    "an index of it": "Array.prototype[0] = 'evil'",
+    "deleted": "delete Array.prototype.join",
+    "fixed": "Object.defineProperty(Array.prototype, 'leak', { value: 7 })",
+    "frozen": "Object.freeze(Array.prototype)",
+    "another prototype": "Object.setPrototypeOf(Array.prototype, { leak: 7 })",
+    "String.prototype": "String.prototype.toUpperCase = () => 'evil'",
+    "RegExp.prototype": "RegExp.prototype.exec = () => null",
+    "RegExp.prototype's getter": "Object.defineProperty(RegExp.prototype, 'flags', { get: () => 'evil' })",
+    "Function.prototype": "Function.prototype.call = () => 'evil'",
+    "Promise.prototype": "Promise.prototype.then = () => 'evil'",
+    "Map.prototype": "Map.prototype.get = () => 'evil'",
+    "Error.prototype": "Error.prototype.message = 'evil'",
+    "WeakMap.prototype": "WeakMap.prototype.get = () => 'evil'",
+    "an iterator": "Object.getPrototypeOf([][Symbol.iterator]()).next = () => ({ done: true })",
+    "a generator": "Object.getPrototypeOf(function* () {}).prototype.next = () => ({ done: true })",
+    "typed arrays": "Object.getPrototypeOf(Uint8Array).prototype.subarray = () => 'evil'",
+    "Buffer": "Buffer.from = () => 'evil'",
+    "Buffer.prototype": "Buffer.prototype.toString = () => 'evil'",
+    "JSON": "JSON.stringify = () => 'evil'",
+    "Math": "Math.max = () => 7",
+    "a global": "leak = 7",
+    "a hidden global": "Object.defineProperty(globalThis, 'leak', { value: 7, configurable: true })",
+    "a fixed global": "Object.defineProperty(globalThis, 'leak', { value: 7 })",
+    "a symbol's": "globalThis[Symbol.for('leak')] = 7",
+    "a global replaced": "JSON = { stringify: () => 'evil', parse: () => 'evil' }",
+    "a declaration": "(0, eval)('var leak = 7; function leak2() {}')",
+    "console": "console.log = () => 7",
+    "process": "process.leak = 7",
+    "process.env": "process.env.leak = 7",
+    "timers": "setTimeout = () => 7",
+    "url": "URL.prototype.toString = () => 'evil'",
+    "Symbol.for": "Symbol.for = () => 7",
+}
+PRISTINE = (
+    "return JSON.stringify([typeof leak, typeof leak2, typeof {}.leak, typeof [].leak, [][0], String({}), "
+    "[1, 2].join('-'), [1].map(String), 'a'.toUpperCase(), /a(.)/.exec('ab')[1], /a/g.flags, Math.max(1, 2), "
+    "[...[1, 2]], process.leak, "
+    "process.env.leak, Buffer.from('a').toString('hex'), new Map([[1, 2]]).get(1), new Error('m').message, "
+    "globalThis[Symbol.for('leak')], new URL('http://a/').toString(), (function () { return this }).call(5) + 1, "
+    "Object.isFrozen(Array.prototype), [...(function* () { yield 3 })()], typeof setTimeout, typeof console.log(1)])"
+)
+
+
+@pytest.mark.parametrize("code", POLLUTED.values(), ids=POLLUTED)
+def test_no_change_reaches_the_next_render(code: str, js: JS) -> None:
+    """Also not one that strict code makes, nor one whose render fails."""
+    before = text(js(PRISTINE))
+    for attempt in (code, f"(() => {{ 'use strict'; {code} }})()", f"{code}; throw new Error('failed')"):
+        with contextlib.suppress(RenderError, WorkerDiedError):
+            text(js(f"{attempt}; return 1"))
+        assert text(js(PRISTINE)) == before
+    assert text("<poml><list><item for='x in v'>{{x.a}}</item></list></poml>", v=[{"a": 1}, {"a": 2}]) == "- 1\n- 2"
+
+
+def test_a_process_that_cannot_be_cleaned_is_not_used_again(worker: Callable[[], int], js: JS) -> None:
+    before = worker()
+    assert text(js("Object.defineProperty(globalThis, 'leak', { value: 7 }); return leak")) == "7"
+    assert worker() != before
+
+
+@pytest.mark.parametrize("timer", ["setTimeout", "setInterval", "setImmediate"])
+def test_a_timer_ends_with_its_render(timer: str, js: JS) -> None:
+    """It would run in the midst of another's, and see its variables."""
+    spy = "Array.prototype.join = function () { return 'spied' }"
+    assert text(js(f"{timer}(() => {{ {spy} }}, 1); return 'now'")) == "now"
+    slow = "const end = Date.now() + 30; while (end > Date.now()); return [1, 2].join()"
+    assert [text(js(slow)) for _ in range(3)] == ["1,2"] * 3
+
+
+def test_promises_without_end_hold_nothing_but_their_own_render(js: JS, hello: Callable[[], str]) -> None:
+    with pytest.raises(RenderTimeoutError):
+        text(js("const again = () => Promise.resolve().then(again); again(); return 1"), 0.5)
+    assert hello() == "Hello Ada"
+
+
+def test_memory_of_earlier_renders_is_not_seen(js: JS) -> None:
+    secret = "s3cret-in-memory" * 50
+    for _ in range(20):
+        text("<p>{{v.length}} {{Buffer.from(v).length}}</p>", v=secret)
+    for size in (100, 4096, 100_000):
+        assert text(js(f"return Buffer.allocUnsafe({size}).filter(byte => byte !== 0).length")) == "0"
+    assert int(text(js("return Buffer.from('ab').buffer.byteLength"))) == 2
+
+
+def test_zod_is_the_same_for_all(js: JS) -> None:
+    schema = "<poml><p>a</p><output-schema>{}</output-schema></poml>"
+    good = engine.render(schema.format("z.object({ a: z.string() })"), {})["schema"]
+    for evil in ("(z.string = () => z.number(), z.object({}))", "(z.ZodString.prototype._parse = 0, z.object({}))"):
+        with contextlib.suppress(RenderError):
+            engine.render(schema.format(evil), {})
+        assert engine.render(schema.format("z.object({ a: z.string() })"), {})["schema"] == good
+
+
+# --- lies to this side
+
+
+def test_an_error_that_names_another_file_shows_none_of_it(tmp_path: Path, js: JS) -> None:
+    """A thrown object may have any `sourcePath`; its line would stand in the message."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the secret's line", encoding="utf-8")
+    thrown = f"Object.assign(new Error('x'), {{ sourcePath: {str(secret)!r}, startIndex: 0, endIndex: 3 }})"
+    told = refusal(js(f"throw {thrown}"))
+    assert "the secret's line" not in told
+
+
+@pytest.mark.parametrize("value", ["x", -1, 1e99, {"a": 1}, [1], True, None])
+def test_an_error_with_senseless_places_is_told(value: Any, js: JS) -> None:
+    import json
+
+    lie = json.dumps(value)
+    assert "lie" in refusal(js(f"throw Object.assign(new Error('lie'), {{ startIndex: {lie}, sourcePath: {lie} }})"))
+
+
+def test_what_answers_to_nobody_is_passed_over(js: JS) -> None:
+    """The protocol's own words, printed."""
+    line = "console.log('x'); process.stdout.write(JSON.stringify({ id: 1, ok: { } }) + String.fromCharCode(10))"
+    assert text(js(f"{line}; return 'mine'")) == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_template_cannot_end_what_started_it(js: JS) -> None:
+    got: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
+        try:
+            assert refusal(js(f"return process.kill({os.getpid()}, 'SIGUSR1')"))
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+    assert got == []

@@ -1,0 +1,329 @@
+"""What a template may read: its own folder's tree, the prompt root, the working folder, and what the user allows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.corpus.cases import FOLDER
+
+from pomlflow import engine, settings
+from pomlflow.engine.reads import Reads
+from pomlflow.exceptions import ConfigurationError, EngineError, RenderError
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")
+SECRET = "the neighbour's secret"
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """In a working folder of its own, and with the settings put back."""
+    before = settings.settings()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    yield
+    settings._current = before
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The template's folder, with a secret in the one beside it."""
+    (tmp_path / "home" / "inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "secret.txt").write_text(SECRET, encoding="utf-8")
+    (tmp_path / "home" / "note.txt").write_text("a note", encoding="utf-8")
+    (tmp_path / "home" / "inner" / "note.txt").write_text("an inner note", encoding="utf-8")
+    for folder in ("home", "other"):
+        for asset in ("box.png", "report.docx", "report.pdf"):
+            shutil.copy(FOLDER / "assets" / asset, tmp_path / folder / asset)
+    return tmp_path / "home"
+
+
+def read(home: Path, markup: str, **variables: Any) -> str:
+    output = engine.render(markup, variables, path=str(home / "prompt.poml"))
+    return str(output["messages"][0]["content"])
+
+
+def refused(home: Path, markup: str, **variables: Any) -> str:
+    with pytest.raises(RenderError) as failed:
+        read(home, markup, **variables)
+    assert SECRET not in str(failed.value)
+    return str(failed.value)
+
+
+DOCUMENT = '<document src="{{path}}" parser="txt"/>'
+
+
+# --- which folders
+
+
+@pytest.mark.parametrize("path", ["note.txt", "inner/note.txt", "./inner/../note.txt"])
+def test_the_templates_own_tree_is_read(path: str, home: Path) -> None:
+    assert "note" in read(home, DOCUMENT, path=path)
+    assert "note" in read(home, DOCUMENT, path=str(home / path))
+
+
+def test_the_working_folder_and_the_prompt_root_are_read(home: Path, tmp_path: Path) -> None:
+    """The working folder as it is at the render."""
+    (tmp_path / "work" / "a.txt").write_text("of the working folder", encoding="utf-8")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "b.txt").write_text("of the prompt root", encoding="utf-8")
+    assert read(home, DOCUMENT, path=str(tmp_path / "work" / "a.txt")) == "of the working folder"
+    refused(home, DOCUMENT, path=str(tmp_path / "root" / "b.txt"))
+    settings.configure(prompt_root=tmp_path / "root")
+    assert read(home, DOCUMENT, path=str(tmp_path / "root" / "b.txt")) == "of the prompt root"
+    os.chdir(tmp_path / "root")
+    refused(home, DOCUMENT, path=str(tmp_path / "work" / "a.txt"))
+
+
+def test_what_lies_elsewhere_is_refused_with_both_remedies(home: Path, tmp_path: Path) -> None:
+    told = refused(home, DOCUMENT, path="../other/secret.txt")
+    other = str(tmp_path / "other")
+    assert f"pomlflow.configure(allow_read=[{other!r}])" in told
+    assert "pomlflow.configure(sandbox=False)" in told
+    assert str(home) in told
+
+
+def test_a_folder_that_was_allowed_is_read(home: Path, tmp_path: Path) -> None:
+    settings.configure(allow_read=[tmp_path / "other"])
+    assert read(home, DOCUMENT, path="../other/secret.txt") == SECRET
+    settings.configure(allow_read=[])
+    refused(home, DOCUMENT, path="../other/secret.txt")
+
+
+def test_the_environment_allows_folders_and_lifts_the_sandbox(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POMLFLOW_ALLOW_READ", os.pathsep.join([str(tmp_path / "nowhere"), str(tmp_path / "other")]))
+    monkeypatch.setattr(settings, "_current", None)
+    assert read(home, DOCUMENT, path="../other/secret.txt") == SECRET
+    monkeypatch.delenv("POMLFLOW_ALLOW_READ")
+    monkeypatch.setenv("POMLFLOW_SANDBOX", "0")
+    monkeypatch.setattr(settings, "_current", None)
+    assert settings.settings().sandbox is False
+
+
+def test_without_the_sandbox_everything_is_read(home: Path, js: Callable[[str], str]) -> None:
+    """And Node's modules are there; with it again, they are not: the process is another."""
+    settings.configure(sandbox=False)
+    assert read(home, DOCUMENT, path="../other/secret.txt") == SECRET
+    seen = js("return typeof process.getBuiltinModule('fs').readFileSync")
+    assert read(home, seen) == "function"
+    settings.configure(sandbox=True)
+    refused(home, DOCUMENT, path="../other/secret.txt")
+    assert "closed" in refused(home, seen)
+
+
+@pytest.mark.parametrize("wrong", ["/a/folder", Path("/a/folder")])
+def test_one_folder_for_a_list_of_them_is_an_error(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="give a list of folders"):
+        settings.configure(allow_read=wrong)
+
+
+def test_a_switch_that_makes_no_sense_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not silently on nor, worse, off."""
+    monkeypatch.setenv("POMLFLOW_SANDBOX", "perhaps")
+    monkeypatch.setattr(settings, "_current", None)
+    with pytest.raises(ConfigurationError, match="POMLFLOW_SANDBOX is 'perhaps'"):
+        settings.settings()
+
+
+@posix
+def test_the_root_of_the_file_system_counts_only_where_it_is_named(home: Path, tmp_path: Path) -> None:
+    """In a container the working folder is often /; /proc/self/environ lies under it, and is this process's."""
+    os.chdir("/")
+    refused(home, DOCUMENT, path="/proc/self/environ")
+    refused(home, DOCUMENT, path=str(tmp_path / "other" / "secret.txt"))
+    settings.configure(allow_read=["/"])
+    assert read(home, DOCUMENT, path=str(tmp_path / "other" / "secret.txt")) == SECRET
+
+
+# --- by which ways
+
+
+@posix
+def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_read(home: Path, tmp_path: Path) -> None:
+    (home / "out.txt").symlink_to(tmp_path / "other" / "secret.txt")
+    (home / "folder").symlink_to(tmp_path / "other")
+    (home / "in.txt").symlink_to(home / "note.txt")
+    refused(home, DOCUMENT, path="out.txt")
+    refused(home, DOCUMENT, path="folder/secret.txt")
+    refused(home, DOCUMENT, path="folder/../other/secret.txt")
+    assert read(home, DOCUMENT, path="in.txt") == "a note"
+
+
+@posix
+def test_a_template_that_is_a_link_reads_where_the_link_is(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(home)
+    output = engine.render(DOCUMENT, {"path": "note.txt"}, path=str(tmp_path / "linked" / "prompt.poml"))
+    assert output["messages"][0]["content"] == "a note"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "{other}/secret.txt",
+        "../other/secret.txt",
+        "inner/../../other/secret.txt",
+        "././../other/./secret.txt",
+        "..//other//secret.txt",
+        "file://{other}/secret.txt",
+        "file:{other}/secret.txt",
+        "//{other}/secret.txt",
+        "/proc/self/root{other}/secret.txt",
+        "{other}/../other/secret.txt",
+        "{home}/../other/secret.txt",
+        "{home}x/../other/secret.txt",
+        "..\\other\\secret.txt",
+        "\\\\host\\share\\secret.txt",
+        "{other}/secret.txt\0.png",
+        "/dev/fd/0",
+        "~/secret.txt",
+    ],
+)
+def test_no_spelling_leads_out(spelled: str, home: Path, tmp_path: Path) -> None:
+    refused(home, DOCUMENT, path=spelled.format(other=tmp_path / "other", home=home))
+
+
+def test_a_folder_whose_name_only_begins_alike_is_another(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "homely").mkdir()
+    (tmp_path / "homely" / "note.txt").write_text(SECRET, encoding="utf-8")
+    refused(home, DOCUMENT, path="../homely/note.txt")
+
+
+def test_another_case_is_another_file(home: Path, tmp_path: Path) -> None:
+    refused(home, DOCUMENT, path=str(tmp_path / "HOME" / ".." / "other" / "secret.txt"))
+
+
+EVERY = {
+    "document": '<document src="{{path}}" parser="txt"/>',
+    "document by its end": '<document src="{{path}}"/>',
+    "pdf": '<document src="{{path}}" parser="pdf"/>',
+    "docx": '<document src="{{path}}" parser="docx"/>',
+    "image": '<img src="{{path}}"/>',
+    "audio": '<audio src="{{path}}" syntax="multimedia"/>',
+    "table": '<table src="{{path}}" parser="csv"/>',
+    "xlsx": '<table src="{{path}}" parser="excel"/>',
+    "webpage": '<webpage src="{{path}}"/>',
+    "folder": '<folder src="{{path}}"/>',
+    "include": '<include src="PATH"/>',
+    "let": '<let name="x" src="PATH" type="string"/><p>{{x}}</p>',
+}
+
+
+@pytest.mark.parametrize("markup", EVERY.values(), ids=EVERY)
+def test_every_element_that_reads_obeys(markup: str, home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for path in (other / "secret.txt", other / "box.png", other / "report.docx", other / "missing.txt", other):
+        told = refused(home, f"<poml>{markup.replace('PATH', str(path))}</poml>", path=str(path))
+        assert "allow_read" in told or "Cannot determine parser" in told
+
+
+def test_nobody_learns_what_is_there_elsewhere(home: Path, tmp_path: Path) -> None:
+    """What is and what is not are refused with the same words."""
+    for markup in ('<img src="{{path}}"/>', DOCUMENT):
+        there, missing = (
+            refused(home, markup, path=str(tmp_path / "other" / name)).replace(name, "NAME")
+            for name in ("box.png", "xyz.png")
+        )
+        assert there == missing
+
+
+def test_a_text_that_is_a_path_is_that_text(home: Path, tmp_path: Path) -> None:
+    """poml.poml() takes such a string for the file; a value is never more than itself here."""
+    secret = str(tmp_path / "other" / "secret.txt")
+    assert read(home, "<p>{{path}}</p>", path=secret) == secret
+    assert read(home, '<document buffer="{{path}}" parser="txt"/>', path=secret) == secret
+
+
+@posix
+def test_a_pipe_or_a_device_is_not_waited_for(home: Path) -> None:
+    os.mkfifo(home / "pipe")
+    (home / "zero").symlink_to("/dev/zero")
+    assert "EACCES" in refused(home, DOCUMENT, path="pipe")
+    refused(home, DOCUMENT, path="zero")
+
+
+def test_failures_have_nodes_own_words(home: Path) -> None:
+    assert f"ENOENT: no such file or directory, stat '{home / 'none.txt'}'" in refused(home, DOCUMENT, path="none.txt")
+    assert "EISDIR: illegal operation on a directory, read" in refused(home, DOCUMENT, path="inner")
+
+
+def test_pictures_that_name_other_files_show_none_of_them(home: Path, tmp_path: Path) -> None:
+    """An SVG may; sharp would load it, natively, from beside the file."""
+    image = f"<image href='file://{tmp_path / 'other' / 'box.png'}' width='12' height='8'/>"
+    head = "<svg xmlns='http://www.w3.org/2000/svg' width='12' height='8'>"
+    pictures = []
+    for content in (image, ""):
+        (home / "a.svg").write_text(f"{head}{content}</svg>", encoding="utf-8")
+        pictures.append(read(home, '<img src="a.svg" type="png"/>'))
+    assert pictures[0] == pictures[1]
+
+
+# --- for whom
+
+
+def test_folders_hold_for_one_render_though_the_process_is_shared(
+    home: Path, tmp_path: Path, worker: Callable[[], int]
+) -> None:
+    """Two templates in two folders, in turns and at once: each reads its own, in one and the same process."""
+    before = worker()
+    other = tmp_path / "other"
+
+    def one(_: int) -> None:
+        assert read(home, DOCUMENT, path=str(home / "note.txt")) == "a note"
+        assert read(other, DOCUMENT, path=str(other / "secret.txt")) == SECRET
+        refused(home, DOCUMENT, path=str(other / "secret.txt"))
+        with pytest.raises(RenderError, match="may not be read"):
+            read(other, DOCUMENT, path=str(home / "note.txt"))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(one, range(20)))
+    assert worker() == before
+
+
+def test_a_template_that_is_not_trusted_reads_its_roots_only(home: Path, tmp_path: Path) -> None:
+    """Neither the working folder nor what the user allows his own templates."""
+    settings.configure(allow_read=[tmp_path])
+    (tmp_path / "work" / "a.txt").write_text(SECRET, encoding="utf-8")
+    for roots, path, fine in (
+        ((), home / "note.txt", False),
+        ((str(home),), home / "note.txt", True),
+        ((str(home),), tmp_path / "work" / "a.txt", False),
+        ((str(home / "inner"),), home / "note.txt", False),
+    ):
+        markup = f'<document src="{path}" parser="txt"/>'
+        request = engine.Request(markup, path=str(home / "<inline>.poml"), inline=True, roots=roots)
+        if fine:
+            assert engine.run(request).output["messages"][0]["content"] == "a note"
+        else:
+            with pytest.raises(RenderError, match="this template is not trusted and may read"):
+                engine.run(request)
+
+
+def test_a_template_that_is_not_trusted_is_never_rendered_without_the_sandbox(
+    fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where POML cannot be kept warm, trusted ones go to poml.poml(), which has none."""
+    monkeypatch.setattr(engine._engine, "cold", True)
+    with pytest.raises(EngineError, match="has no sandbox"):
+        engine.run(engine.Request("<p>a</p>", roots=()))
+
+
+def test_what_was_refused_is_not_asked_of_python_again_by_an_error(home: Path, tmp_path: Path) -> None:
+    reads = Reads(engine.Request("<p/>", path=str(home / "prompt.poml")))
+    assert reads.text(str(tmp_path / "other" / "secret.txt")) is None
+    assert reads.text(str(home / "note.txt")) == "a note"
+
+
+def test_images_work_in_the_sandbox(home: Path) -> None:
+    """The addon sharp is native code, whose own reading and writing Node does not hold: POML gets four methods."""
+    assert "iVBORw0KGgo" in read(home, '<img src="box.png"/>')
+    assert "iVBORw0KGgo" in read(home, '<img src="box.png" type="png" maxWidth="4"/>')
+    assert "/9j/" in read(home, '<img src="box.png" type="jpeg"/>')
