@@ -36,6 +36,11 @@ bench: install
 soak: install
 	$(BIN)/python tests/benchmarks/run.py --soak
 
+# What CI has no time for: 100,000 hostile inputs, 10,000 renders under a hundred faults.
+soak: install
+	POMLFLOW_HOSTILE_INPUTS=100000 POMLFLOW_SOAK_RENDERS=10000 $(BIN)/python -m pytest --timeout 7200 \
+	  tests/engine/test_hostile_values.py tests/engine/test_soak.py
+
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --upgrade --no-annotate --no-header --output-file requirements.lock
 

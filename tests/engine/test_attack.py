@@ -129,8 +129,8 @@ def test_only_harmless_globals_are_left(js: JS) -> None:
     """A global that Node adds one day is not kept, whatever it is."""
     shown = text(js("return Object.getOwnPropertyNames(globalThis).filter(k => !/^[A-Z]/.test(k)).sort().join(' ')"))
     assert shown.split() == sorted(
-        "atob btoa clearImmediate clearInterval clearTimeout console decodeURI decodeURIComponent encodeURI "
-        "encodeURIComponent escape eval fetch global globalThis isFinite isNaN parseFloat parseInt process "
+        "atob btoa clearImmediate clearInterval clearTimeout console crypto decodeURI decodeURIComponent encodeURI "
+        "encodeURIComponent escape eval fetch global globalThis isFinite isNaN parseFloat parseInt performance process "
         "queueMicrotask setImmediate setInterval setTimeout structuredClone undefined unescape".split()
     )
 

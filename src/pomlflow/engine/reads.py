@@ -140,13 +140,13 @@ def _read(path: str) -> bytes:
         if not stat.S_ISREG(at.st_mode):  # a pipe, a device: they may never end
             raise PermissionError(errno.EACCES, "")
         # A folder on the way may have become a link since the path was looked at.
-        if os.path.realpath(path) != path or not os.path.samestat(at, os.stat(path)):  # noqa: PTH116
+        if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):
             raise PermissionError(errno.EACCES, "")
         return file.readall()
 
 
 def _stat(path: str) -> bytes:
-    at = os.stat(path)  # noqa: PTH116
+    at = os.lstat(path)
     return orjson.dumps({"kind": _kind(at.st_mode), "size": at.st_size, "mtimeMs": at.st_mtime_ns / 1e6})
 
 
@@ -157,7 +157,7 @@ def _list(path: str) -> bytes:
 
 
 def _exists(path: str) -> bytes:
-    os.stat(path)  # noqa: PTH116
+    os.lstat(path)
     return b""
 
 

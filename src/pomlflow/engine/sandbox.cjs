@@ -6,8 +6,10 @@
 // and the language's own objects are locked, so that no render changes what the next one stands on.
 'use strict';
 
+const crypto = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
+const { performance } = require('node:perf_hooks');
 const process = require('node:process');
 const util = require('node:util');
 const vm = require('node:vm');
@@ -257,7 +259,8 @@ const LANGUAGE =
   'encodeURIComponent escape eval globalThis isFinite isNaN parseFloat parseInt undefined unescape Float16Array';
 const NODE =
   'Buffer TextDecoder TextEncoder URL URLSearchParams atob btoa console global process queueMicrotask structuredClone ' +
-  'clearImmediate clearInterval clearTimeout setImmediate setInterval setTimeout Blob fetch DOMException ReadableStream';
+  'clearImmediate clearInterval clearTimeout setImmediate setInterval setTimeout Blob crypto fetch performance ' +
+  'DOMException ReadableStream';
 const KEPT = new Set(`${LANGUAGE} ${NODE}`.split(' '));
 
 const ERRORS = [Error, AggregateError, EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError];
@@ -355,6 +358,8 @@ function lock(...given) {
   loading = false;
   for (const object of given) shared.add(object);
   const { timers, end } = makeTimers();
+  define('performance', { now: () => performance.now() });
+  define('crypto', { randomUUID: () => crypto.randomUUID() });
   define('fetch', closed('fetch')); // for its message
   for (const [name, stand] of Object.entries(timers)) define(name, stand);
   define('Blob', class Blob { constructor() { throw denied('Blob'); } }); // docx asks whether data is one
