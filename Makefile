@@ -42,7 +42,7 @@ soak: install
 	  tests/engine/test_hostile_values.py tests/engine/test_soak.py
 
 lock: install
-	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --upgrade --no-annotate --no-header --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --python-version 3.10 --upgrade --no-annotate --no-header --output-file requirements.lock
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
