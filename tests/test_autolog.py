@@ -250,6 +250,7 @@ def test_where_poml_cannot_be_kept_warm_its_own_function_is_traced_once(
         assert poml.poml(prompt, {"name": "Ada"}) == ADA
     finally:
         poml.set_trace(False)
+        poml.clear_trace()
         engine.close()
     assert trees(stored_traces) == [["/poml"]]
     assert span_of(stored_traces()[0]).attributes["poml.engine"] == "poml"
