@@ -17,6 +17,7 @@ from tests.templates import HELLO, write
 
 from pomlflow import settings
 from pomlflow.cli import cli
+from pomlflow.exceptions import NodeNotFoundError
 
 MARKUP = """\
 <poml>
@@ -126,6 +127,19 @@ def test_a_users_mistake_is_two_lines_and_no_traceback(run: Run, folder: Path, a
     assert done.exit_code == 2
     assert told in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("command", ["render", "check"])
+def test_an_engine_that_cannot_run_is_no_fault_of_a_prompt(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def cannot(*_: object) -> None:
+        raise NodeNotFoundError("no Node.js")
+
+    monkeypatch.setattr("pomlflow.engine.run", cannot)
+    given = ["-c", "name=a", "-c", "question=b"]
+    done = run(command, "p/support.poml", *given)
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", "Error: no Node.js\n")
 
 
 # --- vars, check ---

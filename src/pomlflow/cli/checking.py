@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from pomlflow.cli.inputs import beside, prompts_in, values_of, with_values
-from pomlflow.exceptions import PomlError, Problem, RenderError
+from pomlflow.exceptions import EngineError, PomlError, Problem, RenderError, WorkerDiedError
 
 __all__ = ["check", "show_problems"]
 
@@ -46,9 +46,15 @@ def check(
 
 
 def show_problems(file: str, error: PomlError) -> None:
-    """Print an error's problems, a line each, as compilers do and editors, CI and people read them."""
+    """Print an error's problems, a line each, as compilers do and editors, CI and people read them.
+
+    Raises:
+        EngineError: Nothing can be rendered here.
+    """
     from pomlflow.cli.showing import shown_path
 
+    if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
+        raise error  # no fault of the prompt's
     for problem in _problems(error):
         place = shown_path(problem.file or ("<stdin>" if file == "-" else file))
         line, column = problem.line or 1, problem.column or 1
