@@ -33,13 +33,11 @@ typecheck: install
 bench: install
 	$(BIN)/python tests/benchmarks/run.py --write
 
-soak: install
-	$(BIN)/python tests/benchmarks/run.py --soak
-
-# What CI has no time for: 100,000 hostile inputs, 10,000 renders under a hundred faults.
+# What CI has no time for: 100,000 hostile inputs, 10,000 renders under a hundred faults, and the long benchmark.
 soak: install
 	POMLFLOW_HOSTILE_INPUTS=100000 POMLFLOW_SOAK_RENDERS=10000 $(BIN)/python -m pytest --timeout 7200 \
 	  tests/engine/test_hostile_values.py tests/engine/test_soak.py
+	$(BIN)/python tests/benchmarks/run.py --soak
 
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --python-version 3.10 --upgrade --no-annotate --no-header --output-file requirements.lock

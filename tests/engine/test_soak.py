@@ -128,7 +128,8 @@ def test_a_process_that_is_stopped_costs_its_render_and_no_other(
     monkeypatch.setattr(sys.modules[__name__], "LIMIT", 3.0)
     counts = under_fire([signal.SIGSTOP, signal.SIGKILL], until)
     assert counts.keys() <= {"right", "RenderTimeoutError"}
-    assert counts["right"] >= RENDERS // 10 * 10 - 20  # those that waited for it ran out of their time, too
+    # Of 8 threads and 20 tasks, all may have waited for this one process, and run out of their time with it.
+    assert counts["right"] >= RENDERS // 10 * 10 - 28
 
 
 EVIL = {
