@@ -22,6 +22,7 @@ __all__ = [
     "PomlOutputParserError",
     "PomlPromptTemplate",
     "PomlStringPromptValue",
+    "autolog",
 ]
 
 
