@@ -84,10 +84,12 @@ def prompt(name: str) -> str:
 
 
 HELLO = Case("<p>Hello {{name}}, how are you?</p>", {"name": "Ada"})
-RICH = Case(prompt("research"), {})
+RICH = Case(
+    prompt("plan"), {"team": "six", "notes": "The mail queue waits for the database. Nobody knows the old cron jobs."}
+)
 CASES = {
     "hello": HELLO,
-    "rich (poml's example 106_research)": RICH,
+    "rich (35 lines, nested lists)": RICH,
     "long (92 lines, loop, tools, schema)": Case(prompt("rich"), ANALYSIS),
     "heavy (tables, loops, 160 elements)": Case(prompt("heavy"), ANALYSIS),
     "1 MB of context": Case("<p>{{rows.length}} rows, the last is {{rows[rows.length - 1].id}}</p>", MEGABYTE),
