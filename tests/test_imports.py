@@ -186,8 +186,9 @@ CHAIN = (
         ("import pomlflow.langchain", {"mlflow", "llama_index", *LANGCHAIN - {"langchain_core"}}),
         (CHAIN, {"mlflow", "llama_index", *LANGCHAIN - {"langchain_core"}}),
         ("import pomlflow.llama_index", {"mlflow", *LANGCHAIN}),
+        ("import pomlflow.tracking.registry, pomlflow.tracking.loading", {"sqlalchemy", "llama_index", *LANGCHAIN}),
     ],
-    ids=["import", "command line", "render", "langchain", "chain", "llama_index"],
+    ids=["import", "command line", "render", "langchain", "chain", "llama_index", "tracking"],
 )
 def test_what_nobody_asked_for_is_not_imported(statement: str, absent: set[str]) -> None:
     for package in ("langchain_core", "llama_index"):

@@ -88,6 +88,14 @@ def test_bytes_that_are_no_utf_8_are_read_as_node_reads_them(folder: Path) -> No
     assert text(template) == "caf\ufffd 😀"
 
 
+def test_the_mark_that_editors_on_windows_begin_a_file_with_is_no_markup(folder: Path) -> None:
+    (folder / "a.poml").write_bytes("\ufeff<p>{{x}} {{y.z}}</p>".encode())
+    template = Template(path="a.poml")
+    assert text(template, x=1, y={"z": 2}) == "1 2"
+    error = template.render({"x": 1, "y": None}).error
+    assert str(error).startswith(f"{folder / 'a.poml'}:1:10: ")
+
+
 def test_any_markup_can_be_constructed() -> None:
     """What is wrong with it is the render's to say."""
     for markup in ("", "<poml><p>", "{{", "{{ ) }}", "<include/>", "\x00", "}}{{"):

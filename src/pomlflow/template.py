@@ -151,8 +151,9 @@ class Template:
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
-            # As Node reads it: UTF-8, what is not becomes U+FFFD, line ends as they are.
-            text = path.read_bytes().decode("utf-8", "replace")
+            # As Node reads it: UTF-8, what is not becomes U+FFFD, line ends as they are. Only the mark that editors on
+            # Windows put first is left out: POML (0.0.8) refuses it.
+            text = path.read_bytes().decode("utf-8-sig", "replace")
         except OSError as error:
             if last is None:
                 remedy = "give an existing .poml file, or markup to from_template"

@@ -88,7 +88,7 @@ async def test_an_async_render_whose_process_was_killed_is_done_again(
 def test_a_render_that_is_killed_twice_fails(js: JS, tmp_path: Path) -> None:
     """A process that kills itself looks killed from outside: one retry, no more."""
     log = tmp_path / "log"
-    with pytest.raises(WorkerDiedError, match="ended with SIGKILL") as died:
+    with pytest.raises(WorkerDiedError, match=r"ended with SIGKILL\nIt was tried twice") as died:
         text(js(counted(log, "process.kill(process.pid, 'SIGKILL'); for (;;)")))
     assert died.value.returncode == -signal.SIGKILL
     assert log.read_text(encoding="utf-8") == "xx"

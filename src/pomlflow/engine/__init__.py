@@ -22,7 +22,7 @@ from pomlflow.engine.fallback import render_cold
 from pomlflow.engine.install import poml_version
 from pomlflow.engine.pool import Pool, Stats, Turn, WaitedError
 from pomlflow.engine.problems import render_error
-from pomlflow.engine.process import NodeProcess, NotWarmError
+from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess, NotWarmError
 from pomlflow.engine.reads import Reads
 from pomlflow.engine.request import Request, Result
 from pomlflow.engine.results import Results
@@ -112,9 +112,12 @@ class _Engine:
             hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
             raise RenderTimeoutError([Problem(message, "Timeout", request.file)], hint) from error
         except WorkerDiedError as error:
+            if error.returncode in FROM_OUTSIDE:
+                why = "It was tried twice: something ends Node's processes, or the machine is short of memory"
+            else:
+                why = "The template ended its Node process, or needs more memory than it has"
             raise WorkerDiedError(
-                f"{request.file or '<inline>'}: {error}\nThe template ended its Node process, or needs more memory "
-                "than it has; the next render gets a new process",
+                f"{request.file or '<inline>'}: {error}\n{why}; the next render gets a new process",
                 error.returncode,
                 error.stderr,
             ) from error

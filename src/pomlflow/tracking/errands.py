@@ -12,6 +12,7 @@ import contextvars
 import heapq
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -24,11 +25,10 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.workspace_context import set_server_request_workspace
-from sqlalchemy.exc import SQLAlchemyError
 
 from pomlflow.tracking.versions import RefusedError
 
-__all__ = ["Errand", "Errands", "bounded", "knock"]
+__all__ = ["Errand", "Errands", "bounded", "knock", "store_errors"]
 
 _log = logging.getLogger("pomlflow")
 _T = TypeVar("_T")
@@ -340,12 +340,22 @@ def _ask(uri: str, limit: float) -> None:
     )
 
 
+def store_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises for its store: its own errors, the network's, and SQLAlchemy's where that is a database.
+
+    SQLAlchemy is not imported for that: who talks to a server has no need of it, and it would cost the first traced
+    call 0.3 s.
+    """
+    sqlalchemy = sys.modules.get("sqlalchemy.exc")
+    return (MlflowException, OSError, *(() if sqlalchemy is None else (sqlalchemy.SQLAlchemyError,)))
+
+
 def _is_away(uri: str, error: Exception) -> bool:
     if isinstance(error, RestException):  # the server answered, or a gateway for it
         return _status(error) in {502, 503, 504}
     if isinstance(error, MlflowException):  # of a database 503 alone says so, of a server any failure without its word
         return _status(error) >= (500 if uri.startswith("http") else 503)
-    return isinstance(error, (OSError, SQLAlchemyError))
+    return isinstance(error, store_errors())
 
 
 def _may_pass(error: Exception) -> bool:

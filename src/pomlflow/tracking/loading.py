@@ -11,12 +11,11 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import set_server_request_workspace
-from sqlalchemy.exc import SQLAlchemyError
 
 from pomlflow.exceptions import ConfigurationError, PromptNotFoundError, RegistryError
 from pomlflow.tracking.contents import PromptContent, content_of, text_of
 from pomlflow.tracking.enclosures import FILES
-from pomlflow.tracking.errands import bounded, knock
+from pomlflow.tracking.errands import bounded, knock, store_errors
 from pomlflow.tracking.registry import Place, client_of
 from pomlflow.variables import infer
 
@@ -182,6 +181,6 @@ def first_of(reference: Reference, place: Place, timeout: float) -> PromptConten
         return bounded(fetch, timeout)
     except RegistryError:
         raise
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except store_errors() as error:
         uri = reference.uri
         raise RegistryError(f"MLflow's registry cannot give {uri}: {error}", uri) from error
