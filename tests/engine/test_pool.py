@@ -42,11 +42,13 @@ def held() -> Iterator[None]:
     text(n=0)
     wait(filter(None, [engine._engine._storing]))
     [process] = engine._engine.pool._all
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pomlflow.engine.process._stopped", lambda _: False)
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
 
 
 async def reached(condition: Callable[[], bool]) -> None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 JS = Callable[[str], str]
 FS = "process.getBuiltinModule('fs')"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_a_process_that_was_killed_while_idle_is_replaced(how: signal.Signals, w
     assert worker() != first
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGBUS])
 def test_a_render_whose_process_was_killed_is_done_again(
     how: signal.Signals, js: JS, worker: Callable[[], int], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
@@ -104,6 +105,49 @@ def test_a_process_that_is_killed_in_its_start_is_started_again(fresh: None, unt
     os.kill(starting.pid, signal.SIGKILL)
     rendering.join()
     assert results == ["a"]
+
+
+# --- stopped
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system that does not tell whether a process was stopped."""
+    monkeypatch.setattr("pomlflow.engine.process._stopped", lambda _: False)
+
+
+def test_a_process_that_was_stopped_unseen_is_ended_at_its_limit(unseen: None, worker: Callable[[], int]) -> None:
+    os.kill(worker(), signal.SIGSTOP)
+    with pytest.raises(RenderTimeoutError):
+        text("<p>a</p>", 0.5)
+
+
+@linux
+def test_a_render_whose_process_was_stopped_is_done_again(
+    js: JS, worker: Callable[[], int], until: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    """Within seconds, whatever the limit is; those that wait behind it go on."""
+    log, pid, results = tmp_path / "log", worker(), []
+    threads = [threading.Thread(target=lambda: results.append(text(js(counted(log, busy("done"))), 10**12)))]
+    threads[0].start()
+    until(log.exists)
+    os.kill(pid, signal.SIGSTOP)
+    threads += [threading.Thread(target=lambda: results.append(text("<p>a</p>"))) for _ in range(3)]
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["a", "a", "a", "done"]
+    assert log.read_text(encoding="utf-8") == "xx"
+
+
+@linux
+def test_a_process_that_was_stopped_while_idle_costs_no_render(worker: Callable[[], int]) -> None:
+    """A request that does not fit into the pipe included: the write itself waits."""
+    context, _ = engine.encode({"long": "x" * 3_000_000})
+    os.kill(worker(), signal.SIGSTOP)
+    result = engine.run(engine.Request("<p>{{long.length}}</p>", context))
+    assert result.output["messages"][0]["content"] == "3000000"
 
 
 # --- ended by the template
@@ -197,13 +241,7 @@ def test_a_render_that_waits_for_ever_is_ended() -> None:
             text(f'<webpage url="{url}"/>', 1)
 
 
-def test_a_process_that_was_stopped_is_ended(worker: Callable[[], int]) -> None:
-    os.kill(worker(), signal.SIGSTOP)
-    with pytest.raises(RenderTimeoutError):
-        text("<p>a</p>", 0.5)
-
-
-def test_a_request_that_nobody_reads_is_ended(worker: Callable[[], int]) -> None:
+def test_a_request_that_nobody_reads_is_ended(unseen: None, worker: Callable[[], int]) -> None:
     """30 MB do not fit into a pipe: the write itself waits."""
     context, _ = engine.encode({"long": "x" * 30_000_000})
     os.kill(worker(), signal.SIGSTOP)
@@ -290,7 +328,7 @@ def test_half_an_emoji_in_the_result_becomes_a_replacement_character() -> None:
 # --- nothing is left
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@linux
 def test_restarts_leave_no_descriptor_no_zombie_and_no_thread(fresh: None, worker: Callable[[], int]) -> None:
     def counts() -> tuple[int, int, int]:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()

@@ -21,13 +21,17 @@ from pomlflow.exceptions import EngineError, WorkerDiedError
 
 __all__ = ["FROM_OUTSIDE", "NodeProcess", "NotWarmError"]
 
+_LOOK = 1.0  # seconds between two looks whether a process that renders was stopped
 _START = 60.0  # seconds; a start takes 0.2 to 0.9, more where the disk is cold
 _TAIL = 8192  # bytes of stderr that are kept for messages
 # LD_LIBRARY_PATH is what Node itself may need; the rest of the environment is none of a template's business.
 _KEEP = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
-# What ends a process from outside. An exit, an abort or V8's out-of-memory is its own doing: a retry would repeat it.
+# What ends a process from outside, or by a fault of Node's or a native addon's, which no JavaScript can cause. An exit,
+# an abort or V8's out-of-memory is the template's own doing: a retry would repeat it.
 FROM_OUTSIDE = frozenset(
-    -getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT") if sys.platform != "win32"
+    -getattr(signal, name)
+    for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGSEGV", "SIGBUS")
+    if sys.platform != "win32"
 )
 
 
@@ -219,13 +223,16 @@ class NodeProcess:
     def expire(self) -> None:
         """End it because its time is over; the watchdog's."""
         self.timed_out = True
+        self.shoot()
+
+    def shoot(self) -> None:
+        """End it without waiting until it is gone: whoever waits for its answer sees that it was killed."""
         with contextlib.suppress(OSError):
             self._popen.kill()
 
     def kill(self) -> None:
         """End it, in whatever state it is; safe to call again, and from any thread."""
-        with contextlib.suppress(OSError):
-            self._popen.kill()
+        self.shoot()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(5)
 
@@ -306,11 +313,23 @@ class _Lifeline:
                 os.close(end)
 
 
+def _stopped(pid: int) -> bool:
+    """Whether a process was stopped (Linux: state T in proc_pid_stat(5); t would be a debugger's doing)."""
+    if sys.platform != "linux":
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - pathlib takes three times as long
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:  # without /proc, or out of descriptors: the deadline is left
+        return False
+
+
 class _Watchdog:
     """Ends processes whose deadline has passed: the one thing that helps when a template loops for ever.
 
-    One thread for all processes. It sleeps until the nearest deadline that it knows and is woken only for an earlier
-    one, so that a render costs it nothing.
+    And those that somebody has stopped (SIGSTOP) while they render: such a one holds its render until the
+    deadline, and others wait behind it. One thread for all processes; it looks once a second while there are renders,
+    and a render has to wake it only after a pause.
     """
 
     def __init__(self) -> None:
@@ -326,7 +345,7 @@ class _Watchdog:
             if not self._running:
                 threading.Thread(target=self._run, name="pomlflow-watchdog", daemon=True).start()
                 self._running = True
-            elif deadline < self._wakes:
+            elif deadline < float("inf") and min(deadline, time.monotonic() + _LOOK) < self._wakes:
                 self._condition.notify()
 
     def hurry(self, process: NodeProcess, deadline: float) -> None:
@@ -348,8 +367,11 @@ class _Watchdog:
                     if process.deadline <= now:
                         process.expire()
                         process.deadline = float("inf")
+                    elif process.deadline < float("inf") and _stopped(process.pid):
+                        process.shoot()
                 nearest = min(process.deadline for process in self.processes)
-                self._wakes = min(nearest, now + 3600)  # a wait has an upper limit, which differs by platform
+                # A wait has an upper limit, which differs by platform.
+                self._wakes = min(nearest, now + (3600 if nearest == float("inf") else _LOOK))
                 self._condition.wait(self._wakes - now)
             self._running = False
 
