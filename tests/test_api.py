@@ -112,6 +112,14 @@ def test_variables_and_stylesheet_come_from_dicts_files_and_json(tmp_path: Path,
         pomlflow.poml("hello.poml", "context.json")
 
 
+def test_a_history_may_be_left_out() -> None:
+    """As in the frameworks: it is an empty one."""
+    markup = '<poml><conversation messages="{{history}}"/><human-msg>Hello {{name}}</human-msg></poml>'
+    assert pomlflow.poml(markup, {"name": "Ada"}, format="message_dict") == ADA
+    told = [{"speaker": "ai", "content": "Yes?"}]
+    assert pomlflow.poml(markup, {"name": "Ada", "history": told}, format="message_dict") == [*told, *ADA]
+
+
 def test_buffers_in_a_context_file_are_bytes_as_poml_has_them(tmp_path: Path) -> None:
     file = tmp_path / "context.json"
     file.write_text('{"data": {"__base64__": "SGVsbG8="}}', encoding="utf-8")

@@ -268,6 +268,9 @@ class _Render:
         template, now = self._template, self._snapshot
         natives = None
         variables = admitted(now.inference, variables)
+        left_out = [name for name in now.inference.messages if name in now.inference.optional and name not in variables]
+        if left_out:
+            variables = {**dict.fromkeys(left_out, ()), **variables}
         if self._history is not None:
             variables = self._history.take(variables, now.inference.messages, now.inference.passed)
             natives = self._history.marks if template.chat else self._history.texts()
