@@ -74,6 +74,7 @@ class _Engine:
             return Result(render_cold(request), "poml")
 
     async def arun(self, request: Request, timeout: float) -> Result:
+        loop = _loop()
         done: concurrent.futures.Future[Result] = concurrent.futures.Future()
         if self.cold:
             return await asyncio.wrap_future(self.pool.threads.submit(lambda: self.run(request, timeout), done))
@@ -92,7 +93,7 @@ class _Engine:
                 _settle(done, _waited(request, timeout))
 
         turn.granted.add_done_callback(begin)
-        expiry = asyncio.get_running_loop().call_later(timeout, expire)
+        expiry = loop.call_later(timeout, expire)
         try:
             return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
@@ -165,6 +166,17 @@ class _Engine:
         if self._storing is not None:
             concurrent.futures.wait([self._storing], _EXIT)
         self.pool.close()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop that runs here; asked for before a place in the queue is taken, which nobody would give back."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise EngineError(
+            "no asyncio event loop runs here: POML's async renders need one. Under trio, render in a thread, which "
+            "holds nothing up: await anyio.to_thread.run_sync(…) with invoke, format_messages or pomlflow.render"
+        ) from error
 
 
 def _outcome(work: Callable[[], Result]) -> Result | BaseException:

@@ -153,9 +153,12 @@ def _cache_root() -> Path | None:
     else:
         import platformdirs
 
-        root = Path(platformdirs.user_cache_dir("pomlflow", appauthor=False))
+        try:
+            root = Path(platformdirs.user_cache_dir("pomlflow", appauthor=False))
+        except RuntimeError:  # newer platformdirs (4.14): a user without a home, as containers have them
+            return None
     root /= "engine"
-    if not root.is_absolute():  # a user without a home: it would be a folder named ~ in the working folder
+    if not root.is_absolute():  # older ones then name a folder ~, which would be in the working folder
         return None
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from typing import Any, cast
 import orjson
 
 from pomlflow.engine.install import Installation
+from pomlflow.engine.pipes import Lifeline, standard_streams_taken, widen
 from pomlflow.exceptions import EngineError, WorkerDiedError
 
 __all__ = ["FROM_OUTSIDE", "NodeProcess", "NotWarmError"]
@@ -89,28 +90,30 @@ class NodeProcess:
         _watchdog.set(self, float("inf"))
 
     def _spawn(self, command: list[str]) -> None:
-        lifeline = self._lifeline = _Lifeline()
         options: dict[str, Any] = {}
         if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
         else:
             # Out of the terminal's process group: Ctrl-C is Python's to handle, not the worker's to die of.
-            options.update(start_new_session=True, pass_fds=lifeline.inherited)
-        try:
-            self._popen = subprocess.Popen(  # noqa: S603 - our own worker, no shell
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                env={name: value for name, value in os.environ.items() if name.upper() in _KEEP},
-                **options,
-            )
-        except BaseException:
-            lifeline.close()
-            raise
+            options.update(start_new_session=True)
+        with standard_streams_taken():
+            lifeline = self._lifeline = Lifeline()
+            try:
+                self._popen = subprocess.Popen(  # noqa: S603 - our own worker, no shell
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    env={name: value for name, value in os.environ.items() if name.upper() in _KEEP},
+                    pass_fds=lifeline.inherited,
+                    **options,
+                )
+            except BaseException:
+                lifeline.close()
+                raise
         lifeline.tie(self._popen.pid)
-        _widen(self._popen.stdin, self._popen.stdout)
+        widen(self._popen.stdin, self._popen.stdout)
         # Raw files on purpose: a buffered one has a lock, which a fork during a render would leave locked for ever.
         self._stdin, self._stdout, self._stderr = (
             cast("io.FileIO", stream) for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr)
@@ -270,47 +273,6 @@ def _loads(line: bytes) -> dict[str, Any]:
     except ValueError:  # half an emoji, which JavaScript's strings can hold and neither UTF-8 nor any model takes
         text = json.dumps(json.loads(line), ensure_ascii=False)
         return cast("dict[str, Any]", orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")))
-
-
-def _widen(*pipes: Any) -> None:
-    """Let a pipe hold a megabyte, not 64 KB: a large context then crosses it in one turn of each side, not in 16."""
-    if sys.platform == "linux":
-        import fcntl
-
-        for pipe in pipes:
-            with contextlib.suppress(OSError):  # the system's limit, or the user's for all pipes
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
-
-
-class _Lifeline:
-    """A pipe whose closing kills the worker, also while a template loops and no longer reads its stdin.
-
-    Linux sends SIGIO, which ends a process that does not handle it, to the owner of a pipe's reading end when the
-    writing end is closed, as happens when this process ends in whatever way (fcntl(2), F_SETOWN and O_ASYNC).
-    PR_SET_PDEATHSIG would do it when the *thread* that started the worker ends. Elsewhere a worker that loops outlives
-    a parent that was killed.
-    """
-
-    def __init__(self) -> None:
-        self._ends: tuple[int, ...] = os.pipe() if sys.platform == "linux" else ()
-        self.inherited = self._ends[:1]
-
-    def tie(self, pid: int) -> None:
-        if sys.platform == "linux":
-            import fcntl
-
-            reading = self._ends[0]
-            with contextlib.suppress(OSError):  # a kernel without it, such as a sandbox's
-                fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
-                fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
-            os.close(reading)
-            self._ends = self._ends[1:]
-
-    def close(self) -> None:
-        ends, self._ends = self._ends, ()
-        for end in ends:
-            with contextlib.suppress(OSError):
-                os.close(end)
 
 
 def _stopped(pid: int) -> bool:

@@ -1,0 +1,333 @@
+"""Faults of what is around the engine: the disk, the environment, descriptors, event loops, servers that fork."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import pytest
+
+from pomlflow import engine
+from pomlflow.exceptions import EngineError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="POSIX limits and signals, and reads /proc")
+
+Script = Callable[..., "subprocess.Popen[str]"]
+Finish = Callable[[Any], str]
+
+RENDER = """
+from pomlflow import engine
+
+def text(who="Ada"):
+    return engine.render("<p>Hello {{who}}</p>", {"who": who})["messages"][0]["content"]
+
+def worker():
+    [process] = engine._engine.pool._all
+    return process
+"""
+
+
+async def atext(who: object) -> str:
+    return str((await engine.arender("<p>Hello {{who}}</p>", {"who": who}))["messages"][0]["content"])
+
+
+# --- the disk and the environment
+
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))  # the write that passes it fails half-way
+print(text())
+engine.close()
+print(text(), worker().hello["cache"])
+"""
+
+
+def test_a_disk_that_is_full_costs_no_render(script: Script, finish: Finish, tmp_path: Path) -> None:
+    """The compiled code does not fit: later starts are slower, and nothing half-written is left."""
+    cache = tmp_path / "cache"
+    program = script(RENDER + FULL, POMLFLOW_CACHE_DIR=str(cache))
+    assert finish(program) == "Hello Ada\nHello Ada none\n"
+    assert [file for file in cache.rglob("*") if file.is_file()] == []
+
+
+BARE = """
+import os, pwd, sys
+for name in [name for name in os.environ if name not in {"PATH", "LD_LIBRARY_PATH"}]:
+    del os.environ[name]
+os.environ["TMPDIR"] = sys.argv[1]
+def nobody(uid):
+    raise KeyError(uid)  # as for the user of a container, who is a number and nothing else
+pwd.getpwuid = nobody
+os.chdir(sys.argv[2])
+"""
+
+PICTURE = """
+markup = "<p><img src='wide.png' maxWidth='40'/><document src='report.docx'/></p>"
+[message] = engine.render(markup, {})["messages"]
+print(text(), [part["type"] for part in message["content"] if isinstance(part, dict)], "~" in os.listdir())
+"""
+
+
+def test_without_a_home_an_environment_and_a_temporary_folder(script: Script, finish: Finish, tmp_path: Path) -> None:
+    """Pictures and documents included; and no folder named ~ is made in the working folder."""
+    assets = Path(__file__).parents[1] / "corpus" / "assets"
+    program = script(BARE + RENDER + PICTURE, str(tmp_path / "nowhere"), str(assets))
+    assert finish(program) == "Hello Ada ['image/png', 'image/png'] False\n"
+
+
+# --- descriptors
+
+CLOSED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+said = os.dup(1)
+for number in (0, 1, 2):
+    os.close(number)
+"""
+
+WRITTEN_TO = """
+assert text() == "Hello Ada"
+process = worker()
+mine = [process._stdin.fileno(), process._stdout.fileno(), process._stderr.fileno(), *process._lifeline._ends]
+for _ in range(3):
+    try:
+        os.write(2, b"a library's warning")
+    except OSError:  # Bad file descriptor: nobody has the number
+        pass
+    assert text() == "Hello Ada"
+assert worker() is process
+os.write(said, b"%d" % min(mine))
+os._exit(0)  # an interpreter that has no stderr would end with an error of its own
+"""
+
+
+def test_closed_standard_streams_become_none_of_the_workers(script: Script) -> None:
+    """A service without stdin and stderr: what something writes to number 2 is no request to the worker."""
+    program = script(CLOSED + RENDER + WRITTEN_TO)
+    output, _ = program.communicate(timeout=60)
+    assert (program.returncode, int(output) > 2) == (0, True)
+
+
+LOOPING = """
+text()
+pid = worker().pid
+markup = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync('%s', ''); for (;;); })() }}</p>" % sys.argv[1]
+threading.Thread(target=engine.render, args=(markup, {}), daemon=True).start()
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+os.write(said, b"%d\\n" % pid)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_looping_worker_ends_with_a_parent_that_had_no_standard_streams(
+    lifted_script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    program = lifted_script(CLOSED + RENDER + LOOPING, str(tmp_path / "begun"))
+    output, _ = program.communicate(timeout=60)
+    until(lambda: not alive(int(output)))
+
+
+OPEN = """
+import os, resource
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048 if hard == resource.RLIM_INFINITY else min(2048, hard), hard))
+held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+"""
+
+
+def test_more_files_are_open_than_select_can_take(script: Script, finish: Finish) -> None:
+    """The worker's pipes have numbers above 1,024, the limit of select(2)."""
+    program = OPEN + RENDER + "print(text(), worker()._stdin.fileno() > 1024)"
+    assert finish(script(program)) == "Hello Ada True\n"
+
+
+EXHAUSTED = """
+from pomlflow.exceptions import EngineError
+text()
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+print(text("warm"))
+os.kill(worker().pid, 9)
+try:
+    text()
+except EngineError as error:
+    print(error)
+os.close(held.pop())
+for number in held:
+    os.close(number)
+print(text("again"), len(os.listdir("/proc/self/fd")) < 40)
+"""
+
+
+def test_no_file_can_be_opened_any_more(script: Script, finish: Finish) -> None:
+    """A warm worker needs none; a new one says what is missing, and comes when there are some again."""
+    warm, failed, again = finish(script(OPEN + RENDER + EXHAUSTED)).splitlines()
+    assert (warm, again) == ("Hello warm", "Hello again True")
+    assert failed.startswith("cannot start ")
+    assert failed.endswith("Too many open files")
+
+
+# --- event loops
+
+
+def test_event_loops_one_after_another_leave_nothing(worker: Callable[[], int]) -> None:
+    first = worker()
+    asyncio.run(atext("first"))
+
+    def held() -> tuple[int, int]:
+        return len([*Path("/proc/self/fd").iterdir()]), threading.active_count()
+
+    before = held()
+    assert [asyncio.run(atext(n)) for n in range(50)] == [f"Hello {n}" for n in range(50)]
+    assert held() == before
+    assert worker() == first
+
+
+async def test_in_a_notebook_where_a_loop_runs_already(hello: Callable[[], str]) -> None:
+    """A cell calls `render`, awaits `arender`, and runs loops of its own in threads, as what nests loops does."""
+    assert hello() == "Hello Ada"
+    assert await atext("cell") == "Hello cell"
+    nested = [asyncio.to_thread(asyncio.run, atext(n)) for n in range(5)]
+    assert await asyncio.gather(atext("outer"), *nested) == ["Hello outer", *(f"Hello {n}" for n in range(5))]
+
+
+def test_uvloop(worker: Callable[[], int], js: Callable[[str], str]) -> None:
+    """Renders side by side, one that is cancelled and one whose process is killed."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> list[str]:
+        endless = asyncio.create_task(engine.arender(js("for (;;)"), {}))
+        while not engine.stats().running:  # noqa: ASYNC110 - what is waited for happens in another thread
+            await asyncio.sleep(0.001)
+        endless.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await endless
+        os.kill(await asyncio.to_thread(worker), signal.SIGKILL)
+        return await asyncio.gather(*(atext(n) for n in range(50)))
+
+    loop = uvloop.new_event_loop()
+    try:
+        assert loop.run_until_complete(main()) == [f"Hello {n}" for n in range(50)]
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def test_trio_renders_in_threads(hello: Callable[[], str]) -> None:
+    """And is told so where it awaits a render; that takes no worker away from others."""
+
+    async def main() -> list[str]:
+        for _ in range(2):
+            with pytest.raises(EngineError, match=r"no asyncio event loop .*anyio\.to_thread\.run_sync"):
+                await atext("trio")
+        return [await anyio.to_thread.run_sync(hello) for _ in range(3)]
+
+    assert anyio.run(main, backend="trio") == ["Hello Ada"] * 3
+
+
+# --- ends and forks
+
+DAEMONS = """
+import os, threading
+from pomlflow.exceptions import EngineError
+from pathlib import Path
+
+def work():
+    try:
+        while True:
+            text()
+            rendered.release()
+    except EngineError:
+        pass
+
+rendered = threading.Semaphore(0)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(20):
+    rendered.acquire()
+files = Path("/proc/self/task").glob("*/children")
+print(*{pid for file in files for pid in file.read_text().split()})
+"""
+
+
+def test_an_exit_while_daemon_threads_render(script: Script, finish: Finish, alive: Callable[[int], bool]) -> None:
+    """It is quick, says nothing, and leaves no process."""
+    workers = [int(pid) for pid in finish(script(RENDER + DAEMONS)).split()]
+    assert workers
+    assert [pid for pid in workers if alive(pid)] == []
+
+
+SERVER = """
+import os
+from pomlflow import engine
+
+def text(who):
+    return engine.render("<p>Hello {{who}}</p>", {"who": who})["messages"][0]["content"]
+
+def nodes():
+    return [process.pid for process in engine._engine.pool._all]
+
+first, preloaded = text("preload"), nodes()
+
+def app(environ, start_response):
+    body = f"{os.getpid()}|{text(environ['PATH_INFO'])}|{[*preloaded, *nodes()]}".encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def test_gunicorn_that_has_rendered_before_it_forks(
+    alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    """Each worker has a Node process of its own, no answer goes astray, and a SIGTERM ends them all."""
+    pytest.importorskip("gunicorn")
+    (tmp_path / "server.py").write_text(SERVER, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port, number = listening.getsockname()[1], listening.fileno()
+        options = ["--preload", "--workers=2", f"--bind=fd://{number}", f"--worker-tmp-dir={tmp_path}", "server:app"]
+        command = [sys.executable, "-m", "gunicorn", *options]
+        server = subprocess.Popen(command, cwd=tmp_path, pass_fds=[number], stderr=subprocess.PIPE, encoding="utf-8")
+
+    def get(name: str) -> list[str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", f"/{name}")
+            return connection.getresponse().read().decode().split("|")
+        finally:
+            connection.close()
+
+    with server, ThreadPoolExecutor(4) as threads:
+        try:
+            seen: dict[str, set[int]] = {}
+
+            def both() -> bool:
+                names = [f"n{number}" for number in range(20)]
+                for name, (pid, text, nodes) in zip(names, threads.map(get, names), strict=True):
+                    assert text == f"Hello /{name}"
+                    seen.setdefault(pid, set()).update(map(int, nodes.strip("[]").split(", ")))
+                return len(seen) == 2
+
+            until(both)
+        finally:
+            server.terminate()
+            _, errors = server.communicate(timeout=60)
+    assert server.returncode == 0, errors
+    assert "Traceback" not in errors
+    one, other = seen.values()
+    assert (len(one), len(other), len(one & other)) == (2, 2, 1)  # the master's, and each one's own
+    until(lambda: not any(alive(pid) for pid in one | other))
