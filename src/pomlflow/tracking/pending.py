@@ -29,7 +29,9 @@ __all__ = ["finish_at_the_end", "flush"]
 _log = logging.getLogger("pomlflow")
 
 _ANSWER: Final = 2.0  # seconds that a server may take at the end to say that it is there
+_AGAIN: Final = 0.1  # seconds for what is left, behind all threads, where a server was found away before them
 _hooked = False
+_found_away: set[str] = set()  # before the threads were joined: asking again would double the time that an end takes
 
 
 def flush(timeout: float | None) -> bool:
@@ -80,14 +82,14 @@ def _behind_all_threads() -> None:
 
 def _finish() -> list[Export]:
     """Finish all that can be, within the limit; gives what is for servers that are away."""
-    deadline = time.monotonic() + _limit()
+    deadline = time.monotonic() + (_AGAIN if _found_away else _limit())
     away: list[Export] = []
     is_linked = False
     try:
         threads = _threads_start()
         if not threads:
             logging.getLogger("mlflow.tracing.export.mlflow_v3").addFilter(_is_news)
-        answers: dict[str, bool] = {}
+        answers = dict.fromkeys(_found_away, False)
         for way in exports():
             if way.uri not in answers:
                 answers[way.uri] = _answers(way.uri)
@@ -95,6 +97,7 @@ def _finish() -> list[Export]:
                 way.drain(deadline, threads=threads)
             else:
                 away.append(way)
+                _found_away.add(way.uri)
         is_linked = threads and (bool(away) or linked(deadline))
     except Exception as error:  # noqa: BLE001 - a version of MLflow or Python that is other than those known
         _log.debug("What MLflow has not exported is left to MLflow", exc_info=error)
