@@ -47,6 +47,7 @@ ROOMS = {
     "whitespace": {"template", "record"},
     "tracking": {
         "delivery",
+        "naming",
         "formats",
         "template",
         "frame",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.templates import HELLO, write
 
+from pomlflow.naming import registry_name
 from pomlflow.template import Template
 
 
@@ -65,3 +66,23 @@ def test_a_prompt_that_moves_into_another_file_keeps_its_name(tmp_path: Path, ca
     one.unlink()
     assert named(write(tmp_path / "b" / "q.poml", HELLO), name="greet")[0] == "greet"
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("support/what now?", "support.what-now"),
+        ("prüfung/é té", "prufung.e-te"),
+        ("名", "prompt-51a5d681a99c"),
+        ("files/名", "files-af486ff89b71"),
+        ("", None),
+    ],
+)
+def test_names_are_spelled_as_the_registry_allows(text: str, name: str | None) -> None:
+    assert registry_name(text) == name
+
+
+def test_names_of_other_letters_stay_apart() -> None:
+    names = [registry_name(f"files/{text}") for text in ("名", "字", "名字", "é", "e")]
+    assert len(set(names[:3])) == 3
+    assert names[3:] == ["files.e", "files.e"]  # two files of one name are told apart by their paths

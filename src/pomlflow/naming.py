@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import threading
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -107,6 +108,9 @@ def _relative(path: Path) -> str | None:
 def registry_name(text: str) -> str | None:
     """Spell a name as MLflow's registry allows: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots.
 
+    Letters lose their accents. What has other letters than Latin ones ends in a digest of all of it, so that two names
+    stay two.
+
     Args:
         text: A name, or a path with forward slashes.
 
@@ -119,8 +123,10 @@ def registry_name(text: str) -> str | None:
     """
     if not text:
         return None
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text.replace("/", ".")).strip(".-")
-    if not name or len(name) > _LONGEST:
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plain.replace("/", ".")).strip(".-")
+    lossy = any(char.isalnum() and not char.isascii() for char in plain)
+    if lossy or not name or len(name) > _LONGEST:
         end = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         name = f"{name[: _LONGEST - 13] or 'prompt'}-{end}"
     return name

@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.prompt.registry_utils import model_version_to_prompt_version
 from pydantic import ValidationError
 
+from pomlflow.naming import registry_name
 from pomlflow.record import PromptFile, RenderRecord
 from pomlflow.tracking.enclosures import FileChangedError, tags_of
 from pomlflow.tracking.turns import turn
@@ -94,12 +95,7 @@ class Draft:
     @property
     def derived(self) -> bool:
         """Whether the name is the path's own, rather than one that the user gave."""
-        return self.path is not None and _letters(self.name) == _letters(self.path.removesuffix(".poml"))
-
-
-def _letters(text: str) -> str:
-    # A name derived from a path differs from it in separators and in what MLflow does not allow, in nothing else.
-    return re.sub("[^A-Za-z0-9]", "", text)
+        return self.path is not None and self.name == registry_name(self.path.removesuffix(".poml"))
 
 
 def name_of(record: RenderRecord) -> str | None:
