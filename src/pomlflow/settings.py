@@ -34,6 +34,8 @@ class Settings:
             (``POMLFLOW_MAX_MEMORY``).
         cached_results: Results that are kept and given again for equal markup and variables, as if no file and no clock
             had changed (``POMLFLOW_CACHED_RESULTS``).
+        max_content: Characters of a text in a trace's inputs and outputs; what is longer is cut, and media that are
+            longer are left out (``POMLFLOW_MAX_CONTENT``). 0 for no limit.
         allow_read: Folders that templates may read beside their own, the prompt root and the working folder
             (``POMLFLOW_ALLOW_READ``, separated as in ``PATH``).
         sandbox: Whether templates run without the right to read elsewhere, write, start processes and reach the
@@ -47,6 +49,7 @@ class Settings:
     max_queue: int = 1_000
     max_memory: int = 512
     cached_results: int = 0
+    max_content: int = 0
     allow_read: tuple[Path, ...] = ()
     sandbox: bool = True
 
@@ -62,7 +65,13 @@ def _cores() -> int:
 
 
 _CORES = _cores()
-_NUMBERS = {"max_workers": 0, "max_queue": 0, "max_memory": 1, "cached_results": 0}  # and the least that makes sense
+_NUMBERS = {
+    "max_workers": 0,
+    "max_queue": 0,
+    "max_memory": 1,
+    "cached_results": 0,
+    "max_content": 0,
+}  # and the least that makes sense
 _current: Settings | None = None
 _here: ContextVar[Settings | None] = ContextVar("pomlflow_settings", default=None)
 
@@ -100,6 +109,7 @@ def configure(
     max_queue: int | None = None,
     max_memory: int | None = None,
     cached_results: int | None = None,
+    max_content: int | None = None,
     allow_read: Iterable[str | os.PathLike[str]] | None = None,
     sandbox: bool | None = None,
 ) -> Settings:
@@ -115,6 +125,10 @@ def configure(
         max_memory: Megabytes that a Node process may grow to before another one takes its place.
         cached_results: Results that are kept and given again for equal markup and variables; 0, the default, keeps
             none. Files that a template reads and the clock may change meanwhile, and are not looked at.
+        max_content: Characters of a text in a trace's inputs and outputs: what is longer is cut there, and says how
+            much is missing; images, sounds and files whose base64 is longer are left out. A render with cut inputs
+            cannot be replayed. 0, the default, for no limit. It does not reach what MLflow's autolog traces beside
+            POML's spans, nor prompt versions, which are whole.
         allow_read: Folders that templates may read beside their own, the prompt root and the working folder; it
             replaces what was given before. A prompt from the registry never reads them.
         sandbox: False lifts the sandbox: templates then run with all rights of this process's user.
@@ -136,6 +150,7 @@ def configure(
         "max_queue": max_queue,
         "max_memory": max_memory,
         "cached_results": cached_results,
+        "max_content": max_content,
     }
     changes: dict[str, Any] = {name: _number(name, value, name) for name, value in numbers.items() if value is not None}
     if timeout is not None:

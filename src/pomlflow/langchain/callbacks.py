@@ -24,6 +24,7 @@ from pomlflow.frame.messages import media_part
 from pomlflow.langchain.context import nearest, run_here, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
 from pomlflow.record import RenderRecord
+from pomlflow.tracking.limits import LimitedSpan, event_within_limit, limited, within_limit
 from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, warn_once
 
 __all__ = ["PomlCallbackHandler", "carry", "deliver", "log_under_mlflow_tracer"]
@@ -104,30 +105,32 @@ class PomlCallbackHandler(_Settings, _Tracer):
         if self.mask is not None:
             run.inputs = inputs
             return
-        run.span.set_inputs(inputs)
+        run.span.set_inputs(within_limit(inputs, _plain))
         if (changed := _with_media_offloaded(run.span, SpanAttributeKey.INPUTS)) is not None:
             run.span.set_inputs(changed)
 
     def store_outputs(self, run: Run, outputs: Any, status: SpanStatus) -> SpanStatus:
         """Store a run's outputs, and with a mask its inputs; give the status that may be stored."""
         if self.mask is None:
-            super().store_outputs(run, outputs, status)
+            super().store_outputs(run, None if outputs is None else within_limit(outputs, _plain), status)
             if (changed := _with_media_offloaded(run.span, SpanAttributeKey.OUTPUTS)) is not None:
                 run.span.set_outputs(changed)
-            return status
+            return SpanStatus(status.status_code, within_limit(status.description))
         failed = status.status_code == SpanStatusCode.ERROR
         kept = masked(self.mask, _plain(run.inputs), {"error": status.description} if failed else _plain(outputs))
         if "inputs" in kept:
-            run.span.set_inputs(kept["inputs"])
+            run.span.set_inputs(within_limit(kept["inputs"]))
         if not failed:
-            return super().store_outputs(run, kept.get("outputs"), status)
-        event = masked_exception(run.error or "Error", kept)
+            return super().store_outputs(run, within_limit(kept.get("outputs")), status)
+        event = event_within_limit(masked_exception(run.error or "Error", kept))
         run.span.add_event(event)
         return SpanStatus(status.status_code, str(event.attributes["exception.message"]))
 
     def writable(self, run: Run) -> LiveSpan:
         """The span as MLflow's tracer may write to it."""
-        return run.span if self.mask is None else cast("LiveSpan", _Guarded(run))
+        if self.mask is None:
+            return cast("LiveSpan", LimitedSpan(run.span)) if limited() else run.span
+        return cast("LiveSpan", _Guarded(run))
 
     # Without the private parts that a mask takes, MLflow's tracer would store everything.
     ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: self.blind)

@@ -36,6 +36,7 @@ from mlflow.tracing import provider
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from pomlflow.langchain.context import StandIn, nearest, run_here, surroundings, user_span, within
+from pomlflow.tracking.limits import within_limit
 from pomlflow.tracking.spans import active
 
 with warnings.catch_warnings():
@@ -162,7 +163,7 @@ class Tracer(MlflowLangchainTracer):
         alone = _ATTACH.set(False)  # MLflow's tracer would put the span itself into the context
         try:
             with place:
-                span = super()._start_span(span_name, parent_run_id, span_type, run_id, None, attributes)
+                span = super()._start_span(span_name, parent_run_id, span_type, run_id, None, within_limit(attributes))
         finally:
             _ATTACH.reset(alone)
         stand_in = StandIn(cast("Span", span._span), below, self, stream=stream and _has_context())

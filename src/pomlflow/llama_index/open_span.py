@@ -20,6 +20,7 @@ from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value, set_span_chat_tools
 
 from pomlflow.llama_index.media import offload, offloadable
+from pomlflow.tracking.limits import LimitedSpan, event_within_limit, limited, within_limit
 from pomlflow.tracking.spans import Mask, masked, masked_exception, warn_once
 
 __all__ = ["OpenSpan", "Owner", "inputs_of"]
@@ -83,7 +84,9 @@ class OpenSpan:
     @property
     def writable(self) -> Any:
         """The span as MLflow's event handler may write to it."""
-        return self.span if self.owner.mask is None else _Guarded(self.span)
+        if self.owner.mask is None:
+            return LimitedSpan(self.span) if limited() else self.span
+        return _Guarded(self.span)
 
     def begin(self, inputs: dict[str, Any]) -> None:
         """Store the inputs, or keep them for the mask."""
@@ -96,7 +99,7 @@ class OpenSpan:
             if self.owner.mask is not None:
                 self.inputs = _plain(inputs)
                 return
-            self.span.set_inputs(inputs)
+            self.span.set_inputs(within_limit(inputs, _plain))
             if (changed := offload(self.span, SpanAttributeKey.INPUTS)) is not None:
                 self.span.set_inputs(changed)
         except Exception as failed:  # noqa: BLE001 - what is there of the span is still worth storing
@@ -146,15 +149,16 @@ class OpenSpan:
         if mask is not None:
             kept = masked(mask, self.inputs, _plain({"error": str(error)} if error else outputs))
             if "inputs" in kept:
-                span.set_inputs(kept["inputs"])
+                span.set_inputs(within_limit(kept["inputs"]))
             outputs = kept.get("outputs")
         if error is None:
             if outputs is not None:
-                span.set_outputs(outputs)
+                span.set_outputs(within_limit(outputs, _plain))
                 if mask is None and (changed := offload(span, SpanAttributeKey.OUTPUTS)) is not None:
                     span.set_outputs(changed)
             return _OK
         event = masked_exception(type(error).__name__, kept) if mask else SpanEvent.from_exception(cast("Any", error))
+        event = event_within_limit(event)
         span.add_event(event)
         return SpanStatus(SpanStatusCode.ERROR, str(event.attributes["exception.message"]))
 

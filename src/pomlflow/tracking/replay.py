@@ -262,6 +262,10 @@ def _rendered(stored: StoredRender, inputs: Mapping[str, Any]) -> tuple[Template
 
 
 def _compared(stored: StoredRender, record: RenderRecord, attachments: _Attachments) -> Iterator[Difference]:
+    if stored.cut("outputs"):
+        raise LostContentError(
+            "it renders, but what it gave was cut when it was stored (pomlflow.configure(max_content=…))"
+        )
     if stored.error is not None or record.error is not None:
         if stored.masked("outputs"):
             raise LostContentError("the handler's mask changed the error before it was stored")

@@ -42,6 +42,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from pomlflow.delivery import Mask
 from pomlflow.frame.messages import shown_messages
 from pomlflow.record import RenderRecord
+from pomlflow.tracking.limits import event_within_limit, within_limit
 from pomlflow.tracking.pending import finish_at_the_end
 from pomlflow.tracking.stored import ATTRIBUTE, bare_media, facts_of
 
@@ -173,6 +174,8 @@ def _fill(span: LiveSpan, record: RenderRecord, mask: Mask | None) -> str:
     if mask is not None:
         kept = masked(mask, **copy.deepcopy(given))
         facts["masked"] = [key for key, value in given.items() if kept.get(key) != value]
+    whole, kept = kept, within_limit(kept)
+    facts["cut"] = [key for key, value in whole.items() if kept[key] is not value]
     if (inputs := kept.get("inputs")) is not None:
         if holds_media(inputs):
             span.set_inputs(_offloadable(inputs))
@@ -188,6 +191,7 @@ def _fill(span: LiveSpan, record: RenderRecord, mask: Mask | None) -> str:
                 span.set_attribute(SpanAttributeKey.OUTPUTS, outputs)
         return ""
     event = masked_exception(type(error).__name__, kept) if mask else SpanEvent.from_exception(error)
+    event = event_within_limit(event)
     message = str(event.attributes["exception.message"])
     span.add_event(event)
     span.set_attribute("poml.error", message)

@@ -14,6 +14,7 @@ markup names. What is as most prompts have it is left out:
 ``spaced``       true where texts kept their whitespace (`pomlflow.whitespace`)
 ``bare``         where, in the inputs, an attachment stands for base64 alone, and not for a data URI
 ``masked``       of ``inputs`` and ``outputs``, what the handler's mask changed
+``cut``          the same of what was longer than `pomlflow.configure`'s ``max_content``
 ===============  =====================================================================================================
 """
 
@@ -53,7 +54,7 @@ def facts_of(record: RenderRecord) -> dict[str, Any]:
         record: The render.
 
     Returns:
-        The value of ``poml.replay``, but for ``bare`` and ``masked``.
+        The value of ``poml.replay``, but for ``bare``, ``masked`` and ``cut``.
     """
     facts: dict[str, Any] = {"pomlflow": _version()}
     if record.folder != _home(record.path):
@@ -162,6 +163,10 @@ class StoredRender:
         """Whether the handler's mask changed the ``inputs`` or the ``outputs``."""
         return what in self.facts.get("masked", ())
 
+    def cut(self, what: str) -> bool:
+        """Whether ``max_content`` left not all of the ``inputs`` or the ``outputs``."""
+        return what in self.facts.get("cut", ())
+
     def read_inputs(self, fetch: Fetch) -> dict[str, Any]:
         """Give the inputs as they were, with attachments put back.
 
@@ -176,6 +181,10 @@ class StoredRender:
         """
         if self.masked("inputs"):
             raise LostContentError("the handler's mask changed the markup or the variables before they were stored")
+        if self.cut("inputs"):
+            raise LostContentError(
+                "the markup or the variables were cut when they were stored (pomlflow.configure(max_content=…))"
+            )
         if isinstance(self.inputs, str):
             raise LostContentError("the inputs were cut short (OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT?)")
         if not isinstance(self.inputs, dict):
