@@ -75,7 +75,7 @@ class NodeProcess:
         try:
             with _forking:
                 self._spawn(installation.command(sandbox=sandbox))
-                _watchdog.processes.add(self)
+                _watchdog.add(self)
         except OSError as error:
             raise EngineError(f"cannot start {installation.node}: {error}") from error
         try:
@@ -299,6 +299,10 @@ class _Watchdog:
         self._running = False
         self._wakes = 0.0
         self.processes: set[NodeProcess] = set()
+
+    def add(self, process: NodeProcess) -> None:
+        with self._condition:  # the thread may be going through them
+            self.processes.add(process)
 
     def set(self, process: NodeProcess, deadline: float) -> None:
         """Under the lock, so that a process whose time is over is ended before it is lent again, or not at all."""
