@@ -14,7 +14,7 @@ from tests.templates import write
 
 from pomlflow.exceptions import RegistryError
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]  # two starts of a server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]  # two starts of a server
 
 
 def langchain(prompt: Any) -> str:
@@ -57,7 +57,7 @@ def test_each_call_is_answered_with_the_best_that_is_known(
     with server:
         use_server(server)
         publish(name)
-        until(lambda: said() == {("Hello Ada", 1)})
+        until(lambda: said() == {("Hello Ada", 1)}, 150)  # MLflow's own retries may be on their way on a busy machine
         assert outages() == 1
 
         server.kill()
@@ -67,6 +67,6 @@ def test_each_call_is_answered_with_the_best_that_is_known(
         assert said() == {("Hello Ada", 1)}
         server.start()
         publish(name, BYE)
-        until(lambda: said() == {("Bye Ada", 2)})
+        until(lambda: said() == {("Bye Ada", 2)}, 150)
     assert outages() == 2
     assert len(told(caplog)) <= 3  # and that it was not there yet, if it was looked for just then
