@@ -3,7 +3,7 @@
 LlamaIndex tells its dispatcher about each span and event, whoever listens. `PomlCallbackHandler` decides which of them
 are traced; `pomlflow.llama_index.spans` makes MLflow's spans of those, and here each render becomes a ``poml`` span
 under the model's or step's. Where ``mlflow.llama_index.autolog()`` is on, the spans are MLflow's own, and only the
-``poml`` span is added.
+``poml`` span is added; those that stream are ended here, where MLflow would leave them open.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class PomlCallbackHandler(BaseCallbackHandler):
       for as long as the handler exists; `detach` does not reach into callback managers.
 
     What two handlers would trace is one trace, of the one that is attached more closely. Where
-    ``mlflow.llama_index.autolog()`` is on, it traces, and only the POML spans are added.
+    ``mlflow.llama_index.autolog()`` is on, it traces, and only the POML spans are added, and the end of what streams,
+    which it mostly misses.
 
     Args:
         register_prompts: Whether to register each POML prompt in MLflow's registry and link its version to the trace;
@@ -325,11 +326,11 @@ def _is_installed() -> bool:
 
 
 def _install() -> None:
-    """Stand in LlamaIndex's dispatcher, once."""
+    """Stand in LlamaIndex's dispatcher, once: before MLflow's handlers, which would end what streams."""
     if not _is_installed():
         _uninstall()
-        _ROOT.add_span_handler(_spans)
-        _ROOT.add_event_handler(_listener)
+        _ROOT.span_handlers = [_spans, *_ROOT.span_handlers]
+        _ROOT.event_handlers = [_listener, *_ROOT.event_handlers]
 
 
 def _uninstall() -> None:

@@ -77,6 +77,11 @@ class OpenSpan:
     error: BaseException | None = None
 
     @property
+    def mask(self) -> Mask | None:
+        """What says how much of it may be stored."""
+        return self.owner.mask
+
+    @property
     def waits(self) -> bool:
         """Whether a span below is still to end: one that streams, or, in a stream, any."""
         return any(child.exited or self.streaming for child in list(self.below.values()))
@@ -84,7 +89,7 @@ class OpenSpan:
     @property
     def writable(self) -> Any:
         """The span as MLflow's event handler may write to it."""
-        if self.owner.mask is None:
+        if self.mask is None:
             return LimitedSpan(self.span) if limited() else self.span
         return _Guarded(self.span)
 
@@ -96,7 +101,7 @@ class OpenSpan:
             if self.model and (tools := inputs.get("kwargs", {}).get("tools")):
                 with suppress(Exception):  # as MLflow does: a model may take its tools in a shape of its own
                     set_span_chat_tools(self.span, tools)
-            if self.owner.mask is not None:
+            if self.mask is not None:
                 self.inputs = _plain(inputs)
                 return
             self.span.set_inputs(within_limit(inputs, _plain))
@@ -141,7 +146,7 @@ class OpenSpan:
             self.span.end(status=status)
 
     def _store(self) -> SpanStatus:
-        span, error, mask = self.span, self.error, self.owner.mask
+        span, error, mask = self.span, self.error, self.mask
         outputs = self.text if self.streaming and self.outputs is None else self.outputs
         if span.span_type == SpanType.RETRIEVER and isinstance(outputs, list):
             outputs = [_document(node) for node in outputs]

@@ -10,6 +10,7 @@ when MLflow does it right by itself:
 4. A task that outlives its trace loses all later ones.
 
 A span that has exited waits for the streams below it. So the root ends last, which is when MLflow stores the trace.
+Under MLflow's autolog the first two are mended as well (`LeftSpan`): its spans are begun by it, and ended here.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN
 from pydantic import Field
 
+from pomlflow.llama_index.left_span import LeftSpan
 from pomlflow.llama_index.open_span import OpenSpan, Owner, inputs_of
 from pomlflow.llama_index.streams import Later, follow, has_ended, holds_stream, response_of, stream_of
 from pomlflow.llama_index.tracer import Autolog, Details, autolog_handler
@@ -101,8 +103,7 @@ class Spans(BaseSpanHandler[Any]):
             self.later.catch_up()
             parent = self.alive.get(parent_span_id or "")
             if (handler := autolog_handler()) is not None:
-                self._leave(handler, id_, parent, parent_span_id, instance)
-                return None
+                return self._leave(handler, id_, bound_args, instance, parent, parent_span_id)
             owner = parent.owner if parent is not None else self.choose(instance)
             return None if owner is None else self._begin(id_, bound_args, instance, parent, owner)
         except Exception as error:  # noqa: BLE001 - telemetry never hurts; the dispatcher would swallow it in silence
@@ -117,7 +118,7 @@ class Spans(BaseSpanHandler[Any]):
         try:
             if opened is not None:
                 self._exit(opened, result)
-            elif (handler := self.autolog.orphaned(id_)) is not None:
+            if (handler := self.autolog.orphaned(id_)) is not None:
                 handler.span_exit(id_=id_, bound_args=bound_args, instance=instance, result=result)
         except Exception as error:  # noqa: BLE001
             warn_once("llama-index span end", "a LlamaIndex span could not be ended properly: %r", error)
@@ -131,7 +132,7 @@ class Spans(BaseSpanHandler[Any]):
         try:
             if opened is not None:
                 self._drop(opened, err)
-            elif (handler := self.autolog.orphaned(id_)) is not None:
+            if (handler := self.autolog.orphaned(id_)) is not None:
                 handler.span_drop(id_=id_, bound_args=bound_args, instance=instance, err=err)
         except Exception as error:  # noqa: BLE001
             warn_once("llama-index span end", "a LlamaIndex span could not be ended properly: %r", error)
@@ -140,13 +141,16 @@ class Spans(BaseSpanHandler[Any]):
     def on_event(self, event: BaseEvent) -> None:
         """Take from an event what it tells of its span."""
         opened = self.alive.get(event.span_id or "")
-        if opened is None:
+        if opened is None or (isinstance(opened, LeftSpan) and not opened.taken_over):
             self.autolog.note(event)
-        elif isinstance(event, ExceptionEvent):
+        if opened is None:
+            return
+        if isinstance(event, ExceptionEvent):
             if opened.exited:
                 self.later.do(partial(self._stream_ended, opened, None, event.exception))
         else:
-            self.details.note(event)
+            if not isinstance(opened, LeftSpan) or opened.taken_over:  # before it ends: MLflow's handler comes later
+                self.details.note(event)
             if isinstance(event, (LLMChatInProgressEvent, LLMCompletionInProgressEvent)):
                 opened.outputs = event.response
             elif opened.exited and isinstance(event, (LLMChatEndEvent, LLMCompletionEndEvent)):
@@ -155,14 +159,35 @@ class Spans(BaseSpanHandler[Any]):
 
     # The life of a span.
 
-    def _leave(self, handler: Any, id_: str, parent: OpenSpan | None, parent_id: str | None, instance: Any) -> None:
-        """Leave a span to MLflow's autolog; a POML span in it is still its owner's."""
+    def _leave(
+        self,
+        handler: Any,
+        id_: str,
+        bound_args: BoundArguments,
+        instance: Any,
+        parent: OpenSpan | None,
+        parent_id: str | None,
+    ) -> OpenSpan | None:
+        """Leave a span to MLflow's autolog; a POML span in it is still its owner's, and a stream is seen to its end."""
         self.autolog.leave_to(handler)
         owner = parent.owner if parent is not None else self._owner_of_left(parent_id) or self.choose(instance)
-        if owner is not None:
-            self.left[id_] = weakref.ref(owner)
-            while len(self.left) > _MOST_LEFT:
-                self.left.pop(next(iter(self.left)), None)
+        if owner is None:
+            return None
+        self.left[id_] = weakref.ref(owner)
+        while len(self.left) > _MOST_LEFT:
+            self.left.pop(next(iter(self.left)), None)
+        # LlamaIndex's own call of it, which comes later, finds that done.
+        handler.span_enter(id_=id_, bound_args=bound_args, instance=instance, parent_id=parent_id)
+        if (span := self.autolog.span(id_)) is None:
+            return None
+        opened = LeftSpan(id_, span, owner, parent, isinstance(instance, BaseLLM), handler=handler)
+        self._keep(opened)
+        return opened
+
+    def _keep(self, opened: OpenSpan) -> None:
+        self.alive[opened.id] = opened
+        if opened.parent is not None:
+            opened.parent.below[opened.id] = opened
 
     def _owner_of_left(self, span_id: str | None) -> Owner | None:
         owner = self.left.get(span_id or "")
@@ -181,9 +206,7 @@ class Spans(BaseSpanHandler[Any]):
                 attributes=self._attributes(instance),
             )
         opened = OpenSpan(id_, span, owner, parent, isinstance(instance, BaseLLM))
-        self.alive[id_] = opened
-        if parent is not None:
-            parent.below[id_] = opened
+        self._keep(opened)
         opened.token = provider.set_span_in_context(span)
         opened.begin(inputs)
         return opened
@@ -199,6 +222,8 @@ class Spans(BaseSpanHandler[Any]):
     def _exit(self, opened: OpenSpan, result: Any) -> None:
         opened.leave_context()
         opened.streaming = holds_stream(result)
+        if isinstance(opened, LeftSpan) and (opened.streaming or opened.waits):
+            opened.take_over()
         if not opened.streaming:
             opened.outputs, opened.ready = result, True
         elif (response := response_of(result)) is not None:
