@@ -100,7 +100,11 @@ def stored_traces(mlflow_store: str) -> Callable[[], list[Trace]]:
         found: list[Any] = mlflow.search_traces(locations=[mlflow_store], return_type="list")
         # Traces of one millisecond are told apart by their spans.
         return sorted(
-            found, key=lambda trace: (trace.info.request_time, min(span.start_time_ns for span in trace.data.spans))
+            found,
+            key=lambda trace: (
+                trace.info.request_time,
+                min((span.start_time_ns for span in trace.data.spans), default=0),
+            ),
         )
 
     return fetch
