@@ -249,8 +249,13 @@ function revive(value) {
   if (value === null || typeof value !== 'object') return value;
   if (typeof value['\ue000number'] === 'string') return Number(value['\ue000number']);
   if (value.__base64__ && typeof value.__base64__ === 'string') return Buffer.from(value.__base64__, 'base64');
-  for (const key of Object.keys(value)) value[key] = revive(value[key]);
-  return value;
+  return reviveAll(value);
+}
+
+/** The values inside: a variable that is named `__base64__` makes no bytes of all of them. */
+function reviveAll(values) {
+  for (const key of Object.keys(values)) values[key] = revive(values[key]);
+  return values;
 }
 
 /**
@@ -262,7 +267,7 @@ const turn = () => new Promise((resolve) => setImmediate(resolve));
 
 async function answer(request) {
   if (request.op === 'compiled') return { id: request.id, ok: poml.script.createCachedData().toString('base64') };
-  if (request.revive) request.context = revive(request.context);
+  if (request.revive) reviveAll(request.context);
   mark(request.context, request.natives);
   const check = request.stand_ins && (checking ??= standIns.install(poml.PomlFile));
   check?.begin(request.context, request.stand_ins);
