@@ -6,10 +6,13 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from measure import Case, Row, interleaved, median_ms, ratio
+
+from pomlflow import engine
 
 
 def chains() -> Iterator[Row]:
@@ -82,48 +85,84 @@ def chains() -> Iterator[Row]:
 
 def queries() -> Iterator[Row]:
     import mlflow
-    from llama_index.core import Document, MockEmbedding, VectorStoreIndex
-    from llama_index.core.instrumentation import get_dispatcher
-    from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-    from llama_index.core.llms import MockLLM
 
-    from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, PomlRenderEvent
+    from pomlflow import flush
+    from pomlflow.llama_index import PomlCallbackHandler
 
     mlflow.set_tracking_uri(f"sqlite:///{tempfile.mkdtemp()}/bench.db")
     mlflow.set_experiment("bench")
-    index = VectorStoreIndex.from_documents([Document(text="POML is markup.")], embed_model=MockEmbedding(8))
-    prompt = PomlPromptTemplate("<p>{{context_str}}</p><p>{{query_str}}</p>", name="bench")
-    plain = index.as_query_engine(llm=MockLLM(max_tokens=8))
-    poml, elsewhere = index.as_query_engine(llm=MockLLM(max_tokens=8)), index.as_query_engine(llm=MockLLM())
-    poml.update_prompts({"response_synthesizer:text_qa_template": prompt})
+    plain, by_hand, poml, elsewhere = _query_engines()
     handler = PomlCallbackHandler()
+    on, off = mlflow.llama_index.autolog, partial(mlflow.llama_index.autolog, disable=True)
+    cases: dict[str, tuple[Any, Callable[[], Any], Callable[[], Any]]] = {
+        "bare": (plain, int, int),
+        "elsewhere": (plain, partial(handler.attach, elsewhere), handler.detach),
+        "autolog": (plain, on, off),
+        "by hand": (by_hand, on, off),
+        "ours": (plain, handler.attach, handler.detach),
+        "ours, POML": (poml, handler.attach, handler.detach),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    spans = dict.fromkeys(cases, 0)
+    for number in range(10):
+        for name, (query_engine, begin, end) in sorted(cases.items(), reverse=bool(number % 2)):
+            begin()
+            taken[name].append(median_ms(partial(query_engine.query, "What is POML?"), 12))
+            end()
+            flush()  # else MLflow's threads store these traces while the next case is measured
+            if newest := mlflow.search_traces(max_results=1, return_type="list"):
+                spans[name] = len(newest[0].data.spans)
+    median = {name: statistics.median(values) for name, values in taken.items()}
 
-    def measure(engine: Any, times: int) -> float:
-        return median_ms(lambda: engine.query("What is POML?"), times)
+    def row(what: str, name: str, reference: str, words: str) -> Row:
+        return what, f"{median[name]:.2f} ms", f"{ratio(taken[name], taken[reference]):.2f}x {words}"
 
-    taken: dict[str, list[float]] = {name: [] for name in ("bare", "elsewhere", "autolog", "ours", "ours, POML")}
-    for _ in range(7):
-        taken["bare"].append(measure(plain, 30))
-        handler.attach(elsewhere)
-        taken["elsewhere"].append(measure(plain, 30))
-        handler.detach()
-        mlflow.llama_index.autolog()
-        taken["autolog"].append(measure(plain, 15))
-        mlflow.llama_index.autolog(disable=True)
-        with handler:
-            taken["ours"].append(measure(plain, 15))
-            taken["ours, POML"].append(measure(poml, 15))
-    mlflow.flush_trace_async_logging()
-    spent = {name: statistics.median(values) for name, values in taken.items()}
-    spans = len(mlflow.search_traces(max_results=1, return_type="list")[0].data.spans)
-    yield f"LlamaIndex query of {spans} spans, bare", f"{spent['bare']:.2f} ms", "1x"
-    share = spent["elsewhere"] / spent["bare"]
-    yield "the same, a handler attached elsewhere", f"{spent['elsewhere']:.2f} ms", f"{share:.2f}x bare"
-    yield "the same under MLflow's autolog", f"{spent['autolog']:.2f} ms", "1x"
-    for name in ("ours", "ours, POML"):
-        prompts = " with a POML prompt" if "POML" in name else ""
-        share = spent[name] / spent["autolog"]
-        yield f"the same{prompts} under `PomlCallbackHandler`", f"{spent[name]:.2f} ms", f"{share:.2f}x autolog"
+    yield f"LlamaIndex query of {spans['autolog']} spans, bare", f"{median['bare']:.2f} ms", "1x"
+    yield row("the same, a handler attached elsewhere", "elsewhere", "bare", "bare")
+    yield "the same under MLflow's autolog", f"{median['autolog']:.2f} ms", "1x"
+    yield row("the same under `PomlCallbackHandler`", "ours", "autolog", "autolog")
+    what = f"the same with a POML prompt, {spans['ours, POML']} spans, under `PomlCallbackHandler`"
+    hand = f"MLflow's autolog with a render and a child span by hand ({median['by hand']:.2f})"
+    yield row(what, "ours, POML", "by hand", hand)
+    yield "renders for a query with one model call", f"{_renders_a_query(poml):.1f}", ""
+
+
+def _query_engines() -> Iterator[Any]:
+    """Alike but for their prompts: LlamaIndex's own, one that renders by hand, POML's, LlamaIndex's own again."""
+    import mlflow
+    from llama_index.core import Document, MockEmbedding, PromptTemplate, VectorStoreIndex
+    from llama_index.core.llms import ChatMessage, MockLLM
+
+    from pomlflow.llama_index import PomlPromptTemplate
+
+    markup = "<p>{{context_str}}</p><p>{{query_str}}</p>"
+
+    class ByHand(PromptTemplate):
+        def format_messages(self, llm: Any = None, **rest: Any) -> list[ChatMessage]:
+            if not rest.get("context_str"):  # the empty prompt is measured
+                return super().format_messages(llm=llm, **rest)
+            variables = {**self.kwargs, **rest}
+            parent = mlflow.get_current_active_span()
+            start = time.time_ns()
+            text = engine.render(markup, variables)["messages"][0]["content"]
+            span = mlflow.start_span_no_context(
+                "poml", span_type="PROMPT", parent_span=parent, inputs={"prompt": markup, "context": variables},
+                start_time_ns=start,
+            )  # fmt: skip
+            span.end(outputs={"messages": [{"role": "user", "content": text}]})
+            return [ChatMessage(role="user", content=text)]
+
+    index = VectorStoreIndex.from_documents([Document(text="POML is markup.")], embed_model=MockEmbedding(8))
+    for prompt in (None, ByHand("{context_str} {query_str}"), PomlPromptTemplate(markup, name="bench"), None):
+        given = {} if prompt is None else {"text_qa_template": prompt}
+        yield index.as_query_engine(llm=MockLLM(max_tokens=8, is_chat_model=True), **given)
+
+
+def _renders_a_query(query_engine: Any) -> float:
+    from llama_index.core.instrumentation import get_dispatcher
+    from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+
+    from pomlflow.llama_index import PomlRenderEvent
 
     events: list[Any] = []
 
@@ -134,5 +173,5 @@ def queries() -> Iterator[Row]:
 
     get_dispatcher().add_event_handler(Counter())
     for _ in range(10):
-        poml.query("What is POML?")
-    yield "renders for a query with one model call", f"{len(events) / 10:.1f}", ""
+        query_engine.query("What is POML?")
+    return len(events) / 10

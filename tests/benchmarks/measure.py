@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", LANGSMITH_TRACING="false")
+os.environ["MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"] = "100000"  # a full queue drops traces, which are then for free
 
 import poml
 
