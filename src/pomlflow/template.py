@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -321,7 +320,7 @@ class _Render:
         if history is not None and request.natives is history.marks:
             self._output = history.splice(result.output)
             if self._output is None:
-                self.request = replace(request, natives=history.texts())
+                self.request = request._replace(natives=history.texts())
 
     def record(self) -> RenderRecord:
         """Tell all about it."""

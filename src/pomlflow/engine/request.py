@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pomlflow.engine.encode import dumps
 
 __all__ = ["Request", "Result"]
 
 
-@dataclass(frozen=True)
-class Request:
+_SELDOM = ("stylesheet", "path", "natives", "stand_ins")
+
+
+class Request(NamedTuple):
     """One render to be done.
 
     Attributes:
@@ -54,22 +55,15 @@ class Request:
         Raises:
             VariableError: The stylesheet holds what has no form in JSON.
         """
-        head, _ = dumps(
-            {
-                "markup": self.markup,
-                "stylesheet": self.stylesheet,
-                "path": self.path,
-                "chat": self.chat,
-                "revive": self.revive,
-                "natives": self.natives,
-                "stand_ins": self.stand_ins,
-            }
-        )
+        asked: dict[str, Any] = {"markup": self.markup, "chat": self.chat, "revive": self.revive}
+        for name in _SELDOM:
+            if (value := getattr(self, name)) is not None:
+                asked[name] = value
+        head, _ = dumps(asked)
         return b'%b,"context":%b}' % (head[1:-1], self.context)
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What a render gave.
 
     Attributes:
