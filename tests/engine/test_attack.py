@@ -85,25 +85,42 @@ def test_no_way_leads_out(code: str, js: JS) -> None:
     assert refusal(js(f"return String({code})"))
 
 
+def awaited(code: str) -> str:
+    """Markup with a React element of its own, whose component is asynchronous and shows what the code returns."""
+    assert not set('<&"\n') & set(code), "no XML in it"
+    body = f"String(await (async () => {{ {code}; }} )())"
+    kind = "$$typeof: Symbol.for('react.transitional.element'), key: null, ref: null, props: {} "
+    element = f"{kind}, type: async () => {body}"
+    assert "}}" not in element, "it would end the expression"
+    return f"<p>{{{{ ({{ {element} }} ) }}}}</p>"
+
+
+IMPORT = "`import('node:fs').then(m => globalThis.got = Object.keys(m), e => globalThis.got = 'refused ' + e)`"
+EVALUATED = "eval.call.bind(eval, null, " + IMPORT + ")"
+
+
 @pytest.mark.parametrize(
     "code",
     [
-        "import('node:fs')",
-        "Function('return import(\"node:fs\")')()",
-        "(0, eval)('import(\"node:fs\")')",
-        "(async () => {}).constructor('return import(\"node:fs\")')()",
+        f"eval({IMPORT})",
+        f"(0, eval)({IMPORT})",
+        f"Function({IMPORT})()",
+        f"(async () => 0).constructor({IMPORT})()",
+        f"setTimeout(eval, 0, {IMPORT})",
+        f"setImmediate(eval, {IMPORT})",
+        f"process.nextTick(eval, {IMPORT})",
+        f"queueMicrotask({EVALUATED})",
+        f"Promise.resolve({IMPORT}).then(eval)",
+        f"[{IMPORT}].map(eval)",
+        f"new ReadableStream({{ start: {EVALUATED} }} )",
+        f"Buffer.from({{ length: 1, valueOf: {EVALUATED} }} )",
+        f"new URL({{ toString: {EVALUATED} }} )",
     ],
 )
-def test_nothing_can_be_imported(code: str, js: JS) -> None:
-    """import() gives a promise; POML waits for one that it gets as a document's buffer."""
-    buffer = f"{{{{ {code}.then(m => Buffer.from(Object.keys(m).join()), e => Buffer.from('refused')) }}}}"
-    markup = f"<document parser='txt' buffer='{buffer}'/>".replace('"', "#quot;")
-    try:
-        told = text(markup)
-    except RenderError as refused:
-        told = str(refused)
-    assert "readFileSync" not in told
-    assert "appendFileSync" not in told
+def test_nothing_can_be_imported(code: str) -> None:
+    """Also where V8 takes the code for Node's own, or the worker's, since that is what calls `eval`."""
+    waited = "return await new Promise(done => setTimeout(() => done(globalThis.got), 50))"
+    assert text(awaited(f"try {{ {code} }} catch {{}} ; {waited}")).startswith("refused")
 
 
 def test_a_stack_shows_no_function(js: JS) -> None:
@@ -240,6 +257,46 @@ def test_no_change_reaches_the_next_render(code: str, js: JS) -> None:
             text(js(f"{attempt}; return 1"))
         assert text(js(PRISTINE)) == before
     assert text("<poml><list><item for='x in v'>{{x.a}}</item></list></poml>", v=[{"a": 1}, {"a": 2}]) == "- 1\n- 2"
+
+
+SPY = "Array.prototype.join = () => 'spied'"
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        awaited(f"throw {{ get message() {{ {SPY}; return 'x' }} }}"),
+        awaited(f"throw {{ message: 'x', name: {{ toString() {{ {SPY}; return 'x' }} }} }}"),
+        awaited(f"throw {{ message: 'x', get startIndex() {{ setTimeout(() => {{ {SPY} }} , 0); return 1 }} }}"),
+        awaited(
+            f"throw {{ message: 'x', get sourcePath() {{ Promise.resolve().then(() => {{ {SPY} }} ); return 1 }} }}"
+        ),
+        "<poml><p>a</p><output-schema parser='eval'>({ toJSON() { SPY; return {} } })</output-schema></poml>",
+        "<poml><p>a</p><output-schema parser='eval'>({ toJSON() { SPY; throw 0 } })</output-schema></poml>",
+    ],
+)
+def test_no_code_runs_while_the_answer_is_written(markup: str, js: JS) -> None:
+    """An error's properties and a schema's `toJSON` are asked when the template is done: they are put back too."""
+    slow = "const end = Date.now() + 5; while (end > Date.now()); return [1, 2].join()"
+    for _ in range(3):
+        with contextlib.suppress(RenderError):
+            engine.render(markup.replace("SPY", SPY), {})
+        assert text(js(slow)) == "1,2"
+
+
+@pytest.mark.parametrize(
+    "thrown",
+    [
+        "{ get message() { throw this } }",
+        "{ name: { toString() { throw 0 } } }",
+        "new Proxy({}, { get() { throw 0 } } )",
+        "{ message: 'x', startIndex: 1n }",
+        "(Array.prototype.map = () => [], Array.prototype.filter = () => { throw 0 } , { message: 'x' })",
+    ],
+)
+def test_an_error_that_cannot_be_read_is_an_error_all_the_same(thrown: str, hello: Callable[[], str]) -> None:
+    assert refusal(awaited(f"throw {thrown}"))
+    assert hello() == "Hello Ada"
 
 
 def test_a_process_that_cannot_be_cleaned_is_not_used_again(worker: Callable[[], int], js: JS) -> None:

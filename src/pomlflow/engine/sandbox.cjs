@@ -344,6 +344,18 @@ function close() {
   Buffer.poolSize = 0; // small buffers share memory, and show what earlier renders had in theirs
 }
 
+/**
+ * import() leads to Node's modules in code that a file of Node's or ours evaluates, as `setTimeout(eval, 0, code)` has
+ * it done: V8 takes such code for that file's. A call of require(), which sharp's own code makes, is none.
+ */
+function refuseImports() {
+  const resolve = (name, context, next) => {
+    if (new Set(context.conditions).has('import')) throw denied(`import('${name}')`);
+    return next(name, context);
+  };
+  Module.registerHooks({ resolve });
+}
+
 function define(key, value) {
   Object.defineProperty(globalThis, key, { value, writable: true, enumerable: false, configurable: true });
 }
@@ -356,6 +368,7 @@ function define(key, value) {
  */
 function lock(...given) {
   loading = false;
+  refuseImports();
   for (const object of given) shared.add(object);
   const { timers, end } = makeTimers();
   define('performance', { now: () => performance.now() });

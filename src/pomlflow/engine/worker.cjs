@@ -238,10 +238,28 @@ async function render({ markup, context, stylesheet, path: file, chat }) {
   return frame;
 }
 
+/** A problem in plain values: an error may be an object of the template's own, and its properties code. */
 function problem(error) {
-  const { name, message, startIndex: start, endIndex: end, sourcePath } = Object(error);
-  const place = { start: start % SPAN, end: end % SPAN, path: sourcePath ?? sources[Math.floor(start / SPAN)] };
-  return { kind: name || typeof error, message: String(message ?? error), ...place };
+  try {
+    const { name, message, startIndex: start, endIndex: end, sourcePath } = Object(error);
+    const file = typeof sourcePath === 'string' ? sourcePath : sources[Math.floor(start / SPAN)];
+    return { kind: String(name || typeof error), message: String(message ?? error), start: start % SPAN, end: end % SPAN, path: file };
+  } catch {
+    return { kind: 'Error', message: 'an error that cannot be read' };
+  }
+}
+
+/** The answer's JSON. */
+function told(id, frame, thrown, check) {
+  try {
+    // What POML collected came first, and is mostly why something was thrown after it.
+    const errors = [...poml.base.ErrorCollection.list(), ...thrown];
+    const problems = errors.filter((error) => !check?.doubts(Object(error))).map(problem);
+    if (check) frame ??= { messages: [] };
+    return JSON.stringify(problems.length ? { id, problems } : { id, ok: frame });
+  } catch (error) { // a frame that is no JSON: a schema that holds itself, a BigInt
+    return JSON.stringify({ id, problems: [problem(error)] });
+  }
 }
 
 /** NaN, infinities and bytes, which JSON cannot carry; `__base64__` is what poml's own context files use. */
@@ -266,30 +284,29 @@ const { setImmediate } = globalThis; // a template's ends with its render
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 
 async function answer(request) {
-  if (request.op === 'compiled') return { id: request.id, ok: poml.script.createCachedData().toString('base64') };
-  if (request.revive) reviveAll(request.context);
-  mark(request.context, request.natives);
+  if (request.op === 'compiled') {
+    return JSON.stringify({ id: request.id, ok: poml.script.createCachedData().toString('base64') });
+  }
   const check = request.stand_ins && (checking ??= standIns.install(poml.PomlFile));
-  check?.begin(request.context, request.stand_ins);
   files.serve(request.id);
-  const errors = [];
+  const thrown = [];
   let frame;
   try {
+    if (request.revive) reviveAll(request.context);
+    mark(request.context, request.natives);
+    check?.begin(request.context, request.stand_ins);
     frame = await render(request);
   } catch (error) {
-    errors.push(error);
+    thrown.push(error);
   }
   await settle();
+  if (!frame) forget(); // what is said of errors is not to go through what the template has changed
+  // Getters and toJSON are code too, so what they change is taken back like the rest: nothing of the template's runs after.
+  const line = told(request.id, frame, thrown, check);
   await turn();
   files.serve(undefined);
   poml.base.BufferCollection.clear(); // documents by path and time: a file rewritten in the same tick would stay old
-  const clean = forget();
-  // What POML collected came first, and is mostly why something was thrown after it.
-  errors.unshift(...poml.base.ErrorCollection.list());
-  const problems = errors.filter((error) => !check?.doubts(Object(error))).map(problem);
-  if (check) frame ??= { messages: [] };
-  const spent = clean ? undefined : true; // something of it stays: the process is not to be used again
-  return problems.length ? { id: request.id, problems, spent } : { id: request.id, ok: frame, spent };
+  return forget() ? line : `${line.slice(0, -1)},"spent":true}`; // something of it stays: not to be used again
 }
 
 function serve() {
@@ -303,12 +320,7 @@ function serve() {
     while (queue.length) {
       const start = performance.now();
       const request = JSON.parse(queue.shift());
-      let line;
-      try {
-        line = JSON.stringify(await answer(request));
-      } catch (error) { // a frame that is no JSON: a schema that holds itself, a BigInt
-        line = JSON.stringify({ id: request.id, problems: [problem(error)] });
-      }
+      const line = await answer(request);
       const memory = answers++ % 32 ? '' : `,"memory":${rss()}`; // 5 µs
       send(`${line.slice(0, -1)}${memory},"ms":${(performance.now() - start).toFixed(4)}}`);
     }
