@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,11 +21,14 @@ from llama_index.core import Settings
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from mlflow.llama_index import tracer as mlflow_tracer
 from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, parent, poml_spans, traced, tree, without_poml
+from tests.mlflow_server import until
 
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, tracer
 from pomlflow.llama_index import callbacks as module
 from pomlflow.llama_index.tracer import autolog_handler
+from pomlflow.tracking import spans as tracking
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
@@ -220,7 +227,7 @@ def test_a_stream_beside_autolog_is_traced_to_its_end(
     assert tree(trace) == tree(alone)
     assert trace.data.spans[0].outputs == alone.data.spans[0].outputs
     left = autolog_handler()
-    assert (left.open_spans, left._pending_spans, module._spans.alive) == ({}, {}, {})
+    until(lambda: (left.open_spans, left._pending_spans, module._spans.alive) == ({}, {}, {}))
 
 
 def test_a_stream_is_read_after_the_block_or_after_autolog_was_switched_off(
@@ -257,6 +264,28 @@ def test_a_stream_that_fails_beside_autolog_is_an_error_up_to_the_root(traced: A
     assert tree(trace) == tree(alone)
     (event,) = trace.data.spans[0].events
     assert event.attributes["exception.message"] == "cut off"
+
+
+@pytest.mark.parametrize("part", ["_pending_spans", "_span_id_to_token", "get_span_for_event"])
+def test_another_version_of_autologs_handler_costs_a_warning(
+    traced: Any, engine: Any, expected: str, index: Any, scripted: Any, caplog: Any, monkeypatch: Any, part: str
+) -> None:
+    """MLflow with a private part renamed: what it traces is as it was, and its streams are its own to end."""
+    monkeypatch.setattr(tracking, "_said", set())
+    other = ModuleType(mlflow_tracer.__name__)
+    exec(inspect.getsource(mlflow_tracer).replace(part, "_renamed"), vars(other))
+    monkeypatch.setitem(sys.modules, other.__name__, other)
+    monkeypatch.setattr(tracer, "_SPANS", other.MlflowSpanHandler)
+    monkeypatch.setattr(tracer, "_EVENTS", other.MlflowEventHandler)
+    on()
+    with PomlCallbackHandler(), caplog.at_level(logging.WARNING, "pomlflow"):
+        assert [tree(trace) for trace in traced(lambda: engine.query("What?"))] == [expected]
+        for _ in range(2):
+            streaming = index.as_query_engine(llm=scripted("Word by word."), streaming=True)
+            assert "".join(streaming.query("What?").response_gen) == "Word by word."
+    (record,) = caplog.records
+    assert f"no LlamaIndex tracer that is known (['MlflowSpanHandler.{part}'])" in record.getMessage()
+    assert module._spans.alive == {}
 
 
 def test_mlflows_own_tracer_still_never_ends_a_completions_stream(traced: Any, index: Any, scripted: Any) -> None:

@@ -42,13 +42,12 @@ class LeftSpan(OpenSpan):
     def take_over(self) -> None:
         """Have MLflow's handler keep it for its events and for the spans in it, and no longer end it."""
         handler = self.handler
-        pending, tokens = handler._pending_spans, handler._span_id_to_token  # both, or neither is touched
         with handler.lock:
             opened = handler.open_spans.pop(self.id, None)
             if opened is None:
                 return
-            pending[self.id] = opened
-        if (token := tokens.pop(self.span.span_id, None)) is not None:
+            handler._pending_spans[self.id] = opened
+        if (token := handler._span_id_to_token.pop(self.span.span_id, None)) is not None:
             detach_span_from_context(token)
         self.taken_over = True
 

@@ -222,7 +222,7 @@ class Spans(BaseSpanHandler[Any]):
     def _exit(self, opened: OpenSpan, result: Any) -> None:
         opened.leave_context()
         opened.streaming = holds_stream(result)
-        if isinstance(opened, LeftSpan) and (opened.streaming or opened.waits):
+        if isinstance(opened, LeftSpan) and (opened.streaming or opened.waits) and not self.autolog.missing:
             opened.take_over()
         if not opened.streaming:
             opened.outputs, opened.ready = result, True

@@ -1,7 +1,8 @@
 """What is taken from MLflow's own LlamaIndex tracer: its private parts, and how it is told apart from ours.
 
 From it come the types of spans and the attributes of models, tools and events. Where a version of MLflow (seen: 3.12 to
-3.17) lacks one of these parts, a warning says so once, and the spans do without.
+3.17) lacks one of these parts, a warning says so once, and the spans do without; and where its autolog's handler lacks
+those by which a stream's spans are taken over (`LeftSpan`), streams beside it end as MLflow ends them.
 """
 
 from __future__ import annotations
@@ -27,10 +28,19 @@ __all__ = ["Autolog", "Details", "autolog_handler", "missing_parts"]
 _ROOT = get_dispatcher()
 _SPANS: Any = getattr(_mlflow, "MlflowSpanHandler", None)
 _EVENTS: Any = getattr(_mlflow, "MlflowEventHandler", None)
+_UNKNOWN = "this version of MLflow has no LlamaIndex tracer that is known (%s): %s"
 
 
-def missing_parts() -> list[str]:
-    """Name what this MLflow's tracer lacks of the private parts that are leant on here."""
+def missing_parts(autolog: Any = None) -> list[str]:
+    """Name what this MLflow's tracer lacks of the private parts that are leant on.
+
+    Args:
+        autolog: The handler that autolog has set up, for the parts by which its streams are taken over; by default
+            those are named that types and attributes come from.
+    """
+    if autolog is not None:
+        names = ("get_span_for_event", "open_spans", "lock", "_pending_spans", "_span_id_to_token")
+        return [f"MlflowSpanHandler.{name}" for name in names if not hasattr(autolog, name)]
     wanted = {
         "MlflowSpanHandler._get_span_type": getattr(_SPANS, "_get_span_type", None),
         "MlflowSpanHandler._get_instance_attributes": getattr(_SPANS, "_get_instance_attributes", None),
@@ -51,8 +61,7 @@ class Details:
         self.missing = missing_parts()
         if self.missing:
             effect = "spans have neither types nor the attributes of models and tools"
-            message = "this version of MLflow has no LlamaIndex tracer that is known (%s): %s"
-            warn_once("llama-index tracer", message, self.missing, effect)
+            warn_once("llama-index tracer", _UNKNOWN, self.missing, effect)
             return
         # These two never stand in the dispatcher: autolog() would take them for its own and not set itself up.
         self._spans = _SPANS()
@@ -100,21 +109,30 @@ class Autolog:
     """What is left to ``mlflow.llama_index.autolog()``, and finished where it is switched off in between.
 
     MLflow takes its handlers away then and forgets their open spans: those traces would never be stored.
+
+    Attributes:
+        missing: What the handler lacks of the parts by which a stream's spans are taken over from it.
     """
 
     def __init__(self) -> None:
         self._last: Any = None
+        self.missing: list[str] = []
 
     def leave_to(self, handler: Any) -> None:
         """Note which handler traces."""
-        self._last = handler
+        if handler is self._last:
+            return
+        self._last, self.missing = handler, missing_parts(handler)
+        if self.missing:
+            effect = "what streams beside its autolog is ended by MLflow, or never"
+            warn_once("llama-index streams", _UNKNOWN, self.missing, effect)
 
     def span(self, span_id: str | None) -> LiveSpan | None:
         """MLflow's span for LlamaIndex's, where autolog has it open."""
-        handler = autolog_handler() or self._last
-        if handler is None or span_id is None:
+        find = getattr(autolog_handler() or self._last, "get_span_for_event", None)
+        if find is None or span_id is None:
             return None
-        return cast("LiveSpan | None", handler.get_span_for_event(SimpleNamespace(span_id=span_id)))
+        return cast("LiveSpan | None", find(SimpleNamespace(span_id=span_id)))
 
     def orphaned(self, span_id: str | None) -> Any:
         """The handler that has a span open and was taken away meanwhile; None where all is well."""

@@ -1,0 +1,99 @@
+"""A model's own verbs, outside of every engine: alike under the handler, under MLflow's autolog, and under both."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+pytest.importorskip("mlflow")
+
+import mlflow
+from llama_index.core.llms import ChatMessage
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, traced, tree, without_poml
+
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import callbacks as module
+from pomlflow.llama_index.tracer import autolog_handler
+
+pytestmark = FOREIGN_WARNINGS
+__all__ = ["by_autolog", "traced"]
+PROMPT = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
+MESSAGES = [ChatMessage(role="user", content="Hello")]
+VERBS: dict[str, Callable[[Any], Any]] = {
+    "chat": lambda llm: llm.chat(MESSAGES),
+    "achat": lambda llm: llm.achat(MESSAGES),
+    "stream_chat": lambda llm: llm.stream_chat(MESSAGES),
+    "astream_chat": lambda llm: llm.astream_chat(MESSAGES),
+    "complete": lambda llm: llm.complete("Hello"),
+    "acomplete": lambda llm: llm.acomplete("Hello"),
+    "stream_complete": lambda llm: llm.stream_complete("Hello"),
+    "astream_complete": lambda llm: llm.astream_complete("Hello"),
+    "predict": lambda llm: llm.predict(PROMPT, topic="POML"),
+    "apredict": lambda llm: llm.apredict(PROMPT, topic="POML"),
+    "stream": lambda llm: llm.stream(PROMPT, topic="POML"),
+    "astream": lambda llm: llm.astream(PROMPT, topic="POML"),
+}
+
+
+@pytest.fixture(autouse=True)
+def switched_off() -> Iterator[None]:
+    yield
+    _off()
+
+
+def use(llm: Any, verb: str, most: int) -> None:
+    """Call a verb, and read so many pieces of what streams; without any, the stream is not begun."""
+
+    async def acall() -> None:
+        result = await VERBS[verb](llm)
+        for _ in range(most if inspect.isasyncgen(result) else 0):
+            await anext(result, None)
+
+    if verb.startswith("a"):
+        asyncio.run(acall())
+        return
+    result = VERBS[verb](llm)
+    for _ in range(most if inspect.isgenerator(result) else 0):
+        next(result, None)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_models_verb_is_traced_alike_beside_autolog(traced: Any, scripted: Any, verb: str) -> None:
+    """Whichever came first, also of a stream that is read in part or not at all; and nothing is left open."""
+    handler = PomlCallbackHandler()
+    on, off, attach, detach = mlflow.llama_index.autolog, _off, handler.attach, handler.detach
+    for most in (3, 1, 0) if "stream" in verb else (0,):
+        stored = []
+        for begin, end in (((attach,), (detach,)), ((on, attach), (detach, off)), ((attach, on), (off, detach))):
+            for switch in begin:
+                switch()
+            (trace,) = traced(lambda: use(scripted("One two."), verb, most))  # noqa: B023 - called at once
+            left = autolog_handler()
+            assert left is None or (left.open_spans, left._pending_spans) == ({}, {})
+            for switch in end:
+                switch()
+            stored.append((tree(trace), trace.data.spans[0].outputs))
+        assert stored[0] == stored[1] == stored[2]
+        assert "ERROR" not in stored[0][0]
+        told = str(stored[0][1])
+        assert ("One" in told, "two" in told) == ((True, True) if "stream" not in verb else (most > 0, most > 1))
+    assert module._spans.alive == {}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_models_verb_has_the_tree_of_autolog_alone(traced: Any, by_autolog: Any, scripted: Any, verb: str) -> None:
+    """MLflow ends an async stream's span before it begins, and has a generator's address for its answer."""
+    call = partial(use, scripted("One two."), verb, 3)
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert [without_poml(tree(trace))] == by_autolog(call)
+
+
+def _off() -> None:
+    mlflow.llama_index.autolog(disable=True)
