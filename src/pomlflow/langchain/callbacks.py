@@ -25,7 +25,7 @@ from pomlflow.langchain.context import nearest, run_here, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.limits import LimitedSpan, event_within_limit, limited, within_limit
-from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, warn_once
+from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, store_content, warn_once
 
 __all__ = ["PomlCallbackHandler", "carry", "deliver", "log_under_mlflow_tracer"]
 
@@ -105,16 +105,13 @@ class PomlCallbackHandler(_Settings, _Tracer):
         if self.mask is not None:
             run.inputs = inputs
             return
-        run.span.set_inputs(within_limit(inputs, _plain))
-        if (changed := _with_media_offloaded(run.span, SpanAttributeKey.INPUTS)) is not None:
-            run.span.set_inputs(changed)
+        _store_media_offloaded(run.span, SpanAttributeKey.INPUTS, within_limit(inputs, _plain))
 
     def store_outputs(self, run: Run, outputs: Any, status: SpanStatus) -> SpanStatus:
         """Store a run's outputs, and with a mask its inputs; give the status that may be stored."""
         if self.mask is None:
-            super().store_outputs(run, None if outputs is None else within_limit(outputs, _plain), status)
-            if (changed := _with_media_offloaded(run.span, SpanAttributeKey.OUTPUTS)) is not None:
-                run.span.set_outputs(changed)
+            if outputs is not None:
+                _store_media_offloaded(run.span, SpanAttributeKey.OUTPUTS, within_limit(outputs, _plain))
             return SpanStatus(status.status_code, within_limit(status.description))
         failed = status.status_code == SpanStatusCode.ERROR
         kept = masked(self.mask, _plain(run.inputs), {"error": status.description} if failed else _plain(outputs))
@@ -262,18 +259,15 @@ def _with_openai_media(message: BaseMessage) -> BaseMessage:
     return message.model_copy(update={"content": shown})
 
 
-def _with_media_offloaded(span: LiveSpan, key: str) -> Any:
-    """What was just stored with its media in OpenAI's shape, or None where it has none.
+def _store_media_offloaded(span: LiveSpan, key: str, content: Any) -> None:
+    """Store inputs or outputs with their media in OpenAI's shape.
 
     MLflow (3.12 to 3.17) makes attachments of media in that shape, and stores LangChain's own inline.
     """
-    attributes = getattr(span._span, "attributes", None)
-    stored = None if attributes is None else attributes.get(key)
-    if not isinstance(stored, str) or '"mime_type"' not in stored:
-        return None
-    value = json.loads(stored)
-    changed = _openai_media(value)
-    return None if changed is value else changed
+    if store_content(span, key, content):
+        stored = span.get_attribute(key)
+        if (changed := _openai_media(stored)) is not stored:
+            store_content(span, key, changed)
 
 
 def _openai_media(value: Any) -> Any:
