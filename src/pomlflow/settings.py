@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -65,13 +65,6 @@ def _cores() -> int:
 
 
 _CORES = _cores()
-_NUMBERS = {
-    "max_workers": 0,
-    "max_queue": 0,
-    "max_memory": 1,
-    "cached_results": 0,
-    "max_content": 0,
-}  # and the least that makes sense
 _current: Settings | None = None
 _here: ContextVar[Settings | None] = ContextVar("pomlflow_settings", default=None)
 
@@ -84,20 +77,15 @@ def settings() -> Settings:
 def _everywhere() -> Settings:
     global _current
     if _current is None:
-        given = {name: os.environ.get(f"POMLFLOW_{name.upper()}") for name in _NUMBERS}
-        timeout = os.environ.get("POMLFLOW_TIMEOUT")
-        root = os.environ.get("POMLFLOW_PROMPT_ROOT")
-        allowed = os.environ.get("POMLFLOW_ALLOW_READ", "").split(os.pathsep)
-        sandbox = os.environ.get("POMLFLOW_SANDBOX")
-        _current = Settings(
-            timeout=_seconds("POMLFLOW_TIMEOUT", timeout) if timeout else Settings.timeout,
-            prompt_root=Path(root) if root else None,
-            exact_openai_chat=os.environ.get("POMLFLOW_EXACT_OPENAI_CHAT", "").lower() in ("1", "true", "yes"),
-            allow_read=_folders(folder for folder in allowed if folder),
-            sandbox=_switch("POMLFLOW_SANDBOX", sandbox) if sandbox else Settings.sandbox,
-            **{name: _number(f"POMLFLOW_{name.upper()}", value, name) for name, value in given.items() if value},
-        )
+        given: dict[str, Any] = {name: os.environ.get(_variable(name)) or None for name in _CHECKS}
+        if given["allow_read"] is not None:
+            given["allow_read"] = [folder for folder in given["allow_read"].split(os.pathsep) if folder]
+        _current = Settings(**_checked(given, _variable))
     return _current
+
+
+def _variable(name: str) -> str:
+    return f"POMLFLOW_{name.upper()}"
 
 
 def configure(
@@ -145,27 +133,19 @@ def configure(
         30.0
     """
     global _current
-    numbers = {
+    changes = {
+        "timeout": timeout,
+        "prompt_root": prompt_root,
+        "exact_openai_chat": exact_openai_chat,
         "max_workers": max_workers,
         "max_queue": max_queue,
         "max_memory": max_memory,
         "cached_results": cached_results,
         "max_content": max_content,
+        "allow_read": allow_read,
+        "sandbox": sandbox,
     }
-    changes: dict[str, Any] = {name: _number(name, value, name) for name, value in numbers.items() if value is not None}
-    if timeout is not None:
-        changes["timeout"] = _seconds("timeout", timeout)
-    if prompt_root is not None:
-        changes["prompt_root"] = Path(prompt_root)
-    if exact_openai_chat is not None:
-        changes["exact_openai_chat"] = bool(exact_openai_chat)
-    if allow_read is not None:
-        if isinstance(allow_read, str | os.PathLike):
-            raise ConfigurationError(f"allow_read is {allow_read!r}: give a list of folders")
-        changes["allow_read"] = _folders(allow_read)
-    if sandbox is not None:
-        changes["sandbox"] = _switch("sandbox", sandbox)
-    _current = replace(_everywhere(), **changes)
+    _current = replace(_everywhere(), **_checked(changes))
     return _current
 
 
@@ -189,29 +169,33 @@ def configured(*, timeout: float | None = None, cached_results: int | None = Non
         ...     pomlflow.render("<p>Hello</p>").messages[0].content
         'Hello'
     """
-    changes: dict[str, Any] = {}
-    if timeout is not None:
-        changes["timeout"] = _seconds("timeout", timeout)
-    if cached_results is not None:
-        changes["cached_results"] = _number("cached_results", cached_results, "cached_results")
-    token = _here.set(replace(settings(), **changes))
+    changes = {"timeout": timeout, "cached_results": cached_results}
+    token = _here.set(replace(settings(), **_checked(changes)))
     try:
         yield settings()
     finally:
         _here.reset(token)
 
 
-def _number(shown: str, value: str | int, name: str) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if number < _NUMBERS[name]:
-        raise ConfigurationError(f"{shown} is {value!r}: give a whole number, {_NUMBERS[name]} or more")
-    return number
+def _checked(given: Mapping[str, Any], shown: Callable[[str], str] = str) -> dict[str, Any]:
+    """What is given, in the settings' own types; an error calls it as the user does."""
+    return {name: _CHECKS[name](shown(name), value) for name, value in given.items() if value is not None}
 
 
-def _seconds(name: str, value: str | float) -> float:
+def _number(least: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = least - 1
+        if number < least:
+            raise ConfigurationError(f"{name} is {value!r}: give a whole number, {least} or more")
+        return number
+
+    return check
+
+
+def _seconds(name: str, value: Any) -> float:
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -221,11 +205,13 @@ def _seconds(name: str, value: str | float) -> float:
     return seconds
 
 
-def _folders(folders: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    return tuple(Path(folder).expanduser().absolute() for folder in folders)  # a later chdir moves none of them
+def _folders(name: str, value: Any) -> tuple[Path, ...]:
+    if isinstance(value, str | os.PathLike):
+        raise ConfigurationError(f"{name} is {value!r}: give a list of folders")
+    return tuple(Path(folder).expanduser().absolute() for folder in value)  # a later chdir moves none of them
 
 
-def _switch(name: str, value: str | bool) -> bool:
+def _switch(name: str, value: Any) -> bool:
     word = str(value).strip().lower()
     if word not in _SWITCHES:
         raise ConfigurationError(f"{name} is {value!r}: give 1 or 0")
@@ -233,3 +219,15 @@ def _switch(name: str, value: str | bool) -> bool:
 
 
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "timeout": _seconds,
+    "prompt_root": lambda _, folder: Path(folder),
+    "exact_openai_chat": _switch,
+    "max_workers": _number(0),
+    "max_queue": _number(0),
+    "max_memory": _number(1),
+    "cached_results": _number(0),
+    "max_content": _number(0),
+    "allow_read": _folders,
+    "sandbox": _switch,
+}
