@@ -53,6 +53,12 @@ def test_a_name_that_is_near_is_proposed(given: str, near: bool) -> None:
     assert (f"Did you mean '{given}'?" in str(missing(Template("<p>{{question}}</p>"), **{given: 1}))) is near
 
 
+def test_a_history_that_nobody_gave_is_not_told_as_given() -> None:
+    template = Template('<poml><conversation messages="{{history}}"/><p>{{question}} {{orders}}</p></poml>')
+    assert "needs the variable question; given: orders." in str(missing(template, orders=1))
+    assert "given: history, orders." in str(missing(template, orders=1, history=[{"speaker": "ai", "content": "Hi"}]))
+
+
 def test_the_error_can_be_pickled() -> None:
     error = missing(Template("<p>{{want}}</p>"))
     copy = pickle.loads(pickle.dumps(error))

@@ -61,12 +61,15 @@ def encoded(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, 
         return encoded(inference, {other: value for other, value in variables.items() if other != name})
 
 
-def checked(inference: Inference, variables: Collection[str], source: str, place: str | None) -> None:
+def checked(
+    inference: Inference, variables: Mapping[str, Any], stand_ins: Collection[str], source: str, place: str | None
+) -> None:
     """Refuse what expressions cannot name but try to, and what is missing.
 
     Args:
         inference: What the template takes.
-        variables: The names of what it is given.
+        variables: What it is given.
+        stand_ins: The names of what it need not be given.
         source: The markup.
         place: Its file, or what stands for it in errors; None for inline markup.
 
@@ -81,9 +84,15 @@ def checked(inference: Inference, variables: Collection[str], source: str, place
                 f"name it: rename it, to {re.sub(r'[^A-Za-z0-9_$]+', '_', name).strip('_')}_ for example",
                 name,
             )
-    missing = [name for name in inference.variables if name not in variables]
+    missing = [name for name in inference.variables if name not in variables and name not in stand_ins]
     if missing:
-        raise _missing(missing, variables, [(source, place), *_included(inference.includes)])
+        given = [name for name, value in variables.items() if not (name in inference.messages and _is_empty(value))]
+        raise _missing(missing, given, [(source, place), *_included(inference.includes)])
+
+
+def _is_empty(history: Any) -> bool:
+    """Whether a history may be a default, which nobody gave."""
+    return isinstance(history, list | tuple) and not history
 
 
 def _missing(

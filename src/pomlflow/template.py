@@ -275,7 +275,7 @@ class _Render:
             natives = self._history.marks if template.chat else self._history.texts()
         self._context, revive = encoded(now.inference, variables)
         place = now.uri if now.path is None else str(now.path)
-        checked(now.inference, {*variables, *self._stand_ins}, now.source, place)
+        checked(now.inference, variables, self._stand_ins, now.source, place)
         # Relative sources are resolved against the folder of a path, also of one that is not there. That of inline
         # markup is where the process is now, which markup without sources need not know: os.getcwd lets other threads
         # run first, and one that is busy, as MLflow's exporter is, does so for 5 ms.

@@ -334,6 +334,9 @@ def test_what_holds_itself_is_refused() -> None:
         with pytest.raises(VariableError, match="deep, or holds itself") as refused:
             engine.encode({"v": value})
         assert refused.value.variable == "v"
+        assert len(str(refused.value)) < 150
+    with pytest.raises(VariableError, match=r"^variable 'v\[0\]\.again\[0\]\.again\[0\].{30,40}…' is nested"):
+        engine.encode({"v": circular()})
 
 
 def test_deep_data_is_passed_on() -> None:

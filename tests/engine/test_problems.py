@@ -153,6 +153,16 @@ def test_what_xml_does_not_take_comes_with_a_remedy(markup: str, fail: Fail) -> 
     )
 
 
+def test_a_mark_that_nobody_sees_is_named(fail: Fail, tmp_path: Path) -> None:
+    """Of the template's own file the mark is left out; POML reads included ones itself, and refuses it."""
+    (tmp_path / "part.poml").write_bytes("\ufeff<p>Hello</p>".encode())
+    error = fail('<poml><include src="part.poml"/></poml>')
+    assert (error.file, error.line, error.column) == (str(tmp_path / "part.poml"), 1, 1)
+    assert str(error).endswith(
+        "a byte-order mark stands there, which POML (0.0.8) refuses: save the file as UTF-8 without one"
+    )
+
+
 # --- includes
 
 INCLUDED = {

@@ -77,7 +77,7 @@ def test_the_hint_for_a_missing_variable_is_pomls_and_not_the_f_strings() -> Non
         poml().invoke({"role": "a poet"})
     hint, line, caret = str(caught.value).split("\n")
     assert hint.partition(" ")[2] == (
-        "the template needs the variable question; given: history, role. Pass it, or guard it in the template: "
+        "the template needs the variable question; given: role. Pass it, or guard it in the template: "
         "{{ typeof question === 'undefined' ? '' : question }}"
     )
     assert line[caret.index("^") :].startswith("question")

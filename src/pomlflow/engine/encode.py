@@ -30,6 +30,7 @@ __all__ = ["decode", "dumps", "encode", "is_identifier"]
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_STRICT_INTEGER | orjson.OPT_PASSTHROUGH_DATACLASS
 _SAFE_INTEGER = 2**53 - 1  # the largest that JavaScript's numbers hold exactly
 _DEPTH = 100
+_SHOWN = 60  # characters of a place that is too deep: its first steps tell where to look
 _NUMBER = "\ue000number"  # the key that NaN and the infinities travel under; private, so that no user's key is it
 _JAVASCRIPT = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _AS_TEXT = (Decimal, dt.timedelta, complex, UUID, ipaddress.IPv4Address, ipaddress.IPv6Address)
@@ -185,7 +186,8 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
     if kind is float:
         return value if math.isfinite(value) else {_NUMBER: _JAVASCRIPT[str(value)]}
     if depth > _DEPTH:
-        why = f"variable {place[:200]!r} is nested more than {_DEPTH} deep, or holds itself"
+        begin = place if len(place) <= _SHOWN else f"{place[:_SHOWN]}…"
+        why = f"variable {begin!r} is nested more than {_DEPTH} deep, or holds itself"
         raise VariableError(why, _variable(place))
     if kind is dict:
         return {_key(k): _walk(v, f"{place}.{k}" if place else k, depth + 1) for k, v in value.items()}

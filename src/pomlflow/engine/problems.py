@@ -17,6 +17,7 @@ __all__ = ["render_error"]
 _SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
 _SCHEMA_TAG = re.compile(r"<(?:output-?schema|tool(?:-?def(?:inition)?)?)(?:\s[^<>]*)?>", re.IGNORECASE)
 _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
+_MARK = "a byte-order mark stands there, which POML (0.0.8) refuses: save the file as UTF-8 without one"
 _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
 
 
@@ -38,6 +39,8 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request, reads:
     hint = reads.remedy
     if any(problem.message.startswith("unexpected character") for problem in problems):
         hint = _ESCAPES
+    elif any("'\ufeff'" in problem.message for problem in problems):
+        hint = _MARK
     elif _is_schema(reported[0], texts.get(_path(reported[0], root))):
         hint = _SCHEMA
     return RenderError(problems, hint)
