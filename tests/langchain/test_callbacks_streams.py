@@ -119,6 +119,7 @@ async def test_an_async_stream_that_is_closed_is_stored(handler: PomlCallbackHan
 
 
 async def test_events_whose_reader_breaks_off_are_stored(handler: PomlCallbackHandler, stored_traces: Fetch) -> None:
+    """As errors, as MLflow's tracer has them: LangChain cancels its own task, as for a call that is cancelled."""
     async for event in chain().astream_events(GIVEN, {"callbacks": [handler]}, version="v2"):
         if event["event"] == "on_parser_stream":
             break

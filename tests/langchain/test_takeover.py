@@ -68,7 +68,7 @@ def test_set_trace(stored_traces: Callable[[], list[Any]], tmp_path: Path, monke
 
 def test_the_langchain_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("support.poml").write_text(
+    Path("greeting.poml").write_text(
         "<poml><system-msg>Be kind.</system-msg><human-msg>{{name}}</human-msg></poml>", encoding="utf-8"
     )
     old, new = (run(one, model=FakeListChatModel(responses=["Hi!"])) for one in programs("langchain"))
