@@ -4,7 +4,7 @@
 
     PomlError                      (also a RuntimeError, as poml.poml() raises)
     ├── TemplateNotFoundError      the .poml file does not exist (also a FileNotFoundError)
-    ├── VariableError              a variable cannot be given to POML (also a ValueError)
+    ├── VariableError              a variable cannot be given to POML
     │   └── MissingVariableError   a variable that the template needs was not given (also a KeyError)
     ├── RenderError                POML refused the template: message, file, line, column, caret
     │   └── RenderTimeoutError     the render outlasted its limit (also a TimeoutError)
@@ -19,11 +19,14 @@
     ├── AnswerError                a model's answer is not as <output-schema> says (also a ValueError)
     ├── RegistryError              MLflow's registry does not give, or does not take, a prompt
     │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
-    │   └── NotPomlError           what it has is not POML (also a ValueError)
+    │   └── NotPomlError           what it has is not POML
     ├── TraceNotFoundError         no such trace in MLflow's store (also a LookupError)
-    └── ConfigurationError         a setting has a value that makes no sense (also a ValueError)
+    └── ConfigurationError         a setting has a value that makes no sense
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
+
+What a render raises is never a ValueError or a TypeError: LlamaIndex's query engines (0.14) log those, and answer
+"Empty Response".
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class TemplateNotFoundError(FileNotFoundError, PomlError):  # in this order: OSE
     """A template's file does not exist or cannot be read."""
 
 
-class VariableError(PomlError, ValueError):
+class VariableError(PomlError):
     """A variable has a name or a value that POML cannot take.
 
     Attributes:
@@ -158,7 +161,7 @@ class PromptNotFoundError(RegistryError, LookupError):
     """The registry has no such prompt, version or alias."""
 
 
-class NotPomlError(RegistryError, ValueError):
+class NotPomlError(RegistryError):
     """The registry's version is plain text or a chat, not POML."""
 
 
@@ -166,7 +169,7 @@ class TraceNotFoundError(PomlError, LookupError):
     """A trace is not in the store that MLflow is set to."""
 
 
-class ConfigurationError(PomlError, ValueError):
+class ConfigurationError(PomlError):
     """A setting has a value that makes no sense."""
 
 

@@ -9,6 +9,8 @@ from llama_index.core.prompts import SelectorPromptTemplate
 from llama_index.core.query_engine import CitationQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 
+from pomlflow import settings
+from pomlflow.exceptions import ConfigurationError, MissingVariableError, RenderError
 from pomlflow.llama_index import PomlPromptTemplate
 
 QA = (
@@ -70,6 +72,31 @@ def test_each_response_mode_asks_what_the_prompts_say(mode, prompts, index, text
     asked = expected(mode, texts, prompts)
     assert [[message.content for message in call] for call in llm.sent] == [[text] for text in asked]
     assert counted(prompts, renders, len(asked))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("mode", ["refine", "compact", "simple_summarize", "tree_summarize"])
+def test_an_engine_raises_what_a_prompt_raises(mode, streaming, index, scripted, monkeypatch):
+    """LlamaIndex logs a ValueError or a TypeError, and answers "Empty Response"."""
+
+    def engine(markup):
+        prompts = dict.fromkeys(("text_qa_template", "summary_template"), PomlPromptTemplate(markup))
+        return index.as_query_engine(llm=scripted("Fine."), response_mode=mode, streaming=streaming, **prompts)
+
+    def ask(engine):
+        response = engine.query("why?")
+        return "".join(response.response_gen) if streaming else str(response)
+
+    whole = engine(QA[0])
+    assert ask(whole) == "Fine."
+    with pytest.raises(MissingVariableError, match="tone"):
+        ask(engine("<p>{{context_str}} in a {{tone}} way</p>"))
+    with pytest.raises(RenderError, match="reading 'no'"):
+        ask(engine("<p>{{context_str.is.no}}</p>"))
+    monkeypatch.setattr(settings, "_current", None)
+    monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
+    with pytest.raises(ConfigurationError, match="POMLFLOW_TIMEOUT"):
+        ask(whole)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -308,6 +308,9 @@ def nearest(span: LiveSpan) -> LiveSpan:
     Returns:
         The user's own span (``@mlflow.trace``), where one is open inside the component; else the component's.
     """
+    current: Any = provider.get_current_otel_span()
+    if current is span._span:  # mostly, and MLflow would make a new object of it
+        return span
     inner = mlflow.get_current_active_span()
     if inner is None or inner.trace_id != span.trace_id:
         return span
