@@ -72,6 +72,7 @@ OUT = {
     "navigator": "navigator.locks",
     "storage": "localStorage.x",
     "a blob": "new Blob(['x'])",
+    "a regular expression": "/a/.compile('b')",
     "vm": "new (Function('return vm')()).Script('1')",
     "global of a function": "Function('return this')().process.mainModule.require('fs')",
     "constructor's constructor": "''.constructor.constructor('return process.mainModule.require')()('fs')",
@@ -110,9 +111,9 @@ EVALUATED = "eval.call.bind(eval, null, " + IMPORT + ")"
         f"setImmediate(eval, {IMPORT})",
         f"process.nextTick(eval, {IMPORT})",
         f"queueMicrotask({EVALUATED})",
+        f"new ReadableStream({{ start: {EVALUATED} }} )",
         f"Promise.resolve({IMPORT}).then(eval)",
         f"[{IMPORT}].map(eval)",
-        f"new ReadableStream({{ start: {EVALUATED} }} )",
         f"Buffer.from({{ length: 1, valueOf: {EVALUATED} }} )",
         f"new URL({{ toString: {EVALUATED} }} )",
     ],
@@ -329,13 +330,70 @@ def test_memory_of_earlier_renders_is_not_seen(js: JS) -> None:
     assert int(text(js("return Buffer.from('ab').buffer.byteLength"))) == 2
 
 
-def test_zod_is_the_same_for_all(js: JS) -> None:
-    schema = "<poml><p>a</p><output-schema>{}</output-schema></poml>"
-    good = engine.render(schema.format("z.object({ a: z.string() })"), {})["schema"]
-    for evil in ("(z.string = () => z.number(), z.object({}))", "(z.ZodString.prototype._parse = 0, z.object({}))"):
+ZOD = {
+    "a function": "z.string = () => z.number()",
+    "a class": "z.ZodString = z.ZodNumber",
+    "a prototype": "z.ZodString.prototype.toJSON = () => ({ spied: 1 })",
+    "the core's": "z.core.$ZodString.prototype.spied = () => 1",
+    "how it makes them": "z.ZodString.init = () => 0",
+    "what it says": "z.setErrorMap(() => ({ message: 'spied' }))",
+    "its settings": "z.config({ customError: () => 'spied' })",
+    "its settings by hand": "z.core.globalConfig.customError = () => 'spied'",
+    "a pattern": "z.regexes.email.compile('spied')",
+    "where a pattern is": "z.regexes.email.lastIndex = { valueOf() { globalThis.spied = 1 } }",
+    "its registry": "z.globalRegistry.add(z.string(), { title: 'spied' })",
+    "its registry's map": "z.globalRegistry._map.get = () => ({ title: 'spied' })",
+    "a registry's": "z.globalRegistry.constructor.prototype.get = () => ({ title: 'spied' })",
+}
+USED = (
+    "z.object({ a: z.string().email().describe('an address').meta({ id: 'address' }), said: z.literal([String("
+    "z.string().safeParse(5).error.issues[0].message), z.globalRegistry._map.size, typeof spied, "
+    "String(z.email().safeParse('a@b.cd').success)].join()) })"
+)
+
+
+@pytest.mark.parametrize("evil", ZOD.values(), ids=ZOD)
+def test_zod_is_the_same_for_all(evil: str) -> None:
+    """What schemas are made with is shared by all renders: classes, settings, patterns, and what was described."""
+
+    def schema(code: str) -> Any:
+        markup = "<poml><p>a</p><output-schema parser='eval'>{}</output-schema></poml>"
+        return engine.render(markup.format(code), {}).get("schema")
+
+    good = schema(USED)
+    told = good["properties"]["said"]["const"]
+    assert told == "Invalid input: expected string, received number,2,undefined,true"
+    for attempt in (f"({evil}, z.object({{}}))", f"(() => {{ {evil}; return z.object({{}}) }})()"):
         with contextlib.suppress(RenderError):
-            engine.render(schema.format(evil), {})
-        assert engine.render(schema.format("z.object({ a: z.string() })"), {})["schema"] == good
+            schema(attempt)
+        assert schema(USED) == good
+
+
+def test_all_that_code_shares_is_locked(js: JS) -> None:
+    """Walked from what expressions can make, errors of Node's included: nothing on the way can be added to."""
+    made = (
+        "[1].values().map(String)|'a'.matchAll(/a/g)|new URLSearchParams().keys()|new TextDecoder()|new TextEncoder()|"
+        "new Intl.Segmenter().segment('a')|new Intl.Segmenter().segment('a')[Symbol.iterator]()|new Intl.Locale('de')|"
+        "new Intl.NumberFormat().format|setTimeout(() => 0)|process|console|crypto|performance|(async () => 0)()|"
+        "new Map().keys()|Iterator.from({ next() {} })|Buffer.from('a').entries()|new URL('a:b').searchParams|"
+        "new URL('')|new URL()|new URLSearchParams([[1]])|new TextDecoder('?')|new TextDecoder().decode(1)|"
+        "Buffer.from(1)|Buffer.alloc(-1)|Buffer.alloc(1).toString('?')|Buffer.alloc(3).swap16()|structuredClone()|"
+        "Buffer.alloc(1).readInt8(9)|Buffer.alloc(0).readInt8(0)|Buffer.alloc(1, 'z', 'hex')|atob('?')|"
+        "new ReadableStream().getReader()|new ReadableStream().values()|structuredClone(() => 0)|"
+        "new ReadableStream({ type: 'bytes' })[Object.getOwnPropertySymbols(new ReadableStream())[0]].controller|"
+        "URLSearchParams.prototype.keys.call(1)|queueMicrotask(1)|btoa('\\u1234')"
+    )
+    walk = (
+        "const seen = new Set([Array.prototype, RegExp.prototype, globalThis]); const open = []; "
+        "const walk = (value, path) => { if (Object(value) !== value) return; if (seen.has(value)) return; "
+        "seen.add(value); if (path) if (Object.isExtensible(value)) open.push(path); "
+        "walk(Object.getPrototypeOf(value), path + '.__proto__'); const of = Object.getOwnPropertyDescriptors(value); "
+        "if (path) for (const key of Reflect.ownKeys(of)) for (const part of ['value', 'get', 'set']) "
+        "walk(of[key][part], path + '.' + String(key)); } ; "
+        "const make = code => { try { return (0, eval)('(' + code + ')') } catch (error) { return error } } ; "
+        f"for (const code of {made.split('|')!r}) walk(make(code), ''); return 'open: ' + open.join()"
+    )
+    assert text(js(walk)) == "open:"
 
 
 # --- lies to this side

@@ -327,3 +327,8 @@ def test_images_work_in_the_sandbox(home: Path) -> None:
     assert "iVBORw0KGgo" in read(home, '<img src="box.png"/>')
     assert "iVBORw0KGgo" in read(home, '<img src="box.png" type="png" maxWidth="4"/>')
     assert "/9j/" in read(home, '<img src="box.png" type="jpeg"/>')
+
+
+def test_a_path_with_half_an_emoji_is_a_path_of_no_file(home: Path) -> None:
+    """An expression can make one; JSON as Python reads it cannot hold it."""
+    assert "ENOENT" in refused(home, '<document src="{{String.fromCharCode(0xd83d)}}.txt" parser="txt"/>')

@@ -40,7 +40,7 @@ function receive(length) {
 
 function ask(what, name) {
   if (current === undefined) throw failure('ENOENT', what, name);
-  const question = Buffer.from(`\n${JSON.stringify({ id: current, ask: what, path: name })}\n`);
+  const question = Buffer.from(`\n${JSON.stringify({ id: current, ask: what, path: name.toWellFormed() })}\n`);
   for (let at = 0; at < question.length; ) at += patiently(() => fs.writeSync(1, question, at));
   const head = receive(16);
   const content = receive(Number(head.readBigUInt64LE(8)));

@@ -294,12 +294,13 @@ class Lock {
       if (this.#seen.has(next) || stands.has(next) || ArrayBuffer.isView(next)) continue;
       this.#seen.add(next);
       left.push(Object.getPrototypeOf(next));
-      if (Object.hasOwn(next, 'value') && Object.getOwnPropertyDescriptor(next, 'value').get) continue; // zod keeps it there
-      const assigned = ASSIGNED.get(next) ?? [];
+      if (Object.getOwnPropertyDescriptor(next, 'value')?.get) void next.value; // zod's `cached`, which then keeps it there
+      const assigned = next instanceof RegExp ? ['lastIndex'] : ASSIGNED.get(next) ?? [];
       const descriptors = Object.setPrototypeOf(Object.getOwnPropertyDescriptors(next), null);
+      const isModule = descriptors.__esModule !== undefined; // of webpack's, which exports by getters
       for (const key of Reflect.ownKeys(descriptors)) {
         const { value, get, set, writable, configurable } = descriptors[key];
-        left.push(value, get, set);
+        left.push(value, get, set, isModule && get ? next[key] : undefined);
         if (writable && assigned.includes(key)) this.#values.push({ object: next, key, value });
         else if (writable && configurable && assigned.length) Object.defineProperty(next, key, { writable: false });
       }
@@ -356,6 +357,25 @@ function refuseImports() {
   Module.registerHooks({ resolve });
 }
 
+// Each of Node's own errors has a prototype of its own, which nothing leads to but the error.
+const FAILING = [
+  () => new URL(''), () => new URL(), () => new URLSearchParams([[1]]), () => URLSearchParams.prototype.keys.call(1),
+  () => new URLSearchParams({ [Symbol.iterator]: 1 }), () => new TextDecoder('?'), () => new TextDecoder().decode(1),
+  () => new TextDecoder('utf8', { fatal: true }).decode(Buffer.from([255])), () => Buffer.from(1), () => Buffer.alloc(-1),
+  () => Buffer.alloc(1).toString('?'), () => Buffer.alloc(1, '', '?'), () => Buffer.alloc(3).swap16(),
+  () => Buffer.alloc(1).readInt8(9), () => Buffer.alloc(0).readInt8(0), () => Buffer.alloc(1, 'z', 'hex'),
+  () => Buffer.alloc(4, Buffer.alloc(0)), () => structuredClone(), () => structuredClone(() => 0), () => atob('?'),
+  () => queueMicrotask(1),
+];
+
+function thrownBy(work) {
+  try {
+    return work();
+  } catch (error) {
+    return error;
+  }
+}
+
 function define(key, value) {
   Object.defineProperty(globalThis, key, { value, writable: true, enumerable: false, configurable: true });
 }
@@ -369,25 +389,30 @@ function define(key, value) {
 function lock(...given) {
   loading = false;
   refuseImports();
-  for (const object of given) shared.add(object);
   const { timers, end } = makeTimers();
   define('performance', { now: () => performance.now() });
   define('crypto', { randomUUID: () => crypto.randomUUID() });
   define('fetch', closed('fetch')); // for its message
   for (const [name, stand] of Object.entries(timers)) define(name, stand);
   define('Blob', class Blob { constructor() { throw denied('Blob'); } }); // docx asks whether data is one
+  const streams = Object.keys(Object.getOwnPropertyDescriptors(globalThis)).filter((key) => /^Readable(?!Stream$)/.test(key));
+  const parts = streams.map((key) => globalThis[key]); // a stream leads to them
   for (const key of Reflect.ownKeys(globalThis)) if (!KEPT.has(key)) delete globalThis[key];
   Object.defineProperty(Error, 'prepareStackTrace', { value: undefined }); // it is given the functions that run
   const hidden = [async () => {}, function* () {}, async function* () {}, [][Symbol.iterator](), new Map().entries()];
   hidden.push(new Set().values(), ''[Symbol.iterator](), 'a'.matchAll(/a/g), (function* () {})(), Promise.resolve());
-  hidden.push((async function* () {})(), Iterator.from({ next() {} }));
+  hidden.push((async function* () {})(), Iterator.from({ next() {} }), [].values().map(String));
+  hidden.push(new URLSearchParams().keys(), ...new Intl.Segmenter().segment('a'), new Intl.Segmenter().segment('a'));
+  hidden.push(new ReadableStream().values(), new Intl.Segmenter().segment('a')[Symbol.iterator](), ...FAILING.map(thrownBy));
   for (const value of hidden) shared.add(Object.getPrototypeOf(value));
+  delete RegExp.prototype.compile; // makes another expression of one that all code shares
   for (const key of Reflect.ownKeys(globalThis)) {
     const value = globalThis[key]; // Buffer and others are accessors, that load them
     shared.add(value);
     const { configurable, enumerable } = Object.getOwnPropertyDescriptor(globalThis, key);
     if (configurable) Object.defineProperty(globalThis, key, { value, enumerable, writable: false, configurable: false });
   }
+  for (const object of [...parts, ...given]) shared.add(object);
   const own = new Set(Reflect.ownKeys(globalThis));
   return () => {
     end();

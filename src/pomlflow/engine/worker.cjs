@@ -306,6 +306,7 @@ async function answer(request) {
   await turn();
   files.serve(undefined);
   poml.base.BufferCollection.clear(); // documents by path and time: a file rewritten in the same tick would stay old
+  for (const held of described) held.clear();
   return forget() ? line : `${line.slice(0, -1)},"spent":true}`; // something of it stays: not to be used again
 }
 
@@ -338,13 +339,15 @@ function serve() {
   process.stdin.on('end', () => process.exit(0)); // the parent is gone
 }
 
-let poml, settle, forget, checking;
+let poml, settle, described, forget, checking;
 try {
   if (sandboxed) sandbox.close();
   poml = load(...process.argv.slice(2));
   numberSources(poml.PomlFile);
   passNativeMessages(poml.base);
   settle = keepPromises(poml.base);
+  // zod keeps all that was ever described, and refuses the same meta({ id }) twice.
+  described = [poml.zod.globalRegistry._map, poml.zod.globalRegistry._idmap];
   forget = sandboxed ? sandbox.lock(poml.zod) : forgetGlobals;
 } catch (error) {
   send(JSON.stringify({ id: 0, fatal: String(error?.message ?? error) }), () => process.exit(3));
