@@ -112,7 +112,11 @@ def _chat_with(model: Any, response: ChatResponse) -> None:
     kind().chat([ChatMessage("Hello")])
 
 
-def test_media_are_attachments_and_not_inline(traced: Any, scripted: Any) -> None:
+@pytest.mark.parametrize(("mask", "limit"), [(None, 0), (None, 100_000), (lambda content: content, 0)])
+def test_media_are_attachments_and_not_inline(
+    traced: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch, mask: Any, limit: int
+) -> None:
+    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=limit))
     picture, sound = (ASSETS / "box.png").read_bytes(), (ASSETS / "tone.wav").read_bytes()
     prompt = PomlPromptTemplate(f'<p>See <img src="{(ASSETS / "box.png").as_posix()}" syntax="multimedia"/></p>')
     blocks = [TextBlock(text="See and hear"), ImageBlock(image=picture), AudioBlock(audio=sound, format="wav")]
@@ -122,7 +126,7 @@ def test_media_are_attachments_and_not_inline(traced: Any, scripted: Any) -> Non
         scripted(answer).chat([ChatMessage(role="user", blocks=blocks)])
         scripted("Fine.").predict(prompt)
 
-    with PomlCallbackHandler():
+    with PomlCallbackHandler(mask=mask):
         chat, predict = traced(call)
     shown = chat.data.spans[0].inputs["messages"][0]["blocks"]
     assert shown[0]["text"] == "See and hear"

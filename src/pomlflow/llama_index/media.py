@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from mlflow.entities import LiveSpan
 
-__all__ = ["offload", "offloadable"]
+from pomlflow.tracking.spans import store_content
+
+__all__ = ["offloadable", "store"]
 
 # By a block's kind: where its data stands, where its type, and what that is where it is left out.
 _BLOCKS: Final = {
@@ -16,24 +18,27 @@ _BLOCKS: Final = {
     "video": ("video", "video_mimetype", "video/mp4"),
     "document": ("data", "document_mimetype", "application/pdf"),
 }
+_DONE: Final = ("data:", "mlflow-attachment://", "[")  # the last of what was left out, and why
 _QUOTED: Final = "b'"
 _QUOTE: Final = "'"
 _SIGNS: Final = tuple(f'"block_type": "{kind}"' for kind in _BLOCKS)
 
 
-def offload(span: LiveSpan, key: str) -> Any:
-    """What a span has stored, with its media as MLflow makes attachments of; None where it has none.
+def store(span: LiveSpan, key: str, content: Any) -> None:
+    """Store a span's inputs or outputs, with the media of LlamaIndex's blocks as attachments.
 
     MLflow (3.12 to 3.17) makes attachments of data URIs and of OpenAI's parts, and stores LlamaIndex's blocks inline.
 
     Args:
         span: The span.
         key: The attribute of its inputs or outputs.
+        content: What a component took or gave.
     """
+    if not store_content(span, key, content):
+        return
     stored = (getattr(span._span, "attributes", None) or {}).get(key)
-    if not isinstance(stored, str) or not any(sign in stored for sign in _SIGNS):
-        return None
-    return offloadable(json.loads(stored))
+    if isinstance(stored, str) and any(sign in stored for sign in _SIGNS):
+        store_content(span, key, offloadable(json.loads(stored)))
 
 
 def offloadable(value: Any) -> Any:
@@ -50,7 +55,7 @@ def offloadable(value: Any) -> Any:
     if isinstance(kind, str) and kind in _BLOCKS:
         field, type_field, usual = _BLOCKS[kind]
         data = value.get(field)
-        if isinstance(data, str) and data:
+        if isinstance(data, str) and data and not data.startswith(_DONE):
             mime = str(value.get(type_field) or usual)
             if kind == "audio":
                 mime = "audio/mpeg" if mime == "mp3" else f"audio/{mime}"

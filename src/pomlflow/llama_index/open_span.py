@@ -19,9 +19,9 @@ from mlflow.tracing import provider
 from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value, set_span_chat_tools
 
-from pomlflow.llama_index.media import offload, offloadable
+from pomlflow.llama_index.media import offloadable, store
 from pomlflow.tracking.limits import LimitedSpan, event_within_limit, limited, within_limit
-from pomlflow.tracking.spans import Mask, masked, masked_exception, warn_once
+from pomlflow.tracking.spans import Mask, masked, masked_exception, store_content, warn_once
 
 __all__ = ["OpenSpan", "Owner", "inputs_of"]
 
@@ -104,9 +104,7 @@ class OpenSpan:
             if self.mask is not None:
                 self.inputs = _plain(inputs)
                 return
-            self.span.set_inputs(within_limit(inputs, _plain))
-            if (changed := offload(self.span, SpanAttributeKey.INPUTS)) is not None:
-                self.span.set_inputs(changed)
+            store(self.span, SpanAttributeKey.INPUTS, within_limit(inputs, _plain))
         except Exception as failed:  # noqa: BLE001 - what is there of the span is still worth storing
             warn_once("llama-index content", _INCOMPLETE, failed)
 
@@ -154,13 +152,11 @@ class OpenSpan:
         if mask is not None:
             kept = masked(mask, self.inputs, _plain({"error": str(error)} if error else outputs))
             if "inputs" in kept:
-                span.set_inputs(within_limit(kept["inputs"]))
+                store_content(span, SpanAttributeKey.INPUTS, within_limit(kept["inputs"]))
             outputs = kept.get("outputs")
         if error is None:
             if outputs is not None:
-                span.set_outputs(within_limit(outputs, _plain))
-                if mask is None and (changed := offload(span, SpanAttributeKey.OUTPUTS)) is not None:
-                    span.set_outputs(changed)
+                store(span, SpanAttributeKey.OUTPUTS, within_limit(outputs, _plain))
             return _OK
         event = masked_exception(type(error).__name__, kept) if mask else SpanEvent.from_exception(cast("Any", error))
         event = event_within_limit(event)
