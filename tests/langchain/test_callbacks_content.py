@@ -1,0 +1,296 @@
+"""What is stored of LangChain's runs and of renders, and what a mask leaves of it. Mirrored in tests/llama_index."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.tools import tool
+from mlflow.entities import Span, Trace
+from tests.langchain.prompts import Model, TextModel
+from tests.langchain.trees import CHAIN, GIVEN, QUIET, Broken, chain, greeting, model, tree, trees
+
+from pomlflow.exceptions import RenderError
+from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.langchain.tracer import MlflowLangchainTracer
+from pomlflow.tracking import spans as tracking
+
+pytestmark = QUIET
+ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
+Fetch = Callable[[], list[Trace]]
+FRAME = """\
+<poml>
+  <runtime temperature="0.5"/>
+  <system-msg>You greet.</system-msg>
+  <human-msg>Greet {{name}}: <img src="box.png" syntax="multimedia"/></human-msg>
+  <ai-msg><tool-request id="c1" name="look" parameters="{{ {at: name} }}"/></ai-msg>
+  <tool-response id="c1" name="look">seen</tool-response>
+  <tool-definition name="look">{"type": "object", "properties": {}}</tool-definition>
+  <output-schema>{"type": "object", "properties": {}}</output-schema>
+</poml>
+"""
+
+
+@pytest.fixture(autouse=True)
+def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    monkeypatch.setattr(tracking, "_said", set())
+
+
+def using(**options: Any) -> RunnableConfig:
+    return {"callbacks": [PomlCallbackHandler(register_prompts=False, **options)]}
+
+
+def everything(trace: Trace) -> str:
+    """All that is stored of a trace, as one text."""
+    return json.dumps(trace.to_dict(), default=str)
+
+
+def poml_span(trace: Trace) -> Span:
+    (span,) = [span for span in trace.data.spans if span.span_type == "PROMPT"]
+    return span
+
+
+class Documents(BaseRetriever):
+    """Finds what it is asked for."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        return [Document(f"about {query}", metadata={"doc_uri": "a.txt"})]
+
+
+@tool
+def look(at: str) -> str:
+    """Look at something."""
+    return f"saw {at}"
+
+
+# --- renders
+
+
+def test_a_poml_span_holds_the_render_and_its_times(
+    stored_traces: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages in OpenAI's shape, so that MLflow's page shows a chat, with POML's speakers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "box.png").write_bytes((ASSETS / "box.png").read_bytes())
+    Path("support").mkdir()
+    Path("support/greet.poml").write_text(FRAME.replace("box.png", "../box.png"), encoding="utf-8")
+    prompt = PomlPromptTemplate.from_file("support/greet.poml", stylesheet={"p": {"syntax": "text"}})
+    prompt.invoke(GIVEN)  # the process is warm: a render's real duration is known to be short
+    before = time.time_ns()
+    (prompt | Model()).invoke(GIVEN, using())
+    after = time.time_ns()
+
+    (trace,) = stored_traces()
+    span = poml_span(trace)
+    assert span.name == "poml support.greet"
+    assert span.inputs == {"prompt": prompt.source, "context": GIVEN, "stylesheet": {"p": {"syntax": "text"}}}
+    system, human, ai, answer = span.outputs.pop("messages")
+    assert system == {"role": "system", "speaker": "system", "content": "You greet."}
+    text, picture = human.pop("content")
+    assert (human, text) == ({"role": "user", "speaker": "human"}, {"type": "text", "text": "Greet Ada: "})
+    assert picture["type"] == "image_url"
+    assert picture["image_url"]["url"].startswith("mlflow-attachment://")
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "Ada"}'}}
+    assert ai == {"role": "assistant", "speaker": "ai", "content": None, "tool_calls": [call]}
+    assert answer == {"role": "tool", "speaker": "tool", "tool_call_id": "c1", "name": "look", "content": "seen"}
+    assert {key: span.outputs[key] for key in ("runtime", "schema")} == {
+        "runtime": {"temperature": 0.5},
+        "schema": {"type": "object", "properties": {}},
+    }
+    assert [one["name"] for one in span.outputs["tools"]] == ["look"]
+    told = span.attributes
+    assert (told["poml.path"], told["poml.version"], told["poml.engine"]) == ("support/greet.poml", "0.0.8", "warm")
+    assert len(told["poml.digest"]) == 64
+    above = next(one for one in trace.data.spans if one.span_id == span.parent_id)
+    assert before <= span.start_time_ns < span.end_time_ns <= after
+    assert above.start_time_ns <= span.start_time_ns
+    assert "iVBORw0KGgo" not in everything(trace), "a picture is stored inline, in some span"
+
+
+def test_a_failed_render_is_an_error_with_its_place(stored_traces: Fetch) -> None:
+    prompt = PomlPromptTemplate.from_template("<poml>\n  <p>{{name.x.y}}</p>\n</poml>", name="greet")
+    with pytest.raises(RenderError) as failed:
+        (prompt | model()).invoke(GIVEN, using())
+    (trace,) = stored_traces()
+    span = poml_span(trace)
+    assert (span.status.status_code.value, span.status.description) == ("ERROR", str(failed.value))
+    assert span.attributes["poml.error"] == str(failed.value)
+    assert (span.attributes["poml.error.line"], span.attributes["poml.error.column"]) == (2, 6)
+    assert (span.inputs["context"], span.outputs) == (GIVEN, None)
+    (event,) = span.events
+    assert event.attributes["exception.type"] == "RenderError"
+    assert trace.info.state.value == "ERROR"
+
+
+# --- LangChain's own runs
+
+
+def test_what_is_stored_is_what_mlflows_tracer_stores(stored_traces: Fetch) -> None:
+    """Inputs, outputs, types and attributes of chains, models of both kinds, tools and retrievers."""
+    prompt = ChatPromptTemplate([("human", "{context}: {question}")])
+    steps = {"context": Documents(), "question": look} | prompt | Model() | (lambda said: said.content) | TextModel()
+
+    def stored(handler: Any) -> list[Any]:
+        assert steps.invoke("sea", {"callbacks": [handler]}) == "the answer"
+        spans = stored_traces()[-1].data.spans
+        assert {"RETRIEVER", "TOOL", "CHAT_MODEL", "LLM", "CHAIN"} <= {span.span_type for span in spans}
+        names = {span.span_id: span.name for span in spans}
+        found = [
+            (span.name, span.span_type, names.get(span.parent_id), _lasting(dict(span.attributes))) for span in spans
+        ]
+        return sorted(found, key=str)
+
+    assert stored(PomlCallbackHandler()) == stored(MlflowLangchainTracer())
+
+
+def _lasting(value: Any) -> Any:
+    """Without what differs in each trace."""
+    changing = {"mlflow.traceRequestId": None, "id": None}
+    if isinstance(value, dict):
+        return {
+            key: _lasting(item) for key, item in {**value, **{k: v for k, v in changing.items() if k in value}}.items()
+        }
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
+
+
+def test_media_are_attachments_and_not_inline(stored_traces: Fetch) -> None:
+    """Those that a prompt shows, that a caller gives, and that a model answers with, in every span."""
+    file = (ASSETS / "box.jpg").as_posix()  # a smaller one is text in a prompt's variables: `tracking.spans._LONG`
+    prompt = PomlPromptTemplate.from_template(
+        f'<poml><human-msg>See <img src="{file}" syntax="multimedia"/></human-msg>'
+        '<conversation messages="{{history}}"/></poml>'
+    )
+    data = prompt.invoke({}).to_messages()[0].content[1]["base64"]
+    block = {"type": "image", "base64": data, "mime_type": "image/jpeg"}
+    steps = prompt | Model(answers=[AIMessage([{"type": "text", "text": "Here."}, block])])
+    steps.invoke({"history": [HumanMessage(["and", block])]}, using())
+    (trace,) = stored_traces()
+    assert data not in everything(trace)
+    for span in trace.data.spans:
+        assert "mlflow-attachment://" in json.dumps([span.inputs, span.outputs]), span.name
+
+
+def test_switched_off_or_not_sampled_nothing_is_stored_and_all_is_answered(
+    stored_traces: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = using()
+    mlflow.tracing.disable()
+    try:
+        assert chain().invoke(GIVEN, config) == "Hi!"
+        assert chain().batch([GIVEN] * 2, config) == ["Hi!"] * 2
+    finally:
+        mlflow.tracing.enable()
+    monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0")
+    mlflow.tracing.reset()
+    try:
+        assert chain().invoke(GIVEN, config) == "Hi!"
+        assert list(chain().stream(GIVEN, config)) == ["H", "i", "!"]
+    finally:
+        monkeypatch.delenv("MLFLOW_TRACE_SAMPLING_RATIO")
+        mlflow.tracing.reset()
+    assert stored_traces() == []
+    chain().invoke(GIVEN, config)
+    assert trees(stored_traces) == [CHAIN]
+
+
+# --- masks
+
+
+def hide(content: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(content).replace("secret", "***"))  # type: ignore[no-any-return]
+
+
+class Repeating(Broken):
+    """A model whose failure tells what it was given."""
+
+    def _call(self, messages: Any, *_: Any, **__: Any) -> str:
+        raise ValueError(f"cannot answer {messages[-1].content}")
+
+
+def test_a_mask_reaches_all_that_is_stored(stored_traces: Fetch) -> None:
+    """Also errors, streamed tokens, tools, retrievers, prompts and their variables."""
+    prompt = PomlPromptTemplate.from_template("<p>secret {{name}}</p>", name="greet")
+    failing = PomlPromptTemplate.from_template("<p>{{ (() => { throw new Error('secret ' + name) })() }}</p>")
+    given, config = {"name": "secret"}, using(mask=hide)
+    assert (prompt | Model(answers=["A secret."])).invoke(given, config).content == "A secret."
+    assert "".join(str(part.content) for part in (prompt | model()).stream(given, config)) == "Hi!"
+    assert (prompt | TextModel(answers=["A secret."])).batch([given] * 2, config) == ["A secret."] * 2
+    look.invoke({"at": "secret"}, config)
+    Documents().invoke("secret", config)
+    with pytest.raises(ValueError, match="secret"):
+        (prompt | Repeating()).invoke(given, config)
+    with pytest.raises(RenderError, match="secret"):
+        (failing | model()).invoke(given, config)
+
+    traces = stored_traces()
+    assert len(traces) == 8
+    for trace in traces:
+        assert "secret" not in everything(trace), tree(trace)
+        assert "***" in everything(trace)
+    assert poml_span(traces[0]).inputs == {"prompt": "<p>*** {{name}}</p>", "context": {"name": "***"}}
+    assert "cannot answer *** ***" in str(traces[6].data.spans[0].status.description)
+    assert poml_span(traces[7]).attributes["poml.error"].startswith("<inline>:1:4: *** ***")
+
+
+def test_a_mask_gets_plain_data_of_each_span_once(stored_traces: Fetch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def look_at(content: dict[str, Any]) -> dict[str, Any]:
+        seen.append(json.loads(json.dumps(content)))  # what is no plain data raises here
+        return {"inputs": "kept"}
+
+    chain().invoke(GIVEN, using(mask=look_at))
+    (trace,) = stored_traces()
+    assert len(seen) == len(trace.data.spans) == 5
+    assert all(set(content) == {"inputs", "outputs"} for content in seen)
+    assert {span.inputs for span in trace.data.spans} == {"kept"}
+    assert {span.outputs for span in trace.data.spans} == {None}
+
+
+def test_a_mask_that_fails_stores_nothing_and_says_so_once(
+    stored_traces: Fetch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: dict[str, Any]) -> dict[str, Any]:
+        raise LookupError("secret")
+
+    with caplog.at_level(logging.WARNING, "pomlflow"):
+        for _ in range(2):
+            chain().invoke({"name": "secret"}, using(mask=fail))
+    assert trees(stored_traces) == [CHAIN] * 2
+    assert all("secret" not in everything(trace) for trace in stored_traces())
+    assert [record.getMessage() for record in caplog.records] == [
+        "the mask raised LookupError: spans are stored without inputs and outputs (said once)"
+    ]
+
+
+# --- what goes wrong in tracing
+
+
+def test_a_render_that_cannot_be_traced_is_told_once_and_hurts_nobody(
+    stored_traces: Fetch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise LookupError("broken")
+
+    monkeypatch.setattr(tracking, "_start", fail)
+    config = using()
+    with caplog.at_level(logging.WARNING, "pomlflow"):
+        assert [chain().invoke(GIVEN, config) for _ in range(2)] == ["Hi!"] * 2
+        RunnableLambda(lambda given: str(greeting().format_messages(**given))).invoke(GIVEN, config)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a render could not be traced: LookupError('broken') (said once)"
+    ]
+    assert len(stored_traces()) == 3
