@@ -396,6 +396,24 @@ def test_all_that_code_shares_is_locked(js: JS) -> None:
     assert text(js(walk)) == "open:"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
+def test_buffers_without_end_are_ended(
+    fresh: None, js: JS, hello: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie outside of V8's heap, and its cap. A smaller limit than usual, so that nobody's machine swaps."""
+    import resource
+
+    assert hello() == "Hello Ada"
+    [process] = engine._engine.pool._all
+    assert resource.prlimit(process.pid, resource.RLIMIT_DATA) == (4 << 30, 4 << 30)
+    engine.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("pomlflow.engine.process._DATA", 1 << 30)
+        with pytest.raises(WorkerDiedError, match="Allocation failed"):
+            text(js("const all = []; for (;;) all.push(Buffer.alloc(1e8, 1))"))
+    assert hello() == "Hello Ada"
+
+
 # --- lies to this side
 
 

@@ -25,6 +25,8 @@ __all__ = ["FROM_OUTSIDE", "NodeProcess", "NotWarmError"]
 
 _LOOK = 1.0  # seconds between two looks whether a process that renders was stopped
 _START = 60.0  # seconds; a start takes 0.2 to 0.9, more where the disk is cold
+# Bytes that a sandboxed process may have: V8's heap has a cap of its own, and buffers lie outside of it.
+_DATA = 4 << 30
 _TAIL = 8192  # bytes of stderr that are kept for messages
 # LD_LIBRARY_PATH is what Node itself may need; the rest of the environment is none of a template's business.
 _KEEP = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
@@ -76,6 +78,8 @@ class NodeProcess:
         try:
             with _forking:
                 self._spawn(installation.command(sandbox=sandbox))
+                if sandbox:
+                    _bound(self._popen.pid)
                 _watchdog.add(self)
         except OSError as error:
             raise EngineError(f"cannot start {installation.node}: {error}") from error
@@ -274,6 +278,15 @@ def _loads(line: bytes) -> dict[str, Any]:
     except ValueError:  # half an emoji, which JavaScript's strings can hold and neither UTF-8 nor any model takes
         text = json.dumps(json.loads(line), ensure_ascii=False)
         return cast("dict[str, Any]", orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")))
+
+
+def _bound(pid: int) -> None:
+    """Keep a template from all of the machine's memory; other systems than Linux cannot do this from outside."""
+    if sys.platform == "linux":
+        import resource
+
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or has a lower limit already
+            resource.prlimit(pid, resource.RLIMIT_DATA, (_DATA, _DATA))
 
 
 def _stopped(pid: int) -> bool:
