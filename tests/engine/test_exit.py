@@ -166,6 +166,61 @@ def test_ctrl_c_ends_a_render_that_waits_for_its_turn(
     assert finish(lifted_script(WAITING, str(tmp_path / "begun"))) == "interrupted\nnext\n"
 
 
+AWAITED = """
+import asyncio, os, signal, sys, threading, time
+from pathlib import Path
+from pomlflow import engine
+
+begun = sys.argv[1]
+LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
+os.setpgrp()  # as a shell's job: a terminal sends Ctrl-C to the whole group
+
+def interrupt():
+    while not Path(begun).exists():
+        time.sleep(0.01)
+    os.killpg(0, signal.SIGINT)
+
+async def main():
+    await asyncio.gather(engine.arender(LOOP, {}), *(engine.arender("<p>a</p>", {}) for _ in range(5)))
+
+engine.render("<p>a</p>", {})
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    told = engine.stats()
+    print("interrupted", told.waiting, told.cancelled)
+print(asyncio.run(engine.arender("<p>{{who}}</p>", {"who": "next"}))["messages"][0]["content"])
+"""
+
+
+def test_ctrl_c_in_a_terminal_ends_awaited_renders_and_the_next_one_works(
+    lifted_script: Script, finish: Callable[[Any], str], tmp_path: Path
+) -> None:
+    """The one that loops, and those that wait behind it."""
+    assert finish(lifted_script(AWAITED, str(tmp_path / "begun"))) == "interrupted 0 6\nnext\n"
+
+
+IDLE = """
+import os, signal
+from pomlflow import engine
+
+os.setpgrp()
+engine.render("<p>a</p>", {})
+[first] = engine._engine.pool._all
+try:
+    os.killpg(0, signal.SIGINT)
+except KeyboardInterrupt:
+    engine.render("<p>a</p>", {})
+print(first in engine._engine.pool._all)
+"""
+
+
+def test_ctrl_c_in_a_terminal_is_none_of_the_workers(script: Script, finish: Callable[[Any], str]) -> None:
+    """A shell of Python's, or a notebook, goes on with its warm process."""
+    assert finish(script(IDLE)) == "True\n"
+
+
 ASYNC = """
 import asyncio, sys, threading, time
 from pathlib import Path

@@ -173,6 +173,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.undo()
 
 
+def test_a_sound_cache_that_cannot_be_written_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's image, say, that is mounted read-only: root may write despite all permissions, so not by these."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    assert how() == "none"
+    for name in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(f"tempfile.{name}", refuse)
+    for name in ("replace", "utime", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    assert how() == "hit"
+
+
 def test_a_user_without_a_home_gets_no_folder_named_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import pomlflow
 from pomlflow import engine
-from pomlflow.exceptions import ConfigurationError, EngineBusyError, RenderTimeoutError
+from pomlflow.exceptions import ConfigurationError, EngineBusyError, RenderError, RenderTimeoutError
 from pomlflow.settings import settings
 
 JS = Callable[[str], str]
@@ -159,6 +159,19 @@ async def test_a_cancelled_render_that_runs_for_ever_frees_its_process(js: JS) -
     assert engine.stats().failed == 0
 
 
+async def test_a_render_that_is_cancelled_while_its_process_starts_leaves_the_process_to_the_next_one() -> None:
+    pomlflow.configure(max_workers=1)
+    first = asyncio.create_task(atext(n=1))
+    await reached(lambda: engine.stats().starting == 1)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await atext(n=2) == "2"
+    await reached(lambda: not engine.stats().running)  # V8's compiled code is kept after a first start
+    told = engine.stats()
+    assert (told.workers, told.waiting, told.starting, told.cancelled, told.failed) == (1, 0, 0, 1, 0)
+
+
 async def test_cancelling_ends_no_other_render() -> None:
     await atext(n=0)
     tasks = [asyncio.create_task(atext(n=n)) for n in range(100)]
@@ -183,6 +196,24 @@ def test_a_process_that_has_grown_is_replaced_without_a_failed_render(until: Cal
     assert engine.stats().recycled
     assert not first.alive
     assert engine.stats().workers <= 2
+
+
+def test_what_failed_and_what_was_started_again_is_counted(js: JS) -> None:
+    """A template's own error is an answer; a render that was out of time is none."""
+    text(n=0)
+    wait(filter(None, [engine._engine._storing]))
+    before = engine.stats()
+    assert before.rendered >= 1
+    with pytest.raises(RenderError):
+        text("<p>{{nobody}}</p>")
+    with pytest.raises(RenderTimeoutError):
+        engine.run(engine.Request(js("for (;;) ;")), 0.2)
+    text(n=1)
+    [process] = engine._engine.pool._all
+    os.kill(process.pid, signal.SIGKILL)
+    text(n=2)
+    told = engine.stats()
+    assert (told.rendered - before.rendered, told.failed, told.restarted, told.recycled) == (3, 1, 1, 0)
 
 
 def test_prewarmed_processes_are_there_before_the_first_render() -> None:

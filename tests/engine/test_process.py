@@ -48,6 +48,17 @@ def busy(result: str) -> str:
     return f"const end = Date.now() + 1000; while (end > Date.now()); return {result!r}"
 
 
+def test_the_handshake_tells_the_versions(worker: Callable[[], int]) -> None:
+    worker()
+    [process] = engine._engine.pool._all
+    assert process.hello["poml"] == engine.poml_version()
+    assert tuple(map(int, process.hello["node"].removeprefix("v").split("."))) >= (
+        22,
+        13,
+        0,
+    )  # the first with a stable --permission
+
+
 # --- killed from outside
 
 
