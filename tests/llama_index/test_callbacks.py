@@ -235,12 +235,14 @@ def test_detach_in_the_middle_of_a_run_lets_it_be_traced_to_its_end(
     assert tree(trace) == tree(whole)
 
 
-def test_a_handler_in_the_settings_callback_manager_traces_everything(
+def test_a_handler_in_the_settings_callback_manager_traces_everything_until_it_is_removed(
     traced: Any, handler: Any, engine: Any, agent: Any
 ) -> None:
     Settings.callback_manager = CallbackManager([handler])
     assert roots(traced(lambda: engine.query("What?"))) == ["RetrieverQueryEngine.query"]
     assert roots(traced(lambda: run(agent))) == ["FunctionAgent.run"]
+    Settings.callback_manager.remove_handler(handler)
+    assert traced(lambda: engine.query("What?")) == []
 
 
 def test_a_handler_in_an_engines_callback_manager_traces_that_engine(

@@ -60,10 +60,12 @@ class PomlCallbackHandler(BaseCallbackHandler):
 
     - ``handler.attach()``: everything, until ``handler.detach()``;
     - ``handler.attach(agent)``: one agent, workflow, engine or model that exists already, in all that it does;
-    - ``with handler:``: what is begun in the block, by this thread or task and those that it starts; it is traced to
-      its end, also where a stream is read, or a run awaited, after the block;
-    - ``CallbackManager([handler])``, given to ``Settings``, an engine or a model: what that component does. It works
-      for as long as the handler exists; `detach` does not reach into callback managers.
+    - ``with handler:``: what is begun in the block, by this thread or task and by LlamaIndex and the tasks that are
+      started there; it is traced to its end, also where a stream is read, or a run awaited, after the block. Threads of
+      a ``ThreadPoolExecutor`` know nothing of a block, as of no context variable: attach the engine for those;
+    - ``CallbackManager([handler])``, given to ``Settings``, an engine or a model: what that component does, until
+      ``manager.remove_handler(handler)``; `detach` does not reach into callback managers, and LlamaIndex's
+      ``CallbackManager([])`` takes over the handlers of ``Settings``.
 
     What two handlers would trace is one trace, of the one that is attached more closely. Where
     ``mlflow.llama_index.autolog()`` is on, it traces, and only the POML spans are added, and the end of what streams,
