@@ -28,7 +28,7 @@ from mlflow.utils.workspace_context import get_request_workspace
 
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.errands import Errand, Errands
-from pomlflow.tracking.links import experiment_of, link_live, link_stored, list_in_experiment
+from pomlflow.tracking.links import link_live, link_stored, list_in_experiment
 from pomlflow.tracking.pending import finish_at_the_end
 from pomlflow.tracking.versions import Draft, draft_of, ensure, name_of
 
@@ -264,12 +264,13 @@ class PromptRegistry:
         )
 
     def _link_trace(self, place: Place, trace_id: str, version: PromptVersion, on_version: _OnVersion | None) -> None:
-        experiment = experiment_of(trace_id)
-        if link_live(trace_id, version):
-            self._recent.append((time.monotonic(), place, trace_id, version))
-        else:
+        live = link_live(trace_id, version)
+        if live is None:
             self._send_link(place, trace_id, version)
-        listed = (place, version.name, experiment or "")
+        else:
+            self._recent.append((time.monotonic(), place, trace_id, version))
+        experiment = "" if live is None else live.experiment_id or ""
+        listed = (place, version.name, experiment)
         if on_version is not None:
             try:
                 on_version(version)
@@ -326,7 +327,7 @@ class _TraceLink(Errand):
     version: PromptVersion
 
     def run(self) -> bool:
-        return link_live(self.trace_id, self.version) or link_stored(
+        return link_live(self.trace_id, self.version) is not None or link_stored(
             self.uri, self.trace_id, self.version, patient=self.waiting < _COMPLETE
         )
 
