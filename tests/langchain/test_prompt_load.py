@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Iterator
 
 import pytest
+from langchain_core.runnables import RunnableConfig, RunnablePassthrough
+from tests.langchain.prompts import Runs
 
+import pomlflow
 from pomlflow import engine
+from pomlflow.exceptions import MissingVariableError
 from pomlflow.langchain import PomlPromptTemplate
 from pomlflow.settings import settings
 
@@ -42,3 +47,33 @@ def test_a_batch_uses_the_whole_pool(prompt: PomlPromptTemplate) -> None:
 async def test_an_async_batch_uses_the_whole_pool(prompt: PomlPromptTemplate) -> None:
     assert [value.to_messages()[0].content for value in await prompt.abatch(MANY)] == SHOWN
     assert len(lent()) == 2
+
+
+@pytest.mark.parametrize("way", ["prompt", "chain", "bound", "as completed", "retried"])
+async def test_an_async_batch_of_more_than_may_wait_is_rendered(prompt: PomlPromptTemplate, way: str) -> None:
+    """LangChain awaits all items at once; another render comes between."""
+    pomlflow.configure(max_queue=20)
+    if way == "as completed":
+        shown = [value async for _, value in prompt.abatch_as_completed(MANY)]
+        assert sorted(value.to_messages()[0].content for value in shown) == sorted(SHOWN)
+        return
+    ways = {
+        "chain": prompt | RunnablePassthrough(),
+        "bound": prompt.with_config(tags=["x"]),
+        "retried": prompt.with_retry(),
+    }
+    batch = asyncio.create_task(ways.get(way, prompt).abatch(MANY, {"max_concurrency": 1000}))
+    while not (engine.stats().waiting or batch.done()):  # noqa: ASYNC110 - what is waited for happens in another thread
+        await asyncio.sleep(0)
+    assert (await prompt.ainvoke({"n": "between"})).to_messages()[0].content == "Item between"
+    assert [value.to_messages()[0].content for value in await batch] == SHOWN
+    assert engine.stats().refused == 0
+
+
+async def test_each_item_of_an_async_batch_has_its_own_config(prompt: PomlPromptTemplate) -> None:
+    seen = Runs()
+    configs: list[RunnableConfig] = [{"tags": [str(n)], "callbacks": [seen]} for n in range(20)]
+    results = await prompt.abatch([*MANY[:19], {}], configs, return_exceptions=True)
+    assert [value.to_messages()[0].content for value in results[:19]] == SHOWN[:19]
+    assert isinstance(results[19], MissingVariableError)
+    assert sorted(run["tags"] for run in seen.started) == sorted([str(n)] for n in range(20))

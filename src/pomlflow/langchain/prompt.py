@@ -15,7 +15,6 @@ from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.prompts.chat import BaseChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
@@ -25,6 +24,7 @@ from typing_extensions import override
 from pomlflow.delivery import deliver
 from pomlflow.frame import match, named, tool_specs
 from pomlflow.langchain.arguments import changing_source, place_of
+from pomlflow.langchain.batches import BatchedPromptTemplate
 from pomlflow.langchain.chain import PomlChain
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.model import reach
@@ -44,7 +44,7 @@ _log = logging.getLogger("pomlflow")
 _WAIT = 0.005
 
 
-class PomlPromptTemplate(Sources, BaseChatPromptTemplate):
+class PomlPromptTemplate(Sources, BatchedPromptTemplate):
     """A prompt written in POML, wherever LangChain takes a ``ChatPromptTemplate``.
 
     Its variables are found in the markup. A variable that is the ``messages`` of a ``<conversation>`` is a history:
