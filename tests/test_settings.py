@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +14,26 @@ import pytest
 from pomlflow import settings
 from pomlflow.exceptions import ConfigurationError
 
+EVERY: dict[str, tuple[str, Any]] = {
+    "timeout": ("2", 2.0),
+    "prompt_root": ("prompts", Path("prompts")),
+    "exact_openai_chat": ("1", True),
+    "max_workers": ("3", 3),
+    "max_queue": ("5", 5),
+    "max_memory": ("700", 700),
+    "cached_results": ("9", 9),
+    "max_content": ("99", 99),
+    "allow_read": (os.pathsep.join(["/a", "/b"]), (Path("/a").absolute(), Path("/b").absolute())),
+    "sandbox": ("0", False),
+}
+
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is set yet, and what a test sets is gone after it."""
     monkeypatch.setattr(settings, "_current", None)
-    for name in ("POMLFLOW_TIMEOUT", "POMLFLOW_PROMPT_ROOT"):
-        monkeypatch.delenv(name, raising=False)
+    for name in EVERY:
+        monkeypatch.delenv(f"POMLFLOW_{name.upper()}", raising=False)
 
 
 def test_defaults() -> None:
@@ -53,3 +70,17 @@ def test_an_environment_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
     with pytest.raises(ConfigurationError, match="POMLFLOW_TIMEOUT is 'soon'"):
         settings.settings()
+
+
+def test_each_setting_is_an_argument_a_variable_of_the_environment_and_a_row_of_readme(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)=.*?\| `POMLFLOW_(\w+)`", readme, re.MULTILINE)
+    names = [field.name for field in dataclasses.fields(settings.Settings)]
+    assert names == list(EVERY)
+    assert sorted(inspect.signature(settings.configure).parameters) == sorted(names)
+    assert sorted(rows) == sorted((name, name.upper()) for name in names)
+    for name, (text, _) in EVERY.items():
+        monkeypatch.setenv(f"POMLFLOW_{name.upper()}", text)
+    assert dataclasses.asdict(settings.settings()) == {name: value for name, (_, value) in EVERY.items()}

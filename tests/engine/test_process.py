@@ -289,10 +289,11 @@ def test_a_flood_on_the_console_neither_hangs_nor_breaks(stream: str, js: JS) ->
     assert text("<p>a</p>") == "a"
 
 
-def test_a_flood_on_stdout_by_hand_neither_hangs_nor_breaks(js: JS) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_flood_by_hand_on_stdout_and_stderr_neither_hangs_nor_breaks(number: int, js: JS) -> None:
     code = (
-        f"const fs = {FS}; const line = Buffer.alloc(1e6, 'x'); let left = 50e6; "
-        "while (left > 0) try { left -= fs.writeSync(1, line); } catch (e) { if (e.code !== 'EAGAIN') throw e; }; "
+        f"const fs = {FS}; const line = Buffer.alloc(1e6, 'x'); let left = 50e6; while (left > 0) "
+        f"try {{ left -= fs.writeSync({number}, line); }} catch (e) {{ if (e.code !== 'EAGAIN') throw e; }}; "
         "return 'done'"
     )
     assert text(js(code)) == "done"

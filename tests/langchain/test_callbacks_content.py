@@ -193,6 +193,8 @@ def test_switched_off_or_not_sampled_nothing_is_stored_and_all_is_answered(
         assert chain().batch([GIVEN] * 2, config) == ["Hi!"] * 2
     finally:
         mlflow.tracing.enable()
+    with mlflow.tracing.context(enabled=False):
+        assert chain().invoke(GIVEN, config) == "Hi!"
     monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0")
     mlflow.tracing.reset()
     try:

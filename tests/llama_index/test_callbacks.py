@@ -417,6 +417,8 @@ def test_tracing_switched_off_in_mlflow_is_respected(traced: Any, handler: Any, 
             assert str(engine.query("What?")) == "Fine."
         finally:
             mlflow.tracing.enable()
+        with mlflow.tracing.context(enabled=False):
+            assert str(engine.query("What?")) == "Fine."
 
     assert traced(disabled) == []
     assert roots(traced(lambda: engine.query("What?"))) == ["RetrieverQueryEngine.query"]
