@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ChatRespon
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from mlflow.entities import Trace
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, poml_spans, traced, tree
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, parent, poml_spans, traced, tree
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, callbacks, tracer
@@ -110,6 +111,50 @@ def _chat_with(model: Any, response: ChatResponse) -> None:
 
     kind = type("Counting", (type(model),), {"chat": llm_chat_callback()(lambda self, messages, **_: response)})
     kind().chat([ChatMessage("Hello")])
+
+
+FRAME = """\
+<poml>
+  <runtime temperature="0.5"/>
+  <system-msg>You greet.</system-msg>
+  <human-msg>Greet {{name}}: <img src="../box.png" syntax="multimedia"/></human-msg>
+  <tool-definition name="look">{"type": "object", "properties": {}}</tool-definition>
+  <output-schema>{"type": "object", "properties": {}}</output-schema>
+</poml>
+"""
+
+
+def test_a_poml_span_holds_the_render_and_its_times(
+    traced: Any, scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages in OpenAI's shape, so that MLflow's page shows a chat, with POML's speakers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "box.png").write_bytes((ASSETS / "box.png").read_bytes())
+    Path("support").mkdir()
+    Path("support/greet.poml").write_text(FRAME, encoding="utf-8")
+    prompt = PomlPromptTemplate.from_file("support/greet.poml", stylesheet={"p": {"syntax": "text"}}, register=False)
+    prompt.format_messages(name="Ada")  # the process is warm: a render's real duration is known to be short
+    before = time.time_ns()
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: scripted("Fine.").predict(prompt, name="Ada"))
+    (span,) = poml_spans(trace)
+    assert (span.name, span.span_type) == ("poml support.greet", "PROMPT")
+    given = {"prompt": prompt.source, "context": {"name": "Ada"}, "stylesheet": {"p": {"syntax": "text"}}}
+    assert span.inputs == given
+    system, human = span.outputs["messages"]
+    assert system == {"role": "system", "speaker": "system", "content": "You greet."}
+    text, picture = human.pop("content")
+    assert (human, text) == ({"role": "user", "speaker": "human"}, {"type": "text", "text": "Greet Ada: "})
+    assert picture["image_url"]["url"].startswith("mlflow-attachment://")
+    assert span.outputs["runtime"] == {"temperature": 0.5}
+    assert span.outputs["schema"] == {"type": "object", "properties": {}}
+    assert [one["name"] for one in span.outputs["tools"]] == ["look"]
+    told = span.attributes
+    assert (told["poml.path"], told["poml.version"], told["poml.engine"]) == ("support/greet.poml", "0.0.8", "warm")
+    assert len(told["poml.digest"]) == 64
+    predict = named(trace, parent(trace, span))
+    assert before <= predict.start_time_ns <= span.start_time_ns < span.end_time_ns <= predict.end_time_ns
+    assert "iVBORw0KGgo" not in everything(trace)
 
 
 @pytest.mark.parametrize(("mask", "limit"), [(None, 0), (None, 100_000), (lambda content: content, 0)])

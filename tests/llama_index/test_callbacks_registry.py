@@ -30,6 +30,7 @@ from pomlflow.tracking.registry import PromptRegistry, flush
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["linked", "traced"]
+AT_IMPORT = PomlPromptTemplate("<p>Hello {{name}}</p>", name=f"at-import-{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture
@@ -75,6 +76,13 @@ def test_queries_make_one_version_and_are_each_linked(traced: Any, linked: Any, 
     assert [linked(trace) for trace in traces] == [[f"{unique}/1"]] * 6
     assert versions(unique) == 1
     assert load_prompt(f"prompts:/{unique}/1").template == poml_spans(traces[0])[0].inputs["prompt"]
+
+
+def test_a_prompt_made_at_import_is_linked_to_every_later_trace(traced: Any, linked: Any, scripted: Any) -> None:
+    """MLflow itself links a prompt only to the trace that it was loaded in."""
+    with PomlCallbackHandler():
+        traces = traced(lambda: [scripted("x").predict(AT_IMPORT, name="Ada") for _ in range(2)])
+    assert [linked(trace) for trace in traces] == [[f"{AT_IMPORT.name}/1"]] * 2
 
 
 def test_the_span_tells_its_version_and_the_prompt_finds_its_traces(
