@@ -15,6 +15,8 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core.llms import ChatMessage
+from packaging.version import Version
+from pydantic import BaseModel
 from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, traced, tree, without_poml
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -93,6 +95,67 @@ def test_a_models_verb_has_the_tree_of_autolog_alone(traced: Any, by_autolog: An
     with PomlCallbackHandler():
         (trace,) = traced(call)
     assert [without_poml(tree(trace))] == by_autolog(call)
+
+
+class City(BaseModel):
+    name: str
+
+
+@pytest.fixture
+def city(scripted: Any, tool_call: Any) -> Callable[[], Any]:
+    """Make a model that calls the function that LlamaIndex makes of `City`."""
+    return lambda: scripted(tool_call("City", name="Oslo"))
+
+
+def test_a_structured_stream_has_its_render_and_its_model_in_it(traced: Any, city: Any) -> None:
+    """LlamaIndex renders and asks only when the first piece is read, and has left the span by then."""
+    calls: list[Callable[[], Any]] = [
+        lambda: list(city().stream_structured_predict(City, PROMPT, topic="POML"))[-1],
+        lambda: asyncio.run(_last(city().astream_structured_predict(City, PROMPT, topic="POML"))),
+    ]
+    given: list[BaseModel] = []
+    for call, a in zip(calls, ("", "a"), strict=True):
+        # MLflow 3.12's autolog knows no span again that has exited.
+        for switch in (_off, mlflow.llama_index.autolog) if Version(mlflow.__version__) >= Version("3.17") else (_off,):
+            switch()
+            with PomlCallbackHandler():
+                (trace,) = traced(lambda: given.append(call()))  # noqa: B023 - called at once
+            assert tree(trace).splitlines() == [
+                f"ScriptedLLM.{a}stream_structured_predict LLM",
+                "  poml say PROMPT",
+                "  ScriptedLLM._prepare_chat_with_tools LLM",
+                f"  ScriptedLLM.{a}stream_chat CHAT_MODEL",
+            ]
+            assert trace.data.spans[0].outputs == given[-1].model_dump()
+    assert (module._spans.alive, module._spans.lazy) == ({}, {})
+
+
+def test_a_structured_stream_in_an_engine_is_in_its_place(traced: Any, index: Any, city: Any) -> None:
+    prompt = PomlPromptTemplate("<p>{{context_str}} {{query_str}}</p>", name="qa")
+    engine = index.as_query_engine(llm=city(), output_cls=City, streaming=True, text_qa_template=prompt)
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: engine.query("What?"))
+    lines = tree(trace).splitlines()
+    at = next((number for number, line in enumerate(lines) if "stream_structured_predict" in line), None)
+    if at is None:
+        pytest.skip("this LlamaIndex (0.14.5) does not stream objects out of an engine")
+    assert [line.strip() for line in lines[at + 1 :]] == [
+        "poml qa PROMPT",
+        "ScriptedLLM._prepare_chat_with_tools LLM",
+        "ScriptedLLM.stream_chat CHAT_MODEL",
+    ]
+    assert {len(line) - len(line.lstrip()) for line in lines[at + 1 :]} == {lines[at].index("S") + 2}
+
+
+def test_mlflows_own_tracer_still_parts_a_structured_stream(traced: Any, city: Any) -> None:
+    """When this fails, MLflow has all of it in one trace by itself, and the fifth reason in `spans.py` is gone."""
+    mlflow.llama_index.autolog()
+    traces = traced(lambda: list(city().stream_structured_predict(City, PROMPT, topic="POML")))
+    assert "poml" in [span.name for trace in traces for span in trace.data.spans if span.parent_id is None]
+
+
+async def _last(stream: Any) -> Any:
+    return [piece async for piece in await stream][-1]
 
 
 def _off() -> None:

@@ -54,6 +54,8 @@ class OpenSpan:
         ready: Whether its own stream, if any, has ended.
         streaming: Whether its result is a stream.
         stream: Its own stream.
+        frame: The id of that generator's frame.
+        lazy: Whether there were spans in it that began as its stream was read.
         below: The spans in it that have not ended.
         outputs: What it gave; for a stream what came last.
         text: What its stream, or one below it, came to.
@@ -71,6 +73,8 @@ class OpenSpan:
     ready: bool = False
     streaming: bool = False
     stream: weakref.ref[Any] | None = None
+    frame: int = 0
+    lazy: bool = False
     below: dict[str, OpenSpan] = field(default_factory=dict)
     outputs: Any = None
     text: str | None = None
@@ -80,6 +84,13 @@ class OpenSpan:
     def mask(self) -> Mask | None:
         """What says how much of it may be stored."""
         return self.owner.mask
+
+    def is_in(self, other: OpenSpan) -> bool:
+        """Whether it is another span, or somewhere in that."""
+        opened: OpenSpan | None = self
+        while opened is not None and opened is not other:
+            opened = opened.parent
+        return opened is not None
 
     @property
     def waits(self) -> bool:
@@ -118,7 +129,7 @@ class OpenSpan:
     def learn(self, child: OpenSpan) -> None:
         """Take over what a stream below came to."""
         self.text = child.told
-        if self.model:  # a model's generators are made of one another: LLM.stream of LLM.stream_chat
+        if self.model and not self.lazy:  # a model's generators are made of one another: LLM.stream of LLM.stream_chat
             self.ready = True
         if self.exited and self.streaming:
             self.error = self.error or child.error

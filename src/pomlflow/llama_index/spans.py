@@ -8,6 +8,8 @@ when MLflow does it right by itself:
 2. Async streams are taken for results: their span ends with a generator's address for an answer, those above it never.
 3. What LlamaIndex does in a span of the user's own (``@mlflow.trace``) inside a tool is put beside that span.
 4. A task that outlives its trace loses all later ones.
+5. What a generator does as it is read (`LLM.stream_structured_predict` renders and calls its model then) is put beside
+   its span, which LlamaIndex has left by then.
 
 A span that has exited waits for the streams below it. So the root ends last, which is when MLflow stores the trace.
 Under MLflow's autolog the first two are mended as well (`LeftSpan`): its spans are begun by it, and ended here.
@@ -15,6 +17,7 @@ Under MLflow's autolog the first two are mended as well (`LeftSpan`): its spans 
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,6 +34,8 @@ from llama_index.core.instrumentation.events.llm import (
     LLMChatInProgressEvent,
     LLMCompletionEndEvent,
     LLMCompletionInProgressEvent,
+    LLMStructuredPredictEndEvent,
+    LLMStructuredPredictInProgressEvent,
 )
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
@@ -43,7 +48,7 @@ from pydantic import Field
 
 from pomlflow.llama_index.left_span import LeftSpan
 from pomlflow.llama_index.open_span import OpenSpan, Owner, inputs_of
-from pomlflow.llama_index.streams import Later, follow, has_ended, holds_stream, response_of, stream_of
+from pomlflow.llama_index.streams import Later, follow, frame_of, has_ended, holds_stream, response_of, stream_of
 from pomlflow.llama_index.tracer import Autolog, Details, autolog_handler
 from pomlflow.tracking.spans import active, warn_once
 
@@ -63,6 +68,7 @@ class Spans(BaseSpanHandler[Any]):
     choose: Any = Field(default=None, repr=False)
     alive: dict[str, Any] = Field(default_factory=dict, repr=False)  # OpenSpan by LlamaIndex's id
     left: dict[str, Any] = Field(default_factory=dict, repr=False)  # weak references to owners, the same
+    lazy: dict[int, Any] = Field(default_factory=dict, repr=False)  # OpenSpan by the id of its generator's frame
     autolog: Any = Field(default=None, repr=False)
     details: Any = Field(default=None, repr=False)
     later: Any = Field(default=None, repr=False)
@@ -84,7 +90,7 @@ class Spans(BaseSpanHandler[Any]):
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Owner | None]:
         """The MLflow span of a LlamaIndex span, ours or autolog's, and whose trace it is, as far as that is known."""
-        if (opened := self.alive.get(span_id or "")) is not None:
+        if (opened := self._around(span_id)) is not None:
             return opened.span, opened.owner
         return self.autolog.span(span_id), self._owner_of_left(span_id)
 
@@ -101,7 +107,8 @@ class Spans(BaseSpanHandler[Any]):
         """Begin a span, where somebody wants it."""
         try:
             self.later.catch_up()
-            parent = self.alive.get(parent_span_id or "")
+            if (parent := self._around(parent_span_id)) is not None:
+                parent_span_id = parent.id
             if (handler := autolog_handler()) is not None:
                 return self._leave(handler, id_, bound_args, instance, parent, parent_span_id)
             owner = parent.owner if parent is not None else self.choose(instance)
@@ -140,6 +147,9 @@ class Spans(BaseSpanHandler[Any]):
 
     def on_event(self, event: BaseEvent) -> None:
         """Take from an event what it tells of its span."""
+        if isinstance(event, (LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent)):
+            self._predicted(event)
+            return
         opened = self.alive.get(event.span_id or "")
         if opened is None or (isinstance(opened, LeftSpan) and not opened.taken_over):
             self.autolog.note(event)
@@ -158,6 +168,18 @@ class Spans(BaseSpanHandler[Any]):
                 self._stream_ended(opened, None, None)
 
     # The life of a span.
+
+    def _around(self, span_id: str | None) -> OpenSpan | None:
+        """The span that something is part of: LlamaIndex's active one, or that of a generator that is read in it."""
+        opened: OpenSpan | None = self.alive.get(span_id or "")
+        frame = sys._getframe(1) if self.lazy else None
+        while frame is not None:
+            lazy: OpenSpan | None = self.lazy.get(id(frame))
+            stream = None if lazy is None or lazy.stream is None else lazy.stream()
+            if lazy is not None and stream is not None and frame_of(stream) is frame:  # ids come again
+                return opened if opened is not None and opened.is_in(lazy) else lazy
+            frame = frame.f_back
+        return opened
 
     def _leave(
         self,
@@ -184,10 +206,19 @@ class Spans(BaseSpanHandler[Any]):
         self._keep(opened)
         return opened
 
+    def _predicted(self, event: LLMStructuredPredictInProgressEvent | LLMStructuredPredictEndEvent) -> None:
+        """Take an object out of the stream of such: it is told of where the stream is read."""
+        opened = self._around(event.span_id)
+        if opened is not None and opened.exited:
+            opened.outputs = event.output
+            if isinstance(event, LLMStructuredPredictEndEvent):
+                self._stream_ended(opened, None, None)
+
     def _keep(self, opened: OpenSpan) -> None:
         self.alive[opened.id] = opened
-        if opened.parent is not None:
-            opened.parent.below[opened.id] = opened
+        if (parent := opened.parent) is not None:
+            parent.below[opened.id] = opened
+            parent.lazy = parent.lazy or parent.exited
 
     def _owner_of_left(self, span_id: str | None) -> Owner | None:
         owner = self.left.get(span_id or "")
@@ -231,6 +262,8 @@ class Spans(BaseSpanHandler[Any]):
             opened.stream = self._watch(follow(response, partial(_inside, _origin(opened, response)), ended), opened)
         elif (stream := stream_of(result)) is not None:
             opened.stream = self._watch(stream, opened)
+            opened.frame = id(frame_of(stream))
+            self.lazy[opened.frame] = opened
             opened.ready = opened.ready or has_ended(stream)
         else:  # followed already, or read by a thread of LlamaIndex's: the spans below tell when it has ended
             opened.ready = True
@@ -285,6 +318,7 @@ class Spans(BaseSpanHandler[Any]):
         while opened.exited and opened.ready and not opened.waits:
             if self.alive.pop(opened.id, None) is None:  # another thread was faster
                 return
+            self.lazy.pop(opened.frame, None)
             opened.end()
             parent = opened.parent
             if parent is None:

@@ -13,13 +13,14 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
 from llama_index.core.workflow import StopEvent
 
-__all__ = ["Ended", "Later", "follow", "has_ended", "holds_stream", "response_of", "stream_of"]
+__all__ = ["Ended", "Later", "follow", "frame_of", "has_ended", "holds_stream", "response_of", "stream_of"]
 
 Ended = Callable[["str | None", "BaseException | None"], None]
 """Told once that a stream has ended: the text that came of it, where that is known, and what ended it early."""
@@ -53,9 +54,13 @@ def stream_of(result: Any) -> Any:
 
 def has_ended(stream: Any) -> bool:
     """Whether a generator will give no more."""
-    if inspect.isasyncgen(stream):
-        return stream.ag_frame is None
-    return inspect.isgenerator(stream) and stream.gi_frame is None
+    return (inspect.isgenerator(stream) or inspect.isasyncgen(stream)) and frame_of(stream) is None
+
+
+def frame_of(stream: Any) -> FrameType | None:
+    """The frame of a generator, which is on the stack while it makes its next piece; None when it has ended."""
+    frame: FrameType | None = stream.ag_frame if inspect.isasyncgen(stream) else stream.gi_frame
+    return frame
 
 
 def follow(
