@@ -47,6 +47,7 @@ __all__ = [
 
 _log = logging.getLogger("pomlflow")
 _EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
+_LARGEST = 500_000_000  # bytes of a request: V8 has no longer text than 512 MB to read it from
 
 
 class _Engine:
@@ -218,8 +219,9 @@ def run(request: Request, timeout: float | None = None) -> Result:
         RenderError: POML refused it.
         RenderTimeoutError: It outlasted its limit.
         EngineBusyError: Too many wait for a process.
-        EngineError: Node could not be started, or ended in the render.
+        EngineError: Node could not be started, or ended in the render, or the variables are too large.
     """
+    _check_size(request)
     limits, engine = settings(), _ready()
     if limits.cached_results and request.roots is None and (kept := engine.results.get(request.line())) is not None:
         return Result(kept, "warm")
@@ -229,11 +231,20 @@ def run(request: Request, timeout: float | None = None) -> Result:
 
 async def arun(request: Request, timeout: float | None = None) -> Result:
     """Render without holding up the event loop; otherwise as `run`. Cancelling it ends the render."""
+    _check_size(request)
     limits, engine = settings(), _ready()
     if limits.cached_results and request.roots is None and (kept := engine.results.get(request.line())) is not None:
         return Result(kept, "warm")
     result = await engine.arun(request, limits.timeout if timeout is None else timeout)
     return _kept(engine, request, result, limits.cached_results)
+
+
+def _check_size(request: Request) -> None:
+    if (size := len(request.context) + len(request.markup)) > _LARGEST:
+        raise EngineError(
+            f"{request.file or '<inline>'}: its variables are {size / 1e6:.0f} MB of JSON, and a render takes "
+            f"{_LARGEST / 1e6:.0f} MB at the most: give the template less"
+        )
 
 
 def _kept(engine: _Engine, request: Request, result: Result, most: int) -> Result:
