@@ -28,11 +28,13 @@ class PromptFile:
             absolute one where the markup names it so.
         sha256: Of its content when the prompt was read, in hexadecimal; of nothing where it was not there.
         location: Where it is on this machine.
+        home: The markup's folder there, which says with others what may be read; None where it has none.
     """
 
     path: str
     sha256: str
     location: Path
+    home: Path | None = None
 
 
 def content_digest(source: str, files: Iterable[PromptFile]) -> str:

@@ -79,7 +79,7 @@ def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
         Its includes, then its other files; a file that is not there has the digest of an empty one.
     """
     return tuple(
-        PromptFile(file.as_posix() if file in inference.absolute else _shown(file, folder), sha256(file), file)
+        PromptFile(file.as_posix() if file in inference.absolute else _shown(file, folder), sha256(file), file, folder)
         for file in (*inference.includes, *inference.assets)
     )
 

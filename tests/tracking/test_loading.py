@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import mlflow
 import pytest
 from tests.templates import sha, write
 
+from pomlflow import settings
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
 from pomlflow.template import Template
 from pomlflow.tracking import enclosures
@@ -189,6 +191,28 @@ def test_what_does_not_travel_says_why(name: str, tmp_path: Path) -> None:
     assert loaded.left.keys() == reasons.keys()
     assert all(reasons[path] in why for path, why in loaded.left.items())
     assert loaded.digest == template.digest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")
+def test_what_no_render_could_read_does_not_travel(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the author of a prompt that others register, in CI say, would get at their files."""
+    monkeypatch.setattr(settings, "_current", settings.Settings())
+    secret = write(tmp_path / "other" / "secret.txt", "the secret")
+    write(tmp_path / "home" / "note.txt", "note")
+    (tmp_path / "home" / "link.txt").symlink_to(secret)
+    monkeypatch.chdir(tmp_path / "home")
+    hidden = ("../other/secret.txt", "link.txt")
+    source = "".join(f'<document if="{{{{no}}}}" src="{path}"/>' for path in ("note.txt", *hidden))
+    template = Template(path=write(tmp_path / "home" / "a.poml", f"<poml><p>a</p>{source}</poml>"), name=name)
+    version = register(template).version
+    assert "the secret" not in str(version.tags)
+    loaded = load(version.uri)
+    assert loaded.files == {"note.txt": b"note"}
+    assert loaded.left == dict.fromkeys(hidden, "no template may read it there (pomlflow.configure(allow_read=…))")
+    for number, options in ((1, {"allow_read": [tmp_path / "other"]}), (2, {"sandbox": False})):
+        monkeypatch.setattr(settings, "_current", settings.Settings(**options))
+        assert register(Template(source, name=f"{name}-{number}", base_dir=tmp_path / "home")).version
+        assert set(load(f"{name}-{number}").files) == {"note.txt", *hidden}
 
 
 def test_a_file_of_half_a_megabyte_of_text_travels_in_pieces(name: str, tmp_path: Path) -> None:

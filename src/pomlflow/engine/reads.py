@@ -7,18 +7,15 @@ worker itself does against it would still have to ask.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
 
 from pomlflow.engine.request import Request
-from pomlflow.settings import settings
+from pomlflow.roots import is_under, trusted_roots
 
 __all__ = ["Reads"]
 
@@ -97,7 +94,8 @@ class Reads:
         """The folders that it may read, without links."""
         if self._roots is None:
             given = self._request.roots
-            allowed = _defaults(self._request.path) if given is None else given
+            path = self._request.path
+            allowed = trusted_roots(path and os.path.dirname(path)) if given is None else given  # noqa: PTH120
             self._roots = tuple(dict.fromkeys(os.path.realpath(folder) for folder in allowed))
         return self._roots
 
@@ -106,29 +104,10 @@ class Reads:
 
         A path that does not exist is looked at as far as it does, so that nobody learns what is there elsewhere.
         """
-        if sys.platform == "win32" and not self._under(os.path.abspath(path)):  # noqa: PTH100
+        if sys.platform == "win32" and not is_under(os.path.abspath(path), self.roots):  # noqa: PTH100
             return None  # before another machine is asked: \\server\share sends it this user's credentials
         real = os.path.realpath(path)
-        return real if self._under(real) else None
-
-    def _under(self, path: str) -> bool:
-        normal = os.path.normcase(path)
-        for root in map(os.path.normcase, self.roots):
-            if normal == root or normal.startswith(os.path.join(root, "")):  # noqa: PTH118
-                return True
-        return False
-
-
-def _defaults(path: str | None) -> Iterator[str | os.PathLike[str]]:
-    now = settings()
-    folders: list[str | os.PathLike[str]] = [] if path is None else [os.path.dirname(path)]  # noqa: PTH120
-    if now.prompt_root is not None:
-        folders.append(now.prompt_root)
-    with contextlib.suppress(OSError):  # it was removed
-        folders.append(os.getcwd())  # noqa: PTH109
-    # In a container the working folder is often /, and /proc/self/environ lies under it.
-    yield from (folder for folder in folders if os.fspath(folder) and Path(folder).parent != Path(folder))
-    yield from now.allow_read
+        return real if is_under(real, self.roots) else None
 
 
 def _read(path: str) -> bytes:

@@ -21,6 +21,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from pomlflow.record import PromptFile
+from pomlflow.roots import is_under, trusted_roots
+from pomlflow.settings import settings
 
 __all__ = ["FILES", "Enclosed", "Enclosures", "FileChangedError", "opened", "tags_of"]
 
@@ -154,6 +157,9 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
     if not _is_plain(file.path, sys.maxsize):
         return b"", "its name has characters that not every system takes"
     content = b""
+    # Else the author of a prompt would get at any file of whoever registers it, though no render reads that.
+    if settings().sandbox and not _is_open(file):
+        return b"", "no template may read it there (pomlflow.configure(allow_read=…))"
     with contextlib.suppress(OSError, ValueError):
         if file.location.is_dir():
             return b"", "it is a folder"
@@ -162,6 +168,13 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise FileChangedError(f"{file.path} changed while its prompt was being registered")
     return content, "" if content or file.location.is_file() else "it was not there"
+
+
+def _is_open(file: PromptFile) -> bool:
+    """Whether a render of the prompt could read it."""
+    with contextlib.suppress(OSError, ValueError):
+        return is_under(os.path.realpath(file.location), map(os.path.realpath, trusted_roots(file.home)))
+    return False
 
 
 def _pieces(content: bytes) -> tuple[bool, list[str]]:
