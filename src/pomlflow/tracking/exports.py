@@ -11,14 +11,15 @@ import concurrent.futures.thread
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from mlflow.tracing import provider
 from mlflow.tracing.processor import base_mlflow
 from mlflow.tracing.trace_manager import InMemoryTraceManager
+from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["Export", "exports", "give_up", "let_go", "linked"]
+__all__ = ["Export", "exports", "give_up", "hear_flush", "let_go", "linked"]
 
 _STEP: Final = 0.01  # seconds between looks whether MLflow is done
 _LINKER: Final = "link_prompts_from_exporter"  # how the names of its threads begin that link what was exported
@@ -77,6 +78,29 @@ def exports() -> list[Export]:
         if (client := getattr(exporter, "_client", None)) is not None:
             ways.append(Export(client.tracking_uri, processor, getattr(exporter, "_async_queue", None)))
     return ways
+
+
+class _Listener(base_mlflow.BaseMlflowSpanProcessor):
+    """Stands among MLflow's processors, and gets no span: their flush is the one thing that its flush calls."""
+
+    def __init__(self, flushed: Callable[[float], object]) -> None:
+        super().__init__(SpanExporter(), export_metrics=False)
+        self._flushed = flushed
+
+    def force_flush(self, timeout_millis: float = 30_000) -> bool:
+        return bool(self._flushed(timeout_millis / 1e3))
+
+
+_listener: _Listener | None = None
+
+
+def hear_flush(flushed: Callable[[float], object]) -> None:
+    """Have this called with a limit in seconds when MLflow flushes, up to the flush that ends MLflow's threads."""
+    global _listener
+    listener = _listener = _listener or _Listener(flushed)
+    if listener not in base_mlflow._batch_processor_registry:
+        with base_mlflow._batch_processor_registry_lock:
+            base_mlflow._batch_processor_registry.add(listener)
 
 
 def linked(deadline: float) -> bool:

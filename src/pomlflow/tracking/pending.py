@@ -22,9 +22,9 @@ from typing import Final
 
 import mlflow
 
-from pomlflow.tracking.exports import Export, exports, give_up, let_go, linked
+from pomlflow.tracking.exports import Export, exports, give_up, hear_flush, let_go, linked
 
-__all__ = ["finish_at_the_end", "flush"]
+__all__ = ["finish_at_the_end", "finish_with_mlflow", "flush"]
 
 _log = logging.getLogger("pomlflow")
 
@@ -49,11 +49,34 @@ def flush(timeout: float | None) -> bool:
         drained = [way.drain(deadline) for way in exports()]
     except Exception as error:  # noqa: BLE001 - an MLflow that has other private parts than those known
         _log.debug("MLflow flushes by itself", exc_info=error)
-        mlflow.flush_trace_async_logging()
+        here, _flushing.here = getattr(_flushing, "here", False), True
+        try:
+            mlflow.flush_trace_async_logging()
+        finally:
+            _flushing.here = here
         drained = []
     registry = sys.modules.get("pomlflow.tracking.registry")  # not there where no prompt is registered
     registered = registry is None or registry.flush(max(0.0, deadline - time.monotonic()))
     return linked(deadline) and registered and all(drained)
+
+
+_flushing = threading.local()
+
+
+def finish_with_mlflow() -> None:
+    """Have MLflow's ``flush_trace_async_logging`` finish it all too, within the limit that holds at the end."""
+    with suppress(Exception):  # an MLflow that has other private parts than those known
+        hear_flush(_with_mlflow)
+
+
+def _with_mlflow(timeout: float) -> bool:
+    if getattr(_flushing, "here", False):  # our own flush has left it to MLflow
+        return True
+    _flushing.here = True
+    try:
+        return flush(min(timeout, _limit()))
+    finally:
+        _flushing.here = False
 
 
 def finish_at_the_end() -> None:

@@ -29,7 +29,7 @@ from mlflow.utils.workspace_context import get_request_workspace
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.errands import Errand, Errands
 from pomlflow.tracking.links import link_live, link_stored, list_in_experiment
-from pomlflow.tracking.pending import finish_at_the_end
+from pomlflow.tracking.pending import finish_at_the_end, finish_with_mlflow
 from pomlflow.tracking.versions import Draft, draft_of, ensure, name_of
 
 __all__ = ["Place", "PromptRegistry", "client_of", "finish_at_exit", "flush"]
@@ -237,7 +237,7 @@ class PromptRegistry:
                     create=create,
                 )
                 self._pending[key, create] = registration
-                self._errands.send(registration)
+                self._send(registration)
             return registration
 
     def _finish(self, registration: _Registration, version: PromptVersion | None, *, refused: bool = False) -> None:
@@ -259,9 +259,11 @@ class PromptRegistry:
             self._link_trace(key.place, trace_id, version, on_version)
 
     def _send_link(self, place: Place, trace_id: str, version: PromptVersion) -> None:
-        self._errands.send(
-            _TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version)
-        )
+        self._send(_TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version))
+
+    def _send(self, errand: Errand) -> None:
+        finish_with_mlflow()
+        self._errands.send(errand)
 
     def _link_trace(self, place: Place, trace_id: str, version: PromptVersion, on_version: _OnVersion | None) -> None:
         live = link_live(trace_id, version)
@@ -280,7 +282,7 @@ class PromptRegistry:
             if len(self._listed) >= _MOST_LISTED:
                 self._listed.clear()
             self._listed.add(listed)
-            self._errands.send(
+            self._send(
                 _Listing(
                     uri=place.registry, workspace=place.workspace, place=place, name=version.name, experiment=experiment
                 )
