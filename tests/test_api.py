@@ -184,7 +184,7 @@ def test_errors_are_polms_too(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as missing:
         pomlflow.poml(tmp_path / "none.poml")
     assert (missing.value.errno, missing.value.filename) == (2, str(tmp_path / "none.poml"))
-    with pytest.raises(ValueError, match="Unknown output format: 'openai'; there are raw, message_dict"):
+    with pytest.raises(pomlflow.ConfigurationError, match="Unknown output format: 'openai'; there are raw, message"):
         pomlflow.poml(HELLO, {"name": "Ada"}, format="openai")
     with pytest.raises(pomlflow.ConfigurationError, match="takes no extra_args \\(--cwd /\\)"):
         pomlflow.poml(HELLO, {"name": "Ada"}, extra_args=["--cwd", "/"])

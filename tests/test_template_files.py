@@ -208,5 +208,5 @@ def test_a_picture_and_a_document_are_part_of_the_content(folder: Path) -> None:
 def test_a_record_tells_the_files_of_its_content(folder: Path) -> None:
     write(folder / "parts" / "head.poml", "<p>Hello</p>")
     record = Template(path=write(folder / "a.poml", '<include src="parts/head.poml"/>')).render({})
-    assert record.files == (PromptFile("parts/head.poml", sha("<p>Hello</p>"), folder / "parts" / "head.poml"),)
+    assert record.files == (PromptFile("parts/head.poml", sha("<p>Hello</p>"), folder / "parts" / "head.poml", folder),)
     assert record.digest == content_digest(record.source, record.files)
