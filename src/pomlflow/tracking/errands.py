@@ -8,6 +8,7 @@ never a caller.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import heapq
 import itertools
@@ -130,8 +131,11 @@ class Errands:
                 return
             self._push(errand, after)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="pomlflow-registry", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="pomlflow-registry", daemon=True)
+                # From Python 3.12 on no thread can start while the interpreter ends: then a flush does the work.
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
 
     def away(self, uri: str) -> bool:
         """Whether the store was last found away."""
@@ -163,7 +167,10 @@ class Errands:
                     left = deadline - time.monotonic()
                     if left <= 0 or all(_is_hopeless(errand, insist) for errand in open_errands):
                         return False
-                    self._changed.wait(left)
+                    if self._thread is None:
+                        self._one()
+                    else:
+                        self._changed.wait(left)
                 return True
             finally:
                 self._flushes -= 1
@@ -176,16 +183,19 @@ class Errands:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                while not self._waiting or (left := self._waiting[0].due - time.monotonic()) > 0:
-                    self._changed.wait(left if self._waiting else None)
-                self._running = errand = heapq.heappop(self._waiting).errand
-            pause = self._try(errand)
-            with self._changed:
-                self._running = None
-                if pause is not None:
-                    self._push(errand, pause)
-                self._changed.notify_all()
+            self._one()
+
+    def _one(self) -> None:
+        with self._changed:
+            while not self._waiting or (left := self._waiting[0].due - time.monotonic()) > 0:
+                self._changed.wait(left if self._waiting else None)
+            self._running = errand = heapq.heappop(self._waiting).errand
+        pause = self._try(errand)
+        with self._changed:
+            self._running = None
+            if pause is not None:
+                self._push(errand, pause)
+            self._changed.notify_all()
 
     def _try(self, errand: Errand) -> float | None:
         """Try it once; gives the seconds until the next try, None where there is to be none."""

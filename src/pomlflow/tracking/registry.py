@@ -6,7 +6,6 @@ that has left MLflow's memory, to list a prompt in an experiment.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -366,8 +365,7 @@ def finish_at_exit(timeout: float, *, linked: bool) -> None:
             has its tag then, but no search for the prompt finds it.
     """
     for registry in list(_registries):
-        with contextlib.suppress(RuntimeError):  # no thread can start now, where none had
-            registry._finish_at_exit(timeout, linked=linked)
+        registry._finish_at_exit(timeout, linked=linked)
 
 
 def _after_fork() -> None:
