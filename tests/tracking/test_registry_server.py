@@ -12,7 +12,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.tracing.client import TracingClient
 from tests.mlflow_server import MlflowServer, until
+from tests.pending import forget_pending
 
+from pomlflow.record import content_digest
+from pomlflow.tracking.loading import load
 from pomlflow.tracking.registry import PromptRegistry
 from pomlflow.tracking.versions import draft_of, ensure
 
@@ -58,6 +61,19 @@ def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, reg
     until(lambda: found_by(f"{greet.name}/1", experiment) == {span.trace_id})
     assert linked(span.trace_id) == [f"{greet.name}/1"]
     assert greet.name in [prompt.name for prompt in MlflowClient().search_prompts(f"experiment_id = '{experiment}'")]
+
+
+def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, registry, record, tmp_path):
+    """MLflow's client opens that as well: one that is being set up, or is broken, held the prompts of a server up."""
+    use_server(mlflow_server)
+    (tmp_path / "broken.db").write_bytes(b"no database" * 1000)
+    mlflow.set_tracking_uri(f"sqlite:///{(tmp_path / 'broken.db').as_posix()}")
+    mlflow.set_registry_uri(mlflow_server.uri)
+    greet = record(source="<p>Hello</p>", digest=content_digest("<p>Hello</p>", ()))
+    assert registry.link(greet, "tr-0", wait=60).uri == f"prompts:/{greet.name}/1"
+    assert load(greet.name, version=1).source == greet.source
+    mlflow.set_tracking_uri(mlflow_server.uri)
+    forget_pending(registry)
 
 
 def test_another_process_finds_the_version(mlflow_server, use_server, registry, record):

@@ -295,8 +295,11 @@ def _shrink(memory: dict[_Key, Any]) -> None:
 
 
 def client_of(place: Place) -> MlflowClient:
-    """MLflow's client for a place, whatever is set now."""
-    return MlflowClient(tracking_uri=place.tracking, registry_uri=place.registry)
+    """MLflow's client for a place's registry, whatever is set now."""
+    # It opens the tracking store as well, which may be a database that is being set up for half a minute, or is broken
+    # (mlflow 3.12 to 3.17): a registry that is a server must not wait for that.
+    is_server = place.registry.startswith(("http://", "https://"))
+    return MlflowClient(tracking_uri=place.registry if is_server else place.tracking, registry_uri=place.registry)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
