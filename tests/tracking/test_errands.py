@@ -183,6 +183,27 @@ def test_an_exit_gives_each_one_more_try(errands):
     assert tried
 
 
+def test_where_no_thread_can_start_a_flush_does_the_work(errands, monkeypatch):
+    """From Python 3.12 on that is so at the end of the interpreter; and whoever sends meanwhile is not held up."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    done: list[int] = []
+    sent, flushing = threading.Event(), threading.Event()
+    sender = threading.Thread(
+        target=lambda: (flushing.wait(10), errands.send(Do(lambda: done.append(3))), sent.set()), daemon=True
+    )
+    sender.start()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    errands.send(Do(failing(BUSY, 1, lambda: done.append(2))))
+    errands.send(Do(lambda: (flushing.set(), done.append(1 if sent.wait(10) else 0))))
+    assert errands.flush(30)
+    assert sorted(done) == [1, 2, 3]
+    errands.send(Do(lambda: False))
+    assert not errands.flush(0.5)
+
+
 def test_an_errand_runs_in_the_workspace_of_its_render_and_in_nothing_else(errands):
     seen = []
     errands.send(Do(lambda: seen.append(get_request_workspace()), workspace="team-a"))

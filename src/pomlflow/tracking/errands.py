@@ -162,17 +162,22 @@ class Errands:
             heapq.heapify(self._waiting)
             self._flushes += 1
             self._changed.notify_all()
-            try:
-                while open_errands := [*(entry.errand for entry in self._waiting), *filter(None, [self._running])]:
+        try:
+            while True:
+                with self._changed:
+                    open_errands = [*(entry.errand for entry in self._waiting), *filter(None, [self._running])]
                     left = deadline - time.monotonic()
-                    if left <= 0 or all(_is_hopeless(errand, insist) for errand in open_errands):
-                        return False
-                    if self._thread is None:
-                        self._one()
-                    else:
+                    if not open_errands or left <= 0 or all(_is_hopeless(errand, insist) for errand in open_errands):
+                        return not open_errands
+                    if self._thread is None and self._running is None:
+                        left = min(left, self._waiting[0].due - time.monotonic())
+                    if left > 0:
                         self._changed.wait(left)
-                return True
-            finally:
+                        continue
+                    self._running = errand = heapq.heappop(self._waiting).errand
+                self._do(errand)
+        finally:
+            with self._changed:
                 self._flushes -= 1
 
     def _push(self, errand: Errand, pause: float) -> None:
@@ -183,13 +188,13 @@ class Errands:
 
     def _work(self) -> None:
         while True:
-            self._one()
+            with self._changed:
+                while not self._waiting or (left := self._waiting[0].due - time.monotonic()) > 0:
+                    self._changed.wait(left if self._waiting else None)
+                self._running = errand = heapq.heappop(self._waiting).errand
+            self._do(errand)
 
-    def _one(self) -> None:
-        with self._changed:
-            while not self._waiting or (left := self._waiting[0].due - time.monotonic()) > 0:
-                self._changed.wait(left if self._waiting else None)
-            self._running = errand = heapq.heappop(self._waiting).errand
+    def _do(self, errand: Errand) -> None:
         pause = self._try(errand)
         with self._changed:
             self._running = None
