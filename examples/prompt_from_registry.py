@@ -29,7 +29,7 @@ def main() -> None:
     pomlflow.autolog()
 
     # A render registers its prompt; `pomlflow register` does the same for a folder.
-    langchain.PomlPromptTemplate.from_file(BRIEFING).invoke(GIVEN)
+    langchain.PomlPromptTemplate.from_file(BRIEFING, name="briefing").invoke(GIVEN)
     pomlflow.flush()
     mlflow.genai.set_prompt_alias("briefing", "production", version=1)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from pomlflow.tracking import versions as prompt_versions
 from pomlflow.tracking.versions import RefusedError, draft_of, ensure, model_config, name_of
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
@@ -194,11 +195,18 @@ def test_eight_on_one_machine_make_one_version(record, known):
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["a new prompt", "a new content"])
-def test_eight_machines_agree_on_one_version(record, known, caplog):
+def test_eight_machines_agree_on_one_version(record, known, caplog, monkeypatch):
     """They take no turns, so several make a version; all but the lowest are withdrawn, and it is said."""
     caplog.set_level(logging.INFO, "pomlflow")
     if known:
         made(record("before"))
+    all_have_looked, make = threading.Barrier(8), prompt_versions._make
+
+    def make_when_all_have_looked(*args: Any, **options: Any) -> Any:
+        all_have_looked.wait(60)
+        return make(*args, **options)
+
+    monkeypatch.setattr(prompt_versions, "_make", make_when_all_have_looked)
     got = at_once(lambda machine: made(record(), store=f"machine {machine}"))
     left = versions(record().name)
     assert len(left) == 1 + known
