@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 
+import mlflow
 import pytest
 from mlflow.tracing.client import TracingClient
 from tests.tracking.programs import found_by, program, run, versions
@@ -29,6 +30,26 @@ while not any(thread.name.startswith("MlflowTraceLoggingWorker") for thread in t
 
 def traces_in(printed: str) -> set[str]:
     return {line.split()[1] for line in printed.splitlines() if line.startswith("trace ")}
+
+
+@pytest.mark.skipif((3, 12) <= sys.version_info < (3, 12, 2), reason="MLflow starts no thread then, and loses its own")
+def test_a_thread_that_outlives_main_may_be_the_first_to_trace(mlflow_store, tmp_path):
+    body = f"""
+import threading
+import mlflow
+import pomlflow
+mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})
+mlflow.set_experiment(experiment_id={mlflow_store!r})
+pomlflow.autolog()
+def work():
+    threading.main_thread().join()
+    for number in range(2):
+        pomlflow.render("<p>Hello {{{{n}}}}</p>", {{"n": number}})
+threading.Thread(target=work).start()
+"""
+    printed = run(body, tmp_path)
+    assert "could not be traced" not in printed
+    assert len(mlflow.search_traces(locations=[mlflow_store], return_type="list")) == 2
 
 
 @pytest.mark.parametrize(
@@ -106,6 +127,28 @@ if child:
     traces = traces_in(printed)
     assert len(traces) == 12
     assert found_by(f"{record().name}/1", mlflow_store) == traces
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_while_prompts_are_registered_goes_on(mlflow_store, record, tmp_path):
+    """SQLite's own locks, held by the registry's thread at the fork, would stay locked in the child for ever."""
+    body = """
+for one in records[:4]:
+    with mlflow.start_span("parent") as span:
+        PromptRegistry.shared().link(one, span.trace_id)
+child = os.fork()
+for one in records[:6]:
+    with mlflow.start_span("child" if child == 0 else "parent") as span:
+        PromptRegistry.shared().link(one, span.trace_id)
+if child == 0:
+    import pomlflow
+    assert pomlflow.flush(60)
+else:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    records = [record(f"{number}", name=f"fork-{os.getpid()}-{number}") for number in range(6)]
+    run(program(mlflow_store, records, body), tmp_path)
+    assert [len(found_by(f"{one.name}/1", mlflow_store)) for one in records] == [3, 3, 3, 3, 2, 2]
 
 
 @pytest.mark.skipif(not (3, 12) <= sys.version_info < (3, 12, 2), reason="elsewhere it depends on what is first")

@@ -16,7 +16,6 @@ from tests.pending import forget_pending
 
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.tracking import registry as registry_module
-from pomlflow.tracking.links import mark
 from pomlflow.tracking.registry import PromptRegistry
 
 LINKED = "mlflow.linkedPrompts"
@@ -185,18 +184,6 @@ def test_a_listener_that_fails_hurts_nobody(mlflow_store, registry, record, capl
 
     assert linked(span.trace_id) == [f"{record().name}/1"]
     assert len(warnings_in(caplog)) == 1
-
-
-def test_a_span_is_marked_as_mlflow_marks_it(mlflow_store, registry, record):
-    """The attribute is what `mlflow.genai.load_prompt` writes on the active span."""
-    with mlflow.start_span("ours") as ours:
-        mark(ours, registry.link(record(), ours.trace_id, wait=30))
-    with mlflow.start_span("theirs") as theirs:
-        mlflow.genai.load_prompt(record().name, version=1)
-    stored(theirs.trace_id)
-
-    attributes = [mlflow.get_trace(s.trace_id).data.spans[0].attributes[LINKED] for s in (ours, theirs)]
-    assert attributes[0] == attributes[1]
 
 
 def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, caplog):

@@ -16,9 +16,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 from urllib.parse import urlsplit
 
 import requests
@@ -29,10 +29,9 @@ from mlflow.utils.workspace_context import set_server_request_workspace
 
 from pomlflow.tracking.versions import RefusedError
 
-__all__ = ["Errand", "Errands", "bounded", "knock", "store_errors"]
+__all__ = ["Errand", "Errands", "knock", "store_errors"]
 
 _log = logging.getLogger("pomlflow")
-_T = TypeVar("_T")
 
 _KNOCK: Final = 10.0  # seconds that a server may take to say that it is there
 _LONGEST_OUTAGE_PAUSE: Final = 15.0  # seconds between knocks at a server that is away
@@ -180,6 +179,16 @@ class Errands:
             with self._changed:
                 self._flushes -= 1
 
+    def pause(self, timeout: float) -> None:
+        """Have nothing done until `resume`, in the same thread; what is being done is waited for, if not for ever."""
+        self._changed.acquire()
+        if self._thread is not threading.current_thread():
+            self._changed.wait_for(lambda: self._running is None, timeout)
+
+    def resume(self) -> None:
+        """Go on."""
+        self._changed.release()
+
     def _push(self, errand: Errand, pause: float) -> None:
         if self._flushes:
             pause = min(pause, _HURRY)
@@ -281,45 +290,6 @@ def _run(errand: Errand) -> bool:
         set_server_request_workspace(errand.workspace)  # in this context, unlike `set_workspace`, which is process-wide
     knock(errand.uri)
     return errand.run()
-
-
-def bounded(call: Callable[[], _T], timeout: float) -> _T:
-    """Do something that may take as long as MLflow's client retries, and wait for it no longer than this.
-
-    Args:
-        call: What is to be done; it goes on in a thread of its own where it takes longer.
-        timeout: Seconds to wait at most.
-
-    Returns:
-        What it gives.
-
-    Raises:
-        TimeoutError: It takes longer.
-        Exception: As it raises.
-    """
-    outcome: list[_T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(call())
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            failure.append(error)
-
-    thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(run,), name="pomlflow-registry-load", daemon=True
-    )
-    try:
-        thread.start()
-    except RuntimeError:  # from Python 3.12 on no thread can start while the interpreter ends
-        run()
-    else:
-        thread.join(timeout)
-    if failure:
-        raise failure[0]
-    if not outcome:
-        raise TimeoutError(f"no answer within {timeout:g} s")
-    return outcome[0]
 
 
 def knock(uri: str, limit: float = _KNOCK) -> None:

@@ -19,8 +19,9 @@ from pomlflow.exceptions import ConfigurationError, RegistryError
 from pomlflow.record import content_digest
 from pomlflow.snapshot import Snapshot
 from pomlflow.template import Template
+from pomlflow.tracking.bounded import bounded
 from pomlflow.tracking.contents import PromptContent, content_of
-from pomlflow.tracking.errands import Errand, bounded
+from pomlflow.tracking.errands import Errand
 from pomlflow.tracking.loading import Reference, first_of
 from pomlflow.tracking.registry import Place, PromptRegistry
 from pomlflow.tracking.unpacked import Unpacked, unpack

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from mlflow import MlflowClient
-from mlflow.entities import LiveSpan, TraceInfo
+from mlflow.entities import TraceInfo
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
-from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
+from mlflow.tracing.constant import TraceMetadataKey, TraceTagKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils.prompt import update_linked_prompts_tag
 
-__all__ = ["link_live", "link_stored", "list_in_experiment", "mark"]
+from pomlflow.tracking.errands import Errand
 
+__all__ = ["TraceLink", "link_live", "link_stored", "list_in_experiment"]
+
+_COMPLETE: Final = 10.0  # seconds in which a trace that is in the store is completed, where its store tells
 _EXPERIMENTS: Final = "_mlflow_experiment_ids"  # the prompt's tag that an experiment's page of prompts looks at
 
 
@@ -83,6 +87,20 @@ def list_in_experiment(client: MlflowClient, name: str, experiment_id: str) -> b
     return True
 
 
-def mark(span: LiveSpan, version: PromptVersion) -> None:
-    """Note the version on a render's span, before its end, as `mlflow.genai.load_prompt` does on the active span."""
-    span.set_attribute(SpanAttributeKey.LINKED_PROMPTS, update_linked_prompts_tag(None, [version]))
+@dataclass(kw_only=True, eq=False, repr=False)
+class TraceLink(Errand):
+    """Link one trace that was not in memory.
+
+    Attributes:
+        trace_id: The trace.
+        version: What to link it to.
+    """
+
+    trace_id: str
+    version: PromptVersion
+
+    def run(self) -> bool:
+        """Do it, as soon as the store has the trace."""
+        return link_live(self.trace_id, self.version) is not None or link_stored(
+            self.uri, self.trace_id, self.version, patient=self.waiting < _COMPLETE
+        )

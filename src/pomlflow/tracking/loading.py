@@ -13,9 +13,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import set_server_request_workspace
 
 from pomlflow.exceptions import ConfigurationError, PromptNotFoundError, RegistryError
+from pomlflow.tracking.bounded import bounded
 from pomlflow.tracking.contents import PromptContent, content_of, text_of
 from pomlflow.tracking.enclosures import FILES
-from pomlflow.tracking.errands import bounded, knock, store_errors
+from pomlflow.tracking.errands import knock, store_errors
 from pomlflow.tracking.registry import Place, client_of
 from pomlflow.variables import infer
 

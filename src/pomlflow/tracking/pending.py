@@ -85,9 +85,9 @@ def finish_at_the_end() -> None:
     if _hooked:
         return
     _hooked = True
-    if hasattr(threading, "_register_atexit"):
-        threading._register_atexit(_before_threads_are_joined)
-    else:
+    try:
+        threading._register_atexit(_before_threads_are_joined)  # type: ignore[attr-defined] # private
+    except (AttributeError, RuntimeError):  # another Python; or a thread that outlives main is the first to trace
         atexit.register(_behind_all_threads)
 
 

@@ -27,7 +27,7 @@ from mlflow.utils.workspace_context import get_request_workspace
 
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.errands import Errand, Errands
-from pomlflow.tracking.links import link_live, link_stored, list_in_experiment
+from pomlflow.tracking.links import TraceLink, link_live, list_in_experiment
 from pomlflow.tracking.pending import finish_at_the_end, finish_with_mlflow
 from pomlflow.tracking.versions import Draft, draft_of, ensure, name_of
 
@@ -41,7 +41,7 @@ _MOST_TRACES: Final = 1_000  # per content, that wait to be linked
 _MOST_LISTED: Final = 10_000  # pairs of prompt and experiment
 _MOST_RECENT: Final = 200  # traces whose link is looked after at exit
 _RECENT: Final = 10.0  # seconds before the exit; MLflow exports what is older (every 5 s, mlflow 3.17)
-_COMPLETE: Final = 10.0  # seconds in which a trace that is in the store is completed, where its store tells
+_FORK: Final = 2.0  # seconds that a fork waits for what is being written; a server that is away may take minutes
 
 _OnVersion = Callable[[PromptVersion], None]
 
@@ -258,7 +258,7 @@ class PromptRegistry:
             self._link_trace(key.place, trace_id, version, on_version)
 
     def _send_link(self, place: Place, trace_id: str, version: PromptVersion) -> None:
-        self._send(_TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version))
+        self._send(TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version))
 
     def _send(self, errand: Errand) -> None:
         finish_with_mlflow()
@@ -324,19 +324,6 @@ class _Registration(Errand):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _TraceLink(Errand):
-    """Link one trace that was not in memory."""
-
-    trace_id: str
-    version: PromptVersion
-
-    def run(self) -> bool:
-        return link_live(self.trace_id, self.version) is not None or link_stored(
-            self.uri, self.trace_id, self.version, patient=self.waiting < _COMPLETE
-        )
-
-
-@dataclass(kw_only=True, eq=False, repr=False)
 class _Listing(Errand):
     """Show one prompt among those of an experiment."""
 
@@ -371,11 +358,31 @@ def finish_at_exit(timeout: float, *, linked: bool) -> None:
         registry._finish_at_exit(timeout, linked=linked)
 
 
+def _before_fork() -> None:
+    _forking.acquire()
+    # A child that is forked while an errand writes never gets the locks that it holds, such as SQLite's.
+    deadline = time.monotonic() + _FORK
+    for registry in list(_registries):
+        for errands in (registry._errands, registry.loads):
+            errands.pause(max(0.0, deadline - time.monotonic()))
+            _paused.append(errands)
+
+
 def _after_fork() -> None:
+    while _paused:
+        _paused.pop().resume()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
     # The thread stays with the parent, and a lock may be held for ever in the child's copy.
+    _paused.clear()
+    _forking.release()
     for registry in list(_registries):
         registry._start_afresh()
 
 
+_forking = threading.Lock()  # two threads may fork at once
+_paused: list[Errands] = []
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
