@@ -264,6 +264,22 @@ def test_a_prompt_or_a_trace_that_is_not_there_is_said_so(run: Run, mlflow_store
     assert "no trace tr-none in sqlite:" in done.stderr
 
 
+def test_what_cannot_be_read_or_written_is_said_so(run: Run, folder: Path, mlflow_store: str) -> None:
+    deep = write(folder / "deep.json", "[" * 200_000)
+    name = f"written{os.getpid()}"
+    file = write(folder / "w" / f"{name}.poml", "<p>Hello</p>")
+    assert run("register", "w").exit_code == 0
+    for arguments, told in (
+        (["render", str(file), "--context-file", str(deep)], "no JSON"),
+        (["pull", f"prompts:/w.{name}", "--output", str(file)], "exists"),
+        (["pull", f"prompts:/w.{name}", "--output", f"{file}/sub"], "Not a directory"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_server_that_is_away_is_a_matter_of_a_moment(run: Run, mlflow_store: str) -> None:
     import mlflow
 

@@ -321,6 +321,18 @@ def test_what_has_no_form_is_refused_with_its_place(value: Any, place: str, kind
     assert refused.value.variable == "v"
 
 
+class Wordless:
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("value", [10**5000, {"a": 10**5000}, {Wordless(): 1}], ids=["number", "inner", "key"])
+def test_what_has_no_text_is_refused_with_its_place(value: Any) -> None:
+    with pytest.raises(VariableError, match=r"^variable 'v(\.a)?' holds a (int|Wordless) without a text") as refused:
+        engine.render("<p>a</p>", {"v": value})
+    assert refused.value.variable == "v"
+
+
 def circular() -> list[Any]:
     found: list[Any] = []
     found.append({"again": found})

@@ -15,7 +15,7 @@ import pytest
 
 import pomlflow
 from pomlflow import engine
-from pomlflow.exceptions import ConfigurationError, EngineBusyError, RenderError, RenderTimeoutError
+from pomlflow.exceptions import ConfigurationError, EngineBusyError, EngineError, RenderError, RenderTimeoutError
 from pomlflow.settings import settings
 
 JS = Callable[[str], str]
@@ -157,6 +157,21 @@ async def test_a_cancelled_render_that_runs_for_ever_frees_its_process(js: JS) -
         await endless
     assert await atext(n=1) == "1"
     assert engine.stats().failed == 0
+
+
+async def test_where_no_thread_can_start_a_render_fails_and_gives_its_process_back() -> None:
+    pomlflow.configure(max_workers=1)
+    await atext(n=0)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._engine.pool.threads, "submit", refuse)
+        with pytest.raises(EngineError, match="can't start new thread"):
+            await atext(n=1)
+    assert engine.stats().running == 0
+    assert await atext(n=2) == "2"
 
 
 async def test_a_render_that_is_cancelled_while_its_process_starts_leaves_the_process_to_the_next_one() -> None:

@@ -76,3 +76,12 @@ def test_without_a_place_for_files_nobody_waits(tmp_path):
     (tmp_path / "turns").write_text("a file where the folder would be")
     with turn("key"), turn("key", patience=3600):
         pass
+
+
+def test_a_user_without_a_home_waits_for_nobody(monkeypatch):
+    def homeless(*_, **__):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", homeless)
+    with turn("key"), turn("key", patience=3600):
+        pass

@@ -41,6 +41,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except PomlError as error:
             raise Trouble(str(error)) from error
+        except BrokenPipeError:  # whoever read the output has enough: click's to handle
+            raise
+        except OSError as error:
+            raise Trouble(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
         except Exception as error:
             if not type(error).__module__.startswith(_FOREIGN):
                 raise

@@ -81,7 +81,7 @@ def _object(text: str, place: str) -> dict[str, Any]:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{place}: this is no JSON: {error}") from error
 
 

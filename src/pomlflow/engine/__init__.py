@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import base64
 import concurrent.futures
+import contextlib
 import logging
 import os
 import threading
@@ -87,7 +88,11 @@ class _Engine:
             if (error := granted.exception()) is not None:
                 _settle(done, error)
                 return
-            self.pool.threads.submit(lambda: _settle(done, _outcome(lambda: self.run(request, timeout, turn))))
+            try:
+                self.pool.threads.submit(lambda: _settle(done, _outcome(lambda: self.run(request, timeout, turn))))
+            except RuntimeError as reason:
+                self.pool.give_back(granted.result())
+                _settle(done, EngineError(f"no thread can start for the render: {reason}"))
 
         def expire() -> None:
             if self.pool.withdraw(turn):
@@ -133,7 +138,8 @@ class _Engine:
         with self._lock:
             if installation.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
                 length = process.hello["length"]
-                self._storing = self.pool.threads.submit(lambda: self._store(installation, length))
+                with contextlib.suppress(RuntimeError):  # no thread can start: then it is not kept
+                    self._storing = self.pool.threads.submit(lambda: self._store(installation, length))
         return process
 
     def _store(self, installation: install.Installation, length: int) -> None:

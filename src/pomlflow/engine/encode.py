@@ -182,7 +182,7 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
     if kind is str:
         return _well_formed(value)
     if kind is int:
-        return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else str(value)
+        return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else _text(value, place)
     if kind is float:
         return value if math.isfinite(value) else {_NUMBER: _JAVASCRIPT[str(value)]}
     if depth > _DEPTH:
@@ -190,7 +190,8 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
         why = f"variable {begin!r} is nested more than {_DEPTH} deep, or holds itself"
         raise VariableError(why, _variable(place))
     if kind is dict:
-        return {_key(k): _walk(v, f"{place}.{k}" if place else k, depth + 1) for k, v in value.items()}
+        named = ((_key(key, place), inner) for key, inner in value.items())
+        return {name: _walk(inner, f"{place}.{name}" if place else name, depth + 1) for name, inner in named}
     if kind in {list, tuple}:
         return [_walk(v, f"{place}[{i}]", depth + 1) for i, v in enumerate(value)]
     try:
@@ -205,14 +206,23 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
     return _walk(plain, place, depth + 1)
 
 
-def _key(key: Any) -> str:
+def _key(key: Any, place: str) -> str:
     """A key's text, as orjson writes it where it can."""
     if type(key) is not str:
         try:
             [key] = orjson.loads(orjson.dumps({key: None}, option=_OPTIONS))
         except TypeError:
-            key = str(key)
+            key = _text(key, place)
     return _well_formed(key)
+
+
+def _text(value: Any, place: str) -> str:
+    """What str() gives, which an integer of more than 4,300 digits refuses, and any object's own may."""
+    try:
+        return str(value)
+    except Exception as error:
+        why = f"variable {place!r} holds a {type(value).__qualname__} without a text ({type(error).__name__}: {error})"
+        raise VariableError(why, _variable(place)) from error
 
 
 def _well_formed(text: str) -> str:

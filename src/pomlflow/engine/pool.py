@@ -166,9 +166,17 @@ class Pool:
                 process = self._start()
             elif not process.alive:  # it ended while it was idle: nobody's render was lost
                 process = self._replaced(process)
-            result = self._send(lambda to: to.call(request, left, answer), process, turn)
-            if result is None:
+            deadline = time.monotonic() + left
+            self._begin(turn, process)
+            try:
+                result = process.call(request, left, answer)
+            except WorkerDiedError as error:
+                if error.returncode not in FROM_OUTSIDE:
+                    raise
+                _log.info("the Node process was killed from outside; rendering once more in a new one")
+                left = max(deadline - time.monotonic(), _LEAST)
                 process = self._replaced(process)
+                self._begin(turn, process)
                 result = process.call(request, left, answer)
             answered = True
         finally:
@@ -176,22 +184,12 @@ class Pool:
                 self._release(process, turn, answered=answered)
         return result
 
-    def _send(
-        self, call: Callable[[NodeProcess], dict[str, Any]], process: NodeProcess, turn: Turn | None
-    ) -> dict[str, Any] | None:
-        """Give the answer; None where the process was killed from outside, so that another one may be tried."""
+    def _begin(self, turn: Turn | None, process: NodeProcess) -> None:
         if turn is not None:
             with self._lock:
                 if turn.abandoned:
                     raise CancelledError
                 turn.process = process
-        try:
-            return call(process)
-        except WorkerDiedError as error:
-            if error.returncode not in FROM_OUTSIDE:
-                raise
-            _log.info("the Node process was killed from outside; rendering once more in a new one")
-            return None
 
     def withdraw(self, turn: Turn) -> bool:
         """Leave the queue; False where it is too late for that."""
@@ -223,7 +221,7 @@ class Pool:
                 if self._places() >= workers:
                     return
                 self._starting += 1
-            self._give_back(self._start())
+            self.give_back(self._start())
 
     def stats(self) -> Stats:
         """What runs, waits and has been."""
@@ -259,7 +257,7 @@ class Pool:
             return turn.granted.result()
         except BaseException:  # Ctrl-C while waiting: what was handed over in that moment goes to the next
             if not self.withdraw(turn):
-                self._give_back(turn.granted.result())
+                self.give_back(turn.granted.result())
             raise
 
     def _start(self) -> NodeProcess:
@@ -270,7 +268,7 @@ class Pool:
             except WorkerDiedError:  # somebody killed it while it started
                 process = self._make()
         except BaseException:
-            self._give_back(None)
+            self.give_back(None)
             raise
         with self._lock:
             self._starting -= 1
@@ -298,8 +296,9 @@ class Pool:
         self._starting += 1
         try:
             self.threads.submit(lambda: self._run_beside(old))
-        except RuntimeError:  # the interpreter ends
+        except RuntimeError:  # no thread can start
             self._starting -= 1
+            self._beside = False
 
     def _run_beside(self, old: NodeProcess | None) -> None:
         try:
@@ -307,7 +306,7 @@ class Pool:
         except EngineError as error:  # whoever waits gets one of those that are there
             _log.info("no further Node process could be started: %s", error)
         else:
-            self._give_back(process)
+            self.give_back(process)
             if old is not None:
                 self._retire(old)
         finally:
@@ -344,7 +343,8 @@ class Pool:
                 if there:
                     self._pass_place()
 
-    def _give_back(self, process: NodeProcess | None) -> None:
+    def give_back(self, process: NodeProcess | None) -> None:
+        """Take back what a turn was granted, unused: a process, or the place to start one."""
         with self._lock:
             if process is None:
                 self._starting -= 1

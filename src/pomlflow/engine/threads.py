@@ -31,13 +31,16 @@ class Threads:
         Args:
             work: What; whoever submits sees to it that there is never too much at once.
             future: Where its result goes; a new one by default.
+
+        Raises:
+            RuntimeError: No thread can start: there are too many, or the interpreter ends.
         """
         future = Future() if future is None else future
-        self._work.put((work, future))
         if not self._idle.acquire(blocking=False):
             with self._lock:
+                threading.Thread(target=self._run, name=f"pomlflow-{self._count + 1}", daemon=True).start()
                 self._count += 1
-                threading.Thread(target=self._run, name=f"pomlflow-{self._count}", daemon=True).start()
+        self._work.put((work, future))
         return future
 
     def close(self) -> None:
@@ -56,5 +59,6 @@ class Threads:
                     future.set_exception(error)
                 else:
                     future.set_result(result)
+                    del result
             del item, work, future  # what the caller holds must not live on here until the next comes
             self._idle.release()

@@ -117,17 +117,20 @@ class Errands:
         self._flushes = 0
         self._numbers = itertools.count()
 
-    def send(self, errand: Errand, *, after: float = 0.0) -> None:
+    def send(self, errand: Errand, *, after: float = 0.0) -> bool:
         """Have it done. Never blocks.
 
         Args:
             errand: What is to be done.
             after: Seconds to wait before it.
+
+        Returns:
+            False where too much waits, and it is dropped.
         """
         with self._changed:
             if len(self._waiting) >= _MOST:
                 _log.debug("Too much waits for %s: %s is dropped", _shown(errand.uri), errand)
-                return
+                return False
             self._push(errand, after)
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="pomlflow-registry", daemon=True)
@@ -135,6 +138,7 @@ class Errands:
                 with contextlib.suppress(RuntimeError):
                     thread.start()
                     self._thread = thread
+            return True
 
     def away(self, uri: str) -> bool:
         """Whether the store was last found away."""

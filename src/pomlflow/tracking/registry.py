@@ -216,8 +216,10 @@ class PromptRegistry:
         # It comes from a registry, and so there is nothing to find or make.
         key = _Key(Place.now(), name, None, f"version {record.version}")
         if key not in self._known:
-            self._known[key] = PromptVersion(name, record.version, record.source)  # type: ignore[abstract] # in MLflow
-            _shrink(self._known)
+            version = PromptVersion(name, record.version, record.source)  # type: ignore[abstract] # in MLflow
+            with self._lock:
+                self._known[key] = version
+                _shrink(self._known)
         return key
 
     def _register(self, key: _Key, record: RenderRecord, *, create: bool) -> _Registration | None:
@@ -235,8 +237,9 @@ class PromptRegistry:
                     draft=draft_of(record, key.name),
                     create=create,
                 )
+                if not self._send(registration):
+                    return None
                 self._pending[key, create] = registration
-                self._send(registration)
             return registration
 
     def _finish(self, registration: _Registration, version: PromptVersion | None, *, refused: bool = False) -> None:
@@ -260,9 +263,9 @@ class PromptRegistry:
     def _send_link(self, place: Place, trace_id: str, version: PromptVersion) -> None:
         self._send(TraceLink(uri=place.tracking, workspace=place.workspace, trace_id=trace_id, version=version))
 
-    def _send(self, errand: Errand) -> None:
+    def _send(self, errand: Errand) -> bool:
         finish_with_mlflow()
-        self._errands.send(errand)
+        return self._errands.send(errand)
 
     def _link_trace(self, place: Place, trace_id: str, version: PromptVersion, on_version: _OnVersion | None) -> None:
         live = link_live(trace_id, version)

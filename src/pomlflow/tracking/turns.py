@@ -49,11 +49,11 @@ def turn(key: str, patience: float = 5.0) -> Iterator[None]:
 
 def _lock(key: str, patience: float) -> int | None:
     # In the user's own folder: in a shared one, such as /tmp, another user's file may stand in the way.
-    folder = platformdirs.user_cache_path("pomlflow", appauthor=False) / "turns"
     try:
+        folder = platformdirs.user_cache_path("pomlflow", appauthor=False) / "turns"
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return None
     deadline = time.monotonic() + patience
     while not _acquire(file):
