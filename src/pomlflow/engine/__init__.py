@@ -209,6 +209,7 @@ def _waited(request: Request, timeout: float) -> RenderTimeoutError:
 
 
 _engine = _Engine(sandbox=True)
+_switching = threading.Lock()
 
 
 def run(request: Request, timeout: float | None = None) -> Result:
@@ -337,17 +338,26 @@ def close() -> None:
 
 def _ready() -> _Engine:
     """The engine; another one where the sandbox was switched since, for which its processes were not started."""
-    wanted = settings().sandbox
-    if _engine.sandbox != wanted:
-        close()
-        _engine.sandbox = wanted
-    return _engine
+    engine, wanted = _engine, settings().sandbox
+    return engine if engine.sandbox == wanted else _switched(wanted)
+
+
+def _switched(sandbox: bool) -> _Engine:
+    global _engine
+    with _switching:
+        old = _engine
+        if old.sandbox == sandbox:
+            return old
+        _engine = engine = _Engine(sandbox=sandbox)  # a new one: in the old one a process of before may be starting
+    old.close()
+    return engine
 
 
 def _forked() -> None:
-    global _engine  # a fork must share neither pipes, which process.py closes, nor locks with its parent
+    global _engine, _switching  # a fork must share neither pipes, which process.py closes, nor locks with its parent
     cold, _engine = _engine.cold, _Engine(sandbox=_engine.sandbox)
     _engine.cold = cold  # told already
+    _switching = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
