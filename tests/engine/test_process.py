@@ -19,6 +19,7 @@ import pytest
 
 from pomlflow import engine, settings
 from pomlflow.engine import install
+from pomlflow.engine.process import NodeProcess
 from pomlflow.exceptions import EngineError, RenderError, RenderTimeoutError, WorkerDiedError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -251,6 +252,33 @@ def test_a_render_that_waits_for_ever_is_ended() -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         with pytest.raises(RenderTimeoutError):
             text(f'<webpage url="{url}"/>', 1)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 50])
+def test_requests_that_come_in_pieces_one_upon_another_are_taken_whole(
+    pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = NodeProcess._write
+
+    def in_pieces(process: NodeProcess, data: bytes) -> None:
+        size = -(-len(data) // pieces)
+        for at in range(0, len(data), size):
+            whole(process, data[at : at + size])
+
+    monkeypatch.setattr(NodeProcess, "_write", in_pieces)
+    values = [f"{number}é" * (1 + 9 * number) for number in range(100)]
+    said = [engine.render("<p>{{value}}</p>", {"value": value})["messages"][0]["content"] for value in values]
+    assert said == values
+
+
+@linux
+def test_a_process_sleeps_when_no_more_requests_come(
+    worker: Callable[[], int], until: Callable[[Any], Any], hello: Callable[[], str]
+) -> None:
+    pid = worker()
+    for _ in range(200):
+        hello()
+    until(lambda: Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "S")
 
 
 def test_a_request_that_nobody_reads_is_ended(unseen: None, worker: Callable[[], int]) -> None:
