@@ -16,7 +16,7 @@ from pomlflow.exceptions import PomlError
 if TYPE_CHECKING:
     from poml.api import PomlFrame
 
-__all__ = ["JsonObject", "PromptFile", "RenderRecord", "content_digest", "frame_of"]
+__all__ = ["JsonObject", "PromptFile", "RenderRecord", "content_digest", "frame_of", "well_formed"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,16 @@ def content_digest(source: str, files: Iterable[PromptFile]) -> str:
     for file in files:
         digest.update(f"\0{file.path}\0{file.sha256}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def well_formed(text: str) -> str:
+    r"""Give a text without lone halves of UTF-16 pairs, which neither UTF-8, nor a store, nor any model can take.
+
+    Example:
+        >>> well_formed("an \ud83d\ude00, and half of one: \ud83d")
+        'an 😀, and half of one: �'
+    """
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class JsonObject(Mapping[str, Any]):

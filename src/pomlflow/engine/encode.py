@@ -24,6 +24,7 @@ from uuid import UUID
 import orjson
 
 from pomlflow.exceptions import VariableError
+from pomlflow.record import well_formed
 
 __all__ = ["decode", "dumps", "encode", "is_identifier"]
 
@@ -180,7 +181,7 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
     if value is None or kind is bool:
         return value
     if kind is str:
-        return _well_formed(value)
+        return well_formed(value)
     if kind is int:
         return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else _text(value, place)
     if kind is float:
@@ -213,7 +214,7 @@ def _key(key: Any, place: str) -> str:
             [key] = orjson.loads(orjson.dumps({key: None}, option=_OPTIONS))
         except TypeError:
             key = _text(key, place)
-    return _well_formed(key)
+    return well_formed(key)
 
 
 def _text(value: Any, place: str) -> str:
@@ -223,11 +224,6 @@ def _text(value: Any, place: str) -> str:
     except Exception as error:
         why = f"variable {place!r} holds a {type(value).__qualname__} without a text ({type(error).__name__}: {error})"
         raise VariableError(why, _variable(place)) from error
-
-
-def _well_formed(text: str) -> str:
-    """Text without lone halves of UTF-16 pairs, which neither UTF-8 nor any model can take."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _variable(place: str) -> str:

@@ -23,8 +23,8 @@ from pomlflow.exceptions import ConfigurationError
 from pomlflow.frame.messages import media_part
 from pomlflow.langchain.context import nearest, run_here, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
-from pomlflow.record import RenderRecord
-from pomlflow.tracking.limits import LimitedSpan, event_within_limit, limited, within_limit
+from pomlflow.record import RenderRecord, well_formed
+from pomlflow.tracking.limits import LimitedSpan, event_within_limit, within_limit
 from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, store_content, warn_once
 
 __all__ = ["PomlCallbackHandler", "carry", "deliver", "log_under_mlflow_tracer"]
@@ -112,13 +112,15 @@ class PomlCallbackHandler(_Settings, _Tracer):
         if self.mask is None:
             if outputs is not None:
                 _store_media_offloaded(run.span, SpanAttributeKey.OUTPUTS, within_limit(outputs, _plain))
-            return SpanStatus(status.status_code, within_limit(status.description))
+            return SpanStatus(status.status_code, well_formed(within_limit(status.description)))
         failed = status.status_code == SpanStatusCode.ERROR
         kept = masked(self.mask, _plain(run.inputs), {"error": status.description} if failed else _plain(outputs))
         if "inputs" in kept:
-            run.span.set_inputs(within_limit(kept["inputs"]))
+            store_content(run.span, SpanAttributeKey.INPUTS, within_limit(kept["inputs"]))
         if not failed:
-            return super().store_outputs(run, within_limit(kept.get("outputs")), status)
+            if "outputs" in kept:
+                store_content(run.span, SpanAttributeKey.OUTPUTS, within_limit(kept["outputs"]))
+            return status
         event = event_within_limit(masked_exception(run.error or "Error", kept))
         run.span.add_event(event)
         return SpanStatus(status.status_code, str(event.attributes["exception.message"]))
@@ -126,7 +128,7 @@ class PomlCallbackHandler(_Settings, _Tracer):
     def writable(self, run: Run) -> LiveSpan:
         """The span as MLflow's tracer may write to it."""
         if self.mask is None:
-            return cast("LiveSpan", LimitedSpan(run.span)) if limited() else run.span
+            return cast("LiveSpan", LimitedSpan(run.span))
         return cast("LiveSpan", _Guarded(run))
 
     # Without the private parts that a mask takes, MLflow's tracer would store everything.

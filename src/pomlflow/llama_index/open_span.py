@@ -20,7 +20,7 @@ from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value, set_span_chat_tools
 
 from pomlflow.llama_index.media import offloadable, store
-from pomlflow.tracking.limits import LimitedSpan, event_within_limit, limited, within_limit
+from pomlflow.tracking.limits import LimitedSpan, event_within_limit, within_limit
 from pomlflow.tracking.spans import Mask, masked, masked_exception, store_content, warn_once
 
 __all__ = ["OpenSpan", "Owner", "inputs_of"]
@@ -101,7 +101,7 @@ class OpenSpan:
     def writable(self) -> Any:
         """The span as MLflow's event handler may write to it."""
         if self.mask is None:
-            return LimitedSpan(self.span) if limited() else self.span
+            return LimitedSpan(self.span)
         return _Guarded(self.span)
 
     def begin(self, inputs: dict[str, Any]) -> None:

@@ -13,20 +13,16 @@ from typing import Any, TypeVar
 
 from mlflow.entities import SpanEvent
 
+from pomlflow.record import well_formed
 from pomlflow.settings import settings
 
-__all__ = ["LimitedSpan", "event_within_limit", "limited", "within_limit"]
+__all__ = ["LimitedSpan", "event_within_limit", "within_limit"]
 
 _URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
 _MEDIA = 256  # characters; a shorter run of letters is a word, or an id
 
 T = TypeVar("T")
-
-
-def limited() -> bool:
-    """Whether there is a limit."""
-    return settings().max_content > 0
 
 
 def within_limit(value: T, plain: Callable[[T], Any] | None = None) -> Any:
@@ -74,13 +70,23 @@ def _shortened(text: str, limit: int) -> str:
 
 
 def event_within_limit(event: SpanEvent) -> SpanEvent:
-    """Cut what an event says, such as an exception's message and traceback."""
-    attributes = within_limit(event.attributes)
-    return event if attributes is event.attributes else replace(event, attributes=attributes)
+    """Cut what an event says, such as an exception's message and traceback, and leave in it what a store can hold."""
+    return replace(event, attributes=_sound(within_limit(event.attributes)))
+
+
+def _sound(value: Any) -> Any:
+    """Plain data with texts that a store can hold; MLflow (3.12 to 3.17) loses a trace with half an emoji in it."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, Mapping):
+        return {_sound(key): _sound(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sound(item) for item in value]
+    return value
 
 
 class LimitedSpan:
-    """A span for whoever writes to it beside us, MLflow's own tracers: what they write is cut.
+    """A span for whoever writes to it beside us, MLflow's own tracers: what they write is cut, and can be stored.
 
     Args:
         span: MLflow's.
@@ -91,11 +97,11 @@ class LimitedSpan:
 
     def set_attribute(self, key: str, value: Any) -> None:
         """As the span's own."""
-        self._span.set_attribute(key, within_limit(value))
+        self._span.set_attribute(key, _sound(within_limit(value)))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """As the span's own."""
-        self._span.set_attributes(within_limit(attributes))
+        self._span.set_attributes(_sound(within_limit(attributes)))
 
     def add_event(self, event: SpanEvent) -> None:
         """As the span's own."""

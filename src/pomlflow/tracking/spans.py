@@ -42,7 +42,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from pomlflow.delivery import Mask
 from pomlflow.frame.messages import shown_messages
-from pomlflow.record import RenderRecord
+from pomlflow.record import RenderRecord, well_formed
 from pomlflow.tracking.limits import event_within_limit, within_limit
 from pomlflow.tracking.pending import finish_at_the_end
 from pomlflow.tracking.stored import ATTRIBUTE, bare_media, facts_of
@@ -281,6 +281,8 @@ def store_content(span: LiveSpan, key: str, content: Any, prepare: Callable[[Any
         Whether there may be media in them.
     """
     text = dump_span_attribute_value(content)
+    if (sound := well_formed(text)) != text:  # MLflow (3.12 to 3.17) could not send the trace to its store
+        text, content = sound, json.loads(sound)
     if _MEDIA.search(text) is None:
         cast("Span", span._span).set_attribute(key, text)
         return False
