@@ -340,7 +340,7 @@ class _Render:
             natives=() if self._history is None else tuple(self._history.marks),
             output=self._output if self.error is None else None,
             error=self.error,
-            engine="warm" if self._result is None else self._result.engine,
+            engine=engine.kind() if self._result is None else self._result.engine,
             poml_version=engine.poml_version(),
             static=snapshot.inference.static,
             register=template.register if snapshot.register is None else snapshot.register,

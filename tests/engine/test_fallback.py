@@ -12,7 +12,8 @@ import pytest
 
 from pomlflow import engine
 from pomlflow.engine import install
-from pomlflow.exceptions import RenderError
+from pomlflow.exceptions import RenderError, RenderTimeoutError
+from pomlflow.template import Template
 
 
 @pytest.fixture
@@ -128,3 +129,27 @@ def test_an_error_in_an_include_names_no_wrong_place(cold: None, tmp_path: Path)
 def test_a_template_that_ends_node_is_an_error(cold: None) -> None:
     with pytest.raises(RenderError, match=r"^<inline>: poml ended without a word"):
         engine.render("<p>{{ process.exit(0) }}</p>", {})
+
+
+def test_a_render_that_never_ends_is_ended_at_its_limit(cold: None, hello: Callable[[], str]) -> None:
+    assert hello() == "Hello Ada"  # the warning is said, and the limit is the render's alone
+    with pytest.raises(RenderTimeoutError, match=r"^<inline>: the render took longer than 2 s and was ended"):
+        engine.run(engine.Request("<p>{{ (() => { while (true); })() }}</p>"), 2)
+    assert hello() == "Hello Ada"
+
+
+def test_a_render_that_waits_for_its_turn_in_vain_is_told_so(cold: None, hello: Callable[[], str]) -> None:
+    assert hello() == "Hello Ada"
+    places = engine._engine._cold_places
+    places.acquire()
+    try:
+        with pytest.raises(RenderTimeoutError, match=r"no Node process came free for the render within 0\.01 s"):
+            engine.run(engine.Request("<p>Hi</p>"), 0.01)
+    finally:
+        places.release()
+
+
+def test_a_record_says_who_refused_the_render(cold: None, hello: Callable[[], str]) -> None:
+    assert hello() == "Hello Ada"
+    record = Template("<p>{{ null.x }}</p>").render({})
+    assert (type(record.error), record.engine) == (RenderError, "poml")

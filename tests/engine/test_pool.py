@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,6 +230,17 @@ def test_what_failed_and_what_was_started_again_is_counted(js: JS) -> None:
     text(n=2)
     told = engine.stats()
     assert (told.rendered - before.rendered, told.failed, told.restarted, told.recycled) == (3, 1, 1, 0)
+
+
+def test_what_the_engine_asks_for_itself_is_counted_as_no_render(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path))  # a first start, whose compiled code is asked for
+    text(n=0)
+    assert engine._engine._storing is not None
+    engine._engine._storing.result(60)
+    assert list(tmp_path.rglob("compiled"))
+    assert engine.stats().rendered == 1
 
 
 def test_prewarmed_processes_are_there_before_the_first_render() -> None:

@@ -14,8 +14,9 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pomlflow.engine import install
 from pomlflow.engine.encode import encode, is_identifier
@@ -39,6 +40,7 @@ __all__ = [
     "close",
     "encode",
     "is_identifier",
+    "kind",
     "poml_version",
     "prewarm",
     "render",
@@ -72,8 +74,18 @@ class _Engine:
                 f"{request.file or '<inline>'}: a template that is not trusted is not rendered by poml.poml(), which "
                 f"has no sandbox; pomlflow is made for poml 0.0.8, poml {poml_version()} is installed"
             )
-        with self._cold_places:
-            return Result(render_cold(request), "poml")
+        return self._cold(request, timeout)
+
+    def _cold(self, request: Request, timeout: float) -> Result:
+        places, end = self._cold_places, time.monotonic() + timeout
+        if not places.acquire(timeout=timeout):
+            raise _waited(request, timeout)
+        try:
+            return Result(render_cold(request, end - time.monotonic()), "poml")
+        except TimeoutError as error:
+            raise _outlasted(request, timeout) from error
+        finally:
+            places.release()
 
     async def arun(self, request: Request, timeout: float) -> Result:
         loop = _loop()
@@ -115,9 +127,7 @@ class _Engine:
         except WaitedError as error:
             raise _waited(request, timeout) from error
         except TimeoutError as error:
-            message = f"the render took longer than {timeout:g} s and was ended"
-            hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
-            raise RenderTimeoutError([Problem(message, "Timeout", request.file)], hint) from error
+            raise _outlasted(request, timeout) from error
         except WorkerDiedError as error:
             if error.returncode in FROM_OUTSIDE:
                 why = "It was tried twice: something ends Node's processes, or the machine is short of memory"
@@ -145,7 +155,7 @@ class _Engine:
     def _store(self, installation: install.Installation, length: int) -> None:
         """Keep what V8 has compiled by now, for the next start; it queues behind the first render."""
         try:
-            answer = self.pool.call(b'"op":"compiled"}', 30, self.pool.ask(grow=False))
+            answer = self.pool.call(b'"op":"compiled"}', 30, self.pool.ask(own=True))
             installation.store(base64.b64decode(answer["ok"]), length)
         except (OSError, EngineError) as error:
             _log.info("POML's compiled code cannot be kept (%s): a first render takes half a second longer", error)
@@ -200,6 +210,12 @@ def _settle(done: concurrent.futures.Future[Result], outcome: Result | BaseExcep
         done.set_exception(outcome)
     else:
         done.set_result(outcome)
+
+
+def _outlasted(request: Request, timeout: float) -> RenderTimeoutError:
+    message = f"the render took longer than {timeout:g} s and was ended"
+    hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
+    return RenderTimeoutError([Problem(message, "Timeout", request.file)], hint)
 
 
 def _waited(request: Request, timeout: float) -> RenderTimeoutError:
@@ -268,6 +284,11 @@ def stats() -> Stats:
         0
     """
     return _ready().pool.stats()
+
+
+def kind() -> Literal["warm", "poml"]:
+    """Tell what renders here: the warm Node processes, or poml's own command line where they cannot be kept."""
+    return "poml" if _engine.cold else "warm"
 
 
 def prewarm(workers: int = 1) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from pomlflow.exceptions import RenderError
 __all__ = ["render_cold"]
 
 
-def render_cold(request: Request) -> dict[str, Any]:
+def render_cold(request: Request, timeout: float) -> dict[str, Any]:
     """Render with poml's own command line, as ``poml.poml()`` does.
 
     Args:
         request: What to render.
+        timeout: Seconds until its process is ended.
 
     Returns:
         What ``poml.poml(format="dict")`` gives.
 
     Raises:
         RenderError: POML refused it; only its first problem is known here.
+        TimeoutError: It outlasted its limit.
     """
     # Not poml.poml(): it is ours under autolog, has tracing of its own, and keeps silent about what went wrong.
     from poml.cli import run
@@ -41,7 +44,10 @@ def render_cold(request: Request) -> dict[str, Any]:
         for name, value in (("context", _context(request)), ("stylesheet", dict(request.stylesheet or {}))):
             file.with_name(name).write_text(json.dumps(value), encoding="utf-8")
             args += [f"--{name}-file", str(file.with_name(name))]
-        done = run(*args, capture_output=True)
+        try:
+            done = run(*args, capture_output=True, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError from error
         if done.returncode or not output.exists():  # it may also end well, and without a word
             raise _reason(request, done.stderr.decode(errors="replace"))
         result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))

@@ -71,12 +71,14 @@ class Turn:
         since: When it was asked for, in seconds of the monotonic clock.
         process: What it renders in.
         abandoned: Whether nobody waits for its answer any more.
+        own: Whether it is the engine's own, and no render.
     """
 
     granted: Future[NodeProcess | None] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
     process: NodeProcess | None = None
     abandoned: bool = False
+    own: bool = False
 
 
 class Pool:
@@ -101,16 +103,16 @@ class Pool:
         self._closed = False
         self.threads = Threads()
 
-    def ask(self, *, grow: bool = True) -> Turn:
+    def ask(self, *, own: bool = False) -> Turn:
         """Take a place in the queue.
 
         Args:
-            grow: Whether a further process may be started for it.
+            own: Whether it is the engine's own: no process is started for it, and it is not counted.
 
         Raises:
             EngineBusyError: Too many wait.
         """
-        turn, limits = Turn(), settings()
+        turn, limits = Turn(own=own), settings()
         with self._lock:
             self._check_open()
             if self._idle:
@@ -126,7 +128,7 @@ class Pool:
                 )
             else:
                 self._waiting.append(turn)
-                if grow and len(self._waiting) >= len(self._all) and self._places() < limits.workers:
+                if not own and len(self._waiting) >= len(self._all) and self._places() < limits.workers:
                     self._start_beside(None)
         return turn
 
@@ -325,7 +327,7 @@ class Pool:
     def _release(self, process: NodeProcess, turn: Turn | None, *, answered: bool) -> None:
         usable = process.healthy if answered else process.alive
         with self._lock:
-            if turn is None or not turn.abandoned:
+            if turn is None or not (turn.abandoned or turn.own):
                 self._counts["rendered" if answered else "failed"] += 1
             if turn is not None:
                 turn.process = None
