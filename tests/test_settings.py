@@ -16,7 +16,7 @@ from pomlflow.exceptions import ConfigurationError
 
 EVERY: dict[str, tuple[str, Any]] = {
     "timeout": ("2", 2.0),
-    "prompt_root": ("prompts", Path("prompts")),
+    "prompt_root": ("prompts", Path("prompts").absolute()),
     "exact_openai_chat": ("1", True),
     "max_workers": ("3", 3),
     "max_queue": ("5", 5),
@@ -57,6 +57,24 @@ def test_code_wins_over_the_environment_and_keeps_the_rest(monkeypatch: pytest.M
     assert settings.configure(prompt_root=str(tmp_path)) == settings.Settings(2.5, tmp_path)
     assert settings.configure(timeout=7) == settings.Settings(7.0, tmp_path)
     assert settings.settings() == settings.Settings(7.0, tmp_path)
+
+
+def test_a_prompt_root_stays_where_it_was_given_and_can_be_taken_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = Path.cwd()
+    settings.configure(prompt_root="prompts")
+    monkeypatch.chdir(tmp_path)
+    assert settings.settings().prompt_root == here / "prompts"
+    assert settings.configure(prompt_root="").prompt_root is None
+
+
+def test_a_block_changes_what_it_names_and_follows_the_rest() -> None:
+    """Else another thread, and the block, would each have the engine made anew for its own idea of the sandbox."""
+    with settings.configured(timeout=5), settings.configured(cached_results=3):
+        settings.configure(sandbox=False, timeout=9)
+        assert settings.settings() == settings.Settings(timeout=5.0, cached_results=3, sandbox=False)
+    assert settings.settings() == settings.Settings(timeout=9.0, sandbox=False)
 
 
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "soon", [], "1s"])

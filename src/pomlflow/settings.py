@@ -66,12 +66,13 @@ def _cores() -> int:
 
 _CORES = _cores()
 _current: Settings | None = None
-_here: ContextVar[Settings | None] = ContextVar("pomlflow_settings", default=None)
+_here: ContextVar[Mapping[str, Any] | None] = ContextVar("pomlflow_settings", default=None)  # what differs
 
 
 def settings() -> Settings:
     """The settings in force: of `configured`, else of `configure`, else of the environment, else the defaults."""
-    return _here.get() or _everywhere()
+    changes = _here.get()
+    return _everywhere() if changes is None else replace(_everywhere(), **changes)
 
 
 def _everywhere() -> Settings:
@@ -105,7 +106,7 @@ def configure(
 
     Args:
         timeout: Seconds that a render may take, above 0.
-        prompt_root: The folder that prompt names and stored paths are relative to.
+        prompt_root: The folder that prompt names and stored paths are relative to; an empty text for none again.
         exact_openai_chat: Whether the format ``openai_chat`` is byte for byte poml's, with what OpenAI's API refuses.
         max_workers: Node processes that there may be, 0 for as many as this process has cores, and 8 at the most. They
             are started as there is work; a smaller number ends none of those that are there.
@@ -170,7 +171,7 @@ def configured(*, timeout: float | None = None, cached_results: int | None = Non
         'Hello'
     """
     changes = {"timeout": timeout, "cached_results": cached_results}
-    token = _here.set(replace(settings(), **_checked(changes)))
+    token = _here.set({**(_here.get() or {}), **_checked(changes)})
     try:
         yield settings()
     finally:
@@ -221,7 +222,7 @@ def _switch(name: str, value: Any) -> bool:
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "timeout": _seconds,
-    "prompt_root": lambda _, folder: Path(folder),
+    "prompt_root": lambda _, folder: Path(folder).expanduser().absolute() if folder else None,
     "exact_openai_chat": _switch,
     "max_workers": _number(0),
     "max_queue": _number(0),
