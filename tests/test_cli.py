@@ -264,6 +264,24 @@ def test_a_prompt_or_a_trace_that_is_not_there_is_said_so(run: Run, mlflow_store
     assert "no trace tr-none in sqlite:" in done.stderr
 
 
+def test_a_store_is_shown_without_its_password_and_a_missing_driver_is_named(run: Run, mlflow_store: str) -> None:
+    import mlflow
+
+    store = "mssql+pymssql://mlflow:secret@db/mlflow"
+    mlflow.set_registry_uri(store)  # put back by the fixture
+    done = run("register", "p", "--tracking-uri", store)
+    assert done.exit_code == 2
+    assert "registry: mssql+pymssql://***@db/mlflow" in done.stderr
+    assert "Error: MLflow's store needs the package pymssql" in done.stderr
+    assert "secret" not in done.output
+
+
+@pytest.mark.parametrize("part", ["p/parts/tone.poml", "./p/parts/tone.poml", "p/../p/parts/tone.poml"])
+def test_a_part_that_is_named_itself_is_registered_too(run: Run, mlflow_store: str, part: str) -> None:
+    assert len(lines(run("register", "p", "--dry-run"))) == 1
+    assert len(lines(run("register", "p", part, "--dry-run"))) == 2
+
+
 def test_what_cannot_be_read_or_written_is_said_so(run: Run, folder: Path, mlflow_store: str) -> None:
     deep = write(folder / "deep.json", "[" * 200_000)
     name = f"written{os.getpid()}"

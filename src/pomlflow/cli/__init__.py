@@ -45,6 +45,8 @@ class _Commands(click.Group):
             raise
         except OSError as error:
             raise Trouble(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+        except ModuleNotFoundError as error:  # a database's driver
+            raise Trouble(f"MLflow's store needs the package {error.name}: {error}") from error
         except Exception as error:
             if not type(error).__module__.startswith(_FOREIGN):
                 raise

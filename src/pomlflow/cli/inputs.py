@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,17 @@ import click
 if TYPE_CHECKING:
     from pomlflow.template import Template
 
-__all__ = ["FILE", "beside", "connect", "mlflow_options", "prompts_in", "template_of", "values_of", "with_values"]
+__all__ = [
+    "FILE",
+    "beside",
+    "connect",
+    "mlflow_options",
+    "prompts_in",
+    "template_of",
+    "values_of",
+    "with_values",
+    "without_secrets",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(allow_dash=True)
@@ -132,13 +143,14 @@ def prompts_in(paths: Sequence[str]) -> list[Path]:
     Raises:
         UsageError: There is nothing there.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for path in map(Path, paths):
         files = sorted(_under(path)) if path.is_dir() else [path] if path.is_file() else []
         if not files:
             raise click.UsageError(f"{path}: {'no .poml file in it' if path.is_dir() else 'there is no such file'}")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - resolves .., and no links
+    return list(found.values())
 
 
 def _under(folder: Path) -> Iterator[Path]:
@@ -166,3 +178,13 @@ def connect(tracking_uri: str | None) -> None:
 
     if tracking_uri is not None:
         mlflow.set_tracking_uri(tracking_uri)
+
+
+def without_secrets(uri: str) -> str:
+    """Show a store's URI without its password: what CI prints, many may read.
+
+    Example:
+        >>> without_secrets("postgresql://mlflow:secret@db:5432/mlflow")
+        'postgresql://***@db:5432/mlflow'
+    """
+    return re.sub(r"(?<=://)[^/@]+(?=@)", "***", uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pomlflow.cli.inputs import FILE, connect, mlflow_options, prompts_in, template_of
+from pomlflow.cli.inputs import FILE, connect, mlflow_options, prompts_in, template_of, without_secrets
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
@@ -45,9 +46,9 @@ def register(
     from pomlflow.cli.showing import shown_path
     from pomlflow.template import Template
 
-    templates = _whole([Template(path=file) for file in prompts_in(paths)], set(paths))
+    templates = _whole([Template(path=file) for file in prompts_in(paths)], {*map(os.path.abspath, paths)})
     counts: dict[str, int] = {}
-    click.echo(f"registry: {mlflow.get_registry_uri()}", err=True)
+    click.echo(f"registry: {without_secrets(mlflow.get_registry_uri())}", err=True)
     with _progress(templates) as steps:
         for template in steps:
             record = template.check()
@@ -71,13 +72,7 @@ def register(
 def _whole(templates: list[Template], named: set[str]) -> list[Template]:
     """Those that are no part of another one."""
     parts = {file for template in templates for file in template.inference.includes}
-    return [one for one in templates if one.path not in parts or {str(one.path), _here(one)} & named]
-
-
-def _here(template: Template) -> str:
-    from pomlflow.cli.showing import shown_path
-
-    return shown_path(str(template.path))
+    return [one for one in templates if one.path not in parts or str(one.path) in named]
 
 
 def _state(name: str, number: int | None, *, is_new: bool) -> str:
