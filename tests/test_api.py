@@ -190,6 +190,13 @@ def test_errors_are_polms_too(tmp_path: Path) -> None:
         pomlflow.poml(HELLO, {"name": "Ada"}, extra_args=["--cwd", "/"])
 
 
+async def test_a_context_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(pomlflow.ConfigurationError, match="context takes a mapping of variables, not a list"):
+        pomlflow.render(HELLO, [("name", "Ada")])  # type: ignore[arg-type]
+    with pytest.raises(pomlflow.ConfigurationError, match="context takes a mapping of variables, not a str"):
+        await pomlflow.arender(HELLO, "name=Ada")  # type: ignore[arg-type]
+
+
 CHAT = """<poml>
   <runtime model="m" temperature="0.5" maxOutputTokens="20" stopSequences='["END"]' provider="openai" stream="false"/>
   <output-schema>{"title": "reply card", "type": "object", "properties": {"a": {"type": "string"}}}</output-schema>

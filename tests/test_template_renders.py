@@ -107,6 +107,16 @@ async def test_a_missing_variable_is_a_record_with_error_and_variables(folder: P
             record.result()
 
 
+@pytest.mark.parametrize("markup", ['<p for="row in rows">{{row}}</p>', "<p for='row in rows.slice(1)'>{{row}}</p>"])
+def test_what_a_loop_misses_is_advised_as_a_loop_takes_it(markup: str) -> None:
+    advice = "typeof rows === 'undefined' ? [] : rows"
+    assert f"guard it in the template: {advice}\n" in str(Template(markup).render({}).error)
+    assert (
+        Template(markup.replace("rows", f"({advice})").replace("'row", '"row').replace(")'>", ')">')).render({}).error
+        is None
+    )
+
+
 def test_a_failed_render_is_a_record(folder: Path) -> None:
     file = write(folder / "a.poml", "<poml>\n  <p>{{ x.y.z }}</p>\n</poml>")
     record = Template(path=file).render({"x": {}})

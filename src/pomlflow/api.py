@@ -65,7 +65,7 @@ def render(
     """
     check_format(format)
     template = _template(markup, stylesheet, chat, name, base_dir, register)
-    record = template.render(context or {}, timeout=timeout)
+    record = template.render(_variables(context), timeout=timeout)
     deliver(record)
     return converted(record, format, exact=_exact(exact_openai_chat))
 
@@ -92,7 +92,7 @@ async def arender(
     """
     check_format(format)
     template = _template(markup, stylesheet, chat, name, base_dir, register)
-    record = await template.arender(context or {}, timeout=timeout)
+    record = await template.arender(_variables(context), timeout=timeout)
     deliver(record)
     return converted(record, format, exact=_exact(exact_openai_chat))
 
@@ -208,6 +208,14 @@ def _read(given: Mapping[str, Any] | str | Path | None, what: str) -> Mapping[st
 
 def _exists(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - of markup, Path.exists raises that the name is too long
+
+
+def _variables(context: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if context is None:
+        return {}
+    if not isinstance(context, Mapping):
+        raise ConfigurationError(f"context takes a mapping of variables, not a {type(context).__name__}")
+    return context
 
 
 def _template(

@@ -100,17 +100,18 @@ def _missing(
 ) -> MissingVariableError:
     first, given = missing[0], sorted(variables)
     near = difflib.get_close_matches(first, given, 1)
+    uses = [(use, file) for text, file in texts for use in (_first_use(text, first),)]
+    at, file = next((found for found in uses if found[0] is not None), uses[0])
+    guard = f"typeof {first} === 'undefined' ? {'[]' if at and at.loop else repr('')} : {first}"
     why = (
         f"the template needs the variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
         f"given: {', '.join(given) or 'none'}. {f'Did you mean {near[0]!r}? ' if near else ''}"
-        f"Pass it, or guard it in the template: {{{{ typeof {first} === 'undefined' ? '' : {first} }}}}"
+        f"Pass it, or guard it in the template: {guard if at and at.loop else f'{{{{ {guard} }}}}'}"
     )
-    texts = list(texts)
-    problem = Problem(why, file=texts[0][1])
-    for text, file in texts:
-        if (at := _first_use(text, first)) is not None:
-            problem = Problem(why, "MissingVariable", file, at.line, at.column, at.text, len(first))
-            break
+    if at is None:
+        problem = Problem(why, file=file)
+    else:
+        problem = Problem(why, "MissingVariable", file, at.line, at.column, at.text, len(first))
     return MissingVariableError(str(problem), first, problem)
 
 
@@ -118,6 +119,7 @@ class _Use(NamedTuple):
     line: int
     column: int
     text: str
+    loop: bool
 
 
 def _first_use(markup: str, name: str) -> _Use | None:
@@ -129,7 +131,9 @@ def _first_use(markup: str, name: str) -> _Use | None:
     if at is None:
         return None
     begin = markup.rfind("\n", 0, at) + 1
-    return _Use(markup.count("\n", 0, at) + 1, at - begin + 1, markup[begin:].split("\n", 1)[0].rstrip("\r"))
+    loop = re.search(r"\bfor\s*=\s*([\"'])(?:(?!\1).)*\sin\s+$", markup[:at], re.IGNORECASE | re.DOTALL) is not None
+    line = markup[begin:].split("\n", 1)[0].rstrip("\r")
+    return _Use(markup.count("\n", 0, at) + 1, at - begin + 1, line, loop)
 
 
 def _expressions(markup: str) -> Iterator[tuple[int, str]]:

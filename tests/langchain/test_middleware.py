@@ -170,6 +170,7 @@ def test_only_what_the_file_names_is_rendered_with() -> None:
 
 
 def test_only_poml_prompts_are_taken() -> None:
+    assert PomlMiddleware(PomlPromptTemplate("<p>Hi</p>"), tools=None).tools == []
     with pytest.raises(ConfigurationError, match="takes a PomlPromptTemplate, not a str"):
         PomlMiddleware("<p>Hi</p>")
 

@@ -83,7 +83,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         self,
         prompt: PomlPromptTemplate,
         *,
-        tools: Mapping[str, Any] | Iterable[Any] = (),
+        tools: Mapping[str, Any] | Iterable[Any] | None = None,
         variables: Variables | None = None,
     ) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
             raise ConfigurationError(f"PomlMiddleware takes a PomlPromptTemplate, not a {type(prompt).__name__}")
         self.prompt = prompt
         self.variables = variables
-        self.tools: list[BaseTool] = [as_tool(name, function) for name, function in named(tools).items()]
+        self.tools: list[BaseTool] = [as_tool(name, function) for name, function in named(tools or ()).items()]
         self._static: tuple[str, list[ToolSpec]] | None = None
 
     @property
