@@ -306,6 +306,27 @@ def test_a_process_that_cannot_be_cleaned_is_not_used_again(worker: Callable[[],
     assert worker() != before
 
 
+def test_renders_after_such_a_process_never_run_in_it_and_none_fails(js: JS) -> None:
+    """It ends after its answer, when the next request may have been sent: that one is done in another process."""
+    leaky = js("Object.defineProperty(Array.prototype, 'leak', { get() { return n } }); return n")
+    for number in range(5):
+        assert engine.render(leaky, {"n": number})["messages"][0]["content"] == str(number)
+        assert text("<p>{{typeof [].leak}}</p>") == "undefined"
+    assert engine.stats().failed == 0
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_what_a_render_leaves_is_gone_for_the_next_one_whenever_it_is_cleaned_up(slow: bool, js: JS) -> None:
+    """Behind the answer of a quick render, before that of a slow one, which may have left more."""
+    wait = "const end = Date.now() + 20; while (end > Date.now());" if slow else ""
+    left = js(
+        f"{wait} Array.prototype.join = () => 'spied'; Error.prototype.name = 'spied'; globalThis.spied = 1; return 1"
+    )
+    for _ in range(50):
+        assert text(left) == "spied"
+        assert text(js("return [[1, 2].join(), new Error().name, typeof spied].join()")) == "1,2,Error,undefined"
+
+
 @pytest.mark.parametrize("timer", ["setTimeout", "setInterval", "setImmediate"])
 def test_a_timer_ends_with_its_render(timer: str, js: JS) -> None:
     """It would run in the midst of another's, and see its variables."""

@@ -175,7 +175,7 @@ class Pool:
             except WorkerDiedError as error:
                 if error.returncode not in FROM_OUTSIDE:
                     raise
-                _log.info("the Node process was killed from outside; rendering once more in a new one")
+                _log.info("the Node process ended by no doing of the render, which is done once more in a new one")
                 left = max(deadline - time.monotonic(), _LEAST)
                 process = self._replaced(process)
                 self._begin(turn, process)

@@ -30,9 +30,11 @@ _DATA = 4 << 30
 _TAIL = 8192  # bytes of stderr that are kept for messages
 # LD_LIBRARY_PATH is what Node itself may need; the rest of the environment is none of a template's business.
 _KEEP = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
-# What ends a process from outside, or by a fault of Node's or a native addon's, which no JavaScript can cause. An exit,
-# an abort or V8's out-of-memory is the template's own doing: a retry would repeat it.
-FROM_OUTSIDE = frozenset(
+_SPENT = 86  # with which serve.cjs ends it because the render before left something that cannot be taken back
+# What ends a process by no doing of the render that it has: from outside, by a fault of Node's or a native addon's,
+# which no JavaScript can cause, or for the render before. Another exit, an abort or V8's out-of-memory is the template's
+# own doing: a retry would repeat it.
+FROM_OUTSIDE = frozenset({_SPENT}).union(
     -getattr(signal, name)
     for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGSEGV", "SIGBUS")
     if sys.platform != "win32"
@@ -58,7 +60,6 @@ class NodeProcess:
         timed_out: Whether it was ended for that.
         retired: Whether another one has been started in its place, and it is to go after its render.
         memory: Its resident bytes, as it last told.
-        spent: Whether a template left something in it that cannot be taken back, so that it is not to be used again.
 
     Raises:
         NotWarmError: The bundle cannot be loaded warm.
@@ -71,7 +72,6 @@ class NodeProcess:
         self.timed_out = False
         self.retired = False
         self.memory = 0
-        self.spent = False
         self._count = 0
         self._tail = b""
         self._drain = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
@@ -139,7 +139,7 @@ class NodeProcess:
     @property
     def healthy(self) -> bool:
         """Whether it may be used again, as far as is known without asking the system."""
-        return not (self.timed_out or self.retired or self.spent)
+        return not (self.timed_out or self.retired)
 
     @property
     def alive(self) -> bool:
@@ -188,7 +188,6 @@ class NodeProcess:
             _watchdog.set(self, float("inf"))
         result = _loads(line)
         self.memory = result.get("memory", self.memory)
-        self.spent = bool(result.get("spent"))
         return result
 
     def hurry(self, seconds: float) -> None:

@@ -69,7 +69,8 @@ class Result(NamedTuple):
     Attributes:
         output: What ``poml.poml(format="dict")`` gives.
         engine: Which engine made it.
-        node_ms: Milliseconds inside Node, from the request's JSON to the answer's; None for the engine ``poml``.
+        node_ms: Milliseconds inside Node, from the request's JSON to the answer's, and what cleaning up after the
+            render before it took, which comes after that one's answer; None for the engine ``poml``.
     """
 
     output: dict[str, Any]

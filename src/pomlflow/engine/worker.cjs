@@ -7,29 +7,23 @@
 //   {id, markup, context, stylesheet, path, chat, revive, natives} -> {id, ok: frame} | {id, problems: […]}
 //   the same with stand_ins, names of variables without a value   -> the same, without problems that are theirs
 //   {id, op: "compiled"}                                  -> {id, ok: base64 of V8's cached data}
-// An answer also tells ms, from the request's JSON to the answer's, and now and then memory, the resident bytes.
+// An answer also tells ms, from the request's JSON to the answer's with the cleaning up after the answer before, and now
+// and then memory, the resident bytes.
+// Where a render leaves what cannot be taken back, the process ends after its answer.
 // Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
 'use strict';
 
 const crypto = require('node:crypto');
 const fs = require('node:fs');
-const os = require('node:os');
 const path = require('node:path');
-const { performance } = require('node:perf_hooks');
 const process = require('node:process'); // a template's is another
 const vm = require('node:vm');
 const Module = require('node:module');
 const files = require('./files.cjs');
 const sandbox = require('./sandbox.cjs');
+const { send, serve } = require('./serve.cjs');
 const shortcuts = require('./shortcuts.cjs');
 const standIns = require('./stand_ins.cjs');
-
-// stdout belongs to the protocol. What the bundle (pdfjs does) or a template prints goes to stderr. A template can still
-// write to the descriptor; the newline before each line keeps that apart, and the other side passes it over.
-const { rss } = process.memoryUsage;
-const write = process.stdout.write.bind(process.stdout);
-process.stdout.write = process.stderr.write.bind(process.stderr);
-const send = (line, then) => write(`\n${line}\n`, then);
 
 // A promise or timer that a template leaves behind must not end the process under a later render.
 process.on('uncaughtException', (error) => console.error('uncaught in a template:', error));
@@ -305,67 +299,15 @@ async function answer(request) {
   // Getters and toJSON are code too, so what they change is taken back like the rest: nothing of the template's runs after.
   const line = told(request.id, frame, thrown, check);
   await turn();
+  return line;
+}
+
+/** Takes back what a render left, and nothing of the template's runs after it; false where that is not possible. */
+function clean() {
   files.serve(undefined);
   poml.base.BufferCollection.clear(); // documents by path and time: a file rewritten in the same tick would stay old
   for (const held of described) held.clear();
-  return forget() ? line : `${line.slice(0, -1)},"spent":true}`; // something of it stays: not to be used again
-}
-
-const SOON = 0.3; // ms; the threads of a loaded program take some 0.2 to hand over
-// Where to read is not to sleep, and the caller has a core of its own meanwhile.
-const mayLook = process.platform !== 'win32' && os.availableParallelism() > 1;
-const room = Buffer.alloc(1 << 16);
-
-/**
- * What comes on stdin soon, looked for awake: a process that sleeps between renders takes 25 µs to wake in a virtual
- * machine, and a third longer for a small render, out of cold caches. Only done while requests do come that soon.
- */
-function lookFor(then) {
-  const end = performance.now() + SOON;
-  do {
-    try {
-      then(Buffer.from(room.subarray(0, fs.readSync(0, room))));
-      return;
-    } catch (error) {
-      if (error.code !== 'EAGAIN') return; // the event loop will meet it too
-    }
-  } while (performance.now() < end);
-}
-
-function serve() {
-  const queue = [];
-  let parts = [];
-  let busy = false;
-  let answers = 0;
-  let answered = -Infinity;
-  function take(chunk) {
-    for (let end; (end = chunk.indexOf(10)) >= 0; chunk = chunk.subarray(end + 1)) {
-      parts.push(chunk.subarray(0, end));
-      queue.push(parts.length > 1 ? Buffer.concat(parts) : parts[0]);
-      parts = [];
-    }
-    if (chunk.length) parts.push(chunk);
-  }
-  async function work() {
-    if (busy) return;
-    busy = true;
-    while (queue.length) {
-      const start = performance.now();
-      const soon = start - answered < SOON;
-      const request = JSON.parse(queue.shift());
-      const line = await answer(request);
-      const memory = answers++ % 32 ? '' : `,"memory":${rss()}`; // 5 µs
-      send(`${line.slice(0, -1)}${memory},"ms":${(performance.now() - start).toFixed(4)}}`);
-      answered = performance.now();
-      if (soon && mayLook) lookFor(take);
-    }
-    busy = false;
-  }
-  process.stdin.on('data', (chunk) => {
-    take(chunk);
-    work();
-  });
-  process.stdin.on('end', () => process.exit(0)); // the parent is gone
+  return forget();
 }
 
 let poml, settle, described, forget, checking;
@@ -384,7 +326,7 @@ try {
 const parsedFiles = new Files(256 * 1024); // a parsed file takes 85 bytes a character, one of nothing but tags 210
 const globals = new Set(Object.keys(globalThis));
 if (poml) {
-  serve();
+  serve(answer, clean);
   const { version, cache, length } = poml;
   send(JSON.stringify({ id: 0, ready: { node: process.version, poml: version, cache, length } }));
 }
