@@ -32,8 +32,8 @@ _TAIL = 8192  # bytes of stderr that are kept for messages
 _KEEP = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
 _SPENT = 86  # with which serve.cjs ends it because the render before left something that cannot be taken back
 # What ends a process by no doing of the render that it has: from outside, by a fault of Node's or a native addon's,
-# which no JavaScript can cause, or for the render before. Another exit, an abort or V8's out-of-memory is the template's
-# own doing: a retry would repeat it.
+# which no JavaScript can cause, or for the render before. Another exit, an abort or V8's out-of-memory is the
+# template's own doing: a retry would repeat it.
 FROM_OUTSIDE = frozenset({_SPENT}).union(
     -getattr(signal, name)
     for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGSEGV", "SIGBUS")
