@@ -105,7 +105,7 @@ def test_what_does_not_render_is_told_at_its_place(run: Run, folder: Path) -> No
     )  # fmt: skip
     missing = run("render", "p/support.poml", "-c", "name=Ada")
     assert missing.exit_code == 1
-    assert missing.output.startswith("p/support.poml:")
+    assert missing.output.startswith("p/support.poml:3:16: the template needs the variable question")
     assert "question" in missing.output
 
 
@@ -119,6 +119,9 @@ def test_what_does_not_render_is_told_at_its_place(run: Run, folder: Path) -> No
         (["render", "p/support.poml", "--context-file", "nowhere"], "nowhere: cannot be read"),
         (["render", "-", "--context-file", "p/support.poml"], "this is no JSON"),
         (["check", "nowhere"], "nowhere: there is no such file"),
+        (["render", "empty"], "empty: this is a folder: name a file in it"),
+        (["vars", "empty"], "empty: this is a folder: name a file in it"),
+        (["diff", "empty"], "empty: this is a folder: name a file in it"),
         (["check", "empty"], "empty: no .poml file in it"),
         (["nonsense"], "No such command 'nonsense'"),
     ],

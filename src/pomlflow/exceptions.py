@@ -124,6 +124,7 @@ class MissingVariableError(VariableError, KeyError):
 
     Attributes:
         variable: The first that is missing.
+        problem: The same as a `Problem`, with its place; None where it is unknown.
         file: The file that uses it first; None for inline markup.
         line: Of its first use, from 1; None where it is not found in the text.
         column: From 1, in characters.
@@ -133,13 +134,13 @@ class MissingVariableError(VariableError, KeyError):
 
     def __init__(self, message: str, variable: str, problem: Problem | None = None) -> None:
         super().__init__(message, variable)
-        self._problem = problem
+        self.problem = problem
         self.file = problem and problem.file
         self.line = problem and problem.line
         self.column = problem and problem.column
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.variable, self._problem)
+        return type(self), (str(self), self.variable, self.problem)
 
 
 class RegistryError(PomlError):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from pomlflow.cli.inputs import beside, prompts_in, values_of, with_values
-from pomlflow.exceptions import EngineError, PomlError, Problem, RenderError, WorkerDiedError
+from pomlflow.exceptions import EngineError, MissingVariableError, PomlError, Problem, RenderError, WorkerDiedError
 
 __all__ = ["check", "show_problems"]
 
@@ -71,6 +71,9 @@ def _escaped(text: str) -> str:
 
 
 def _problems(error: PomlError) -> Iterator[Problem]:
+    if isinstance(error, MissingVariableError) and error.problem is not None:
+        yield error.problem
+        return
     if not isinstance(error, RenderError):
         place, _, rest = str(error).partition(": ")
         yield Problem(rest if os.path.isabs(place) or place == "<inline>" else str(error), type(error).__name__)  # noqa: PTH117

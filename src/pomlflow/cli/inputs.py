@@ -99,6 +99,8 @@ def _json(text: str, place: str) -> Any:
 def _text(file: str) -> str:
     try:
         if file == "-":
+            if sys.stdin is None:
+                raise click.UsageError("-: there is no standard input")
             return sys.stdin.buffer.read().decode("utf-8", "replace")
         return Path(file).read_text("utf-8", "replace")
     except OSError as error:
@@ -130,6 +132,8 @@ def template_of(file: str, *, stylesheet: str | None = None, chat: bool = True) 
         from pomlflow.tracking.following import open_prompt
 
         return Template(origin=open_prompt(file), stylesheet=style, chat=chat)
+    if os.path.isdir(file):  # noqa: PTH112
+        raise click.UsageError(f"{file}: this is a folder: name a file in it")
     return Template(path=file, stylesheet=style, chat=chat)
 
 
