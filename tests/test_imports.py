@@ -25,7 +25,7 @@ ROOMS = {
     "frame": {"exceptions"},
     "roots": {"settings"},
     "engine": {"roots", "settings", "record", "exceptions"},
-    "delivery": {"record"},
+    "delivery": {"record", "exceptions"},
     "formats": {"frame", "record", "exceptions"},
     "markup": set(),
     "javascript": {"engine"},

@@ -159,8 +159,6 @@ def poml_record(
     stylesheet: Mapping[str, Any] | str | Path | None,
     chat: bool,
     format: Format,  # noqa: A002
-    *,
-    depth: int = 3,
 ) -> RenderRecord:
     """Render what ``poml.poml()`` takes to a record, of a failed render too; it is not delivered.
 
@@ -170,7 +168,6 @@ def poml_record(
         stylesheet: A stylesheet.
         chat: Whether to give messages, or one text.
         format: Checked before anything is rendered.
-        depth: How many frames up the caller stands that a warning is to name.
     """
     check_format(format)
     if not isinstance(markup, os.PathLike) and _exists(markup):
@@ -178,7 +175,7 @@ def poml_record(
     elif isinstance(markup, str) and re.match(r"^[\w\-./]+$", markup):
         warnings.warn(
             f"The markup '{markup}' looks like a file path, but it does not exist. Assuming it is a POML string.",
-            stacklevel=depth,
+            stacklevel=3,  # whoever called `poml`
         )
     template = _template(markup, _read(stylesheet, "stylesheet"), chat, None, None, None)
     return template.render(_read(context, "context") or {})

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pomlflow.delivery import Kind, Mask, observe, take_rest
-from pomlflow.exceptions import ConfigurationError
+from pomlflow.delivery import Kind, Mask, checked_mask, observe, take_rest
 from pomlflow.imports import no_longer, when_imported
 
 if TYPE_CHECKING:
@@ -105,10 +104,8 @@ def switch(
     trace_dir: str | os.PathLike[str] | None = None,
 ) -> None:
     """Set one part of autolog; the other arguments are those of `autolog`."""
-    if mask is not None and not callable(mask):
-        raise ConfigurationError(f"mask takes a function, not a {type(mask).__name__}")
     folder = None if trace_dir is None else os.path.abspath(trace_dir)  # noqa: PTH100
-    options = None if disable else Options(log_traces, silent, register_prompts, mask, folder)
+    options = None if disable else Options(log_traces, silent, register_prompts, checked_mask(mask), folder)
     with _lock:
         if options == _on.get(part):
             return

@@ -16,9 +16,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pomlflow.exceptions import ConfigurationError
 from pomlflow.record import RenderRecord
 
-__all__ = ["Carrier", "Kind", "Mask", "Observer", "deliver", "join", "observe", "observed", "take_rest"]
+__all__ = [
+    "PATIENCE",
+    "Carrier",
+    "Kind",
+    "Mask",
+    "Observer",
+    "checked_mask",
+    "deliver",
+    "join",
+    "observe",
+    "observed",
+    "patience_here",
+    "take_rest",
+]
 
 Mask = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 """From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored.
@@ -34,7 +48,8 @@ Kind = Literal["plain", "langchain"]
 """Whose prompt was rendered. LlamaIndex's own events tell of LlamaIndex's, outside of all engines and agents too."""
 
 _log = logging.getLogger("pomlflow")
-_WAIT: Final = 0.005
+PATIENCE: Final = 0.005
+"""Seconds that a render waits for its prompt's version, so that a first trace is linked when it is exported."""
 # LangChain first: its carrier finds LlamaIndex's span where one is open inside a run.
 _ORDER: Final = ("langchain", "llama_index")
 
@@ -42,6 +57,22 @@ _observer: Observer | None = None
 _failed = False
 _frameworks: dict[str, Carrier] = {}
 _rest: dict[Kind, Carrier] = {}
+
+
+def patience_here() -> float:
+    """Tell how long finding a prompt's version may take here: an event loop never waits."""
+    return PATIENCE if asyncio._get_running_loop() is None else 0.0
+
+
+def checked_mask(mask: Mask | None) -> Mask | None:
+    """Give a mask back that can be asked.
+
+    Raises:
+        ConfigurationError: It is no function.
+    """
+    if mask is not None and not callable(mask):
+        raise ConfigurationError(f"mask takes a function, not a {type(mask).__name__}")
+    return mask
 
 
 def observe(observer: Observer | None) -> None:
@@ -99,7 +130,7 @@ def deliver(record: RenderRecord, kind: Kind = "plain") -> None:
     """
     if not _frameworks and not _rest:
         return
-    wait = _WAIT if asyncio._get_running_loop() is None else 0.0  # an event loop never waits
+    wait = patience_here()
     for name in _ORDER:
         if (carrier := _frameworks.get(name)) is not None and carrier(record, wait):
             return

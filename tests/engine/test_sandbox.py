@@ -198,7 +198,12 @@ def test_a_folder_whose_name_only_begins_alike_is_another(home: Path, tmp_path: 
 
 
 def test_another_case_is_another_file(home: Path, tmp_path: Path) -> None:
-    refused(home, DOCUMENT, path=str(tmp_path / "HOME" / ".." / "other" / "secret.txt"))
+    other = tmp_path / "HOME"
+    if other.exists():
+        pytest.skip("this file system knows no case")
+    shutil.copytree(tmp_path / "other", other)
+    for path in ("../HOME/secret.txt", str(other / "secret.txt"), str(home / ".." / "HOME" / "secret.txt")):
+        refused(home, DOCUMENT, path=path)
 
 
 EVERY = {

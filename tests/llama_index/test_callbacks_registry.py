@@ -24,8 +24,7 @@ from tests.mlflow_server import until
 from tests.pending import forget_pending
 
 from pomlflow.exceptions import PomlError
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index.texts import forget
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, texts
 from pomlflow.tracking.registry import PromptRegistry, flush
 
 pytestmark = FOREIGN_WARNINGS
@@ -54,9 +53,9 @@ def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def texts_forgotten() -> Iterator[None]:
-    forget()
+    texts._known.clear()
     yield
-    forget()
+    texts._known.clear()
 
 
 def versions(name: str) -> int:

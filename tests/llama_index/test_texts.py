@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("llama_index.core")
 
 from pomlflow.llama_index import texts
-from pomlflow.llama_index.texts import forget, known_texts_in, remember
+from pomlflow.llama_index.texts import known_texts_in, remember
 from pomlflow.record import RenderRecord
 
 LONG = "You are a patient teacher of mathematics, and you never give the answer away."
@@ -17,9 +17,9 @@ LONG = "You are a patient teacher of mathematics, and you never give the answer 
 
 @pytest.fixture(autouse=True)
 def nothing_known() -> Iterator[None]:
-    forget()
+    texts._known.clear()
     yield
-    forget()
+    texts._known.clear()
 
 
 def record(*contents: object, digest: str = "d", chat: bool = True) -> RenderRecord:

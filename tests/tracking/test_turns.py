@@ -9,6 +9,7 @@ import threading
 import platformdirs
 import pytest
 
+from pomlflow.tracking import turns
 from pomlflow.tracking.turns import turn
 
 
@@ -67,9 +68,16 @@ with turn("key"):
     assert got.is_set()
 
 
-def test_patience_ends():
-    with turn("key"), turn("key", patience=0.05):
-        pass
+def test_whose_patience_ends_goes_ahead_and_takes_nobodys_turn():
+    """Not even as it leaves: the first still has it then."""
+    went = []
+    with turn("key"):
+        for _ in range(2):
+            with turn("key", patience=0.05):
+                went.append(turns._lock("key", patience=0))
+    with turn("key"):
+        went.append(turns._lock("key", patience=0))
+    assert went == [None, None, None]
 
 
 def test_without_a_place_for_files_nobody_waits(tmp_path):

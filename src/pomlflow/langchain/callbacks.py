@@ -18,8 +18,7 @@ from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value
 
-from pomlflow.delivery import join
-from pomlflow.exceptions import ConfigurationError
+from pomlflow.delivery import PATIENCE, checked_mask, join
 from pomlflow.frame.messages import media_part
 from pomlflow.langchain.context import nearest, run_here, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
@@ -29,7 +28,6 @@ from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, 
 
 __all__ = ["PomlCallbackHandler", "carry", "deliver", "log_under_mlflow_tracer"]
 
-_WAIT = 0.005
 _MISSING = missing_parts(MlflowLangchainTracer)
 
 if TYPE_CHECKING:
@@ -42,11 +40,9 @@ class _Settings:
     """The handler's constructor: in a class of its own, because MLflow's metaclass turns its errors into warnings."""
 
     def __init__(self, register_prompts: bool = True, mask: Mask | None = None) -> None:
-        if mask is not None and not callable(mask):
-            raise ConfigurationError(f"mask takes a function, not a {type(mask).__name__}")
         super().__init__(run_inline=True)  # type: ignore[call-arg] # of the tracer beside it
         self.register_prompts = register_prompts
-        self.mask = mask
+        self.mask = checked_mask(mask)
         self.blind = bool(_MISSING) and mask is not None
         if _MISSING:
             effect = "nothing is traced, because it could not be masked" if mask else "spans may be nested wrongly"
@@ -77,7 +73,7 @@ class PomlCallbackHandler(_Settings, _Tracer):
         >>> chain.invoke({"topic": "POML"}, config={"callbacks": [PomlCallbackHandler()]})
     """
 
-    def on_poml_render(self, record: RenderRecord, *, run_id: UUID | None, wait: float = _WAIT) -> None:
+    def on_poml_render(self, record: RenderRecord, *, run_id: UUID | None, wait: float = PATIENCE) -> None:
         """Store a render.
 
         Args:
@@ -151,7 +147,7 @@ class _Guarded:
 
 
 def deliver(
-    record: RenderRecord, handlers: Sequence[BaseCallbackHandler], run_id: UUID | None, *, wait: float = _WAIT
+    record: RenderRecord, handlers: Sequence[BaseCallbackHandler], run_id: UUID | None, *, wait: float = PATIENCE
 ) -> None:
     """Give a render to the one handler that is to store it. Never raises.
 
@@ -211,7 +207,7 @@ def log_under_mlflow_tracer(
     record: RenderRecord,
     run_id: UUID | None,
     *,
-    wait: float = _WAIT,
+    wait: float = PATIENCE,
     beside: PomlCallbackHandler | None = None,
 ) -> None:
     """Store a render in the trace of MLflow's own tracer, as ``mlflow.langchain.autolog()`` sets it up.

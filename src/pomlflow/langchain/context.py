@@ -10,11 +10,10 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 from mlflow.entities import LiveSpan
 from mlflow.tracing import provider
-from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from pomlflow.tracking.spans import active
+from pomlflow.tracking.spans import active, within
 
 if TYPE_CHECKING:
     from pomlflow.langchain.tracer import Tracer
@@ -112,17 +111,6 @@ def nearest(span: LiveSpan) -> LiveSpan:
     with active(inner):
         found = mlflow.get_current_active_span()
     return found if found is not None and within(found, span) else span
-
-
-def within(span: LiveSpan, outer: LiveSpan) -> bool:
-    """Whether a span is a descendant of another."""
-    traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
-    found: LiveSpan | None = span
-    while found is not None and found.trace_id == outer.trace_id and found.parent_id is not None:
-        if found.parent_id == outer.span_id:
-            return True
-        found = traces.get_span_from_id(found.trace_id, found.parent_id)
-    return False
 
 
 def surroundings() -> BaseCallbackManager | None:

@@ -21,7 +21,7 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
-from pomlflow.delivery import deliver
+from pomlflow.delivery import PATIENCE, deliver
 from pomlflow.frame import match, named, tool_specs
 from pomlflow.langchain.arguments import changing_source, place_of
 from pomlflow.langchain.batches import BatchedPromptTemplate
@@ -39,9 +39,6 @@ from pomlflow.variables import Inference
 __all__ = ["PomlPromptTemplate"]
 
 _log = logging.getLogger("pomlflow")
-# Seconds that a render waits for its prompt's registration, so that a first trace is linked when it is exported. An
-# event loop never waits.
-_WAIT = 0.005
 
 
 class PomlPromptTemplate(Sources, BatchedPromptTemplate):
@@ -296,7 +293,7 @@ class PomlPromptTemplate(Sources, BatchedPromptTemplate):
 
     def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PromptValue:
         record, history = self._render(given)
-        _deliver(record, run, _WAIT)
+        _deliver(record, run, PATIENCE)
         return prompt_value(record, history.placed)
 
     async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PromptValue:

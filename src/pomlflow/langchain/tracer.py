@@ -35,9 +35,9 @@ from mlflow.entities.span import NoOpSpan
 from mlflow.tracing import provider
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from pomlflow.langchain.context import StandIn, nearest, run_here, surroundings, user_span, within
+from pomlflow.langchain.context import StandIn, nearest, run_here, surroundings, user_span
 from pomlflow.tracking.limits import within_limit
-from pomlflow.tracking.spans import active
+from pomlflow.tracking.spans import active, within
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing it, MLflow (3.17) warns of type hints of its own

@@ -8,7 +8,6 @@ under the model's or step's. Where ``mlflow.llama_index.autolog()`` is on, the s
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -31,7 +30,7 @@ from mlflow.entities import LiveSpan
 from mlflow.entities.model_registry import PromptVersion
 from typing_extensions import Self
 
-from pomlflow.delivery import join
+from pomlflow.delivery import checked_mask, join, patience_here
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index.events import PomlRenderEvent
 from pomlflow.llama_index.llm import PomlLLM
@@ -45,7 +44,6 @@ from pomlflow.tracking.spans import Mask, log_render, warn_once
 
 __all__ = ["PomlCallbackHandler", "carry", "log_under_mlflow_autolog"]
 
-_WAIT = 0.005
 _ROOT = get_dispatcher()
 _scope: ContextVar[tuple[PomlCallbackHandler, ...]] = ContextVar("pomlflow_llama_index", default=())
 _everywhere: list[PomlCallbackHandler] = []
@@ -88,11 +86,9 @@ class PomlCallbackHandler(BaseCallbackHandler):
     """
 
     def __init__(self, register_prompts: bool = True, mask: Mask | None = None) -> None:
-        if mask is not None and not callable(mask):
-            raise ConfigurationError(f"mask takes a function, not a {type(mask).__name__}")
         super().__init__(event_starts_to_ignore=list(CBEventType), event_ends_to_ignore=list(CBEventType))
         self.register_prompts = register_prompts
-        self.mask = mask
+        self.mask = checked_mask(mask)
         _handlers.add(self)
         weakref.finalize(self, _uninstall_with_the_last).atexit = False
         # Now, because nobody tells when it comes into a callback manager, and a span is seen from its start or not.
@@ -220,12 +216,12 @@ def _on_render(record: RenderRecord, span_id: str | None) -> None:
         parent=None if span is None else nearest(span),
         register_prompts=True if owner is None else owner.register_prompts,
         mask=None if owner is None else owner.mask,
-        wait=_wait(),
+        wait=patience_here(),
         root=span is None and has_outlived_trace(),
     )
 
 
-def carry(record: RenderRecord, wait: float) -> bool:  # noqa: ARG001 - `_wait` says the same
+def carry(record: RenderRecord, wait: float) -> bool:  # noqa: ARG001 - `patience_here` says the same
     """Take a render that is no template's of LlamaIndex's to the span that the call is part of. Never raises.
 
     Args:
@@ -267,12 +263,7 @@ def _mark(span: LiveSpan, owner: Owner, records: list[RenderRecord]) -> None:
 
     for record, prompt in zip(records, prompts, strict=True):
         if owner.register_prompts if record.register is None else record.register:
-            PromptRegistry.shared().link(record, span.trace_id, wait=_wait(), on_version=partial(known, prompt))
-
-
-def _wait() -> float:
-    """Seconds that finding a prompt's version may take: none on an event loop."""
-    return _WAIT if asyncio._get_running_loop() is None else 0.0
+            PromptRegistry.shared().link(record, span.trace_id, wait=patience_here(), on_version=partial(known, prompt))
 
 
 # Who wants a span.

@@ -50,7 +50,7 @@ from pomlflow.llama_index.left_span import LeftSpan
 from pomlflow.llama_index.open_span import OpenSpan, Owner, inputs_of
 from pomlflow.llama_index.streams import Later, follow, frame_of, has_ended, holds_stream, response_of, stream_of
 from pomlflow.llama_index.tracer import Autolog, Details, autolog_handler
-from pomlflow.tracking.spans import active, warn_once
+from pomlflow.tracking.spans import active, warn_once, within
 
 __all__ = ["Spans", "has_outlived_trace", "nearest"]
 
@@ -346,13 +346,7 @@ def nearest(span: LiveSpan) -> LiveSpan:
     if current is span._span:  # mostly, and MLflow would make a new object of it
         return span
     inner = mlflow.get_current_active_span()
-    if inner is None or inner.trace_id != span.trace_id:
-        return span
-    traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
-    found: LiveSpan | None = inner
-    while found is not None and found.span_id != span.span_id:
-        found = traces.get_span_from_id(found.trace_id, found.parent_id) if found.parent_id else None
-    return span if found is None else inner
+    return inner if inner is not None and within(inner, span) else span
 
 
 def has_outlived_trace() -> bool:

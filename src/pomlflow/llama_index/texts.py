@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pomlflow.record import RenderRecord
 
-__all__ = ["forget", "known_texts_in", "remember", "text_of"]
+__all__ = ["known_texts_in", "remember", "text_of"]
 
 _ANCHOR: Final = 32  # characters by which a text is looked for in a longer one
 _MOST_ANCHORS: Final = 256
@@ -69,11 +69,6 @@ def known_texts_in(message: str) -> Iterator[RenderRecord]:
             found = next(_at_places(message, anchor, same), None)
         if found is not None:
             yield found
-
-
-def forget() -> None:
-    """Forget all texts."""
-    _known.clear()
 
 
 def _at_places(message: str, anchor: str, same: dict[tuple[int, int], RenderRecord]) -> Iterator[RenderRecord]:

@@ -37,10 +37,11 @@ from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
 from mlflow.tracing import provider
 from mlflow.tracing.constant import SpanAttributeKey
+from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils import dump_span_attribute_value
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from pomlflow.delivery import Mask
+from pomlflow.delivery import PATIENCE, Mask
 from pomlflow.frame.messages import shown_messages
 from pomlflow.record import RenderRecord, well_formed
 from pomlflow.tracking.limits import event_within_limit, within_limit
@@ -57,6 +58,7 @@ __all__ = [
     "span_content",
     "store_content",
     "warn_once",
+    "within",
 ]
 
 SPAN_TYPE = "PROMPT"
@@ -85,7 +87,7 @@ def log_render(
     parent: LiveSpan | None,
     register_prompts: bool = True,
     mask: Mask | None = None,
-    wait: float = 0.005,
+    wait: float = PATIENCE,
     root: bool = False,
 ) -> None:
     """Store one render as a span. Never raises: a failure is logged, once per kind.
@@ -139,6 +141,17 @@ def active(span: Span) -> Iterator[None]:
         yield
     finally:
         provider.detach_span_from_context(token)
+
+
+def within(span: LiveSpan, outer: LiveSpan) -> bool:
+    """Whether a span is a descendant of another, as far as MLflow has them in memory."""
+    traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
+    found: LiveSpan | None = span
+    while found is not None and found.trace_id == outer.trace_id and found.parent_id is not None:
+        if found.parent_id == outer.span_id:
+            return True
+        found = traces.get_span_from_id(found.trace_id, found.parent_id)
+    return False
 
 
 def _start(record: RenderRecord, parent: LiveSpan | None, *, root: bool) -> LiveSpan:
