@@ -27,6 +27,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.workspace_context import set_server_request_workspace
 
+from pomlflow.tracking.absent import say_what_is_absent
 from pomlflow.tracking.versions import RefusedError
 
 __all__ = ["Errand", "Errands", "knock", "store_errors"]
@@ -108,6 +109,7 @@ class Errands:
     """
 
     def __init__(self, beside: Errands | None = None) -> None:
+        say_what_is_absent()
         self._changed = threading.Condition()
         self._waiting: list[_Entry] = []  # a heap
         self._running: Errand | None = None
