@@ -41,7 +41,8 @@ function lookFor(then) {
 /**
  * Answers requests as they come, until the parent is gone.
  *
- * @param {(request: object) => Promise<string>} answer Gives the answer's JSON.
+ * @param {(request: object, nearly: () => void) => Promise<string>} answer Gives the answer's JSON, and says before when
+ *   there is nearly one.
  * @param {() => boolean} clean Takes back what a render left; false where that is not possible.
  */
 function serve(answer, clean) {
@@ -66,7 +67,9 @@ function serve(answer, clean) {
       const start = performance.now();
       const soon = start - answered < SOON;
       const request = JSON.parse(queue.shift());
-      const line = await answer(request);
+      // An empty line goes ahead of a small render's: Python wakes up while that is being made.
+      const nearly = () => soon && mayLook && performance.now() - start < SOON && write('\n');
+      const line = await answer(request, nearly);
       // Python wakes up while this cleans up; but what took long may have left much, for which no other render is to wait.
       const quick = performance.now() - start < QUICK;
       let whole = quick || clean();

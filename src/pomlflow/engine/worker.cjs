@@ -278,7 +278,7 @@ function reviveAll(values) {
 const { setImmediate } = globalThis; // a template's ends with its render
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 
-async function answer(request) {
+async function answer(request, nearly) {
   if (request.op === 'compiled') {
     return JSON.stringify({ id: request.id, ok: poml.script.createCachedData().toString('base64') });
   }
@@ -295,6 +295,7 @@ async function answer(request) {
     thrown.push(error);
   }
   await settle();
+  nearly();
   if (!frame) forget(); // what is said of errors is not to go through what the template has changed
   // Getters and toJSON are code too, so what they change is taken back like the rest: nothing of the template's runs after.
   const line = told(request.id, frame, thrown, check);
