@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ __all__ = [
     "template_of",
     "values_of",
     "with_values",
-    "without_secrets",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -182,13 +180,3 @@ def connect(tracking_uri: str | None) -> None:
 
     if tracking_uri is not None:
         mlflow.set_tracking_uri(tracking_uri)
-
-
-def without_secrets(uri: str) -> str:
-    """Show a store's URI without its password: what CI prints, many may read.
-
-    Example:
-        >>> without_secrets("postgresql://mlflow:secret@db:5432/mlflow")
-        'postgresql://***@db:5432/mlflow'
-    """
-    return re.sub(r"(?<=://)[^/@]+(?=@)", "***", uri)

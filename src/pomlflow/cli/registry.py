@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pomlflow.cli.inputs import FILE, connect, mlflow_options, prompts_in, template_of, without_secrets
+from pomlflow.cli.inputs import FILE, connect, mlflow_options, prompts_in, template_of
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
@@ -45,10 +45,11 @@ def register(
     from pomlflow.cli.checking import show_problems
     from pomlflow.cli.showing import shown_path
     from pomlflow.template import Template
+    from pomlflow.tracking.errands import shown
 
     templates = _whole([Template(path=file) for file in prompts_in(paths)], {*map(os.path.abspath, paths)})
     counts: dict[str, int] = {}
-    click.echo(f"registry: {without_secrets(mlflow.get_registry_uri())}", err=True)
+    click.echo(f"registry: {shown(mlflow.get_registry_uri(), '***@')}", err=True)
     with _progress(templates) as steps:
         for template in steps:
             record = template.check()

@@ -30,7 +30,7 @@ from mlflow.utils.workspace_context import set_server_request_workspace
 from pomlflow.tracking.absent import say_what_is_absent
 from pomlflow.tracking.versions import RefusedError
 
-__all__ = ["Errand", "Errands", "knock", "store_errors"]
+__all__ = ["Errand", "Errands", "knock", "shown", "store_errors"]
 
 _log = logging.getLogger("pomlflow")
 
@@ -64,7 +64,7 @@ class Errand:
     stuck: bool = False
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} for {_shown(self.uri)}>"
+        return f"<{type(self).__name__} for {shown(self.uri)}>"
 
     @property
     def waiting(self) -> float:
@@ -131,7 +131,7 @@ class Errands:
         """
         with self._changed:
             if len(self._waiting) >= _MOST:
-                _log.debug("Too much waits for %s: %s is dropped", _shown(errand.uri), errand)
+                _log.debug("Too much waits for %s: %s is dropped", shown(errand.uri), errand)
                 return False
             self._push(errand, after)
             if self._thread is None:
@@ -232,7 +232,7 @@ class Errands:
             errand.stuck = True
             return self._failed(errand, error)
         if self._outages.pop(errand.uri, None) is not None:
-            _log.info("MLflow's store %s is back.", _shown(errand.uri))
+            _log.info("MLflow's store %s is back.", shown(errand.uri))
         return None if done else self._not_yet(errand)
 
     def _not_yet(self, errand: Errand) -> float | None:
@@ -268,9 +268,7 @@ class Errands:
         if (uri, kind) not in self._told:
             self._told.add((uri, kind))
             later = "tried again later" if _may_pass(error) else "given up"
-            _log.warning(
-                "MLflow's store %s refuses a prompt or its link, %s: %s", _shown(uri), later, _safe(error, uri)
-            )
+            _log.warning("MLflow's store %s refuses a prompt or its link, %s: %s", shown(uri), later, _safe(error, uri))
 
     def _outage(self, uri: str, error: Exception) -> float:
         new = _Outage()
@@ -279,7 +277,7 @@ class Errands:
             _log.warning(
                 "MLflow's store %s cannot be reached. Calls go on, with the prompts that are there; prompts are "
                 "registered, linked and renewed when it is back. (%s)",
-                _shown(uri),
+                shown(uri),
                 _safe(error, uri),
             )
         outage.pause = min(outage.pause * 2, _LONGEST_OUTAGE_PAUSE)
@@ -361,13 +359,27 @@ def _status(error: MlflowException) -> int:
     return int(error.get_http_status_code())  # type: ignore[no-untyped-call] # in MLflow
 
 
-def _shown(uri: str) -> str:
-    """The URI without a user's name and password."""
+def shown(uri: str, instead: str = "") -> str:
+    """Show a store's URI without a user's name and password: logs, and what CI prints, many may read.
+
+    Args:
+        uri: The URI.
+        instead: What stands in their place.
+
+    Example:
+        >>> shown("postgresql://mlflow:secret@db:5432/mlflow", "***@")
+        'postgresql://***@db:5432/mlflow'
+    """
+    login = _login(uri)
+    return uri.replace(login, instead, 1) if login else uri
+
+
+def _login(uri: str) -> str:
     login, at, _ = urlsplit(uri).netloc.rpartition("@")
-    return uri.replace(login + at, "", 1) if at else uri
+    return login + at
 
 
 def _safe(error: Exception, uri: str) -> str:
-    login, at, _ = urlsplit(uri).netloc.rpartition("@")
-    text = str(error).replace(login + at, "") if at else str(error)
+    login = _login(uri)
+    text = str(error).replace(login, "") if login else str(error)
     return f"{type(error).__name__}: {text}"[:500]

@@ -26,6 +26,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
 from pomlflow.tracking.compare import Difference, differences
+from pomlflow.tracking.errands import shown
 from pomlflow.tracking.following import open_prompt
 from pomlflow.tracking.spans import span_content
 from pomlflow.tracking.stored import LostContentError, StoredRender, facts_of
@@ -66,8 +67,8 @@ class ReplayedRender:
     def __str__(self) -> str:
         place = f" ({self.path})" if self.path else ""
         lines = [f"{self.title}{place}: {self.outcome}"]
-        for shown in (*map(str, self.differences), *(f"because {reason}" for reason in self.reasons)):
-            lines += [f"  {line}" for line in shown.split("\n")]
+        for told in (*map(str, self.differences), *(f"because {reason}" for reason in self.reasons)):
+            lines += [f"  {line}" for line in told.split("\n")]
         return "\n".join(lines)
 
 
@@ -144,9 +145,10 @@ def _fetch(trace_id: str) -> Trace:
             if error.error_code not in _MISSING and not half_stored:
                 raise
             if last:
+                store = shown(mlflow.get_tracking_uri())
                 raise TraceNotFoundError(
-                    f"no trace {trace_id} in {mlflow.get_tracking_uri()} ({error.message}): choose its store with "
-                    "MLFLOW_TRACKING_URI or mlflow.set_tracking_uri()"
+                    f"no trace {trace_id} in {store} ({error.message}): choose its store with MLFLOW_TRACKING_URI or "
+                    "mlflow.set_tracking_uri()"
                 ) from error
         mlflow.flush_trace_async_logging()  # this process may have made it a moment ago
     raise AssertionError  # pragma: no cover
