@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,12 +96,12 @@ def _is_empty(history: Any) -> bool:
 
 
 def _missing(
-    missing: list[str], variables: Iterable[str], texts: Iterable[tuple[str, str | None]]
+    missing: list[str], variables: Iterable[str], texts: Sequence[tuple[str, str | None]]
 ) -> MissingVariableError:
     first, given = missing[0], sorted(variables)
     near = difflib.get_close_matches(first, given, 1)
-    uses = [(use, file) for text, file in texts for use in (_first_use(text, first),)]
-    at, file = next((found for found in uses if found[0] is not None), uses[0])
+    found = ((use, file) for text, file in texts if (use := _first_use(text, first)) is not None)
+    at, file = next(found, (None, texts[0][1]))
     guard = f"typeof {first} === 'undefined' ? {'[]' if at and at.loop else repr('')} : {first}"
     why = (
         f"the template needs the variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "

@@ -20,6 +20,7 @@ import orjson
 from pomlflow.engine.install import Installation
 from pomlflow.engine.pipes import Lifeline, standard_streams_taken, widen
 from pomlflow.exceptions import EngineError, WorkerDiedError
+from pomlflow.record import well_formed
 
 __all__ = ["FROM_OUTSIDE", "NodeProcess", "NotWarmError"]
 
@@ -275,8 +276,7 @@ def _loads(line: bytes) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", orjson.loads(line))
     except ValueError:  # half an emoji, which JavaScript's strings can hold and neither UTF-8 nor any model takes
-        text = json.dumps(json.loads(line), ensure_ascii=False)
-        return cast("dict[str, Any]", orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")))
+        return cast("dict[str, Any]", orjson.loads(well_formed(json.dumps(json.loads(line), ensure_ascii=False))))
 
 
 def _bound(pid: int) -> None:

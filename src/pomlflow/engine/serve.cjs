@@ -65,10 +65,10 @@ function serve(answer, clean) {
     busy = true;
     while (queue.length) {
       const start = performance.now();
-      const soon = start - answered < SOON;
+      const awake = mayLook && start - answered < SOON;
       const request = JSON.parse(queue.shift());
       // An empty line goes ahead of a small render's: Python wakes up while that is being made.
-      const nearly = () => soon && mayLook && performance.now() - start < SOON && write('\n');
+      const nearly = () => awake && performance.now() - start < SOON && write('\n');
       const line = await answer(request, nearly);
       // Python wakes up while this cleans up; but what took long may have left much, for which no other render is to wait.
       const quick = performance.now() - start < QUICK;
@@ -80,7 +80,7 @@ function serve(answer, clean) {
       if (!whole) process.exit(SPENT); // at once: what is left may be code, and would see the next render's variables
       answered = performance.now();
       cleaning = quick ? answered - sent : 0;
-      if (soon && mayLook) lookFor(take);
+      if (awake) lookFor(take);
     }
     busy = false;
   }

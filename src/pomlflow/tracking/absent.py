@@ -20,16 +20,12 @@ from typing import Final
 from mlflow.tracking.request_header.registry import resolve_request_headers
 from mlflow.utils.import_hooks import register_post_import_hook
 
+from pomlflow.tracking.exports import LINKER, WORKER
+
 __all__ = ["say_what_is_absent"]
 
 _NAMES: Final = ("dbruntime", "IPython", "pyspark")
-_THREADS: Final = (
-    "pomlflow-",
-    "MlflowTraceLogging",
-    "MLflowTraceLogging",
-    "MLflowSpanBatcher",
-    "link_prompts_from_exporter",
-)
+_THREADS: Final = ("pomlflow-", WORKER, LINKER, "MLflowTraceLogging", "MLflowSpanBatcher")
 
 
 class _Absent:

@@ -19,11 +19,10 @@ from mlflow.tracing.processor import base_mlflow
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["Export", "exports", "give_up", "hear_flush", "let_go", "linked"]
+__all__ = ["LINKER", "WORKER", "Export", "exports", "give_up", "hear_flush", "let_go", "linked"]
 
-_STEP: Final = 0.01  # seconds between looks whether MLflow is done
-_LINKER: Final = "link_prompts_from_exporter"  # how the names of its threads begin that link what was exported
-_WORKER: Final = "MlflowTraceLoggingWorker"  # and of those that export
+LINKER: Final = "link_prompts_from_exporter"  # how the names of its threads begin that link what was exported
+WORKER: Final = "MlflowTraceLoggingWorker"  # and of those that export
 
 
 class Export(NamedTuple):
@@ -62,11 +61,12 @@ class Export(NamedTuple):
         finally:
             if alone:
                 tasks._is_active = False  # the next task starts threads; and MLflow's own hook waits for an active one
-        while not alone and tasks._queue.unfinished_tasks:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_STEP)
-        return True
+        if alone:
+            return True
+        waiting = tasks._queue
+        with waiting.all_tasks_done:
+            left = max(0.0, deadline - time.monotonic())
+            return bool(waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, left))
 
 
 def exports() -> list[Export]:
@@ -105,7 +105,7 @@ def hear_flush(flushed: Callable[[float], object]) -> None:
 
 def linked(deadline: float) -> bool:
     """Wait for the threads in which MLflow links what it has exported; whether they are done."""
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith(_LINKER)]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(LINKER)]
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return not any(thread.is_alive() for thread in threads)
@@ -126,7 +126,7 @@ def let_go(ways: Iterable[Export], *, threads: bool) -> None:
         if tasks.is_active():  # no more threads of its pool: what comes now, its consumer does, which is a daemon
             tasks._worker_threadpool.shutdown(wait=False)
     for thread in threading.enumerate():
-        if not thread.name.startswith((_LINKER, _WORKER)):
+        if not thread.name.startswith((LINKER, WORKER)):
             continue
         concurrent.futures.thread._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
         lock = getattr(thread, "_tstate_lock", None)  # until Python 3.12
