@@ -136,7 +136,7 @@ def test_a_looping_worker_ends_with_a_parent_that_had_no_standard_streams(
 ) -> None:
     program = lifted_script(CLOSED + RENDER + LOOPING, str(tmp_path / "begun"))
     output, _ = program.communicate(timeout=60)
-    until(lambda: not alive(int(output)))
+    assert until(lambda: not alive(int(output)))
 
 
 OPEN = """

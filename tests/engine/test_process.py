@@ -278,7 +278,7 @@ def test_a_process_sleeps_when_no_more_requests_come(
     pid = worker()
     for _ in range(200):
         hello()
-    until(lambda: Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "S")
+    assert until(lambda: Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "S")
 
 
 def test_a_request_that_nobody_reads_is_ended(unseen: None, worker: Callable[[], int]) -> None:

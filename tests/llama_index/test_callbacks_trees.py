@@ -106,7 +106,7 @@ def test_chat_engines(same: Any, index: Any, scripted: Any, mode: str, use_async
         engine = index.as_chat_engine(llm=scripted("Fine."), chat_mode=mode)
         return waited(lambda: engine.achat("Hello")) if use_async else lambda: engine.chat("Hello")
 
-    same(make)
+    assert str(same(make).info.state) == "OK"
 
 
 async def work(topic: str) -> str:

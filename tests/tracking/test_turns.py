@@ -83,7 +83,7 @@ def test_whose_patience_ends_goes_ahead_and_takes_nobodys_turn():
 def test_without_a_place_for_files_nobody_waits(tmp_path):
     (tmp_path / "turns").write_text("a file where the folder would be")
     with turn("key"), turn("key", patience=3600):
-        pass
+        assert turns._lock("key", patience=3600) is None
 
 
 def test_a_user_without_a_home_waits_for_nobody(monkeypatch):
@@ -92,4 +92,4 @@ def test_a_user_without_a_home_waits_for_nobody(monkeypatch):
 
     monkeypatch.setattr("platformdirs.user_cache_path", homeless)
     with turn("key"), turn("key", patience=3600):
-        pass
+        assert turns._lock("key", patience=3600) is None
