@@ -40,7 +40,7 @@ soak: install
 	$(BIN)/python tests/benchmarks/run.py --soak
 
 lock: install
-	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --python-version 3.10 --upgrade --no-annotate --no-header --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --python-version 3.11 --upgrade --no-annotate --no-header --output-file requirements.lock
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

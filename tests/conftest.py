@@ -49,7 +49,7 @@ def _prompt_flushes() -> Iterator[None]:
 def no_name_taken() -> Iterator[None]:
     """A file of an earlier test has the name that its like would have."""
     yield
-    if (naming := sys.modules.get("pomlflow.naming")) is not None:
+    if (naming := sys.modules.get("pomlflow.template.names")) is not None:
         naming._files.clear()
         naming._told.clear()
 
@@ -58,7 +58,7 @@ def no_name_taken() -> Iterator[None]:
 def nothing_pending() -> Iterator[None]:
     """What a test leaves to the registry's thread would be told, and waited for, in another test."""
     yield
-    registry = sys.modules.get("pomlflow.tracking.registry")
+    registry = sys.modules.get("pomlflow.tracking.publish")
     for each in list(registry._registries) if registry else ():
         if not each.flush(30):
             pytest.fail(f"left pending: {forget_pending(each)}; finish it in the test, or forget it there")

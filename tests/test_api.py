@@ -19,7 +19,7 @@ from tests.corpus.cases import Case, case, cases
 from tests.model_server import model_server
 
 import pomlflow
-from pomlflow.formats import Format
+from pomlflow.frame.formats import Format
 
 CASES = [one for one in cases() if not one.fails and one.name != "limit-tokens"]  # which takes 3 s a render
 FORMATS = [one for one in get_args(Format) if one != "raw"]
@@ -89,7 +89,7 @@ def test_raw_spells_numbers_as_javascript_does(number: float) -> None:
 
 
 def node() -> list[str]:
-    from pomlflow.engine import install
+    from pomlflow.engine import installation as install
 
     return [str(install.find().node)]
 

@@ -88,7 +88,7 @@ UNREGISTERED = """\
 import sys, mlflow, pomlflow
 mlflow.set_tracking_uri(sys.argv[1])
 mlflow.set_experiment(experiment_id=sys.argv[2])
-pomlflow.autolog(register_prompts=False)
+pomlflow.autolog(register=False)
 pomlflow.poml("<p>Hello</p>")
 assert pomlflow.flush()
 assert len(mlflow.search_traces(locations=[sys.argv[2]], return_type="list")) == 1
@@ -129,7 +129,7 @@ def test_calling_it_again_changes_nothing_but_what_is_given_anew(stored_traces: 
     pomlflow.autolog()
     assert poml.poml is ours
     poml.poml(prompt, {"name": "Ada"})
-    pomlflow.autolog(register_prompts=False, mask=lambda content: {"inputs": sorted(content["inputs"])})
+    pomlflow.autolog(register=False, mask=lambda content: {"inputs": sorted(content["inputs"])})
     poml.poml(prompt, {"name": "Ada"})
     assert trees(stored_traces) == [["/poml"], ["/poml"]]
     first, second = stored_traces()
@@ -154,7 +154,7 @@ def test_disabled_all_is_as_before(stored_traces: Fetch) -> None:
 
 def test_a_result_is_the_callers_to_change(stored_traces: Fetch, tmp_path: Path, monkeypatch: Any) -> None:
     """The span is stored and the version is made of what was rendered, also where that takes a while."""
-    from pomlflow.tracking.errands import Errands
+    from pomlflow.tracking.background import Errands
 
     later: list[Any] = []
     send = Errands.send
@@ -237,7 +237,7 @@ def test_where_poml_cannot_be_kept_warm_its_own_function_is_traced_once(
 ) -> None:
     """Its command line renders then; its own tracing must not come on top."""
     from pomlflow import engine
-    from pomlflow.engine import install
+    from pomlflow.engine import installation as install
 
     engine.close()
     bundle = tmp_path / "cli.js"
@@ -272,7 +272,7 @@ def early(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 def test_a_name_that_was_taken_before_is_said_once(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     pomlflow.autolog()
-    pomlflow.autolog(register_prompts=False)
+    pomlflow.autolog(register=False)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "early_bird" in warning
     assert "or write poml.poml(...) there" in warning

@@ -320,7 +320,7 @@ def test_a_trace_is_replayed(run: Run, folder: Path, mlflow_store: str) -> None:
 
     with mlflow.start_span("chain") as span:
         record = Template(path="p/support.poml").render({"name": "Ada", "question": "Why?"})
-        log_render(record, parent=span, register_prompts=False)
+        log_render(record, parent=span, register=False)
     done = run("replay", span.trace_id)
     assert (done.exit_code, done.output.splitlines()[0]) == (0, f"{span.trace_id}: 1 identical")
     write(folder / "p" / "parts" / "tone.poml", "<p>Be brief.</p>")

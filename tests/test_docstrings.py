@@ -30,4 +30,4 @@ def test_examples_run(name: str) -> None:
 
 def test_there_are_examples() -> None:
     """A file that nobody finds any more would pass in silence."""
-    assert {"pomlflow.template", "pomlflow.langchain.prompt", "pomlflow.engine"} <= set(modules())
+    assert {"pomlflow.template.template", "pomlflow.langchain.prompt", "pomlflow.engine"} <= set(modules())

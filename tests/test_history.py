@@ -9,9 +9,9 @@ import pytest
 
 from pomlflow import engine
 from pomlflow.exceptions import RenderError, VariableError
-from pomlflow.history import History
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
+from pomlflow.template.history import History
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pomlflow import markup
-from pomlflow.markup import is_poml
+from pomlflow.template import markup
+from pomlflow.template.markup import is_poml
 
 # What POML's own parser handles, beside its components.
 SYNTAX = set("context include let meta outputschema runtime stylesheet tool tooldef tooldefinition".split())

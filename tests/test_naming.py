@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.templates import HELLO, write
 
-from pomlflow.naming import registry_name
 from pomlflow.template import Template
+from pomlflow.template.names import registry_name
 
 
 def named(file: Path, **options: str) -> tuple[str | None, str | None]:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from tests.templates import HELLO, sha, text, write
 
-from pomlflow import variables
 from pomlflow.exceptions import (
     RenderError,
 )
 from pomlflow.record import PromptFile, content_digest
 from pomlflow.template import Template
+from pomlflow.template import inference as variables
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_change_while_an_include_is_read_is_seen_next_time(folder: Path, monke
             write(part, "<p>{{y}}</p>")
         return found
 
-    monkeypatch.setattr("pomlflow.template.infer", changed_meanwhile)
+    monkeypatch.setattr("pomlflow.template.template.infer", changed_meanwhile)
     template = Template(path=file)
     assert len(calls) == 2
     assert template.inference.variables == ("y",)

@@ -17,7 +17,7 @@ import pytest
 
 from pomlflow import engine
 from pomlflow.exceptions import RenderError
-from pomlflow.variables import Inference, infer, is_identifier
+from pomlflow.template.inference import Inference, infer, is_identifier
 
 
 @dataclass(frozen=True)
@@ -534,7 +534,7 @@ def test_threads_share_nothing() -> None:
 
 def test_plain_expressions_need_no_parser() -> None:
     code = (
-        "import sys; from pomlflow.variables import infer; infer('<p if=\"a\">{{b.c}}</p>');"
+        "import sys; from pomlflow.template.inference import infer; infer('<p if=\"a\">{{b.c}}</p>');"
         "assert 'tree_sitter' not in sys.modules; infer('{{a + b}}'); assert 'tree_sitter' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -35,7 +35,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         if file.is_file() and "__pycache__" not in file.parts
     }
     assert inside == expected
-    assert {"pomlflow/engine/worker.cjs", "pomlflow/engine/shortcuts.cjs", "pomlflow/py.typed"} <= inside
+    assert {"pomlflow/engine/js/worker.cjs", "pomlflow/engine/js/shortcuts.cjs", "pomlflow/py.typed"} <= inside
     assert all(".dist-info/" in name for name in names - inside)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pomlflow.imports import no_longer, when_imported
+from pomlflow._post_import import no_longer, when_imported
 
 
 @pytest.fixture

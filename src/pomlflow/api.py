@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pomlflow.delivery import deliver
+from pomlflow.dispatch import deliver
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
-from pomlflow.formats import Format, check_format, converted, raw
+from pomlflow.frame.formats import Format, check_format, converted, raw
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
@@ -257,8 +257,8 @@ def flush(timeout: float | None = 30.0) -> bool:
         >>> pomlflow.flush()
         True
     """
-    if "pomlflow.tracking.pending" not in sys.modules:
+    if "pomlflow.tracking.shutdown" not in sys.modules:
         return True  # nothing was ever traced
-    from pomlflow.tracking.pending import flush as finish
+    from pomlflow.tracking.shutdown import flush as finish
 
     return finish(timeout)

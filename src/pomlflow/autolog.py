@@ -2,7 +2,7 @@
 
 Nothing of a framework is replaced, and none is imported: LangChain is given a handler through its own configure hook,
 LlamaIndex through its dispatcher, each as soon as it is there. The one function that is replaced is ``poml.poml``
-(`pomlflow.takeover`).
+(`pomlflow._poml_patch`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pomlflow.delivery import Kind, Mask, checked_mask, observe, take_rest
-from pomlflow.imports import no_longer, when_imported
+from pomlflow._post_import import no_longer, when_imported
+from pomlflow.dispatch import Kind, Mask, checked_mask, observe, take_rest
 
 if TYPE_CHECKING:
     from pomlflow.record import RenderRecord
-    from pomlflow.tracking.files import TraceFiles
+    from pomlflow.tracking.trace_files import TraceFiles
 
 __all__ = ["Options", "Part", "autolog", "switch"]
 
@@ -37,14 +37,14 @@ class Options:
     Attributes:
         log_traces: Whether renders are traced; where not, ``poml.poml()`` is warm all the same.
         silent: Whether pomlflow's warnings are kept back.
-        register_prompts: Whether prompts are registered and linked.
+        register: Whether prompts are registered and linked.
         mask: What may be stored of a span.
         trace_dir: The folder for POML's local trace files, as it was given.
     """
 
     log_traces: bool = True
     silent: bool = False
-    register_prompts: bool = True
+    register: bool = True
     mask: Mask | None = None
     trace_dir: str | None = None
 
@@ -58,7 +58,7 @@ def autolog(
     disable: bool = False,
     log_traces: bool = True,
     silent: bool = False,
-    register_prompts: bool = True,
+    register: bool = True,
     mask: Mask | None = None,
     trace_dir: str | os.PathLike[str] | None = None,
 ) -> None:
@@ -76,7 +76,7 @@ def autolog(
         disable: Undo it all.
         log_traces: False traces and registers nothing: ``poml.poml()`` is only warm, and `trace_dir` written.
         silent: Whether to keep back pomlflow's warnings.
-        register_prompts: Whether to register each prompt in MLflow's registry and link its version to the trace; a
+        register: Whether to register each prompt in MLflow's registry and link its version to the trace; a
             template's own ``register=`` decides first.
         mask: From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored, for spans and local files.
         trace_dir: A folder for POML's own local trace files, in a new folder of this moment's name, as
@@ -91,7 +91,7 @@ def autolog(
         >>> pomlflow.poml("explain_code.poml", {"code_path": "sample.py"})  # doctest: +SKIP
     """
     for part in ("plain", "langchain", "llama_index"):
-        switch(part, disable, log_traces, silent, register_prompts, mask, trace_dir)
+        switch(part, disable, log_traces, silent, register, mask, trace_dir)
 
 
 def switch(
@@ -99,18 +99,18 @@ def switch(
     disable: bool = False,
     log_traces: bool = True,
     silent: bool = False,
-    register_prompts: bool = True,
+    register: bool = True,
     mask: Mask | None = None,
     trace_dir: str | os.PathLike[str] | None = None,
 ) -> None:
     """Set one part of autolog; the other arguments are those of `autolog`."""
     folder = None if trace_dir is None else os.path.abspath(trace_dir)  # noqa: PTH100
-    options = None if disable else Options(log_traces, silent, register_prompts, checked_mask(mask), folder)
+    options = None if disable else Options(log_traces, silent, register, checked_mask(mask), folder)
     with _lock:
         if options == _on.get(part):
             return
         if options is not None and folder is not None and folder not in _files:
-            from pomlflow.tracking.files import TraceFiles
+            from pomlflow.tracking.trace_files import TraceFiles
 
             _files[folder] = TraceFiles.of_this_run(folder)
         _on.pop(part, None)  # and back at the end: the last folder that was given is written to
@@ -128,7 +128,7 @@ def _traced(options: Options | None) -> Options | None:
 def _store(options: Options, record: RenderRecord, wait: float) -> bool:
     from pomlflow.tracking.spans import log_render
 
-    log_render(record, parent=None, register_prompts=options.register_prompts, mask=options.mask, wait=wait)
+    log_render(record, parent=None, register=options.register, mask=options.mask, wait=wait)
     return True
 
 
@@ -143,14 +143,14 @@ def _take(kind: Kind, options: Options | None) -> None:
 
 
 def _plain(options: Options | None) -> None:
-    from pomlflow import takeover
+    from pomlflow import _poml_patch
 
     _take("plain", _traced(options))
     if options is None:
         no_longer("poml")
-        takeover.remove()
+        _poml_patch.remove()
     else:
-        when_imported("poml", takeover.install)
+        when_imported("poml", _poml_patch.install)
 
 
 def _langchain(options: Options | None) -> None:
@@ -207,9 +207,9 @@ class _Hook:
         if self._handler is not None or options is None:
             return
         try:
-            from pomlflow.langchain.callbacks import PomlCallbackHandler
+            from pomlflow.langchain.handler import PomlCallbackHandler
 
-            self._handler = PomlCallbackHandler(options.register_prompts, options.mask)
+            self._handler = PomlCallbackHandler(options.register, options.mask)
         except Exception as error:  # noqa: BLE001 - a LangChain or MLflow that lacks something must not stop a chain
             self._options = None
             _log.warning("LangChain is not traced: %r", error)
@@ -236,9 +236,9 @@ def _attach() -> None:
     before, _attached = _attached, None
     if options is not None:
         try:
-            from pomlflow.llama_index.callbacks import PomlCallbackHandler
+            from pomlflow.llama_index.handler import PomlCallbackHandler
 
-            _attached = PomlCallbackHandler(options.register_prompts, options.mask).attach()
+            _attached = PomlCallbackHandler(options.register, options.mask).attach()
         except Exception as error:  # noqa: BLE001 - a LlamaIndex or MLflow that lacks something must not stop a program
             _log.warning("LlamaIndex is not traced: %r", error)
     if before is not None:

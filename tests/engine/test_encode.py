@@ -23,7 +23,7 @@ import pydantic
 import pytest
 
 from pomlflow import engine
-from pomlflow.engine.encode import _RESERVED, _walk, decode
+from pomlflow.engine.serialize import _RESERVED, _walk, decode
 from pomlflow.exceptions import VariableError
 
 
@@ -31,7 +31,7 @@ class Color(enum.Enum):
     RED = "red"
 
 
-class Word(str, enum.Enum):
+class Word(enum.StrEnum):
     RED = "red"
 
 
@@ -75,7 +75,7 @@ class Link(pydantic.BaseModel):
     url: pydantic.HttpUrl
 
 
-UTC = dt.timezone.utc
+UTC = dt.UTC
 DAY = dt.datetime(2024, 1, 2, 3, 4, 5, 678)  # noqa: DTZ001 - people pass such dates
 
 # What Python has, and what JSON.stringify() in a template shows of it.

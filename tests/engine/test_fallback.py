@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pomlflow import engine
-from pomlflow.engine import install
+from pomlflow.engine import installation as install
 from pomlflow.exceptions import RenderError, RenderTimeoutError
 from pomlflow.template import Template
 

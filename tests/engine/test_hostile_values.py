@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pomlflow import engine
-from pomlflow.engine.encode import _RESERVED
+from pomlflow.engine.serialize import _RESERVED
 from pomlflow.exceptions import RenderError, VariableError
 from pomlflow.template import Template
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pomlflow import engine
-from pomlflow.engine import install
+from pomlflow.engine import installation as install
 from pomlflow.exceptions import EngineError, NodeNotFoundError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")

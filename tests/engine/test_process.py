@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pomlflow import engine, settings
-from pomlflow.engine import install
+from pomlflow.engine import installation as install
 from pomlflow.engine.process import NodeProcess
 from pomlflow.exceptions import EngineError, RenderError, RenderTimeoutError, WorkerDiedError
 

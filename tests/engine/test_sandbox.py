@@ -14,7 +14,7 @@ import pytest
 from tests.corpus.cases import FOLDER
 
 from pomlflow import engine, settings
-from pomlflow.engine.reads import Reads
+from pomlflow.engine.file_access import Reads
 from pomlflow.exceptions import ConfigurationError, EngineError, RenderError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pomlflow.frame.messages import chat_messages, shown_messages
+from pomlflow.frame.openai import chat_messages, shown_messages
 
 PICTURE = {"type": "image/png", "base64": "iVBORw0KGgo=", "alt": "a chart"}
 SHOWN = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}

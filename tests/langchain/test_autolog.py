@@ -142,7 +142,7 @@ def test_new_arguments_take_effect(stored_traces: Fetch, beside: bool) -> None:
     if beside:
         mlflow.langchain.autolog(silent=True)
     greet = chain()
-    for options in ({}, {"mask": hidden, "register_prompts": False}, {"log_traces": False}):
+    for options in ({}, {"mask": hidden, "register": False}, {"log_traces": False}):
         pomlflow.langchain.autolog(**options)
         greet.invoke(GIVEN)
     pomlflow.flush()

@@ -21,8 +21,8 @@ from tests.langchain.prompts import Model, TextModel
 
 from pomlflow import PomlError, SettingError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
+from pomlflow.langchain.binding import PomlModel
 from pomlflow.langchain.chain import PomlChain
-from pomlflow.langchain.model import PomlModel
 
 MARKUP = """\
 <poml>

@@ -309,7 +309,7 @@ async def abatch_that_falls_back(config: RunnableConfig) -> None:
 def test_each_run_leaves_its_whole_tree_and_nothing_active(
     run: Run, expected: list[str], autolog: bool, stored_traces: Any
 ) -> None:
-    handler = PomlCallbackHandler(register_prompts=False)
+    handler = PomlCallbackHandler(register=False)
     mlflow.langchain.autolog(disable=not autolog, silent=True)
     try:
         if inspect.iscoroutinefunction(run):

@@ -97,7 +97,7 @@ def autolog(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def config() -> RunnableConfig:
-    return {"callbacks": [PomlCallbackHandler(register_prompts=False)]}
+    return {"callbacks": [PomlCallbackHandler(register=False)]}
 
 
 def agent(tool: Any) -> Any:

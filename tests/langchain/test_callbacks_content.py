@@ -50,7 +50,7 @@ def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def using(**options: Any) -> RunnableConfig:
-    return {"callbacks": [PomlCallbackHandler(register_prompts=False, **options)]}
+    return {"callbacks": [PomlCallbackHandler(register=False, **options)]}
 
 
 def everything(trace: Trace) -> str:

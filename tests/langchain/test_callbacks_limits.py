@@ -41,7 +41,7 @@ def test_no_text_is_longer_and_no_large_media_are_stored(
     """Of the chain, the prompt, the model, streams, errors; the model itself gets and gives all."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=300))
-    config: Any = {"callbacks": [PomlCallbackHandler(register_prompts=False, mask=mask)]}
+    config: Any = {"callbacks": [PomlCallbackHandler(register=False, mask=mask)]}
     model = FakeListChatModel(responses=[LONG])
     prompt = PomlPromptTemplate.from_template("<p>{{text}}</p>", name="said")
     assert (prompt | model).invoke({"text": LONG}, config).content == LONG

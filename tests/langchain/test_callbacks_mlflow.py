@@ -175,7 +175,7 @@ async def _heard(other: BaseCallbackHandler) -> list[str]:
 
 
 async def test_other_handlers_hear_of_a_text_models_start_beside_ours(stored_traces: Fetch) -> None:
-    assert await _heard(PomlCallbackHandler(register_prompts=False)) == ["start", "end"]
+    assert await _heard(PomlCallbackHandler(register=False)) == ["start", "end"]
     text = under("RunnableSequence CHAIN", "TextModel LLM\n", "greet CHAIN\n  poml greet PROMPT\n")
     assert trees(stored_traces) == [text]
 

@@ -21,7 +21,7 @@ from tests.registry_prompts import linked, sources, told
 import pomlflow
 from pomlflow.exceptions import PomlError
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.tracking.registry import PromptRegistry
+from pomlflow.tracking.publish import PromptRegistry
 
 pytestmark = QUIET
 HELLO = "<p>Hello {{name}}</p>"
@@ -120,7 +120,7 @@ def test_all_prompts_of_one_trace_are_linked_to_it(links: Any, config: RunnableC
 def test_the_template_decides_before_the_handler(
     links: Any, unique: str, template: bool | None, handler: bool, expected: int
 ) -> None:
-    given = {"callbacks": [PomlCallbackHandler(register_prompts=handler)]}
+    given = {"callbacks": [PomlCallbackHandler(register=handler)]}
     hello(unique, register=template).invoke(GIVEN, given)
     assert links() == [[f"{unique}/1"] * expected]
     assert len(sources(unique)) == expected

@@ -53,7 +53,7 @@ def background(_stored_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def handler() -> PomlCallbackHandler:
-    return PomlCallbackHandler(register_prompts=False)
+    return PomlCallbackHandler(register=False)
 
 
 @mlflow.trace

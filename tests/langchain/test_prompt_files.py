@@ -148,7 +148,7 @@ def test_a_tracing_that_cannot_be_imported_costs_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A version of MLflow without what we lean on must not fail the user's call."""
-    monkeypatch.setitem(sys.modules, "pomlflow.langchain.callbacks", None)
+    monkeypatch.setitem(sys.modules, "pomlflow.langchain.handler", None)
     _callbacks.cache_clear()
     try:
         for _ in range(3):

@@ -152,7 +152,7 @@ def test_new_arguments_take_effect(traced: Any, engine: Any, beside: bool) -> No
     one = engine()
 
     def queries() -> None:
-        for options in ({}, {"mask": hidden, "register_prompts": False}, {"log_traces": False}):
+        for options in ({}, {"mask": hidden, "register": False}, {"log_traces": False}):
             pomlflow.llama_index.autolog(**options)
             one.query("What?")
         pomlflow.flush()

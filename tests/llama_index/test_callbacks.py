@@ -27,7 +27,7 @@ from tests.llama_index.traces import FOREIGN_WARNINGS, parent, poml_spans, trace
 
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import callbacks as module
+from pomlflow.llama_index import handler as module
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["traced"]
@@ -289,7 +289,7 @@ def test_looking_for_callback_managers_calls_no_code_of_the_component(traced: An
 
 def test_two_handlers_make_one_trace(traced: Any, handler: Any, engine: Any) -> None:
     (reference,) = traced(lambda: handler.attach() and engine.query("What?"))
-    second = PomlCallbackHandler(register_prompts=False).attach()
+    second = PomlCallbackHandler(register=False).attach()
     try:
         assert [tree(trace) for trace in traced(lambda: engine.query("What?"))] == [tree(reference)]
         handler.detach()
@@ -391,8 +391,8 @@ def test_copies_of_what_holds_a_handler_hold_that_handler(handler: Any, scripted
     llm = scripted("Fine.", callback_manager=CallbackManager([handler]))
     assert copy.deepcopy(llm).callback_manager.handlers == [handler]
     assert copy.copy(handler) is handler
-    travelled = pickle.loads(pickle.dumps(PomlCallbackHandler(register_prompts=False)))
-    assert travelled.register_prompts is False
+    travelled = pickle.loads(pickle.dumps(PomlCallbackHandler(register=False)))
+    assert travelled.register is False
 
 
 def test_the_last_handler_leaves_nothing_in_the_dispatcher(engine: Any) -> None:

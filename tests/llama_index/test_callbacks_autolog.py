@@ -26,8 +26,8 @@ from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, parent, poml_
 from tests.mlflow_server import until
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, tracer
-from pomlflow.llama_index import callbacks as module
-from pomlflow.llama_index.tracer import autolog_handler
+from pomlflow.llama_index import handler as module
+from pomlflow.llama_index.mlflow_tracer import autolog_handler
 from pomlflow.tracking import spans as tracking
 
 pytestmark = FOREIGN_WARNINGS

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, traced, tree, without_poml
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import callbacks as module
-from pomlflow.llama_index.tracer import autolog_handler
+from pomlflow.llama_index import handler as module
+from pomlflow.llama_index.mlflow_tracer import autolog_handler
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]

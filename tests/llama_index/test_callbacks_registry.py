@@ -25,7 +25,7 @@ from tests.pending import forget_pending
 
 from pomlflow.exceptions import PomlError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, texts
-from pomlflow.tracking.registry import PromptRegistry, flush
+from pomlflow.tracking.publish import PromptRegistry, flush
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["linked", "traced"]
@@ -118,7 +118,7 @@ def test_the_template_decides_before_the_handler(
     traced: Any, linked: Any, scripted: Any, unique: str, template: bool | None, handler: bool, expected: int
 ) -> None:
     prompt = PomlPromptTemplate("<p>Hello</p>", name=unique, register=template)
-    with PomlCallbackHandler(register_prompts=handler):
+    with PomlCallbackHandler(register=handler):
         (trace,) = traced(lambda: scripted("x").predict(prompt))
     assert len(linked(trace)) == expected
     assert versions(unique) == expected

@@ -24,7 +24,7 @@ from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, parent
 from tests.mlflow_server import until
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import callbacks as module
+from pomlflow.llama_index import handler as module
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]

@@ -29,7 +29,7 @@ from tests.llama_index.traces import (
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import callbacks as module
+from pomlflow.llama_index import handler as module
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]

@@ -22,7 +22,7 @@ from tests.registry_prompts import BYE, HELLO, LONG, linked, optimised, publish,
 
 from pomlflow import NotPomlError, PromptNotFoundError, RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.tracking.loading import Reference
+from pomlflow.tracking.load import Reference
 
 __all__ = ["mlflow_server", "use_server"]
 pytestmark = FOREIGN_WARNINGS

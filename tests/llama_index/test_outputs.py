@@ -16,7 +16,7 @@ from llama_index.core.program.function_program import get_function_tool
 
 from pomlflow import ConfigurationError
 from pomlflow.llama_index import PomlPromptTemplate
-from pomlflow.llama_index.outputs import Answer, output_class, partial_answer
+from pomlflow.llama_index.structured import Answer, output_class, partial_answer
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

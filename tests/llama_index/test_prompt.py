@@ -19,7 +19,7 @@ from llama_index.core.types import BaseOutputParser
 
 from pomlflow.exceptions import MissingVariableError, RenderError, TemplateNotFoundError
 from pomlflow.llama_index import PomlPromptTemplate
-from pomlflow.sources import Sources
+from pomlflow.tracking.constructors import Sources
 
 HELLO = "<p>hello {{text}} {{foo}}</p>"
 CHAT = "<system-msg>System {{sys_param}}</system-msg><human-msg>hello {{text}} {{foo}}</human-msg>"

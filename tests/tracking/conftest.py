@@ -18,7 +18,7 @@ __all__ = ["mlflow_server", "use_server"]
 @pytest.fixture
 def registry() -> Iterator[Any]:
     """A prompt registry that knows nothing yet, as in a new process."""
-    from pomlflow.tracking.registry import PromptRegistry
+    from pomlflow.tracking.publish import PromptRegistry
 
     registry = PromptRegistry()
     yield registry

@@ -40,7 +40,7 @@ def program(experiment: str, records: list[Any], body: str, uri: str | None = No
         import json, os, sys, time
         import mlflow
         from pomlflow.record import RenderRecord
-        from pomlflow.tracking.registry import PromptRegistry, flush
+        from pomlflow.tracking.publish import PromptRegistry, flush
         mlflow.set_tracking_uri({uri or mlflow.get_tracking_uri()!r})
         mlflow.set_registry_uri({uri or mlflow.get_registry_uri()!r})
         if {experiment!r} != "0":

@@ -13,7 +13,7 @@ from mlflow.protos import databricks_pb2
 from mlflow.utils.workspace_context import get_request_workspace
 from tests.mlflow_server import until
 
-from pomlflow.tracking.errands import Errand, Errands
+from pomlflow.tracking.background import Errand, Errands
 from pomlflow.tracking.versions import RefusedError
 
 STORE = "sqlite:///store.db"

@@ -24,10 +24,10 @@ from tests.templates import text, write
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError, RenderError
 from pomlflow.template import Template
 from pomlflow.tracking import unpacked
-from pomlflow.tracking.following import RegistryOrigin, open_prompt
-from pomlflow.tracking.loading import Reference
+from pomlflow.tracking.follow import RegistryOrigin, open_prompt
+from pomlflow.tracking.load import Reference
+from pomlflow.tracking.publish import PromptRegistry
 from pomlflow.tracking.publishing import register
-from pomlflow.tracking.registry import PromptRegistry
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 

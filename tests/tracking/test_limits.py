@@ -35,7 +35,7 @@ def stored(stored_traces: Callable[[], list[Trace]]) -> Iterator[Callable[..., A
     """Render, and give the span as it was stored."""
 
     def store(markup: str, variables: dict[str, Any], **options: Any) -> Any:
-        log_render(Template(markup).render(variables), parent=None, register_prompts=False, **options)
+        log_render(Template(markup).render(variables), parent=None, register=False, **options)
         return stored_traces()[-1].data.spans[0]
 
     yield store

@@ -17,7 +17,7 @@ from pomlflow import settings
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
 from pomlflow.template import Template
 from pomlflow.tracking import enclosures
-from pomlflow.tracking.loading import Reference, load
+from pomlflow.tracking.load import Reference, load
 from pomlflow.tracking.publishing import register
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")

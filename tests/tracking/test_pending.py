@@ -13,7 +13,7 @@ from tests.pending import forget_pending
 
 import pomlflow
 from pomlflow.tracking import exports, registry
-from pomlflow.tracking.registry import PromptRegistry
+from pomlflow.tracking.publish import PromptRegistry
 
 
 def trace(record: Any) -> str:

@@ -49,7 +49,7 @@ def test_the_walk_through_runs(
         monkeypatch.setenv(name, os.environ.get(name, "INFO" if "LEVEL" in name else "7"))  # the command line sets them
     with mlflow.start_span("chain") as span:
         given = {"question": "Why?", "facts": [{"text": "Swell.", "source": "log"}]}
-        log_render(Template(path="prompts/briefing.poml").render(given), parent=span, register_prompts=False)
+        log_render(Template(path="prompts/briefing.poml").render(given), parent=span, register=False)
     monkeypatch.setenv("TRACE_ID", span.trace_id)
 
     done = [run(words) for words in commands()]

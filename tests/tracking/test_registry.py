@@ -16,7 +16,7 @@ from tests.pending import forget_pending
 
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.tracking import registry as registry_module
-from pomlflow.tracking.registry import PromptRegistry
+from pomlflow.tracking.publish import PromptRegistry
 
 LINKED = "mlflow.linkedPrompts"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once

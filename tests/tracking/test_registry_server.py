@@ -15,8 +15,8 @@ from tests.mlflow_server import MlflowServer, until
 from tests.pending import forget_pending
 
 from pomlflow.record import content_digest
-from pomlflow.tracking.loading import load
-from pomlflow.tracking.registry import PromptRegistry
+from pomlflow.tracking.load import load
+from pomlflow.tracking.publish import PromptRegistry
 from pomlflow.tracking.versions import draft_of, ensure
 
 pytestmark = pytest.mark.server

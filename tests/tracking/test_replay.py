@@ -22,9 +22,9 @@ from tests.test_history import Note, Notes
 import pomlflow
 from pomlflow import TraceNotFoundError, settings
 from pomlflow.template import Template
-from pomlflow.tracking.following import open_prompt
+from pomlflow.tracking.follow import open_prompt
+from pomlflow.tracking.publish import PromptRegistry
 from pomlflow.tracking.publishing import register as publish
-from pomlflow.tracking.registry import PromptRegistry
 from pomlflow.tracking.replay import Replay, ReplayedRender
 from pomlflow.tracking.spans import log_render
 
@@ -65,7 +65,7 @@ def trace_of(mlflow_store: str) -> Iterator[Callable[..., str]]:
             for template, variables in renders:
                 record = template.render(variables, history=Told() if native else None)
                 assert record.output or record.error
-                log_render(record, parent=span, **{"register_prompts": False, **options})
+                log_render(record, parent=span, **{"register": False, **options})
         return str(span.trace_id)
 
     yield store
@@ -208,7 +208,7 @@ def test_files_that_are_gone_come_out_of_the_registry(
     version = publish(template).version
     assert version is not None
     from_there = Template(origin=open_prompt(version.uri))
-    trace_id = trace_of((template, {"q": "Why?"}), (from_there, {"q": "Why?"}), register_prompts=True, wait=30)
+    trace_id = trace_of((template, {"q": "Why?"}), (from_there, {"q": "Why?"}), register=True, wait=30)
     assert pomlflow.replay(trace_id).identical
     write(folder / name / "tone.poml", "<p>Be brief.</p>")
     assert [render.outcome for render in pomlflow.replay(trace_id).renders] == ["different", "identical"]
@@ -321,7 +321,7 @@ def test_a_trace_of_a_moment_ago_is_waited_for(mlflow_store: str, monkeypatch: p
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
     mlflow.tracing.reset()
     with mlflow.start_span("chain") as span:
-        log_render(Template(HELLO).render({"name": "Ada"}), parent=span, register_prompts=False)
+        log_render(Template(HELLO).render({"name": "Ada"}), parent=span, register=False)
     assert pomlflow.replay(span.trace_id).identical
 
 

@@ -31,7 +31,7 @@ GIVEN = {"query_str": "Why?", "context_str": "It is\n\tgrey.", "picture": base64
 
 def plain() -> str:
     with mlflow.start_span("chain") as span:
-        log_render(Template(path="p/a.poml").render(GIVEN), parent=span, register_prompts=False)
+        log_render(Template(path="p/a.poml").render(GIVEN), parent=span, register=False)
     return str(span.trace_id)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from pomlflow.cli.checking import check
+from pomlflow.cli.prompts import render, variables
 from pomlflow.cli.registry import diff, pull, register
-from pomlflow.cli.rendering import render, variables
 from pomlflow.cli.replaying import replay
 from pomlflow.exceptions import PomlError
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from pomlflow.cli.inputs import beside, prompts_in, values_of, with_values
+from pomlflow.cli.options import beside, prompts_in, values_of, with_values
 from pomlflow.exceptions import EngineError, MissingVariableError, PomlError, Problem, RenderError, WorkerDiedError
 
 __all__ = ["check", "show_problems"]
@@ -51,7 +51,7 @@ def show_problems(file: str, error: PomlError) -> None:
     Raises:
         EngineError: Nothing can be rendered here.
     """
-    from pomlflow.cli.showing import shown_path
+    from pomlflow.cli.output import shown_path
 
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # no fault of the prompt's

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pomlflow.cli.inputs import FILE, connect, mlflow_options, prompts_in, template_of
+from pomlflow.cli.options import FILE, connect, mlflow_options, prompts_in, template_of
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
@@ -43,9 +43,9 @@ def register(
     import mlflow
 
     from pomlflow.cli.checking import show_problems
-    from pomlflow.cli.showing import shown_path
+    from pomlflow.cli.output import shown_path
     from pomlflow.template import Template
-    from pomlflow.tracking.errands import shown
+    from pomlflow.tracking.background import shown
 
     templates = _whole([Template(path=file) for file in prompts_in(paths)], {*map(os.path.abspath, paths)})
     counts: dict[str, int] = {}
@@ -113,8 +113,8 @@ def diff(ctx: click.Context, file: str, uri: str | None, tracking_uri: str | Non
     pomlflow diff prompts/support.poml prompts:/support@production
     """
     connect(tracking_uri)
-    from pomlflow.cli.showing import word_diff
-    from pomlflow.tracking.loading import load
+    from pomlflow.cli.output import word_diff
+    from pomlflow.tracking.load import load
 
     template = template_of(file)
     if uri is None and template.name is None:
@@ -132,7 +132,7 @@ def diff(ctx: click.Context, file: str, uri: str | None, tracking_uri: str | Non
 
 
 def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
-    from pomlflow.cli.showing import word_diff
+    from pomlflow.cli.output import word_diff
 
     then = {one.path: one for one in content.enclosures.files}
     now = {one.path: one for one in template.current().files}
@@ -163,8 +163,8 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
     pomlflow pull prompts:/support/3 -o - | pomlflow render - -c question=Why?
     """
     connect(tracking_uri)
-    from pomlflow.cli.showing import shown_path
-    from pomlflow.tracking.loading import load
+    from pomlflow.cli.output import shown_path
+    from pomlflow.tracking.load import load
 
     content = load(uri)
     if output == "-":

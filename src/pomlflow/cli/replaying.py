@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pomlflow.cli.inputs import connect, mlflow_options
+from pomlflow.cli.options import connect, mlflow_options
 
 __all__ = ["replay"]
 
@@ -28,7 +28,7 @@ def replay(ctx: click.Context, trace_id: str, as_json: bool, tracking_uri: str |
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --tracking-uri http://127.0.0.1:5000 --json
     """
     connect(tracking_uri)
-    from pomlflow.cli.showing import show_json
+    from pomlflow.cli.output import show_json
     from pomlflow.tracking.replay import replay as replayed
 
     result = replayed(trace_id)

@@ -18,16 +18,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pomlflow.engine import install
-from pomlflow.engine.encode import encode, is_identifier
+from pomlflow.engine import installation
+from pomlflow.engine.errors import render_error
 from pomlflow.engine.fallback import render_cold
-from pomlflow.engine.install import poml_version
+from pomlflow.engine.file_access import Reads
+from pomlflow.engine.installation import poml_version
 from pomlflow.engine.pool import Pool, Stats, Turn, WaitedError
-from pomlflow.engine.problems import render_error
 from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess, NotWarmError
-from pomlflow.engine.reads import Reads
-from pomlflow.engine.request import Request, Result
+from pomlflow.engine.protocol import Request, Result
 from pomlflow.engine.results import Results
+from pomlflow.engine.serialize import encode, is_identifier
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings
 
@@ -143,20 +143,20 @@ class _Engine:
         return Result(answer["ok"], "warm", answer.get("ms"))
 
     def _start(self) -> NodeProcess:
-        installation = install.find()
-        process = NodeProcess(installation, sandbox=self.sandbox)
+        found = installation.find()
+        process = NodeProcess(found, sandbox=self.sandbox)
         with self._lock:
-            if installation.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
+            if found.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
                 length = process.hello["length"]
                 with contextlib.suppress(RuntimeError):  # no thread can start: then it is not kept
-                    self._storing = self.pool.threads.submit(lambda: self._store(installation, length))
+                    self._storing = self.pool.threads.submit(lambda: self._store(found, length))
         return process
 
-    def _store(self, installation: install.Installation, length: int) -> None:
+    def _store(self, found: installation.Installation, length: int) -> None:
         """Keep what V8 has compiled by now, for the next start; it queues behind the first render."""
         try:
             answer = self.pool.call(b'"op":"compiled"}', 30, self.pool.ask(own=True))
-            installation.store(base64.b64decode(answer["ok"]), length)
+            found.store(base64.b64decode(answer["ok"]), length)
         except (OSError, EngineError) as error:
             _log.info("POML's compiled code cannot be kept (%s): a first render takes half a second longer", error)
 

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pomlflow.engine.encode import decode
-from pomlflow.engine.problems import render_error
-from pomlflow.engine.request import Request
+from pomlflow.engine.errors import render_error
+from pomlflow.engine.protocol import Request
+from pomlflow.engine.serialize import decode
 from pomlflow.exceptions import RenderError
 
 __all__ = ["render_cold"]

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import orjson
 
-from pomlflow.engine.install import Installation
+from pomlflow.engine.installation import Installation
 from pomlflow.engine.pipes import Lifeline, standard_streams_taken, widen
 from pomlflow.exceptions import EngineError, WorkerDiedError
 from pomlflow.record import well_formed

@@ -7,8 +7,8 @@ checks their arguments, `schema` shapes the output schema and reads the answer b
 
 from __future__ import annotations
 
-from pomlflow.frame.runtime import Provider, Settings, settings
 from pomlflow.frame.schema import checked_answer, json_value, parse_answer, response_format, schema_name, strict_form
+from pomlflow.frame.settings import Provider, Settings, settings
 from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments, match, named, tool_specs
 
 __all__ = [

@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pomlflow.autolog import switch
-from pomlflow.delivery import Mask
-from pomlflow.langchain.answers import PomlOutputParserError
+from pomlflow.dispatch import Mask
+from pomlflow.langchain.output import PomlOutputParserError
 from pomlflow.langchain.prompt import PomlPromptTemplate
-from pomlflow.langchain.values import PomlChatPromptValue, PomlStringPromptValue
+from pomlflow.langchain.prompt_value import PomlChatPromptValue, PomlStringPromptValue
 
 if TYPE_CHECKING:
-    from pomlflow.langchain.callbacks import PomlCallbackHandler
+    from pomlflow.langchain.handler import PomlCallbackHandler
     from pomlflow.langchain.middleware import PomlMiddleware
 
 __all__ = [
@@ -30,7 +30,7 @@ def autolog(
     disable: bool = False,
     log_traces: bool = True,
     silent: bool = False,
-    register_prompts: bool = True,
+    register: bool = True,
     mask: Mask | None = None,
     trace_dir: str | os.PathLike[str] | None = None,
 ) -> None:
@@ -42,7 +42,7 @@ def autolog(
         disable: Undo it.
         log_traces: False traces and registers nothing.
         silent: Whether to keep back pomlflow's warnings.
-        register_prompts: Whether to register each POML prompt and link its version to the trace.
+        register: Whether to register each POML prompt and link its version to the trace.
         mask: From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored.
         trace_dir: A folder for POML's own local trace files, of all renders of the process.
 
@@ -53,12 +53,12 @@ def autolog(
         >>> import pomlflow.langchain
         >>> pomlflow.langchain.autolog()  # doctest: +SKIP
     """
-    switch("langchain", disable, log_traces, silent, register_prompts, mask, trace_dir)
+    switch("langchain", disable, log_traces, silent, register, mask, trace_dir)
 
 
 def __getattr__(name: str) -> Any:
     if name == "PomlCallbackHandler":  # it brings MLflow, which a chain without tracing must not pay for
-        from pomlflow.langchain.callbacks import PomlCallbackHandler
+        from pomlflow.langchain.handler import PomlCallbackHandler
 
         return PomlCallbackHandler
     if name == "PomlMiddleware":  # it is made from langchain's agents, which the prompts need nothing of

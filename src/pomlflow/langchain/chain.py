@@ -9,7 +9,7 @@ from langchain_core.runnables import RunnableConfig, RunnableSequence, RunnableW
 from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
 from typing_extensions import override
 
-from pomlflow.langchain.model import PomlModel
+from pomlflow.langchain.binding import PomlModel
 
 __all__ = ["PomlChain"]
 

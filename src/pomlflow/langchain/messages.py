@@ -20,7 +20,7 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 from typing_extensions import override
 
-from pomlflow.history import REQUEST, RESPONSE, History
+from pomlflow.template.history import REQUEST, RESPONSE, History
 
 __all__ = ["MessageHistory", "describe", "from_poml", "media_after_tools", "to_poml"]
 

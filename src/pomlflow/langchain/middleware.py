@@ -16,8 +16,8 @@ from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame import ToolSpec, checked_answer, match, named, response_format, tool_specs
-from pomlflow.langchain.answers import PomlOutputParserError
-from pomlflow.langchain.arguments import (
+from pomlflow.langchain.messages import media_after_tools
+from pomlflow.langchain.model_arguments import (
     SCHEMA_SAID,
     Arguments,
     changing_source,
@@ -26,7 +26,7 @@ from pomlflow.langchain.arguments import (
     place_of,
     speaks_chat_completions,
 )
-from pomlflow.langchain.messages import media_after_tools
+from pomlflow.langchain.output import PomlOutputParserError
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord

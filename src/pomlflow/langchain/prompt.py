@@ -21,20 +21,20 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
-from pomlflow.delivery import PATIENCE, deliver
+from pomlflow.dispatch import PATIENCE, deliver
 from pomlflow.frame import match, named, tool_specs
-from pomlflow.langchain.arguments import changing_source, place_of
 from pomlflow.langchain.batches import BatchedPromptTemplate
+from pomlflow.langchain.binding import reach
 from pomlflow.langchain.chain import PomlChain
 from pomlflow.langchain.messages import MessageHistory
-from pomlflow.langchain.model import reach
+from pomlflow.langchain.model_arguments import changing_source, place_of
+from pomlflow.langchain.prompt_value import prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
-from pomlflow.langchain.values import prompt_value
 from pomlflow.record import RenderRecord
-from pomlflow.snapshot import Origin, Snapshot
-from pomlflow.sources import Sources, reopened
 from pomlflow.template import Template
-from pomlflow.variables import Inference
+from pomlflow.template.inference import Inference
+from pomlflow.template.source import Origin, Snapshot
+from pomlflow.tracking.constructors import Sources, reopened
 
 __all__ = ["PomlPromptTemplate"]
 
@@ -388,7 +388,7 @@ def _deliver(
 def _callbacks() -> Callable[..., None]:
     """What delivers records; importing it imports MLflow, whose failure is not to be the user's."""
     try:
-        from pomlflow.langchain.callbacks import deliver as deliver_in_run
+        from pomlflow.langchain.handler import deliver as deliver_in_run
     except Exception as error:  # noqa: BLE001 - a version of MLflow that lacks something fails in whatever way
         _log.warning("POML renders are not traced: %s", error, exc_info=True)
         return lambda *_, **__: None

@@ -36,7 +36,7 @@ from mlflow.tracing import provider
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from pomlflow.langchain.context import StandIn, nearest, run_here, surroundings, user_span
-from pomlflow.tracking.limits import within_limit
+from pomlflow.tracking.redaction import within_limit
 from pomlflow.tracking.spans import active, within
 
 with warnings.catch_warnings():
@@ -166,7 +166,7 @@ class Tracer(MlflowLangchainTracer):
                 span = super()._start_span(span_name, parent_run_id, span_type, run_id, None, within_limit(attributes))
         finally:
             _ATTACH.reset(alone)
-        stand_in = StandIn(cast("Span", span._span), below, self, stream=stream and _has_context())
+        stand_in = StandIn(cast("Span", span._span), below, self, stream=stream)
         token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=stand_in)))
         tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
         run = Run(span, stand_in, [(token, token.var.get()) for token in tokens], stream)
@@ -318,17 +318,6 @@ class _Event(NamedTuple):
                 return cls(handlers, module)
             frame = frame.f_back
         return cls(handlers, "")
-
-
-def _has_context() -> bool:
-    """Whether LangChain runs what is inside a run in a context of its own; in tasks it cannot before Python 3.11."""
-    if sys.version_info >= (3, 11):
-        return True
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
 
 
 def _no_span() -> LiveSpan:

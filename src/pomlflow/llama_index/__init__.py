@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pomlflow.autolog import switch
-from pomlflow.delivery import Mask
+from pomlflow.dispatch import Mask
 from pomlflow.llama_index.events import PomlRenderEvent
 from pomlflow.llama_index.prompt import PomlPromptTemplate
 
 if TYPE_CHECKING:
-    from pomlflow.llama_index.callbacks import PomlCallbackHandler
+    from pomlflow.llama_index.handler import PomlCallbackHandler
 
 __all__ = ["PomlCallbackHandler", "PomlPromptTemplate", "PomlRenderEvent", "autolog"]
 
@@ -20,7 +20,7 @@ def autolog(
     disable: bool = False,
     log_traces: bool = True,
     silent: bool = False,
-    register_prompts: bool = True,
+    register: bool = True,
     mask: Mask | None = None,
     trace_dir: str | os.PathLike[str] | None = None,
 ) -> None:
@@ -32,7 +32,7 @@ def autolog(
         disable: Undo it.
         log_traces: False traces and registers nothing.
         silent: Whether to keep back pomlflow's warnings.
-        register_prompts: Whether to register each POML prompt and link its version to the trace.
+        register: Whether to register each POML prompt and link its version to the trace.
         mask: From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored.
         trace_dir: A folder for POML's own local trace files, of all renders of the process.
 
@@ -43,12 +43,12 @@ def autolog(
         >>> import pomlflow.llama_index
         >>> pomlflow.llama_index.autolog()  # doctest: +SKIP
     """
-    switch("llama_index", disable, log_traces, silent, register_prompts, mask, trace_dir)
+    switch("llama_index", disable, log_traces, silent, register, mask, trace_dir)
 
 
 def __getattr__(name: str) -> Any:
     if name == "PomlCallbackHandler":  # it brings MLflow, which an engine without tracing must not pay for
-        from pomlflow.llama_index.callbacks import PomlCallbackHandler
+        from pomlflow.llama_index.handler import PomlCallbackHandler
 
         return PomlCallbackHandler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,10 +19,10 @@ from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
 from pomlflow.frame import tool_specs
-from pomlflow.llama_index.outputs import output_class
 from pomlflow.llama_index.providers import for_provider, provider_of, settings_for
 from pomlflow.llama_index.rendered import Rendered
 from pomlflow.llama_index.request import with_fields
+from pomlflow.llama_index.structured import output_class
 from pomlflow.llama_index.texts import remember
 from pomlflow.llama_index.tools import tied
 

@@ -83,6 +83,6 @@ def deliver(record: RenderRecord) -> None:
     _dispatcher.event(event)
     if any(handler.class_name() == "MlflowEventHandler" for handler in _dispatcher.root.event_handlers):
         # MLflow's autolog, whose handler passes over events that are not LlamaIndex's own.
-        from pomlflow.llama_index.callbacks import log_under_mlflow_autolog
+        from pomlflow.llama_index.handler import log_under_mlflow_autolog
 
         log_under_mlflow_autolog(record, event.span_id)

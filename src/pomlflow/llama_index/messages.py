@@ -25,8 +25,8 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from typing_extensions import override
 
-from pomlflow.history import REQUEST, RESPONSE, History
 from pomlflow.record import RenderRecord
+from pomlflow.template.history import REQUEST, RESPONSE, History
 
 __all__ = ["DescribedImage", "MessageHistory", "describe", "from_poml", "messages_of", "to_poml"]
 

@@ -20,7 +20,7 @@ from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value, set_span_chat_tools
 
 from pomlflow.llama_index.media import offloadable, store
-from pomlflow.tracking.limits import LimitedSpan, event_within_limit, within_limit
+from pomlflow.tracking.redaction import LimitedSpan, event_within_limit, within_limit
 from pomlflow.tracking.spans import Mask, masked, masked_exception, store_content, warn_once
 
 __all__ = ["OpenSpan", "Owner", "inputs_of"]
@@ -34,7 +34,7 @@ _OK = SpanStatus(SpanStatusCode.OK)
 class Owner(Protocol):
     """Whose trace a span is part of."""
 
-    register_prompts: bool
+    register: bool
     mask: Mask | None
 
 

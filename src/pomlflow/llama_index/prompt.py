@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
@@ -15,23 +15,23 @@ from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.prompts.prompt_type import PromptType
 from llama_index.core.types import BaseOutputParser
 from pydantic import Field, PrivateAttr
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from pomlflow.llama_index.messages import MessageHistory
 from pomlflow.llama_index.providers import for_provider
 from pomlflow.llama_index.rendered import Rendered
-from pomlflow.llama_index.strings import Name, PromptText, fenced, markdown
+from pomlflow.llama_index.text_views import Name, PromptText, fenced, markdown
 from pomlflow.llama_index.unfilled import as_f_string, histories, is_measured, measure, open_variables
-from pomlflow.snapshot import Origin, Snapshot
-from pomlflow.sources import Sources
 from pomlflow.template import Template
-from pomlflow.whitespace import protect, restore
+from pomlflow.template.source import Origin, Snapshot
+from pomlflow.template.whitespace import protect, restore
+from pomlflow.tracking.constructors import Sources
 
 if TYPE_CHECKING:
     from llama_index.core.llms import LLM
 
     from pomlflow.llama_index.llm import PomlLLM
-    from pomlflow.llama_index.outputs import Answer
+    from pomlflow.llama_index.structured import Answer
 
 __all__ = ["PomlPromptTemplate"]
 
@@ -250,7 +250,7 @@ class PomlPromptTemplate(Sources, RichPromptTemplate, PromptTemplate):
         Raises:
             ConfigurationError: There is no schema of an object.
         """
-        from pomlflow.llama_index.outputs import output_class
+        from pomlflow.llama_index.structured import output_class
 
         now = self._refreshed()
         if "schema" in now.inference.static or not _SCHEMA.search(now.source):

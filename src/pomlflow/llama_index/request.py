@@ -18,9 +18,9 @@ from pydantic import BaseModel
 
 from pomlflow.exceptions import PomlError, SettingError, ToolError
 from pomlflow.frame import ToolSpec, parse_answer, tool_specs
-from pomlflow.llama_index.outputs import output_class, partial_answer
 from pomlflow.llama_index.providers import for_provider, native_schema, settings_for, tool_choice
 from pomlflow.llama_index.rendered import Rendered
+from pomlflow.llama_index.structured import output_class, partial_answer
 from pomlflow.llama_index.tools import described
 
 if TYPE_CHECKING:

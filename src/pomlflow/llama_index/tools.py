@@ -15,7 +15,7 @@ from llama_index.core.workflow import Context
 from typing_extensions import override
 
 from pomlflow.frame import ToolSpec, check_arguments, match, named
-from pomlflow.llama_index.outputs import output_class
+from pomlflow.llama_index.structured import output_class
 
 __all__ = ["described", "tied"]
 

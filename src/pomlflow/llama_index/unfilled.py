@@ -12,9 +12,9 @@ from llama_index.core.instrumentation.span import active_span_id
 from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.llama_index.events import deliver
 from pomlflow.llama_index.messages import MessageHistory, messages_of
-from pomlflow.llama_index.strings import Name, PromptText
+from pomlflow.llama_index.text_views import Name, PromptText
 from pomlflow.template import Snapshot
-from pomlflow.whitespace import protect, restore
+from pomlflow.template.whitespace import protect, restore
 
 if TYPE_CHECKING:
     from pomlflow.llama_index.prompt import PomlPromptTemplate

@@ -11,9 +11,9 @@ from mlflow.entities.model_registry import PromptVersion
 from mlflow.prompt.constants import PROMPT_TEXT_TAG_KEY
 
 from pomlflow.exceptions import NotPomlError, RegistryError
-from pomlflow.markup import is_poml
 from pomlflow.record import PromptFile, content_digest
-from pomlflow.tracking.enclosures import Enclosures, opened
+from pomlflow.template.markup import is_poml
+from pomlflow.tracking.bundle import Enclosures, opened
 
 __all__ = ["PromptContent", "content_of", "text_of"]
 

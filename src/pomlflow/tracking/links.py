@@ -14,7 +14,7 @@ from mlflow.tracing.constant import TraceMetadataKey, TraceTagKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils.prompt import update_linked_prompts_tag
 
-from pomlflow.tracking.errands import Errand
+from pomlflow.tracking.background import Errand
 
 __all__ = ["TraceLink", "link_live", "link_stored", "list_in_experiment"]
 

@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 from pomlflow.exceptions import RegistryError
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
-from pomlflow.tracking.errands import knock
-from pomlflow.tracking.registry import Place, client_of
+from pomlflow.tracking.background import knock
+from pomlflow.tracking.publish import Place, client_of
 from pomlflow.tracking.versions import Draft, RefusedError, draft_of, ensure, name_of
 
 __all__ = ["Registration", "register"]

@@ -21,16 +21,16 @@ from mlflow.tracing.client import TracingClient
 from typing_extensions import override
 
 from pomlflow.exceptions import PomlError, TraceNotFoundError
-from pomlflow.history import REQUEST, RESPONSE, History
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
+from pomlflow.template.history import REQUEST, RESPONSE, History
+from pomlflow.template.whitespace import protect, restore
+from pomlflow.tracking.background import shown
 from pomlflow.tracking.compare import Difference, differences
-from pomlflow.tracking.errands import shown
-from pomlflow.tracking.following import open_prompt
+from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.spans import span_content
 from pomlflow.tracking.stored import LostContentError, StoredRender, facts_of
-from pomlflow.whitespace import protect, restore
 
 __all__ = ["Replay", "ReplayedRender", "replay"]
 

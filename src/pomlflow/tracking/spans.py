@@ -41,11 +41,11 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils import dump_span_attribute_value
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from pomlflow.delivery import PATIENCE, Mask
-from pomlflow.frame.messages import shown_messages
+from pomlflow.dispatch import PATIENCE, Mask
+from pomlflow.frame.openai import shown_messages
 from pomlflow.record import RenderRecord, well_formed
-from pomlflow.tracking.limits import event_within_limit, within_limit
-from pomlflow.tracking.pending import finish_at_the_end
+from pomlflow.tracking.redaction import event_within_limit, within_limit
+from pomlflow.tracking.shutdown import finish_at_the_end
 from pomlflow.tracking.stored import ATTRIBUTE, bare_media, facts_of
 
 __all__ = [
@@ -85,7 +85,7 @@ def log_render(
     record: RenderRecord,
     *,
     parent: LiveSpan | None,
-    register_prompts: bool = True,
+    register: bool = True,
     mask: Mask | None = None,
     wait: float = PATIENCE,
     root: bool = False,
@@ -95,7 +95,7 @@ def log_render(
     Args:
         record: The render.
         parent: The span that it belongs under; None for the active one, and a trace of its own where none is active.
-        register_prompts: Whether to register the prompt and link its version, where the template does not say.
+        register: Whether to register the prompt and link its version, where the template does not say.
         mask: What may be stored of inputs and outputs.
         wait: Seconds that it may take to find the prompt's version; one found later is linked all the same.
         root: Whether to make a trace of its own, whatever is active.
@@ -113,7 +113,7 @@ def log_render(
             # At once, as MLflow writes each: it makes a JSON encoder for every one (3.12 to 3.17), 15 µs.
             cast("Span", span._span).set_attributes({key: json.dumps(value) for key, value in _attributes(record)})
             status.description = _fill(span, record, mask)
-            _link(span, record, register_prompts, wait)
+            _link(span, record, register, wait)
         except Exception as error:  # noqa: BLE001 - what is there of the span is still worth storing
             warn_once("content", "a poml span is stored without all of its content: %r", error)
         finally:
@@ -246,10 +246,10 @@ def masked_exception(kind: str, kept: Mapping[str, Any]) -> SpanEvent:
     )
 
 
-def _link(span: LiveSpan, record: RenderRecord, register_prompts: bool, wait: float) -> None:
-    if not (register_prompts if record.register is None else record.register):
+def _link(span: LiveSpan, record: RenderRecord, register: bool, wait: float) -> None:
+    if not (register if record.register is None else record.register):
         return
-    from pomlflow.tracking.registry import PromptRegistry
+    from pomlflow.tracking.publish import PromptRegistry
 
     def known(version: Any) -> None:
         if span.end_time_ns is None:  # it may come late

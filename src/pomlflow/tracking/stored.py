@@ -11,7 +11,7 @@ markup names. What is as most prompts have it is left out:
 ``version``      the number of the registry's version that was rendered, where it came from there
 ``chat``         false where one text was rendered
 ``natives``      the variables that were lists of a framework's own messages
-``spaced``       true where texts kept their whitespace (`pomlflow.whitespace`)
+``spaced``       true where texts kept their whitespace (`pomlflow.template.whitespace`)
 ``bare``         where, in the inputs, an attachment stands for base64 alone, and not for a data URI
 ``masked``       of ``inputs`` and ``outputs``, what the handler's mask changed
 ``cut``          the same of what was longer than `pomlflow.configure`'s ``max_content``

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pomlflow.record import PromptFile
-from pomlflow.snapshot import sha256
+from pomlflow.template.inference import infer
+from pomlflow.template.source import sha256
 from pomlflow.tracking.contents import PromptContent
-from pomlflow.variables import infer
 
 __all__ = ["Unpacked", "unpack"]
 

@@ -1,6 +1,6 @@
 """A prompt version in MLflow's registry: found by its digest, made once.
 
-Everything here talks to the store and may block as long as MLflow does; `pomlflow.tracking.registry` calls it in the
+Everything here talks to the store and may block as long as MLflow does; `pomlflow.tracking.publish` calls it in the
 background.
 
 MLflow has no uniqueness constraint on a version's content, so one content becomes one version by a rule
@@ -26,9 +26,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.prompt.registry_utils import model_version_to_prompt_version
 from pydantic import ValidationError
 
-from pomlflow.naming import registry_name
 from pomlflow.record import PromptFile, RenderRecord
-from pomlflow.tracking.enclosures import FileChangedError, tags_of
+from pomlflow.template.names import registry_name
+from pomlflow.tracking.bundle import FileChangedError, tags_of
 from pomlflow.tracking.turns import turn
 
 __all__ = [

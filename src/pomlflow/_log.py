@@ -1,0 +1,24 @@
+"""The package's logger, and warnings that are logged once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Hashable
+from typing import Final
+
+__all__ = ["logger", "warn_once"]
+
+logger: Final = logging.getLogger("pomlflow")
+
+_lock = threading.Lock()
+_logged: set[Hashable] = set()
+
+
+def warn_once(key: Hashable, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+    """Log a warning, the first time only for each key: a cause may recur a thousand times a minute."""
+    with _lock:
+        if key in _logged:
+            return
+        _logged.add(key)
+    logger.warning("%s (further warnings suppressed)", message % args if args else message, exc_info=exc_info)

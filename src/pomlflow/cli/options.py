@@ -1,0 +1,182 @@
+"""What a command is given: prompts, values for their variables, and the store to talk to."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pomlflow.template import Template
+
+__all__ = [
+    "FILE",
+    "beside",
+    "connect",
+    "mlflow_options",
+    "prompts_in",
+    "template_of",
+    "values_of",
+    "with_values",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(allow_dash=True)
+_SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
+
+
+def with_values(command: F) -> F:
+    """Give a command the options that give variables."""
+    context = click.option(
+        "-c", "--context", "given", multiple=True, metavar="NAME=TEXT",
+        help="A variable: NAME=TEXT, NAME:=JSON, or NAME=@FILE for a file's text. May be repeated.",
+    )  # fmt: skip
+    file = click.option(
+        "--context-file", "files", multiple=True, type=FILE, metavar="JSON_FILE",
+        help="A JSON file of variables; - for standard input. May be repeated; -c wins.",
+    )  # fmt: skip
+    return context(file(command))
+
+
+def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
+    """Read the variables that a command was given.
+
+    Args:
+        files: JSON files; ``-`` for standard input.
+        given: ``name=text``, ``name:=json`` or ``name=@file`` each.
+
+    Returns:
+        The variables, by name.
+
+    Raises:
+        UsageError: One of them cannot be read.
+
+    Example:
+        >>> values_of([], ["name=Ada", "count:=3", "tags:=[1, 2]"])
+        {'name': 'Ada', 'count': 3, 'tags': [1, 2]}
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= _object(_text(file), file)
+    for item in given:
+        name, found, text = item.partition("=")
+        if not found or not name.strip(":"):
+            raise click.UsageError(f"-c {item}: write NAME=TEXT, NAME:=JSON or NAME=@FILE")
+        if name.endswith(":"):
+            values[name[:-1]] = _json(text, f"-c {item}")
+        else:
+            values[name] = _text(text[1:]) if text.startswith("@") else text
+    return values
+
+
+def beside(file: Path) -> Mapping[str, Any]:
+    """Read a prompt's example values: ``answer.context.json`` beside ``answer.poml``; none where it is not there."""
+    example = file.with_suffix(".context.json")
+    return _object(_text(str(example)), str(example)) if example.is_file() else {}
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    value = _json(text, place)
+    if not isinstance(value, dict):
+        raise click.UsageError(f"{place}: variables are a JSON object, not {json.dumps(value)[:40]}")
+    return value
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"{place}: this is no JSON: {error}") from error
+
+
+def _text(file: str) -> str:
+    try:
+        if file == "-":
+            if sys.stdin is None:
+                raise click.UsageError("-: there is no standard input")
+            return sys.stdin.buffer.read().decode("utf-8", "replace")
+        return Path(file).read_text("utf-8", "replace")
+    except OSError as error:
+        raise click.UsageError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def template_of(file: str, *, stylesheet: str | None = None, chat: bool = True) -> Template:
+    """Make the template that an argument means.
+
+    Args:
+        file: A file, ``-``, or a URI of MLflow's registry.
+        stylesheet: A JSON file.
+        chat: Whether it is to give messages.
+
+    Returns:
+        The template.
+
+    Raises:
+        PomlError: It is not there.
+        UsageError: The stylesheet cannot be read.
+    """
+    from pomlflow.template import Template
+
+    style = None if stylesheet is None else _object(_text(stylesheet), stylesheet)
+    if file == "-":
+        return Template(_text(file), stylesheet=style, chat=chat)
+    if file.startswith("prompts:"):
+        connect(None)
+        from pomlflow.tracking.follow import open_prompt
+
+        return Template(origin=open_prompt(file), stylesheet=style, chat=chat)
+    if os.path.isdir(file):  # noqa: PTH112
+        raise click.UsageError(f"{file}: this is a folder: name a file in it")
+    return Template(path=file, stylesheet=style, chat=chat)
+
+
+def prompts_in(paths: Sequence[str]) -> list[Path]:
+    """Find the prompts under paths, in order, each once.
+
+    Args:
+        paths: Files, and folders to look for ``*.poml`` in; hidden folders, environments and ``node_modules`` are
+            passed over.
+
+    Raises:
+        UsageError: There is nothing there.
+    """
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        files = sorted(_under(path)) if path.is_dir() else [path] if path.is_file() else []
+        if not files:
+            raise click.UsageError(f"{path}: {'no .poml file in it' if path.is_dir() else 'there is no such file'}")
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - resolves .., and no links
+    return list(found.values())
+
+
+def _under(folder: Path) -> Iterator[Path]:
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
+        yield from (Path(here, name) for name in files if name.endswith(".poml"))
+
+
+def mlflow_options(command: F) -> F:
+    """Give a command the option that chooses MLflow's store."""
+    return click.option(
+        "--tracking-uri", metavar="URI", help="MLflow's store; by default MLFLOW_TRACKING_URI, as MLflow has it.",
+    )(command)  # fmt: skip
+
+
+def connect(tracking_uri: str | None) -> None:
+    """Import MLflow, made to answer soon where a server is away, and choose its store."""
+    for name, value in (
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),  # by default a server that is away takes four minutes
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
+        ("MLFLOW_LOGGING_LEVEL", "WARNING"),  # a new database's migrations
+    ):
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    if tracking_uri is not None:
+        mlflow.set_tracking_uri(tracking_uri)

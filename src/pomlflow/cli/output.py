@@ -1,0 +1,125 @@
+"""What a command shows: with colours to a person, plain into a pipe."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pomlflow.template.history import REQUEST, RESPONSE
+
+__all__ = ["is_terminal", "show_chat", "show_json", "show_title", "shown_path", "word_diff"]
+
+_COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
+_AROUND = 2  # lines before and after a change that are shown with it
+_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout.isatty()
+
+
+def shown_path(file: str | Path) -> str:
+    """A path as a person in the working folder would write it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def show_title(title: str, style: str = "bold") -> None:
+    """Print a heading: a coloured line for a person, a marked one for a pipe."""
+    if not is_terminal():
+        click.echo(f"--- {title}")
+        return
+    from rich.console import Console
+    from rich.rule import Rule
+    from rich.text import Text
+
+    Console().print(Rule(Text(title, style), align="left", style="dim"))
+
+
+def show_chat(output: Mapping[str, Any]) -> None:
+    """Print what a render gave, as a chat.
+
+    Args:
+        output: As ``poml.poml(format="dict")`` gives it.
+    """
+    messages = output["messages"]
+    if isinstance(messages, str) or not all(isinstance(one, dict) and "speaker" in one for one in messages):
+        click.echo("\n".join(_parts(messages)))
+    else:
+        for message in messages:
+            show_title(message["speaker"], f"bold {_COLOURS.get(message['speaker'], 'white')}")
+            click.echo("\n".join(_parts(message["content"])))
+    for key in ("tools", "schema", "runtime"):
+        if output.get(key) is not None:
+            show_title(key)
+            show_json(output[key])
+
+
+def _parts(content: str | list[Any]) -> Iterator[str]:
+    for part in [content] if isinstance(content, str) else content:
+        if isinstance(part, str):
+            yield part
+        elif part["type"] == REQUEST:
+            yield f"[calls {part['name']} {json.dumps(part['content'], ensure_ascii=False)}]"
+        elif part["type"] == RESPONSE:
+            yield f"[{part['name']} answers] " + "\n".join(_parts(part["content"]))
+        else:
+            size = len(part.get("base64", "")) * 3 // 4
+            yield f"[{part['type']}, {size:,} bytes{', ' + part['alt'] if part.get('alt') else ''}]"
+
+
+def word_diff(before: str, after: str) -> Iterator[str]:
+    r"""Compare two texts word by word, as ``git diff --word-diff`` does.
+
+    Args:
+        before: What was.
+        after: What is.
+
+    Yields:
+        Lines with colours, which `click.echo` leaves out of a pipe: changed ones, and some around them.
+
+    Example:
+        >>> print(click.unstyle("\n".join(word_diff("<p>Be kind.</p>", "<p>Be brief.</p>"))))
+        @@ line 1 @@
+        <p>Be [-kind-]{+brief+}.</p>
+    """
+    old, new = before.split("\n"), after.split("\n")
+    groups = SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(_AROUND)
+    for group in groups:
+        yield click.style(f"@@ line {group[0][3] + 1} @@", fg="cyan")
+        for kind, i, j, k, m in group:
+            if kind == "equal":
+                yield from new[k:m]
+            else:
+                yield from _changed("\n".join(old[i:j]), "\n".join(new[k:m])).split("\n")
+
+
+def _changed(before: str, after: str) -> str:
+    old, new = _WORDS.findall(before), _WORDS.findall(after)
+    words = SequenceMatcher(None, old, new, autojunk=False)
+    pieces = []
+    for kind, i, j, k, m in words.get_opcodes():
+        if kind == "equal":
+            pieces.append("".join(new[k:m]))
+            continue
+        pieces.append(_marked("".join(old[i:j]), "[-", "-]", "red") + _marked("".join(new[k:m]), "{+", "+}", "green"))
+    return "".join(pieces)
+
+
+def _marked(text: str, opening: str, closing: str, colour: str) -> str:
+    """Mark each line by itself, so that a line shown alone is told apart."""
+    lines = ["" if not line else click.style(f"{opening}{line}{closing}", fg=colour) for line in text.split("\n")]
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""POML's errors to `Problem`: offsets in UTF-16 units to lines and columns."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pomlflow.engine.file_access import Reads
+from pomlflow.engine.protocol import Request
+from pomlflow.exceptions import Problem, RenderError
+
+__all__ = ["render_error"]
+
+
+_SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
+_SCHEMA_TAG = re.compile(r"<(?:output-?schema|tool(?:-?def(?:inition)?)?)(?:\s[^<>]*)?>", re.IGNORECASE)
+_SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
+_MARK = "a byte-order mark stands there, which POML (0.0.8) refuses: save the file as UTF-8 without one"
+_ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
+
+
+def render_error(reported: Sequence[Mapping[str, Any]], request: Request, reads: Reads | None = None) -> RenderError:
+    """Make one error of all that POML collected in a render.
+
+    Args:
+        reported: ``{kind, message, start, end, path}`` each; ``start`` and ``end`` (inclusive) are UTF-16 units from 0.
+        request: What was rendered.
+        reads: What it could read, and was refused; by default as the request says.
+
+    Returns:
+        The error, its first problem first.
+    """
+    root = request.path or ""
+    texts: dict[str, str | None] = {root: request.markup}
+    reads = Reads(request) if reads is None else reads
+    problems = [_problem(item, root, texts, request.file, reads) for item in reported]
+    hint = reads.remedy
+    if any(problem.message.startswith("unexpected character") for problem in problems):
+        hint = _ESCAPES
+    elif any("'\ufeff'" in problem.message for problem in problems):
+        hint = _MARK
+    elif _is_schema(reported[0], texts.get(_path(reported[0], root))):
+        hint = _SCHEMA
+    return RenderError(problems, hint)
+
+
+def _is_schema(item: Mapping[str, Any], text: str | None) -> bool:
+    """Whether it says that a schema's or a tool's text is neither JSON nor JavaScript."""
+    start = item.get("start")
+    if text is None or not isinstance(start, int) or not _SYNTAX.search(str(item.get("message"))):
+        return False
+    at = _characters(text, start)
+    tag = _SCHEMA_TAG.match(text, max(0, text.rfind("<", 0, at + 1)))
+    return tag is not None and (tag.start() == at or tag.end() <= at)
+
+
+def _path(item: Mapping[str, Any], root: str) -> str:
+    path = item.get("path")
+    return path if path and isinstance(path, str) else root
+
+
+def _problem(
+    item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None, reads: Reads
+) -> Problem:
+    path = _path(item, root)
+    if path not in texts:
+        texts[path] = reads.text(path)  # a template can throw an error that names any file
+    message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
+    file = shown if path == root and shown != root else os.path.normpath(path)
+    text, start, end = texts[path], item.get("start"), item.get("end")
+    if text is None or not isinstance(start, int):
+        return Problem(message, kind, file)
+    first, last = _span(text, _characters(text, start), _characters(text, end if isinstance(end, int) else start))
+    line = text.count("\n", 0, first) + 1
+    begin = text.rfind("\n", 0, first) + 1
+    shown = text[begin:].split("\n", 1)[0].rstrip("\r")
+    width = max(1, min(last + 1, begin + len(shown)) - first)
+    return Problem(message, kind, file, line, first - begin + 1, shown, width)
+
+
+def _span(text: str, first: int, last: int) -> tuple[int, int]:
+    """Mend where POML's span is known to be off."""
+    if text[first + 1 : last + 2].startswith("{{") and text[first + 1 : last + 2].endswith("}}"):
+        return first + 1, last + 1  # in an attribute POML does not count the opening quote
+    if first < last:  # a schema's text begins with the line break after its tag
+        first += len(text[first : last + 1]) - len(text[first : last + 1].lstrip())
+    return first, max(first, last)
+
+
+def _characters(text: str, units: int) -> int:
+    """Turn a UTF-16 offset into one in characters: JavaScript counts an emoji as two."""
+    if text.isascii():
+        return min(units, len(text))
+    encoded = text.encode("utf-16-le", "surrogatepass")[: 2 * units]
+    return len(encoded.decode("utf-16-le", "replace"))

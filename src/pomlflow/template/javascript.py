@@ -1,0 +1,216 @@
+"""The free names of a JavaScript expression, by tree-sitter's grammar."""
+
+from __future__ import annotations
+
+import re
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from pomlflow.engine.serialize import is_identifier
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
+
+__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "analyse", "bound_by"]
+
+_PLAIN = re.compile(
+    r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
+)
+WORD = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
+# How a variable is used: tested by `typeof`, only its length, by itself, or in another way.
+TESTED, LENGTH, ALONE, _DEEPER = "typeof", "length", "alone", "deeper"
+_IDENTIFIERS = frozenset(
+    {"identifier", "shorthand_property_identifier", "shorthand_property_identifier_pattern"}  # a, {a}, ({a}) => …
+)
+_FUNCTIONS = frozenset(
+    "arrow_function function_expression generator_function function_declaration generator_function_declaration "
+    "method_definition class class_declaration".split()
+)
+_BLOCKS = frozenset("statement_block for_statement for_in_statement catch_clause".split())
+_local = threading.local()
+
+
+class _Code(NamedTuple):
+    """An expression's free identifiers: (name, how) in reading order; those tested by ``typeof``; those assigned.
+
+    What is no JavaScript is `broken`.
+    """
+
+    uses: tuple[tuple[str, str], ...]
+    tested: frozenset[str] = frozenset()
+    assigned: tuple[str, ...] = ()
+    broken: bool = False
+
+
+class _Bind(NamedTuple):
+    """In a list of nodes to visit: from here on these names are bound once more, or once less."""
+
+    names: list[str]
+    step: int
+
+
+@lru_cache(maxsize=1024)
+def analyse(code: str) -> _Code:
+    """Find the free names of an expression; what is no JavaScript is read as far as it goes."""
+    plain = _PLAIN.fullmatch(code)  # most expressions; they need no parser
+    if plain:
+        name, member = plain.groups()
+        how = ALONE if member is None else LENGTH if member == "length" else _DEEPER
+        return _Code(((name, how),) if is_identifier(name) else ())
+    root = _tree("return " + code)
+    statement = root.named_children[0] if root.named_children else root
+    if root.has_error or statement.type != "return_statement":
+        statement = root  # no JavaScript: what can be seen of it
+    return _visit(statement, ["arguments", *_hoisted(root)])._replace(broken=root.has_error)
+
+
+def _visit(statement: Node, names: list[str]) -> _Code:
+    bound: dict[str, int] = {}
+    uses: list[tuple[int, str, str]] = []
+    assigned: dict[str, None] = {}
+    todo: list[tuple[Node, str] | _Bind] = [(statement, ALONE), _Bind(names, 1)]
+    while todo:  # a stack of our own: any depth of code must do
+        item = todo.pop()
+        if isinstance(item, _Bind):
+            for name in item.names:
+                bound[name] = bound.get(name, 0) + item.step
+            continue
+        node, how = item
+        if node.type in _IDENTIFIERS:
+            if not bound.get(_text(node)):
+                uses.append((node.start_byte, _text(node), how))
+            continue
+        if node.type == "assignment_expression":  # in sloppy mode that needs no variable, it makes one
+            left, *right = node.named_children
+            targets = _pattern(left)
+            assigned.update(dict.fromkeys(name for name in targets if not bound.get(name)))
+            todo += [(left, ALONE), _Bind(targets, 1), *((child, ALONE) for child in reversed(right))]
+        elif node.type in _FUNCTIONS or node.type in _BLOCKS:
+            inside = _scope(node)
+            todo += [_Bind(inside, -1), *_inner(node, how), _Bind(inside, 1)]
+        else:
+            todo += _inner(node, how)
+    tested = frozenset(name for _, name, how in uses if how == TESTED)
+    return _Code(tuple((name, how) for _, name, how in sorted(uses)), tested, tuple(assigned))
+
+
+def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
+    """A node's children, the last first, with how the node uses each."""
+    children = node.named_children
+    ways, kind = [ALONE] * len(children), node.type
+    if not children:
+        return []
+    if kind == "parenthesized_expression":
+        ways[0] = how
+    elif kind == "member_expression":
+        ways[0] = LENGTH if children[-1].text == b"length" else _DEEPER
+    elif kind in {"subscript_expression", "call_expression", "new_expression"}:
+        ways[0] = _DEEPER
+    elif kind == "unary_expression" and node.children[0].type == "typeof":
+        ways[0] = TESTED
+    return list(zip(reversed(children), reversed(ways), strict=True))
+
+
+def _scope(node: Node) -> list[str]:
+    """The names that a function, class or block binds for its inside."""
+    if node.type in _BLOCKS:
+        return _lexical(node)
+    name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
+    names = [] if name is None or name.type != "identifier" else [_text(name)]
+    if node.type.startswith("class"):
+        return names
+    for field in ("parameter", "parameters"):
+        parameters = node.child_by_field_name(field)
+        names += [] if parameters is None else _pattern(parameters)
+    if node.type != "arrow_function":
+        names.append("arguments")
+    return names if body is None or body.type != "statement_block" else names + _hoisted(body)
+
+
+def _hoisted(body: Node) -> list[str]:
+    """The names that ``var`` and functions declare anywhere in a function's body."""
+    names: list[str] = []
+    todo = list(body.named_children)
+    while todo:
+        node = todo.pop()
+        if node.type == "variable_declaration":
+            names += _declared(node)
+        elif node.type in {"function_declaration", "generator_function_declaration"}:
+            names += _scope(node)[:1]
+        elif node.type == "for_in_statement":
+            names += _looped(node, "var")
+        if node.type not in _FUNCTIONS:
+            todo += node.named_children
+    return names
+
+
+def _lexical(block: Node) -> list[str]:
+    """The names that ``let``, ``const`` and ``class`` declare in a block itself, and what its head binds."""
+    names = _looped(block, "let", "const")
+    parameter = block.child_by_field_name("parameter")  # of `catch`
+    names += [] if parameter is None else _pattern(parameter)
+    for node in block.named_children:
+        if node.type == "lexical_declaration":
+            names += _declared(node)
+        elif node.type == "class_declaration":
+            names += _scope(node)
+    return names
+
+
+def _declared(declaration: Node) -> list[str]:
+    return [name for node in declaration.named_children if node.type == "variable_declarator" for name in _first(node)]
+
+
+def _looped(node: Node, *kinds: str) -> list[str]:
+    kind = node.child_by_field_name("kind") if node.type == "for_in_statement" else None
+    return _first(node) if kind is not None and kind.type in kinds else []
+
+
+def _first(node: Node) -> list[str]:
+    return _pattern(node.named_children[0]) if node.named_children else []
+
+
+def _pattern(node: Node) -> list[str]:
+    """The names that a pattern, or a list of parameters, binds."""
+    names: list[str] = []
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        children = node.named_children
+        if node.type in _IDENTIFIERS:
+            names.append(_text(node))
+        elif node.type in {"assignment_pattern", "object_assignment_pattern"}:
+            todo += children[:1]
+        elif node.type == "pair_pattern":
+            todo += children[1:]
+        elif node.type in {"rest_pattern", "array_pattern", "object_pattern", "formal_parameters"}:
+            todo += children
+    return names
+
+
+def bound_by(pattern: str) -> list[str]:
+    """The names that a ``<let>``'s name or a loop's item binds; POML makes it a parameter, so it may be a pattern."""
+    pattern = pattern.strip()
+    if is_identifier(pattern):
+        return [pattern]
+    statement = _tree(f"({pattern}) => 0").named_children[:1]
+    arrow = statement[0].named_children[:1] if statement else []
+    if arrow and arrow[0].type == "arrow_function":
+        return _scope(arrow[0])
+    return WORD.findall(pattern)
+
+
+def _tree(code: str) -> Node:
+    parser = getattr(_local, "parser", None)
+    if parser is None:  # one for each thread: a parser must not be shared while it parses
+        import tree_sitter_javascript
+        from tree_sitter import Language, Parser
+
+        parser = _local.parser = Parser(Language(tree_sitter_javascript.language()))
+    root: Node = parser.parse(code.encode("utf-8", "replace")).root_node
+    return root
+
+
+def _text(node: Node) -> str:
+    return (node.text or b"").decode("utf-8", "replace")
