@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "pomlflow"
-TRACING = ("tracking", "callbacks", "tracer", "context", "open_span", "spans", "texts", "streams")
+TRACING = (
+    "tracking",
+    "handler",
+    "tracer",
+    "mlflow_tracer",
+    "span_handler",
+    "context",
+    "open_span",
+    "spans",
+    "texts",
+    "streams",
+)
 
 
 def modules() -> list[str]:

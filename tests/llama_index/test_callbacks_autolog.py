@@ -25,8 +25,9 @@ from mlflow.llama_index import tracer as mlflow_tracer
 from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, parent, poml_spans, traced, tree, without_poml
 from tests.mlflow_server import until
 
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, tracer
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.llama_index import handler as module
+from pomlflow.llama_index import mlflow_tracer as tracer
 from pomlflow.llama_index.mlflow_tracer import autolog_handler
 from pomlflow.tracking import spans as tracking
 

@@ -25,7 +25,9 @@ from mlflow.entities import Trace
 from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, parent, poml_spans, traced, tree
 
 from pomlflow.exceptions import RenderError
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, callbacks, tracer
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import handler as callbacks
+from pomlflow.llama_index import mlflow_tracer as tracer
 from pomlflow.settings import settings
 from pomlflow.tracking import spans as tracking
 

@@ -16,7 +16,7 @@ from tests.templates import sha, write
 from pomlflow import settings
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
 from pomlflow.template import Template
-from pomlflow.tracking import enclosures
+from pomlflow.tracking import bundle as enclosures
 from pomlflow.tracking.load import Reference, load
 from pomlflow.tracking.publishing import register
 

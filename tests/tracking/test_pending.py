@@ -12,7 +12,8 @@ from mlflow.tracing.client import TracingClient
 from tests.pending import forget_pending
 
 import pomlflow
-from pomlflow.tracking import exports, registry
+from pomlflow.tracking import exports
+from pomlflow.tracking import publish as registry
 from pomlflow.tracking.publish import PromptRegistry
 
 

@@ -15,7 +15,7 @@ from tests.mlflow_server import until
 from tests.pending import forget_pending
 
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.tracking import registry as registry_module
+from pomlflow.tracking import publish as registry_module
 from pomlflow.tracking.publish import PromptRegistry
 
 LINKED = "mlflow.linkedPrompts"
