@@ -140,7 +140,7 @@ class _Engine:
             ) from error
         if "problems" in answer:
             raise render_error(answer["problems"], request, reads)
-        return Result(answer["ok"], "warm", answer.get("ms"))
+        return Result(answer["ok"], "warm", answer.get("ms"), answer.get("kept", False))
 
     def _start(self) -> NodeProcess:
         found = installation.find()

@@ -30,6 +30,8 @@ class Request(NamedTuple):
             ``<conversation>`` shows the message, its mark comes out.
         stand_ins: Variables without a value, for a check: each stands for itself, and no problem that may be its own
             is told.
+        keep_whitespace: Whether a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
+            blanks, which POML collapses; not where JSON, YAML or a table is written, whose syntax they would break.
     """
 
     markup: str
@@ -43,6 +45,7 @@ class Request(NamedTuple):
     chat: bool = True
     natives: Mapping[str, Sequence[str]] | None = None
     stand_ins: Sequence[str] | None = None
+    keep_whitespace: bool = False
 
     @property
     def file(self) -> str | None:
@@ -56,6 +59,8 @@ class Request(NamedTuple):
             VariableError: The stylesheet holds what has no form in JSON.
         """
         asked: dict[str, Any] = {"markup": self.markup, "chat": self.chat, "revive": self.revive}
+        if self.keep_whitespace:
+            asked["keep_whitespace"] = True
         for name in _SELDOM:
             if (value := getattr(self, name)) is not None:
                 asked[name] = value
@@ -71,8 +76,10 @@ class Result(NamedTuple):
         engine: Which engine made it.
         node_ms: Milliseconds inside Node, from the request's JSON to the answer's, and what cleaning up after the
             render before it took, which comes after that one's answer; None for the engine ``poml``.
+        kept_whitespace: Whether there was whitespace to keep, and it was kept.
     """
 
     output: dict[str, Any]
     engine: Literal["warm", "poml"]
     node_ms: float | None = None
+    kept_whitespace: bool = False

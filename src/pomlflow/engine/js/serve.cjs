@@ -41,7 +41,7 @@ function lookFor(then) {
 /**
  * Answers requests as they come, until the parent is gone.
  *
- * @param {(request: object, nearly: () => void) => Promise<string>} answer Gives the answer's JSON, and says before when
+ * @param {(request: string, nearly: () => void) => Promise<string>} answer Gives the answer's JSON, and says before when
  *   there is nearly one.
  * @param {() => boolean} clean Takes back what a render left; false where that is not possible.
  */
@@ -66,7 +66,7 @@ function serve(answer, clean) {
     while (queue.length) {
       const start = performance.now();
       const awake = mayLook && start - answered < SOON;
-      const request = JSON.parse(queue.shift());
+      const request = queue.shift().toString();
       // An empty line goes ahead of a small render's: Python wakes up while that is being made.
       const nearly = () => awake && performance.now() - start < SOON && write('\n');
       const line = await answer(request, nearly);

@@ -4,7 +4,7 @@
 //
 // One JSON value a line. The first line out is the handshake {id: 0, ready: {…}} or {id: 0, fatal: "why"}; then one
 // answer for each request, in order:
-//   {id, markup, context, stylesheet, path, chat, revive, natives} -> {id, ok: frame} | {id, problems: […]}
+//   {id, markup, context, stylesheet, path, chat, revive, natives, keep_whitespace} -> {id, ok: frame} | {id, problems: […]}
 //   the same with stand_ins, names of variables without a value   -> the same, without problems that are theirs
 //   {id, op: "compiled"}                                  -> {id, ok: base64 of V8's cached data}
 // An answer also tells ms, from the request's JSON to the answer's with the cleaning up after the answer before, and now
@@ -173,6 +173,45 @@ function keepPromises(base) {
   return () => (started.length ? Promise.allSettled(started.splice(0)) : undefined);
 }
 
+// What POML collapses or strips, each with a noncharacter of Unicode that passes through it instead. A single blank
+// between words stays as it is.
+const SIGNS = { '\n': '\ufdd0', '\r': '\ufdd1', '\t': '\ufdd2', '  ': '\ufdd3', ' ': '\ufdd4' };
+const SPACES = Object.fromEntries(Object.entries(SIGNS).map(([space, sign]) => [sign, space]));
+const SIGN = /[\ufdd0-\ufdd4]/;
+const STRUCTURE = /<(?:obj|table)\b| serializer="(?!xml")| (?:char|token)-limit="/; // in POML's intermediate form
+let kept; // of the current render: undefined unless it keeps whitespace, else {context, used}
+
+/**
+ * POML (0.0.8) collapses the whitespace of a value, the code and tables of a retrieved text among them. Where a render
+ * asks for it, a variable that stands alone in an element's text, `{{name}}`, keeps its whitespace.
+ */
+function keepWhitespace({ prototype }) {
+  const { evaluateExpression, xmlAttributeValueRange, xmlElementRange } = prototype;
+  let inText = false; // a place's range is computed right before the expressions in it are evaluated
+  prototype.xmlAttributeValueRange = function (attribute) {
+    inText = false;
+    return xmlAttributeValueRange.call(this, attribute);
+  };
+  prototype.xmlElementRange = function (element) {
+    inText = element.type === 'XMLTextContent' && !/^(?:output-?schema|tool(?:-?def(?:inition)?)?)$/i.test(element.parent?.name);
+    return xmlElementRange.call(this, element);
+  };
+  prototype.evaluateExpression = function (expression, context, range, bare) {
+    const value = evaluateExpression.call(this, expression, context, range, bare);
+    if (!kept || !inText || typeof value !== 'string' || !Object.hasOwn(kept.context, expression)) return value;
+    const hidden = value.replace(/\n|\r|\t| {2}|^ | $/g, (space) => SIGNS[space]);
+    kept.used ||= hidden !== value;
+    return hidden;
+  };
+}
+
+function restoreWhitespace(value) {
+  if (typeof value === 'string') return value.replaceAll(/[\ufdd0-\ufdd4]/g, (sign) => SPACES[sign]);
+  if (Array.isArray(value)) return value.map(restoreWhitespace);
+  if (value === null || typeof value !== 'object') return value;
+  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, key === 'base64' ? item : restoreWhitespace(item)]));
+}
+
 /** `{{ total = 1 }}` makes a global, which the next template must not see: it may be another user's. */
 function forgetGlobals() {
   if (Object.keys(globalThis).length === globals.size) return true;
@@ -210,6 +249,7 @@ class Files {
   }
 }
 
+/** Gives null where whitespace that is kept would break the syntax that the output is in: JSON, YAML, a table. */
 async function render({ markup, context, stylesheet, path: file, chat }) {
   sources = [];
   const { parsed, errors } = parsedFiles.get(markup, file);
@@ -229,7 +269,10 @@ async function render({ markup, context, stylesheet, path: file, chat }) {
     tools: parsed.getToolsSchema()?.toOpenAI(),
     runtime: parsed.getRuntimeParameters(),
   };
-  frame.messages = poml.write(await poml.reactRender(element), { speaker: chat });
+  const written = await poml.reactRender(element);
+  if (kept?.used && STRUCTURE.test(written)) return null;
+  frame.messages = poml.write(written, { speaker: chat });
+  if (kept?.used) frame.messages = restoreWhitespace(frame.messages);
   return frame;
 }
 
@@ -251,7 +294,7 @@ function told(id, frame, thrown, check) {
     const errors = [...poml.base.ErrorCollection.list(), ...thrown];
     const problems = errors.filter((error) => !check?.doubts(Object(error))).map(problem);
     if (check) frame ??= { messages: [] };
-    return JSON.stringify(problems.length ? { id, problems } : { id, ok: frame });
+    return JSON.stringify(problems.length ? { id, problems } : { id, ok: frame, kept: kept?.used || undefined });
   } catch (error) { // a frame that is no JSON: a schema that holds itself, a BigInt
     return JSON.stringify({ id, problems: [problem(error)] });
   }
@@ -275,10 +318,18 @@ function reviveAll(values) {
  * All promises that are settled run on before this gives: those of a template that never come to an end hold up its own
  * answer, and no later one.
  */
+/** The variables as expressions see them. */
+function prepare({ context, natives, revive: revived }) {
+  if (revived) reviveAll(context);
+  mark(context, natives);
+  return context;
+}
+
 const { setImmediate } = globalThis; // a template's ends with its render
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 
-async function answer(request, nearly) {
+async function answer(text, nearly) {
+  let request = JSON.parse(text);
   if (request.op === 'compiled') {
     return JSON.stringify({ id: request.id, ok: poml.script.createCachedData().toString('base64') });
   }
@@ -287,10 +338,16 @@ async function answer(request, nearly) {
   const thrown = [];
   let frame;
   try {
-    if (request.revive) reviveAll(request.context);
-    mark(request.context, request.natives);
-    check?.begin(request.context, request.stand_ins);
+    check?.begin(prepare(request), request.stand_ins);
+    // A text that holds such a sign itself could not be told apart.
+    if (request.keep_whitespace && !SIGN.test(text)) kept = { context: request.context, used: false };
     frame = await render(request);
+    if (!frame) { // anew, and as POML has it
+      kept = undefined;
+      request = JSON.parse(text);
+      check?.begin(prepare(request), request.stand_ins);
+      frame = await render(request);
+    }
   } catch (error) {
     thrown.push(error);
   }
@@ -299,6 +356,7 @@ async function answer(request, nearly) {
   if (!frame) forget(); // what is said of errors is not to go through what the template has changed
   // Getters and toJSON are code too, so what they change is taken back like the rest: nothing of the template's runs after.
   const line = told(request.id, frame, thrown, check);
+  kept = undefined;
   await turn();
   return line;
 }
@@ -316,6 +374,7 @@ try {
   if (sandboxed) sandbox.close();
   poml = load(...process.argv.slice(2));
   numberSources(poml.PomlFile);
+  keepWhitespace(poml.PomlFile);
   passNativeMessages(poml.base);
   settle = keepPromises(poml.base);
   // zod keeps all that was ever described, and refuses the same meta({ id }) twice.
