@@ -19,7 +19,7 @@ from llama_index.core.types import BaseOutputParser
 
 from pomlflow.exceptions import MissingVariableError, RenderError, TemplateNotFoundError
 from pomlflow.llama_index import PomlPromptTemplate
-from pomlflow.tracking.constructors import Sources
+from pomlflow.tracking.constructors import PromptConstructors
 
 HELLO = "<p>hello {{text}} {{foo}}</p>"
 CHAT = "<system-msg>System {{sys_param}}</system-msg><human-msg>hello {{text}} {{foo}}</human-msg>"
@@ -48,7 +48,7 @@ def test_both_bases_are_its_own_and_its_methods_come_first() -> None:
     """Each method that LlamaIndex calls is ours or one that both bases share; a newcomer must be looked at."""
     assert [cls for cls in PomlPromptTemplate.__mro__ if cls.__module__.startswith(("pomlflow", "llama_index"))] == [
         PomlPromptTemplate,
-        Sources,
+        PromptConstructors,
         RichPromptTemplate,
         PromptTemplate,
         BasePromptTemplate,

@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,7 @@ from tests.templates import text, write
 
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError, RenderError
 from pomlflow.template import Template
-from pomlflow.tracking import unpacked
-from pomlflow.tracking.follow import RegistryOrigin, open_prompt
+from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.load import Reference
 from pomlflow.tracking.publish import PromptRegistry
 from pomlflow.tracking.publishing import register
@@ -71,7 +72,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
     return go
 
 
-def test_it_renders_and_tells_which_version(name: str) -> None:
+def test_it_renders_and_records_its_version(name: str) -> None:
     uri = publish(name)
     template = opened(name)
     record = template.render({"name": "Ada"})
@@ -87,7 +88,7 @@ def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
     assert text(used, name="Ada") == "Hello Ada"
     publish(name, "<p>Bye {{who}}</p>")
     until(lambda: used.render({"name": "Ada", "who": "Ada"}).version == 2)
-    until(lambda: unused.origin.version.version == 2)  # nothing has asked it for anything
+    until(lambda: unused.origin.version.version == 2)  # it was not rendered
     assert text(unused, who="Ada") == "Bye Ada"
     assert used.inference.variables == ("who",)
 
@@ -102,58 +103,72 @@ def test_the_newest_version_is_followed_where_none_is_named(name: str) -> None:
 def test_a_call_never_waits_for_the_registry(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(name)
     template = opened(name)
-    asked, answer = threading.Event(), threading.Event()
+    called, answer = threading.Event(), threading.Event()
     fetch = Reference.fetch
 
     def slowly(self: Reference, place: Any) -> Any:
-        asked.set()
+        called.set()
         answer.wait(60)
         return fetch(self, place)
 
     monkeypatch.setattr(Reference, "fetch", slowly)
     publish(name, "<p>Newer</p>")
-    assert asked.wait(60)
+    assert called.wait(60)
     assert text(template, name="Ada") == "Hello Ada"
     answer.set()
     until(lambda: text(template, name="Ada") == "Newer")
 
 
-def renewals(origin: RegistryOrigin) -> list[Any]:
-    waiting = PromptRegistry.shared().loads._waiting
-    return [entry.errand for entry in waiting if getattr(entry.errand, "chain", None) is origin._chain]
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each reference was looked up."""
+    counts: Counter[str] = Counter()
+    fetch = Reference.fetch
+
+    def counted(self: Reference, place: Any) -> Any:
+        counts[self.uri] += 1
+        return fetch(self, place)
+
+    monkeypatch.setattr(Reference, "fetch", counted)
+    return counts
 
 
-def test_a_number_is_never_looked_up_again(name: str) -> None:
+def test_a_number_is_looked_up_once(name: str, lookups: Counter[str]) -> None:
     publish(name)
-    by_alias, by_number = opened(name), opened(name, alias=None, version=1)
-    assert text(by_number, name="Ada") == "Hello Ada"
-    until(lambda: renewals(by_alias.origin))
-    assert renewals(by_number.origin) == []
+    followed, fixed = opened(name), opened(name, alias=None, version=1)
+    assert text(fixed, name="Ada") == "Hello Ada"
+    until(lambda: lookups[followed.origin.uri] > 3)
+    assert lookups[fixed.origin.uri] == 1
 
 
-def test_following_ends_with_the_last_template(name: str) -> None:
+def test_following_ends_with_the_last_template(name: str, lookups: Counter[str]) -> None:
     publish(name)
-    template = opened(name)
-    chain = template.origin._chain
-    waiting = PromptRegistry.shared().loads._waiting
+    template, other = opened(name), opened(name, alias=None)
+    uri, others = template.origin.uri, other.origin.uri
     del template
     gc.collect()
-    until(lambda: not any(getattr(entry.errand, "chain", None) is chain for entry in waiting))
+    now = lookups[others]
+    until(lambda: lookups[others] > now + 1)  # a lookup that was under way has ended
+    last, now = lookups[uri], lookups[others]
+    until(lambda: lookups[others] > now + 3)
+    assert lookups[uri] == last
 
 
-def test_a_registry_that_is_away_is_not_asked_for_what_nobody_uses(name: str, tmp_path: Path) -> None:
+def test_an_unreachable_registry_keeps_no_template_alive(name: str, tmp_path: Path) -> None:
     mlflow.set_registry_uri(DEAD)
     template = opened(name, fallback=write(tmp_path / "fallback.poml", "<p>Fallback</p>"))
-    chain, loads = template.origin._chain, PromptRegistry.shared().loads
-    until(lambda: loads.away(DEAD))
+    until(lambda: PromptRegistry.shared().loads.away(DEAD))
+    origin = weakref.ref(template.origin)
     del template
     gc.collect()
-    until(lambda: not any(getattr(entry.errand, "chain", None) is chain for entry in loads._waiting))
+    until(lambda: origin() is None)
 
 
 @pytest.mark.parametrize("change", ["plain text", "alias gone"])
-def test_the_last_good_version_stays(name: str, change: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Told once, however often it is looked for; and followed again when there is a good one."""
+def test_the_last_good_version_stays(
+    name: str, change: str, lookups: Counter[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning is logged, however often it is looked up; the next good version is followed."""
     publish(name)
     template = opened(name)
     if change == "plain text":
@@ -162,8 +177,8 @@ def test_the_last_good_version_stays(name: str, change: str, caplog: pytest.LogC
     else:
         mlflow.genai.delete_prompt_alias(name, "production")
     until(lambda: warnings_in(caplog))
-    chain = template.origin._chain
-    until(lambda: template.origin._chain is not chain)  # looked for again
+    now = lookups[template.origin.uri]
+    until(lambda: lookups[template.origin.uri] > now + 1)
     assert text(template, name="Ada") == "Hello Ada"
     (warning,) = warnings_in(caplog)
     assert f"prompts:/{name}/1 stays in use" in warning
@@ -188,7 +203,7 @@ def test_a_cold_start_without_a_server_is_an_error(name: str, caplog: pytest.Log
     for _ in range(3):
         with pytest.raises(RegistryError, match=f"prompts:/{name}@production"):
             opened(name)
-    assert len(warnings_in(caplog)) <= 1  # another test may have told it
+    assert len(warnings_in(caplog)) <= 1  # another test may have logged it
 
 
 def test_a_fallback_is_used_until_the_registry_has_the_prompt(name: str, tmp_path: Path) -> None:
@@ -205,12 +220,12 @@ def test_a_fallback_is_used_until_the_registry_has_the_prompt(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("options", [{"refresh": 0}, {"refresh": -1}, {"timeout": 0}, {"refresh": float("nan")}])
-def test_times_that_make_no_sense_are_refused(name: str, options: dict[str, float]) -> None:
-    with pytest.raises(ConfigurationError, match="seconds above 0"):
+def test_invalid_times_are_refused(name: str, options: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="number of seconds above 0"):
         opened(name, **options)
 
 
-def test_a_registry_that_is_slow_is_waited_for_no_longer_than_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_that_is_slow_is_waited_for_up_to_the_timeout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
     monkeypatch.setattr(Reference, "fetch", lambda *_: answer.wait(60))
     with pytest.raises(RegistryError, match=r"within 0\.05 s"):
@@ -248,10 +263,11 @@ def test_it_renders_on_another_machine(name: str, tmp_path: Path, elsewhere: Cal
     assert [file.path for file in record.files] == ["parts/tone.poml", "../shared/facts.json", "note.txt"]
 
 
-def test_its_files_come_back_when_somebody_cleans_up(name: str, tmp_path: Path) -> None:
+def test_its_files_are_restored_when_a_system_cleans_up(name: str, tmp_path: Path) -> None:
     register(with_files(tmp_path, name), alias="production")
     template = opened(name)
-    shutil.rmtree(unpacked._folder())
+    for root in template.current().roots:
+        shutil.rmtree(root)
     assert text(template, mood="kind") == WHOLE
 
 
@@ -264,9 +280,7 @@ def with_a_large_file(folder: Path, name: str) -> str:
     return (folder / LARGE).read_text(encoding="utf-8")
 
 
-def test_a_file_that_did_not_travel_is_named_where_it_is_missed(
-    name: str, tmp_path: Path, elsewhere: Callable[[], None]
-) -> None:
+def test_an_omitted_file_is_named_where_it_is_missing(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
     with_a_large_file(tmp_path, name)
     elsewhere()
     template = opened(name)
@@ -275,13 +289,11 @@ def test_a_file_that_did_not_travel_is_named_where_it_is_missed(
         template.render({"large": True}).result()
     said = str(caught.value)
     assert said.startswith(f"prompts:/{name}/1:")
-    assert f"{LARGE} did not travel with prompts:/{name}/1: it has 1,000,000 bytes" in said
+    assert f"{LARGE} was not stored with prompts:/{name}/1: it has 1,000,000 bytes" in said
     assert "base_dir=" in said
 
 
-def test_a_file_that_did_not_travel_is_taken_from_where_one_is_told(
-    name: str, tmp_path: Path, elsewhere: Callable[[], None]
-) -> None:
+def test_an_omitted_file_is_taken_from_base_dir(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
     content = with_a_large_file(tmp_path, name)
     elsewhere()
     folder = tmp_path / "elsewhere" / "data"
@@ -309,17 +321,17 @@ def test_what_an_optimiser_registered_has_the_files_of_the_version_before(
     assert (record.version, [file.path for file in record.files]) == (2, paths)
 
 
-def test_what_an_optimiser_registered_finds_its_includes_where_one_is_told(name: str, tmp_path: Path) -> None:
+def test_what_an_optimiser_registered_finds_its_includes_in_base_dir(name: str, tmp_path: Path) -> None:
     """MLflow's optimisers register a text without tags, and so without its files."""
     mlflow.genai.register_prompt(name, '<include src="parts/tone.poml"/>')
     write(tmp_path / "data" / "parts" / "tone.poml", '<include src="deep.poml"/>')
     write(tmp_path / "data" / "parts" / "deep.poml", "<p>Be {{mood}}.</p>")
     bare = opened(name, alias=None)
-    with pytest.raises(RenderError, match=r"parts/tone\.poml did not travel with .*registered without it"):
+    with pytest.raises(RenderError, match=r"parts/tone\.poml was not stored with .*registered without it"):
         bare.render({}).result()
-    told = opened(name, alias=None, base_dir=tmp_path / "data")
-    assert told.inference.variables == ("mood",)
-    assert text(told, mood="kind") == "Be kind."
+    with_folder = opened(name, alias=None, base_dir=tmp_path / "data")
+    assert with_folder.inference.variables == ("mood",)
+    assert text(with_folder, mood="kind") == "Be kind."
 
 
 # --- what comes from a registry is not trusted
@@ -339,7 +351,7 @@ def test_no_file_of_this_machine_is_read_for_a_version_from_elsewhere(name: str,
         assert not any(secret.is_relative_to(root) for root in now.roots)
 
 
-def test_a_version_may_read_what_travelled_with_it_only(name: str, tmp_path: Path) -> None:
+def test_a_version_may_read_only_what_is_stored_with_it(name: str, tmp_path: Path) -> None:
     register(with_files(tmp_path, name), alias="production")
     now = opened(name).current()
     (root,) = now.roots

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tests.templates import sha, write
 from pomlflow import settings
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
 from pomlflow.template import Template
-from pomlflow.tracking import bundle as enclosures
+from pomlflow.tracking.bundle import unpack
 from pomlflow.tracking.load import Reference, load
 from pomlflow.tracking.publishing import register
 
@@ -65,7 +67,7 @@ def test_a_version_is_named_as_mlflow_names_it(given: tuple[Any, ...], uri: str)
         ("",),
     ],
 )
-def test_what_names_no_version_is_refused(given: tuple[Any, ...]) -> None:
+def test_a_reference_without_a_version_is_refused(given: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigurationError, match=r"prompt|version="):
         Reference.of(*given)
 
@@ -77,13 +79,13 @@ def test_a_registered_template_comes_back(name: str) -> None:
     again = register(template)
     assert (again.is_new, again.version.uri) == (False, first.version.uri)
 
-    for asked in ({}, {"version": 1}, {"alias": "production"}):
-        loaded = load(name, **asked)
+    for version in ({}, {"version": 1}, {"alias": "production"}):
+        loaded = load(name, **version)
         assert (loaded.source, loaded.digest, loaded.uri) == (template.source, template.digest, f"prompts:/{name}/1")
-        assert loaded.files == loaded.left == {}
+        assert loaded.bundle.files == ()
 
 
-def test_a_dry_run_says_what_would_be(name: str) -> None:
+def test_a_dry_run_writes_nothing(name: str) -> None:
     template = Template("<p>Hello {{name}}</p>", name=name)
     dry = register(template, alias="production", dry_run=True)
     assert (dry.name, dry.version, dry.is_new) == (name, None, True)
@@ -97,17 +99,17 @@ def test_static_settings_are_registered_without_variables(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "error"),
-    [({"version": 7}, "/7"), ({"alias": "nobody"}, "@nobody")],
+    ("version", "error"),
+    [({"version": 7}, "/7"), ({"alias": "missing"}, "@missing")],
 )
-def test_a_version_that_is_not_there_is_named(name: str, asked: dict[str, Any], error: str) -> None:
+def test_a_version_that_is_not_there_is_named(name: str, version: dict[str, Any], error: str) -> None:
     register(Template("<p>1</p>", name=name))
     with pytest.raises(PromptNotFoundError, match=f"{name}{error}") as caught:
-        load(name, **asked)
+        load(name, **version)
     assert caught.value.uri == f"prompts:/{name}{error}"
 
 
-def test_a_registry_that_is_away_is_said_at_once(name: str) -> None:
+def test_an_unreachable_registry_is_an_error_at_once(name: str) -> None:
     mlflow.set_registry_uri(DEAD)
     for call in (lambda: load(name), lambda: register(Template("<p>1</p>", name=name))):
         with pytest.raises(RegistryError, match=f"prompts:/{name}"):
@@ -144,7 +146,7 @@ def test_a_text_that_was_registered_as_poml_is_poml(name: str) -> None:
 
 
 def folder_of_files(folder: Path) -> Template:
-    """A prompt that names files of every kind, beside, below and above it."""
+    """A prompt that names files of every kind, next to, below and above it."""
     write(folder / "prompts" / "parts" / "tone.poml", '<include src="deep.poml"/>\r\n<p>Grüße</p>')
     write(folder / "prompts" / "parts" / "deep.poml", "<p>Deep {{mood}}</p>")
     write(folder / "shared" / "facts.json", "[1, 2]")
@@ -157,25 +159,25 @@ def folder_of_files(folder: Path) -> Template:
     return Template(path=write(folder / "prompts" / "main.poml", source))
 
 
-def test_the_files_that_a_prompt_names_travel(name: str, tmp_path: Path) -> None:
+def test_the_files_that_a_prompt_names_are_stored_with_it(name: str, tmp_path: Path) -> None:
     template = folder_of_files(tmp_path)
     version = register(template).version
     loaded = load(version.uri)
 
     assert loaded.source == version.template == (tmp_path / "prompts" / "main.poml").read_bytes().decode()
-    assert loaded.files == {
+    assert loaded.bundle.contents == {
         "parts/tone.poml": '<include src="deep.poml"/>\r\n<p>Grüße</p>'.encode(),
         "parts/deep.poml": b"<p>Deep {{mood}}</p>",
         "../shared/facts.json": b"[1, 2]",
         "logo.png": bytes(range(256)) * 20,
         "empty.txt": b"",
     }
-    assert loaded.enclosures.folder == "prompts"
+    assert loaded.bundle.folder == "prompts"
     assert loaded.digest == template.digest
     assert "<p>Deep {{mood}}</p>" in version.tags.values()  # texts can be read in MLflow's page
 
 
-def test_what_does_not_travel_says_why(name: str, tmp_path: Path) -> None:
+def test_an_omitted_file_has_a_reason(name: str, tmp_path: Path) -> None:
     (tmp_path / "large.bin").write_bytes(os.urandom(400_000))
     (tmp_path / "folder").mkdir()
     write(tmp_path / "note.txt", "note")
@@ -186,15 +188,17 @@ def test_what_does_not_travel_says_why(name: str, tmp_path: Path) -> None:
     )
     template = Template(path=write(tmp_path / "a.poml", source), name=name)
     loaded = load(register(template).version.uri)
-    assert loaded.files == {"note.txt": b"note"}
+    assert loaded.bundle.contents == {"note.txt": b"note"}
     reasons = {"large.bin": "400,000 bytes", "folder": "folder", far: "absolute", "nowhere.txt": "not there"}
-    assert loaded.left.keys() == reasons.keys()
-    assert all(reasons[path] in why for path, why in loaded.left.items())
+    assert loaded.bundle.omitted.keys() == reasons.keys()
+    assert all(reasons[path] in why for path, why in loaded.bundle.omitted.items())
     assert loaded.digest == template.digest
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")
-def test_what_no_render_could_read_does_not_travel(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_no_render_could_read_is_not_stored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the author of a prompt that others register, in CI say, would get at their files."""
     monkeypatch.setattr(settings, "_current", settings.Settings())
     secret = write(tmp_path / "other" / "secret.txt", "the secret")
@@ -207,20 +211,22 @@ def test_what_no_render_could_read_does_not_travel(name: str, tmp_path: Path, mo
     version = register(template).version
     assert "the secret" not in str(version.tags)
     loaded = load(version.uri)
-    assert loaded.files == {"note.txt": b"note"}
-    assert loaded.left == dict.fromkeys(hidden, "no template may read it there (pomlflow.configure(allow_read=…))")
+    assert loaded.bundle.contents == {"note.txt": b"note"}
+    assert loaded.bundle.omitted == dict.fromkeys(
+        hidden, "no template may read it there (pomlflow.configure(allow_read=…))"
+    )
     for number, options in ((1, {"allow_read": [tmp_path / "other"]}), (2, {"sandbox": False})):
         monkeypatch.setattr(settings, "_current", settings.Settings(**options))
         assert register(Template(source, name=f"{name}-{number}", base_dir=tmp_path / "home")).version
-        assert set(load(f"{name}-{number}").files) == {"note.txt", *hidden}
+        assert set(load(f"{name}-{number}").bundle.contents) == {"note.txt", *hidden}
 
 
-def test_a_file_of_half_a_megabyte_of_text_travels_in_pieces(name: str, tmp_path: Path) -> None:
+def test_a_file_of_half_a_megabyte_of_text_is_stored_in_pieces(name: str, tmp_path: Path) -> None:
     text = "".join(f"{number} {sha(str(number))}\n" for number in range(7_000))
     write(tmp_path / "long.txt", text)
     version = register(Template('<document src="long.txt"/>', name=name)).version
     assert len([key for key in version.tags if key.startswith("poml_file_")]) > 1
-    assert load(version.uri).files == {"long.txt": text.encode()}
+    assert load(version.uri).bundle.contents == {"long.txt": text.encode()}
 
 
 def test_a_file_that_changed_since_its_render_is_not_registered(name: str, tmp_path: Path) -> None:
@@ -231,7 +237,7 @@ def test_a_file_that_changed_since_its_render_is_not_registered(name: str, tmp_p
     write(tmp_path / "note.txt", "second")
     with pytest.raises(RegistryError, match=r"note\.txt changed"):
         register(template, record=record)
-    assert load(register(template).version.uri).files == {"note.txt": b"second"}
+    assert load(register(template).version.uri).bundle.contents == {"note.txt": b"second"}
 
 
 def test_another_file_makes_another_version(name: str, tmp_path: Path) -> None:
@@ -240,7 +246,7 @@ def test_another_file_makes_another_version(name: str, tmp_path: Path) -> None:
     register(template)
     write(tmp_path / "note.txt", "second")
     assert register(template).version.version == 2
-    assert [load(name, version=number).files["note.txt"] for number in (1, 2)] == [b"first", b"second"]
+    assert [load(name, version=number).bundle.contents["note.txt"] for number in (1, 2)] == [b"first", b"second"]
 
 
 def changed(tags: dict[str, str], **changes: str) -> dict[str, str]:
@@ -269,8 +275,8 @@ def test_a_version_that_was_changed_is_refused(name: str, tmp_path: Path, change
 
 def hostile(path: str, folder: str = "", content: bytes = b"x", **entry: Any) -> dict[str, str]:
     """The tags of a version made to harm."""
-    packed = base64.b64encode(enclosures.zlib.compress(content)).decode()
-    file = {"path": path, "sha256": enclosures.hashlib.sha256(content).hexdigest(), "tags": ["poml_file_1"], **entry}
+    packed = base64.b64encode(zlib.compress(content)).decode()
+    file = {"path": path, "sha256": hashlib.sha256(content).hexdigest(), "tags": ["poml_file_1"], **entry}
     return {"poml_files": json.dumps({"folder": folder, "files": [file]}), "poml_file_1": packed}
 
 
@@ -292,13 +298,13 @@ def hostile(path: str, folder: str = "", content: bytes = b"x", **entry: Any) ->
         ("a\0b", ""),
     ],
 )
-def test_a_path_that_leads_out_of_its_place_is_refused(path: str, folder: str) -> None:
-    with pytest.raises(ValueError, match="leads out of its place"):
-        enclosures.opened(hostile(path, folder))
+def test_a_path_that_leads_out_of_its_folder_is_refused(path: str, folder: str) -> None:
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        unpack(hostile(path, folder))
 
 
-def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enclosures, "_LARGEST", 1_000)
-    assert enclosures.opened(hostile("a", content=b"0" * 1_000)).files[0].content == b"0" * 1_000
-    with pytest.raises(ValueError, match="more than 1,000 bytes"):
-        enclosures.opened(hostile("a", content=b"0" * 1_000_000))
+def test_a_bomb_is_not_unpacked() -> None:
+    limit = 20_000_000
+    assert unpack(hostile("a", content=b"0" * limit)).files[0].content == b"0" * limit
+    with pytest.raises(ValueError, match="more than 20,000,000 bytes"):
+        unpack(hostile("a", content=b"0" * (limit + 1)))

@@ -16,7 +16,7 @@ from pomlflow.cli.options import FILE, connect, mlflow_options, prompts_in, temp
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
-    from pomlflow.tracking.contents import PromptContent
+    from pomlflow.tracking.load import PromptContent
 
 __all__ = ["diff", "pull", "register"]
 
@@ -134,7 +134,7 @@ def diff(ctx: click.Context, file: str, uri: str | None, tracking_uri: str | Non
 def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
     from pomlflow.cli.output import word_diff
 
-    then = {one.path: one for one in content.enclosures.files}
+    then = {one.path: one for one in content.bundle.files}
     now = {one.path: one for one in template.current().files}
     for path in dict.fromkeys((*then, *now)):
         before, after = then.get(path), now.get(path)
@@ -179,12 +179,12 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         click.echo(shown_path(str(file)))
-    for path, why in content.left.items():
-        click.echo(f"{path} did not travel with it: {why}", err=True)
+    for path, why in content.bundle.omitted.items():
+        click.echo(f"{path} was not stored with it: {why}", err=True)
 
 
 def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
     """What to write where: the markup's folder stands as far down as its files' ``..`` lead up."""
-    home = content.enclosures.folder
-    files = {f"{content.name}.poml": content.source.encode()} | dict(content.files)
+    home = content.bundle.folder
+    files = {f"{content.name}.poml": content.source.encode()} | content.bundle.contents
     return {folder / posixpath.normpath(posixpath.join(home, path)): data for path, data in files.items()}

@@ -34,14 +34,14 @@ from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.inference import Inference
 from pomlflow.template.source import Origin, Snapshot
-from pomlflow.tracking.constructors import Sources, reopened
+from pomlflow.tracking.constructors import PromptConstructors, restore_origin
 
 __all__ = ["PomlPromptTemplate"]
 
 _log = logging.getLogger("pomlflow")
 
 
-class PomlPromptTemplate(Sources, BatchedPromptTemplate):
+class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     """A prompt written in POML, wherever LangChain takes a ``ChatPromptTemplate``.
 
     Its variables are found in the markup. A variable that is the ``messages`` of a ``<conversation>`` is a history:
@@ -113,7 +113,7 @@ class PomlPromptTemplate(Sources, BatchedPromptTemplate):
         _refuse_unknown(type(self), kwargs)
         register = kwargs.pop("register_prompt", register)
         if registry_origin is None and kwargs.get("registry_uri") is not None:  # in LangChain's `loads`
-            registry_origin = reopened(kwargs["registry_uri"], kwargs["registry_refresh"], template, base_dir)
+            registry_origin = restore_origin(kwargs["registry_uri"], kwargs["registry_refresh"], template, base_dir)
         core = Template(
             template,
             path=path,

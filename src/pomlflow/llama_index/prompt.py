@@ -25,7 +25,7 @@ from pomlflow.llama_index.unfilled import as_f_string, histories, is_measured, m
 from pomlflow.template import Template
 from pomlflow.template.source import Origin, Snapshot
 from pomlflow.template.whitespace import protect, restore
-from pomlflow.tracking.constructors import Sources
+from pomlflow.tracking.constructors import PromptConstructors
 
 if TYPE_CHECKING:
     from llama_index.core.llms import LLM
@@ -42,7 +42,7 @@ _SCHEMA = re.compile(r"<output-?schema\b", re.IGNORECASE)
 _MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\b|\bspeaker\s*=", re.IGNORECASE)
 
 
-class PomlPromptTemplate(Sources, RichPromptTemplate, PromptTemplate):
+class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate):
     r"""A prompt written in POML, wherever LlamaIndex takes a prompt.
 
     It is both a `RichPromptTemplate` and a `PromptTemplate`, because some of LlamaIndex's fields are typed the one and

@@ -1,219 +1,324 @@
-"""The files that travel with a prompt version: the tags that they become, and what a version's tags hold of them.
+"""The files that are stored with a prompt version: packed into its tags, and extracted to a folder.
 
-A prompt's text in the registry is its source, as its author wrote it: the page shows and compares it, ``pomlflow pull``
-and MLflow's own clients get it back, MLflow's optimisers change it. So what it names with ``src=`` is not written into
-it. MLflow keeps no artifacts of a prompt version (mlflow 3.12 to 3.17: its source is a placeholder that the server
-checks), and anything outside of the version has other rights, other backups and another end of life. What is left are
-the version's tags: made with it in one call, read with it in one call, deleted with it.
+A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored
+beside it. MLflow keeps no artifacts of a prompt version (mlflow 3.12 to 3.18), and anything outside of the version has
+other rights, backups and lifetime. Tags are created, read and deleted with the version in one call each.
 
 ================  ====================================================================================================
-``poml_files``    a JSON object: ``folder`` (see `Enclosures.folder`) and ``files``, in the order of the digest, each
-                  with ``path``, ``sha256``, ``size`` in bytes, and either ``tags``, the names of those that hold its
-                  content, or ``left``, why it did not travel
-``poml_file_<n>`` the content of a file: a text as it is, so that it can be read in MLflow's page (``"text": true``), or
-                  a piece of the base64 of its zlib-compressed bytes
+``poml_files``    a JSON object: ``folder`` (see `Bundle.folder`) and ``files``, in the order of the digest, each with
+                  ``path``, ``sha256``, ``size`` in bytes, and either ``tags``, the names of the tags with its content,
+                  or ``left``, why it was omitted
+``poml_file_<n>`` the content of a file: a text as it is, readable in MLflow's page (``"text": true``), or a piece of
+                  the base64 of its zlib-compressed bytes
 ================  ====================================================================================================
 """
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from pomlflow.engine.roots import is_under, trusted_roots
 from pomlflow.record import PromptFile
 from pomlflow.settings import settings
+from pomlflow.template.inference import infer
+from pomlflow.template.source import sha256
 
-__all__ = ["FILES", "Enclosed", "Enclosures", "FileChangedError", "opened", "tags_of"]
+__all__ = ["FILES_TAG", "Bundle", "BundledFile", "ExtractedFiles", "FileChangedError", "extract", "pack", "unpack"]
 
-FILES: Final = "poml_files"
-_FILE: Final = "poml_file_"
+FILES_TAG: Final = "poml_files"
+_CONTENT_TAG: Final = "poml_file_"
 # Characters of one tag. MLflow takes 100,000 (mlflow.utils.validation), MySQL's TEXT 65,535 bytes.
-_LONGEST: Final = 60_000
+_MAX_TAG: Final = 60_000
 # Characters of all files of one version: MLflow sends all tags with every version that it lists or finds.
-_MOST: Final = 500_000
-_LARGEST: Final = 20_000_000  # bytes of all files when they are unpacked, whatever a tag says
-_NOT_PLAIN: Final = frozenset('\\:*?"<>|\0')  # what Windows takes in no name
+_MAX_PACKED: Final = 500_000
+_MAX_UNPACKED: Final = 20_000_000  # bytes of all files, whatever a tag says
+_NOT_PORTABLE: Final = frozenset('\\:*?"<>|\0')  # characters that Windows allows in no name
+_NOWHERE: Final = Path(os.sep).absolute() / "<no files>"
 
 
 class FileChangedError(Exception):
-    """A file is not any more what it was when it was rendered."""
+    """A file's content has changed since it was rendered."""
 
 
 @dataclass(frozen=True)
-class Enclosed:
-    """One file of a prompt version.
-
-    Attributes:
-        path: Relative to the markup's folder, with forward slashes.
-        sha256: Of its content, in hexadecimal.
-        content: The content; None where it did not travel.
-        left: Why it did not.
-    """
+class BundledFile:
+    """A file of a prompt version: its path relative to the markup's folder, and the content or why it is omitted."""
 
     path: str
     sha256: str
     content: bytes | None = None
-    left: str = ""
+    omitted: str = ""
 
 
 @dataclass(frozen=True)
-class Enclosures:
-    """All files of a prompt version.
+class Bundle:
+    """All files of a prompt version, in the order of the digest.
 
-    Attributes:
-        files: In the order of the digest.
-        folder: Where the markup's folder lies under the folder that holds all of them, with forward slashes: ``..`` in
-            a path leads up through it. Empty where no path has one.
+    `folder` is where the markup's folder lies under the folder that holds all of them, with forward slashes: ``..`` in
+    a path leads up through it. It is empty where no path has one.
     """
 
-    files: tuple[Enclosed, ...] = ()
+    files: tuple[BundledFile, ...] = ()
     folder: str = ""
 
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """The contents of the stored files, by path."""
+        return {file.path: file.content for file in self.files if file.content is not None}
 
-def tags_of(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
-    """Pack what travels.
+    @property
+    def omitted(self) -> dict[str, str]:
+        """Why the other files were omitted, by path."""
+        return {file.path: file.omitted for file in self.files if file.content is None}
 
-    Args:
-        files: What the markup names.
-        folder: The markup's folder, relative to the prompt root.
 
-    Returns:
-        The tags; none where there are no files.
+@dataclass(frozen=True)
+class ExtractedFiles:
+    """The files of a prompt version on this machine.
+
+    `root` holds all of them and nothing else; `folder` is the markup's own folder in it. `files` are those that are
+    there and `omitted` why the others are not, both by absolute path.
+    """
+
+    root: Path
+    folder: Path
+    files: Mapping[Path, PromptFile]
+    omitted: Mapping[Path, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the folder is still there: systems clean up the temporary folders of long-lived processes."""
+        return not self.files or self.folder.is_dir()
+
+    def read(self, file: Path) -> str | None:
+        """Return the text of one of the files; None for any other file of this machine."""
+        with contextlib.suppress(OSError):
+            return file.read_bytes().decode("utf-8", "replace") if file in self.files else None
+        return None
+
+
+def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
+    """Return the tags that store a markup's files; `folder` is the markup's own, relative to the prompt root.
 
     Raises:
-        FileChangedError: A file is not what it was when it was rendered.
+        FileChangedError: A file has changed since it was rendered.
     """
     if not files:
         return {}
     tags: dict[str, str] = {}
-    packed: list[dict[str, Any]] = []
-    room = _MOST
+    entries: list[dict[str, Any]] = []
     for file in files:
         entry: dict[str, Any] = {"path": file.path, "sha256": file.sha256}
-        packed.append(entry)
-        content, left = _read(file)
-        is_text, pieces = _pieces(content)
-        if not left and (len(content) > _LARGEST or sum(map(len, pieces)) > room):
-            left = f"it has {len(content):,} bytes, and all files of a version get {_MOST:,} characters in the registry"
-        if left:
-            entry["left"] = left
+        entries.append(entry)
+        content, omitted = _read(file)
+        is_text, pieces = _split(content)
+        room = _MAX_PACKED - sum(map(len, tags.values()))
+        if not omitted and (len(content) > _MAX_UNPACKED or sum(map(len, pieces)) > room):
+            omitted = f"it has {len(content):,} bytes; the files of a version are limited to {_MAX_PACKED:,} characters"
+        if omitted:
+            entry["left"] = omitted
             continue
-        names = [f"{_FILE}{len(tags) + number}" for number in range(1, len(pieces) + 1)]
+        names = [f"{_CONTENT_TAG}{len(tags) + number}" for number in range(1, len(pieces) + 1)]
         tags.update(zip(names, pieces, strict=True))
         entry |= {"size": len(content), "text": is_text, "tags": names}
-        room -= sum(map(len, pieces))
-    told = {
-        "folder": _above([file.path for file in files if _is_plain(file.path, sys.maxsize)], folder),
-        "files": packed,
-    }
-    return {FILES: json.dumps(told, ensure_ascii=False), **tags}
+    paths = [file.path for file in files if _is_portable(file.path, sys.maxsize)]
+    index = {"folder": _parent_folders(paths, folder), "files": entries}
+    return {FILES_TAG: json.dumps(index, ensure_ascii=False), **tags}
 
 
-def opened(tags: Mapping[str, str]) -> Enclosures:
-    """Unpack what travelled with a version.
-
-    Args:
-        tags: The version's.
-
-    Returns:
-        Its files.
+def unpack(tags: Mapping[str, str]) -> Bundle:
+    """Return the files that a version's tags hold.
 
     Raises:
-        ValueError: The tags do not hold what they say: somebody changed them, or they are none of ours.
+        ValueError: The tags are damaged: they were changed, or pomlflow did not write them.
     """
-    if FILES not in tags:
-        return Enclosures()
+    if FILES_TAG not in tags:
+        return Bundle()
     try:
-        told = json.loads(tags[FILES])
-        folder, files, room = str(told["folder"]), [], _LARGEST
-        for entry in told["files"]:
-            file = _unpacked(entry, tags, room)
+        index = json.loads(tags[FILES_TAG])
+        folder, files, room = str(index["folder"]), [], _MAX_UNPACKED
+        for entry in index["files"]:
+            file = _bundled(entry, tags, room)
             room -= len(file.content or b"")
             files.append(file)
     except (KeyError, TypeError, AttributeError, zlib.error) as error:
-        raise ValueError(f"the tag {FILES} cannot be read: {error!r}") from error
-    depth = len(PurePosixPath(folder).parts)
-    paths = [file.path for file in files if file.content is not None]
-    for path, up in ((folder or "_", 0), *((path, depth) for path in paths)):
-        if not _is_plain(path, up):
-            raise ValueError(f"the path {path!r} in the tag {FILES} leads out of its place")
-    return Enclosures(tuple(files), folder)
+        raise ValueError(f"the tag {FILES_TAG} cannot be read: {error!r}") from error
+    bundle, depth = Bundle(tuple(files), folder), len(PurePosixPath(folder).parts)
+    for path, levels in ((folder or "_", 0), *((path, depth) for path in bundle.contents)):
+        if not _is_portable(path, levels):
+            raise ValueError(f"the path {path!r} in the tag {FILES_TAG} leads out of its folder")
+    return bundle
+
+
+def extract(bundle: Bundle, markup: str, base_dir: Path | None) -> ExtractedFiles:
+    """Write the files of a version into a temporary folder of their own; none is made where there are no files.
+
+    Omitted files, and files that the markup names and the version does not have, are taken from `base_dir`, which
+    stands for `ExtractedFiles.root`. One whose digest the version has must match it.
+
+    Raises:
+        OSError: The files cannot be written.
+    """
+    digests = {file.path: file.sha256 for file in bundle.files}
+    contents, omitted = bundle.contents, bundle.omitted
+    for path in _named(markup, bundle.folder, base_dir):
+        if path not in digests:
+            omitted[path] = "the version was registered without it"
+    if base_dir is not None:
+        _add_omitted(contents, omitted, digests, base_dir / bundle.folder, base_dir)
+    # Absolute, and nowhere, where there are no files: a relative source must not lead to the working folder.
+    root = _temporary_folder() if contents else _NOWHERE
+    folder = root / bundle.folder
+    files = {}
+    for path, content in contents.items():
+        file = _join(folder, path)
+        if file.is_relative_to(root):  # `unpack` refuses such a version already
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            files[file] = PromptFile(path, digests.get(path) or sha256(file), file)
+    if contents:
+        folder.mkdir(parents=True, exist_ok=True)
+    return ExtractedFiles(root, folder, files, {_join(folder, path): why for path, why in omitted.items()})
 
 
 def _read(file: PromptFile) -> tuple[bytes, str]:
-    """The content, and why it does not travel where it does not."""
+    """Return a file's content, and why it is omitted where it is."""
     if PurePosixPath(file.path).is_absolute():
-        return b"", "its path is absolute, and so holds on one machine only: name it relative to the prompt"
-    if not _is_plain(file.path, sys.maxsize):
-        return b"", "its name has characters that not every system takes"
-    content = b""
-    # Else the author of a prompt would get at any file of whoever registers it, though no render reads that.
-    if settings().sandbox and not _is_open(file):
+        return b"", "its path is absolute, and valid on one machine only: name it relative to the prompt"
+    if not _is_portable(file.path, sys.maxsize):
+        return b"", "its name has characters that are not valid on every system"
+    # Otherwise the author of a prompt would get any file of the user who registers it, though no render reads that.
+    if settings().sandbox and not _is_readable(file):
         return b"", "no template may read it there (pomlflow.configure(allow_read=…))"
+    content, missing = b"", True
     with contextlib.suppress(OSError, ValueError):
         if file.location.is_dir():
             return b"", "it is a folder"
         if file.location.is_file():
-            content = file.location.read_bytes()
-    if hashlib.sha256(content).hexdigest() != file.sha256:
+            content, missing = file.location.read_bytes(), False
+    if _digest(content) != file.sha256:
         raise FileChangedError(f"{file.path} changed while its prompt was being registered")
-    return content, "" if content or file.location.is_file() else "it was not there"
+    return content, "it was not there" if missing else ""
 
 
-def _is_open(file: PromptFile) -> bool:
-    """Whether a render of the prompt could read it."""
+def _is_readable(file: PromptFile) -> bool:
+    """Whether a render of the prompt could read the file."""
     with contextlib.suppress(OSError, ValueError):
         return is_under(os.path.realpath(file.location), map(os.path.realpath, trusted_roots(file.home)))
     return False
 
 
-def _pieces(content: bytes) -> tuple[bool, list[str]]:
-    """A content in tags' values: as it is, where it is a text of one tag; else compressed, in base64."""
+def _split(content: bytes) -> tuple[bool, list[str]]:
+    """Return tag values for a content: as it is, where it is a text of one tag; else compressed, in base64."""
     if not content:
         return False, []
     with contextlib.suppress(UnicodeDecodeError):
-        if len(content) <= _LONGEST and b"\0" not in content:  # PostgreSQL takes no null character
+        if len(content) <= _MAX_TAG and b"\0" not in content:  # PostgreSQL refuses null characters
             return True, [content.decode()]
     packed = base64.b64encode(zlib.compress(content, 9)).decode()
-    return False, [packed[at : at + _LONGEST] for at in range(0, len(packed), _LONGEST)]
+    return False, [packed[at : at + _MAX_TAG] for at in range(0, len(packed), _MAX_TAG)]
 
 
-def _unpacked(entry: Mapping[str, Any], tags: Mapping[str, str], room: int) -> Enclosed:
-    path, sha256 = str(entry["path"]), str(entry["sha256"])
+def _bundled(entry: Mapping[str, Any], tags: Mapping[str, str], room: int) -> BundledFile:
+    path, digest = str(entry["path"]), str(entry["sha256"])
     if "tags" not in entry:
-        return Enclosed(path, sha256, None, str(entry.get("left") or "it did not travel"))
+        return BundledFile(path, digest, None, str(entry.get("left") or "it was not stored"))
     content = "".join(tags[name] for name in entry["tags"]).encode()
     if content and not entry.get("text"):
         # A megabyte of zeros is a kilobyte packed: never unpack more than was ever packed.
         content = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), room + 1)
     if len(content) > room:
-        raise ValueError(f"the files have more than {_LARGEST:,} bytes")
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"the content of {path} is not what its digest says")
-    return Enclosed(path, sha256, content)
+        raise ValueError(f"the files have more than {_MAX_UNPACKED:,} bytes")
+    if _digest(content) != digest:
+        raise ValueError(f"the content of {path} does not match its digest")
+    return BundledFile(path, digest, content)
 
 
-def _above(paths: Sequence[str], folder: str | None) -> str:
-    """The names of as many folders, the markup's own last, as the paths lead up through."""
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
+    """Return the names of as many folders, the markup's own last, as the paths lead up through."""
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
-    names = [name for name in PurePosixPath(folder or "").parts if _is_plain(name, 0)]
+    names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
     return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]] if levels else [])
 
 
-def _is_plain(path: str, depth: int) -> bool:
-    """Whether a path stays in its place on every system: relative, and up through no more than so many folders."""
+def _is_portable(path: str, levels: int) -> bool:
+    """Whether a path is relative on every system, and leads up through no more than so many folders."""
     parts = path.split("/")
     while parts and parts[0] == "..":
         parts.pop(0)
-        depth -= 1
-    return depth >= 0 and parts != [] and not any(part in {"", ".", ".."} or set(part) & _NOT_PLAIN for part in parts)
+        levels -= 1
+    return (
+        levels >= 0 and parts != [] and not any(part in {"", ".", ".."} or set(part) & _NOT_PORTABLE for part in parts)
+    )
+
+
+def _named(markup: str, folder: str, base_dir: Path | None) -> list[str]:
+    """Return the paths of the files that a markup names, as far as its includes can be followed in `base_dir`."""
+    home = (base_dir or _NOWHERE) / folder
+
+    def read(file: Path) -> str | None:
+        content = None if base_dir is None else _read_within(base_dir, file)
+        return None if content is None else content.decode("utf-8", "replace")
+
+    found = infer(markup, home, read=read)
+    return [
+        file.as_posix() if file in found.absolute else Path(os.path.relpath(file, home)).as_posix()
+        for file in (*found.includes, *found.assets)
+    ]
+
+
+def _add_omitted(
+    contents: dict[str, bytes], omitted: dict[str, str], digests: Mapping[str, str], folder: Path, base_dir: Path
+) -> None:
+    """Move the files that `base_dir` has, with the right digest, from `omitted` to `contents`."""
+    for path, why in list(omitted.items()):
+        file = _join(folder, path)
+        if (content := _read_within(base_dir, file)) is None:
+            omitted[path] = f"{why}, and {file} is not a file in {base_dir}"
+        elif digests.get(path, _digest(content)) != _digest(content):
+            omitted[path] = f"{why}, and {file} is another file, with another digest"
+        else:
+            contents[path] = content
+            del omitted[path]
+
+
+def _read_within(folder: Path, file: Path) -> bytes | None:
+    """Return a file's content; None outside of the folder: a version from elsewhere may name any file of the user."""
+    with contextlib.suppress(OSError, ValueError):
+        if file.resolve().is_relative_to(folder.resolve()) and file.is_file():
+            return file.read_bytes()
+    return None
+
+
+def _join(folder: Path, path: str) -> Path:
+    return Path(os.path.normpath(folder / path))
+
+
+def _temporary_folder() -> Path:
+    """Make a folder that this process removes at its exit; a forked child leaves it to its parent."""
+    folder = Path(tempfile.mkdtemp(prefix="pomlflow-prompt-")).resolve()
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder

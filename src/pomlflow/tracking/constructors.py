@@ -1,4 +1,4 @@
-"""Where a prompt comes from: markup, a file, MLflow's registry; the same in every framework."""
+"""How a prompt is made, from markup, a file or MLflow's registry: the same in every framework."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.template.source import Origin
 
-__all__ = ["Sources", "reopened"]
+__all__ = ["PromptConstructors", "restore_origin"]
 
 
-class Sources:
-    """The ways to make a prompt, and what it then tells of where it comes from.
+class PromptConstructors:
+    """The constructors of a prompt template, and properties that describe its source.
 
-    Beside a framework's own class of prompts it makes our prompt of that framework, whose constructor takes
-    `registry_origin`, and which holds its template as ``_core``.
+    A mixin for a framework's class of prompts, whose ``__init__`` takes `registry_origin` and which has its template in
+    ``_core``.
     """
 
     if TYPE_CHECKING:
@@ -27,11 +27,11 @@ class Sources:
 
     @classmethod
     def from_template(cls, template: str, **kwargs: Any) -> Self:
-        """Make a prompt of markup.
+        """Make a prompt from markup.
 
         Args:
             template: The markup; never a path.
-            **kwargs: As the class takes them.
+            **kwargs: The arguments of the class.
 
         Returns:
             The prompt.
@@ -40,11 +40,11 @@ class Sources:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Make a prompt of a file.
+        """Make a prompt from a file.
 
         Args:
             path: The ``.poml`` file.
-            **kwargs: As the class takes them.
+            **kwargs: The arguments of the class.
 
         Returns:
             The prompt.
@@ -67,24 +67,24 @@ class Sources:
         base_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a prompt of a version in MLflow's registry, the one that is set now, and follow it.
+        """Make a prompt from a version in MLflow's registry, the one that is set now, and follow it.
 
         Make it once and keep it: the version is loaded here. A moved alias is followed in the background, and no call
-        waits for that; while the server is away the last version stays in use, and one warning is logged. The files
-        that the prompt names with ``src=`` come along where they fit into the registry. The prompt is not trusted as a
-        file of this machine is: it may read these files, and no others.
+        waits for that; while the server is unreachable the last version stays in use, and one warning is logged. The
+        files that the prompt names with ``src=`` are stored with it, up to the registry's limits. The prompt is not
+        trusted like a file of this machine: it may read these files, and no others.
 
         Args:
             name_or_uri: A prompt's name (its newest version), ``prompts:/name/3`` or ``prompts:/name@alias``.
-            version: The version's number, beside a name.
-            alias: An alias, beside a name.
+            version: The version's number, with a name.
+            alias: An alias, with a name.
             refresh: Seconds after which a moved alias, or a newer version, is in use at the latest; the default is how
                 long MLflow itself caches an alias.
             timeout: Seconds that this call may take.
-            fallback: A ``.poml`` file to use for as long as the registry does not give the prompt.
-            base_dir: The folder that has the prompt's files, where some did not fit into the registry; where the prompt
-                names files above itself with ``..``, the one that has all of them.
-            **kwargs: As the class takes them.
+            fallback: A ``.poml`` file to use until the registry gives the prompt.
+            base_dir: A folder with the prompt's files, where some did not fit into the registry; where the prompt names
+                files above itself with ``..``, the folder that has all of them.
+            **kwargs: The arguments of the class.
 
         Returns:
             The prompt.
@@ -92,8 +92,9 @@ class Sources:
         Raises:
             PromptNotFoundError: There is no such version, and no fallback.
             NotPomlError: The version is plain text or a chat, and there is no fallback.
-            RegistryError: The registry is away, or the version is not what was registered, and there is no fallback.
-            ConfigurationError: The arguments make no sense.
+            RegistryError: The registry is unreachable, or the version is not what was registered; and there is no
+                fallback.
+            ConfigurationError: An argument is invalid.
 
         Example:
             >>> prompt = PomlPromptTemplate.from_registry("prompts:/support@production")  # doctest: +SKIP
@@ -115,11 +116,11 @@ class Sources:
 
     @classmethod
     async def afrom_registry(cls, name_or_uri: str, **kwargs: Any) -> Self:
-        """Make a prompt of a version in MLflow's registry without holding up the event loop; else as `from_registry`.
+        """Make a prompt like `from_registry`, without blocking the event loop.
 
         Args:
-            name_or_uri: As `from_registry` takes it.
-            **kwargs: As `from_registry` takes them.
+            name_or_uri: As in `from_registry`.
+            **kwargs: As in `from_registry`.
 
         Returns:
             The prompt.
@@ -128,32 +129,27 @@ class Sources:
 
     @property
     def source(self) -> str:
-        """The markup as it is now."""
+        """The current markup."""
         return self._core.source
 
     @property
+    def registry_name(self) -> str | None:
+        """The prompt's name in MLflow's registry; None for markup without a name."""
+        return self._core.name
+
+    @property
     def version(self) -> int | None:
-        """The number of the registry's version that it is now; None where it comes from elsewhere, a fallback too."""
+        """The number of the registry's version in use; None for a prompt from elsewhere and for a fallback."""
         return self._core.current().version
 
     @property
     def uri(self) -> str | None:
-        """The same as ``prompts:/name/version``."""
+        """The version in use as ``prompts:/name/version``."""
         return None if self.version is None else f"prompts:/{self._core.name}/{self.version}"
 
 
-def reopened(uri: str, refresh: float, markup: str | None, base_dir: str | os.PathLike[str] | None) -> Origin:
-    """Open a prompt in MLflow's registry that was written down with what it was.
-
-    Args:
-        uri: What was asked for.
-        refresh: Seconds between looks whether that is another version by now.
-        markup: What it was then, for as long as the registry does not give it.
-        base_dir: As `Sources.from_registry` takes it.
-
-    Returns:
-        Its origin.
-    """
+def restore_origin(uri: str, refresh: float, markup: str | None, base_dir: str | os.PathLike[str] | None) -> Origin:
+    """Open a prompt in MLflow's registry again; `markup`, its last content, is used until the registry gives it."""
     from pomlflow.tracking.follow import open_prompt
 
     return open_prompt(uri, refresh=refresh, markup=markup, base_dir=base_dir)

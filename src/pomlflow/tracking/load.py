@@ -1,43 +1,105 @@
-"""Prompt versions out of MLflow's registry: by name, number or alias, within a bounded time."""
+"""Load prompt versions from MLflow's registry by name, number or alias, within a time limit."""
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.gorilla import get_original_attribute
 from mlflow.utils.workspace_context import set_server_request_workspace
 
-from pomlflow.exceptions import ConfigurationError, PromptNotFoundError, RegistryError
+from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
+from pomlflow.record import PromptFile, content_digest
 from pomlflow.template.inference import infer
+from pomlflow.template.markup import is_poml
 from pomlflow.tracking.background import knock, store_errors
-from pomlflow.tracking.bounded import bounded
-from pomlflow.tracking.bundle import FILES
-from pomlflow.tracking.contents import PromptContent, content_of, text_of
+from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
 from pomlflow.tracking.publish import Place, client_of
 
-__all__ = ["Reference", "first_of", "load"]
+__all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"]
 
+_T = TypeVar("_T")
+_DIGEST_TAG: Final = "poml_sha256"
 _URI: Final = re.compile(r"prompts:/([^/@]+)(?:/(\d+)|@([\w-]+))?")
 _NOT_FOUND: Final = {
     "RESOURCE_DOES_NOT_EXIST",
     "NOT_FOUND",
-    "INVALID_PARAMETER_VALUE",  # an alias that is not there, on SQL stores; a model of this name
+    "INVALID_PARAMETER_VALUE",  # an alias that does not exist, on SQL stores; a model of this name
 }
 
 
-class Reference(NamedTuple):
-    """What a version is asked for by; the newest where there is neither number nor alias.
+@dataclass(frozen=True)
+class PromptContent:
+    """The checked content of a prompt version.
 
-    Attributes:
-        name: The prompt's name.
-        number: The version's.
-        alias: What the version is called at the moment.
+    `version.template` is for reading at each use: MLflow's optimisers replace that property during their trials.
+    `source` is the registered markup, and `digest` what `pomlflow.template.Template.digest` is.
     """
+
+    version: PromptVersion
+    source: str
+    digest: str
+    bundle: Bundle
+
+    @property
+    def name(self) -> str:
+        """The prompt's name."""
+        return str(self.version.name)
+
+    @property
+    def number(self) -> int:
+        """The version's number."""
+        return int(self.version.version)
+
+    @property
+    def uri(self) -> str:
+        """``prompts:/name/number``."""
+        return str(self.version.uri)
+
+    @classmethod
+    def of(cls, version: PromptVersion, inherited_tags: Mapping[str, str] | None = None) -> PromptContent:
+        """Read and check a version, with the files of another version's tags where they are given.
+
+        Raises:
+            NotPomlError: It is a chat or plain text.
+            RegistryError: It is not what was registered.
+        """
+        uri = str(version.uri)
+        if not version.is_text_prompt:
+            raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
+        source, stated = _text_of(version), version.tags.get(_DIGEST_TAG)
+        if stated is None and not is_poml(source):
+            start = source if len(source) <= 40 else f"{source[:39]}…"  # noqa: PLR2004 - fits into a line
+            raise NotPomlError(
+                f"{uri} is plain text, not POML ({start!r}): load it with mlflow.genai.load_prompt, or register it "
+                "with <poml> around it",
+                uri,
+            )
+        try:
+            bundle = unpack(inherited_tags or version.tags)
+        except ValueError as error:
+            raise RegistryError(f"{uri} is not what was registered: {error}. Register it again", uri) from error
+        digest = content_digest(source, [PromptFile(file.path, file.sha256, Path()) for file in bundle.files])
+        if stated not in {None, digest}:
+            raise RegistryError(
+                f"{uri} is not what was registered: its content has the digest {digest[:12]}…, its tag {_DIGEST_TAG} "
+                f"is {str(stated)[:12]}…. Register it again; do not copy the tags of another version",
+                uri,
+            )
+        return cls(version, source, digest, bundle)
+
+
+class Reference(NamedTuple):
+    """A prompt's name with a version's number or alias; the newest version where there is neither."""
 
     name: str
     number: int | None = None
@@ -45,15 +107,10 @@ class Reference(NamedTuple):
 
     @classmethod
     def of(cls, name_or_uri: str, version: int | str | None = None, alias: str | None = None) -> Reference:
-        """Read what a user gave.
-
-        Args:
-            name_or_uri: A prompt's name, ``prompts:/name/3`` or ``prompts:/name@alias``.
-            version: The version's number, beside a name.
-            alias: An alias, beside a name.
+        """Parse what a user gave: a name with a number or an alias, or a URI.
 
         Raises:
-            ConfigurationError: This names no version, or two.
+            ConfigurationError: It names no version, or two.
 
         Example:
             >>> Reference.of("prompts:/support@production").uri
@@ -63,40 +120,34 @@ class Reference(NamedTuple):
         """
         if version is not None and alias is not None:
             raise ConfigurationError(f"the prompt {name_or_uri!r}: give version= or alias=, not both")
-        if not name_or_uri.startswith("prompts:"):
+        uri = name_or_uri
+        if not uri.startswith("prompts:"):
             uri = f"prompts:/{name_or_uri}"
             uri += f"/{version}" if version is not None else f"@{alias}" if alias is not None else ""
         elif version is not None or alias is not None:
-            raise ConfigurationError(f"{name_or_uri!r} is a URI: write the version or alias into it, or give a name")
-        else:
-            uri = name_or_uri
+            raise ConfigurationError(f"{uri!r} is a URI: write the version or alias into it, or give a name")
         found = _URI.fullmatch(uri)
         if found is None:
             raise ConfigurationError(f"{uri!r} names no prompt: write prompts:/name/3 or prompts:/name@alias")
-        name, number, called = found.groups()
-        return cls(name, None if number is None else int(number), None if called == "latest" else called)
+        name, number, named = found.groups()
+        return cls(name, None if number is None else int(number), None if named == "latest" else named)
 
     @property
     def uri(self) -> str:
-        """As MLflow spells it."""
-        return f"prompts:/{self.name}" + (
-            f"/{self.number}" if self.number is not None else f"@{self.alias or 'latest'}"
-        )
+        """The reference in MLflow's spelling."""
+        version = f"@{self.alias or 'latest'}" if self.number is None else f"/{self.number}"
+        return f"prompts:/{self.name}{version}"
 
     def fetch(self, place: Place) -> PromptContent:
-        """Read the version from the store, however long it takes.
-
-        Args:
-            place: The registry.
+        """Read the version from the store, however long that takes.
 
         Raises:
             PromptNotFoundError: There is none.
             NotPomlError: It is not POML.
             RegistryError: It is not what was registered.
-            MlflowException: The registry failed, or is away.
+            MlflowException: The registry failed or is unreachable.
         """
-        client = client_of(place)
-        found: PromptVersion | None
+        client, found, why = client_of(place), None, ""
         try:
             if self.number is not None:
                 found = client.get_prompt_version(self.name, self.number)
@@ -105,72 +156,32 @@ class Reference(NamedTuple):
         except MlflowException as error:
             if error.error_code not in _NOT_FOUND:
                 raise
-            raise PromptNotFoundError(
-                f"MLflow's registry does not have {self.uri} ({error.message})", self.uri
-            ) from error
+            why = f" ({error.message})"
         if found is None:
-            raise PromptNotFoundError(f"MLflow's registry does not have {self.uri}", self.uri)
-        return content_of(found, _inherited(client, found))
-
-
-def _inherited(client: MlflowClient, version: PromptVersion) -> dict[str, str] | None:
-    """The tags of the last version before it that has files, where it names some and was registered without any.
-
-    So MLflow's optimisers, which register a text and nothing else, can change a prompt that includes files.
-    """
-    if version.tags.keys() & {FILES, "poml_sha256"} or not version.is_text_prompt:
-        return None
-    named = infer(text_of(version), Path(os.sep), read=lambda _: None)
-    if not (named.includes or named.assets):
-        return None
-    query = f"name = '{version.name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
-    for other in client.search_model_versions(query, max_results=10, order_by=["version_number DESC"]):
-        if int(other.version) < int(version.version) and FILES in other.tags:
-            return dict(other.tags)
-    return None
+            raise PromptNotFoundError(f"MLflow's registry does not have {self.uri}{why}", self.uri)
+        return PromptContent.of(found, _inherited_tags(client, found))
 
 
 def load(
     name_or_uri: str, *, version: int | str | None = None, alias: str | None = None, timeout: float = 10.0
 ) -> PromptContent:
-    """Load a version out of the registry that is set now.
-
-    Args:
-        name_or_uri: A prompt's name (its newest version), ``prompts:/name/3`` or ``prompts:/name@alias``.
-        version: The version's number, beside a name.
-        alias: An alias, beside a name.
-        timeout: Seconds to wait at most; MLflow's own client waits for minutes for a server that is away.
-
-    Returns:
-        All that the version holds.
+    """Load a version from the registry that is set now, within `timeout` seconds.
 
     Raises:
         PromptNotFoundError: There is no such version.
         NotPomlError: It is not POML.
-        RegistryError: The registry is away, or the version is not what was registered.
+        RegistryError: The registry is unreachable, or the version is not what was registered.
         ConfigurationError: The arguments name no version.
 
     Example:
         >>> load("prompts:/support@production").source  # doctest: +SKIP
         '<poml>…'
     """
-    return first_of(Reference.of(name_or_uri, version, alias), Place.now(), timeout)
+    return load_reference(Reference.of(name_or_uri, version, alias), Place.now(), timeout)
 
 
-def first_of(reference: Reference, place: Place, timeout: float) -> PromptContent:
-    """Load a version while somebody waits for it.
-
-    Args:
-        reference: What is asked for.
-        place: Where.
-        timeout: Seconds to wait at most.
-
-    Returns:
-        All that the version holds.
-
-    Raises:
-        RegistryError: As `load` raises it.
-    """
+def load_reference(reference: Reference, place: Place, timeout: float) -> PromptContent:
+    """Load a version within `timeout` seconds, with the errors of `load`."""
 
     def fetch() -> PromptContent:
         if place.workspace:
@@ -179,9 +190,60 @@ def first_of(reference: Reference, place: Place, timeout: float) -> PromptConten
         return reference.fetch(place)
 
     try:
-        return bounded(fetch, timeout)
+        return run_bounded(fetch, timeout)
     except RegistryError:
         raise
     except store_errors() as error:
         uri = reference.uri
-        raise RegistryError(f"MLflow's registry cannot give {uri}: {error}", uri) from error
+        raise RegistryError(f"{uri} cannot be loaded from MLflow's registry: {error}", uri) from error
+
+
+def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
+    """Return what a call returns, or raise what it raises; it runs in a thread, which goes on after a `TimeoutError`.
+
+    MLflow's own client retries for minutes while a server is unreachable.
+    """
+    outcome: list[_T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            failure.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="pomlflow-registry-load", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # from Python 3.12 on no thread can start while the interpreter ends
+        run()
+    else:
+        thread.join(timeout)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise TimeoutError(f"no answer within {timeout:g} s")
+    return outcome[0]
+
+
+def _text_of(version: PromptVersion) -> str:
+    # upstream: mlflow 3.12-3.18: optimize_prompts replaces the property `template` for all versions during its trials.
+    return str(get_original_attribute(version, "template"))  # type: ignore[no-untyped-call] # in MLflow
+
+
+def _inherited_tags(client: MlflowClient, version: PromptVersion) -> dict[str, str] | None:
+    """Return the tags of the last version before it that has files, if it names some and was registered without any.
+
+    MLflow's optimisers register a text without tags; so they can change a prompt that includes files.
+    """
+    if version.tags.keys() & {FILES_TAG, _DIGEST_TAG} or not version.is_text_prompt:
+        return None
+    named = infer(_text_of(version), Path(os.sep), read=lambda _: None)
+    if not (named.includes or named.assets):
+        return None
+    query = f"name = '{version.name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
+    for other in client.search_model_versions(query, max_results=10, order_by=["version_number DESC"]):
+        if int(other.version) < int(version.version) and FILES_TAG in other.tags:
+            return dict(other.tags)
+    return None

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from pomlflow.record import PromptFile, RenderRecord
 from pomlflow.template.names import registry_name
-from pomlflow.tracking.bundle import FileChangedError, tags_of
+from pomlflow.tracking.bundle import FileChangedError, pack
 from pomlflow.tracking.turns import turn
 
 __all__ = [
@@ -222,7 +222,7 @@ def _make(client: MlflowClient, draft: Draft, name: str, *, first: bool) -> Prom
     current thread's experiment and starts a thread of its own for that.
     """
     try:
-        enclosed = tags_of(draft.files, draft.folder)
+        files = pack(draft.files, draft.folder)
     except FileChangedError as error:  # then the content is another one, and the next render has that
         raise RefusedError(f"the prompt {name!r}: {error}") from error
     if first:
@@ -231,7 +231,7 @@ def _make(client: MlflowClient, draft: Draft, name: str, *, first: bool) -> Prom
         name,
         draft.source,
         description=f"POML from {draft.path}"[:1000] if draft.path else "POML, inline",
-        tags={**draft.tags, **enclosed},
+        tags={**draft.tags, **files},
         response_format=_response_format(draft),
         model_config=model_config(draft.runtime) if draft.runtime else None,
     )
