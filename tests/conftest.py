@@ -56,6 +56,14 @@ def no_name_taken() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def nothing_warned() -> Iterator[None]:
+    """A warning that an earlier test caused is logged again."""
+    yield
+    if (log := sys.modules.get("pomlflow._log")) is not None:
+        log._logged.clear()
+
+
+@pytest.fixture(autouse=True)
 def nothing_pending() -> Iterator[None]:
     """What a test leaves to the registry's thread would be told, and waited for, in another test."""
     yield

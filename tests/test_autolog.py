@@ -225,7 +225,7 @@ def test_options_of_the_command_line_are_left_to_poml(stored_traces: Fetch) -> N
 def test_arguments_that_make_no_sense_are_refused_and_change_nothing(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(pomlflow.ConfigurationError, match="mask takes a function, not a str"):
+    with pytest.raises(pomlflow.ConfigurationError, match="mask must be a function, not a str"):
         pomlflow.autolog(mask="hidden")  # type: ignore[arg-type]
     with pytest.raises(pomlflow.ConfigurationError, match="trace_dir: no folder can be made in"):
         pomlflow.autolog(trace_dir=file / "runs")

@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 from pomlflow.api import poml_record
-from pomlflow.dispatch import deliver
 from pomlflow.frame.formats import converted, raw
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
@@ -93,7 +92,6 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
         if _installed is not poml or extra_args:  # options of a command line, which runs none here
             return original(markup, context, stylesheet, chat, output_file, format, extra_args)
         record = poml_record(markup, context, stylesheet, chat, format)
-        deliver(record)
         _trace_as_poml(record, markup, context, stylesheet, format)
         if output_file is not None:
             Path(output_file).write_text(raw(record.result()), encoding="utf-8", newline="")

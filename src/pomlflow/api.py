@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pomlflow.dispatch import deliver
+from pomlflow.dispatch import RenderContext, dispatch
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.frame.formats import Format, check_format, converted, raw
 from pomlflow.record import RenderRecord
@@ -66,7 +66,7 @@ def render(
     check_format(format)
     template = _template(markup, stylesheet, chat, name, base_dir, register)
     record = template.render(_variables(context), timeout=timeout)
-    deliver(record)
+    dispatch(record, RenderContext(file=template.path))
     return converted(record, format, exact=_exact(exact_openai_chat))
 
 
@@ -93,7 +93,7 @@ async def arender(
     check_format(format)
     template = _template(markup, stylesheet, chat, name, base_dir, register)
     record = await template.arender(_variables(context), timeout=timeout)
-    deliver(record)
+    dispatch(record, RenderContext(file=template.path))
     return converted(record, format, exact=_exact(exact_openai_chat))
 
 
@@ -147,7 +147,6 @@ def poml(
             "as context=, a folder to start from as the working folder, or call poml.poml()"
         )
     record = poml_record(markup, context, stylesheet, chat, format)
-    deliver(record)
     if output_file is not None:
         Path(output_file).write_text(raw(record.result()), encoding="utf-8", newline="")
     return converted(record, format, exact=_exact(exact_openai_chat))
@@ -160,7 +159,7 @@ def poml_record(
     chat: bool,
     format: Format,  # noqa: A002
 ) -> RenderRecord:
-    """Render what ``poml.poml()`` takes to a record, of a failed render too; it is not delivered.
+    """Render what ``poml.poml()`` takes to a record, of a failed render too, and dispatch it.
 
     Args:
         markup: As `poml` takes it, and so are the next four.
@@ -178,7 +177,9 @@ def poml_record(
             stacklevel=3,  # whoever called `poml`
         )
     template = _template(markup, _read(stylesheet, "stylesheet"), chat, None, None, None)
-    return template.render(_read(context, "context") or {})
+    record = template.render(_read(context, "context") or {})
+    dispatch(record, RenderContext(file=template.path))
+    return record
 
 
 def _exact(asked: bool | None) -> bool:

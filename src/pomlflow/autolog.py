@@ -13,11 +13,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pomlflow._post_import import no_longer, when_imported
-from pomlflow.dispatch import Kind, Mask, checked_mask, observe, take_rest
+from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 
 if TYPE_CHECKING:
     from pomlflow.record import RenderRecord
@@ -105,7 +104,7 @@ def switch(
 ) -> None:
     """Set one part of autolog; the other arguments are those of `autolog`."""
     folder = None if trace_dir is None else os.path.abspath(trace_dir)  # noqa: PTH100
-    options = None if disable else Options(log_traces, silent, register, checked_mask(mask), folder)
+    options = None if disable else Options(log_traces, silent, register, check_mask(mask), folder)
     with _lock:
         if options == _on.get(part):
             return
@@ -118,6 +117,7 @@ def switch(
             _on[part] = options
         _silence()
         _write_files()
+        _set_sink()
         _SWITCHES[part](options)
 
 
@@ -125,27 +125,30 @@ def _traced(options: Options | None) -> Options | None:
     return options if options is not None and options.log_traces else None
 
 
-def _store(options: Options, record: RenderRecord, wait: float) -> bool:
+def _store(record: RenderRecord, context: RenderContext) -> bool:
+    """Sink: store a render that is part of no chain, agent or engine."""
+    part = context.framework
+    options = None if part == "llama_index" else _traced(_on.get(part))  # a handler traces all of LlamaIndex's
+    if options is None:
+        return False
     from pomlflow.tracking.spans import log_render
 
-    log_render(record, parent=None, register=options.register, mask=options.mask, wait=wait)
+    log_render(record, parent=None, register=options.register, mask=options.mask)
     return True
 
 
-def _take(kind: Kind, options: Options | None) -> None:
-    """Have renders that are part of nothing stored, or not."""
-    if options is None:
-        take_rest(kind, None)
+def _set_sink() -> None:
+    if not any(_traced(_on.get(part)) for part in ("plain", "langchain")):
+        set_sink("autolog", None)
         return
     import pomlflow.tracking.spans  # noqa: F401 - MLflow, now: a first render is not to wait a second for it
 
-    take_rest(kind, partial(_store, options))
+    set_sink("autolog", _store)
 
 
 def _plain(options: Options | None) -> None:
     from pomlflow import _poml_patch
 
-    _take("plain", _traced(options))
     if options is None:
         no_longer("poml")
         _poml_patch.remove()
@@ -154,7 +157,6 @@ def _plain(options: Options | None) -> None:
 
 
 def _langchain(options: Options | None) -> None:
-    _take("langchain", _traced(options))
     _hook.set(_traced(options))
 
 
@@ -262,11 +264,17 @@ def _silence() -> None:
 def _write_files() -> None:
     wanted = [options for options in _on.values() if options.trace_dir is not None]
     if not wanted:
-        observe(None)
+        set_sink("trace_files", None)
         _files.clear()
         return
     options = wanted[-1]
-    observe(partial(_files[cast("str", options.trace_dir)].write, mask=options.mask))
+    files = _files[cast("str", options.trace_dir)]
+
+    def write(record: RenderRecord, context: RenderContext) -> bool:
+        files.write(record, context.file, mask=options.mask)
+        return False
+
+    set_sink("trace_files", write)
 
 
 _CONTEXT = "langchain_core.tracers.context"

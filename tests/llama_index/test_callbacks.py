@@ -123,7 +123,7 @@ def test_attach_refuses_what_llama_index_does_not_trace(handler: Any, index: Any
 
 
 def test_a_mask_must_be_a_function() -> None:
-    with pytest.raises(ConfigurationError, match="mask takes a function, not a str"):
+    with pytest.raises(ConfigurationError, match="mask must be a function, not a str"):
         PomlCallbackHandler(mask="secret")  # type: ignore[arg-type]
 
 

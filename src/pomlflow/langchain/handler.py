@@ -2,7 +2,7 @@
 
 `PomlCallbackHandler` is MLflow's own LangChain tracer (each chain, model, tool and retriever span as MLflow gives it),
 mended in `pomlflow.langchain.tracer`, with a ``poml`` span under the prompt's run. Under ``mlflow.langchain.autolog()``
-alone `deliver` puts that span into autolog's trace.
+alone `trace_in_run` puts that span into autolog's trace.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value
 
-from pomlflow.dispatch import PATIENCE, checked_mask, join
+from pomlflow.dispatch import RenderContext, check_mask, set_sink
 from pomlflow.frame.openai import media_part
-from pomlflow.langchain.context import nearest, run_here, surroundings
+from pomlflow.langchain.context import nearest, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
 from pomlflow.record import RenderRecord, well_formed
 from pomlflow.tracking.redaction import LimitedSpan, event_within_limit, within_limit
 from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, store_content, warn_once
 
-__all__ = ["PomlCallbackHandler", "carry", "deliver", "log_under_mlflow_tracer"]
+__all__ = ["PomlCallbackHandler", "trace_in_run"]
 
 _MISSING = missing_parts(MlflowLangchainTracer)
 
@@ -42,7 +42,8 @@ class _Settings:
     def __init__(self, register: bool = True, mask: Mask | None = None) -> None:
         super().__init__(run_inline=True)  # type: ignore[call-arg] # of the tracer beside it
         self.register = register
-        self.mask = checked_mask(mask)
+        self.mask = check_mask(mask)
+        set_sink("langchain", trace_in_run)
         self.blind = bool(_MISSING) and mask is not None
         if _MISSING:
             effect = "nothing is traced, because it could not be masked" if mask else "spans may be nested wrongly"
@@ -73,21 +74,9 @@ class PomlCallbackHandler(_Settings, _Tracer):
         >>> chain.invoke({"topic": "POML"}, config={"callbacks": [PomlCallbackHandler()]})
     """
 
-    def on_poml_render(self, record: RenderRecord, *, run_id: UUID | None, wait: float = PATIENCE) -> None:
-        """Store a render.
-
-        Args:
-            record: The render.
-            run_id: The LangChain run that it is part of.
-            wait: Seconds that finding its prompt's version may take.
-        """
-        log_render(
-            record,
-            parent=_parent(self, run_id),
-            register=self.register,
-            mask=self.mask,
-            wait=wait,
-        )
+    def on_poml_render(self, record: RenderRecord, *, run_id: UUID | None) -> None:
+        """Store a render that is part of a LangChain run."""
+        log_render(record, parent=_parent(self, run_id), register=self.register, mask=self.mask)
 
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **options: Any
@@ -146,81 +135,30 @@ class _Guarded:
             self._run.error = str(event.attributes["exception.type"])
 
 
-def deliver(
-    record: RenderRecord, handlers: Sequence[BaseCallbackHandler], run_id: UUID | None, *, wait: float = PATIENCE
-) -> None:
-    """Give a render to the one handler that is to store it. Never raises.
+def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
+    """Store a render in the LangChain run that it is part of; return whether a run that is traced is there.
 
-    Args:
-        record: The render.
-        handlers: Those of the prompt's run.
-        run_id: The prompt's run; None for a render outside of runs (``prompt.format_messages()`` in a function): then
-            the handlers of the run that the function is part of are found, where there is one.
-        wait: Seconds that finding the prompt's version may take; 0 on an event loop.
+    The run is the prompt's own, or the one around this call (``prompt.format_messages()`` or ``pomlflow.render()`` in
+    a chain's function). Where ``mlflow.langchain.autolog()`` traces it, the settings of a handler of ours that left
+    the run to it hold for the POML span.
     """
-    try:
-        tracer = _tracer_of(handlers, run_id)
-        if tracer is None and run_id is None:
-            tracer, run_id, handlers = _tracer_around()
-        if tracer is not None:
-            _store(record, tracer, run_id, handlers, wait)
-    except Exception as error:  # noqa: BLE001 - telemetry never hurts
-        warn_once("deliver", "a render could not be traced: %r", error)
-
-
-def carry(record: RenderRecord, wait: float) -> bool:
-    """Take a render that is no template's of LangChain's to the run that the call is part of. Never raises.
-
-    Args:
-        record: The render.
-        wait: Seconds that finding the prompt's version may take.
-
-    Returns:
-        Whether the call is part of a run that is traced.
-    """
-    try:
-        tracer, run_id, handlers = _tracer_around()
-        if tracer is None:
-            return False
-        _store(record, tracer, run_id, handlers, wait)
-    except Exception as error:  # noqa: BLE001
-        warn_once("deliver", "a render could not be traced: %r", error)
-    return True
-
-
-def _store(
-    record: RenderRecord,
-    tracer: MlflowLangchainTracer,
-    run_id: UUID | None,
-    handlers: Sequence[BaseCallbackHandler],
-    wait: float,
-) -> None:
-    if isinstance(tracer, PomlCallbackHandler):
-        tracer.on_poml_render(record, run_id=run_id, wait=wait)
+    if context.framework == "llama_index":
+        return False  # it belongs to LlamaIndex's span, also inside of a LangChain run
+    around = surroundings()
+    if context.run is not None:
+        handlers, run_id = context.run.handlers, context.run.run_id
+    elif around is not None:
+        handlers, run_id = around.handlers, around.parent_run_id
     else:
+        return False
+    tracer = _tracer_of(handlers, run_id)
+    if isinstance(tracer, PomlCallbackHandler):
+        tracer.on_poml_render(record, run_id=run_id)
+    elif tracer is not None:
         ours = next((handler for handler in handlers if isinstance(handler, PomlCallbackHandler)), None)
-        log_under_mlflow_tracer(tracer, record, run_id, wait=wait, beside=ours)
-
-
-def log_under_mlflow_tracer(
-    tracer: MlflowLangchainTracer,
-    record: RenderRecord,
-    run_id: UUID | None,
-    *,
-    wait: float = PATIENCE,
-    beside: PomlCallbackHandler | None = None,
-) -> None:
-    """Store a render in the trace of MLflow's own tracer, as ``mlflow.langchain.autolog()`` sets it up.
-
-    Args:
-        tracer: MLflow's.
-        record: The render.
-        run_id: The run that it is part of.
-        wait: Seconds that finding the prompt's version may take.
-        beside: The handler of ours that left the run to it; its settings hold for the POML span.
-    """
-    register, mask = (True, None) if beside is None else (beside.register, beside.mask)
-    log_render(record, parent=_parent(tracer, run_id), register=register, mask=mask, wait=wait)
+        register, mask = (True, None) if ours is None else (ours.register, ours.mask)
+        log_render(record, parent=_parent(tracer, run_id), register=register, mask=mask)
+    return tracer is not None
 
 
 def _parent(tracer: MlflowLangchainTracer, run_id: UUID | None) -> LiveSpan | None:
@@ -233,16 +171,6 @@ def _tracer_of(handlers: Sequence[BaseCallbackHandler], run_id: UUID | None) -> 
     tracers = [handler for handler in handlers if isinstance(handler, MlflowLangchainTracer)]
     tracers.sort(key=lambda tracer: (span_of(tracer, run_id) is None, not isinstance(tracer, PomlCallbackHandler)))
     return tracers[0] if tracers else None
-
-
-def _tracer_around() -> tuple[MlflowLangchainTracer | None, UUID | None, Sequence[BaseCallbackHandler]]:
-    """Who traces the run that this call is part of, the run, and all of its handlers."""
-    around = surroundings()
-    if around is not None:
-        return _tracer_of(around.handlers, around.parent_run_id), around.parent_run_id, around.handlers
-    # A task on Python 3.10, where LangChain's own context is lost. MLflow's is not.
-    run = run_here()
-    return (None if run is None else run.tracer), None, ()
 
 
 def _plain(value: Any) -> Any:
@@ -284,6 +212,3 @@ def _openai_media(value: Any) -> Any:
         items = [_openai_media(item) for item in value]
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     return value
-
-
-join("langchain", carry)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
-from uuid import UUID
 
-from langchain_core.callbacks import AsyncCallbackManagerForChainRun, BaseCallbackHandler, CallbackManagerForChainRun
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompt_values import PromptValue
@@ -21,7 +19,8 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
-from pomlflow.dispatch import PATIENCE, deliver
+from pomlflow._log import logger
+from pomlflow.dispatch import RenderContext, Sink, dispatch, set_sink
 from pomlflow.frame import match, named, tool_specs
 from pomlflow.langchain.batches import BatchedPromptTemplate
 from pomlflow.langchain.binding import reach
@@ -37,8 +36,6 @@ from pomlflow.template.source import Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin
 
 __all__ = ["PomlPromptTemplate"]
-
-_log = logging.getLogger("pomlflow")
 
 
 class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
@@ -293,13 +290,19 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PromptValue:
         record, history = self._render(given)
-        _deliver(record, run, PATIENCE)
+        self._dispatch(record, run)
         return prompt_value(record, history.placed)
 
     async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PromptValue:
         record, history = await self._arender(given)
-        _deliver(record, run, 0)
+        self._dispatch(record, run)
         return prompt_value(record, history.placed)
+
+    def _dispatch(
+        self, record: RenderRecord, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun | None
+    ) -> None:
+        set_sink("langchain", _trace_in_run)
+        dispatch(record, RenderContext("langchain", run, self._core.path))
 
     def _render(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
         """Render, and tell nobody."""
@@ -362,34 +365,24 @@ def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str,
     }
 
 
-def _deliver(
-    record: RenderRecord, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun | None, wait: float
-) -> None:
-    """Give the record to the handlers that trace it: out of the prompt's own run, or of the run around this call.
+def _trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
+    """Sink: store the render in the run that it is part of, where one of ours or MLflow's handlers traces it.
 
-    Where there is none, to whoever traces what is part of nothing.
+    A chain without such a handler does not import MLflow.
     """
-    handlers: Sequence[BaseCallbackHandler] = ()
-    run_id: UUID | None = None
-    if run is not None:
-        handlers, run_id = run.handlers, run.run_id
-    elif config := var_child_runnable_config.get():
-        around = config.get("callbacks")
-        handlers, run_id = getattr(around, "handlers", ()), getattr(around, "parent_run_id", None)
-    # Ours, or MLflow's own tracer. Others get nothing, so that no content reaches who did not ask for it, and a chain
-    # without such a handler does not import MLflow.
-    if any(hasattr(handler, "on_poml_render") or hasattr(handler, "_run_span_mapping") for handler in handlers):
-        _callbacks()(record, handlers, run_id, wait=wait)
-    else:
-        deliver(record, "langchain")
+    around = context.run or (var_child_runnable_config.get() or {}).get("callbacks")
+    handlers = getattr(around, "handlers", ())
+    if not any(hasattr(handler, "on_poml_render") or hasattr(handler, "_run_span_mapping") for handler in handlers):
+        return False
+    return _handler_sink()(record, context)
 
 
 @cache
-def _callbacks() -> Callable[..., None]:
-    """What delivers records; importing it imports MLflow, whose failure is not to be the user's."""
+def _handler_sink() -> Sink:
+    """Import the handler's sink, and with it MLflow, whose failure must not reach the user's call."""
     try:
-        from pomlflow.langchain.handler import deliver as deliver_in_run
-    except Exception as error:  # noqa: BLE001 - a version of MLflow that lacks something fails in whatever way
-        _log.warning("POML renders are not traced: %s", error, exc_info=True)
-        return lambda *_, **__: None
-    return deliver_in_run
+        from pomlflow.langchain.handler import trace_in_run
+    except Exception as error:  # noqa: BLE001 - an unsupported version of MLflow fails in any way
+        logger.warning("POML renders are not traced: %s", error, exc_info=True)
+        return lambda *_: True
+    return trace_in_run

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
-from llama_index.core.instrumentation.event_handlers import NullEventHandler
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler, NullEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.span import active_span_id
 from pydantic import InstanceOf, field_serializer
 from typing_extensions import override
 
+from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.llama_index.texts import remember
 from pomlflow.record import RenderRecord
 
@@ -66,23 +69,30 @@ class PomlRenderEvent(BaseEvent):
         }
 
 
-def deliver(record: RenderRecord) -> None:
-    """Dispatch a render's event, where anybody listens.
+def deliver(record: RenderRecord, file: Path | None) -> None:
+    """Dispatch a render: to LlamaIndex's event handlers, and to what traces it.
 
     Args:
         record: The render.
+        file: The absolute path of its file; None for inline markup.
     """
     if active_span_id.get() is None:  # no run: its text may be an agent's system prompt
         remember(record)
+    handlers = list(_listening())
+    if handlers:
+        _dispatcher.event(PomlRenderEvent(record=record))
+    if any(handler.class_name() == "MlflowEventHandler" for handler in handlers):
+        # MLflow's autolog, which ignores events that are not LlamaIndex's own.
+        from pomlflow.llama_index.handler import trace_in_span
+
+        set_sink("llama_index", trace_in_span)
+    dispatch(record, RenderContext("llama_index", file=file))
+
+
+def _listening() -> Iterator[BaseEventHandler]:
     dispatcher = _dispatcher
-    while not any(type(handler) is not NullEventHandler for handler in dispatcher.event_handlers):
-        if not dispatcher.propagate:
+    while True:
+        yield from (handler for handler in dispatcher.event_handlers if type(handler) is not NullEventHandler)
+        if not dispatcher.propagate or dispatcher is dispatcher.root:
             return
         dispatcher = dispatcher.parent
-    event = PomlRenderEvent(record=record)
-    _dispatcher.event(event)
-    if any(handler.class_name() == "MlflowEventHandler" for handler in _dispatcher.root.event_handlers):
-        # MLflow's autolog, whose handler passes over events that are not LlamaIndex's own.
-        from pomlflow.llama_index.handler import log_under_mlflow_autolog
-
-        log_under_mlflow_autolog(record, event.span_id)

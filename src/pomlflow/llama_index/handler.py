@@ -29,9 +29,8 @@ from llama_index.core.workflow import Workflow
 from mlflow.entities import LiveSpan
 from mlflow.entities.model_registry import PromptVersion
 
-from pomlflow.dispatch import checked_mask, join, patience_here
+from pomlflow.dispatch import RenderContext, check_mask, set_sink
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.llama_index.events import PomlRenderEvent
 from pomlflow.llama_index.llm import PomlLLM
 from pomlflow.llama_index.mlflow_tracer import autolog_handler
 from pomlflow.llama_index.open_span import Owner
@@ -39,9 +38,9 @@ from pomlflow.llama_index.span_handler import Spans, has_outlived_trace, nearest
 from pomlflow.llama_index.texts import known_texts_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.publish import PromptRegistry
-from pomlflow.tracking.spans import Mask, log_render, warn_once
+from pomlflow.tracking.spans import Mask, log_render, version_wait, warn_once
 
-__all__ = ["PomlCallbackHandler", "carry", "log_under_mlflow_autolog"]
+__all__ = ["PomlCallbackHandler", "trace_in_span"]
 
 _ROOT = get_dispatcher()
 _scope: ContextVar[tuple[PomlCallbackHandler, ...]] = ContextVar("pomlflow_llama_index", default=())
@@ -87,7 +86,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
     def __init__(self, register: bool = True, mask: Mask | None = None) -> None:
         super().__init__(event_starts_to_ignore=list(CBEventType), event_ends_to_ignore=list(CBEventType))
         self.register = register
-        self.mask = checked_mask(mask)
+        self.mask = check_mask(mask)
         _handlers.add(self)
         weakref.finalize(self, _uninstall_with_the_last).atexit = False
         # Now, because nobody tells when it comes into a callback manager, and a span is seen from its start or not.
@@ -181,9 +180,6 @@ class _Listener(BaseEventHandler):
 
     def handle(self, event: BaseEvent, **_: Any) -> None:
         try:
-            if isinstance(event, PomlRenderEvent):
-                _on_render(event.record, event.span_id)
-                return
             _spans.on_event(event)
             if isinstance(event, (LLMChatStartEvent, LLMCompletionStartEvent)):
                 _on_model_start(event)
@@ -191,52 +187,25 @@ class _Listener(BaseEventHandler):
             warn_once("llama-index event", "a LlamaIndex event could not be traced: %r", error)
 
 
-def log_under_mlflow_autolog(record: RenderRecord, span_id: str | None) -> None:
-    """Store a render under ``mlflow.llama_index.autolog()``, where no handler of ours is there to do it. Never raises.
+def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
+    """Store a render in the LlamaIndex span that it is part of; return whether that span, or a handler, is there.
 
-    Args:
-        record: The render.
-        span_id: The LlamaIndex span that it is part of.
+    A render of LlamaIndex's own prompts is stored outside of all spans too, where a handler is attached to everything.
     """
-    try:
-        if not _is_installed() and autolog_handler() is not None:
-            _on_render(record, span_id)
-    except Exception as error:  # noqa: BLE001 - telemetry never hurts
-        warn_once("llama-index event", "a render could not be traced: %r", error)
-
-
-def _on_render(record: RenderRecord, span_id: str | None) -> None:
+    span_id = active_span_id.get()
     span, owner = _spans.find(span_id)
-    owner = owner or _choose(None)
+    if context.framework != "llama_index" and span is None and not _scope.get():
+        return False
+    owner = owner or (_choose(None) if _is_installed() else None)
     if owner is None and autolog_handler() is None:
-        return
+        return False
     log_render(
         record,
         parent=None if span is None else nearest(span),
         register=True if owner is None else owner.register,
         mask=None if owner is None else owner.mask,
-        wait=patience_here(),
         root=span is None and has_outlived_trace(),
     )
-
-
-def carry(record: RenderRecord, wait: float) -> bool:  # noqa: ARG001 - `patience_here` says the same
-    """Take a render that is no template's of LlamaIndex's to the span that the call is part of. Never raises.
-
-    Args:
-        record: The render.
-        wait: Seconds that finding the prompt's version may take.
-
-    Returns:
-        Whether the call is part of a span that is traced, or of the block of a handler.
-    """
-    try:
-        span_id = active_span_id.get()
-        if _spans.find(span_id)[0] is None and not _scope.get():
-            return False
-        _on_render(record, span_id)
-    except Exception as error:  # noqa: BLE001 - telemetry never hurts
-        warn_once("llama-index event", "a render could not be traced: %r", error)
     return True
 
 
@@ -262,7 +231,7 @@ def _mark(span: LiveSpan, owner: Owner, records: list[RenderRecord]) -> None:
 
     for record, prompt in zip(records, prompts, strict=True):
         if owner.register if record.register is None else record.register:
-            PromptRegistry.shared().link(record, span.trace_id, wait=patience_here(), on_version=partial(known, prompt))
+            PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=partial(known, prompt))
 
 
 # Who wants a span.
@@ -319,6 +288,7 @@ def _is_installed() -> bool:
 
 def _install() -> None:
     """Stand in LlamaIndex's dispatcher, once: before MLflow's handlers, which would end what streams."""
+    set_sink("llama_index", trace_in_span)
     if not _is_installed():
         _uninstall()
         _ROOT.span_handlers = [_spans, *_ROOT.span_handlers]
@@ -338,4 +308,3 @@ def _uninstall_with_the_last() -> None:
 
 _spans = Spans(_choose)
 _listener = _Listener()
-join("llama_index", carry)

@@ -345,12 +345,12 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     def _render(self, given: Mapping[str, Any], *, quiet: bool = False) -> Rendered:
         variables, hidden, history, now = self._prepared(given)
         record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
-        return Rendered.of(record, history, quiet=quiet)
+        return Rendered.of(record, history, self._core.path, quiet=quiet)
 
     async def _arender(self, given: Mapping[str, Any]) -> Rendered:
         variables, hidden, history, now = self._prepared(given)
         record = restore(await self._core.arender(variables, history=history, snapshot=now), hidden)
-        return Rendered.of(record, history)
+        return Rendered.of(record, history, self._core.path)
 
     def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Hidden, MessageHistory, Snapshot]:
         now = self._refreshed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -29,19 +30,22 @@ class Rendered(NamedTuple):
     text: str | None
 
     @classmethod
-    def of(cls, record: RenderRecord, history: MessageHistory, *, quiet: bool = False) -> Rendered:
+    def of(
+        cls, record: RenderRecord, history: MessageHistory, file: Path | None = None, *, quiet: bool = False
+    ) -> Rendered:
         """Tell those who listen, and read the record.
 
         Args:
             record: The render.
             history: The native messages in it.
+            file: The absolute path of its file.
             quiet: Whether nobody is to hear of it.
 
         Raises:
             PomlError: The error of a failed render.
         """
         if not quiet:
-            deliver(record)
+            deliver(record, file)
         messages = messages_of(record, history)
         alone = not record.chat or (len(messages) == 1 and messages[0].role == "user" and not history.placed)
         return cls(record, messages, (messages[0].content or "") if alone else None)

@@ -84,7 +84,7 @@ def as_f_string(prompt: PomlPromptTemplate, *, quiet: bool = False) -> PromptTex
     record = restore(prompt._core.render(variables, history=history, snapshot=now), hidden)
     # With open variables and outside of a run, something is being set up.
     if not quiet and (not open_ or active_span_id.get() is not None):
-        deliver(record)
+        deliver(record, prompt._core.path)
     blocks = [block for message in messages_of(record, history) for block in message.blocks]
     lost = next((block.block_type for block in blocks if not isinstance(block, TextBlock)), None)
     if lost is not None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
-from pomlflow.dispatch import observed
 from pomlflow.exceptions import PomlError, RenderError, TemplateNotFoundError, VariableError
 from pomlflow.record import JsonObject, RenderRecord, content_digest
 from pomlflow.settings import settings
@@ -185,7 +184,7 @@ class Template:
             The record, of a failed render too: `RenderRecord.result` raises its error.
         """
         render = _Render(self, snapshot or self.current(), variables, history)
-        return observed(render.run(timeout), self.path)
+        return render.run(timeout)
 
     async def arender(
         self,
@@ -202,7 +201,7 @@ class Template:
                 render.take(await engine.arun(render.request, timeout))
         except PomlError as error:
             render.fail(error)
-        return observed(render.record(), self.path)
+        return render.record()
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
         """Render with what variables there are, to find what is wrong with the template itself.

@@ -22,6 +22,7 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 import json
@@ -41,7 +42,7 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils import dump_span_attribute_value
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from pomlflow.dispatch import PATIENCE, Mask
+from pomlflow.dispatch import Mask
 from pomlflow.frame.openai import shown_messages
 from pomlflow.record import RenderRecord, well_formed
 from pomlflow.tracking.redaction import event_within_limit, within_limit
@@ -57,6 +58,7 @@ __all__ = [
     "masked_exception",
     "span_content",
     "store_content",
+    "version_wait",
     "warn_once",
     "within",
 ]
@@ -78,6 +80,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _MEDIA = re.compile(r""""(?:data:|[A-Za-z0-9+/=_-]{64}|b['\\]|<mlflow\.)""")
 # MLflow's page hides what is below: from 3.13 on spans of types that it does not know are for debugging.
 _INFO = 20
+_VERSION_WAIT = 0.005  # seconds
 _LONG = 256  # characters: below, an attachment of its own costs more than the text
 
 
@@ -87,7 +90,6 @@ def log_render(
     parent: LiveSpan | None,
     register: bool = True,
     mask: Mask | None = None,
-    wait: float = PATIENCE,
     root: bool = False,
 ) -> None:
     """Store one render as a span. Never raises: a failure is logged, once per kind.
@@ -97,7 +99,6 @@ def log_render(
         parent: The span that it belongs under; None for the active one, and a trace of its own where none is active.
         register: Whether to register the prompt and link its version, where the template does not say.
         mask: What may be stored of inputs and outputs.
-        wait: Seconds that it may take to find the prompt's version; one found later is linked all the same.
         root: Whether to make a trace of its own, whatever is active.
 
     Example:
@@ -113,7 +114,7 @@ def log_render(
             # At once, as MLflow writes each: it makes a JSON encoder for every one (3.12 to 3.17), 15 µs.
             cast("Span", span._span).set_attributes({key: json.dumps(value) for key, value in _attributes(record)})
             status.description = _fill(span, record, mask)
-            _link(span, record, register, wait)
+            _link(span, record, register)
         except Exception as error:  # noqa: BLE001 - what is there of the span is still worth storing
             warn_once("content", "a poml span is stored without all of its content: %r", error)
         finally:
@@ -209,6 +210,11 @@ def _fill(span: LiveSpan, record: RenderRecord, mask: Mask | None) -> str:
     return message
 
 
+def version_wait() -> float:
+    """Seconds that a render may wait for its prompt's version: then a first trace is linked when it is exported."""
+    return _VERSION_WAIT if asyncio._get_running_loop() is None else 0.0
+
+
 def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
     """Ask the mask what may be stored; nothing of it where the mask fails.
 
@@ -246,7 +252,7 @@ def masked_exception(kind: str, kept: Mapping[str, Any]) -> SpanEvent:
     )
 
 
-def _link(span: LiveSpan, record: RenderRecord, register: bool, wait: float) -> None:
+def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
     if not (register if record.register is None else record.register):
         return
     from pomlflow.tracking.publish import PromptRegistry
@@ -255,7 +261,7 @@ def _link(span: LiveSpan, record: RenderRecord, register: bool, wait: float) -> 
         if span.end_time_ns is None:  # it may come late
             span.set_attribute("poml.prompt", version.uri)
 
-    PromptRegistry.shared().link(record, span.trace_id, wait=wait, on_version=known)
+    PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=known)
 
 
 def span_content(record: RenderRecord) -> dict[str, Any]:
