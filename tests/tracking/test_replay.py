@@ -208,7 +208,8 @@ def test_files_that_are_gone_come_out_of_the_registry(
     version = publish(template).version
     assert version is not None
     from_there = Template(origin=open_prompt(version.uri))
-    registry.link(template.render({"q": "Why?"}), "tr-0", wait=30)  # the spans name the version that is known
+    trace_of((template, {"q": "Why?"}), register=True)
+    assert registry.flush(30)  # the version is known from here on, and the next span names it
     trace_id = trace_of((template, {"q": "Why?"}), (from_there, {"q": "Why?"}), register=True)
     assert pomlflow.replay(trace_id).identical
     write(folder / name / "tone.poml", "<p>Be brief.</p>")
