@@ -16,7 +16,6 @@ from tests.langchain.prompts import GIVEN, MARKUP, SHORT, Model, Runs, poml
 
 from pomlflow import PomlError, TemplateNotFoundError
 from pomlflow.langchain import PomlPromptTemplate
-from pomlflow.langchain.prompt import _callbacks
 
 
 @pytest.fixture
@@ -149,11 +148,7 @@ def test_a_tracing_that_cannot_be_imported_costs_one_warning(
 ) -> None:
     """A version of MLflow without what we lean on must not fail the user's call."""
     monkeypatch.setitem(sys.modules, "pomlflow.langchain.handler", None)
-    _callbacks.cache_clear()
-    try:
-        for _ in range(3):
-            assert poml().invoke(GIVEN, {"callbacks": [Tracing()]}).to_messages() == SHORT
-    finally:
-        _callbacks.cache_clear()
+    for _ in range(3):
+        assert poml().invoke(GIVEN, {"callbacks": [Tracing()]}).to_messages() == SHORT
     assert [(record.name, record.levelname) for record in caplog.records] == [("pomlflow", "WARNING")]
     assert "POML renders are not traced" in caplog.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -19,8 +18,8 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
-from pomlflow._log import logger
-from pomlflow.dispatch import RenderContext, Sink, dispatch, set_sink
+from pomlflow._log import warn_once
+from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame import match, named, tool_specs
 from pomlflow.langchain.batches import BatchedPromptTemplate
 from pomlflow.langchain.binding import reach
@@ -374,15 +373,9 @@ def _trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
     handlers = getattr(around, "handlers", ())
     if not any(hasattr(handler, "on_poml_render") or hasattr(handler, "_run_span_mapping") for handler in handlers):
         return False
-    return _handler_sink()(record, context)
-
-
-@cache
-def _handler_sink() -> Sink:
-    """Import the handler's sink, and with it MLflow, whose failure must not reach the user's call."""
     try:
         from pomlflow.langchain.handler import trace_in_run
     except Exception as error:  # noqa: BLE001 - an unsupported version of MLflow fails in any way
-        logger.warning("POML renders are not traced: %s", error, exc_info=True)
-        return lambda *_: True
-    return trace_in_run
+        warn_once("langchain handler", "POML renders are not traced: %s", error, exc_info=error)
+        return True
+    return trace_in_run(record, context)
