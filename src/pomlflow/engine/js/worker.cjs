@@ -318,11 +318,10 @@ function reviveAll(values) {
  * All promises that are settled run on before this gives: those of a template that never come to an end hold up its own
  * answer, and no later one.
  */
-/** The variables as expressions see them. */
+/** Makes the variables what expressions see. */
 function prepare({ context, natives, revive: revived }) {
   if (revived) reviveAll(context);
   mark(context, natives);
-  return context;
 }
 
 const { setImmediate } = globalThis; // a template's ends with its render
@@ -338,14 +337,16 @@ async function answer(text, nearly) {
   const thrown = [];
   let frame;
   try {
-    check?.begin(prepare(request), request.stand_ins);
+    prepare(request);
+    check?.begin(request.context, request.stand_ins);
     // A text that holds such a sign itself could not be told apart.
     if (request.keep_whitespace && !SIGN.test(text)) kept = { context: request.context, used: false };
     frame = await render(request);
     if (!frame) { // anew, and as POML has it
       kept = undefined;
       request = JSON.parse(text);
-      check?.begin(prepare(request), request.stand_ins);
+      prepare(request);
+      check?.begin(request.context, request.stand_ins);
       frame = await render(request);
     }
   } catch (error) {
