@@ -57,10 +57,10 @@ def _llama_index() -> Iterator[Row]:
     from llama_index.core.llms import ChatResponse, MockLLM
     from llama_index.core.llms.callbacks import llm_chat_callback
     from llama_index.core.llms.mock import MockFunctionCallingLLM
+    from pomlflow.llama_index.request import Request
 
     from pomlflow.llama_index import PomlPromptTemplate
     from pomlflow.llama_index.llm import PomlLLM
-    from pomlflow.llama_index.request import Request
 
     class Model(MockFunctionCallingLLM):
         @llm_chat_callback()

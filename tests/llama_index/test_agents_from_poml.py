@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 import uuid
 from pathlib import Path
@@ -14,10 +15,10 @@ pytest.importorskip("llama_index.core")
 pytest.importorskip("mlflow")
 
 from llama_index.core import Settings
-from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent, ToolCallResult
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.llms import MockLLM
+from llama_index.core.llms import LLM, MockLLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context
 from tests.llama_index.traces import FOREIGN_WARNINGS, linked, poml_spans, traced
@@ -84,9 +85,7 @@ async def test_a_react_agent_too(scripted: Any) -> None:
         "Thought: I can answer.\nAnswer: Cold.",
         calls_functions=False,
     )
-    made = prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES).agent_kwargs(llm, tools=[weather], tone="kind")
-    # llama-index-core 0.14.5 wants the system prompt there; later ones put it there themselves.
-    agent = ReActAgent(**made, formatter=ReActChatFormatter.from_defaults(context=made["system_prompt"]))
+    agent = ReActAgent(**prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES).agent_kwargs(llm, tools=[weather], tone="kind"))
     assert str(await run(agent)) == "Cold."
     system, *rest = llm.sent[0]
     assert SAID in system.content
@@ -240,14 +239,16 @@ def test_a_tool_that_must_be_called_is_the_agents_first(scripted: Any) -> None:
     assert FunctionAgent(**made).initial_tool_choice == "weather"
 
 
-def test_the_model_is_of_its_class_and_goes_through_pickle() -> None:
-    model = prompt('<runtime max-tokens="2"/>', SYSTEM, EXAMPLES).agent_kwargs(MockLLM(), tone="kind")["llm"]
-    assert isinstance(model, MockLLM)
-    assert model.class_name() == "MockLLM"
-    for one in (model, pickle.loads(pickle.dumps(model)), model.model_copy(deep=True)):
+def test_the_model_calls_functions_if_the_users_does_and_survives_copies(scripted: Any) -> None:
+    file = prompt('<runtime max-tokens="2"/>', SYSTEM, EXAMPLES)
+    model = file.agent_kwargs(MockLLM(), tone="kind")["llm"]
+    assert isinstance(model, LLM)
+    assert isinstance(model, FunctionCallingLLM) is isinstance(MockLLM(), FunctionCallingLLM)
+    assert isinstance(file.agent_kwargs(scripted(), tone="kind")["llm"], FunctionCallingLLM)
+    for one in (model, pickle.loads(pickle.dumps(model)), copy.copy(model), copy.deepcopy(model)):
         assert one.complete("x").text == "text text"
-        assert one._poml == ({"max_tokens": 2}, SHOWN)
-    assert model.metadata.num_output == 2
+        assert one.chat([ChatMessage("Oslo?")]).message.content == "text text"
+        assert one.metadata.num_output == 2
 
 
 def test_a_system_prompt_cannot_hold_a_picture(scripted: Any) -> None:

@@ -136,9 +136,7 @@ def test_a_structured_stream_in_an_engine_is_in_its_place(traced: Any, index: An
     with PomlCallbackHandler():
         (trace,) = traced(lambda: engine.query("What?"))
     lines = tree(trace).splitlines()
-    at = next((number for number, line in enumerate(lines) if "stream_structured_predict" in line), None)
-    if at is None:
-        pytest.skip("this LlamaIndex (0.14.5) does not stream objects out of an engine")
+    at = next(number for number, line in enumerate(lines) if "stream_structured_predict" in line)
     assert [line.strip() for line in lines[at + 1 :]] == [
         "poml qa PROMPT",
         "ScriptedLLM._prepare_chat_with_tools LLM",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core import PromptTemplate
-from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
 from mlflow.genai import load_prompt
@@ -24,7 +23,7 @@ from tests.mlflow_server import until
 from tests.pending import forget_pending
 
 from pomlflow.exceptions import PomlError
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate, texts
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.tracking.publish import PromptRegistry, flush
 
 pytestmark = FOREIGN_WARNINGS
@@ -49,13 +48,6 @@ def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
         return index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt, **options)
 
     return engine
-
-
-@pytest.fixture(autouse=True)
-def texts_forgotten() -> Iterator[None]:
-    texts._known.clear()
-    yield
-    texts._known.clear()
 
 
 def versions(name: str) -> int:
@@ -144,15 +136,12 @@ def test_a_failed_render_makes_no_version(traced: Any, linked: Any, scripted: An
 SYSTEM = "<p>You are a patient teacher of {{subject}}, and you never give the answer away.</p>"
 
 
-def test_a_system_prompt_is_linked_to_each_run_that_it_reaches(
-    traced: Any, linked: Any, scripted: Any, unique: str
-) -> None:
-    """It is rendered before there is a handler: an agent that somebody already has."""
+def test_an_agents_prompt_is_linked_to_each_run(traced: Any, linked: Any, scripted: Any, unique: str) -> None:
+    """It is rendered before there is a handler, and its model knows the render."""
     system = PomlPromptTemplate(SYSTEM, name=unique)
-    react = ReActChatFormatter.from_defaults(context=system.format(subject="logic"))
     agents = [
-        FunctionAgent(llm=scripted("Fine."), system_prompt=system.format(subject="algebra")),
-        ReActAgent(llm=scripted("Thought: I can answer.\nAnswer: Fine."), formatter=react),
+        FunctionAgent(**system.agent_kwargs(scripted("Fine."), subject="algebra")),
+        ReActAgent(**system.agent_kwargs(scripted("Thought: I can answer.\nAnswer: Fine."), subject="logic")),
     ]
 
     async def run(agent: Any) -> None:
@@ -171,31 +160,16 @@ def test_a_system_prompt_is_linked_to_each_run_that_it_reaches(
     handler.detach()
 
 
-def test_a_system_prompt_of_an_engine_or_a_model_is_linked(
-    traced: Any, linked: Any, index: Any, scripted: Any, unique: str
-) -> None:
-    text = PomlPromptTemplate(SYSTEM, name=unique).format(subject="geometry")
-    llm = scripted("Fine.", system_prompt=text)
+def test_an_agents_model_is_linked_in_its_other_calls(traced: Any, linked: Any, scripted: Any, unique: str) -> None:
+    llm = PomlPromptTemplate(SYSTEM, name=unique).agent_kwargs(scripted("Fine."), subject="geometry")["llm"]
     with PomlCallbackHandler():
-        simple = SimpleChatEngine.from_defaults(llm=scripted("x"), system_prompt=text)
-        context = index.as_chat_engine(llm=scripted("x"), chat_mode="context", system_prompt=text)
         traces = [
-            *traced(lambda: simple.chat("Hello")),
-            *traced(lambda: context.chat("Hello")),
+            *traced(lambda: SimpleChatEngine.from_defaults(llm=llm).chat("Hello")),
             *traced(lambda: llm.predict(PromptTemplate("Hello"))),
+            *traced(lambda: list(llm.stream_complete("Hello"))),
         ]
-    assert [linked(trace) for trace in traces] == [[f"{unique}/1"]] * 3
-
-
-def test_messages_that_were_rendered_before_are_linked(traced: Any, linked: Any, scripted: Any, unique: str) -> None:
-    prompt = PomlPromptTemplate(
-        f"<poml><system-msg>{SYSTEM}</system-msg><human-msg>Why {{{{what}}}}?</human-msg></poml>", name=unique
-    )
-    messages = prompt.format_messages(subject="algebra", what="x")
-    with PomlCallbackHandler():
-        (trace,) = traced(lambda: scripted("x").chat(messages))
         (other,) = traced(lambda: scripted("x").complete("Something else"))
-    assert linked(trace) == [f"{unique}/1"]
+    assert [linked(trace) for trace in traces] == [[f"{unique}/1"]] * 3
     assert linked(other) == []
     assert "poml.prompts" not in other.data.spans[0].attributes
 
@@ -207,12 +181,12 @@ def test_what_was_rendered_in_a_trace_marks_no_model(traced: Any, make: Any) -> 
     assert "poml.prompts" not in named(trace, "ScriptedLLM.chat").attributes
 
 
-def test_a_system_prompt_is_linked_to_autologs_trace(traced: Any, linked: Any, scripted: Any, unique: str) -> None:
-    text = PomlPromptTemplate(SYSTEM, name=unique).format(subject="algebra")
+def test_an_agents_prompt_is_linked_to_autologs_trace(traced: Any, linked: Any, scripted: Any, unique: str) -> None:
+    llm = PomlPromptTemplate(SYSTEM, name=unique).agent_kwargs(scripted("x"), subject="algebra")["llm"]
     mlflow.llama_index.autolog()
     try:
         with PomlCallbackHandler():
-            (trace,) = traced(lambda: scripted("x", system_prompt=text).complete(text))
+            (trace,) = traced(lambda: llm.complete("Hello"))
     finally:
         mlflow.llama_index.autolog(disable=True)
     assert linked(trace) == [f"{unique}/1"]

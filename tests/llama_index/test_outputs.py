@@ -16,7 +16,7 @@ from llama_index.core.program.function_program import get_function_tool
 
 from pomlflow import ConfigurationError
 from pomlflow.llama_index import PomlPromptTemplate
-from pomlflow.llama_index.structured import Answer, output_class, partial_answer
+from pomlflow.llama_index.structured import Answer, AnswerReader, output_class
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -90,7 +90,9 @@ def test_one_class_for_one_schema_and_its_answers_travel(report: type[Answer]) -
 
 
 def test_what_has_come_of_an_answer(report: type[Answer]) -> None:
-    assert partial_answer(report, {"city": "O"}).model_dump() == {
+    partial = AnswerReader.of(report, SCHEMA, "<inline>").partial('{"city": "O"}')
+    assert partial is not None
+    assert partial.model_dump() == {
         "city": "O",
         "where": None,
         "days": None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 from llama_index.core import KeywordTableIndex, SQLDatabase, TreeIndex
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
@@ -40,7 +38,6 @@ from sqlalchemy import create_engine, text
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.llama_index import PomlPromptTemplate
 
-MULTIMODAL = "multimodal" in inspect.signature(get_response_synthesizer).parameters
 PIXEL = b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
@@ -276,7 +273,6 @@ def test_a_reranker_asks_with_it(either, scripted):
     assert llm.prompts == ["why?\n\nDocument 1:\na\n  b\n\nDocument 2:\nc"]
 
 
-@pytest.mark.skipif(not MULTIMODAL, reason="messages as context came after llama-index-core 0.14.5")
 def test_context_that_is_messages_reaches_the_model_as_it_is(scripted, renders):
     """With multimodal=True the retrieved pictures are blocks of messages, as is an LLMRerank's context for a chat."""
     prompt = PomlPromptTemplate(
@@ -303,7 +299,6 @@ def test_context_that_is_messages_reaches_the_model_as_it_is(scripted, renders):
     assert "a\n  b" in llm.sent[0][1].content
 
 
-@pytest.mark.skipif(not MULTIMODAL, reason="messages as context came after llama-index-core 0.14.5")
 def test_a_prompt_for_text_tells_what_it_misses_where_messages_come(scripted):
     """An LLMRerank gives a chat model's prompt context_messages in place of context_str."""
     rerank = LLMRerank(llm=scripted(), choice_select_prompt=PomlPromptTemplate(RANK[0]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, DocumentBlock
 from llama_index.core.indices.prompt_helper import PromptHelper
-from llama_index.core.prompts.prompt_utils import get_biggest_prompt, get_empty_prompt_txt
+from llama_index.core.prompts.prompt_utils import get_biggest_prompt, get_empty_prompt_messages, get_empty_prompt_txt
 
 from pomlflow import engine
 from pomlflow.exceptions import PomlError
@@ -55,20 +55,23 @@ def test_a_measure_is_never_too_short(markup: str) -> None:
     assert len(get_empty_prompt_txt(prompt)) >= len(shown.removesuffix("assistant: "))
 
 
-def test_files_in_a_prompt_are_measured_by_one_render(tmp_path: Path, renders, engine_calls) -> None:
-    """A document's length is not in the markup; a copy of the prompt knows it as well."""
+def test_measuring_never_raises_and_never_renders(tmp_path: Path, renders, engine_calls) -> None:
+    """Also where a render of the empty prompt would fail, or reads files: the length is that of the markup."""
     (tmp_path / "note.txt").write_text("word " * 500)
-    prompt = PomlPromptTemplate('<document src="note.txt"/><p>{{q}}</p>', base_dir=tmp_path)
-    assert get_empty_prompt_txt(prompt).count("word") == 500
-    assert get_empty_prompt_txt(prompt.partial_format(r="x")).count("word") == 500
-    assert len(engine_calls) == 1
-    picture = PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/><p>{{{{q}}}}</p>')
-    assert PIXEL not in get_empty_prompt_txt(picture)
-    assert renders == []
+    for markup in (
+        "<p>{{x.y.z}}</p>",
+        "<p>{{ x + }}</p>",
+        '<document src="note.txt"/><p>{{q}}</p>',
+        "<nothing>{{x}}</p>",
+    ):
+        prompt = PomlPromptTemplate(markup, base_dir=tmp_path)
+        assert get_empty_prompt_txt(prompt) == markup
+        assert get_empty_prompt_messages(prompt) == [ChatMessage(role="user", content=markup)]
+    assert (renders, engine_calls) == ([], [])
 
 
 def test_an_empty_value_that_is_meant_is_rendered(renders) -> None:
-    """Only the names that template_vars itself gave are a measurement."""
+    """Only a component that measures gives ``llm=None``."""
     prompt = PomlPromptTemplate("<p>[{{x}}]</p>")
     assert prompt.format(x="") == "[]"
     assert prompt.format_messages(x="") == [ChatMessage(role="user", content="[]")]

@@ -15,7 +15,7 @@ from tests.model_server import Call, ModelServer, model_server
 pytest.importorskip("llama_index.core")
 
 from llama_index.core.agent.workflow import FunctionAgent
-from llama_index.core.base.llms.types import ChatMessage, DocumentBlock, ImageBlock
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 
 from pomlflow import SettingError
 from pomlflow.llama_index import PomlPromptTemplate
@@ -173,8 +173,6 @@ def test_a_document_is_its_text_and_its_pictures(server: ModelServer, model: Any
 @each_model()
 def test_a_file_of_a_history(server: ModelServer, model: Any) -> None:
     """OpenAI refuses a file without a name."""
-    if DocumentBlock(data=b"JVBERi0=", document_mimetype="application/pdf")._guess_mimetype() is None:
-        pytest.skip("llama-index-core 0.14.5 forgets what kind of file it is")
     given = [{"speaker": "human", "content": ["Read", {"type": "application/pdf", "base64": data("report.pdf")}]}]
     prompt("<conversation messages='{{h}}'/>").bind_to(model).chat(h=given)
     _, sent = server.messages[0]["content"]
@@ -227,7 +225,7 @@ def test_a_conversation_goes_on_behind_moved_pictures(server: ModelServer, opena
 
 
 def test_llama_indexs_openai_still_loses_the_pictures_of_tools(server: ModelServer, openai: Any) -> None:
-    """Where it does not, `for_provider` has nothing to do any more (llama-index-llms-openai 0.8.3)."""
+    """When this fails, `for_provider` is not needed any more (llama-index-llms-openai 0.8.3)."""
     openai.chat(prompt(CALLS).format_messages())
     assert server.messages[-1] == {"role": "tool", "tool_call_id": "c2", "content": "The screen:"}
 
@@ -325,29 +323,19 @@ def test_the_frame_to_anthropic(server: ModelServer, anthropic: Any) -> None:
     assert body["tools"] == [
         {"name": "weather", "description": "Tells the weather.", "input_schema": PARAMETERS},
     ]
-    if _knows_schemas():
-        assert body["output_config"] == {"format": {"type": "json_schema", "schema": REPORT}}
-    else:
-        assert "Here's a JSON schema to follow" in words(body["messages"][-1]["content"])
-
-
-def _knows_schemas() -> bool:
-    """Whether LlamaIndex's Anthropic knows which models keep to schemas (from 0.10.5 on)."""
-    utils = pytest.importorskip("llama_index.llms.anthropic.utils")
-    return hasattr(utils, "is_anthropic_structured_output_supported")
+    assert body["output_config"] == {"format": {"type": "json_schema", "schema": REPORT}}
 
 
 @each_model()
 def test_a_structured_answer(server: ModelServer, model: Any) -> None:
     """By the provider's structured output; its settings are sent with it."""
-    natively = server.url not in str(getattr(model, "base_url", "")) or _knows_schemas()
-    server.answers[:] = ['{"degrees": 3}'] if natively else [[Call("Report", {"degrees": 3})]]
+    server.answers[:] = ['{"degrees": 3}']
     bound = prompt(RUNTIME + SCHEMA + TALK).bind_to(model)
     assert bound.structured_predict(**GIVEN).degrees == 3
     assert list(bound.stream_structured_predict(**GIVEN))[-1].degrees == 3
     assert asyncio.run(bound.astructured_predict(**GIVEN)).degrees == 3
     assert {(body["temperature"], body["max_tokens"]) for body in server.bodies} == {(0.2, 300)}
-    assert all(("tools" in body) != natively for body in server.bodies)
+    assert all("tools" not in body for body in server.bodies)
 
 
 def test_a_model_without_structured_output_answers_by_a_call(server: ModelServer, like: Any) -> None:
@@ -392,7 +380,7 @@ def test_the_file_wins_over_the_model_and_the_user_over_both(server: ModelServer
 
 
 def test_llama_indexs_openai_still_prefers_its_own_settings(server: ModelServer, openai: Any) -> None:
-    """Where it does not, `with_fields` has less to do (llama-index-llms-openai 0.8.3)."""
+    """When this fails, `apply_fields` has less to do (llama-index-llms-openai 0.8.3)."""
     openai.max_tokens, openai.additional_kwargs = 7, {"top_p": 0.1}
     openai.chat([ChatMessage("Hi")], max_tokens=5, top_p=0.5)
     assert (server.bodies[0]["max_tokens"], server.bodies[0]["top_p"]) == (7, 0.1)
@@ -413,7 +401,7 @@ def test_a_setting_that_nobody_knows(server: ModelServer, model: Any) -> None:
     """Refused before anything is sent, also in a stream; the server's own go by ``extra-body``."""
     bound = prompt(f'<runtime wit="2"/>{TALK}').bind_to(model)
     for call in (bound.chat, bound.stream_chat):
-        with pytest.raises(SettingError, match="<runtime> says wit, which"):
+        with pytest.raises(SettingError, match="does not support the <runtime> setting wit"):
             call(**GIVEN)
     assert server.bodies == []
     prompt(f"<runtime extra-body='{{\"wit\": 2}}'/>{TALK}").bind_to(model).chat(**GIVEN)
@@ -477,8 +465,7 @@ def test_a_picture_that_an_agents_tool_returns(server: ModelServer, model: Any) 
 @each_model()
 def test_an_agents_structured_answer(server: ModelServer, model: Any) -> None:
     """The settings are sent with the request for it, too."""
-    called = [Call("Report", {"degrees": 3})]
-    server.answers[:] = ["Three.", called if type(model).__name__ == "Anthropic" else '{"degrees": 3}']
+    server.answers[:] = ["Three.", '{"degrees": 3}']
 
     async def run() -> Any:
         made = prompt(RUNTIME + SCHEMA + TALK).agent_kwargs(model, **GIVEN)
@@ -487,19 +474,4 @@ def test_an_agents_structured_answer(server: ModelServer, model: Any) -> None:
     assert asyncio.run(run()) == {"degrees": 3}
     for body in server.bodies:
         assert (body["temperature"], body["max_tokens"], body["top_p"]) == (0.2, 300, 0.9)
-    assert '"degrees"' in json.dumps(server.bodies[1].get("tools") or server.bodies[1]["response_format"])
-
-
-@pytest.mark.filterwarnings("ignore")  # the SDK: output_format is deprecated
-def test_llama_indexs_anthropic_still_asks_for_structured_answers_past_its_settings(
-    server: ModelServer, anthropic: Any
-) -> None:
-    """Where it does not, `_class` has nothing to put back (llama-index-llms-anthropic 0.12.3)."""
-    if not _knows_schemas():
-        pytest.skip("it does not, before 0.10.5")
-    anthropic.max_tokens, anthropic.temperature = 7, 0.5
-    file = prompt(SCHEMA + TALK)
-    with pytest.raises(Exception, match=r"."):  # the stub does not speak the API that it uses
-        anthropic.structured_predict(file.output_cls(), file, **GIVEN)
-    assert server.bodies[0]["max_tokens"] != 7
-    assert "temperature" not in server.bodies[0]
+    assert '"degrees"' in json.dumps(server.bodies[1].get("output_config") or server.bodies[1]["response_format"])

@@ -1,4 +1,4 @@
-"""The event that tells LlamaIndex's instrumentation about each POML render."""
+"""The event of each POML render in LlamaIndex's instrumentation, and its dispatch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from typing import Any
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler, NullEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
-from llama_index.core.instrumentation.span import active_span_id
 from pydantic import InstanceOf, field_serializer
 from typing_extensions import override
 
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
-from pomlflow.llama_index.texts import remember
 from pomlflow.record import RenderRecord
 
-__all__ = ["PomlRenderEvent", "deliver"]
+__all__ = ["PomlRenderEvent", "dispatch_render"]
 
 _dispatcher = get_dispatcher("pomlflow.llama_index")
 
 
 class PomlRenderEvent(BaseEvent):
-    """One POML render, also a failed one; any LlamaIndex event handler gets it.
+    """One POML render, successful or failed, for any LlamaIndex event handler.
 
     It is dispatched when the render has ended, through the dispatcher ``pomlflow.llama_index``, which propagates to
-    the root. Its ``span_id`` is the LlamaIndex span in which the prompt was rendered (an LLM's predict, a query, an
-    agent's step), or None outside of all. There is no LlamaIndex span for the render itself: its real times are the
-    record's. As LlamaIndex's own events about models do, it holds the content.
+    the root. Its ``span_id`` is that of the LlamaIndex span around the render (a model's predict, a query, an agent's
+    step), or None outside of all spans. The render has no LlamaIndex span; its times are in the record. Like
+    LlamaIndex's own events about models, it holds content.
 
     Args:
         record: The render.
@@ -36,11 +34,11 @@ class PomlRenderEvent(BaseEvent):
     Example:
         >>> from llama_index.core.instrumentation import get_dispatcher
         >>> from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-        >>> class Lengths(BaseEventHandler):
+        >>> class Durations(BaseEventHandler):
         ...     def handle(self, event, **kwargs):
         ...         if isinstance(event, PomlRenderEvent):
         ...             print(event.record.name, event.record.end_ns - event.record.start_ns)
-        >>> get_dispatcher().add_event_handler(Lengths())
+        >>> get_dispatcher().add_event_handler(Durations())
     """
 
     record: InstanceOf[RenderRecord]
@@ -48,12 +46,12 @@ class PomlRenderEvent(BaseEvent):
     @classmethod
     @override
     def class_name(cls) -> str:
-        """The event's name, by which handlers tell events apart."""
+        """Return the event's name, by which handlers distinguish events."""
         return "PomlRenderEvent"
 
     @field_serializer("record")
     def _plain(self, record: RenderRecord) -> dict[str, Any]:
-        """Give JSON's types only, so that listeners which write events down can."""
+        """Return JSON types only, for handlers that write events down."""
         return {
             "name": record.name,
             "path": record.path,
@@ -64,32 +62,24 @@ class PomlRenderEvent(BaseEvent):
             "error": None if record.error is None else str(record.error),
             "start_ns": record.start_ns,
             "end_ns": record.end_ns,
-            "engine": record.engine,
             "poml_version": record.poml_version,
         }
 
 
-def deliver(record: RenderRecord, file: Path | None) -> None:
-    """Dispatch a render: to LlamaIndex's event handlers, and to what traces it.
-
-    Args:
-        record: The render.
-        file: The absolute path of its file; None for inline markup.
-    """
-    if active_span_id.get() is None:  # no run: its text may be an agent's system prompt
-        remember(record)
-    handlers = list(_listening())
+def dispatch_render(record: RenderRecord, file: Path | None) -> None:
+    """Dispatch a render: to LlamaIndex's event handlers, and to what traces it."""
+    handlers = list(_handlers())
     if handlers:
         _dispatcher.event(PomlRenderEvent(record=record))
     if any(handler.class_name() == "MlflowEventHandler" for handler in handlers):
-        # MLflow's autolog, which ignores events that are not LlamaIndex's own.
+        # MLflow's autolog ignores events that are not LlamaIndex's own. The handler imports MLflow, which is there.
         from pomlflow.llama_index.handler import trace_in_span
 
         set_sink("llama_index", trace_in_span)
     dispatch(record, RenderContext("llama_index", file=file))
 
 
-def _listening() -> Iterator[BaseEventHandler]:
+def _handlers() -> Iterator[BaseEventHandler]:
     dispatcher = _dispatcher
     while True:
         yield from (handler for handler in dispatcher.event_handlers if type(handler) is not NullEventHandler)

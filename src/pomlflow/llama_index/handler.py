@@ -26,16 +26,14 @@ from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent, LLMCompletionStartEvent
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.workflow import Workflow
-from mlflow.entities import LiveSpan
 from mlflow.entities.model_registry import PromptVersion
 
 from pomlflow.dispatch import RenderContext, check_mask, set_sink
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.llama_index.llm import PomlLLM
+from pomlflow.llama_index.binding import PomlLLM
+from pomlflow.llama_index.llm import earlier_render
 from pomlflow.llama_index.mlflow_tracer import autolog_handler
-from pomlflow.llama_index.open_span import Owner
 from pomlflow.llama_index.span_handler import Spans, has_outlived_trace, nearest
-from pomlflow.llama_index.texts import known_texts_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.publish import PromptRegistry
 from pomlflow.tracking.spans import Mask, log_render, version_wait, warn_once
@@ -181,8 +179,8 @@ class _Listener(BaseEventHandler):
     def handle(self, event: BaseEvent, **_: Any) -> None:
         try:
             _spans.on_event(event)
-            if isinstance(event, (LLMChatStartEvent, LLMCompletionStartEvent)):
-                _on_model_start(event)
+            if isinstance(event, (LLMChatStartEvent, LLMCompletionStartEvent)) and (record := earlier_render.get()):
+                _link_earlier_render(event.span_id, record)
         except Exception as error:  # noqa: BLE001 - telemetry never hurts; the dispatcher would swallow it in silence
             warn_once("llama-index event", "a LlamaIndex event could not be traced: %r", error)
 
@@ -209,29 +207,21 @@ def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
     return True
 
 
-def _on_model_start(event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
-    """Link the prompts whose text, rendered before and elsewhere, reaches the model."""
-    texts = [event.prompt] if isinstance(event, LLMCompletionStartEvent) else [m.content or "" for m in event.messages]
-    found = {record.digest: record for text in texts for record in known_texts_in(text)}
-    if found:
-        span, owner = _spans.find(event.span_id)
-        owner = owner or _choose(None)
-        if span is not None and owner is not None:
-            _mark(span, owner, list(found.values()))
+def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
+    """Link an agent's prompt, rendered before the run, to the trace of a model's call."""
+    span, owner = _spans.find(span_id)
+    owner = owner or _choose(None)
+    if span is None or owner is None:
+        return
+    prompt = {"name": record.name, "digest": record.digest}
+    span.set_attribute("poml.prompts", [prompt])
 
+    def on_version(version: PromptVersion) -> None:
+        if span.end_time_ns is None:  # the version may be known only after the span
+            span.set_attribute("poml.prompts", [{**prompt, "uri": version.uri}])
 
-def _mark(span: LiveSpan, owner: Owner, records: list[RenderRecord]) -> None:
-    prompts = [{"name": record.name, "digest": record.digest} for record in records]
-    span.set_attribute("poml.prompts", prompts)
-
-    def known(prompt: dict[str, str | None], version: PromptVersion) -> None:
-        prompt["uri"] = version.uri
-        if span.end_time_ns is None:  # it may come late
-            span.set_attribute("poml.prompts", prompts)
-
-    for record, prompt in zip(records, prompts, strict=True):
-        if owner.register if record.register is None else record.register:
-            PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=partial(known, prompt))
+    if owner.register if record.register is None else record.register:
+        PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=on_version)
 
 
 # Who wants a span.

@@ -1,262 +1,363 @@
-"""A model of LlamaIndex's bound to a POML prompt."""
+"""The model that delegates to another one and adds to its calls what a POML file says besides the messages.
+
+An agent gets such a model; `bind_to` makes one for each render.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
+    ChatMessage,
     ChatResponse,
     ChatResponseAsyncGen,
     ChatResponseGen,
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
 )
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
+from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
+    DISPATCHER_SPAN_DECORATED_ATTR,
+)
 from llama_index.core.llms import LLM
-from llama_index.core.llms.llm import (
-    astream_chat_response_to_tokens,
-    astream_completion_response_to_tokens,
-    stream_chat_response_to_tokens,
-    stream_completion_response_to_tokens,
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.tools import BaseTool
+from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
+from typing_extensions import override
+
+from pomlflow.exceptions import PomlError
+from pomlflow.frame import ToolSpec
+from pomlflow.llama_index.providers import (
+    apply_fields,
+    for_provider,
+    native_schema,
+    refused_argument,
+    tool_choice,
 )
-from llama_index.core.types import TokenAsyncGen, TokenGen
-from pydantic import BaseModel
+from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
+from pomlflow.llama_index.tools import described
+from pomlflow.record import RenderRecord
 
-from pomlflow.llama_index.request import Request, Response, text_of
+__all__ = ["BoundLLM", "Options", "Request", "earlier_render"]
 
-if TYPE_CHECKING:
-    from pomlflow.llama_index.prompt import PomlPromptTemplate
-
-__all__ = ["PomlLLM"]
-
-_dispatcher = get_dispatcher(__name__)
 Options = Mapping[str, Any] | None
+Response = ChatResponse | CompletionResponse
+F = TypeVar("F", bound=Callable[..., Any])
+
+earlier_render: ContextVar[RenderRecord | None] = ContextVar("pomlflow_llama_index_earlier_render", default=None)
+"""The render, made before the run, whose text and settings are part of the model's call that begins."""
 
 
-class PomlLLM:
-    """A model bound to a POML prompt: LlamaIndex's verbs, with the prompt's variables.
+def _without_span(method: F) -> F:
+    """Keep LlamaIndex from giving a method a span: the delegate's method has one."""
+    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
 
-    Each call renders once. What the render says beside its messages is applied to this one call: tools in the shape of
-    the model's class, runtime settings under its names, the output schema as the provider's structured output (as a
-    function to call, or told in the prompt, where the model has none). What the user gives here wins.
 
-    Args:
-        prompt: The prompt.
-        llm: The model.
-        **llm_kwargs: Arguments of the model's chat, for all calls.
+class BoundLLM(LLM):
+    """A model that adds a render's settings and examples to each call of its delegate.
 
-    Example:
-        >>> from llama_index.core.llms import MockLLM
-        >>> from pomlflow.llama_index import PomlPromptTemplate
-        >>> bound = PomlPromptTemplate("<p>{{topic}}</p>").bind_to(MockLLM(), max_tokens=2)
-        >>> bound.predict(topic="POML")
-        'text text'
+    Attributes:
+        delegate: The model, with the settings for which its class has fields.
+        settings: Arguments of its chat from ``<runtime>``; the caller's arguments override them.
+        own: Arguments of its chat from the user, which override `settings`.
+        examples: Messages that follow the system message of each chat.
+        place: The template, for errors.
+        record: The render, if it was made before the calls; without content.
     """
 
-    def __init__(self, prompt: PomlPromptTemplate, llm: LLM, /, **llm_kwargs: Any) -> None:
-        if not isinstance(llm, LLM):
-            raise TypeError(f"bind_to takes one of LlamaIndex's LLMs, not a {type(llm).__name__}")
-        self.prompt = prompt
-        self.llm = llm
-        self.llm_kwargs = llm_kwargs
+    delegate: SerializeAsAny[LLM]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    own: dict[str, Any] = Field(default_factory=dict)
+    examples: list[ChatMessage] = Field(default_factory=list)
+    place: str = "<inline>"
+    record: InstanceOf[RenderRecord] | None = Field(default=None, exclude=True)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.prompt.name or self.prompt.path or '<inline>'!r}, {self.llm.class_name()})"
+    @classmethod
+    def of(cls, llm: LLM, settings: Mapping[str, Any], own: Mapping[str, Any], **fields: Any) -> BoundLLM:
+        """Bind a model; one that calls functions gives one that does."""
+        kind = BoundFunctionCallingLLM if isinstance(llm, FunctionCallingLLM) else BoundLLM
+        delegate = apply_fields(llm, {**settings, **own})
+        shared = {name: getattr(delegate, name) for name in LLM.model_fields}
+        return kind(**shared, delegate=delegate, settings=dict(settings), own=dict(own), **fields)
 
-    def _request(self, given: Mapping[str, Any], own: Options, **options: Any) -> Request:
-        rendered = self.prompt._render(given)
-        return Request(self.prompt, self.llm, rendered, {**self.llm_kwargs, **(own or {})}, **options)
+    @classmethod
+    @override
+    def class_name(cls) -> str:
+        return "poml_bound_llm"
 
-    async def _arequest(self, given: Mapping[str, Any], own: Options, **options: Any) -> Request:
-        rendered = await self.prompt._arender(given)
-        return Request(self.prompt, self.llm, rendered, {**self.llm_kwargs, **(own or {})}, **options)
+    @property
+    @override
+    def metadata(self) -> LLMMetadata:
+        return self.delegate.metadata
 
-    @_dispatcher.span
-    def chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponse:
-        """Render, and chat.
+    @override
+    def to_payload(self) -> dict[str, Any]:
+        return self.delegate.to_payload()
 
-        Args:
-            llm_kwargs: Arguments of the model's chat for this call; they win over all others.
-            **variables: The prompt's.
+    def _messages(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        first = next((at for at, m in enumerate(messages) if m.role != MessageRole.SYSTEM), len(messages))
+        examples = [example.model_copy(deep=True) for example in self.examples]
+        return for_provider(self.delegate, [*messages[:first], *examples, *messages[first:]])
 
-        Returns:
-            The model's response.
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self.settings, **self.own, **given}
 
-        Raises:
-            PomlError: The render failed, or the model does not take what the template says.
-        """
-        response: ChatResponse = self._request(variables, llm_kwargs).send("chat")
-        return response
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Report the earlier render to the handler, and explain an argument that the delegate's class refuses."""
+        token = earlier_render.set(self.record)
+        try:
+            yield
+        except TypeError as error:
+            refusal = refused_argument(error, self.delegate, self.settings.keys() - self.own.keys(), self.place)
+            if refusal is None:
+                raise
+            raise refusal from error
+        finally:
+            earlier_render.reset(token)
 
-    @_dispatcher.span
-    def stream_chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponseGen:
-        """Render, and chat in a stream; otherwise as `chat`."""
-        stream: ChatResponseGen = self._request(variables, llm_kwargs).send("stream_chat")
-        return stream
+    @_without_span
+    @override
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        with self._call():
+            return self.delegate.chat(self._messages(messages), **self._options(kwargs))
 
-    @_dispatcher.span
-    async def achat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponse:
-        """Render and chat without holding up the event loop; otherwise as `chat`."""
-        response: ChatResponse = await (await self._arequest(variables, llm_kwargs)).asend("achat")
-        return response
+    @_without_span
+    @override
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        with self._call():
+            return await self.delegate.achat(self._messages(messages), **self._options(kwargs))
 
-    @_dispatcher.span
-    async def astream_chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponseAsyncGen:
-        """Render and chat in a stream, without holding up the event loop; otherwise as `chat`."""
-        stream: ChatResponseAsyncGen = await (await self._arequest(variables, llm_kwargs)).asend("astream_chat")
-        return stream
+    @_without_span
+    @override
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        with self._call():
+            return self.delegate.stream_chat(self._messages(messages), **self._options(kwargs))
 
-    @_dispatcher.span
-    def complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponse:
-        """Render to one text, and have it completed.
+    @_without_span
+    @override
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        with self._call():
+            return await self.delegate.astream_chat(self._messages(messages), **self._options(kwargs))
 
-        Args:
-            llm_kwargs: Arguments of the model's completion for this call; they win over all others.
-            **variables: The prompt's.
+    @_without_span
+    @override
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        with self._call():
+            return self.delegate.complete(prompt, formatted=formatted, **self._options(kwargs))
 
-        Returns:
-            The model's response.
+    @_without_span
+    @override
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        with self._call():
+            return await self.delegate.acomplete(prompt, formatted=formatted, **self._options(kwargs))
 
-        Raises:
-            PomlError: As `chat`, and where the prompt has more than text.
-        """
-        response: CompletionResponse = self._request(variables, llm_kwargs).send("complete")
-        return response
+    @_without_span
+    @override
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        with self._call():
+            return self.delegate.stream_complete(prompt, formatted=formatted, **self._options(kwargs))
 
-    @_dispatcher.span
-    def stream_complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponseGen:
-        """Render to one text, and have it completed in a stream; otherwise as `complete`."""
-        stream: CompletionResponseGen = self._request(variables, llm_kwargs).send("stream_complete")
-        return stream
+    @_without_span
+    @override
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        with self._call():
+            return await self.delegate.astream_complete(prompt, formatted=formatted, **self._options(kwargs))
 
-    @_dispatcher.span
-    async def acomplete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponse:
-        """Render and complete without holding up the event loop; otherwise as `complete`."""
-        response: CompletionResponse = await (await self._arequest(variables, llm_kwargs)).asend("acomplete")
-        return response
+    # Structured answers by the same rules as those of `PomlLLM`: settings are sent with them, and classes of a
+    # provider's own way to ask for them (Anthropic's) are not needed.
 
-    @_dispatcher.span
-    async def astream_complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponseAsyncGen:
-        """Render and complete in a stream, without holding up the event loop; otherwise as `complete`."""
-        stream: CompletionResponseAsyncGen = await (await self._arequest(variables, llm_kwargs)).asend(
-            "astream_complete"
-        )
-        return stream
+    @_without_span
+    @override
+    def structured_predict(self, output_cls: Any, prompt: Any, llm_kwargs: Options = None, **prompt_args: Any) -> Any:
+        request = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        return request.read(request.send())
 
-    @_dispatcher.span
-    def predict(self, *, llm_kwargs: Options = None, **variables: Any) -> str:
-        """Render, and give the text of the answer, whether the model chats or completes.
-
-        Args:
-            llm_kwargs: Arguments of the model's chat or completion for this call; they win over all others.
-            **variables: The prompt's.
-
-        Returns:
-            The text.
-
-        Raises:
-            PomlError: As `chat`.
-        """
-        request = self._request(variables, llm_kwargs)
-        response = request.send("chat" if request.chats else "complete")
-        return request.llm._parse_output(text_of(response))  # type: ignore[no-any-return]
-
-    @_dispatcher.span
-    async def apredict(self, *, llm_kwargs: Options = None, **variables: Any) -> str:
-        """Render and predict without holding up the event loop; otherwise as `predict`."""
-        request = await self._arequest(variables, llm_kwargs)
-        response = await request.asend("achat" if request.chats else "acomplete")
-        return request.llm._parse_output(text_of(response))  # type: ignore[no-any-return]
-
-    @_dispatcher.span
-    def stream(self, *, llm_kwargs: Options = None, **variables: Any) -> TokenGen:
-        """Render, and give the text of the answer piece by piece; otherwise as `predict`."""
-        request = self._request(variables, llm_kwargs)
-        if request.chats:
-            return stream_chat_response_to_tokens(request.send("stream_chat"))
-        return stream_completion_response_to_tokens(request.send("stream_complete"))
-
-    @_dispatcher.span
-    async def astream(self, *, llm_kwargs: Options = None, **variables: Any) -> TokenAsyncGen:
-        """Render and stream without holding up the event loop; otherwise as `stream`."""
-        request = await self._arequest(variables, llm_kwargs)
-        if request.chats:
-            return await astream_chat_response_to_tokens(await request.asend("astream_chat"))
-        return await astream_completion_response_to_tokens(await request.asend("astream_complete"))
-
-    @_dispatcher.span
-    def structured_predict(
-        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
-    ) -> Any:
-        """Render, and give the answer as ``<output-schema>`` says; the model has no tools then.
-
-        Args:
-            output_cls: A pydantic class for the answer; by default `PomlPromptTemplate.output_cls`'s. Where the
-                template has no schema, the class's own is asked for.
-            llm_kwargs: Arguments of the model's chat or completion for this call; they win over all others.
-            **variables: The prompt's.
-
-        Returns:
-            An instance: its properties are attributes, and ``model_dump()`` gives a dict, as LlamaIndex's own
-            structured prediction does.
-
-        Raises:
-            AnswerError: The answer is not as the schema says; it holds the answer.
-            ConfigurationError: There is neither a schema nor a class.
-            PomlError: As `chat`.
-        """
-        request = self._request(variables, llm_kwargs, output_cls=output_cls, structured=True)
-        return request.read(request.send("chat" if request.chats else "complete"))
-
-    @_dispatcher.span
+    @_without_span
+    @override
     async def astructured_predict(
-        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
+        self, output_cls: Any, prompt: Any, llm_kwargs: Options = None, **prompt_args: Any
     ) -> Any:
-        """Do so without holding up the event loop; otherwise as `structured_predict`."""
-        request = await self._arequest(variables, llm_kwargs, output_cls=output_cls, structured=True)
-        return request.read(await request.asend("achat" if request.chats else "acomplete"))
+        request = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        return request.read(await request.send("a"))
 
-    @_dispatcher.span
-    def stream_structured_predict(
-        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
+    @_without_span
+    @override
+    def stream_structured_predict(  # type: ignore[override]  # an iterator is enough
+        self, output_cls: Any, prompt: Any, llm_kwargs: Options = None, **prompt_args: Any
     ) -> Iterator[Any]:
-        """Render, and give the answer as it grows; otherwise as `structured_predict`.
+        return self._structured(output_cls, prompt, llm_kwargs, prompt_args).stream()
 
-        Yields:
-            Instances of what has come so far, unchecked, whose other properties are None; the last one is whole, and
-            checked by the schema.
-        """
-        request = self._request(variables, llm_kwargs, output_cls=output_cls, structured=True)
-        stream: Iterator[Response] = request.send("stream_chat" if request.chats else "stream_complete")
-        return _growing(request, stream)
-
-    @_dispatcher.span
-    async def astream_structured_predict(
-        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
+    @_without_span
+    @override
+    async def astream_structured_predict(  # type: ignore[override]
+        self, output_cls: Any, prompt: Any, llm_kwargs: Options = None, **prompt_args: Any
     ) -> AsyncIterator[Any]:
-        """Do so without holding up the event loop; otherwise as `stream_structured_predict`."""
-        request = await self._arequest(variables, llm_kwargs, output_cls=output_cls, structured=True)
-        stream = await request.asend("astream_chat" if request.chats else "astream_complete")
-        return _agrowing(request, stream)
+        return await self._structured(output_cls, prompt, llm_kwargs, prompt_args).astream()
+
+    def _structured(self, kind: type[BaseModel], prompt: Any, given: Options, variables: Mapping[str, Any]) -> Request:
+        reader = AnswerReader.of(kind, None, self.place)
+        return self.request(prompt, given, variables=variables, reader=reader)
+
+    def request(
+        self,
+        prompt: Any,
+        given: Options = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        chats: bool | None = None,
+        tools: Sequence[ToolSpec] = (),
+        choice: Any = None,
+        schema: Mapping[str, Any] | None = None,
+        reader: AnswerReader | None = None,
+    ) -> Request:
+        """Prepare a call with a prompt, tools and an output schema, in the forms that the model's class takes."""
+        variables = variables or {}
+        options: dict[str, Any] = {}
+        addition, answers_by_tool = "", False
+        if reader is not None:
+            schema = reader.schema
+        if schema is not None and (native := native_schema(self.delegate, schema)) is not None:
+            options |= native
+        elif reader is not None and isinstance(self, FunctionCallingLLM) and self.metadata.is_function_calling_model:
+            tools, answers_by_tool = [reader.tool()], True
+        elif schema is not None:
+            addition = instructions(output_class(schema, self.place))
+        messages = with_instructions(self._get_messages(prompt, **variables), addition)
+        if tools and isinstance(self, FunctionCallingLLM):
+            prepared = self._prepare_chat_with_tools_compat(
+                [described(spec) for spec in tools],
+                chat_history=messages,
+                allow_parallel_tool_calls=not answers_by_tool,
+                tool_required=answers_by_tool,
+            )
+            messages = prepared.pop("messages")
+            options |= {name: value for name, value in prepared.items() if value is not None}
+            chats = True if chats is None else chats
+        elif tools:
+            options["tools"] = [spec.openai() for spec in tools]
+        if choice is not None and tools:
+            options["tool_choice"] = tool_choice(self.delegate, choice)
+        options |= self._options(given or {})
+        if self.metadata.is_chat_model if chats is None else chats:
+            return Request(self, messages, options, reader, answers_by_tool=answers_by_tool)
+        text = self._text(prompt, messages, variables)
+        return Request(self, f"{text}\n\n{addition}" if addition else text, options, reader)
+
+    def _text(self, prompt: Any, messages: Sequence[ChatMessage], variables: Mapping[str, Any]) -> str:
+        for block in (block for message in messages for block in message.blocks if not isinstance(block, TextBlock)):
+            raise PomlError(
+                f"{self.place}: a completion is a text, which cannot hold the prompt's {block.block_type}: use chat"
+            )
+        return self._get_prompt(prompt, **variables)
+
+    def answer(self, response: Response) -> str:
+        """Return the text of a response, read by the model's output parser."""
+        return self._parse_output(text_of(response))
 
 
-def _growing(request: Request, stream: Iterator[Response]) -> Iterator[Any]:
-    seen = last = None
-    for last in stream:
-        partly = request.read_partly(last)
-        if partly is not None and partly != seen:
-            seen = partly
-            yield partly
-    yield request.read(last)
+class BoundFunctionCallingLLM(BoundLLM, FunctionCallingLLM):
+    """A bound model that calls functions, since LlamaIndex looks for this class."""
+
+    @_without_span
+    @override
+    def _prepare_chat_with_tools(
+        self, tools: Sequence[BaseTool], *args: Any, tool_required: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        delegate: Any = self.delegate
+        prepared: dict[str, Any] = delegate._prepare_chat_with_tools_compat(
+            tools, *args, tool_required=tool_required, **kwargs
+        )
+        return prepared
+
+    @override
+    def _validate_chat_with_tools_response(self, response: ChatResponse, *args: Any, **kwargs: Any) -> ChatResponse:
+        delegate: Any = self.delegate
+        validated: ChatResponse = delegate._validate_chat_with_tools_response(response, *args, **kwargs)
+        return validated
+
+    @override
+    def get_tool_calls_from_response(self, response: ChatResponse, *args: Any, **kwargs: Any) -> list[ToolSelection]:
+        delegate: Any = self.delegate
+        calls: list[ToolSelection] = delegate.get_tool_calls_from_response(response, *args, **kwargs)
+        return calls
 
 
-async def _agrowing(request: Request, stream: AsyncIterator[Response]) -> AsyncIterator[Any]:
-    seen = last = None
-    async for last in stream:
-        partly = request.read_partly(last)
-        if partly is not None and partly != seen:
-            seen = partly
-            yield partly
-    yield request.read(last)
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One call of a bound model: its messages or text, its arguments, and how the answer is read."""
+
+    model: BoundLLM
+    content: list[ChatMessage] | str
+    options: dict[str, Any]
+    reader: AnswerReader | None = None
+    answers_by_tool: bool = False
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model chats; else it completes a text."""
+        return not isinstance(self.content, str)
+
+    def send(self, prefix: str = "") -> Any:
+        """Call the model; `prefix` is that of the method: "", "a", "stream_" or "astream_"."""
+        if isinstance(self.content, str):
+            return getattr(self.model, f"{prefix}complete")(self.content, formatted=True, **self.options)
+        return getattr(self.model, f"{prefix}chat")(self.content, **self.options)
+
+    def read(self, response: Response | None) -> Any:
+        """Return the structured answer, checked by its schema; raise `AnswerError` if it does not match."""
+        assert self.reader is not None  # noqa: S101
+        return self.reader.read(self._answer(response))
+
+    def stream(self) -> Iterator[Any]:
+        """Yield the structured answer as it grows."""
+        return self._growing(self.send("stream_"))
+
+    async def astream(self) -> AsyncIterator[Any]:
+        """Yield the structured answer as it grows."""
+        return self._agrowing(await self.send("astream_"))
+
+    def _growing(self, stream: Iterator[Response]) -> Iterator[Any]:
+        seen = last = None
+        for last in stream:
+            partial = self._partial(last)
+            if partial is not None and partial != seen:
+                seen = partial
+                yield partial
+        yield self.read(last)
+
+    async def _agrowing(self, stream: AsyncIterator[Response]) -> AsyncIterator[Any]:
+        seen = last = None
+        async for last in stream:
+            partial = self._partial(last)
+            if partial is not None and partial != seen:
+                seen = partial
+                yield partial
+        yield self.read(last)
+
+    def _partial(self, response: Response) -> BaseModel | None:
+        assert self.reader is not None  # noqa: S101
+        return self.reader.partial(self._answer(response))
+
+    def _answer(self, response: Response | None) -> str:
+        if self.answers_by_tool and isinstance(response, ChatResponse):
+            model: Any = self.model
+            calls = model.get_tool_calls_from_response(response, error_on_no_tool_call=False)
+            if calls:
+                return json.dumps(calls[0].tool_kwargs)
+        return "" if response is None else text_of(response)
+
+
+def text_of(response: Response) -> str:
+    """Return the text of a model's response."""
+    return (response.message.content if isinstance(response, ChatResponse) else response.text) or ""

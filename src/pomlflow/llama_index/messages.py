@@ -1,13 +1,15 @@
-"""POML's messages to LlamaIndex's, and back."""
+"""POML messages to LlamaIndex messages and back, and a render in both forms."""
 
 from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
 from llama_index.core.base.llms.types import (
     AudioBlock,
     ChatMessage,
@@ -23,12 +25,13 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.base.response.schema import Response
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
 
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import REQUEST, RESPONSE, History
 
-__all__ = ["DescribedImage", "MessageHistory", "describe", "from_poml", "messages_of", "to_poml"]
+__all__ = ["DescribedImage", "MessageHistory", "Rendered", "describe", "from_poml", "to_poml", "with_data_uris"]
 
 _ROLES = {
     "human": MessageRole.USER,
@@ -47,14 +50,17 @@ _SPEAKERS = {
 }
 # LlamaIndex names the format of a sound as OpenAI does, which takes "wav" and "mp3" alone.
 _SOUNDS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+# By a block's kind: the fields of its data and of its type, and the default type.
+_BLOCKS: Final = {
+    "image": ("image", "image_mimetype", "image/png"),
+    "audio": ("audio", "format", "wav"),
+    "video": ("video", "video_mimetype", "video/mp4"),
+    "document": ("data", "document_mimetype", "application/pdf"),
+}
 
 
 class DescribedImage(ImageBlock):
-    """A picture and the text that stands for it where it cannot be shown; no provider's request has a field for that.
-
-    Attributes:
-        alt: The text.
-    """
+    """An image with its alt text, which templates can show; it is not sent to providers, whose requests lack it."""
 
     alt: str | None = None
 
@@ -62,17 +68,11 @@ class DescribedImage(ImageBlock):
 def from_poml(
     messages: Sequence[Mapping[str, Any]], natives: Mapping[int, ChatMessage] | None = None
 ) -> list[ChatMessage]:
-    """Make LlamaIndex's messages of a frame's.
+    """Convert POML messages to new LlamaIndex messages with new blocks, since agents write into the blocks.
 
     Images, sounds, videos and documents become LlamaIndex's blocks, tool requests `ToolCallBlock`s; each tool response
-    becomes a message of its own with the role ``tool`` and its call's id in ``additional_kwargs``.
-
-    Args:
-        messages: The frame's messages: ``speaker`` and ``content``.
-        natives: By position, messages that are LlamaIndex's already.
-
-    Returns:
-        New messages with new blocks, since LlamaIndex's agents write into the blocks that they are given.
+    becomes a message with the role ``tool`` and its call's id in ``additional_kwargs``. `natives` are, by position,
+    messages that are LlamaIndex's already.
 
     Example:
         >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
@@ -152,13 +152,7 @@ def _arguments(given: Any) -> dict[str, Any]:
 
 
 def to_poml(message: ChatMessage) -> dict[str, Any]:
-    """Make POML's message of one of LlamaIndex's, for records and for templates that look into a history.
-
-    Args:
-        message: The message.
-
-    Returns:
-        ``speaker`` and ``content``; what POML has no part for becomes text that says what it was.
+    """Convert a LlamaIndex message to POML's ``speaker`` and ``content``; other blocks become text that names them.
 
     Example:
         >>> to_poml(ChatMessage(role="user", content="Hello"))
@@ -173,7 +167,7 @@ def to_poml(message: ChatMessage) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any]) -> str | list[Any]:
-    """POML's content: a text where there is nothing else."""
+    """Return POML's content: one string if there is nothing else."""
     if not parts:
         return ""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
@@ -183,7 +177,7 @@ def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a tab
     if isinstance(block, TextBlock):
         return block.text
     if isinstance(block, ThinkingBlock):
-        return ""  # thoughts are no part of the conversation
+        return ""  # not a part of the conversation
     if isinstance(block, ToolCallBlock):
         call = _arguments(block.tool_kwargs)
         return {"type": REQUEST, "id": block.tool_call_id or "", "name": block.tool_name, "content": call}
@@ -198,29 +192,22 @@ def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a tab
         return _media("video", block.video, block.video_mimetype, block.url or block.path)
     if isinstance(block, DocumentBlock):
         return _media("document", block.data, block.document_mimetype, block.url or block.path or block.title)
-    return ""  # marks for a provider's cache, citations
+    return ""  # cache points, citations
 
 
 def _media(kind: str, data: Any, mime: str | None, place: object) -> str | dict[str, Any]:
-    if isinstance(data, bytes) and data:  # base64 already: LlamaIndex's blocks see to it
+    if isinstance(data, bytes) and data:  # LlamaIndex's blocks have encoded it
         return {"type": mime or f"{kind}/*", "base64": data.decode("ascii")}
     return f"[{kind} {place}]" if place else f"[{kind}]"
 
 
 def describe(message: ChatMessage) -> dict[str, Any]:
-    """Tell a template's expressions about a message: its speaker, role and content.
-
-    Args:
-        message: The message.
-
-    Returns:
-        What ``{{message.content}}`` and the like read.
-    """
+    """Return the fields that expressions like ``{{message.content}}`` read: speaker, role and content."""
     return {**to_poml(message), "role": message.role.value}
 
 
 def _plain(value: Any) -> Any:
-    """Tell a template's expressions about LlamaIndex's own objects; all else stays as it is."""
+    """Return plain data for LlamaIndex's own objects, and other values as they are."""
     if isinstance(value, NodeWithScore):
         return {**_plain(value.node), "score": value.score}
     if isinstance(value, BaseNode):
@@ -231,7 +218,7 @@ def _plain(value: Any) -> Any:
 
 
 class MessageHistory(History[ChatMessage]):
-    """LlamaIndex's messages, nodes, queries, answers and prompts in one render of a POML template."""
+    """The LlamaIndex messages, nodes, queries, answers and prompts among the variables of one render."""
 
     native = ChatMessage
 
@@ -242,18 +229,14 @@ class MessageHistory(History[ChatMessage]):
         for name, value in variables.items():
             if isinstance(value, known):
                 taken[name] = _plain(value)
-            # Only its start: a list of a million numbers is a variable too.
+            # The first item only: a list of a million numbers is a variable too.
             elif isinstance(value, list | tuple) and isinstance(value[:1] and value[0], known):
                 taken[name] = [_plain(item) for item in value]
         return super().take({**variables, **taken} if taken else variables, named, passed)
 
     @override
     def convert(self, value: Any) -> list[ChatMessage]:
-        """Take messages, texts, pairs of role and text, dicts of LlamaIndex's or POML's kind, in a list or one alone.
-
-        Args:
-            value: What the user gave.
-        """
+        """Convert one or several messages, texts, pairs of role and text, or dicts in either form."""
         made: list[ChatMessage] = []
         for item in [value] if isinstance(value, str | Mapping | ChatMessage) else value:
             if isinstance(item, ChatMessage):
@@ -273,22 +256,71 @@ class MessageHistory(History[ChatMessage]):
     describe = staticmethod(describe)
 
 
-def messages_of(record: RenderRecord, history: MessageHistory | None = None) -> list[ChatMessage]:
-    """Make LlamaIndex's messages of a render; of one text, the user's message that says it.
+@dataclass(frozen=True)
+class Rendered:
+    """One successful render, in the two forms in which LlamaIndex reads a prompt; `text` is None for a conversation."""
 
-    Args:
-        record: The render.
-        history: The native messages in it.
+    record: RenderRecord
+    messages: list[ChatMessage]
+    text: str | None
+    parser: BaseOutputParser | None = None
 
-    Returns:
-        New messages.
+    @classmethod
+    def of(cls, record: RenderRecord, history: MessageHistory, parser: BaseOutputParser | None = None) -> Rendered:
+        """Convert a record, or raise its error.
 
-    Raises:
-        PomlError: The error of a failed render.
+        A render with chat off, or whose only message is the user's, is also one text.
+        """
+        content = record.result()["messages"]
+        if record.chat:
+            messages = from_poml(content, history.placed)
+            alone = len(messages) == 1 and messages[0].role == MessageRole.USER and not history.placed
+        else:
+            parts = [content] if isinstance(content, str) else content
+            parts = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
+            messages, alone = from_poml([{"speaker": "human", "content": parts}]), True
+        return cls(record, messages, (messages[0].content or "") if alone else None, parser)
+
+    @property
+    def place(self) -> str:
+        """The template, for errors."""
+        return self.record.path or self.record.name or "<inline>"
+
+    def format_messages(self, **_: Any) -> list[ChatMessage]:
+        """Return the messages, with the additions of the prompt's output parser."""
+        return self.messages if self.parser is None else self.parser.format_messages(self.messages)
+
+    def format(
+        self,
+        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None = None,
+        completion_to_prompt: Callable[[str], str] | None = None,
+        **_: Any,
+    ) -> str:
+        """Return one text, with the additions of the prompt's output parser."""
+        if self.text is None:
+            return (messages_to_prompt or default_messages_to_prompt)(self.format_messages())
+        text = self.text if self.parser is None else self.parser.format(self.text)
+        return text if completion_to_prompt is None else completion_to_prompt(text)
+
+
+def with_data_uris(value: Any) -> Any:
+    """Return plain data with the media of LlamaIndex's blocks as data URIs, which MLflow stores as attachments.
+
+    Dumped blocks hold base64, which MLflow writes as Python shows bytes.
     """
-    content = record.result()["messages"]
-    if record.chat:
-        return from_poml(content, history.placed if history else None)
-    parts = [content] if isinstance(content, str) else content
-    said = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
-    return from_poml([{"speaker": "human", "content": said}])
+    # upstream: mlflow 3.12-3.18: LlamaIndex's blocks are stored inline, attachments are made of data URIs alone
+    if isinstance(value, list):
+        return [with_data_uris(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("block_type")
+    if isinstance(kind, str) and kind in _BLOCKS:
+        field, type_field, default = _BLOCKS[kind]
+        data = value.get(field)
+        if isinstance(data, str) and data and not data.startswith(("data:", "mlflow-attachment://", "[")):
+            mime = str(value.get(type_field) or default)
+            if kind == "audio":
+                mime = "audio/mpeg" if mime == "mp3" else f"audio/{mime}"
+            base64 = data.removeprefix("b'").removesuffix("'")
+            return {**value, field: f"data:{mime};base64,{base64}"}
+    return {key: with_data_uris(item) for key, item in value.items()}

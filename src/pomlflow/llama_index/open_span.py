@@ -19,7 +19,7 @@ from mlflow.tracing import provider
 from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.utils import dump_span_attribute_value, set_span_chat_tools
 
-from pomlflow.llama_index.media import offloadable, store
+from pomlflow.llama_index.messages import with_data_uris
 from pomlflow.tracking.redaction import LimitedSpan, event_within_limit, within_limit
 from pomlflow.tracking.spans import Mask, masked, masked_exception, store_content, warn_once
 
@@ -202,7 +202,14 @@ def inputs_of(bound_args: BoundArguments) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """What JSON can hold of a value, as MLflow would store it."""
-    return offloadable(json.loads(dump_span_attribute_value(value)))
+    return with_data_uris(json.loads(dump_span_attribute_value(value)))
+
+
+def store(span: LiveSpan, key: str, content: Any) -> None:
+    if store_content(span, key, content):
+        stored = (getattr(span._span, "attributes", None) or {}).get(key)
+        if isinstance(stored, str) and '"block_type": "' in stored:
+            store_content(span, key, with_data_uris(json.loads(stored)))
 
 
 def _document(node: Any) -> Any:

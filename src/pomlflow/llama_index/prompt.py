@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from llama_index.core import Settings
 from llama_index.core.base.llms.base import BaseLLM
-from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.instrumentation.span import active_span_id
+from llama_index.core.llms import LLM
 from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.prompts.prompt_type import PromptType
@@ -17,27 +19,22 @@ from llama_index.core.types import BaseOutputParser
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from pomlflow.llama_index.messages import MessageHistory
+from pomlflow.llama_index.binding import PomlLLM, agent_kwargs
+from pomlflow.llama_index.events import dispatch_render
+from pomlflow.llama_index.messages import MessageHistory, Rendered
 from pomlflow.llama_index.providers import for_provider
-from pomlflow.llama_index.rendered import Rendered
-from pomlflow.llama_index.text_views import Name, PromptText, fenced, markdown
-from pomlflow.llama_index.unfilled import as_f_string, histories, is_measured, measure, open_variables
+from pomlflow.llama_index.structured import Answer, output_class
+from pomlflow.llama_index.text_views import PromptText, check_f_string, fenced, joined_text, markdown
+from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.source import Origin, Snapshot
 from pomlflow.template.whitespace import protect, restore
 from pomlflow.tracking.constructors import PromptConstructors
 
-if TYPE_CHECKING:
-    from llama_index.core.llms import LLM
-
-    from pomlflow.llama_index.llm import PomlLLM
-    from pomlflow.llama_index.structured import Answer
-
 __all__ = ["PomlPromptTemplate"]
 
 Hidden = tuple[str, ...]
-
-
+_UNSET: Final[Any] = object()
 _SCHEMA = re.compile(r"<output-?schema\b", re.IGNORECASE)
 _MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\b|\bspeaker\s*=", re.IGNORECASE)
 
@@ -45,29 +42,29 @@ _MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\
 class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate):
     r"""A prompt written in POML, wherever LlamaIndex takes a prompt.
 
-    It is both a `RichPromptTemplate` and a `PromptTemplate`, because some of LlamaIndex's fields are typed the one and
-    some the other. Its variables are found in the markup; LlamaIndex's nodes, messages and prompts may be among their
-    values. A variable that is the ``messages`` of a ``<conversation>`` is a history: optional, and its messages reach
-    the model as they are. A file is read again when it has changed.
+    It is both a `RichPromptTemplate` and a `PromptTemplate`, because LlamaIndex's fields are typed either way. Its
+    variables are found in the markup; LlamaIndex's nodes, messages and prompts are allowed as values. A variable that
+    is the ``messages`` of a ``<conversation>`` is a history: it is optional, and its messages reach the model
+    unchanged. A file is read again when it has changed.
 
-    A text that the markup shows as ``{{context_str}}`` keeps its newlines and blanks, as LlamaIndex's own prompts keep
-    them; where an expression computes with it, and in attributes, JSON, YAML and tables, POML collapses them.
+    A text that the markup shows as ``{{context_str}}`` keeps its newlines and blanks, as in LlamaIndex's own prompts;
+    where an expression computes with it, and in attributes, JSON, YAML and tables, POML collapses them.
 
     Args:
         template: The markup; never a path.
         path: The file, instead of markup (`from_file`).
         name: The prompt's name in MLflow's registry; by default the file's path relative to the prompt root.
-        base_dir: The folder that relative sources in inline markup are resolved against.
-        stylesheet: A POML stylesheet beside the markup's own.
-        chat: Whether to give messages, or one text.
-        register: Whether to register the prompt: yes, no, or as the handler is set.
-        prompt_type: As LlamaIndex's prompts have it.
-        output_parser: As LlamaIndex's prompts have it.
-        metadata: As LlamaIndex's prompts have it.
+        base_dir: The folder against which relative sources in inline markup are resolved.
+        stylesheet: A POML stylesheet in addition to the markup's own.
+        chat: Whether to render messages, or one text.
+        register: Whether to register the prompt; None for the handler's setting.
+        prompt_type: As in LlamaIndex's prompts.
+        output_parser: As in LlamaIndex's prompts.
+        metadata: As in LlamaIndex's prompts.
         template_var_mappings: LlamaIndex's names of variables to those of the markup.
-        function_mappings: Functions that give the values of variables.
+        function_mappings: Functions that return the values of variables.
         registry_origin: A prompt in MLflow's registry, instead of markup (`from_registry`).
-        **kwargs: Values for some of the variables, as `partial_format` takes them.
+        **kwargs: Values for some of the variables, like `partial_format`.
 
     Raises:
         TemplateNotFoundError: The file does not exist.
@@ -80,20 +77,19 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         '# Task\n\nAnswer from this:\n\n1 + 1\n= 2\n\nWhy?'
     """
 
-    # `template` is not among what an instance holds: it is made when somebody reads it, see __getattr__.
+    # Instances do not hold `template`: it is made when it is read, see __getattr__.
     template: str = Field(default="", exclude=True)
-    kwargs: dict[str, Any]  # LlamaIndex says str, and passes what it likes
+    kwargs: dict[str, Any]  # declared as str by LlamaIndex, which passes any value
     name: str | None = Field(default=None, frozen=True)
     path: str | None = Field(default=None, frozen=True)
     base_dir: str | None = Field(default=None, frozen=True)
     stylesheet: dict[str, Any] | None = Field(default=None, frozen=True)
     chat: bool = Field(default=True, frozen=True)
-    # `register` itself is taken: every class with ABCMeta has it, and pydantic warns.
+    # Not `register`: every class with ABCMeta has that, and pydantic warns.
     register_prompt: bool | None = Field(default=None, frozen=True)
 
     _core: Template = PrivateAttr()
     _seen: Snapshot = PrivateAttr()
-    _blanks: dict[str, list[ChatMessage]] = PrivateAttr(default_factory=dict)
 
     def __init__(
         self,
@@ -139,7 +135,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             "chat": chat,
             "register_prompt": register,
         }
-        BasePromptTemplate.__init__(self, **fields)  # neither base's own: each knows one kind of template
+        BasePromptTemplate.__init__(self, **fields)  # not the bases' own, which expect their kind of template
         del self.__dict__["template"]
         self._core = core
         self._take(now)
@@ -147,7 +143,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     def _take(self, now: Snapshot) -> None:
         self._seen = now
         self.template_str = now.source
-        self.template_vars = [Name(name) for name in (*now.inference.variables, *now.inference.optional)]
+        self.template_vars = [*now.inference.variables, *now.inference.optional]
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._identity() == other._identity()
@@ -160,29 +156,28 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        for shared in (self._core, self._blanks):  # nothing but its file changes a template
-            memo[id(shared)] = shared
+        memo[id(self._core)] = self._core  # only its file changes a template
         return super().__deepcopy__(memo)
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             if name == "template":
-                return as_f_string(self)
+                return self._f_string()
             return super().__getattr__(name)
 
     @property
     @override
     def is_chat_template(self) -> bool:
-        """Whether the markup speaks of messages; else all of it is the user's."""
+        """Whether the markup has messages of its own; else all of it is one user message."""
         return self.chat and _MESSAGES.search(self.source) is not None
 
     def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
-        """Say what is wrong, at start-up instead of in the first call.
+        """Find errors early, at start-up instead of in the first call.
 
         Args:
-            **variables: What the template needs beside what `partial_format` gave. Without any, what is said is wrong
-                whatever they will be: faults of the markup, unknown components, missing files, expressions' syntax.
+            **variables: The variables that `partial_format` has not set. Without any, only errors that do not depend
+                on values are found: in the markup, unknown components, missing files, expressions' syntax.
 
         Raises:
             PomlError: As a render raises it.
@@ -195,15 +190,15 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             raise error
 
     def bind_to(self, llm: LLM, /, **llm_kwargs: Any) -> PomlLLM:
-        """Bind a model to the prompt, so that all that the file says reaches the model with each call.
+        """Bind a model to the prompt, so that the whole file reaches the model with each call.
 
         Args:
             llm: The model.
-            **llm_kwargs: Arguments of the model's chat, which win over the file's ``<runtime>``.
+            **llm_kwargs: Arguments of the model's chat, which override the file's ``<runtime>``.
 
         Returns:
-            What has the model's verbs (``chat``, ``complete``, ``predict``, ``structured_predict``, their streams and
-            async forms), and takes the prompt's variables.
+            An object with the model's methods (``chat``, ``complete``, ``predict``, ``structured_predict``, their
+            streaming and async forms), which take the prompt's variables.
 
         Example:
             >>> from llama_index.core.llms import MockLLM
@@ -211,64 +206,70 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             >>> prompt.bind_to(MockLLM()).predict(topic="POML")
             'text text text'
         """
-        from pomlflow.llama_index.llm import PomlLLM
-
         return PomlLLM(self, llm, **llm_kwargs)
 
     def agent_kwargs(
         self, llm: LLM | None = None, /, *, tools: Any = None, llm_kwargs: Mapping[str, Any] | None = None, **given: Any
     ) -> dict[str, Any]:
-        """Render once, and give what an agent is built of: ``FunctionAgent(**prompt.agent_kwargs(llm, tools=[…]))``.
+        """Render once, and return the arguments of an agent: ``FunctionAgent(**prompt.agent_kwargs(llm, tools=[…]))``.
 
         Args:
             llm: The agent's model; by default LlamaIndex's ``Settings.llm``.
             tools: The functions of the file's tools, by name, or several under their own names.
-            llm_kwargs: Arguments of the model's chat, which win over the file's ``<runtime>``.
+            llm_kwargs: Arguments of the model's chat, which override the file's ``<runtime>``.
             **given: The variables.
 
         Returns:
-            ``system_prompt``, the system's messages, or the text where that is all; ``tools``, described and checked by
-            the file; ``llm``, which adds the settings, and the other messages as examples, to each call; and
-            ``output_cls``, where the file has a schema.
+            ``system_prompt``, the system messages, or the text if that is all; ``tools``, described and checked by the
+            file; ``llm``, which adds the settings, and the other messages as examples, to each call; and
+            ``output_cls``, if the file has a schema.
 
         Raises:
             ToolError: A tool is without a function, or a function without a tool.
-            SettingError: The model does not take a setting.
+            SettingError: The model does not support a setting.
         """
-        from llama_index.core import Settings
-
-        from pomlflow.llama_index.agents import agent_kwargs
-
-        return agent_kwargs(self._render(given), llm or Settings.llm, tools, llm_kwargs or {})
+        return agent_kwargs(self.render(given), llm or Settings.llm, tools, llm_kwargs or {})
 
     def output_cls(self, **variables: Any) -> type[Answer]:
-        """Give a pydantic class for what ``<output-schema>`` asks for, wherever LlamaIndex takes one.
+        """Return a pydantic class for ``<output-schema>``, for use wherever LlamaIndex takes one.
 
         Args:
-            **variables: The prompt's; none where the schema depends on none.
+            **variables: The variables on which the schema depends.
 
         Raises:
             ConfigurationError: There is no schema of an object.
         """
-        from pomlflow.llama_index.structured import output_class
-
         now = self._refreshed()
         if "schema" in now.inference.static or not _SCHEMA.search(now.source):
-            variables = {**dict.fromkeys(open_variables(self), ""), **variables}
-        rendered = self._render(variables, quiet=True)
+            variables = {**dict.fromkeys(self._open_variables(), ""), **variables}
+        rendered = self.render(variables, quiet=True)
         return output_class(rendered.record.result().get("schema"), rendered.place)
 
-    # From here on: what LlamaIndex calls.
+    @property
+    def label(self) -> str:
+        """The prompt's name, its file, or ``<inline>``."""
+        return self.name or self.path or "<inline>"
+
+    def render(self, variables: Mapping[str, Any], /, *, quiet: bool = False) -> Rendered:
+        """Render once, in both forms; a quiet render is not dispatched."""
+        prepared, hidden, history, now = self._prepared(variables)
+        record = restore(self._core.render(prepared, history=history, snapshot=now), hidden)
+        return self._rendered(record, history, quiet=quiet)
+
+    async def arender(self, variables: Mapping[str, Any], /) -> Rendered:
+        """Render once without blocking the event loop; otherwise like `render`."""
+        prepared, hidden, history, now = self._prepared(variables)
+        record = restore(await self._core.arender(prepared, history=history, snapshot=now), hidden)
+        return self._rendered(record, history)
+
+    # From here on: LlamaIndex's own methods of a prompt.
 
     @override
     def partial_format(self, **kwargs: Any) -> Self:
-        """Give a prompt that has values for some of the variables.
+        """Return a new prompt with values for some of the variables.
 
         Args:
             **kwargs: The values.
-
-        Returns:
-            A new prompt.
         """
         made = self.model_copy()
         made.kwargs = {**self.kwargs, **kwargs}
@@ -277,42 +278,36 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
     @override
     def get_template(self, llm: BaseLLM | None = None) -> str:
-        """Give the markup.
+        """Return the markup; a component that formats or joins it gets the render or the f-string.
 
         Args:
             llm: Ignored.
-
-        Returns:
-            The markup; a component that formats it or joins it to a text gets what `format` and `template` give.
         """
         return PromptText(self.source, self)
 
     @override
-    def format_messages(self, llm: BaseLLM | None = None, **kwargs: Any) -> list[ChatMessage]:
-        """Render to messages.
+    def format_messages(self, llm: BaseLLM | None = _UNSET, **kwargs: Any) -> list[ChatMessage]:
+        """Render to new messages.
 
         Args:
-            llm: The model that it is for, as far as its provider takes media in some messages only.
+            llm: The model that gets them, since some providers take media in user messages only.
             **kwargs: The variables.
 
-        Returns:
-            New messages.
-
         Raises:
-            PomlError: What is wrong; a missing variable is a `MissingVariableError`.
+            PomlError: As a render raises it; a missing variable is a `MissingVariableError`.
         """
-        if is_measured(kwargs):
-            return measure(self)
-        return for_provider(llm, self._render(kwargs).chat(self.output_parser))
+        if llm is None and self._is_empty(kwargs):
+            return [ChatMessage(role="user", content=self._measure())]
+        return for_provider(llm, self.render(kwargs).format_messages())
 
     async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
-        """Render to messages, without holding up the event loop; LlamaIndex itself has no such method to call."""
-        return (await self._arender(kwargs)).chat(self.output_parser)
+        """Render to messages without blocking the event loop; LlamaIndex itself never calls it."""
+        return (await self.arender(kwargs)).format_messages()
 
     @override
     def format(  # type: ignore[override]  # the bases differ
         self,
-        llm: BaseLLM | None = None,
+        llm: BaseLLM | None = _UNSET,
         messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None = None,
         completion_to_prompt: Callable[[str], str] | None = None,
         **kwargs: Any,
@@ -320,59 +315,88 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """Render to a text.
 
         Args:
-            llm: The model that it is for; None outside a call of one.
-            messages_to_prompt: What makes a text of several messages, or of one that is not the user's.
-            completion_to_prompt: What is done to the text of a single user's message.
+            llm: The model that gets it.
+            messages_to_prompt: Makes a text of several messages, or of one that is not the user's.
+            completion_to_prompt: Wraps the text of a single user message.
             **kwargs: The variables. Without any, the text keeps them in braces, as `PromptTemplate` does.
 
-        Returns:
-            The text.
-
         Raises:
-            PomlError: What is wrong; a missing variable is a `MissingVariableError`.
+            PomlError: As a render raises it; a missing variable is a `MissingVariableError`.
         """
-        if is_measured(kwargs):
-            return "\n".join(message.content or "" for message in measure(self))
-        aside = llm is None and messages_to_prompt is None and completion_to_prompt is None
-        if aside and not kwargs and open_variables(self):
-            return as_f_string(self, quiet=True)
-        # Every variable empty, and no model: a SelectorPromptTemplate is measured.
-        quiet = aside and bool(kwargs) and all(kwargs.get(name) == "" for name in open_variables(self))
-        rendered = self._render(kwargs, quiet=quiet)
-        to_prompt = messages_to_prompt or default_messages_to_prompt
-        return rendered.completion(self.output_parser, to_prompt, completion_to_prompt)
+        empty = self._is_empty(kwargs)
+        if llm is None and empty:
+            return self._measure()
+        bare = llm in (None, _UNSET) and messages_to_prompt is None and completion_to_prompt is None
+        if bare and not kwargs and self._open_variables():
+            return self._f_string(quiet=True)
+        # LlamaIndex measures a SelectorPromptTemplate like this, which drops the model.
+        rendered = self.render(kwargs, quiet=bare and empty)
+        return rendered.format(messages_to_prompt, completion_to_prompt)
 
-    def _render(self, given: Mapping[str, Any], *, quiet: bool = False) -> Rendered:
-        variables, hidden, history, now = self._prepared(given)
-        record = restore(self._core.render(variables, history=history, snapshot=now), hidden)
-        return Rendered.of(record, history, self._core.path, quiet=quiet)
+    def _is_empty(self, given: Mapping[str, Any]) -> bool:
+        """Return whether all open variables are given, and only empty strings."""
+        names = [name for name in given if name not in self.kwargs]
+        filled = self._map_template_vars(dict.fromkeys(names))
+        return bool(names) and all(given[name] == "" for name in names) and {*self._open_variables()} <= filled.keys()
 
-    async def _arender(self, given: Mapping[str, Any]) -> Rendered:
-        variables, hidden, history, now = self._prepared(given)
-        record = restore(await self._core.arender(variables, history=history, snapshot=now), hidden)
-        return Rendered.of(record, history, self._core.path)
+    def _measure(self) -> str:
+        """Return a text of about the empty prompt's length: the markup and the values that it has."""
+        # LlamaIndex measures an empty prompt several times a query, with "" for each variable and llm=None.
+        return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
+
+    def _f_string(self, *, quiet: bool = False) -> PromptText:
+        """Return the prompt's text with its open variables in braces."""
+        place, now = self.path or "<inline>", self._refreshed()
+        names = {to: name for name, to in (self.template_var_mappings or {}).items()}
+        filled = self._map_template_vars(self.kwargs)
+        open_ = [name for name in now.inference.variables if name not in filled]
+        check_f_string(now.inference.expressions, open_, place)
+        shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
+        history = MessageHistory()
+        prepared, hidden = protect({**_histories(now), **filled, **shown}, now, self.stylesheet)
+        record = restore(self._core.render(prepared, history=history, snapshot=now), hidden)
+        # With open variables and outside of a run, a component is only being set up.
+        quiet = quiet or (bool(open_) and active_span_id.get() is None)
+        text = joined_text(self._rendered(record, history, quiet=quiet).messages, place)
+        return PromptText(text, self, text)
+
+    def _open_variables(self) -> list[str]:
+        """Return the required variables, as the markup names them, that have no value yet."""
+        filled = self._map_template_vars({**self.kwargs, **(self.function_mappings or {})})
+        return [name for name in self._seen.inference.variables if name not in filled]
 
     def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Hidden, MessageHistory, Snapshot]:
         now = self._refreshed()
         merged = {**self.kwargs, **given}
         context = merged.get("context_str")
         if isinstance(context, list) and all(isinstance(text, str) for text in context):
-            merged["context_str"] = "\n\n".join(context)  # SimpleSummarize (0.14.25) gives its text in a list
-        variables = {**histories(now), **self._map_all_vars(merged)}
+            # upstream: llama-index-core 0.14: SimpleSummarize passes its text in a list
+            merged["context_str"] = "\n\n".join(context)
+        variables = {**_histories(now), **self._map_all_vars(merged)}
         return *protect(variables, now, self.stylesheet), MessageHistory(), now
 
+    def _rendered(self, record: RenderRecord, history: MessageHistory, *, quiet: bool = False) -> Rendered:
+        if not quiet:
+            dispatch_render(record, self._core.path)
+        return Rendered.of(record, history, self.output_parser)
+
     def _refreshed(self) -> Snapshot:
-        """The template as its files are now, with the fields that others read after it."""
+        """Return the template as its files are now, after an update of the fields that are read from it."""
         now = self._core.current()
         if now is not self._seen:
             self._take(now)
         return now
 
     def _repr_markdown_(self) -> str:
-        """Show the messages in a notebook, with the open variables' names for their values; else the markup."""
+        """Show the messages in a notebook, with the open variables' names as values; on errors the markup."""
         title = self.name or self._core.name or "POML"
         try:
-            shown = {name: f"{{{name}}}" for name in open_variables(self)}
-            return markdown(title, self._render(shown, quiet=True).messages)
-        except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display nothing
+            shown = {name: f"{{{name}}}" for name in self._open_variables()}
+            return markdown(title, self.render(shown, quiet=True).messages)
+        except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display must not
             return f"**{title}**\n\n{fenced(self.source, 'xml')}"
+
+
+def _histories(now: Snapshot) -> dict[str, list[Any]]:
+    """Return empty values for the histories that are optional; POML needs them."""
+    return {name: [] for name in now.inference.messages if name in now.inference.optional}

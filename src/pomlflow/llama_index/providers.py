@@ -1,12 +1,12 @@
-"""What LlamaIndex's model classes take, and what they lose on the way to the provider."""
+"""The arguments that LlamaIndex's model classes take, and repairs of what they drop before the request."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -21,22 +21,35 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms import LLM
 
-from pomlflow.exceptions import SettingError
-from pomlflow.frame import Provider, Settings, response_format, settings
+from pomlflow.exceptions import PomlError, SettingError, ToolError
+from pomlflow.frame import Provider, response_format, settings
 
-__all__ = ["for_provider", "native_schema", "provider_of", "settings_for", "tool_choice"]
+__all__ = [
+    "apply_fields",
+    "for_provider",
+    "native_schema",
+    "provider_of",
+    "refused_argument",
+    "settings_for",
+    "tool_choice",
+]
+
+L = TypeVar("L", bound=LLM)
 
 _CLASSES: dict[str, Provider] = {
     "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
     "llama_index.llms.anthropic.base.Anthropic": "anthropic",
 }
-_RESPONSES = "llama_index.llms.openai.responses.OpenAIResponses"  # OpenAI's other API, with some words of its own
+_RESPONSES = "llama_index.llms.openai.responses.OpenAIResponses"  # OpenAI's other API, which names some differently
+_REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
+# Fields of model classes that add to a call's arguments, instead of being their defaults.
+_ADDED = frozenset({"tools", "mcp_servers"})
 _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 
 def provider_of(llm: Any) -> Provider | None:
-    """Whose requests a model sends; None where that is not known."""
-    kind: type = type(llm)
+    """Return the provider of a model, or None if it is unknown."""
+    kind: type = type(getattr(llm, "delegate", llm))
     return _provider(kind)
 
 
@@ -51,38 +64,75 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def _responds(llm: Any) -> bool:
-    kind: type = type(llm)
+    kind: type = type(getattr(llm, "delegate", llm))
     return _RESPONSES in _names(kind)
 
 
-def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, place: str) -> Settings:
-    """Name the settings of ``<runtime>`` as a model's chat takes them.
+def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Translate ``<runtime>`` to arguments of a model's chat, beside those that the user gives.
 
-    Args:
-        llm: The model.
-        runtime: As POML gives it.
-        place: The template, for errors.
-
-    Raises:
-        SettingError: The provider, or the SDK that the model's class hands its arguments to, has no such setting.
+    Raises `SettingError` for a setting that the provider, or the SDK below the model's class, does not have.
     """
     provider = provider_of(llm)
     given = settings(runtime, provider, place)
-    if _responds(llm) and "max_tokens" in given.values:
-        given.values["max_output_tokens"] = given.values.pop("max_tokens")
+    values = dict(given.values)
+    if _responds(llm) and "max_tokens" in values:
+        values["max_output_tokens"] = values.pop("max_tokens")
+    if "max_completion_tokens" in own:  # OpenAI's newer name for it
+        values.pop("max_tokens", None)
     if provider is not None and given.unknown and (known := _parameters(provider)):
         for name in sorted(given.unknown - known):
             raise SettingError(
-                f"{place}: <runtime> says {name}, which {type(llm).__name__} does not take: take it away, or, for a "
-                f"server that takes it all the same, write extra-body='{{\"{name}\": …}}'",
+                f"{place}: {type(llm).__name__} does not support the <runtime> setting {name}. Remove it or, if your "
+                f"server supports it, write extra-body='{{\"{name}\": …}}'",
                 name,
             )
-    return given
+    return values
+
+
+def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
+    """Return the model, or a copy with the settings for which its class has fields; it shares the model's clients.
+
+    A call's arguments alone are not enough: a model's metadata are made of its fields, and many classes read nothing
+    else.
+    """
+    # upstream: llama-index-llms-openai 0.7-0.8: its own max_tokens and additional_kwargs override a call's arguments
+    fields = type(llm).model_fields
+    changed = {
+        name: value
+        for name, value in values.items()
+        if name in fields and name not in _ADDED and getattr(llm, name) != value
+    }
+    extra = getattr(llm, "additional_kwargs", None)
+    if isinstance(extra, dict) and not extra.keys().isdisjoint(values):
+        changed["additional_kwargs"] = {name: value for name, value in extra.items() if name not in values}
+    if not changed:
+        return llm
+    made = llm.model_copy(update=changed)
+    object.__setattr__(made, "__pydantic_private__", llm.__pydantic_private__)  # also clients that are made later
+    return made
+
+
+def refused_argument(error: TypeError, llm: LLM, names: Collection[str], place: str) -> PomlError | None:
+    """Return the error for an argument of the template's that a model's class refuses; None for another mistake."""
+    found = _REFUSED.search(str(error))
+    kind = type(llm).__name__
+    if found is None:
+        return None
+    if found[1] == "tools":
+        return ToolError(
+            f"{place} has tools, but {kind} does not support tools: use a model that calls functions, or an agent that "
+            "needs none (ReActAgent)",
+            "tools",
+        )
+    if found[1] not in names:
+        return None
+    return SettingError(f"{place}: {kind} does not support the <runtime> setting {found[1]}. Remove it", found[1])
 
 
 @lru_cache
 def _parameters(provider: Provider) -> frozenset[str]:
-    """What an SDK's chat takes; it is asked because it refuses the rest late, while a stream is read."""
+    """Return the arguments of an SDK's chat, which refuses others late, while a stream is read."""
     try:
         if provider == "openai":
             from openai.resources.chat.completions import Completions as Chat
@@ -94,12 +144,7 @@ def _parameters(provider: Provider) -> frozenset[str]:
 
 
 def tool_choice(llm: LLM, choice: Any) -> Any:
-    """Say which tool is to be called, as a model's chat takes it.
-
-    Args:
-        llm: The model.
-        choice: ``auto``, ``none``, ``required``, or a tool: its name, or as the Vercel AI SDK has it.
-    """
+    """Translate a tool choice (``auto``, ``none``, ``required``, or a tool in the Vercel AI SDK's form or by name)."""
     if isinstance(choice, Mapping) and "toolName" in choice:
         choice = choice["toolName"]
     provider = provider_of(llm)
@@ -114,45 +159,29 @@ def tool_choice(llm: LLM, choice: Any) -> Any:
 
 
 def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give what makes a model's chat keep to a schema; None where its class or model has no such thing.
-
-    Args:
-        llm: The model.
-        schema: The output schema.
-    """
+    """Return the arguments for structured output by a schema, or None if the model has no structured output."""
     provider = provider_of(llm)
     if provider == "openai" and getattr(llm, "_should_use_structure_outputs", lambda: False)():
         return {"response_format": response_format(schema)}
     if _responds(llm):
         return {"text": {"format": {"type": "json_schema", **response_format(schema)["json_schema"]}}}
-    if provider == "anthropic" and _keeps_to_schemas(llm) and "output_config" in _parameters(provider):
+    if provider == "anthropic" and "output_config" in _parameters(provider):
         from anthropic import transform_schema
+        from llama_index.llms.anthropic.utils import is_anthropic_structured_output_supported
+
+        if not is_anthropic_structured_output_supported(getattr(llm, "model", "")):
+            return None
 
         return {"output_config": {"format": {"type": "json_schema", "schema": transform_schema(dict(schema))}}}
     return None
 
 
-def _keeps_to_schemas(llm: Any) -> bool:
-    with suppress(ImportError):  # llama-index-llms-anthropic before 0.10.5 does not know which models do
-        from llama_index.llms.anthropic.utils import is_anthropic_structured_output_supported
-
-        return bool(is_anthropic_structured_output_supported(llm.model))
-    return False
-
-
 def for_provider(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
-    """Put media where the provider takes them.
+    """Move media of other messages, above all of tool responses, to user messages where the model is OpenAI's.
 
-    OpenAI's chats have them in user's messages alone, and LlamaIndex's client (0.8.3) drops them elsewhere without a
-    word: those of a tool's response, above all. There a mark stands for each, and they follow in a user's message.
-
-    Args:
-        llm: The model; None where it is not known.
-        messages: The messages.
-
-    Returns:
-        The same list where nothing needs to be moved.
+    A mark takes their place, and they follow after the responses. It is the same list if nothing is moved.
     """
+    # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
     if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
         return messages
     calls = {
@@ -168,8 +197,8 @@ def for_provider(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
             made.append(ChatMessage(role=MessageRole.USER, blocks=moved))
             moved = []
         if media := _misplaced(message):
-            moved += [TextBlock(text=f"From {_said_by(message, calls)}:"), *media]
-            message = _marked(message)  # noqa: PLW2901 - what is sent of it
+            moved += [TextBlock(text=f"From {_sender(message, calls)}:"), *media]
+            message = _marked(message)  # noqa: PLW2901
         made.append(message)
     return [*made, ChatMessage(role=MessageRole.USER, blocks=moved)] if moved else made
 
@@ -180,13 +209,13 @@ def _misplaced(message: ChatMessage) -> Sequence[Any]:
     return [block for block in message.blocks if isinstance(block, _MEDIA)]
 
 
-def _said_by(message: ChatMessage, calls: Mapping[str | None, str]) -> str:
+def _sender(message: ChatMessage, calls: Mapping[str | None, str]) -> str:
     call = message.additional_kwargs.get("tool_call_id")
     return f"the {message.role.value}" if call is None else f"{calls.get(call, 'the tool')} ({call})"
 
 
 def _marked(message: ChatMessage) -> ChatMessage:
-    """A message with a mark for each of its media, in one text with its own."""
+    """Return a message with a mark for each of its media, joined to its text."""
     texts = [_mark(block) if isinstance(block, _MEDIA) else getattr(block, "text", None) for block in message.blocks]
     others = [block for block in message.blocks if not isinstance(block, (TextBlock, *_MEDIA))]
     text = "\n\n".join(text for text in texts if text)

@@ -1,8 +1,7 @@
-"""A class for what ``<output-schema>`` asks for, without anybody having written one.
+"""Structured answers: a pydantic class for an ``<output-schema>``, the request for it, and reading the answer.
 
-LlamaIndex's structured prediction is in terms of pydantic classes: they are what it asks models for, what it gives
-back, and what agents take as `output_cls`. So the schema of a POML file becomes one. What an instance may hold is
-decided by the schema itself, not by pydantic, which knows less.
+LlamaIndex's structured prediction is based on pydantic classes: models are asked for them, and agents take one as
+`output_cls`. Instances are validated by the schema itself, since pydantic knows only a part of JSON Schema.
 """
 
 from __future__ import annotations
@@ -10,26 +9,30 @@ from __future__ import annotations
 import json
 import keyword
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
+from llama_index.core.llms.utils import parse_partial_json
+from llama_index.core.output_parsers import PydanticOutputParser
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema
 from typing_extensions import override
 
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame import parse_answer, schema_name
+from pomlflow.frame import ToolSpec, parse_answer, schema_name
 
-__all__ = ["Answer", "output_class", "partial_answer"]
+__all__ = ["Answer", "AnswerReader", "instructions", "output_class", "with_instructions"]
 
 
 class Answer(BaseModel):
-    """An answer as an ``<output-schema>`` says: its properties are attributes, and ``model_dump()`` gives a dict."""
+    """An answer by an ``<output-schema>``: its properties are attributes, and ``model_dump()`` gives a dict."""
 
-    # Properties whose names are no identifiers, or are pydantic's own, are extras; `model_dump()` gives them too.
+    # Properties whose names are not identifiers, or are pydantic's own, are extras; `model_dump()` includes them.
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
-    _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # of an object within another, None
+    _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # None for an object within another
     _poml_place: ClassVar[str] = "<inline>"
 
     @model_validator(mode="before")
@@ -42,11 +45,11 @@ class Answer(BaseModel):
     @classmethod
     @override
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Give the schema itself; LlamaIndex's programs and OpenAI's client ask for it here."""
+        """Return the schema itself: LlamaIndex's programs and OpenAI's client read it here."""
         if cls._poml_schema is None:
             return handler(core_schema)
-        read: dict[str, Any] = json.loads(json.dumps(cls._poml_schema))  # they write into what they get
-        return {**read, "title": cls.__name__}  # the name of the function that a model is to call
+        read: dict[str, Any] = json.loads(json.dumps(cls._poml_schema))  # a copy, since they write into it
+        return {**read, "title": cls.__name__}  # the name of the function that the model calls
 
     @override
     def __reduce__(self) -> Any:
@@ -60,17 +63,7 @@ def _again(schema: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> 
 
 
 def output_class(schema: Mapping[str, Any] | None, place: str = "<inline>") -> type[Answer]:
-    """Make a class of an output schema; the same class for the same schema.
-
-    Args:
-        schema: The JSON Schema of an object; None where the template has none.
-        place: The template, for errors.
-
-    Returns:
-        A subclass of `Answer`, whose validation is that of the schema.
-
-    Raises:
-        ConfigurationError: There is none, or it is no object's, which no provider's structured output takes.
+    """Return the subclass of `Answer` for an output schema; the same class for the same schema.
 
     Example:
         >>> city = output_class({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
@@ -78,11 +71,11 @@ def output_class(schema: Mapping[str, Any] | None, place: str = "<inline>") -> t
         'Oslo'
     """
     if schema is None:
-        raise ConfigurationError(f"{place} has no <output-schema> to answer by: add one, or give a pydantic class")
+        raise ConfigurationError(f"{place} has no <output-schema>: add one, or give a pydantic class")
     if schema.get("type", "object") != "object":
         raise ConfigurationError(
-            f"{place}: <output-schema> describes {schema['type']!r}, and models answer with objects only: make it a "
-            "property of one"
+            f"{place}: <output-schema> describes {schema['type']!r}, but models answer with objects only: make it a "
+            "property of an object"
         )
     return _made(json.dumps(schema), place)
 
@@ -106,14 +99,14 @@ def _class(schema: Mapping[str, Any], name: str) -> type[Answer]:
 
 
 def _type(schema: Any, name: str) -> Any:
-    """Objects become classes, also in lists; of the rest the schema alone decides."""
+    """Return a class for an object or a list of objects; other values are validated by the schema alone."""
     if not isinstance(schema, Mapping):
         return Any
     if schema.get("type") == "object" and schema.get("properties"):
         return _class(schema, name)
     items = schema.get("items")
     if schema.get("type") == "array" and isinstance(items, Mapping) and items.get("properties"):
-        return list[_class(items, name)]  # type: ignore[misc]  # made here and now
+        return list[_class(items, name)]  # type: ignore[misc]  # made at run time
     return Any
 
 
@@ -122,15 +115,51 @@ def _capitalised(name: str) -> str:
     return "".join(word[0].upper() + word[1:] for word in words) or "Answer"
 
 
-def partial_answer(kind: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
-    """Make an instance of what has come of an answer so far, unchecked.
+class AnswerReader(NamedTuple):
+    """A structured answer that is requested: its class, its schema, and the template, for errors."""
 
-    Args:
-        kind: The class.
-        given: The properties that are there.
+    kind: type[BaseModel]
+    schema: Mapping[str, Any]
+    place: str
 
-    Returns:
-        The instance; what has not come is None.
-    """
-    missing = {name: None for name in kind.model_fields if name not in given}
-    return kind.model_construct(set(given), **missing, **given)
+    @classmethod
+    def of(cls, kind: type[BaseModel] | None, schema: Mapping[str, Any] | None, place: str) -> AnswerReader:
+        """Return the reader for a user's class or a template's schema; the class alone reads by its own schema."""
+        kind = kind or output_class(schema, place)
+        return cls(kind, schema or kind.model_json_schema(), place)
+
+    def tool(self) -> ToolSpec:
+        """Return the tool whose call is the answer."""
+        return ToolSpec(self.kind.__name__, self.schema.get("description") or "Returns the answer.", self.schema)
+
+    def read(self, text: str) -> BaseModel:
+        """Return the answer as an instance, or raise `AnswerError`."""
+        return self.kind.model_validate(parse_answer(text, self.schema, self.place))
+
+    def partial(self, text: str) -> BaseModel | None:
+        """Return an unchecked instance of a streamed answer so far, in which missing properties are None; or None."""
+        with suppress(ValueError):
+            found = parse_partial_json(text)
+            if isinstance(found, dict) and any(value is not None for value in found.values()):
+                missing = {name: None for name in self.kind.model_fields if name not in found}
+                return self.kind.model_construct(set(found), **missing, **found)
+        return None
+
+
+@lru_cache(maxsize=256)  # pydantic takes 0.1 ms for a schema
+def instructions(kind: type[BaseModel]) -> str:
+    """Return LlamaIndex's own instructions to answer with JSON of a class."""
+    return PydanticOutputParser(kind).get_format_string(escape_json=False).strip()
+
+
+def with_instructions(messages: list[ChatMessage], text: str) -> list[ChatMessage]:
+    """Return messages whose last one, the user's, ends with a text."""
+    if not text:
+        return list(messages)
+    if not messages or messages[-1].role != MessageRole.USER:
+        return [*messages, ChatMessage(role=MessageRole.USER, content=text)]
+    *before, last = messages
+    blocks = [*last.blocks, TextBlock(text=text)]
+    if len(last.blocks) == 1 and isinstance(last.blocks[0], TextBlock):  # many clients take a single text only
+        blocks = [TextBlock(text=f"{last.blocks[0].text}\n\n{text}")]
+    return [*before, last.model_copy(update={"blocks": blocks})]

@@ -1,48 +1,34 @@
-"""A POML prompt as the texts that LlamaIndex and notebooks take it for."""
+"""A POML prompt as the texts that LlamaIndex's components and notebooks use."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.prompts import BasePromptTemplate
 from typing_extensions import override
 
-if TYPE_CHECKING:
-    from pomlflow.llama_index.prompt import PomlPromptTemplate
+from pomlflow.exceptions import PomlError, VariableError
 
-__all__ = ["Name", "PromptText", "markdown"]
-
-
-class Name(str):
-    """A variable's name, as `template_vars` tells it.
-
-    LlamaIndex measures how long a prompt is without its variables by formatting it with ``""`` for each of
-    `template_vars`. Because the names come back as they were given, that is told from a call that means it.
-    """
-
-    __slots__ = ()
+__all__ = ["PromptText", "check_f_string", "fenced", "joined_text", "markdown"]
 
 
 class PromptText(str):
-    """A prompt as a text.
+    """A prompt as a string that still renders.
 
-    Formatted, it is the prompt's render; joined to another text, it is the prompt's f-string. So neither braces nor
-    tags of the markup are in the way where a component of LlamaIndex does so, and the render is traced at its place.
-
-    Args:
-        text: The text.
-        prompt: The prompt.
-        joined: What is joined to another text; by default what the prompt's ``template`` gives then.
+    `format` gives the prompt's render, and joining it to another string gives the prompt's f-string (`joined`, or the
+    prompt's ``template`` when it is read). So a component of LlamaIndex that formats or joins the string meets neither
+    the braces nor the tags of the markup, and the render is traced at its place.
     """
 
     __slots__ = ("_joined", "_prompt")
-    _prompt: PomlPromptTemplate
+    _prompt: Any
     _joined: str | None
 
-    def __new__(cls, text: str, prompt: PomlPromptTemplate, joined: str | None = None) -> Self:
-        """Make it of the text that it shows."""
+    def __new__(cls, text: str, prompt: BasePromptTemplate, joined: str | None = None) -> Self:
+        """Make the string."""
         made = super().__new__(cls, text)
         made._prompt = prompt
         made._joined = joined
@@ -54,7 +40,8 @@ class PromptText(str):
     @override
     def format(self, *_: object, **variables: Any) -> str:
         """Render the prompt with these variables."""
-        return self._prompt.format(**variables)
+        text: str = self._prompt.format(**variables)
+        return text
 
     @override
     def __add__(self, other: str) -> str:
@@ -62,16 +49,31 @@ class PromptText(str):
         return joined + other
 
 
+def check_f_string(expressions: Iterable[str], names: Sequence[str], place: str) -> None:
+    """Raise an error for an expression that computes with a variable which an f-string can only show."""
+    for expression in expressions:
+        for name in names:
+            if expression.strip() != name and re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", expression):
+                raise VariableError(
+                    f"{place}: a component reads this prompt as an f-string, which can show {name!r} but not compute "
+                    f"{{{{ {expression} }}}}: show the variable alone, or give it a value with partial_format",
+                    name,
+                )
+
+
+def joined_text(messages: Iterable[ChatMessage], place: str) -> str:
+    """Return the text of messages, or raise an error if they hold more than text."""
+    blocks = [block for message in messages for block in message.blocks]
+    for block in blocks:
+        if not isinstance(block, TextBlock):
+            raise PomlError(
+                f"{place}: a component reads this prompt as a text, which cannot hold its {block.block_type}"
+            )
+    return "\n\n".join(block.text for block in blocks if isinstance(block, TextBlock))
+
+
 def markdown(title: str, messages: Sequence[ChatMessage]) -> str:
-    """Show messages in a notebook.
-
-    Args:
-        title: What stands above them.
-        messages: The messages.
-
-    Returns:
-        Markdown: each message's role, its text as it is, and its pictures.
-    """
+    """Return messages for a notebook: each one's role, its text verbatim, and its images."""
     shown = [f"**{title}**"]
     for message in messages:
         shown.append(f"*{message.role.value}*")
@@ -85,16 +87,8 @@ def markdown(title: str, messages: Sequence[ChatMessage]) -> str:
     return "\n\n".join(shown)
 
 
-def fenced(text: str, kind: str) -> str:
-    """Make a code block of a text, fences in it or not.
-
-    Args:
-        text: The text.
-        kind: The language.
-
-    Returns:
-        Markdown.
-    """
+def fenced(text: str, language: str) -> str:
+    """Return a Markdown code block of a text, which may hold fences itself."""
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
-    return f"{fence}{kind}\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"

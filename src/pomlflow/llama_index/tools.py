@@ -1,4 +1,4 @@
-"""The tools of a POML file as LlamaIndex's."""
+"""The tools of a POML file as LlamaIndex tools."""
 
 from __future__ import annotations
 
@@ -21,52 +21,43 @@ __all__ = ["described", "tied"]
 
 
 class _Metadata(ToolMetadata):
-    """What a model is told of a tool: POML's schema, of which LlamaIndex would keep some keywords only."""
+    """A tool's metadata with POML's whole schema, of which LlamaIndex would keep some keywords only."""
 
     parameters: Mapping[str, Any]
 
     @override
     def get_parameters_dict(self) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(json.dumps(self.parameters))  # LlamaIndex's OpenAI writes into it
-        return {"properties": {}, **read}  # it is looked for there
+        return {"properties": {}, **read}  # always read
 
 
 def _metadata(spec: ToolSpec, *, return_direct: bool = False) -> ToolMetadata:
-    fn_schema = output_class(spec.parameters)  # for those who look there
+    fn_schema = output_class(spec.parameters)  # some clients read it
     made = _Metadata(spec.description, spec.name, fn_schema=fn_schema, return_direct=return_direct)
     made.parameters = spec.parameters
     return made
 
 
 def described(spec: ToolSpec) -> BaseTool:
-    """A tool that a model is told of, and that nobody calls."""
+    """Return a tool that only describes itself to a model."""
     return _described(spec.name, spec.description, json.dumps(spec.parameters))
 
 
 @lru_cache(maxsize=256)
 def _described(name: str, description: str, parameters: str) -> BaseTool:
-    def uncalled(**_: Any) -> NoReturn:
-        raise NotImplementedError(f"{name} is told to the model; who called the model calls it")
+    def not_callable(**_: Any) -> NoReturn:
+        raise NotImplementedError(f"{name} only describes a tool to the model: the caller of the model calls it")
 
-    return FunctionTool(uncalled, metadata=_metadata(ToolSpec(name, description, json.loads(parameters))))
+    return FunctionTool(not_callable, metadata=_metadata(ToolSpec(name, description, json.loads(parameters))))
 
 
 def tied(
     specs: list[ToolSpec], functions: Mapping[str, Any] | Iterable[Any] | None, place: str = "<inline>"
 ) -> list[BaseTool]:
-    """Tie the tools of a POML file to functions.
+    """Return the tools of a POML file with their functions, given by name or under their own names.
 
-    Args:
-        specs: The tools.
-        functions: By the tool's name; or several, each a function or one of LlamaIndex's tools, under their own names.
-        place: The template, for errors.
-
-    Returns:
-        LlamaIndex's tools. The model is told what the file says of them, and their arguments are checked by it: a call
-        that the schema refuses is an error that tells the model what to do better, and the function is not called.
-
-    Raises:
-        ToolError: A tool is without a function, or a function without a tool.
+    Arguments are checked by the file's schema: a refused call is an error that tells the model what to correct, and
+    the function is not called. A tool without a function, or a function without a tool, is a `ToolError`.
 
     Example:
         >>> (tool,) = tied([ToolSpec("add", "Adds.", {"required": ["a"]})], {"add": lambda a, b=1: a + b})
@@ -95,17 +86,16 @@ def _tied(spec: ToolSpec, function: Any, place: str) -> BaseTool:
 
 
 def _checked(
-    spec: ToolSpec, function: Callable[..., Any], place: str, aside: frozenset[str] = frozenset()
+    spec: ToolSpec, function: Callable[..., Any], place: str, preset: frozenset[str] = frozenset()
 ) -> Callable[..., Any]:
-    """The function, called only with what the schema allows, and with what the model knows nothing of."""
-    properties = spec.parameters.get("properties") or {}
+    """Wrap a function to check the model's arguments by the schema; preset ones and contexts are passed through."""
 
     def checked(args: tuple[Any, ...], given: Mapping[str, Any]) -> dict[str, Any]:
-        # llama-index-core before 0.14.8 gives a single argument by place.
-        given = {**dict(zip(properties, args, strict=False)), **given}
-        unseen = {name: value for name, value in given.items() if name in aside or isinstance(value, Context)}
-        arguments = {name: value for name, value in given.items() if name not in unseen}
-        return {**check_arguments(spec, arguments, place), **unseen}
+        # LlamaIndex passes a single argument by position if the function does not take its name.
+        given = {**dict(zip(spec.parameters.get("properties") or (), args, strict=False)), **given}
+        passed = {name: value for name, value in given.items() if name in preset or isinstance(value, Context)}
+        arguments = {name: value for name, value in given.items() if name not in passed}
+        return {**check_arguments(spec, arguments, place), **passed}
 
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 

@@ -1,0 +1,272 @@
+"""A model bound to a POML prompt, and the arguments of an agent that is built from one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Protocol
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
+from llama_index.core.llms import LLM
+from llama_index.core.llms.llm import (
+    astream_chat_response_to_tokens,
+    astream_completion_response_to_tokens,
+    stream_chat_response_to_tokens,
+    stream_completion_response_to_tokens,
+)
+from llama_index.core.types import TokenAsyncGen, TokenGen
+from pydantic import BaseModel
+
+from pomlflow.exceptions import PomlError
+from pomlflow.frame import tool_specs
+from pomlflow.llama_index.llm import BoundLLM, Options, Request
+from pomlflow.llama_index.messages import Rendered
+from pomlflow.llama_index.providers import settings_for
+from pomlflow.llama_index.structured import AnswerReader, output_class
+from pomlflow.llama_index.tools import tied
+
+__all__ = ["PomlLLM", "agent_kwargs"]
+
+_dispatcher = get_dispatcher(__name__)
+
+
+class Renderer(Protocol):
+    """What is bound: a `PomlPromptTemplate`."""
+
+    @property
+    def label(self) -> str:
+        """The prompt's name, its file, or ``<inline>``."""
+
+    def render(self, variables: Mapping[str, Any], /) -> Rendered:
+        """Render once."""
+
+    async def arender(self, variables: Mapping[str, Any], /) -> Rendered:
+        """Render once, without blocking the event loop."""
+
+
+class PomlLLM:
+    """A model bound to a POML prompt: LlamaIndex's methods, which take the prompt's variables.
+
+    Each call renders once and applies the whole result to this call: messages, tools, runtime settings under the
+    model's names, and the output schema as the provider's structured output (where the model has none, as a function
+    to call or as instructions). Arguments given here override the file's.
+
+    Args:
+        prompt: The prompt.
+        llm: The model.
+        **llm_kwargs: Arguments of the model's chat, for all calls.
+
+    Example:
+        >>> from llama_index.core.llms import MockLLM
+        >>> from pomlflow.llama_index import PomlPromptTemplate
+        >>> bound = PomlPromptTemplate("<p>{{topic}}</p>").bind_to(MockLLM(), max_tokens=2)
+        >>> bound.predict(topic="POML")
+        'text text'
+    """
+
+    def __init__(self, prompt: Renderer, llm: LLM, /, **llm_kwargs: Any) -> None:
+        if not isinstance(llm, LLM):
+            raise TypeError(f"bind_to takes one of LlamaIndex's LLMs, not a {type(llm).__name__}")
+        self.prompt = prompt
+        self.llm = llm
+        self.llm_kwargs = llm_kwargs
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.prompt.label!r}, {self.llm.class_name()})"
+
+    def _request(self, rendered: Rendered, llm_kwargs: Options, **options: Any) -> Request:
+        output = rendered.record.result()
+        own = {**self.llm_kwargs, **(llm_kwargs or {})}
+        settings = settings_for(self.llm, output.get("runtime"), own, rendered.place)
+        choice = settings.pop("tool_choice", None)
+        model = BoundLLM.of(self.llm, settings, own, place=rendered.place)
+        options = {"tools": tool_specs(output), "choice": choice, "schema": output.get("schema"), **options}
+        return model.request(rendered, **options)
+
+    def _structured(self, rendered: Rendered, llm_kwargs: Options, kind: type[BaseModel] | None) -> Request:
+        reader = AnswerReader.of(kind, rendered.record.result().get("schema"), rendered.place)
+        return self._request(rendered, llm_kwargs, tools=(), reader=reader)
+
+    @_dispatcher.span
+    def chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponse:
+        """Render, and chat.
+
+        Args:
+            llm_kwargs: Arguments of the model's chat for this call; they override all others.
+            **variables: The prompt's variables.
+
+        Returns:
+            The model's response.
+
+        Raises:
+            PomlError: The render failed, or the model does not take a part of the file.
+        """
+        response: ChatResponse = self._request(self.prompt.render(variables), llm_kwargs, chats=True).send()
+        return response
+
+    @_dispatcher.span
+    async def achat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponse:
+        """Render and chat without blocking the event loop; otherwise like `chat`."""
+        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=True)
+        response: ChatResponse = await request.send("a")
+        return response
+
+    @_dispatcher.span
+    def stream_chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponseGen:
+        """Render, and stream a chat; otherwise like `chat`."""
+        stream: ChatResponseGen = self._request(self.prompt.render(variables), llm_kwargs, chats=True).send("stream_")
+        return stream
+
+    @_dispatcher.span
+    async def astream_chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponseAsyncGen:
+        """Render and stream a chat without blocking the event loop; otherwise like `chat`."""
+        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=True)
+        stream: ChatResponseAsyncGen = await request.send("astream_")
+        return stream
+
+    @_dispatcher.span
+    def complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponse:
+        """Render to one text, and complete it; otherwise like `chat`. A prompt with more than text is an error."""
+        response: CompletionResponse = self._request(self.prompt.render(variables), llm_kwargs, chats=False).send()
+        return response
+
+    @_dispatcher.span
+    async def acomplete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponse:
+        """Render and complete without blocking the event loop; otherwise like `complete`."""
+        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=False)
+        response: CompletionResponse = await request.send("a")
+        return response
+
+    @_dispatcher.span
+    def stream_complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponseGen:
+        """Render to one text, and stream its completion; otherwise like `complete`."""
+        request = self._request(self.prompt.render(variables), llm_kwargs, chats=False)
+        stream: CompletionResponseGen = request.send("stream_")
+        return stream
+
+    @_dispatcher.span
+    async def astream_complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponseAsyncGen:
+        """Render and stream a completion without blocking the event loop; otherwise like `complete`."""
+        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=False)
+        stream: CompletionResponseAsyncGen = await request.send("astream_")
+        return stream
+
+    @_dispatcher.span
+    def predict(self, *, llm_kwargs: Options = None, **variables: Any) -> str:
+        """Render, and return the text of the answer, whether the model chats or completes; otherwise like `chat`."""
+        request = self._request(self.prompt.render(variables), llm_kwargs)
+        return request.model.answer(request.send())
+
+    @_dispatcher.span
+    async def apredict(self, *, llm_kwargs: Options = None, **variables: Any) -> str:
+        """Render and predict without blocking the event loop; otherwise like `predict`."""
+        request = self._request(await self.prompt.arender(variables), llm_kwargs)
+        return request.model.answer(await request.send("a"))
+
+    @_dispatcher.span
+    def stream(self, *, llm_kwargs: Options = None, **variables: Any) -> TokenGen:
+        """Render, and stream the text of the answer; otherwise like `predict`."""
+        request = self._request(self.prompt.render(variables), llm_kwargs)
+        stream = request.send("stream_")
+        return stream_chat_response_to_tokens(stream) if request.chats else stream_completion_response_to_tokens(stream)
+
+    @_dispatcher.span
+    async def astream(self, *, llm_kwargs: Options = None, **variables: Any) -> TokenAsyncGen:
+        """Render and stream the text without blocking the event loop; otherwise like `predict`."""
+        request = self._request(await self.prompt.arender(variables), llm_kwargs)
+        tokens = astream_chat_response_to_tokens if request.chats else astream_completion_response_to_tokens
+        return await tokens(await request.send("astream_"))
+
+    @_dispatcher.span
+    def structured_predict(
+        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
+    ) -> Any:
+        """Render, and return the answer as an object by ``<output-schema>``; the model gets no tools.
+
+        Args:
+            output_cls: A pydantic class for the answer; by default that of `PomlPromptTemplate.output_cls`. If the
+                template has no schema, the class's own is used.
+            llm_kwargs: Arguments of the model's chat or completion for this call; they override all others.
+            **variables: The prompt's variables.
+
+        Returns:
+            An instance: its properties are attributes, and ``model_dump()`` gives a dict, as with LlamaIndex's own
+            structured prediction.
+
+        Raises:
+            AnswerError: The answer does not match the schema; the error holds the answer.
+            ConfigurationError: There is neither a schema nor a class.
+            PomlError: As `chat` raises it.
+        """
+        request = self._structured(self.prompt.render(variables), llm_kwargs, output_cls)
+        return request.read(request.send())
+
+    @_dispatcher.span
+    async def astructured_predict(
+        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
+    ) -> Any:
+        """Return the object without blocking the event loop; otherwise like `structured_predict`."""
+        request = self._structured(await self.prompt.arender(variables), llm_kwargs, output_cls)
+        return request.read(await request.send("a"))
+
+    @_dispatcher.span
+    def stream_structured_predict(
+        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
+    ) -> Iterator[Any]:
+        """Stream the object as it grows; otherwise like `structured_predict`.
+
+        Yields:
+            Instances of the answer so far, unchecked, in which missing properties are None; the last one is complete
+            and checked by the schema.
+        """
+        return self._structured(self.prompt.render(variables), llm_kwargs, output_cls).stream()
+
+    @_dispatcher.span
+    async def astream_structured_predict(
+        self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
+    ) -> AsyncIterator[Any]:
+        """Stream the object without blocking the event loop; otherwise like `stream_structured_predict`."""
+        return await self._structured(await self.prompt.arender(variables), llm_kwargs, output_cls).astream()
+
+
+def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `FunctionAgent`, `ReActAgent` and `CodeActAgent` for a render of their prompt."""
+    record, place = rendered.record, rendered.place
+    output, own = record.result(), dict(llm_kwargs)
+    settings = settings_for(llm, output.get("runtime"), own, place)
+    # Not in each call: an agent that has to call a tool each time never ends.
+    choice = own.pop("tool_choice", settings.pop("tool_choice", None))
+    system, examples = _system_and_examples(rendered, place)
+    record = dataclasses.replace(record, variables={}, output={**output, "messages": []})  # for the link, no content
+    made: dict[str, Any] = {
+        "llm": BoundLLM.of(llm, settings, own, examples=examples, place=place, record=record),
+        "system_prompt": system,
+        "tools": tied(tool_specs(output), tools, place),
+    }
+    if choice is not None and llm.metadata.is_function_calling_model:
+        made["initial_tool_choice"] = choice
+    if schema := output.get("schema"):
+        made["output_cls"] = output_class(schema, place)
+    return made
+
+
+def _system_and_examples(rendered: Rendered, place: str) -> tuple[str | None, list[ChatMessage]]:
+    if rendered.text is not None:  # one text without a role describes the agent
+        system, examples = rendered.messages, []
+    else:
+        system = [message for message in rendered.messages if message.role == MessageRole.SYSTEM]
+        examples = [message for message in rendered.messages if message.role != MessageRole.SYSTEM]
+    for block in (block for message in system for block in message.blocks if not isinstance(block, TextBlock)):
+        raise PomlError(f"{place}: an agent's system prompt is a text, which cannot hold its {block.block_type}")
+    return "\n\n".join(message.content or "" for message in system) or None, examples
