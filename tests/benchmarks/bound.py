@@ -57,26 +57,29 @@ def _llama_index() -> Iterator[Row]:
     from llama_index.core.llms import ChatResponse, MockLLM
     from llama_index.core.llms.callbacks import llm_chat_callback
     from llama_index.core.llms.mock import MockFunctionCallingLLM
-    from pomlflow.llama_index.request import Request
 
     from pomlflow.llama_index import PomlPromptTemplate
-    from pomlflow.llama_index.llm import PomlLLM
+    from pomlflow.llama_index.binding import PomlLLM
 
     class Model(MockFunctionCallingLLM):
         @llm_chat_callback()
         def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+            heard[:] = messages, kwargs
             return answer
 
-    class Rendered(PomlLLM):
-        def _request(self, *_: Any, **__: Any) -> Request:
-            return Request(prompt, model, rendered, {})
+    class Fixed(PomlPromptTemplate):
+        def render(self, *_: Any, **__: Any) -> Any:
+            return rendered
 
+    heard: list[Any] = []
     answer = MockLLM(is_chat_model=True, max_tokens=1).chat([])
     model = Model(is_chat_model=True)
     prompt = PomlPromptTemplate(MARKUP)
-    rendered = prompt._render({"name": "Ada"})
-    bound, said = Rendered(prompt, model), Request(prompt, model, rendered, {})
-    work = {"poml": lambda: bound.chat(name="Ada"), "hand": lambda: model.chat(said.messages, **said.options)}
+    rendered = prompt.render({"name": "Ada"})
+    bound = PomlLLM(Fixed(MARKUP), model)
+    bound.chat(name="Ada")
+    messages, options = heard
+    work = {"poml": lambda: bound.chat(name="Ada"), "hand": lambda: model.chat(messages, **options)}
     yield _row("LlamaIndex", interleaved(work, rounds=15, times=300))
 
 

@@ -1,4 +1,4 @@
-"""A trace's renders once more, on a real store: identical, or where they differ and why."""
+"""A trace's renders again, on a real store: identical, or where they differ and what has changed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def picture(colour: int = 0) -> bytes:
 PICTURE = picture()
 
 
-class Told(Notes):
-    """Notes, whose descriptions tell all, as the adapters' do."""
+class FullNotes(Notes):
+    """Notes whose descriptions are complete, like the adapters'."""
 
     def describe(self, message: Note) -> dict[str, Any]:
         return {**self.to_poml(message), "long": True}
@@ -63,7 +63,7 @@ def trace_of(mlflow_store: str) -> Iterator[Callable[..., str]]:
     def store(*renders: tuple[Template, Mapping[str, Any]], native: bool = False, **options: Any) -> str:
         with mlflow.start_span("chain") as span:
             for template, variables in renders:
-                record = template.render(variables, history=Told() if native else None)
+                record = template.render(variables, history=FullNotes() if native else None)
                 assert record.output or record.error
                 log_render(record, parent=span, **{"register": False, **options})
         return str(span.trace_id)
@@ -84,8 +84,11 @@ def texts(render: ReplayedRender) -> list[str]:
 # --- identical ---
 
 
-def test_what_the_corpus_holds_comes_out_as_it_did(trace_of: Callable[..., str]) -> None:
+def test_what_the_corpus_holds_comes_out_as_it_did(
+    trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Documents, pictures, tools, schemas, stylesheets, one text, errors: in one trace, with its attachments."""
+    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=Path(__file__).parents[1] / "corpus"))
     every = cases()[::3]  # a span takes MLflow 50 ms to store
     store = [
         (Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat, register=False), one.variables)
@@ -140,7 +143,7 @@ def test_media_are_read_back_from_the_artifact_store(trace_of: Callable[..., str
 
 
 def test_a_failed_render_fails_as_it_did(trace_of: Callable[..., str], folder: Path) -> None:
-    """It is told without the file, whose path is another one elsewhere."""
+    """Errors are compared without the file, whose path differs between machines."""
     wrong = Template(path=write(folder / "a.poml", "<poml>\n  <p>{{ x.y.z }}</p>\n</poml>"))
     replayed = pomlflow.replay(trace_of((wrong, {"x": {}}), (wrong, {"y": 1})))
     assert replayed.identical
@@ -182,10 +185,10 @@ def test_a_file_that_has_changed_or_is_gone_is_named(trace_of: Callable[..., str
     assert render.reasons[0] == f"p/tone.poml is not there any more ({folder / 'p' / 'tone.poml'})"
     shown = str(pomlflow.replay(trace_id)).splitlines()
     assert shown[:3] == [f"{trace_id}: 1 different", "poml p.a (p/a.poml): different", "  error"]
-    assert shown[-2].startswith("  because p/tone.poml is not there any more")
+    assert shown[-2].startswith("  p/tone.poml is not there any more")
 
 
-def test_elsewhere_the_prompt_root_tells_where_files_are(
+def test_files_are_found_from_the_prompt_root(
     trace_of: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder / "p" / "tone.poml", "<p>Be kind.</p>")
@@ -201,7 +204,7 @@ def test_elsewhere_the_prompt_root_tells_where_files_are(
 def test_files_that_are_gone_come_out_of_the_registry(
     trace_of: Callable[..., str], folder: Path, registry: PromptRegistry
 ) -> None:
-    """As on another machine: the version that the trace names holds them. Those that are there are looked at."""
+    """As on another machine: the version that the trace names holds them. Files that are there are read."""
     name = f"p{os.getpid()}"
     write(folder / name / "tone.poml", "<p>Be kind.</p>")
     template = Template(path=write(folder / name / "a.poml", '<poml><include src="tone.poml"/><p>{{q}}</p></poml>'))
@@ -218,34 +221,39 @@ def test_files_that_are_gone_come_out_of_the_registry(
     assert pomlflow.replay(trace_id).identical
 
 
-def test_other_versions_are_a_reason(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new poml, which renders otherwise."""
-    trace_id = trace_of((Template(HELLO), {"name": "Ada"}))
+def test_versions_that_have_changed_are_named(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    trace_id = trace_of((Template("<p>{{ Math.random() }}</p>"), {}))
     monkeypatch.setattr("pomlflow.engine.poml_version", lambda: "0.0.9")
-    assert only(trace_id).outcome == "identical"
-    monkeypatch.setattr(
-        "pomlflow.tracking.stored.StoredRender.read_inputs", lambda *_: {"prompt": "<p/>", "context": {}}
-    )
-    render = only(trace_id)
-    assert texts(render) == ["messages[0].content\n- Hello Ada\n+ "]
-    assert render.reasons == ("poml was 0.0.8, and is 0.0.9 now",)
+    assert only(trace_id).reasons == ("poml was 0.0.8, and is 0.0.9 now",)
 
 
-def test_what_depends_on_more_than_the_trace_is_told(trace_of: Callable[..., str], folder: Path) -> None:
+def test_a_difference_without_a_change_that_the_trace_names(trace_of: Callable[..., str], folder: Path) -> None:
+    """A clock, chance, or a file that a variable names: only the difference is known."""
     write(folder / "one.txt", "one")
-    clock = Template("<p>{{ Math.random() }}</p>")
-    by_name = Template('<document src="{{file}}"/>')
-    trace_id = trace_of((clock, {}), (by_name, {"file": "one.txt"}))
+    trace_id = trace_of((Template('<document src="{{file}}"/>'), {"file": "one.txt"}))
+    assert only(trace_id).outcome == "identical"
     write(folder / "one.txt", "two")
-    replayed = pomlflow.replay(trace_id)
-    assert not replayed.identical
-    assert [render.reasons for render in replayed.renders] == [
-        ("{{ Math.random() }} depends on more than the trace (Math.random)",),
-        ('src="{{file}}" names a file by a variable: the trace does not tell what it held',),
-    ]
+    render = only(trace_id)
+    assert texts(render) == ["messages[0].content\n- one\n+ two"]
+    assert render.reasons == ("none of the files and versions that the trace names has changed",)
 
 
-def test_a_picture_that_has_changed_is_told_by_its_digest(trace_of: Callable[..., str], folder: Path) -> None:
+def test_a_trace_is_not_trusted(trace_of: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read files where a replay looks for its own, and no others, whatever folder it names."""
+    work, other = folder / "work", folder / "other"
+    write(other / "note.txt", "the secret")
+    work.mkdir()
+    monkeypatch.chdir(work)
+    trace_id = trace_of((Template('<document src="note.txt"/>', base_dir=other), {}))
+    render = only(trace_id)
+    assert render.record is not None
+    assert "may not be read: this template is not trusted" in str(render.record.error)
+    assert "the secret" not in "".join(difference.now or "" for difference in render.differences)
+    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder))
+    assert only(trace_id).outcome == "different"  # its folder is named from the new root
+
+
+def test_a_picture_that_has_changed_is_shown_by_its_digest(trace_of: Callable[..., str], folder: Path) -> None:
     (folder / "a.png").write_bytes(picture(1))
     trace_id = trace_of((Template('<img src="a.png" syntax="multimedia"/>'), {}))
     (folder / "a.png").write_bytes(picture(2))
@@ -265,7 +273,7 @@ def redacted(span: Any) -> None:
     span.set_inputs({"prompt": "…"})
 
 
-def test_what_a_mask_took_out_is_told(trace_of: Callable[..., str]) -> None:
+def test_what_a_mask_removed_is_a_reason(trace_of: Callable[..., str]) -> None:
     render = Template(HELLO), {"name": "Ada"}
     nothing = only(trace_of(render, mask=lambda _: {}))
     assert (nothing.outcome, nothing.record) == ("incomplete", None)
@@ -278,24 +286,24 @@ def test_what_a_mask_took_out_is_told(trace_of: Callable[..., str]) -> None:
     assert failed.reasons == ("the handler's mask changed the error before it was stored",)
 
 
-def test_what_a_span_processor_took_out_is_told(trace_of: Callable[..., str]) -> None:
+def test_what_a_span_processor_removed_is_a_reason(trace_of: Callable[..., str]) -> None:
     mlflow.tracing.configure(span_processors=[redacted])
     try:
         trace_id = trace_of((Template(HELLO), {"name": "Ada"}))
     finally:
         mlflow.tracing.reset()
-    told = "the markup and the variables are not in the trace: something has redacted them"
-    assert only(trace_id).reasons == (told,)
+    reason = "the markup and the variables are not in the trace: something has redacted them"
+    assert only(trace_id).reasons == (reason,)
 
 
-def test_what_was_cut_is_told(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_cut_is_a_reason(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "300")
     mlflow.tracing.reset()
     render = only(trace_of((Template(HELLO), {"name": "Ada" * 200})))
     assert render.reasons == ("the inputs were cut short (OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT?)",)
 
 
-def test_an_attachment_that_was_too_large_is_told(
+def test_an_attachment_that_was_too_large_is_a_reason(
     trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACE_MAX_ATTACHMENT_SIZE", "10")

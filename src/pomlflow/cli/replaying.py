@@ -20,8 +20,8 @@ __all__ = ["replay"]
 def replay(ctx: click.Context, trace_id: str, as_json: bool, tracking_uri: str | None) -> None:
     """Render a trace's prompts once more, and compare.
 
-    It says what differs, and why. It runs the templates that the trace holds. Run it in the prompt root, or set
-    POMLFLOW_PROMPT_ROOT, so that files that they read are found.
+    It shows what differs, and which files and versions have changed. It runs the templates that the trace holds. Run it
+    in the prompt root, or set POMLFLOW_PROMPT_ROOT, so that files that they read are found.
 
     \b
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0

@@ -1,25 +1,28 @@
-"""A trace's POML renders, done once more and compared."""
+"""Render the prompts of a stored trace again, and compare message by message."""
 
 from __future__ import annotations
 
+import base64
 import posixpath
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Trace, TraceInfo
+from mlflow.entities import Span, Trace, TraceInfo
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracing.attachments import Attachment
-from mlflow.tracing.client import TracingClient
+from mlflow.tracing.utils.artifact_utils import get_artifact_uri_for_trace
+from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 from typing_extensions import override
 
+from pomlflow.engine.roots import trusted_roots
 from pomlflow.exceptions import PomlError, TraceNotFoundError
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
@@ -27,23 +30,27 @@ from pomlflow.template import Template
 from pomlflow.template.history import REQUEST, RESPONSE, History
 from pomlflow.template.whitespace import protect, restore
 from pomlflow.tracking.background import shown
-from pomlflow.tracking.compare import Difference, differences
+from pomlflow.tracking.compare import Difference, Fetch, compare
+from pomlflow.tracking.facts import ATTRIBUTE, facts_of, folder_of, is_attachment
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.spans import span_content
-from pomlflow.tracking.stored import LostContentError, StoredRender, facts_of
 
 __all__ = ["Replay", "ReplayedRender", "replay"]
 
-_MISSING = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INVALID_PARAMETER_VALUE"}
-# What makes the same markup and variables come out otherwise another time, or elsewhere.
-_OUTSIDE = re.compile(
-    r"\b(Date|Math\.random|performance|crypto|process|fetch|globalThis|toLocale\w+|Intl|localeCompare)\b"
-)
+_NOT_FOUND: Final = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INVALID_PARAMETER_VALUE"}
+_TOO_LARGE: Final = "[Attachment too large: "  # mlflow 3.12 to 3.18, under MLFLOW_TRACE_MAX_ATTACHMENT_SIZE
+_UNCHANGED: Final = "none of the files and versions that the trace names has changed"
+
+_Place = tuple[str | int, ...]  # the keys and indices that lead to a value
+
+
+class _LostContentError(Exception):
+    """A part of a render is not in the trace; the message says which, and why."""
 
 
 @dataclass(frozen=True)
 class ReplayedRender:
-    """One render of a trace, done once more.
+    """One render of a trace, rendered again.
 
     Attributes:
         span_id: Its span in the trace.
@@ -52,8 +59,8 @@ class ReplayedRender:
         outcome: ``"identical"``; ``"different"``; or ``"incomplete"`` where the trace does not hold enough of it to be
             rendered or compared.
         differences: Where it differs.
-        reasons: Why, as far as that is known.
-        record: The render of now; None where there was none.
+        reasons: The files and versions that have changed; of an incomplete one, what the trace lacks.
+        record: The new render; None where there was none.
     """
 
     span_id: str
@@ -67,14 +74,14 @@ class ReplayedRender:
     def __str__(self) -> str:
         place = f" ({self.path})" if self.path else ""
         lines = [f"{self.title}{place}: {self.outcome}"]
-        for told in (*map(str, self.differences), *(f"because {reason}" for reason in self.reasons)):
-            lines += [f"  {line}" for line in told.split("\n")]
+        for part in (*map(str, self.differences), *self.reasons):
+            lines += [f"  {line}" for line in part.split("\n")]
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of a trace's renders.
+    """The result of replaying a trace.
 
     Attributes:
         trace_id: The trace.
@@ -86,7 +93,7 @@ class Replay:
 
     @property
     def identical(self) -> bool:
-        """Whether all of them came out as they did; False for a trace without any."""
+        """Whether all renders came out the same; False for a trace without any."""
         return bool(self.renders) and all(render.outcome == "identical" for render in self.renders)
 
     def __str__(self) -> str:
@@ -98,15 +105,16 @@ class Replay:
 
 
 def replay(trace_id: str) -> Replay:
-    """Render once more what was rendered in a trace, from the trace alone, and compare message by message.
+    """Render again what was rendered in a trace, from the trace alone, and compare message by message.
 
-    It takes the markup, the variables and the stylesheet from the trace, and files that the markup reads from where
-    they lay, relative to the prompt root (`pomlflow.configure`), or out of the registry where they came from there or
-    are gone; the trace knows their digests, and those that have changed are named. Histories of a framework's
-    messages, bytes, NaN, kept whitespace and media are as they were. What the handler's mask, a span processor or a
-    limit took out of the trace is lost: such a render is incomplete.
+    The markup, the variables and the stylesheet come from the trace; files that the markup reads come from where they
+    are relative to the prompt root (`pomlflow.configure`), or from the registry, where the prompt came from there or
+    they are missing. The trace has their digests, and those that have changed are named. Histories of a framework's
+    messages, bytes, NaN, kept whitespace and media are restored. What the handler's mask, a span processor or a limit
+    removed from the trace is lost: such a render is incomplete.
 
-    A template is code (JavaScript in its expressions): replay traces of people whose templates you would run.
+    A template is code (JavaScript in its expressions), and that of a trace is not trusted: it renders in the processes
+    for prompts of registries, and may read files in the prompt root, the working folder and ``allow_read``.
 
     Args:
         trace_id: The trace, in the store that MLflow is set to.
@@ -116,7 +124,7 @@ def replay(trace_id: str) -> Replay:
 
     Raises:
         TraceNotFoundError: There is no such trace.
-        MlflowException: The store failed, or is away.
+        MlflowException: The store failed or is unreachable.
 
     Example:
         >>> print(replay("tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0"))
@@ -125,60 +133,180 @@ def replay(trace_id: str) -> Replay:
           messages[0].content
           - Be kind.
           + Be brief.
-          because support/tone.poml has changed
+          support/tone.poml has changed: it was written at 2026-03-02 11:04:31
     """
-    trace = _fetch(trace_id)
-    attachments = _Attachments(trace.info)
-    stored = [render for span in trace.data.spans if (render := StoredRender.of(span)) is not None]
-    return Replay(trace_id, tuple(_replayed(one, attachments) for one in sorted(stored, key=lambda one: one.start_ns)))
+    trace = _fetch_trace(trace_id)
+    fetch = _attachment_reader(trace.info)
+    spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
+    return Replay(
+        trace_id, tuple(_StoredRender(span, fetch).replay() for span in spans if "poml.digest" in span.attributes)
+    )
 
 
-def _fetch(trace_id: str) -> Trace:
+def _fetch_trace(trace_id: str) -> Trace:
     client = MlflowClient()
-    for last in (False, True):
-        try:
-            trace: Trace = client.get_trace(trace_id, display=False)
-            if trace.info.state.value != "IN_PROGRESS" or last:
-                return trace
-        except MlflowException as error:
-            half_stored = "artifact location" in error.message and not last  # mlflow 3.12: its spans are there already
-            if error.error_code not in _MISSING and not half_stored:
-                raise
-            if last:
-                store = shown(mlflow.get_tracking_uri())
-                raise TraceNotFoundError(
-                    f"no trace {trace_id} in {store} ({error.message}): choose its store with MLFLOW_TRACKING_URI or "
-                    "mlflow.set_tracking_uri()"
-                ) from error
-        mlflow.flush_trace_async_logging()  # this process may have made it a moment ago
-    raise AssertionError  # pragma: no cover
+    try:
+        trace: Trace = client.get_trace(trace_id, display=False)
+        if trace.info.state.value != "IN_PROGRESS":
+            return trace
+    except MlflowException as error:
+        # upstream: mlflow 3.12: a trace whose spans are stored before the rest of it has no "artifact location".
+        if error.error_code not in _NOT_FOUND and "artifact location" not in error.message:
+            raise
+    mlflow.flush_trace_async_logging()  # this process may have made it a moment ago
+    try:
+        trace = client.get_trace(trace_id, display=False)
+    except MlflowException as error:
+        if error.error_code not in _NOT_FOUND:
+            raise
+        raise TraceNotFoundError(
+            f"no trace {trace_id} in {shown(mlflow.get_tracking_uri())} ({error.message}): choose its store with "
+            "MLFLOW_TRACKING_URI or mlflow.set_tracking_uri()"
+        ) from error
+    return trace
 
 
-class _Attachments:
-    """Reads what MLflow took out of a trace's spans."""
+def _attachment_reader(info: TraceInfo) -> Fetch:
+    @cache
+    def repository() -> Any:
+        uri, store = get_artifact_uri_for_trace(info), mlflow.get_tracking_uri()
+        return get_artifact_repository(add_databricks_profile_info_to_artifact_uri(uri, store))  # type: ignore[no-untyped-call] # in MLflow
 
-    def __init__(self, info: TraceInfo) -> None:
-        self._info = info
-
-    @cached_property
-    def _store(self) -> Any:
-        # MLflow (3.12 to 3.17) has no public way to an attachment; this is what its own judges use.
-        return TracingClient()._get_artifact_repo_for_trace(self._info)
-
-    def __call__(self, reference: str) -> bytes:
+    def fetch(reference: str) -> bytes:
         known = Attachment.parse_ref(reference) or {}
         try:
-            content: bytes = self._store.download_trace_attachment(known.get("attachment_id"))
+            content: bytes = repository().download_trace_attachment(known.get("attachment_id"))
         except Exception as error:
             kind = known.get("content_type", "unknown")
-            raise LostContentError(f"an attachment ({kind}) is not in the artifact store: {error}") from error
+            raise _LostContentError(f"an attachment ({kind}) is not in the artifact store: {error}") from error
         return content
+
+    return fetch
+
+
+class _StoredRender:
+    """A render as its span has it."""
+
+    def __init__(self, span: Span, fetch: Fetch) -> None:
+        self._span = span
+        self._fetch = fetch
+        self._attributes = span.attributes
+        facts = self._attributes.get(ATTRIBUTE)
+        self._facts: Mapping[str, Any] = facts if isinstance(facts, dict) else {}
+        self._path: str | None = self._attributes.get("poml.path")
+        self._folder: str = self._facts.get("folder", folder_of(self._path)) or "."
+
+    def replay(self) -> ReplayedRender:
+        """Render again and compare."""
+        head = self._span.span_id, self._span.name, self._path
+        record = None
+        try:
+            template, record = self._render(self._inputs())
+            differences = tuple(self._differences(record))
+        except _LostContentError as error:
+            return ReplayedRender(*head, "incomplete", reasons=(str(error),), record=record)
+        if not differences:
+            return ReplayedRender(*head, "identical", record=record)
+        changes = (*self._changed_versions(record), *self._changed_files(template, record))
+        return ReplayedRender(*head, "different", differences, changes or (_UNCHANGED,), record)
+
+    def _inputs(self) -> dict[str, Any]:
+        """Return ``prompt``, ``context`` and ``stylesheet`` as they were given, attachments included."""
+        stored = self._span.inputs
+        if "inputs" in self._facts.get("masked", ()):
+            raise _LostContentError("the handler's mask changed the markup or the variables before they were stored")
+        if "inputs" in self._facts.get("cut", ()):
+            raise _LostContentError(
+                "the markup or the variables were cut when they were stored (pomlflow.configure(max_content=…))"
+            )
+        if isinstance(stored, str):
+            raise _LostContentError("the inputs were cut short (OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT?)")
+        bare = {tuple(place) for place in self._facts.get("bare", ())}
+        inputs: Any = _restored(stored, self._fetch, bare)
+        kinds = (("prompt", str), ("context", dict))
+        if not (isinstance(inputs, dict) and all(isinstance(inputs.get(key), kind) for key, kind in kinds)):
+            raise _LostContentError("the markup and the variables are not in the trace: something has redacted them")
+        return inputs
+
+    def _template(self, inputs: Mapping[str, Any]) -> Template:
+        """Return the trace's markup with its files: those of this machine, or the registry's if it came from there."""
+        folder = (settings().prompt_root or Path.cwd()) / self._folder
+        options: dict[str, Any] = {"stylesheet": inputs.get("stylesheet"), "chat": self._facts.get("chat", True)}
+        uri, files = self._attributes.get("poml.prompt"), self._facts.get("files", {})
+        if files and uri and ("version" in self._facts or not all((folder / path).exists() for path in files)):
+            with suppress(PomlError):
+                registered = Template(origin=open_prompt(uri), **options)
+                if registered.digest == self._attributes["poml.digest"]:
+                    return registered
+        return Template(inputs["prompt"], base_dir=folder, **options)
+
+    def _render(self, inputs: Mapping[str, Any]) -> tuple[Template, RenderRecord]:
+        template = self._template(inputs)
+        snapshot = template.current()
+        if snapshot.roots is None:
+            # With roots it is rendered as untrusted. The trace's own folder is no root: a trace may name any.
+            snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(None))))
+        variables: Mapping[str, Any] = inputs["context"]
+        hidden: tuple[str, ...] = ()
+        if self._facts.get("spaced"):
+            variables, hidden = protect(variables, snapshot, template.stylesheet)
+        history = _StoredHistory([name for name in self._facts.get("natives", ()) if name in variables])
+        return template, restore(template.render(variables, history=history, snapshot=snapshot), hidden)
+
+    def _differences(self, record: RenderRecord) -> Iterator[Difference]:
+        if "outputs" in self._facts.get("cut", ()):
+            raise _LostContentError(
+                "it renders, but its output was cut when it was stored (pomlflow.configure(max_content=…))"
+            )
+        masked = "outputs" in self._facts.get("masked", ())
+        failed = self._span.status.status_code.value == "ERROR"
+        if failed or record.error is not None:
+            if masked:
+                raise _LostContentError("the handler's mask changed the error before it was stored")
+            then = self._stored_error() if failed else None
+            now = None if record.error is None else _without_file(str(record.error), vars(record.error).get)
+            if then != now:
+                yield Difference("error", then, now)
+            return
+        if masked:
+            raise _LostContentError("it renders, but the handler's mask changed the messages before they were stored")
+        if not isinstance(self._span.outputs, dict):
+            raise _LostContentError("it renders, but the messages are not in the trace, or were cut short")
+        yield from compare(self._span.outputs, span_content(record)["outputs"], self._fetch)
+
+    def _stored_error(self) -> str:
+        message = self._attributes.get("poml.error", self._span.status.description)
+        return _without_file(str(message), lambda place: self._attributes.get(f"poml.error.{place}"))
+
+    def _changed_versions(self, record: RenderRecord) -> Iterator[str]:
+        for package, then, now in (
+            ("poml", self._attributes.get("poml.version", ""), record.poml_version),
+            ("pomlflow", self._facts.get("pomlflow", "before 0.1.0"), facts_of(record)["pomlflow"]),
+        ):
+            if then != now:
+                yield f"{package} was {then}, and is {now} now"
+
+    def _changed_files(self, template: Template, record: RenderRecord) -> Iterator[str]:
+        folder, then = template.base_dir, self._facts.get("files", {})
+        if folder is None or not then:  # files from the registry are as they were
+            return
+        if not folder.is_dir():
+            yield f"there is no folder {folder}: run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
+            return
+        now = {file.path: file.sha256 for file in record.files}
+        for path, digest in then.items():
+            file, name = folder / path, posixpath.normpath(posixpath.join(self._folder, path))
+            if not file.exists():
+                yield f"{name} is not there any more ({file})"
+            elif not now.get(path, "").startswith(digest):
+                changed = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+                yield f"{name} has changed: it was written at {changed:%Y-%m-%d %H:%M:%S}"
 
 
 class _StoredHistory(History[Mapping[str, Any]]):
-    """A framework's messages as a trace has them: the descriptions that expressions saw."""
+    """A framework's messages as a trace has them: the descriptions that expressions used."""
 
-    native = type(None)  # what is a message is told by the trace
+    native = type(None)  # the trace says which variables are messages
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
@@ -192,142 +320,46 @@ class _StoredHistory(History[Mapping[str, Any]]):
 
     @override
     def convert(self, value: Any) -> list[Mapping[str, Any]]:
-        """Take them as they are."""
         return list(value)
 
     @override
     def to_poml(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Put a description's calls, which stand beside its text, among its parts."""
+        """Put a description's tool calls, which are separate from its text, among its parts."""
         content = message.get("content", "")
         if isinstance(content, str):
             name = message.get("name") or ""
-            if (call := message.get("tool_call_id")) is not None:
-                content = [{"type": RESPONSE, "id": call, "name": name, "content": content}]
+            if (call_id := message.get("tool_call_id")) is not None:
+                content = [{"type": RESPONSE, "id": call_id, "name": name, "content": content}]
             elif calls := message.get("tool_calls"):
-                requests = [{"type": REQUEST, **_call(one)} for one in calls]
+                requests = [
+                    {"type": REQUEST, "id": call["id"] or "", "name": call["name"], "content": call["args"]}
+                    for call in calls
+                ]
                 content = [content, *requests] if content else requests
         return {"speaker": message["speaker"], "content": content}
 
     @override
     def describe(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Give a description as it was."""
         return dict(message)
 
 
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": call["id"] or "", "name": call["name"], "content": call["args"]}
+def _restored(value: Any, fetch: Fetch, bare: set[_Place], place: _Place = ()) -> Any:
+    """Replace the references to attachments in stored inputs by base64, or by data URIs where it was one."""
+    if isinstance(value, dict):
+        return {key: _restored(item, fetch, bare, (*place, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item, fetch, bare, (*place, index)) for index, item in enumerate(value)]
+    if isinstance(value, str) and value.startswith(_TOO_LARGE):
+        raise _LostContentError(f"{'.'.join(map(str, place))} is not in the trace: {value.strip('[]')}")
+    if not is_attachment(value):
+        return value
+    data = base64.b64encode(fetch(value)).decode()
+    known = Attachment.parse_ref(value) or {}
+    return data if place in bare else f"data:{known.get('content_type', '')};base64,{data}"
 
 
-def _replayed(stored: StoredRender, attachments: _Attachments) -> ReplayedRender:
-    head = stored.span_id, stored.title, stored.path
-    try:
-        template, record = _rendered(stored, stored.read_inputs(attachments))
-    except LostContentError as lost:
-        return ReplayedRender(*head, "incomplete", reasons=(str(lost),))
-    try:
-        found = tuple(_compared(stored, record, attachments))
-    except LostContentError as lost:
-        return ReplayedRender(*head, "incomplete", reasons=(str(lost),), record=record)
-    if not found:
-        return ReplayedRender(*head, "identical", record=record)
-    reasons = tuple(_reasons(stored, template, record)) or (_UNKNOWN,)
-    return ReplayedRender(*head, "different", found, reasons, record)
-
-
-_UNKNOWN = (
-    "of no reason that the trace tells: the markup, the files that it names and the versions are the same; a variable "
-    "may have been redacted after the render (by a span processor), or name a file that has changed"
-)
-
-
-def _template(stored: StoredRender, inputs: Mapping[str, Any]) -> Template:
-    """The trace's markup, with its files: those beside it, or the registry's where they were that or are gone."""
-    folder = (settings().prompt_root or Path.cwd()) / (stored.folder or ".")
-    options: dict[str, Any] = {"stylesheet": inputs.get("stylesheet"), "chat": stored.facts.get("chat", True)}
-    uri, files = stored.attributes.get("poml.prompt"), stored.facts.get("files", {})
-    if files and uri and ("version" in stored.facts or not all((folder / path).exists() for path in files)):
-        with suppress(PomlError):
-            registered = Template(origin=open_prompt(uri), **options)
-            if registered.digest == stored.attributes["poml.digest"]:
-                return registered
-    return Template(inputs["prompt"], base_dir=folder, **options)
-
-
-def _rendered(stored: StoredRender, inputs: Mapping[str, Any]) -> tuple[Template, RenderRecord]:
-    template = _template(stored, inputs)
-    variables: Mapping[str, Any] = inputs["context"]
-    hidden: tuple[str, ...] = ()
-    if stored.facts.get("spaced"):
-        variables, hidden = protect(variables, template.current(), template.stylesheet)
-    names = [name for name in stored.facts.get("natives", ()) if name in variables]
-    record = template.render(variables, history=_StoredHistory(names))
-    return template, restore(record, hidden)
-
-
-def _compared(stored: StoredRender, record: RenderRecord, attachments: _Attachments) -> Iterator[Difference]:
-    if stored.cut("outputs"):
-        raise LostContentError(
-            "it renders, but what it gave was cut when it was stored (pomlflow.configure(max_content=…))"
-        )
-    if stored.error is not None or record.error is not None:
-        if stored.masked("outputs"):
-            raise LostContentError("the handler's mask changed the error before it was stored")
-        then, now = _problem_then(stored), _problem_now(record.error)
-        if then != now:
-            yield Difference("error", then, now)
-        return
-    if stored.masked("outputs"):
-        raise LostContentError("it renders, but the handler's mask changed the messages before they were stored")
-    if not isinstance(stored.outputs, dict):
-        raise LostContentError("it renders, but the messages are not in the trace, or were cut short")
-    yield from differences(stored.outputs, span_content(record)["outputs"], attachments)
-
-
-def _problem_then(stored: StoredRender) -> str | None:
-    line, column = (stored.attributes.get(f"poml.error.{place}") for place in ("line", "column"))
-    return None if stored.error is None else _problem(stored.error, line, column)
-
-
-def _problem_now(error: PomlError | None) -> str | None:
-    line, column = (getattr(error, place, None) for place in ("line", "column"))
-    return None if error is None else _problem(str(error), line, column)
-
-
-def _problem(text: str, line: int | None, column: int | None) -> str:
-    """An error without its file, which is another one on another machine."""
-    first = text.split("\n", 1)[0]
-    return ":".join([*(str(place) for place in (line, column) if place is not None), first.partition(": ")[2] or first])
-
-
-def _reasons(stored: StoredRender, template: Template, record: RenderRecord) -> Iterator[str]:
-    for what, then, now in (
-        ("poml", stored.attributes.get("poml.version", ""), record.poml_version),
-        ("pomlflow", stored.facts.get("pomlflow", "before 0.1.0"), facts_of(record)["pomlflow"]),
-        ("the engine", stored.attributes.get("poml.engine"), record.engine),
-    ):
-        if then != now:
-            yield f"{what} was {then}, and is {now} now"
-    yield from _changed_files(stored, template, record)
-    for expression in template.inference.expressions:
-        if found := _OUTSIDE.search(expression):
-            yield f"{{{{ {expression} }}}} depends on more than the trace ({found[0]})"
-    for source in re.findall(r"""\bsrc\s*=\s*["']([^"']*\{\{[^"']*)["']""", record.source):
-        yield f'src="{source}" names a file by a variable: the trace does not tell what it held'
-
-
-def _changed_files(stored: StoredRender, template: Template, record: RenderRecord) -> Iterator[str]:
-    if template.base_dir is None:  # out of the registry, as it was
-        return
-    folder = template.base_dir
-    here = {file.path: file for file in record.files}
-    then = stored.facts.get("files", {})
-    if then and not folder.is_dir():
-        yield f"there is no folder {folder}: run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
-        return
-    for path, digest in then.items():
-        file, shown = folder / path, posixpath.normpath(posixpath.join(stored.folder or "", path))
-        if not file.exists():
-            yield f"{shown} is not there any more ({file})"
-        elif path not in here or not here[path].sha256.startswith(digest):
-            changed = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
-            yield f"{shown} has changed: it was written at {changed:%Y-%m-%d %H:%M:%S}"
+def _without_file(error: str, attribute: Callable[[str], Any]) -> str:
+    """Return the first line of an error with its line and column, without its file, which differs between machines."""
+    first = error.split("\n", 1)[0]
+    places = [str(number) for place in ("line", "column") if (number := attribute(place)) is not None]
+    return ":".join([*places, first.partition(": ")[2] or first])

@@ -16,7 +16,7 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 ``poml.engine``         ``warm`` or ``poml``
 ``poml.prompt``         ``prompts:/name/version``, where the version was known before the span ended
 ``poml.error``          what POML says of a failed render, and ``poml.error.file``, ``.line``, ``.column``
-``poml.replay``         what `pomlflow.replay` needs beside all that (`pomlflow.tracking.stored`)
+``poml.replay``         what `pomlflow.replay` needs beside all that (`pomlflow.tracking.facts`)
 ======================  ==============================================================================================
 """
 
@@ -45,9 +45,9 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from pomlflow.dispatch import Mask
 from pomlflow.frame.openai import shown_messages
 from pomlflow.record import RenderRecord, well_formed
+from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.redaction import event_within_limit, within_limit
 from pomlflow.tracking.shutdown import finish_at_the_end
-from pomlflow.tracking.stored import ATTRIBUTE, bare_media, facts_of
 
 __all__ = [
     "SPAN_TYPE",
