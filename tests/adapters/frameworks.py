@@ -1,0 +1,186 @@
+"""LangChain and LlamaIndex with the same face, so that one test holds what both must do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Answer = str | Callable[[list[str]], str]  # what a model answers: a text, or a function of its messages' texts
+
+
+class Framework(ABC):
+    """A framework's prompts and handler, and how its users run them.
+
+    Attributes:
+        prompts: Its `PomlPromptTemplate`.
+        handler: Its `PomlCallbackHandler`.
+    """
+
+    prompts: Any
+    handler: Any
+
+    @abstractmethod
+    def messages(self, prompt: Any, **variables: Any) -> list[str]:
+        """Render; gives the text of each message."""
+
+    @abstractmethod
+    async def amessages(self, prompt: Any, **variables: Any) -> list[str]:
+        """Render on an event loop."""
+
+    @abstractmethod
+    def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        """Give the prompt to a model as its users do, traced by a handler; gives the model's answer."""
+
+    @abstractmethod
+    async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        """Do that on an event loop."""
+
+    @abstractmethod
+    def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        """Do that with a stream, to its end."""
+
+    @abstractmethod
+    def partial(self, prompt: Any, **variables: Any) -> Any:
+        """Give some of the variables."""
+
+    @abstractmethod
+    def variables(self, prompt: Any) -> list[str]:
+        """The variables that the framework sees."""
+
+    @abstractmethod
+    def copies(self, prompt: Any) -> list[Any]:
+        """Copy a prompt in every way that leaves it equal."""
+
+    @abstractmethod
+    def history(self) -> list[Any]:
+        """Messages with a tool's call and result, which POML's own messages cannot hold."""
+
+    def text(self, prompt: Any, **variables: Any) -> str:
+        """Render to one text."""
+        return "\n".join(self.messages(prompt, **variables))
+
+
+class LangChain(Framework):
+    """Chains of a prompt and a model; the handler is in the config."""
+
+    def __init__(self) -> None:
+        from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
+
+        self.prompts, self.handler = PomlPromptTemplate, PomlCallbackHandler
+
+    def messages(self, prompt: Any, **variables: Any) -> list[str]:
+        return _texts(prompt.invoke(variables).to_messages())
+
+    async def amessages(self, prompt: Any, **variables: Any) -> list[str]:
+        return _texts((await prompt.ainvoke(variables)).to_messages())
+
+    def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        return str(self._chain(prompt, answer).invoke(variables, self._config(handler)))
+
+    async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        return str(await self._chain(prompt, answer).ainvoke(variables, self._config(handler)))
+
+    def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        return "".join(self._chain(prompt, answer).stream(variables, self._config(handler)))
+
+    def partial(self, prompt: Any, **variables: Any) -> Any:
+        return prompt.partial(**variables)
+
+    def variables(self, prompt: Any) -> list[str]:
+        return list(prompt.input_variables)
+
+    def copies(self, prompt: Any) -> list[Any]:
+        return [copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt)), prompt.model_copy()]
+
+    def history(self) -> list[Any]:
+        from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+        call = {"id": "c1", "name": "look", "args": {"at": "sea", "deep": [1, None]}}
+        return [
+            HumanMessage("Look."),
+            AIMessage("", tool_calls=[call]),
+            ToolMessage("grey", tool_call_id="c1", name="look"),
+            AIMessage([{"type": "text", "text": "Grey."}], id="a1", name="mate"),
+        ]
+
+    def _config(self, handler: Any) -> Any:
+        return {"callbacks": [handler or self.handler()]}
+
+    @staticmethod
+    def _chain(prompt: Any, answer: Answer) -> Any:
+        from langchain_core.language_models.chat_models import SimpleChatModel
+        from langchain_core.output_parsers import StrOutputParser
+
+        class Scripted(SimpleChatModel):
+            @property
+            def _llm_type(self) -> str:
+                return "scripted"
+
+            def _call(self, messages: Any, *_: Any, **__: Any) -> str:
+                return _answered(answer, messages)
+
+        return prompt | Scripted() | StrOutputParser()
+
+
+class LlamaIndex(Framework):
+    """`LLM.predict` within the handler."""
+
+    def __init__(self) -> None:
+        from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+
+        self.prompts, self.handler = PomlPromptTemplate, PomlCallbackHandler
+
+    def messages(self, prompt: Any, **variables: Any) -> list[str]:
+        return _texts(prompt.format_messages(**variables))
+
+    async def amessages(self, prompt: Any, **variables: Any) -> list[str]:
+        return _texts(await prompt.aformat_messages(**variables))
+
+    def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        with handler or self.handler():
+            return str(self._model(answer).predict(prompt, **variables))
+
+    async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        with handler or self.handler():
+            return str(await self._model(answer).apredict(prompt, **variables))
+
+    def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        with handler or self.handler():
+            return "".join(self._model(answer).stream(prompt, **variables))
+
+    def partial(self, prompt: Any, **variables: Any) -> Any:
+        return prompt.partial_format(**variables)
+
+    def variables(self, prompt: Any) -> list[str]:
+        return list(prompt.template_vars)
+
+    def copies(self, prompt: Any) -> list[Any]:
+        return [copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt)), prompt.model_copy()]
+
+    def history(self) -> list[Any]:
+        from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+
+        call = ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs={"at": "sea", "deep": [1, None]})
+        return [
+            ChatMessage(role="user", content="Look."),
+            ChatMessage(role="assistant", blocks=[call]),
+            ChatMessage(role="tool", content="grey", additional_kwargs={"tool_call_id": "c1", "name": "look"}),
+            ChatMessage(role="assistant", content="Grey."),
+        ]
+
+    @staticmethod
+    def _model(answer: Answer) -> Any:
+        from tests.llama_index.conftest import ScriptedLLM
+
+        return ScriptedLLM.of(lambda messages: _answered(answer, messages))
+
+
+def _texts(messages: Sequence[Any]) -> list[str]:
+    return [str(message.content) for message in messages]
+
+
+def _answered(answer: Answer, messages: Sequence[Any]) -> str:
+    return answer if isinstance(answer, str) else answer(_texts(messages))

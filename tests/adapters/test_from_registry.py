@@ -1,0 +1,162 @@
+"""Prompts from MLflow's registry in both frameworks: used, followed, traced, copied, optimised."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from tests.adapters.frameworks import Framework
+from tests.mlflow_server import MlflowServer, until
+from tests.registry_prompts import BYE, HELLO, LONG, linked, optimised, publish, publish_with_files, sources
+from tests.templates import write
+
+from pomlflow import NotPomlError, PromptNotFoundError, RegistryError, RenderError
+from pomlflow.tracking.load import Reference
+
+DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
+
+
+def production(framework: Framework, name: str, **options: Any) -> Any:
+    """What is in production, followed ten times a second."""
+    return framework.prompts.from_registry(f"prompts:/{name}@production", **{"refresh": 0.1, **options})
+
+
+@pytest.mark.server
+def test_a_trace_is_linked_to_the_version_that_was_used(
+    framework: Framework, mlflow_server: MlflowServer, use_server: Any, name: str
+) -> None:
+    """Also when the alias moves while the program runs; and no version is made for it."""
+    experiment = use_server(mlflow_server)
+    publish(name)
+    prompt = production(framework, name)
+    assert (prompt.source, prompt.version, prompt.uri) == (HELLO, 1, f"prompts:/{name}/1")
+    framework.run(prompt, name="Ada")
+    publish(name, BYE)
+    until(lambda: prompt.version == 2)
+    asyncio.run(framework.arun(prompt, name="Ada"))
+    mlflow.flush_trace_async_logging()
+
+    def found(version: int) -> list[Any]:
+        query = f"prompt = '{name}/{version}'"
+        return mlflow.search_traces(locations=[experiment], filter_string=query, return_type="list")
+
+    for version, content in ((1, "Hello Ada"), (2, "Bye Ada")):
+        until(lambda version=version: len(found(version)) == 1)
+        (trace,) = found(version)
+        assert linked(trace) == [f"{name}/{version}"]
+        (span,) = [span for span in trace.data.spans if span.name == f"poml {name}"]
+        assert span.attributes["poml.prompt"] == f"prompts:/{name}/{version}"
+        assert span.outputs["messages"][0]["content"] == content
+    assert sources(name) == [HELLO, BYE]
+
+
+def test_mlflows_optimiser_makes_it_better(
+    framework: Framework, mlflow_store: str, stored_traces: Any, name: str
+) -> None:
+    """The candidates reach the renders of a prompt that was there before; none of them becomes a version."""
+    publish(name, LONG)
+    prompt = framework.partial(production(framework, name), how="at length")
+    loaded_in_trials = set()
+
+    def model(messages: list[str]) -> str:
+        return "Paris" if "briefly" in messages[0] else "It is Paris, which lies on the Seine."
+
+    def predict(question: str) -> str:
+        loaded_in_trials.add(production(framework, name).version)
+        return framework.run(prompt, model, question=question)
+
+    result = optimised(name, predict, lambda source: source.replace("{{how}}", "briefly"))
+    better = LONG.replace("{{how}}", "briefly")
+    assert (result.initial_eval_score, result.final_eval_score) == (0, 3)
+    assert sources(name) == [LONG, better]
+    assert (prompt.source, prompt.version) == (LONG, 1)
+    assert loaded_in_trials <= {1, None}
+
+    # The optimiser's own version has none of our tags: it is POML all the same.
+    best = framework.prompts.from_registry(name, version=2)
+    assert best.source == better
+    assert framework.messages(best, question="Why?")[0] == "Answer briefly."
+
+    for trace in stored_traces():
+        tried = "Answer briefly." in str([span.outputs for span in trace.data.spans if span.name == f"poml {name}"])
+        assert linked(trace) == ([] if tried else [f"{name}/1"])
+
+
+def test_its_files_come_along(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -> None:
+    publish_with_files(name, tmp_path)
+    prompt = production(framework, name)
+    assert framework.variables(prompt) == ["mood"]
+    assert framework.text(prompt, mood="kind") == "Be kind.\n\nA note."
+
+
+def test_its_name_is_that_of_the_registry(framework: Framework, mlflow_store: str, name: str) -> None:
+    publish(name)
+    assert production(framework, name).registry_name == name
+    assert framework.prompts.from_template(HELLO, name="a b").registry_name == "a-b"
+    assert framework.prompts.from_template(HELLO).registry_name is None
+
+
+def test_without_the_registry_the_fallback_is_used(
+    framework: Framework, mlflow_store: str, name: str, tmp_path: Path
+) -> None:
+    mlflow.set_registry_uri(DEAD)
+    with pytest.raises(RegistryError, match=f"prompts:/{name}@production"):
+        production(framework, name)
+    prompt = production(framework, name, fallback=write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>"))
+    assert (framework.text(prompt, name="Ada"), prompt.version, prompt.uri) == ("Fallback Ada", None, None)
+
+
+def test_an_error_names_the_version(framework: Framework, mlflow_store: str, name: str) -> None:
+    publish(name, "<p>{{name.first.letter}}</p>")
+    with pytest.raises(RenderError, match=f"^prompts:/{name}/1:1:4: ") as caught:
+        framework.text(production(framework, name), name="Ada")
+    assert (caught.value.file, caught.value.line, caught.value.column) == (f"prompts:/{name}/1", 1, 4)
+
+
+@pytest.mark.parametrize("template", ["Hello {{name}}", [{"role": "user", "content": "Hello {{name}}"}]])
+def test_a_version_that_is_not_poml_is_refused(
+    framework: Framework, mlflow_store: str, name: str, template: Any
+) -> None:
+    mlflow.genai.register_prompt(name, template)
+    with pytest.raises(NotPomlError, match=f"prompts:/{name}/1 is .*load_prompt"):
+        framework.prompts.from_registry(name)
+    with pytest.raises(PromptNotFoundError, match=f"prompts:/{name}/7"):
+        framework.prompts.from_registry(name, version=7)
+
+
+async def test_no_event_loop_waits_for_the_registry(
+    framework: Framework, mlflow_store: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(name)
+    fetch, answer = Reference.fetch, threading.Event()
+
+    def slowly(self: Reference, place: Any) -> Any:
+        assert answer.wait(60)
+        return fetch(self, place)
+
+    monkeypatch.setattr(Reference, "fetch", slowly)
+    loading = asyncio.ensure_future(framework.prompts.afrom_registry(name, alias="production", refresh=0.1, timeout=60))
+    await asyncio.sleep(0)
+    answer.set()  # a loop that waits would never come to this
+    prompt = await loading
+    answer.clear()
+    publish(name, BYE)
+    assert (await framework.amessages(prompt, name="Ada"))[0] == "Hello Ada"
+    answer.set()
+
+
+def test_copies_follow_and_are_equal(framework: Framework, mlflow_store: str, name: str) -> None:
+    publish(name)
+    prompt = production(framework, name)
+    copies = framework.copies(prompt)
+    assert copies == [prompt] * len(copies)
+    assert prompt != framework.prompts.from_registry(name, version=1)
+    publish(name, BYE)
+    copies.append(framework.partial(prompt))
+    for one in copies:
+        until(lambda one=one: framework.text(one, name="Ada") == "Bye Ada")
+        assert (one.version, one.source) == (2, BYE)
