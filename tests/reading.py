@@ -24,7 +24,7 @@ WAYS = {
     "two dots within": "{home}/../other/secret.txt",
     "a link to the file": "link.txt",
     "a link to its folder": "folder/secret.txt",
-    "a link of somebody else's": "{other}/link.txt",
+    "a link in another folder": "{other}/link.txt",
     "a URL": "file://{other}/secret.txt",
     "a URL of a host": "file://localhost{other}/secret.txt",
     "a URL with escapes": "file://{other}/%73ecret.txt",
@@ -49,13 +49,13 @@ class Place:
     other: Path
 
     def path(self, way: str) -> str:
-        """What a variable holds, to come to the secret on this way."""
+        """Return the value of a variable that leads to the secret in this way."""
         return way.format(home=self.home, other=self.other)
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """The files, a working folder beside them, and one Node process for all prompts."""
+    """The files, a working folder next to them, and one Node process for all prompts."""
     monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "1")
     monkeypatch.setattr(settings, "_current", None)
     if engine.stats().workers > 1:

@@ -1,0 +1,114 @@
+"""Both frameworks' prompts read what they may, whatever a variable names: from a registry, from a file, and inline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.adapters.frameworks import Framework
+from tests.reading import DOCUMENT, Place, link, place, posix, publish_reader, refused, ways
+
+import pomlflow
+from pomlflow import engine
+
+__all__ = ["place"]
+pytestmark = posix
+NOT_TRUSTED = "this template is not trusted and may read"
+NOT_ALLOWED = r"may not be read.*allow_read=.*sandbox=False"
+
+
+def own(framework: Framework, folder: Path, *, inline: bool = False) -> Any:
+    """The prompt of a folder."""
+    if inline:
+        return framework.prompts.from_template(DOCUMENT, base_dir=folder)
+    return framework.prompts.from_file(folder / "prompt.poml")
+
+
+@pytest.fixture
+def registered(framework: Framework, mlflow_store: str, place: Place) -> Any:
+    """A prompt from the registry, with links to the secret among its files."""
+    name = f"{place.home.parent.name}-{os.getpid()}"
+    publish_reader(name, place.home)
+    prompt = framework.prompts.from_registry(f"prompts:/{name}@production")
+    [root] = prompt._core.current().roots
+    link(Path(root), place.other)
+    return prompt
+
+
+@ways
+def test_a_prompt_of_the_registry_reads_no_secret(
+    framework: Framework, registered: Any, place: Place, way: str
+) -> None:
+    """Not even where the user allows it to their own prompts."""
+    pomlflow.configure(allow_read=[place.other])
+    with refused(NOT_TRUSTED, way):
+        framework.text(registered, path=place.path(way))
+
+
+def test_a_prompt_of_the_registry_reads_its_own_files_and_no_others(
+    framework: Framework, registered: Any, place: Place
+) -> None:
+    assert framework.text(registered, path="note.txt").split("\n") == ["the home's note"] * 2
+    (Path.cwd() / "here.txt").write_text("of the working folder", encoding="utf-8")
+    for path in (Path.cwd() / "here.txt", place.home / "note.txt"):
+        with refused(NOT_TRUSTED):
+            framework.text(registered, path=str(path))
+
+
+@ways
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_users_own_prompt_reads_no_secret(framework: Framework, place: Place, way: str, inline: bool) -> None:
+    prompt = own(framework, place.home, inline=inline)
+    assert framework.text(prompt, path="note.txt") == "the home's note"
+    with refused(NOT_ALLOWED, way):
+        framework.text(prompt, path=place.path(way))
+
+
+def test_each_prompt_has_its_own_folders_in_a_shared_process(
+    framework: Framework, registered: Any, place: Place
+) -> None:
+    """In turns, in threads and in tasks at once: a prompt reads its own, and is refused every other's."""
+    prompts = [
+        own(framework, place.home),
+        own(framework, place.other, inline=True),
+        own(framework, place.other),
+        registered,
+    ]
+    notes = {place.home / "note.txt": "the home's note", place.other / "note.txt": "the other's note"}
+
+    def allowed(prompt: Any, file: Path) -> bool:
+        return prompt is not registered and (file.parent == place.home) == (prompt is prompts[0])
+
+    def one(number: int) -> None:
+        prompt, (file, note) = prompts[number % 4], [*notes.items()][number // 4 % 2]
+        if allowed(prompt, file):
+            assert framework.text(prompt, path=str(file)) == note
+        else:
+            with refused("may not be read"):
+                framework.text(prompt, path=str(file))
+
+    async def task(number: int) -> None:
+        prompt, (file, note) = prompts[number % 4], [*notes.items()][number // 4 % 2]
+        if allowed(prompt, file):
+            assert await framework.amessages(prompt, path=str(file)) == [note]
+        else:
+            with refused("may not be read"):
+                await framework.amessages(prompt, path=str(file))
+
+    async def tasks() -> None:
+        await asyncio.gather(*map(task, range(24)))
+
+    restarted = engine.stats().restarted
+    for number in range(8):
+        one(number)
+    with ThreadPoolExecutor(4) as threads:
+        running = threads.submit(asyncio.run, tasks())
+        list(threads.map(one, range(24)))
+        running.result()
+    stats = engine.stats()
+    assert stats.workers <= 2  # max_workers is 1; prompts of the registry may have a process of their own
+    assert stats.restarted == restarted
