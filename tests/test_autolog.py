@@ -227,7 +227,7 @@ def test_arguments_that_make_no_sense_are_refused_and_change_nothing(tmp_path: P
     file.touch()
     with pytest.raises(pomlflow.ConfigurationError, match="mask must be a function, not a str"):
         pomlflow.autolog(mask="hidden")  # type: ignore[arg-type]
-    with pytest.raises(pomlflow.ConfigurationError, match="trace_dir: no folder can be made in"):
+    with pytest.raises(pomlflow.ConfigurationError, match="trace_dir: cannot make a folder in"):
         pomlflow.autolog(trace_dir=file / "runs")
     assert poml.poml is ORIGINAL
 

@@ -52,7 +52,7 @@ def written(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_files_are_byte_for_byte_polms_own(prompt: Path, tmp_path: Path, autolog: Callable[..., None]) -> None:
+def test_the_files_are_byte_for_byte_pomls_own(prompt: Path, tmp_path: Path, autolog: Callable[..., None]) -> None:
     given: dict[str, Any] = {
         "context": {"name": "Ada", "list": [], "none": {}, "small": 0.00001},
         "stylesheet": {"task": {"captionStyle": "bold"}},
@@ -109,7 +109,7 @@ def test_a_mask_holds_for_files_too(tmp_path: Path, autolog: Callable[..., None]
 
 
 def test_numbers_that_are_taken_are_passed_over(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
-    """POML's Node processes may write to the folder, too, and what died in its claim has left it there."""
+    """POML's Node processes may write to the folder, too, and a process that died has left its claim."""
     (tmp_path / "0001.other.poml").touch()
     (tmp_path / "0003.other.result.json").touch()
     (tmp_path / ".0002").mkdir()

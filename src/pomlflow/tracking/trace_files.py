@@ -1,6 +1,6 @@
 """POML's own local trace files, as ``poml.set_trace(trace_dir=…)`` has them (poml 0.0.8).
 
-One render is one number: ``0001.support.poml`` (the markup), ``.env`` and ``.source.poml`` (where it came from),
+Each render has a number: ``0001.support.poml`` (the markup), ``.env`` and ``.source.poml`` (its file),
 ``.context.json``, ``.stylesheet.json``, ``.result.json`` and ``.result.txt``. POML's extension for editors and
 ``poml.trace_artifact()`` read them.
 """
@@ -25,10 +25,7 @@ __all__ = ["TraceFiles"]
 
 
 class TraceFiles:
-    """A folder of trace files. Threads and processes may write to it at once, POML's Node ones too.
-
-    Args:
-        folder: The folder, which is there.
+    """An existing folder of trace files. Threads and processes may write to it at once, POML's Node ones too.
 
     Example:
         >>> files = TraceFiles.of_this_run("pomlruns")
@@ -42,13 +39,7 @@ class TraceFiles:
 
     @classmethod
     def of_this_run(cls, trace_dir: str | os.PathLike[str]) -> TraceFiles:
-        """Make a folder in a folder, named by the moment as poml names it.
-
-        Args:
-            trace_dir: The outer folder; it is made where it is not there.
-
-        Returns:
-            The inner one, which is no other process's.
+        """Make a folder in `trace_dir` for this process alone, named by the time like poml's.
 
         Raises:
             ConfigurationError: It cannot be made.
@@ -57,22 +48,16 @@ class TraceFiles:
             Path(trace_dir).mkdir(parents=True, exist_ok=True)
             while True:
                 folder = Path(trace_dir, f"{dt.datetime.now():%Y%m%d%H%M%S%f}")  # noqa: DTZ005 - local, as poml's
-                with contextlib.suppress(FileExistsError):  # of a process that started in the same microsecond
+                with contextlib.suppress(FileExistsError):  # by a process that started in the same microsecond
                     folder.mkdir()
                     return cls(folder)
         except OSError as error:
-            raise ConfigurationError(f"trace_dir: no folder can be made in {trace_dir}: {error}") from error
+            raise ConfigurationError(f"trace_dir: cannot make a folder in {trace_dir}: {error}") from error
 
     def write(self, record: RenderRecord, file: Path | None, mask: Mask | None = None) -> Path:
-        """Write a render down, also a failed one, which has no result.
+        """Write a render, and return the path that all its files begin with; a failed render has no result.
 
-        Args:
-            record: The render.
-            file: The absolute path of its file; None for inline markup.
-            mask: What may be written, of what a span would hold.
-
-        Returns:
-            The path that all its files begin with.
+        `file` is the absolute path of its template, None for inline markup. The mask gets what it gets for a span.
         """
         content = _content(record) if mask is None else _masked_content(record, mask)
         name = file.name.removesuffix(".poml") if file is not None else record.name or ""
@@ -80,21 +65,21 @@ class TraceFiles:
             prefix = self._begin(name, str(content.pop(".poml", "")))
         if file is not None:
             _write(prefix, ".env", f"SOURCE_PATH={file}\n")
-            with contextlib.suppress(OSError, NotImplementedError):  # Windows lets few users make links
+            with contextlib.suppress(OSError, NotImplementedError):  # few users may make links on Windows
                 Path(f"{prefix}.source.poml").symlink_to(file)
         for suffix, text in content.items():
             _write(prefix, suffix, text)
         return prefix
 
     def _begin(self, name: str, markup: str) -> Path:
-        """Take the first number that no file has, and write the markup."""
+        """Write the markup under the first free number."""
         taken = {entry.name[:4] for entry in os.scandir(self.folder) if entry.name[:4].isdigit()}
         number = 1
         while True:
             if f"{number:04}" not in taken:
-                with self._claim(number) as ours:
-                    # Once more: another process may have had the number claimed, used, and let go since.
-                    if ours and not any(self.folder.glob(f"{number:04}*")):
+                with self._claim(number) as claimed:
+                    # Look again: another process may have claimed, used and released the number in between.
+                    if claimed and not any(self.folder.glob(f"{number:04}*")):
                         prefix = self.folder / f"{number:04}{f'.{name}' if name else ''}"
                         _write(prefix, ".poml", markup, new=True)
                         return prefix
@@ -102,7 +87,7 @@ class TraceFiles:
 
     @contextlib.contextmanager
     def _claim(self, number: int) -> Iterator[bool]:
-        """Have a number for oneself: of all that make a folder, one succeeds, on every system."""
+        """Claim a number by making a folder: one process succeeds, on every system. Yields whether this one did."""
         claim = self.folder / f".{number:04}"
         try:
             claim.mkdir()
@@ -116,7 +101,7 @@ class TraceFiles:
 
 
 def _content(record: RenderRecord) -> dict[str, str]:
-    """What of a render goes where, by suffix."""
+    """Return the content of each file, by suffix."""
     found = {".poml": record.source}
     if record.variables:
         found[".context.json"] = indented(dict(record.variables))
@@ -129,7 +114,7 @@ def _content(record: RenderRecord) -> dict[str, str]:
 
 
 def _masked_content(record: RenderRecord, mask: Mask) -> dict[str, Any]:
-    """The same as far as the mask lets it: it is asked what it is asked for a span, so the result is in that shape."""
+    """Return what the mask leaves of the content, by suffix; the result has the shape of a span's outputs."""
     from pomlflow.tracking.spans import masked, span_content
 
     kept = masked(mask, **copy.deepcopy(span_content(record)))
