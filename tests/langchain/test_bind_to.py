@@ -21,8 +21,7 @@ from tests.langchain.prompts import Model, TextModel
 
 from pomlflow import PomlError, SettingError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
-from pomlflow.langchain.binding import PomlModel
-from pomlflow.langchain.chain import PomlChain
+from pomlflow.langchain.binding import PomlChain, PomlModel
 
 MARKUP = """\
 <poml>
@@ -277,7 +276,7 @@ def test_a_chain_goes_through_langchains_own_serialisation() -> None:
 
 def test_a_model_of_text_hears_the_settings_and_refuses_the_rest() -> None:
     assert prompt('<poml><runtime temperature="0.5"/><p>Go.</p></poml>').bind_to(TextModel()).invoke({}) == "the answer"
-    with pytest.raises(ToolError, match="TextModel is a model of text and takes no tools"):
+    with pytest.raises(ToolError, match="TextModel is a text model and takes no tools"):
         prompt(TOOL).bind_to(TextModel()).invoke({})
     with pytest.raises(PomlError, match="takes no <output-schema>"):
         prompt('<poml><output-schema>{"type": "object"}</output-schema><p>Go.</p></poml>').bind_to(TextModel()).invoke(
@@ -291,7 +290,7 @@ def test_a_model_without_tools_is_named() -> None:
 
 
 def test_what_is_no_model_is_refused_at_once() -> None:
-    with pytest.raises(TypeError, match="bind_to takes one of LangChain's models"):
+    with pytest.raises(TypeError, match="bind_to takes a LangChain model"):
         prompt().bind_to(RunnableLambda(str))
 
 
@@ -310,7 +309,7 @@ def test_a_setting_that_the_client_refuses_is_named_with_its_file() -> None:
     prompt(markup).bind_to(model).invoke({})
     assert model.options[0]["reasoning_effort"] == "low"
     with pytest.raises(
-        SettingError, match=r"picky says reasoning_effort in <runtime>, which .* Picky refuses"
+        SettingError, match=r"picky sets reasoning_effort in <runtime>, which .* Picky refuses"
     ) as caught:
         prompt(markup, name="picky").bind_to(Picky()).invoke({})
     assert isinstance(caught.value.__cause__, TypeError)

@@ -16,7 +16,7 @@ from tests.langchain.prompts import Model, TextModel
 
 from pomlflow import AnswerError, PomlError
 from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
-from pomlflow.langchain.chain import PomlChain
+from pomlflow.langchain.binding import PomlChain
 
 SCHEMA = '{"type": "object", "properties": {"{{field}}": {"type": "integer"}}, "required": ["{{field}}"]}'
 PROMPT = PomlPromptTemplate.from_template(

@@ -131,7 +131,7 @@ def test_a_setting_that_the_sdk_does_not_know_is_named(
 ) -> None:
     chain = prompt('<runtime warp-speed="9"/><p>Hi</p>').bind_to(_given(clients, client))
     for call in (lambda: chain.invoke({}), lambda: list(chain.stream({}))):
-        with pytest.raises(SettingError, match=f"says warp_speed in <runtime>, which this version of {client} refuses"):
+        with pytest.raises(SettingError, match=f"sets warp_speed in <runtime>, which this version of {client} refuses"):
             call()
     assert not server.bodies
 

@@ -1,4 +1,4 @@
-"""Batches of awaited renders: all of the pool, and no more of its queue than that takes."""
+"""Bound the concurrency of async batches to what the engine's pool can use."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pomlflow.settings import settings
 
 __all__ = ["BatchedPromptTemplate"]
 
-_EACH = 8  # renders for each Node process: it never waits for the event loop, and other renders hardly for the batch
+_RENDERS_PER_WORKER = 8  # in the queue: a worker never waits for the event loop, and other renders hardly wait
 
 
 class BatchedPromptTemplate(BaseChatPromptTemplate):
-    """A chat prompt whose async batches, also as a step of a chain's, take turns.
+    """A chat prompt whose async batches, also those of a chain, are rendered with bounded concurrency.
 
-    LangChain awaits all items of such a batch at once, a thousand or a million: more than the engine lets wait
-    (`pomlflow.configure(max_queue=…)`), and the last of them would wait for longer than a render may take.
+    LangChain starts all items of a batch at once: more than the engine's queue holds
+    (`pomlflow.configure(max_queue=…)`), and the last would wait longer than a render's timeout.
     """
 
     @override
@@ -33,7 +33,7 @@ class BatchedPromptTemplate(BaseChatPromptTemplate):
         **kwargs: Any | None,
     ) -> list[Any]:
         """Render for each input."""
-        return await super().abatch(inputs, _in_turn(config), return_exceptions=return_exceptions, **kwargs)
+        return await super().abatch(inputs, _bounded(config), return_exceptions=return_exceptions, **kwargs)
 
     @override
     async def abatch_as_completed(
@@ -42,16 +42,16 @@ class BatchedPromptTemplate(BaseChatPromptTemplate):
         config: RunnableConfig | Sequence[RunnableConfig] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[tuple[int, Any]]:
-        """Render for each input; give each with its place, as it is done."""
-        async for done in super().abatch_as_completed(inputs, _in_turn(config), **kwargs):
+        """Render for each input; yield each with its index, as it completes."""
+        async for done in super().abatch_as_completed(inputs, _bounded(config), **kwargs):
             yield done
 
 
-def _in_turn(config: Any) -> Any:
-    """The config, or each of the configs, with as many items at once as are of use, or as the caller wants fewer."""
+def _bounded(config: Any) -> Any:
+    """Return the config, or each of the configs, with a bounded `max_concurrency`."""
     if isinstance(config, Sequence):
-        return [_in_turn(one) for one in config]
+        return [_bounded(one) for one in config]
     limits = settings()
-    most = max(1, min(_EACH * limits.workers, limits.max_queue))
+    most = max(1, min(_RENDERS_PER_WORKER * limits.workers, limits.max_queue))
     wanted = (config or {}).get("max_concurrency")
     return {**(config or {}), "max_concurrency": most if wanted is None else min(wanted, most)}

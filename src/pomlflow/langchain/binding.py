@@ -1,4 +1,4 @@
-"""A model of LangChain's that hears all that a POML frame says, not its messages alone."""
+"""Bind a POML prompt's tools, output schema and runtime settings to LangChain's models."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from langchain_core.runnables import (
     RunnableSequence,
     RunnableWithFallbacks,
 )
-from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
 from langchain_core.runnables.configurable import DynamicRunnable
 from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
 from pomlflow.frame import match, tool_specs
 from pomlflow.langchain.messages import media_after_tools
-from pomlflow.langchain.model_arguments import arguments, changing_source, explained, place_of, speaks_chat_completions
-from pomlflow.langchain.output import Growing, read
+from pomlflow.langchain.model_arguments import (
+    arguments,
+    changing_source,
+    explain_refusals,
+    place_of,
+    speaks_chat_completions,
+)
+from pomlflow.langchain.output import PartialObject, parse_message
 from pomlflow.record import RenderRecord
 
-__all__ = ["PomlModel", "reach"]
+__all__ = ["PomlChain", "PomlModel", "wrap_models"]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a model, ready to be made."""
+    """The arguments of one call of a model."""
 
     model: Runnable[Any, Any]
     value: Any
@@ -41,24 +47,24 @@ class _Call:
     record: RenderRecord | None = None
     unknown: Mapping[str, str] = field(default_factory=dict)
 
-    def explained(self) -> AbstractContextManager[None]:
+    def explain_refusals(self) -> AbstractContextManager[None]:
         if self.record is None or not self.unknown:
             return nullcontext()
-        return explained(self.unknown, self.model, place_of(self.record))
+        return explain_refusals(self.unknown, self.model, place_of(self.record))
 
 
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
-    """A model that is called with the tools, the output schema and the settings of the prompt value that it is given.
+    """Call a model with the tools, output schema and settings of the prompt value that is its input.
 
-    `PomlPromptTemplate.bind_to` puts it at the model's place in a chain. It is no run of its own: what LangChain and
-    MLflow see is the model, called with the frame's arguments. They are worked out at each call.
+    `PomlPromptTemplate.bind_to` puts it in the model's place in a chain. It adds no run: LangChain and MLflow see the
+    model, called with the frame's arguments, which are computed for each call.
 
     Args:
-        bound: The model; also one with tools or arguments bound, or with configurable fields.
-        kwargs: What the caller has bound: it wins over the frame.
-        config: As LangChain has it.
-        parse: Whether to give the object that the answer holds instead of the message.
-        functions: The names of the functions that the frame's tools must be matched by; None for no such check.
+        bound: The model; it may have tools or arguments bound, or configurable fields.
+        kwargs: Call-time arguments, which override the frame.
+        config: A LangChain configuration.
+        parse: Whether to return the object in the answer instead of the message.
+        functions: Names of the functions that the frame's tools must match; None to skip the check.
     """
 
     parse: bool = False
@@ -67,7 +73,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     @classmethod
     @override
     def get_lc_namespace(cls) -> list[str]:
-        return ["pomlflow", "langchain", "model"]
+        return ["pomlflow", "langchain", "binding"]
 
     @property
     @override
@@ -76,54 +82,54 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
     @override
     def bind(self, **kwargs: Any) -> Self:
-        """Add arguments that win over the frame's."""
+        """Add arguments that override the frame."""
         return self.model_copy(update={"kwargs": {**self.kwargs, **kwargs}})
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        with call.explained():
-            return self._answer(call.model.invoke(call.value, call.config, **call.kwargs), call)
+        with call.explain_refusals():
+            return self._parsed(call.model.invoke(call.value, call.config, **call.kwargs), call)
 
     @override
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        with call.explained():
-            return self._answer(await call.model.ainvoke(call.value, call.config, **call.kwargs), call)
+        with call.explain_refusals():
+            return self._parsed(await call.model.ainvoke(call.value, call.config, **call.kwargs), call)
 
     @override
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        """Stream the answer; with `parse`, the object as far as it is there."""
+        """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
-        growing = Growing()
-        with call.explained():
+        partial = PartialObject()
+        with call.explain_refusals():
             for chunk in call.model.stream(call.value, call.config, **call.kwargs):
-                if not self._reads(call):
+                if not self._parses(call):
                     yield chunk
-                elif growing.take(chunk):
-                    yield growing.value
-        if self._reads(call) and growing.finish(self._answer(growing.message, call)):
-            yield growing.value
+                elif partial.take(chunk):
+                    yield partial.value
+        if self._parses(call) and partial.finish(self._parsed(partial.message, call)):
+            yield partial.value
 
     @override
     async def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        """Stream the answer; with `parse`, the object as far as it is there."""
+        """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
-        growing = Growing()
-        with call.explained():
+        partial = PartialObject()
+        with call.explain_refusals():
             async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
-                if not self._reads(call):
+                if not self._parses(call):
                     yield chunk
-                elif growing.take(chunk):
-                    yield growing.value
-        if self._reads(call) and growing.finish(self._answer(growing.message, call)):
-            yield growing.value
+                elif partial.take(chunk):
+                    yield partial.value
+        if self._parses(call) and partial.finish(self._parsed(partial.message, call)):
+            yield partial.value
 
-    # A binding hands these to what it is bound to, with one set of arguments for all; each input has its own frame.
+    # RunnableBindingBase would call the bound model with one set of arguments for all inputs; each has its own frame.
     batch = Runnable.batch
     abatch = Runnable.abatch
     batch_as_completed = Runnable.batch_as_completed
@@ -133,64 +139,151 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
     def _call(self, value: Any, config: RunnableConfig | None, given: Mapping[str, Any]) -> _Call:
         given = {**self.kwargs, **given}
-        model, bound, config = _resolved(self.bound, self._merge_configs(config))
-        if not isinstance(model, BaseLanguageModel):  # a configuration chose something that holds several
-            inner = reach(model.bind(**bound) if bound else model, parse=self.parse, functions=self.functions)
+        model, bound, config = _resolve(self.bound, self._merge_configs(config))
+        if not isinstance(model, BaseLanguageModel):  # the configuration selected a runnable that holds several models
+            inner = wrap_models(model.bind(**bound) if bound else model, parse=self.parse, functions=self.functions)
             return _Call(inner, value, config, given)
         record: RenderRecord | None = getattr(value, "_record", None)
         if record is None:
             if self.parse:
-                raise PomlError("parse=True takes the prompt value of a POML prompt, which holds the schema")
+                raise PomlError("parse=True needs the prompt value of a POML prompt, which holds the schema")
             return _Call(model, value, config, {**bound, **given})
         if self.functions is not None:
             match(tool_specs(record.result()), self.functions, place_of(record), changing_source(record))
         if self.parse and record.result().get("schema") is None:
-            raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True reads the answer by")
-        said = arguments(model, record, bound, given)
+            raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True needs to parse the answer")
+        prepared = arguments(model, record, bound, given)
         if speaks_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
             value = media_after_tools(value.to_messages())
-        return _Call(said.model, value, config, said.values, record, said.unknown)
+        return _Call(prepared.model, value, config, prepared.values, record, prepared.unknown)
 
-    def _reads(self, call: _Call) -> bool:
+    def _parses(self, call: _Call) -> bool:
         return self.parse and call.record is not None
 
-    def _answer(self, answer: Any, call: _Call) -> Any:
-        return read(answer, call.record) if self.parse and call.record is not None else answer
+    def _parsed(self, answer: Any, call: _Call) -> Any:
+        return parse_message(answer, call.record) if self.parse and call.record is not None else answer
 
 
-def reach(
-    llm: Runnable[Any, Any], *, parse: bool = False, functions: Sequence[str] | None = None
-) -> Runnable[Any, Any]:
-    """Put a `PomlModel` around each model in a runnable, so that fallbacks hear the frame in their own words too.
+class PomlChain(RunnableSequence[Any, Any]):
+    """A `RunnableSequence` from a prompt's variables to the model's answer, whose bound arguments reach the model.
 
     Args:
-        llm: A model, or what LangChain makes of one: with arguments bound, retried, with fallbacks, a chain that begins
-            with it.
-        parse: As `PomlModel` takes it.
-        functions: As `PomlModel` takes it.
+        *steps: The steps of a `RunnableSequence`; one of them holds a `PomlModel`.
+        name: The run's name.
+        **fields: Fields that LangChain passes when it copies a chain.
+    """
 
-    Returns:
-        The same, with models that hear POML.
+    # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step, which drops them.
+
+    def __init__(self, *steps: Any, name: str | None = None, **fields: Any) -> None:
+        super().__init__(*steps, name=name, **fields)
+
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        return ["pomlflow", "langchain", "binding"]
+
+    @override
+    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        """Return ``RunnableSequence``, the name of every chain in traces."""
+        return super().get_name(suffix, name=name or self.name or RunnableSequence.__name__)
+
+    @override
+    def bind(self, **kwargs: Any) -> PomlChain:
+        """Add arguments for the last `PomlModel` of the chain; they override the frame."""
+        steps = list(self.steps)
+        last = max(index for index, step in enumerate(steps) if _holds_poml_model(step))
+        steps[last] = steps[last].bind(**kwargs)
+        return PomlChain(*steps, name=self.name)
+
+    @override
+    def __or__(self, other: Any) -> PomlChain:
+        steps = other.steps if isinstance(other, RunnableSequence) else [coerce_to_runnable(other)]
+        return PomlChain(*self.steps, *steps, name=self.name or getattr(other, "name", None))
+
+    @override
+    def __ror__(self, other: Any) -> PomlChain:
+        steps = other.steps if isinstance(other, RunnableSequence) else [coerce_to_runnable(other)]
+        return PomlChain(*steps, *self.steps, name=getattr(other, "name", None) or self.name)
+
+    # Arguments also arrive here from a `bind` on a wrapper of the chain: `chain.with_retry().bind(…)`.
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run the chain."""
+        return super(PomlChain, self.bind(**kwargs) if kwargs else self).invoke(input, config)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run the chain."""
+        return await super(PomlChain, self.bind(**kwargs) if kwargs else self).ainvoke(input, config)
+
+    @override
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """Run the chain for each input."""
+        chain = self.bind(**kwargs) if kwargs else self
+        return super(PomlChain, chain).batch(inputs, config, return_exceptions=return_exceptions)
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """Run the chain for each input."""
+        chain = self.bind(**kwargs) if kwargs else self
+        return await super(PomlChain, chain).abatch(inputs, config, return_exceptions=return_exceptions)
+
+    @override
+    def transform(
+        self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
+    ) -> Iterator[Any]:
+        """Stream through the chain."""
+        yield from super(PomlChain, self.bind(**kwargs) if kwargs else self).transform(input, config)
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
+    ) -> AsyncIterator[Any]:
+        """Stream through the chain."""
+        async for chunk in super(PomlChain, self.bind(**kwargs) if kwargs else self).atransform(input, config):
+            yield chunk
+
+
+def wrap_models(
+    llm: Runnable[Any, Any], *, parse: bool = False, functions: Sequence[str] | None = None
+) -> Runnable[Any, Any]:
+    """Wrap every model in the runnable in a `PomlModel`, so that each fallback gets parameters of its own provider.
 
     Raises:
-        TypeError: It is no model.
+        TypeError: `llm` is neither a model nor a runnable that LangChain makes from one.
     """
     names = None if functions is None else list(functions)
     if isinstance(llm, RunnableWithFallbacks):
         return llm.model_copy(
             update={
-                "runnable": reach(llm.runnable, parse=parse, functions=names),
-                "fallbacks": [reach(other, parse=parse, functions=names) for other in llm.fallbacks],
+                "runnable": wrap_models(llm.runnable, parse=parse, functions=names),
+                "fallbacks": [wrap_models(other, parse=parse, functions=names) for other in llm.fallbacks],
             }
         )
     if isinstance(llm, RunnableSequence):
-        return RunnableSequence(reach(llm.first, parse=parse, functions=names), *llm.steps[1:], name=llm.name)
+        return RunnableSequence(wrap_models(llm.first, parse=parse, functions=names), *llm.steps[1:], name=llm.name)
     if isinstance(llm, RunnableBinding) and _holds_several(llm.bound):
-        return reach(_pushed(llm, llm.bound), parse=parse, functions=names)
-    if isinstance(llm, RunnableBindingBase) and not isinstance(llm, RunnableBinding):  # one that retries
-        return llm.model_copy(update={"bound": reach(llm.bound, parse=parse, functions=names)})
+        return wrap_models(_push_down(llm, llm.bound), parse=parse, functions=names)
+    if isinstance(llm, RunnableBindingBase) and not isinstance(llm, RunnableBinding):  # RunnableRetry
+        return llm.model_copy(update={"bound": wrap_models(llm.bound, parse=parse, functions=names)})
     if not isinstance(llm, BaseLanguageModel | RunnableBinding | DynamicRunnable) and not _is_configurable(llm):
-        raise TypeError(f"bind_to takes one of LangChain's models, or what is made of one, not a {type(llm).__name__}")
+        raise TypeError(f"bind_to takes a LangChain model, or a runnable made from one, not a {type(llm).__name__}")
     return PomlModel(bound=llm, parse=parse, functions=names)
 
 
@@ -200,22 +293,22 @@ def _holds_several(runnable: Any) -> bool:
     return isinstance(runnable, RunnableBindingBase | RunnableWithFallbacks | RunnableSequence)
 
 
-def _pushed(binding: RunnableBinding[Any, Any], inner: Any) -> Any:
-    """What is bound to something that holds models, bound to each of them: so the frame still wins over it."""
+def _push_down(binding: RunnableBinding[Any, Any], inner: Any) -> Any:
+    """Move a binding from a runnable that holds several models to each of them, so that the frame overrides it."""
     if isinstance(inner, RunnableWithFallbacks):
-        others = [_pushed(binding, other) for other in inner.fallbacks]
-        return inner.model_copy(update={"runnable": _pushed(binding, inner.runnable), "fallbacks": others})
+        others = [_push_down(binding, other) for other in inner.fallbacks]
+        return inner.model_copy(update={"runnable": _push_down(binding, inner.runnable), "fallbacks": others})
     if isinstance(inner, RunnableSequence):
-        return RunnableSequence(_pushed(binding, inner.first), *inner.steps[1:], name=inner.name)
+        return RunnableSequence(_push_down(binding, inner.first), *inner.steps[1:], name=inner.name)
     if isinstance(inner, RunnableBindingBase):
-        return inner.model_copy(update={"bound": _pushed(binding, inner.bound)})
+        return inner.model_copy(update={"bound": _push_down(binding, inner.bound)})
     return binding.model_copy(update={"bound": inner})
 
 
-def _resolved(
+def _resolve(
     runnable: Runnable[Any, Any], config: RunnableConfig
 ) -> tuple[Runnable[Any, Any], dict[str, Any], RunnableConfig]:
-    """The model that a call reaches, what is bound to it, and its configuration."""
+    """Return the model that a call reaches, the arguments bound to it, and its configuration."""
     bound: dict[str, Any] = {}
     while True:
         if isinstance(runnable, RunnableBinding):
@@ -230,5 +323,15 @@ def _resolved(
 
 
 def _is_configurable(runnable: Any) -> bool:
-    """Whether it is what `init_chat_model` gives without a fixed model; langchain 1.4 gives that no public name."""
+    """Whether it is the result of `init_chat_model` without a fixed model."""
+    # upstream: langchain 1.3-1.5: the configurable model of init_chat_model has no public class.
     return type(runnable).__name__ == "_ConfigurableModel" and callable(getattr(type(runnable), "_model", None))
+
+
+def _holds_poml_model(step: Any) -> bool:
+    """Whether a step holds a `PomlModel`."""
+    if isinstance(step, PomlModel):
+        return True
+    if isinstance(step, RunnableBindingBase):
+        return _holds_poml_model(step.bound)
+    return isinstance(step, RunnableWithFallbacks) and _holds_poml_model(step.runnable)

@@ -1,4 +1,4 @@
-"""POML's messages to LangChain's, and back."""
+"""Convert POML's messages to LangChain's, and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "
 _SPEAKERS |= {f"{kind}MessageChunk": _SPEAKERS[kind.lower()] for kind in ("Human", "AI", "System", "Tool", "Function")}
 _ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
-# OpenAI's client names the format of a sound by what follows the slash, and OpenAI takes "wav" and "mp3" alone.
+# LangChain's OpenAI client sends the subtype as the format of a sound, and OpenAI accepts "wav" and "mp3" only.
 _SOUNDS = {"audio/mpeg": "audio/mp3", **dict.fromkeys(("audio/x-wav", "audio/wave", "audio/vnd.wave"), "audio/wav")}
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"})
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
@@ -37,17 +37,17 @@ _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 def from_poml(
     messages: Sequence[Mapping[str, Any]], natives: Mapping[int, BaseMessage] | None = None
 ) -> list[BaseMessage]:
-    """Make LangChain's messages of a frame's.
+    """Convert a frame's messages to LangChain's.
 
     Images, audio and documents become LangChain's standard content blocks, which the clients of OpenAI, Anthropic and
-    Google turn into their own; tool requests become tool calls; each tool response becomes a tool message of its own.
+    Google convert; tool requests become tool calls; each tool response becomes a tool message.
 
     Args:
         messages: The frame's messages: ``speaker`` and ``content``.
-        natives: By position, messages that are LangChain's already and are taken as they are.
+        natives: LangChain's own messages, by position, which are used unchanged.
 
     Returns:
-        New messages; only natives are shared.
+        New messages, and the natives.
 
     Example:
         >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
@@ -90,7 +90,7 @@ def _content(content: str | Sequence[Any]) -> str | list[Any]:
 
 
 def _unwrapped(blocks: list[dict[str, Any]]) -> str | list[Any]:
-    """A message of one text is a string, as every provider and parser takes it."""
+    """Return the content of blocks; a single text is a string, which every provider and parser takes."""
     if not blocks:
         return ""
     return blocks[0]["text"] if len(blocks) == 1 and blocks[0]["type"] == "text" else list(blocks)
@@ -103,7 +103,7 @@ def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
     kind = mime.split("/", 1)[0]
     block = {"type": kind, "base64": part["base64"], "mime_type": mime}
     if kind not in ("image", "audio", "video"):
-        # OpenAI refuses a file without a name.
+        # OpenAI rejects a file without a name.
         block |= {"type": "file", "filename": f"document{mimetypes.guess_extension(mime) or ''}"}
     if part.get("alt"):
         block["extras"] = {"alt": part["alt"]}
@@ -169,13 +169,9 @@ def _told(block: str | Mapping[str, Any]) -> str:
 
 
 def to_poml(message: BaseMessage) -> dict[str, Any]:
-    """Make POML's message of one of LangChain's, for records and for templates that look into a history.
+    """Convert a LangChain message to POML's ``speaker`` and ``content``.
 
-    Args:
-        message: Any of LangChain's messages.
-
-    Returns:
-        ``speaker`` and ``content``; what POML has no part for becomes text that says what it was.
+    A block that POML has no part for becomes a text that names its type.
 
     Example:
         >>> to_poml(HumanMessage("Hello"))
@@ -197,33 +193,27 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any]) -> str | list[Any]:
-    """POML's content: a text where there is nothing else."""
+    """Return POML's content of parts; a single text is a string."""
     if not parts:
         return ""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
 
 
 def describe(message: BaseMessage) -> dict[str, Any]:
-    """Tell a template's expressions about a message: its speaker, content, type, what it has of name and id, its calls.
-
-    Args:
-        message: Any of LangChain's messages.
-
-    Returns:
-        What ``{{message.content}}`` and the like read.
-    """
-    seen = {**to_poml(message), "type": message.type}
+    """Return the fields of a message that a template's expressions can read, ``{{message.content}}`` for example."""
+    fields = {**to_poml(message), "type": message.type}
     if isinstance(message.content, str):
-        seen["content"] = message.content  # without what only POML's parts hold:
+        fields["content"] = message.content  # as text, so that tool calls and ids need fields of their own:
         if isinstance(message, AIMessage) and message.tool_calls:
-            seen["tool_calls"] = [{key: call.get(key) for key in ("id", "name", "args")} for call in message.tool_calls]
+            keys = ("id", "name", "args")
+            fields["tool_calls"] = [{key: call.get(key) for key in keys} for call in message.tool_calls]
         elif isinstance(message, ToolMessage):
-            seen["tool_call_id"] = message.tool_call_id
+            fields["tool_call_id"] = message.tool_call_id
     if message.name is not None:
-        seen["name"] = message.name
+        fields["name"] = message.name
     if message.id is not None:
-        seen["id"] = message.id
-    return seen
+        fields["id"] = message.id
+    return fields
 
 
 def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
@@ -231,7 +221,7 @@ def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
         return block
     kind = str(block.get("type", ""))
     if kind in ("tool_use", "tool_call", "thinking", "reasoning"):
-        return ""  # the call stands in tool_calls as well; thoughts are no part of the conversation
+        return ""  # tool_calls has the call too; reasoning is not part of the conversation
     if "text" in block:
         return str(block["text"])
     url = block.get("url") or block.get(kind)
@@ -246,24 +236,21 @@ def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
 
 
 class MessageHistory(History[BaseMessage]):
-    """LangChain's messages in one render of a POML template."""
+    """The LangChain messages of one render."""
 
     native = BaseMessage
 
     @override
     def convert(self, value: Any) -> list[BaseMessage]:
-        """Take messages, tuples, strings, dicts of OpenAI's or POML's kind, in a list, or a prompt value.
+        """Convert messages, tuples, strings and dicts of OpenAI's or POML's form, in a list, or a prompt value.
 
-        Of what is no list, a message or its dict is taken too. A text alone is refused, as by ``MessagesPlaceholder``:
-        whose it is, nobody has said.
-
-        Args:
-            value: What the user gave.
+        A single message or dict is converted too. A text alone is refused, as by ``MessagesPlaceholder``: its role is
+        unknown.
         """
         if isinstance(value, PromptValue):
             return value.to_messages()
         if isinstance(value, str):
-            raise TypeError('a history is a list of messages, not a text: give [("human", text)] for example')
+            raise TypeError('a history is a list of messages, not a text; pass [("human", text)], for example')
         made: list[BaseMessage] = []
         for item in [value] if isinstance(value, Mapping | BaseMessage) else value:
             if isinstance(item, BaseMessage):
@@ -271,7 +258,7 @@ class MessageHistory(History[BaseMessage]):
             elif isinstance(item, Mapping) and "speaker" in item:
                 made += from_poml([item])
             else:
-                made += convert_to_messages([item])  # it refuses what it cannot take
+                made += convert_to_messages([item])  # raises for other types
         return made
 
     to_poml = staticmethod(to_poml)

@@ -1,4 +1,4 @@
-"""A POML frame as the arguments that one of LangChain's models is called with."""
+"""Translate a POML frame to the call arguments of one of LangChain's models."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pomlflow.frame import Provider, ToolSpec, response_format, settings, strict
 from pomlflow.record import RenderRecord
 
 __all__ = [
-    "SCHEMA_SAID",
+    "SCHEMA_ARGUMENTS",
     "Arguments",
     "arguments",
     "changing_source",
-    "explained",
+    "explain_refusals",
     "model_settings",
     "place_of",
     "provider_of",
@@ -33,9 +33,9 @@ _PACKAGES: dict[str, Provider] = {
     "langchain_google_vertexai": "google",
     "langchain_ollama": "ollama",
 }
-# As `Arguments.unknown` has it; langchain 1.0's agents say `strict` to every client.
-SCHEMA_SAID = dict.fromkeys(("response_format", "keyword argument 'strict'"), "has an <output-schema>")
-# The fields of ChatOllama (1.1) that it sends as options, unless it is given options: then it forgets its own.
+# For `Arguments.unknown`: what a client without structured output refuses.
+SCHEMA_ARGUMENTS = dict.fromkeys(("response_format", "keyword argument 'strict'"), "has an <output-schema>")
+# upstream: langchain-ollama 1.0-1.1: a call with options drops the options of ChatOllama's own fields (these).
 _OLLAMA_FIELDS = (
     "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread num_predict repeat_last_n repeat_penalty "
     "temperature seed stop tfs_z top_k top_p"
@@ -44,13 +44,13 @@ _OLLAMA_FIELDS = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a model is called with.
+    """The arguments of a model call.
 
     Attributes:
         model: The model; a copy where the frame names another and the client takes no name per call.
         values: Keyword arguments of the call.
-        tool_choice: What ``<runtime>`` says of it, in the form that each client's ``bind_tools`` takes.
-        unknown: Names in `values` that the client may refuse, each with what the template says.
+        tool_choice: ``toolChoice`` of ``<runtime>``, in the form that every client's ``bind_tools`` takes.
+        unknown: Names in `values` that the client may refuse, each with the part of the template it comes from.
     """
 
     model: BaseLanguageModel[Any]
@@ -60,12 +60,12 @@ class Arguments:
 
 
 def place_of(record: RenderRecord) -> str:
-    """The template of a render, as errors name it."""
+    """Return the name of a render's template for errors."""
     return record.path or record.name or "<inline>"
 
 
 def changing_source(record: RenderRecord) -> str | None:
-    """The markup of a render, where variables decide which tools it defines."""
+    """Return the markup of a render if variables decide which tools it defines, else None."""
     return None if "tools" in record.static else record.source
 
 
@@ -83,103 +83,83 @@ def _provider_of(kind: type) -> Provider | None:
 def arguments(
     model: BaseLanguageModel[Any], record: RenderRecord, bound: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Arguments:
-    """Say what to call a model with, for one render.
+    """Return the arguments of a model call for one render.
 
-    Args:
-        model: The model.
-        record: The render.
-        bound: What was bound to the model before: the frame wins over it, and its tools stay beside the frame's.
-        given: What the caller says: it wins over the frame.
-
-    Returns:
-        The model and all arguments.
+    The frame overrides what was `bound` to the model, whose tools are kept; call-time arguments (`given`) override the
+    frame.
 
     Raises:
-        SettingError: The model's provider does not have a setting.
+        SettingError: The model's provider does not support a setting.
         ToolError: The model takes no tools.
         PomlError: The model takes no schema.
     """
     output, place = record.result(), place_of(record)
-    said = model_settings(model, output.get("runtime"), place)
-    values, schema = dict(said.values), output.get("schema")
+    runtime = model_settings(model, output.get("runtime"), place)
+    values, schema = dict(runtime.values), output.get("schema")
     if schema is not None:
-        values |= _structured(model, schema, place)
+        values |= _structured_output(model, schema, place)
     strict = "response_format" in {*bound, *values, *given} and speaks_chat_completions(model)
     if specs := tool_specs(output):
-        values |= _bound_tools(said.model, specs, said.tool_choice, place, strict=strict)
+        values |= _bound_tools(runtime.model, specs, runtime.tool_choice, place, strict=strict)
     if before := bound.get("tools"):
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
-        values["tools"] = [_strictly(tool) for tool in values["tools"]]
-    unknown = said.unknown if schema is None else {**said.unknown, **SCHEMA_SAID}
-    return Arguments(said.model, _over({**bound, **values}, given), None, unknown)
+        values["tools"] = [_to_strict(tool) for tool in values["tools"]]
+    unknown = runtime.unknown if schema is None else {**runtime.unknown, **SCHEMA_ARGUMENTS}
+    return Arguments(runtime.model, _override({**bound, **values}, given), None, unknown)
 
 
 def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, place: str) -> Arguments:
-    """Say ``<runtime>`` in the words of a model's client.
-
-    Args:
-        model: The model.
-        runtime: As POML gives it.
-        place: The template, for errors.
+    """Translate ``<runtime>`` to the parameters of a model's client.
 
     Raises:
-        SettingError: The model's provider does not have a setting.
+        SettingError: The model's provider does not support a setting.
     """
     if not runtime:
         return Arguments(model)
     provider = provider_of(model)
-    said = settings(runtime, provider, place)
-    values = dict(said.values)
+    translated = settings(runtime, provider, place)
+    values = dict(translated.values)
     choice = _tool_choice(values.pop("tool_choice", None), provider)
-    if "stop_sequences" in values:  # LangChain's own word; the provider's would win over a caller's `stop`
+    if "stop_sequences" in values:  # LangChain's own name: the provider's would override a caller's `stop`
         values["stop"] = values.pop("stop_sequences")
     if provider == "google":
-        if "model" in values:  # langchain-google-genai (3.0 to 4.4) sends its field, whatever it is told
+        # upstream: langchain-google-genai 4.2-4.4: `model` of a call is ignored.
+        if "model" in values:
             model = model.model_copy(update={"model": values.pop("model")})
-        # Before 4.0 it takes settings of a call only so.
-        if config := {name: values.pop(name) for name in list(values) if name not in {*said.unknown, "stop"}}:
+        if config := {name: values.pop(name) for name in list(values) if name not in {*translated.unknown, "stop"}}:
             values["generation_config"] = {**config, **values.get("generation_config", {})}
     if provider == "ollama" and "options" in values:
         own = {name: getattr(model, name, None) for name in _OLLAMA_FIELDS}
         values["options"] = {**{name: value for name, value in own.items() if value is not None}, **values["options"]}
-    return Arguments(model, values, choice, {name: f"says {name} in <runtime>" for name in said.unknown})
+    return Arguments(model, values, choice, {name: f"sets {name} in <runtime>" for name in translated.unknown})
 
 
 def speaks_chat_completions(model: BaseLanguageModel[Any]) -> bool:
     """Whether a model's client calls OpenAI's chat completions.
 
-    Beside a response format its SDK wants every tool to be strict, and a tool's response must be text.
+    Its SDK requires strict tools with a response format, and text as a tool's response.
     """
     return provider_of(model) == "openai" and not getattr(model, "use_responses_api", False)
 
 
 @contextmanager
-def explained(said: Mapping[str, str], model: Any, place: str) -> Iterator[None]:
-    """Say what of which file it is that a model's client refuses.
-
-    Args:
-        said: By the names of arguments that it may refuse, what the template says.
-        model: The model.
-        place: The template.
-
-    Raises:
-        SettingError: The client refuses one.
-    """
+def explain_refusals(origins: Mapping[str, str], model: Any, place: str) -> Iterator[None]:
+    """Raise a `SettingError` that names the template where a client refuses one of the arguments in `origins`."""
     try:
         yield
-    except (TypeError, ValueError) as error:  # how the SDKs refuse a keyword; pydantic's error is a ValueError
-        name = None if isinstance(error, PomlError) else next((name for name in said if name in str(error)), None)
+    except (TypeError, ValueError) as error:  # of an SDK for a keyword, and of pydantic
+        name = None if isinstance(error, PomlError) else next((name for name in origins if name in str(error)), None)
         if name is None:
             raise
         raise SettingError(
-            f"{place} {said[name]}, which this version of {type(model).__name__} refuses: {error}", name
+            f"{place} {origins[name]}, which this version of {type(model).__name__} refuses: {error}", name
         ) from error
 
 
-def _structured(model: BaseLanguageModel[Any], schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any], place: str) -> dict[str, Any]:
     if not isinstance(model, BaseChatModel):
-        raise PomlError(f"{place}: {type(model).__name__} is a model of text and takes no <output-schema>")
+        raise PomlError(f"{place}: {type(model).__name__} is a text model and takes no <output-schema>")
     provider = provider_of(model)
     if provider == "google":
         return {"response_mime_type": "application/json", "response_schema": dict(schema)}
@@ -191,9 +171,9 @@ def _structured(model: BaseLanguageModel[Any], schema: Mapping[str, Any], place:
 def _bound_tools(
     model: BaseLanguageModel[Any], specs: Sequence[ToolSpec], choice: Any, place: str, *, strict: bool
 ) -> dict[str, Any]:
-    """What the client's own `bind_tools` makes of them."""
+    """Return the call arguments that the client's own `bind_tools` makes of the tools."""
     if not isinstance(model, BaseChatModel):
-        raise ToolError(f"{place}: {type(model).__name__} is a model of text and takes no tools", specs[0].name)
+        raise ToolError(f"{place}: {type(model).__name__} is a text model and takes no tools", specs[0].name)
     tools = [spec.openai(strict=strict) for spec in specs]
     try:
         binding: Any = model.bind_tools(tools, **({} if choice is None else {"tool_choice": choice}))
@@ -203,7 +183,7 @@ def _bound_tools(
 
 
 def _tool_choice(choice: Any, provider: Provider | None) -> Any:
-    """In the words that LangChain's clients share: ``any``, ``auto``, a tool's name."""
+    """Return a tool choice in the values that LangChain's clients share: ``any``, ``auto``, a tool's name."""
     if isinstance(choice, Mapping) and isinstance(choice.get("toolName"), str):  # as the Vercel AI SDK has it
         return choice["toolName"]
     if choice == "required":
@@ -212,17 +192,17 @@ def _tool_choice(choice: Any, provider: Provider | None) -> Any:
 
 
 def _merged(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
-    """Tools of before, without those that come again after, and those."""
+    """Return both lists of tools; where both have a name, the tool of the second."""
     again = {name for tool in after for name in _names(tool)}
     return [*(kept for tool in before if (kept := _without(tool, again)) is not None), *after]
 
 
 def _names(tool: Any) -> list[str]:
-    """The names in a tool as a client has formatted it."""
+    """Return the names in a tool, as a client has formatted it."""
     if not isinstance(tool, Mapping):
         name = getattr(tool, "name", None)
         return [name] if isinstance(name, str) else []
-    inner = tool.get("function_declarations")  # of Google's
+    inner = tool.get("function_declarations")  # Google's
     if inner is not None:
         return [name for declared in inner for name in _names(declared)]
     name = tool.get("name") or (tool.get("function") or {}).get("name")
@@ -239,7 +219,7 @@ def _without(tool: Any, names: set[str]) -> Any:
     return None
 
 
-def _strictly(tool: Any) -> Any:
+def _to_strict(tool: Any) -> Any:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or function.get("strict"):
         return tool
@@ -247,15 +227,15 @@ def _strictly(tool: Any) -> Any:
     return {**tool, "function": {**function, "parameters": parameters, "strict": True}}
 
 
-def _over(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The caller's arguments over the frame's, also where a client takes two words for one thing."""
+def _override(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Override the frame's arguments by the caller's, also where a client has two names for one parameter."""
     made = {**values, **given}
     if "max_completion_tokens" in given and "max_tokens" not in given:
         made.pop("max_tokens", None)
-    if isinstance(config := values.get("generation_config"), Mapping):  # of Google's, which wins there
+    if isinstance(config := values.get("generation_config"), Mapping):  # Google's, which would override the caller
         left = {name: value for name, value in config.items() if name not in given}
         made["generation_config"] = {**left, **given.get("generation_config", {})}
-    if isinstance(options := values.get("options"), Mapping):  # of Ollama's
+    if isinstance(options := values.get("options"), Mapping):  # Ollama's
         made["options"] = {**options, **given.get("options", {})}
         if given.get("stop") is not None:
             made["options"]["stop"] = made.pop("stop")

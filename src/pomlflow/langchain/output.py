@@ -1,4 +1,4 @@
-"""A model's answer as the object that it holds."""
+"""Parse a model's answer by the prompt's output schema."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pomlflow.frame import parse_answer
 from pomlflow.langchain.model_arguments import place_of
 from pomlflow.record import RenderRecord
 
-__all__ = ["Growing", "PomlOutputParserError", "read"]
+__all__ = ["PartialObject", "PomlOutputParserError", "parse_message"]
 
 
 class PomlOutputParserError(AnswerError, OutputParserException):
-    """A model's answer is not as ``<output-schema>`` says.
+    """A model's answer does not match ``<output-schema>``.
 
     Attributes:
-        answer: The answer, as the model gave it; ``llm_output`` to LangChain.
-        message: The whole message that holds it.
+        answer: The text of the answer, LangChain's ``llm_output``.
+        message: The message that holds it; None for a text model.
     """
 
     def __init__(self, message: str, answer: str, problems: Iterable[str] = (), raw: BaseMessage | None = None) -> None:
@@ -34,25 +34,18 @@ class PomlOutputParserError(AnswerError, OutputParserException):
         return type(self), (str(self), self.answer, self.problems, self.message)
 
 
-def read(answer: Any, record: RenderRecord) -> Any:
-    """Read an answer by the output schema of the render that asked for it.
-
-    Args:
-        answer: A message, or the text of a model of text.
-        record: The render.
-
-    Returns:
-        The object.
+def parse_message(answer: Any, record: RenderRecord) -> Any:
+    """Return the object in a message, or in a text model's answer, checked by the render's output schema.
 
     Raises:
-        PomlOutputParserError: It holds no such object.
+        PomlOutputParserError: The answer is a refusal, a tool call, or does not match the schema.
     """
     place = place_of(record)
     if isinstance(answer, AIMessage) and answer.tool_calls:
         names = ", ".join(call["name"] for call in answer.tool_calls)
         raise PomlOutputParserError(
-            f"{place}: the model called {names} instead of answering; parse=True is for answers. Run the tools, in "
-            f"an agent for example",
+            f"{place}: the model called {names} instead of answering. parse=True parses answers only: run the tools, "
+            f"in an agent for example",
             answer.text,
             raw=answer,
         )
@@ -67,15 +60,15 @@ def read(answer: Any, record: RenderRecord) -> Any:
         raise PomlOutputParserError(str(error), text, error.problems, raw) from error
 
 
-class Growing:
-    """The object in a streamed answer, as far as it is there."""
+class PartialObject:
+    """The object in a streamed answer, as far as it has arrived."""
 
     def __init__(self) -> None:
         self.message: Any = None
         self.value: Any = None
 
     def take(self, chunk: Any) -> bool:
-        """Add a chunk; whether there is more of the object now."""
+        """Add a chunk; return whether the object has grown."""
         self.message = chunk if self.message is None else self.message + chunk
         text = self.message if isinstance(self.message, str) else str(self.message.text)
         try:
@@ -85,7 +78,7 @@ class Growing:
         return self.finish(value)
 
     def finish(self, value: Any) -> bool:
-        """Take a value; whether it is new."""
+        """Set the value; return whether it has changed."""
         if value is None or value == self.value:
             return False
         self.value = value

@@ -1,4 +1,4 @@
-"""A POML prompt wherever LangChain takes a chat prompt."""
+"""The prompt template for LangChain."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from pomlflow._log import warn_once
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame import match, named, tool_specs
 from pomlflow.langchain.batches import BatchedPromptTemplate
-from pomlflow.langchain.binding import reach
-from pomlflow.langchain.chain import PomlChain
+from pomlflow.langchain.binding import PomlChain, wrap_models
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.model_arguments import changing_source, place_of
 from pomlflow.langchain.prompt_value import prompt_value
@@ -38,12 +37,12 @@ __all__ = ["PomlPromptTemplate"]
 
 
 class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
-    """A prompt written in POML, wherever LangChain takes a ``ChatPromptTemplate``.
+    """A prompt written in POML, for use wherever LangChain takes a ``ChatPromptTemplate``.
 
-    Its variables are found in the markup. A variable that is the ``messages`` of a ``<conversation>`` is a history:
-    optional, and its messages reach the model as they are. A file is read again when it has changed.
+    Its variables are inferred from the markup. A variable that is the ``messages`` of a ``<conversation>`` is a
+    history: it is optional, and its messages reach the model unchanged. A file is read again when it has changed.
 
-    LangChain's `dumps` takes it; `loads` wants to be told of a class that is not LangChain's own:
+    LangChain's `dumps` serialises it; `loads` must be given classes that are not LangChain's own:
     ``loads(text, allowed_objects=[PomlPromptTemplate], valid_namespaces=["pomlflow"])``.
 
     Args:
@@ -54,17 +53,17 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         base_dir: The folder that relative sources in inline markup are resolved against.
         stylesheet: A POML stylesheet beside the markup's own.
         chat: Whether to give messages, or one text.
-        register: Whether to register the prompt: yes, no, or as the handler is set.
-        partial_variables: Values, or functions that give them, for some of the variables.
-        output_parser: As LangChain's other prompts have it.
+        register: Whether to register the prompt; None for the handler's setting.
+        partial_variables: Values, or functions that return them, for some of the variables.
+        output_parser: As in LangChain's other prompts.
         metadata: For tracing.
         tags: For tracing.
         registry_origin: A prompt in MLflow's registry, instead of markup (`from_registry`).
-        **kwargs: LangChain's other fields, and what it passes itself when it copies a prompt.
+        **kwargs: LangChain's other fields, and fields that it passes when it copies a prompt.
 
     Raises:
         TemplateNotFoundError: The file does not exist.
-        TypeError: A keyword argument is none of ours and none of LangChain's.
+        TypeError: A keyword argument is unknown.
 
     Example:
         >>> prompt = PomlPromptTemplate.from_template("<p>Tell me about {{topic}}.</p>")
@@ -72,13 +71,13 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         'Tell me about POML.'
     """
 
-    # Frozen: a render goes by what the prompt was made of. `partial_variables` and LangChain's other fields may be set.
+    # Frozen: a render uses the template that the constructor made. LangChain's other fields may be set.
     template: str = Field(frozen=True)
     path: str | None = Field(default=None, frozen=True)
     base_dir: str | None = Field(default=None, frozen=True)
     stylesheet: dict[str, Any] | None = Field(default=None, frozen=True)
     chat: bool = Field(default=True, frozen=True)
-    # `register` itself is taken: every class with ABCMeta has it, and pydantic warns.
+    # Not `register`: every class with ABCMeta has that attribute, and pydantic warns.
     register_prompt: bool | None = Field(default=None, alias="register", frozen=True)
     registry_uri: str | None = Field(default=None, frozen=True)
     registry_refresh: float | None = Field(default=None, frozen=True)
@@ -158,18 +157,18 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     @classmethod
     @override
     def get_lc_namespace(cls) -> list[str]:
-        """Where `loads` imports the class from."""
+        """Return the path that `loads` imports the class from."""
         return ["pomlflow", "langchain"]
 
     def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
-        """Say what is wrong, at start-up instead of in the first call. Nothing is traced.
+        """Check the prompt, at start-up instead of in the first call. Nothing is traced.
 
         Args:
-            **variables: What the template needs. Without any, what is said is wrong whatever they
-                will be: faults of the markup, unknown components, missing files, the syntax of expressions.
+            **variables: The variables. Without any, only errors that do not depend on their values are reported: in the
+                markup, unknown components, missing files, the syntax of expressions.
 
         Raises:
-            PomlError: As a render raises it.
+            PomlError: The error that a render would raise.
         """
         if variables:
             self._render(variables)[0].result()
@@ -183,28 +182,29 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         parse: bool = False,
         tools: Mapping[str, Any] | Iterable[Any] | None = None,
     ) -> PomlChain:
-        """Make a chain to a model that hears all that the markup says: ``prompt | llm`` gives it the messages alone.
+        """Make a chain that passes the messages, tools, output schema and runtime settings to a model.
 
-        At each call the tools, the output schema and ``<runtime>`` are given to the model in its own words. Tools that
-        the model has already stay, where none of the same name is in the markup. What is bound to the chain
-        (``chain.bind(temperature=0)``) reaches the model and wins. There is no span more than with ``prompt | llm``.
+        ``prompt | llm`` passes the messages alone. Each call translates the rest to the model's own parameters. Tools
+        that are bound to the model are kept unless the markup defines one of the same name. Arguments bound to the
+        chain (``chain.bind(temperature=0)``) reach the model and override the file. The trace has the same spans as
+        ``prompt | llm``.
 
         Args:
-            llm: A chat model; also one with tools bound, configurable, with fallbacks, or retried.
-            parse: Whether to give the object that the answer holds, checked by the output schema, instead of the
-                message. A stream gives the object as far as it is there.
-            tools: The functions that stand for the markup's tools, by name, or under their own names. Each call checks
-                that all are there; `tools` makes what runs them.
+            llm: A chat model; it may have tools bound, be configurable, retried, or have fallbacks.
+            parse: Whether to return the object in the answer, checked by the output schema, instead of the message. A
+                stream yields the object as it grows.
+            tools: The functions of the markup's tools, by name, or under their own names. Each call checks that they
+                match; `tools` makes the tools that run them.
 
         Returns:
             The chain.
 
         Raises:
-            TypeError: `llm` is no model.
+            TypeError: `llm` is not a model.
             ToolError: Two functions have one name.
 
-        A call raises `SettingError` where the model does not take a setting, `ToolError` where tools and functions do
-        not match, and with `parse` `PomlOutputParserError`, which holds the answer.
+        A call raises `SettingError` if the model does not support a setting, `ToolError` if tools and functions do not
+        match, and with `parse` `PomlOutputParserError`, which holds the answer.
 
         Example:
             >>> from langchain_core.language_models import FakeListChatModel
@@ -213,21 +213,21 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             'Hello!'
         """
         functions = None if tools is None else list(named(tools))
-        return PomlChain(self, reach(llm, parse=parse, functions=functions))
+        return PomlChain(self, wrap_models(llm, parse=parse, functions=functions))
 
     def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
-        """Tie the markup's tools to functions: for a ``ToolNode``, an agent's constructor, or a loop of your own.
+        """Return the markup's tools with functions: for a ``ToolNode``, an agent's constructor, or a loop of your own.
 
         Args:
             functions: By name, or under their own names; functions, sync or async, or LangChain's tools.
-            **variables: What the template needs.
+            **variables: The variables of the template.
 
         Returns:
-            A tool for each definition, described as the markup does, whose arguments are checked by its schema.
+            A tool for each definition, with its description, whose arguments are checked by its schema.
 
         Raises:
             ToolError: A tool has no function, or a function no tool.
-            PomlError: As a render raises it.
+            PomlError: The error that a render would raise.
 
         Example:
             >>> markup = '<tool-definition name="add">z.object({ a: z.number(), b: z.number() })</tool-definition>'
@@ -241,7 +241,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         match(specs, given, place, changing_source(record))
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
 
-    # From here on: what LangChain calls.
+    # Below: methods that LangChain calls.
 
     @override
     def _format_prompt_with_error_handling(
@@ -257,12 +257,12 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     @override
     def format_prompt(self, **kwargs: Any) -> PromptValue:  # type: ignore[override]  # a string where chat is off
-        """Render to a prompt value that carries the frame."""
+        """Render to a prompt value with the frame."""
         return self._format(kwargs, None)
 
     @override
     async def aformat_prompt(self, **kwargs: Any) -> PromptValue:  # type: ignore[override]
-        """Render to a prompt value that carries the frame, without holding up the event loop."""
+        """Render to a prompt value with the frame, without blocking the event loop."""
         return await self._aformat(kwargs, None)
 
     @override
@@ -272,16 +272,16 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     @override
     async def aformat_messages(self, **kwargs: Any) -> list[BaseMessage]:
-        """Render to messages, without holding up the event loop."""
+        """Render to messages, without blocking the event loop."""
         return (await self._aformat(kwargs, None)).to_messages()
 
     @override
     def pretty_repr(self, html: bool = False) -> str:
-        """Show the markup."""
+        """Return the markup."""
         return self.source
 
     def __add__(self, other: Any) -> ChatPromptTemplate:
-        # What is optional stays so outside: LangChain's agent constructors look for agent_scratchpad there.
+        # Keep optional variables optional: LangChain's agent constructors look for agent_scratchpad among them.
         combined: ChatPromptTemplate = (
             ChatPromptTemplate([self], partial_variables=dict(self.partial_variables)) + other
         )
@@ -304,7 +304,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         dispatch(record, RenderContext("langchain", run, self._core.path))
 
     def _render(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
-        """Render, and tell nobody."""
+        """Render without dispatching the record."""
         now, history = self._refreshed(), MessageHistory()
         return self._core.render(self._validate_input(given), history=history, snapshot=now), history
 
@@ -314,7 +314,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     @override
     def _validate_input(self, inner_input: Any) -> dict[str, Any]:
-        """Give all variables by name. A missing one is the render's to tell, so that it is traced."""
+        """Return all variables by name. The render reports a missing one, so that the error is traced."""
         partial = {name: value() if callable(value) else value for name, value in self.partial_variables.items()}
         if isinstance(inner_input, Mapping):
             return {**partial, **inner_input}
@@ -327,7 +327,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         )
 
     def _refreshed(self) -> Snapshot:
-        """The template as its files are now, with the fields that others read after it."""
+        """Return the template as its files are now, and update the fields that LangChain reads."""
         now = self._core.current()
         if now is not self._seen:
             self._seen = now
@@ -349,8 +349,8 @@ def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
 
 
 def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """LangChain's fields about variables, from the markup."""
-    # An optional history stands in optional_variables and, with a default, in partial_variables: LangChain's own agent
+    """Return the values of LangChain's fields about variables."""
+    # An optional history is in optional_variables and, with a default, in partial_variables: LangChain's own agent
     # constructors look for agent_scratchpad there.
     partial = {**{name: [] for name in found.messages if name in found.optional}, **partial}
     required = [name for name in found.variables if name not in partial]

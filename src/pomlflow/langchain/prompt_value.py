@@ -1,4 +1,4 @@
-"""What a POML prompt gives: LangChain's prompt values, with the frame."""
+"""LangChain's prompt values with the POML frame."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["PomlChatPromptValue", "PomlStringPromptValue", "prompt_value"]
 
 
 class PomlChatPromptValue(ChatPromptValue):
-    """Messages, with all else that the POML frame says.
+    """The messages of a render, with the POML frame.
 
-    To LangChain and its serialisation it is a plain `ChatPromptValue`; what comes back from there holds the messages.
+    LangChain serialises it as a plain `ChatPromptValue`, which holds the messages alone.
     """
 
     _record: RenderRecord | None = PrivateAttr(default=None)
@@ -34,13 +34,13 @@ class PomlChatPromptValue(ChatPromptValue):
         """The frame: ``messages``, ``output_schema``, ``tools``, ``runtime``.
 
         Raises:
-            PomlError: The value was made of messages alone, out of a checkpoint for example.
+            PomlError: The value holds messages alone, because it was loaded from a checkpoint, for example.
         """
         return _frame(self._record)
 
     @classmethod
     def lc_id(cls) -> list[str]:
-        """The identity of `ChatPromptValue`: `loads` knows that class, and not this one."""
+        """Return the id of `ChatPromptValue`, which `loads` allows."""
         return ChatPromptValue.lc_id()
 
     def __eq__(self, other: object) -> bool:
@@ -50,7 +50,7 @@ class PomlChatPromptValue(ChatPromptValue):
 
 
 class PomlStringPromptValue(StringPromptValue):
-    """One text, with all else that the POML frame says; what a prompt with ``chat=False`` gives."""
+    """The text of a render with ``chat=False``, with the POML frame."""
 
     _record: RenderRecord | None = PrivateAttr(default=None)
     _messages: list[BaseMessage] = PrivateAttr(default_factory=list)
@@ -60,18 +60,18 @@ class PomlStringPromptValue(StringPromptValue):
         """The frame: ``messages`` (one, the human's), ``output_schema``, ``tools``, ``runtime``.
 
         Raises:
-            PomlError: The value was made of a text alone, out of a checkpoint for example.
+            PomlError: The value holds a text alone, because it was loaded from a checkpoint, for example.
         """
         return _frame(self._record)
 
     @override
     def to_messages(self) -> list[BaseMessage]:
-        """One human message; pictures and other media, which a text cannot hold, are in it."""
+        """Return one human message, which also holds the pictures and other media."""
         return list(self._messages) or super().to_messages()
 
     @classmethod
     def lc_id(cls) -> list[str]:
-        """The identity of `StringPromptValue`."""
+        """Return the id of `StringPromptValue`."""
         return StringPromptValue.lc_id()
 
     def __eq__(self, other: object) -> bool:
@@ -81,17 +81,10 @@ class PomlStringPromptValue(StringPromptValue):
 
 
 def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> PromptValue:
-    """Give the prompt value of a render.
-
-    Args:
-        record: The render.
-        natives: By position in its messages, those that are LangChain's already.
-
-    Returns:
-        Messages, or a text where that was asked for.
+    """Return the prompt value of a render; `natives` are its messages that are LangChain's own, by position.
 
     Raises:
-        PomlError: The error of a failed render.
+        PomlError: The render failed.
     """
     content = record.result()["messages"]
     if record.chat:
@@ -100,14 +93,14 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Pr
         return value
     parts = [content] if isinstance(content, str) else content
     text = PomlStringPromptValue(text=_text(parts))
-    said = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
-    text._messages = from_poml([{"speaker": "human", "content": said}])
+    shown = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
+    text._messages = from_poml([{"speaker": "human", "content": shown}])
     text._record = record
     return text
 
 
 def _text(parts: Sequence[Any]) -> str:
-    """The text of parts; where a picture stood between two blocks, a line ends."""
+    """Join the text parts; a picture between two blocks becomes a line end."""
     text = ""
     for part in parts:
         if isinstance(part, str):
@@ -118,5 +111,7 @@ def _text(parts: Sequence[Any]) -> str:
 
 def _frame(record: RenderRecord | None) -> PomlFrame:
     if record is None:
-        raise PomlError("this prompt value holds no POML frame: what LangChain stores is the messages; render again")
+        raise PomlError(
+            "this prompt value holds no POML frame, since LangChain stores the messages alone. Render the prompt again"
+        )
     return record.frame

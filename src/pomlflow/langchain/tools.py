@@ -1,4 +1,4 @@
-"""The user's functions as LangChain's tools, told to models and checked as a POML file says."""
+"""The user's functions as LangChain tools, described and checked by the tool definitions of a POML file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _ANYTHING = {"type": "object", "properties": {}}
 
 
 class PomlTool(StructuredTool):
-    """A tool that a model is told of as the POML file defines it, and whose arguments are checked by that definition.
+    """A tool with the description and schema of its definition in a POML file.
 
-    Arguments that the definition refuses are a `ValidationError` of pydantic's, with a `ToolArgumentsError` as its
-    cause: that is how LangChain's own tools refuse them, so `ToolNode` and agents answer the model with what is wrong.
+    Arguments that do not match the schema raise pydantic's `ValidationError`, with a `ToolArgumentsError` as its cause,
+    as LangChain's own tools do: `ToolNode` and agents report it to the model.
 
     Args:
         spec: The definition.
         place: The template, for errors.
-        strict: Whether to tell the parameters in the form of OpenAI's strict mode.
-        hidden: Arguments that no model gives: the state, the runtime.
+        strict: Whether to describe the parameters in the form of OpenAI's strict mode.
+        hidden: Arguments that LangChain injects: the state, the runtime.
     """
 
     spec: ToolSpec
@@ -39,16 +39,10 @@ class PomlTool(StructuredTool):
 
     @classmethod
     def of(cls, tool: BaseTool, spec: ToolSpec, place: str, *, strict: bool = False) -> PomlTool:
-        """Make one of a tool.
-
-        Args:
-            tool: What runs.
-            spec: The definition.
-            place: The template, for errors.
-            strict: As the class takes it.
+        """Return the tool with a definition.
 
         Raises:
-            ToolError: The tool's function does not take an argument that the definition has.
+            ToolError: The tool's function does not take an argument of the definition.
         """
         inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
@@ -59,30 +53,25 @@ class PomlTool(StructuredTool):
     @property
     @override
     def tool_call_schema(self) -> Any:
-        """What a model is told."""
+        """Return the schema that is sent to the model."""
         return strict_form(self.spec.parameters) if self.strict else dict(self.spec.parameters)
 
     @override
     def _parse_input(self, tool_input: str | dict[str, Any], tool_call_id: str | None) -> str | dict[str, Any]:
         if isinstance(tool_input, dict):
-            told = {name: value for name, value in tool_input.items() if name not in self.hidden}
-            kept = {name: value for name, value in tool_input.items() if name in self.hidden}
+            arguments = {name: value for name, value in tool_input.items() if name not in self.hidden}
+            injected = {name: value for name, value in tool_input.items() if name in self.hidden}
             try:
-                tool_input = {**check_arguments(self.spec, told, self.place), **kept}
+                tool_input = {**check_arguments(self.spec, arguments, self.place), **injected}
             except ToolArgumentsError as error:
                 raise _refused(error) from error
         return super()._parse_input(tool_input, tool_call_id)
 
 
 def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
-    """Make LangChain's tool of a user's function.
+    """Return a function or a tool as a LangChain tool of that name.
 
-    Args:
-        name: The tool's name.
-        function: A function, sync or async, or a tool.
-
-    Returns:
-        The tool. Where the function's signature tells its arguments' types, LangChain makes them of the JSON.
+    LangChain converts the arguments to the types that the function's signature annotates.
     """
     if isinstance(function, BaseTool):
         return function if function.name == name else function.model_copy(update={"name": name})
@@ -94,23 +83,23 @@ def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
         coroutine=function if asynchronous else None,
         name=name,
         description=inspect.getdoc(function) or name,
-        args_schema=None if _tells_its_arguments(function) else dict(_ANYTHING),
+        args_schema=None if _has_typed_signature(function) else dict(_ANYTHING),
     )
 
 
-def _tells_its_arguments(function: Callable[..., Any]) -> bool:
+def _has_typed_signature(function: Callable[..., Any]) -> bool:
     if not inspect.isroutine(function):
         return False
     try:
         get_type_hints(function)
         parameters = inspect.signature(function).parameters.values()
-    except (NameError, TypeError, ValueError):  # of a name that only type checkers see; of a function in C
+    except (NameError, TypeError, ValueError):  # a name that only type checkers import; a function in C
         return False
     return all(parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) for parameter in parameters)
 
 
 def _structured(tool: BaseTool) -> StructuredTool:
-    """A tool of another class, as one that is called with its arguments."""
+    """Return a tool of another class as a `StructuredTool`."""
 
     def run(**arguments: Any) -> Any:
         return tool.invoke(arguments)
@@ -124,7 +113,7 @@ def _structured(tool: BaseTool) -> StructuredTool:
 
 
 def _accepted(tool: StructuredTool) -> list[str] | None:
-    """The arguments that a tool takes; None where it takes any."""
+    """Return the names of the arguments that a tool takes, or None if it takes any."""
     schema = tool.args_schema
     if not (isinstance(schema, type) and issubclass(schema, BaseModel)) or schema.model_config.get("extra") == "allow":
         return None
@@ -133,11 +122,11 @@ def _accepted(tool: StructuredTool) -> list[str] | None:
 
 
 def _hidden(tool: StructuredTool) -> frozenset[str]:
-    """The arguments that LangChain puts in."""
+    """Return the names of the arguments that LangChain injects."""
     found = set(getattr(tool, "_injected_args_keys", ()))
-    whole, told = tool.args_schema, tool.tool_call_schema
-    if isinstance(whole, type) and issubclass(whole, BaseModel) and isinstance(told, type):
-        found |= set(whole.model_fields) - set(getattr(told, "model_fields", whole.model_fields))
+    whole, described = tool.args_schema, tool.tool_call_schema
+    if isinstance(whole, type) and issubclass(whole, BaseModel) and isinstance(described, type):
+        found |= set(whole.model_fields) - set(getattr(described, "model_fields", whole.model_fields))
     return frozenset(found)
 
 
@@ -146,6 +135,6 @@ def _refused(error: ToolArgumentsError) -> ValidationError:
     for problem in error.problems:
         place, _, message = problem.removeprefix("$").removeprefix(".").partition(": ")
         kind = PydanticCustomError("poml_schema", "{message}", {"message": message})
-        # ToolNode (langgraph 1.2) leaves out what has no place.
+        # upstream: langgraph 1.2: ToolNode leaves out errors without a location.
         lines.append(InitErrorDetails(type=kind, loc=(place or error.tool,), input=error.arguments))
     return ValidationError.from_exception_data(error.tool, lines)
