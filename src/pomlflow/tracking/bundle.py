@@ -33,10 +33,8 @@ from typing import Any, Final
 from pomlflow.engine.roots import is_under, trusted_roots
 from pomlflow.record import PromptFile
 from pomlflow.settings import settings
-from pomlflow.template.inference import infer
-from pomlflow.template.source import sha256
 
-__all__ = ["FILES_TAG", "Bundle", "BundledFile", "ExtractedFiles", "FileChangedError", "extract", "pack", "unpack"]
+__all__ = ["FILES_TAG", "Bundle", "BundledFile", "ExtractedFiles", "FileChangedError", "pack", "unpack"]
 
 FILES_TAG: Final = "poml_files"
 _CONTENT_TAG: Final = "poml_file_"
@@ -85,18 +83,27 @@ class Bundle:
         return {file.path: file.omitted for file in self.files if file.content is None}
 
 
-@dataclass(frozen=True)
 class ExtractedFiles:
-    """The files of a prompt version on this machine.
+    """The files of a prompt version, in a temporary folder of their own; none is made where there cannot be files.
 
-    `root` holds all of them and nothing else; `folder` is the markup's own folder in it. `files` are those that are
-    there and `omitted` why the others are not, both by absolute path.
+    `root` is that folder, `folder` the markup's own in it, and `files` has those that are there, by absolute path.
+    A file that was not stored is copied from `base_dir`, which has the layout of `root`, when the markup names it.
+
+    Raises:
+        OSError: The files cannot be written.
     """
 
-    root: Path
-    folder: Path
-    files: Mapping[Path, PromptFile]
-    omitted: Mapping[Path, str]
+    def __init__(self, bundle: Bundle, base_dir: Path | None) -> None:
+        # Absolute, and nowhere, where there are no files: a relative source must not lead to the working folder.
+        self.root = _temporary_folder() if bundle.contents or base_dir else _NOWHERE
+        self.folder = self.root / bundle.folder
+        self.files: dict[Path, PromptFile] = {}
+        self._base_dir = base_dir
+        self._stored = {file.path: file for file in bundle.files}
+        for path, content in bundle.contents.items():
+            self._write(Path(os.path.normpath(self.folder / path)), path, content)
+        if self.files:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def complete(self) -> bool:
@@ -106,8 +113,31 @@ class ExtractedFiles:
     def read(self, file: Path) -> str | None:
         """Return the text of one of the files; None for any other file of this machine."""
         with contextlib.suppress(OSError):
-            return file.read_bytes().decode("utf-8", "replace") if file in self.files else None
+            return None if self.problem(file) else file.read_bytes().decode("utf-8", "replace")
         return None
+
+    def problem(self, file: Path) -> str:
+        """Return why a file that the markup names is not there; empty where it is."""
+        if file in self.files:
+            return ""
+        path = Path(os.path.relpath(file, self.folder)).as_posix()
+        stored = self._stored.get(path) or self._stored.get(file.as_posix())  # the markup may name it absolutely
+        why = "the version was registered without it" if stored is None else stored.omitted or "it was not stored"
+        if self._base_dir is None or not file.is_relative_to(self.root):
+            return why
+        source = self._base_dir / file.relative_to(self.root)
+        if (content := _read_within(self._base_dir, source)) is None:
+            return f"{why}, and {source} is not a file in {self._base_dir}"
+        if stored is not None and stored.sha256 != _digest(content):
+            return f"{why}, and {source} is another file, with another digest"
+        self._write(file, path, content)
+        return ""
+
+    def _write(self, file: Path, path: str, content: bytes) -> None:
+        if file.is_relative_to(self.root):  # `unpack` refuses a version with other paths already
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            self.files[file] = PromptFile(path, _digest(content), file)
 
 
 def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
@@ -161,37 +191,6 @@ def unpack(tags: Mapping[str, str]) -> Bundle:
         if not _is_portable(path, levels):
             raise ValueError(f"the path {path!r} in the tag {FILES_TAG} leads out of its folder")
     return bundle
-
-
-def extract(bundle: Bundle, markup: str, base_dir: Path | None) -> ExtractedFiles:
-    """Write the files of a version into a temporary folder of their own; none is made where there are no files.
-
-    Omitted files, and files that the markup names and the version does not have, are taken from `base_dir`, which
-    stands for `ExtractedFiles.root`. One whose digest the version has must match it.
-
-    Raises:
-        OSError: The files cannot be written.
-    """
-    digests = {file.path: file.sha256 for file in bundle.files}
-    contents, omitted = bundle.contents, bundle.omitted
-    for path in _named(markup, bundle.folder, base_dir):
-        if path not in digests:
-            omitted[path] = "the version was registered without it"
-    if base_dir is not None:
-        _add_omitted(contents, omitted, digests, base_dir / bundle.folder, base_dir)
-    # Absolute, and nowhere, where there are no files: a relative source must not lead to the working folder.
-    root = _temporary_folder() if contents else _NOWHERE
-    folder = root / bundle.folder
-    files = {}
-    for path, content in contents.items():
-        file = _join(folder, path)
-        if file.is_relative_to(root):  # `unpack` refuses such a version already
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-            files[file] = PromptFile(path, digests.get(path) or sha256(file), file)
-    if contents:
-        folder.mkdir(parents=True, exist_ok=True)
-    return ExtractedFiles(root, folder, files, {_join(folder, path): why for path, why in omitted.items()})
 
 
 def _read(file: PromptFile) -> tuple[bytes, str]:
@@ -269,46 +268,12 @@ def _is_portable(path: str, levels: int) -> bool:
     )
 
 
-def _named(markup: str, folder: str, base_dir: Path | None) -> list[str]:
-    """Return the paths of the files that a markup names, as far as its includes can be followed in `base_dir`."""
-    home = (base_dir or _NOWHERE) / folder
-
-    def read(file: Path) -> str | None:
-        content = None if base_dir is None else _read_within(base_dir, file)
-        return None if content is None else content.decode("utf-8", "replace")
-
-    found = infer(markup, home, read=read)
-    return [
-        file.as_posix() if file in found.absolute else Path(os.path.relpath(file, home)).as_posix()
-        for file in (*found.includes, *found.assets)
-    ]
-
-
-def _add_omitted(
-    contents: dict[str, bytes], omitted: dict[str, str], digests: Mapping[str, str], folder: Path, base_dir: Path
-) -> None:
-    """Move the files that `base_dir` has, with the right digest, from `omitted` to `contents`."""
-    for path, why in list(omitted.items()):
-        file = _join(folder, path)
-        if (content := _read_within(base_dir, file)) is None:
-            omitted[path] = f"{why}, and {file} is not a file in {base_dir}"
-        elif digests.get(path, _digest(content)) != _digest(content):
-            omitted[path] = f"{why}, and {file} is another file, with another digest"
-        else:
-            contents[path] = content
-            del omitted[path]
-
-
 def _read_within(folder: Path, file: Path) -> bytes | None:
     """Return a file's content; None outside of the folder: a version from elsewhere may name any file of the user."""
     with contextlib.suppress(OSError, ValueError):
         if file.resolve().is_relative_to(folder.resolve()) and file.is_file():
             return file.read_bytes()
     return None
-
-
-def _join(folder: Path, path: str) -> Path:
-    return Path(os.path.normpath(folder / path))
 
 
 def _temporary_folder() -> Path:

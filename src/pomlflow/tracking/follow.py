@@ -21,7 +21,7 @@ from pomlflow.template import Template
 from pomlflow.template.inference import infer
 from pomlflow.template.source import Snapshot
 from pomlflow.tracking.background import Errand
-from pomlflow.tracking.bundle import ExtractedFiles, extract
+from pomlflow.tracking.bundle import ExtractedFiles
 from pomlflow.tracking.load import PromptContent, Reference, load_reference, run_bounded
 from pomlflow.tracking.publish import Place, PromptRegistry
 
@@ -174,10 +174,10 @@ class RegistryOrigin:
     def _state_of(self, content: PromptContent, text: str, files: ExtractedFiles | None) -> _State:
         try:
             if files is None or not files.complete:
-                files = extract(content.bundle, text, self._base_dir)
+                files = ExtractedFiles(content.bundle, self._base_dir)
+            return _State(content, text, _snapshot(content, text, files), files)
         except OSError as error:
             raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
-        return _State(content, text, _snapshot(content, text, files), files)
 
     def _refresh_after(self, seconds: float) -> None:
         self._loads = PromptRegistry.shared().loads
@@ -201,9 +201,10 @@ class RegistryOrigin:
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
     found = infer(text, files.folder, read=files.read)
+    problems = {file: files.problem(file) for file in (*found.includes, *found.assets)}
     # A prompt from elsewhere may name files of this machine: they are no part of it.
-    includes = tuple(file for file in found.includes if file in files.files)
-    assets = tuple(file for file in found.assets if file in files.files)
+    includes = tuple(file for file in found.includes if not problems[file])
+    assets = tuple(file for file in found.assets if not problems[file])
     parts = tuple(files.files[file] for file in (*includes, *assets))
     as_registered = text == content.source
     hint = f"{{}} was not stored with {content.uri}: {{}}. Give base_dir=, a folder that has it"
@@ -218,7 +219,8 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
         roots=(str(files.root),),
         missing=tuple(
             (str(file), hint.format(Path(os.path.relpath(file, files.folder)).as_posix(), why))
-            for file, why in files.omitted.items()
+            for file, why in problems.items()
+            if why
         ),
         register=None if as_registered else False,
     )

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -203,28 +204,23 @@ def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
 
     MLflow's own client retries for minutes while a server is unreachable.
     """
-    outcome: list[_T] = []
-    failure: list[BaseException] = []
+    future: Future[_T] = Future()
 
     def run() -> None:
         try:
-            outcome.append(call())
+            future.set_result(call())
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-            failure.append(error)
+            future.set_exception(error)
 
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="pomlflow-registry-load", daemon=True)
     try:
-        thread.start()
+        threading.Thread(target=context.run, args=(run,), name="pomlflow-registry-load", daemon=True).start()
     except RuntimeError:  # from Python 3.12 on no thread can start while the interpreter ends
         run()
-    else:
-        thread.join(timeout)
-    if failure:
-        raise failure[0]
-    if not outcome:
+    wait([future], timeout)
+    if not future.done():
         raise TimeoutError(f"no answer within {timeout:g} s")
-    return outcome[0]
+    return future.result()
 
 
 def _text_of(version: PromptVersion) -> str:
