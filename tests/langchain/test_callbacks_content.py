@@ -46,7 +46,6 @@ FRAME = """\
 @pytest.fixture(autouse=True)
 def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-    monkeypatch.setattr(tracking, "_said", set())
 
 
 def using(**options: Any) -> RunnableConfig:
@@ -112,7 +111,7 @@ def test_a_poml_span_holds_the_render_and_its_times(
     }
     assert [one["name"] for one in span.outputs["tools"]] == ["look"]
     told = span.attributes
-    assert (told["poml.path"], told["poml.version"], told["poml.engine"]) == ("support/greet.poml", "0.0.8", "warm")
+    assert (told["poml.path"], told["poml.version"]) == ("support/greet.poml", "0.0.8")
     assert len(told["poml.digest"]) == 64
     above = next(one for one in trace.data.spans if one.span_id == span.parent_id)
     assert before <= span.start_time_ns < span.end_time_ns <= after
@@ -242,7 +241,11 @@ def test_a_mask_reaches_all_that_is_stored(stored_traces: Fetch) -> None:
     for trace in traces:
         assert "secret" not in everything(trace), tree(trace)
         assert "***" in everything(trace)
-    assert poml_span(traces[0]).inputs == {"prompt": "<p>*** {{name}}</p>", "context": {"name": "***"}}
+    assert poml_span(traces[0]).inputs == {
+        "prompt": "<p>*** {{name}}</p>",
+        "context": {"name": "***"},
+        "stylesheet": None,
+    }
     assert "cannot answer *** ***" in str(traces[6].data.spans[0].status.description)
     assert poml_span(traces[7]).attributes["poml.error"].startswith("<inline>:1:4: *** ***")
 
@@ -274,7 +277,7 @@ def test_a_mask_that_fails_stores_nothing_and_says_so_once(
     assert trees(stored_traces) == [CHAIN] * 2
     assert all("secret" not in everything(trace) for trace in stored_traces())
     assert [record.getMessage() for record in caplog.records] == [
-        "the mask raised LookupError: spans are stored without inputs and outputs (said once)"
+        "The mask raised LookupError: spans are stored without inputs and outputs (further warnings suppressed)"
     ]
 
 
@@ -309,6 +312,6 @@ def test_a_render_that_cannot_be_traced_is_told_once_and_hurts_nobody(
         assert [chain().invoke(GIVEN, config) for _ in range(2)] == ["Hi!"] * 2
         RunnableLambda(lambda given: str(greeting().format_messages(**given))).invoke(GIVEN, config)
     assert [record.getMessage() for record in caplog.records] == [
-        "a render could not be traced: LookupError('broken') (said once)"
+        "A render could not be traced: LookupError('broken') (further warnings suppressed)"
     ]
     assert len(stored_traces()) == 3

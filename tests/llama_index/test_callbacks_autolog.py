@@ -29,7 +29,6 @@ from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.llama_index import handler as module
 from pomlflow.llama_index import mlflow_tracer as tracer
 from pomlflow.llama_index.mlflow_tracer import autolog_handler
-from pomlflow.tracking import spans as tracking
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
@@ -272,7 +271,6 @@ def test_another_version_of_autologs_handler_costs_a_warning(
     traced: Any, engine: Any, expected: str, index: Any, scripted: Any, caplog: Any, monkeypatch: Any, part: str
 ) -> None:
     """MLflow with a private part renamed: what it traces is as it was, and its streams are its own to end."""
-    monkeypatch.setattr(tracking, "_said", set())
     other = ModuleType(mlflow_tracer.__name__)
     exec(inspect.getsource(mlflow_tracer).replace(part, "_renamed"), vars(other))
     monkeypatch.setitem(sys.modules, other.__name__, other)

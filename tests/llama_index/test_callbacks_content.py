@@ -29,7 +29,6 @@ from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.llama_index import handler as callbacks
 from pomlflow.llama_index import mlflow_tracer as tracer
 from pomlflow.settings import settings
-from pomlflow.tracking import spans as tracking
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
@@ -152,7 +151,7 @@ def test_a_poml_span_holds_the_render_and_its_times(
     assert span.outputs["schema"] == {"type": "object", "properties": {}}
     assert [one["name"] for one in span.outputs["tools"]] == ["look"]
     told = span.attributes
-    assert (told["poml.path"], told["poml.version"], told["poml.engine"]) == ("support/greet.poml", "0.0.8", "warm")
+    assert (told["poml.path"], told["poml.version"]) == ("support/greet.poml", "0.0.8")
     assert len(told["poml.digest"]) == 64
     predict = named(trace, parent(trace, span))
     assert before <= predict.start_time_ns <= span.start_time_ns < span.end_time_ns <= predict.end_time_ns
@@ -275,7 +274,6 @@ def test_a_mask_gets_plain_data_of_each_span_once(traced: Any, index: Any, scrip
 def test_a_mask_that_fails_stores_nothing_and_says_so_once(
     traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(tracking, "_said", set())
 
     def fail(_: dict[str, Any]) -> None:
         raise LookupError("secret")
@@ -284,7 +282,7 @@ def test_a_mask_that_fails_stores_nothing_and_says_so_once(
         (first, second) = traced(lambda: [scripted("secret").complete("secret") for _ in range(2)])
     assert "secret" not in everything(first) + everything(second)
     assert [record.getMessage() for record in caplog.records] == [
-        "the mask raised LookupError: spans are stored without inputs and outputs (said once)"
+        "The mask raised LookupError: spans are stored without inputs and outputs (further warnings suppressed)"
     ]
 
 
@@ -312,7 +310,6 @@ def test_a_handler_that_fails_is_told_once_and_hurts_nobody(
     traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
 ) -> None:
     """LlamaIndex swallows what its handlers raise, in silence."""
-    monkeypatch.setattr(tracking, "_said", set())
 
     def fail(*_: Any, **__: Any) -> None:
         raise LookupError("broken")
@@ -321,14 +318,13 @@ def test_a_handler_that_fails_is_told_once_and_hurts_nobody(
     with PomlCallbackHandler(), caplog.at_level(logging.WARNING, "pomlflow"):
         assert traced(lambda: [scripted("Fine.").complete("x") for _ in range(2)]) == []
     assert [record.getMessage() for record in caplog.records] == [
-        "a LlamaIndex span could not be traced: LookupError('broken') (said once)"
+        "a LlamaIndex span could not be traced: LookupError('broken') (further warnings suppressed)"
     ]
 
 
 def test_another_version_of_mlflows_tracer_costs_types_and_not_the_tree(
     traced: Any, scripted: Any, prompt: Any, caplog: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(tracking, "_said", set())
     monkeypatch.delattr(tracer._SPANS, "_get_span_type")
     with caplog.at_level(logging.WARNING, "pomlflow"):
         details = tracer.Details(callbacks._spans._writable)
@@ -344,7 +340,6 @@ def test_another_version_of_mlflows_tracer_costs_types_and_not_the_tree(
 def test_a_model_that_cannot_tell_its_attributes_is_traced(
     traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(tracking, "_said", set())
     model = scripted("Fine.")
     asked: list[str] = []
 

@@ -109,7 +109,7 @@ def test_a_replay_says_what_was_cut(stored: Callable[..., Any]) -> None:
     [render] = pomlflow.replay(span.trace_id).renders
     assert render.outcome == "incomplete"
     assert render.reasons == (
-        "it renders, but what it gave was cut when it was stored (pomlflow.configure(max_content=…))",
+        "it renders, but its output was cut when it was stored (pomlflow.configure(max_content=…))",
     )
     span = stored(HELLO, {"name": "Ada"})
     assert [render.outcome for render in pomlflow.replay(span.trace_id).renders] == ["identical"]

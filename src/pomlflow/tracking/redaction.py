@@ -1,36 +1,230 @@
-"""How long a stored text may be: `pomlflow.configure`'s ``max_content``, on whatever way content gets into a span.
+"""What may be stored of a span: the user's mask, then the size limit, before MLflow sees any content.
 
-What is longer is cut, and says how much is missing; an image, a sound or a file, which half of would be none, is left
-out whole, before MLflow makes an attachment of it.
+A span processor is no place for a mask: MLflow runs those after it has made attachments of media, and keeps the
+exception's message in the span's event.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final
 
-from mlflow.entities import SpanEvent
+from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
+from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
+from mlflow.tracing.constant import SpanAttributeKey
+from mlflow.tracing.utils import dump_span_attribute_value
 
+from pomlflow._log import warn_once
+from pomlflow.dispatch import Mask
 from pomlflow.record import well_formed
 from pomlflow.settings import settings
 
-__all__ = ["LimitedSpan", "event_within_limit", "within_limit"]
+__all__ = [
+    "GuardedSpan",
+    "LimitedSpan",
+    "event_within_limit",
+    "masked",
+    "masked_exception",
+    "plain",
+    "store_content",
+    "within_limit",
+]
 
-_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
-_MEDIA = 256  # characters; a shorter run of letters is a word, or an id
+_INPUTS, _OUTPUTS = SpanAttributeKey.INPUTS, SpanAttributeKey.OUTPUTS
+_OK: Final = SpanStatus(SpanStatusCode.OK)
+_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
+_MEDIA_LENGTH: Final = 256  # characters; a shorter run of letters is a word, or an id
+# In JSON, what MLflow may make an attachment of: a data URI, base64, bytes as Python writes them, its own `Attachment`.
+_MEDIA: Final = re.compile(r""""(?:data:|[A-Za-z0-9+/=_-]{64}|b['\\]|<mlflow\.)""")
 
-T = TypeVar("T")
+
+def plain(value: Any) -> Any:
+    """Return a value as the JSON data that MLflow would store."""
+    return json.loads(dump_span_attribute_value(value))
 
 
-def within_limit(value: T, plain: Callable[[T], Any] | None = None) -> Any:
-    """Cut what is too long in content that is to be stored.
+class GuardedSpan:
+    """A live span whose content passes the mask and the size limit before MLflow sees it.
+
+    Without a mask, content is stored as it comes. With one, inputs and outputs are held and masked once, at the end; an
+    exception is stored with the message that the mask left and without its traceback, other events not at all.
+
+    Args:
+        span: MLflow's span.
+        mask: The user's mask.
+        to_plain: Makes JSON data of content, as the mask sees it.
+        media: Rewrites stored JSON data so that MLflow makes attachments of its media.
+        safe: The attributes that are stored under a mask, besides MLflow's own; None for all.
+    """
+
+    def __init__(
+        self,
+        span: LiveSpan,
+        mask: Mask | None = None,
+        *,
+        to_plain: Callable[[Any], Any] = plain,
+        media: Callable[[Any], Any] | None = None,
+        safe: Container[str] | None = None,
+    ) -> None:
+        self.span = span
+        self.mask = mask
+        self.kept: dict[str, Any] = {}  # of "inputs" and "outputs", what the mask left
+        self.cut: list[str] = []  # those of them that were too long
+        self.has_media = False
+        self._to_plain = to_plain
+        self._media = media
+        self._safe = safe
+        self._held: dict[str, Any] = {}
+        self._error_type: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.span, name)
+
+    def set_inputs(self, inputs: Any) -> None:
+        """Store the inputs, or hold them for the mask."""
+        self._set("inputs", inputs)
+
+    def set_outputs(self, outputs: Any) -> None:
+        """Store the outputs, or hold them for the mask."""
+        self._set("outputs", outputs)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Store an attribute, if it may be stored."""
+        if key in (_INPUTS, _OUTPUTS):
+            self._set("inputs" if key == _INPUTS else "outputs", value)
+        elif self.mask is None or self._safe is None or key.startswith("mlflow.") or key in self._safe:
+            self.span.set_attribute(key, _sound(within_limit(value)))
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Store the attributes that may be stored."""
+        for key, value in attributes.items():
+            self.set_attribute(key, value)
+
+    def add_event(self, event: SpanEvent) -> None:
+        """Store an event; under a mask, only the type of an exception."""
+        if self.mask is None:
+            self.span.add_event(event_within_limit(event))
+        elif event.name == "exception":
+            self._error_type = str(event.attributes["exception.type"])
+
+    def record_exception(self, error: str | Exception) -> None:
+        """Store an exception, as `add_event` does."""
+        self.add_event(SpanEvent.from_exception(Exception(error) if isinstance(error, str) else error))
+
+    def end(self, status: SpanStatus = _OK, end_time_ns: int | None = None) -> None:
+        """Store what is held and end the span. Never raises for its content."""
+        self.span.end(status=self.finish(status), end_time_ns=end_time_ns)
+
+    def finish(self, status: SpanStatus) -> SpanStatus:
+        """Store what is held; return the status that may be stored."""
+        try:
+            if self.span.trace_id == NO_OP_SPAN_TRACE_ID:
+                return status
+            if self.mask is None:
+                return SpanStatus(status.status_code, self._message(status.description or ""))
+            return self._apply(self.mask, status)
+        except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
+            _warn_incomplete(error)
+            return SpanStatus(status.status_code, self._error_type or "")
+
+    def _apply(self, mask: Mask, status: SpanStatus) -> SpanStatus:
+        failed = status.status_code == SpanStatusCode.ERROR
+        outputs = {"error": status.description} if failed else self._held.get("outputs")
+        self.kept = kept = masked(mask, self._held.get("inputs"), outputs)
+        if "inputs" in kept:
+            self._store("inputs", kept["inputs"])
+        if not failed:
+            if "outputs" in kept:
+                self._store("outputs", kept["outputs"])
+            return status
+        event = masked_exception(self._error_type or "Error", kept)
+        self.span.add_event(event_within_limit(event))
+        return SpanStatus(status.status_code, self._message(str(event.attributes["exception.message"])))
+
+    def _message(self, text: str) -> str:
+        message = within_limit(text)
+        if message is not text:
+            self.cut.append("outputs")
+        return well_formed(message)
+
+    def _set(self, name: str, content: Any) -> None:
+        try:
+            if content is None or self.span.trace_id == NO_OP_SPAN_TRACE_ID:
+                return
+            if self.mask is None:
+                self._store(name, self._to_plain(content) if settings().max_content else content)
+            else:
+                self._held[name] = self._to_plain(content)
+        except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
+            _warn_incomplete(error)
+
+    def _store(self, name: str, whole: Any) -> None:
+        content = within_limit(whole)
+        if content is not whole:
+            self.cut.append(name)
+        self.has_media |= _write(self.span, _INPUTS if name == "inputs" else _OUTPUTS, content, self._media)
+
+
+def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any] | None) -> bool:
+    """Write inputs or outputs; return whether there may be media in them."""
+    text = dump_span_attribute_value(content)
+    if (sound := well_formed(text)) != text:  # upstream: mlflow 3.12-3.18: half a surrogate pair loses the trace
+        content = json.loads(sound)
+    if _MEDIA.search(text) is None:
+        # upstream: mlflow 3.12-3.18: set_inputs looks for media in every value, 50 ms for a megabyte.
+        span.set_attribute(key, content)
+        return False
+    store = span.set_inputs if key == _INPUTS else span.set_outputs
+    store(content)
+    if media is not None:
+        stored = span.get_attribute(key)
+        if (changed := media(stored)) != stored:
+            store(changed)
+    return True
+
+
+def store_content(span: LiveSpan, key: str, content: Any) -> bool:
+    """Store a span's inputs or outputs as they are; return whether there may be media in them."""
+    return _write(span, key, content, None)
+
+
+def _warn_incomplete(error: Exception) -> None:
+    warn_once("content", "A span is stored without all of its content: %r", error)
+
+
+def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
+    """Return the ``inputs`` and ``outputs`` that the mask left; nothing where it failed. It may change its argument."""
+    try:
+        kept = mask({"inputs": inputs, "outputs": outputs})
+    except Exception as error:  # noqa: BLE001 - the user's function; its message may hold what it was to hide
+        warn_once("mask", "The mask raised %s: spans are stored without inputs and outputs", type(error).__name__)
+        return {}
+    if not isinstance(kept, Mapping):
+        warn_once("mask result", "The mask returned no dict: spans are stored without inputs and outputs")
+        return {}
+    return {key: kept[key] for key in ("inputs", "outputs") if kept.get(key) is not None}
+
+
+def masked_exception(kind: str, kept: Mapping[str, Any]) -> SpanEvent:
+    """Return the event of an exception with the message that the mask left, and without a traceback."""
+    outputs = kept.get("outputs")
+    message = outputs.get("error") if isinstance(outputs, Mapping) else None
+    text = message if isinstance(message, str) else kind
+    return SpanEvent(  # type: ignore[abstract]  # MLflow makes them so itself
+        name="exception", attributes={"exception.message": text, "exception.type": kind}
+    )
+
+
+def within_limit(value: Any, to_plain: Callable[[Any], Any] | None = None) -> Any:
+    """Cut the texts that are longer than `pomlflow.configure`'s ``max_content``, and leave out media that are.
 
     Args:
         value: The content.
-        plain: What makes plain data of it, where it is none; asked only where there is a limit.
+        to_plain: Makes plain data of it, where it is none; called only where there is a limit.
 
     Returns:
         The same with its texts cut; the very same object where nothing is.
@@ -46,7 +240,7 @@ def within_limit(value: T, plain: Callable[[T], Any] | None = None) -> Any:
     limit = settings().max_content
     if not limit:
         return value
-    return _cut(value if plain is None else plain(value), limit)
+    return _cut(value if to_plain is None else to_plain(value), limit)
 
 
 def _cut(value: Any, limit: int) -> Any:
@@ -63,19 +257,19 @@ def _cut(value: Any, limit: int) -> Any:
 
 def _shortened(text: str, limit: int) -> str:
     uri = _URI.match(text)
-    if uri is not None or (len(text) >= _MEDIA and _BASE64.fullmatch(text)):
+    if uri is not None or (len(text) >= _MEDIA_LENGTH and _BASE64.fullmatch(text)):
         kind = (uri and uri[1]) or "base64"
         return f"[{kind} of {len(text)} characters left out: max_content]"
     return f"{text[:limit]}… [{len(text) - limit} more characters: max_content]"
 
 
 def event_within_limit(event: SpanEvent) -> SpanEvent:
-    """Cut what an event says, such as an exception's message and traceback, and leave in it what a store can hold."""
+    """Cut an event's texts, such as an exception's message and traceback, and leave in them what a store can hold."""
     return replace(event, attributes=_sound(within_limit(event.attributes)))
 
 
 def _sound(value: Any) -> Any:
-    """Plain data with texts that a store can hold; MLflow (3.12 to 3.17) loses a trace with half an emoji in it."""
+    """Return plain data without half surrogate pairs, which no store can hold."""
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, Mapping):
@@ -86,25 +280,21 @@ def _sound(value: Any) -> Any:
 
 
 class LimitedSpan:
-    """A span for whoever writes to it beside us, MLflow's own tracers: what they write is cut, and can be stored.
-
-    Args:
-        span: MLflow's.
-    """
+    """A span whose attributes and events are cut; `GuardedSpan` replaces it."""
 
     def __init__(self, span: Any) -> None:
         self._span = span
 
     def set_attribute(self, key: str, value: Any) -> None:
-        """As the span's own."""
+        """Store an attribute."""
         self._span.set_attribute(key, _sound(within_limit(value)))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """As the span's own."""
+        """Store attributes."""
         self._span.set_attributes(_sound(within_limit(attributes)))
 
     def add_event(self, event: SpanEvent) -> None:
-        """As the span's own."""
+        """Store an event."""
         self._span.add_event(event_within_limit(event))
 
     def __getattr__(self, name: str) -> Any:

@@ -1,22 +1,20 @@
-"""A render record as an MLflow span.
+"""Store a render record as an MLflow span.
 
-The span's shape is the same under every framework; an adapter only says which span it belongs under.
-
-What a reader of traces can rely on:
+The span's shape is the same under every framework; an adapter only chooses its parent.
 
 ======================  ==============================================================================================
-name                    ``poml <prompt name>``; ``poml`` for a prompt without a name and for a trace of its own
+name                    ``poml <prompt name>``; ``poml`` for a prompt without a name and for a root span
 type                    ``PROMPT``
-inputs                  ``prompt`` (the markup), ``context`` (the variables), ``stylesheet`` where one was given
+inputs                  ``prompt`` (the markup), ``context`` (the variables), ``stylesheet`` (null where none was given)
 outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; ``tools``, ``schema``, ``runtime`` where
                         the prompt has them
 ``poml.digest``         SHA-256 of the markup and of the files that it names
-``poml.path``           the file, relative to the prompt root; not there for inline markup
+``poml.path``           the file, relative to the prompt root; absent for inline markup
 ``poml.version``        of the ``poml`` package
-``poml.engine``         ``warm`` or ``poml``
+``poml.prompt.name``    the prompt's name in the registry; absent for a prompt without one
 ``poml.prompt``         ``prompts:/name/version``, where the version was known before the span ended
-``poml.error``          what POML says of a failed render, and ``poml.error.file``, ``.line``, ``.column``
-``poml.replay``         what `pomlflow.replay` needs beside all that (`pomlflow.tracking.facts`)
+``poml.error``          the message of a failed render, and ``poml.error.file``, ``.line``, ``.column``
+``poml.replay``         what `pomlflow.replay` needs in addition (`pomlflow.tracking.facts`)
 ======================  ==============================================================================================
 """
 
@@ -24,29 +22,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import copy
-import json
-import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import mlflow
 from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
 from mlflow.tracing import provider
-from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
-from mlflow.tracing.utils import dump_span_attribute_value
 from opentelemetry.trace import INVALID_SPAN, Span
 
+from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask
 from pomlflow.frame.openai import shown_messages
-from pomlflow.record import RenderRecord, well_formed
+from pomlflow.record import RenderRecord
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
-from pomlflow.tracking.redaction import event_within_limit, within_limit
+from pomlflow.tracking.redaction import GuardedSpan, masked, masked_exception, store_content
 from pomlflow.tracking.shutdown import finish_at_the_end
 
 __all__ = [
@@ -63,25 +57,21 @@ __all__ = [
     "within",
 ]
 
-SPAN_TYPE = "PROMPT"
+SPAN_TYPE: Final = "PROMPT"
 
-_log = logging.getLogger("pomlflow")
-_said: set[str] = set()
-# The first characters of such a file in base64; RIFF is WebP or WAVE, which its ninth byte tells.
-_MAGIC = {
+# The first characters of such a file in base64; RIFF is WebP or WAVE, depending on its ninth byte.
+_MAGIC: Final = {
     "iVBORw0KGgo": "image/png",
     "/9j/": "image/jpeg",
     "R0lGOD": "image/gif",
     "JVBERi0": "application/pdf",
     "UklGR": "riff",
 }
-_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-# In JSON, what MLflow may make an attachment of: a data URI, base64, bytes as Python writes them, its own `Attachment`.
-_MEDIA = re.compile(r""""(?:data:|[A-Za-z0-9+/=_-]{64}|b['\\]|<mlflow\.)""")
-# MLflow's page hides what is below: from 3.13 on spans of types that it does not know are for debugging.
-_INFO = 20
-_VERSION_WAIT = 0.005  # seconds
-_LONG = 256  # characters: below, an attachment of its own costs more than the text
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+# upstream: mlflow 3.13-3.18: the trace page hides spans of types that it does not know below this level.
+_INFO: Final = 20
+_VERSION_WAIT: Final = 0.005  # seconds
+_LONG: Final = 256  # characters: below, an attachment of its own costs more than the text
 
 
 def log_render(
@@ -96,7 +86,7 @@ def log_render(
 
     Args:
         record: The render.
-        parent: The span that it belongs under; None for the active one, and a trace of its own where none is active.
+        parent: The span to nest it under; None for the active one, and for a root span where none is active.
         register: Whether to register the prompt and link its version, where the template does not say.
         mask: What may be stored of inputs and outputs.
         root: Whether to make a trace of its own, whatever is active.
@@ -111,32 +101,20 @@ def log_render(
             return
         status = SpanStatus(SpanStatusCode.ERROR if record.error else SpanStatusCode.OK)
         try:
-            # At once, as MLflow writes each: it makes a JSON encoder for every one (3.12 to 3.17), 15 µs.
-            cast("Span", span._span).set_attributes({key: json.dumps(value) for key, value in _attributes(record)})
-            status.description = _fill(span, record, mask)
+            span.set_attributes(dict(_attributes(record)))
+            status = _fill(GuardedSpan(span, mask, media=_with_data_uris), record)
             _link(span, record, register)
-        except Exception as error:  # noqa: BLE001 - what is there of the span is still worth storing
-            warn_once("content", "a poml span is stored without all of its content: %r", error)
+        except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
+            warn_once("content", "A span is stored without all of its content: %r", error)
         finally:
             span.end(status=status, end_time_ns=record.end_ns)
-    except Exception as error:  # noqa: BLE001 - telemetry never hurts
-        warn_once("span", "a render could not be traced: %r", error)
-
-
-def warn_once(kind: str, message: str, *arguments: object) -> None:
-    """Log at WARNING, once in a process for each kind: a render may fail to be traced a thousand times a minute."""
-    if kind not in _said:
-        _said.add(kind)
-        _log.warning(message + " (said once)", *arguments)
+    except Exception as error:  # noqa: BLE001 - telemetry never raises into the user's call
+        warn_once("span", "A render could not be traced: %r", error)
 
 
 @contextmanager
 def active(span: Span) -> Iterator[None]:
-    """Make another span the active one: MLflow takes it for the parent of a new span that is given none.
-
-    Args:
-        span: OpenTelemetry's; ``INVALID_SPAN`` for none.
-    """
+    """Make an OpenTelemetry span the active one, which is the default parent; ``INVALID_SPAN`` for none."""
     token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=span)))
     try:
         yield
@@ -176,80 +154,40 @@ def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
         yield "poml.path", record.path
     if record.poml_version:
         yield "poml.version", record.poml_version
-    yield "poml.engine", record.engine
+    if record.name is not None:
+        yield "poml.prompt.name", record.name
     yield "mlflow.spanLogLevel", _INFO
     for place in ("file", "line", "column"):
         if (value := getattr(record.error, place, None)) is not None:
             yield f"poml.error.{place}", value
 
 
-def _fill(span: LiveSpan, record: RenderRecord, mask: Mask | None) -> str:
-    """Write what the mask leaves of inputs and outputs (MLflow takes images out of them), and give the error's text."""
-    error = record.error
-    given = kept = span_content(record)
-    facts = facts_of(record)
-    if mask is not None:
-        kept = masked(mask, **copy.deepcopy(given))
-        facts["masked"] = [key for key, value in given.items() if kept.get(key) != value]
-    whole, kept = kept, within_limit(kept)
-    facts["cut"] = [key for key, value in whole.items() if kept[key] is not value]
-    if (inputs := kept.get("inputs")) is not None and store_content(
-        span, SpanAttributeKey.INPUTS, inputs, _offloadable
-    ):
-        facts["bare"] = list(bare_media(inputs, span.inputs))
-    span.set_attribute(ATTRIBUTE, {key: fact for key, fact in facts.items() if fact != []})
+def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
+    """Store inputs, outputs and the facts for a replay; return the status that may be stored."""
+    error, content = record.error, span_content(record)
+    status = SpanStatus(SpanStatusCode.OK)
+    span.set_inputs(content["inputs"])
     if error is None:
-        if (outputs := kept.get("outputs")) is not None:
-            store_content(span, SpanAttributeKey.OUTPUTS, outputs)
-        return ""
-    event = masked_exception(type(error).__name__, kept) if mask else SpanEvent.from_exception(error)
-    event = event_within_limit(event)
-    message = str(event.attributes["exception.message"])
-    span.add_event(event)
-    span.set_attribute("poml.error", message)
-    return message
+        span.set_outputs(content["outputs"])
+    else:
+        span.add_event(SpanEvent.from_exception(error))
+        status = SpanStatus(SpanStatusCode.ERROR, str(error))
+    status = span.finish(status)
+    if error is not None:
+        span.set_attribute("poml.error", status.description)
+    facts = facts_of(record)
+    if span.mask is not None:
+        facts["masked"] = [key for key, value in content.items() if span.kept.get(key) != value]
+    facts["cut"] = span.cut
+    if span.has_media:
+        facts["bare"] = list(bare_media(content["inputs"], span.inputs))
+    span.set_attribute(ATTRIBUTE, {key: fact for key, fact in facts.items() if fact != []})
+    return status
 
 
 def version_wait() -> float:
-    """Seconds that a render may wait for its prompt's version: then a first trace is linked when it is exported."""
+    """Return the seconds that a render may wait for its version: then a first trace is linked when it is exported."""
     return _VERSION_WAIT if asyncio._get_running_loop() is None else 0.0
-
-
-def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
-    """Ask the mask what may be stored; nothing of it where the mask fails.
-
-    Args:
-        mask: The user's.
-        inputs: Plain data, the mask's own to change; None where there are none.
-        outputs: The same.
-
-    Returns:
-        ``inputs`` and ``outputs`` as far as the mask gave them.
-    """
-    try:
-        kept = mask({"inputs": inputs, "outputs": outputs})
-    except Exception as error:  # noqa: BLE001 - the user's function; its message may hold what it was to hide
-        warn_once("mask", "the mask raised %s: spans are stored without inputs and outputs", type(error).__name__)
-        return {}
-    if not isinstance(kept, Mapping):
-        warn_once("mask result", "the mask gave no dict: spans are stored without inputs and outputs")
-        return {}
-    return {key: kept[key] for key in ("inputs", "outputs") if kept.get(key) is not None}
-
-
-def masked_exception(kind: str, kept: Mapping[str, Any]) -> SpanEvent:
-    """Give an exception's event with the message that the mask left, and without a traceback, which shows values.
-
-    Args:
-        kind: The type of what was raised.
-        kept: What `masked` gave for outputs of ``{"error": …}``.
-    """
-    outputs = kept.get("outputs")
-    message = outputs.get("error") if isinstance(outputs, Mapping) else None
-    text = message if isinstance(message, str) else kind
-    return SpanEvent(  # type: ignore[abstract]  # MLflow makes them so itself
-        name="exception", attributes={"exception.message": text, "exception.type": kind}
-    )
 
 
 def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
@@ -257,24 +195,20 @@ def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
         return
     from pomlflow.tracking.publish import PromptRegistry
 
-    def known(version: Any) -> None:
+    def on_version(version: Any) -> None:
         if span.end_time_ns is None:  # it may come late
             span.set_attribute("poml.prompt", version.uri)
 
-    PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=known)
+    PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=on_version)
 
 
 def span_content(record: RenderRecord) -> dict[str, Any]:
-    """What a render's span holds: ``inputs`` and ``outputs``, which are ``{"error": …}`` where it failed."""
-    error = record.error
-    return {"inputs": _inputs(record), "outputs": {"error": str(error)} if error else _outputs(record)}
-
-
-def _inputs(record: RenderRecord) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"prompt": record.source, "context": dict(record.variables)}
-    if record.stylesheet is not None:
-        inputs["stylesheet"] = dict(record.stylesheet)
-    return inputs
+    """Return what a render's span holds: ``inputs`` and ``outputs``, which are ``{"error": …}`` where it failed."""
+    stylesheet = None if record.stylesheet is None else dict(record.stylesheet)
+    return {
+        "inputs": {"prompt": record.source, "context": dict(record.variables), "stylesheet": stylesheet},
+        "outputs": {"error": str(record.error)} if record.error else _outputs(record),
+    }
 
 
 def _outputs(record: RenderRecord) -> dict[str, Any] | None:
@@ -284,40 +218,14 @@ def _outputs(record: RenderRecord) -> dict[str, Any] | None:
     return {"messages": shown_messages(record.output["messages"]), **extras}
 
 
-def store_content(span: LiveSpan, key: str, content: Any, prepare: Callable[[Any], Any] | None = None) -> bool:
-    """Store a span's inputs or outputs, with their media as attachments.
-
-    MLflow (3.12 to 3.17) looks for media in every value, and once more in what the value is as JSON, in Python: 50 ms
-    for a megabyte of rows. One look at the JSON takes 1 ms, and where it finds nothing, MLflow need not look.
-
-    Args:
-        span: The span.
-        key: `SpanAttributeKey.INPUTS` or `SpanAttributeKey.OUTPUTS`.
-        content: The inputs or outputs.
-        prepare: What is done to those that may hold media, before MLflow looks for them.
-
-    Returns:
-        Whether there may be media in them.
-    """
-    text = dump_span_attribute_value(content)
-    if (sound := well_formed(text)) != text:  # MLflow (3.12 to 3.17) could not send the trace to its store
-        text, content = sound, json.loads(sound)
-    if _MEDIA.search(text) is None:
-        cast("Span", span._span).set_attribute(key, text)
-        return False
-    store = span.set_inputs if key == SpanAttributeKey.INPUTS else span.set_outputs
-    store(content if prepare is None else prepare(content))
-    return True
-
-
-def _offloadable(value: Any) -> Any:
-    """Turn bare base64 of images, audio and PDF into data URIs: MLflow stores those, and only those, as attachments."""
+def _with_data_uris(value: Any) -> Any:
+    """Make data URIs of bare base64 of images, audio and PDF: MLflow makes attachments of those only."""
     if isinstance(value, str):
         return _data_uri(value) if len(value) >= _LONG else value
     if isinstance(value, dict):
-        return {key: _offloadable(item) for key, item in value.items()}
+        return {key: _with_data_uris(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_offloadable(item) for item in value]
+        return [_with_data_uris(item) for item in value]
     return value
 
 
