@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from tests.corpus.cases import FOLDER
 from tests.templates import HELLO, write
 
+import pomlflow
 from pomlflow import settings
 from pomlflow.cli import cli
-from pomlflow.exceptions import NodeNotFoundError
+from pomlflow.exceptions import NodeNotFoundError, RenderError
 
 MARKUP = """\
 <poml>
@@ -94,7 +95,7 @@ def test_pictures_and_tools_are_told(run: Run) -> None:
     assert "[image/png, 1" in shown
     assert " bytes, a box]" in shown
     assert '[calls look {"at": "sea"}]' in shown
-    assert "[look answers] grey" in shown
+    assert "[look returns] grey" in shown
 
 
 def test_what_does_not_render_is_told_at_its_place(run: Run, folder: Path) -> None:
@@ -114,14 +115,14 @@ def test_what_does_not_render_is_told_at_its_place(run: Run, folder: Path) -> No
     [
         (["render", "nowhere.poml"], "nowhere.poml"),
         (["render", "p/support.poml", "-c", "name"], "write NAME=TEXT, NAME:=JSON or NAME=@FILE"),
-        (["render", "p/support.poml", "-c", "name:={"], "-c name:={: this is no JSON"),
+        (["render", "p/support.poml", "-c", "name:={"], "-c name:={: invalid JSON"),
         (["render", "p/support.poml", "-c", "name=@nowhere"], "nowhere: cannot be read"),
         (["render", "p/support.poml", "--context-file", "nowhere"], "nowhere: cannot be read"),
-        (["render", "-", "--context-file", "p/support.poml"], "this is no JSON"),
+        (["render", "-", "--context-file", "p/support.poml"], "invalid JSON"),
         (["check", "nowhere"], "nowhere: there is no such file"),
-        (["render", "empty"], "empty: this is a folder: name a file in it"),
-        (["vars", "empty"], "empty: this is a folder: name a file in it"),
-        (["diff", "empty"], "empty: this is a folder: name a file in it"),
+        (["render", "empty"], "empty is a folder: name a file in it"),
+        (["vars", "empty"], "empty is a folder: name a file in it"),
+        (["diff", "empty"], "empty is a folder: name a file in it"),
         (["check", "empty"], "empty: no .poml file in it"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
@@ -190,6 +191,41 @@ def test_example_values_beside_a_prompt_are_used(run: Run, folder: Path) -> None
     done = run("check", "a.poml")
     assert (done.exit_code, done.stdout.split(": ")[0]) == (1, "a.poml:1:4")
     assert run("check", "a.poml", "-c", 'user:={"name": "Ada"}').exit_code == 0
+
+
+def test_broken_example_values_are_reported_and_the_rest_is_checked(run: Run, folder: Path) -> None:
+    for name, markup in (("a", "<p>{{x}}</p>"), ("b", "<tsk/>")):
+        write(folder / "c" / f"{name}.poml", markup)
+    write(folder / "c" / "a.context.json", "{")
+    done = run("check", "c")
+    assert (done.exit_code, done.stderr) == (1, "2 checked, 2 with problems\n")
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()][:2] == ["c/a.context.json:1:1", "c/b.poml:1:2"]
+
+
+@pytest.mark.parametrize("command", ["check", "render"])
+def test_the_remedy_of_an_error_is_shown(run: Run, folder: Path, command: str) -> None:
+    write(folder / "a.poml", '<poml><p if="n < 5">few</p></poml>')
+    with pytest.raises(RenderError) as error:
+        pomlflow.render(folder / "a.poml", {"n": 1})
+    assert error.value.hint
+    done = run(command, "a.poml", "-c", "n:=1")
+    assert done.exit_code == 1
+    assert error.value.hint.splitlines()[0] in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk"])
+@pytest.mark.parametrize(("command", "shown"), [("render", "\\U0001f600"), ("check", ""), ("vars", "name")])
+def test_a_console_that_cannot_encode_a_text_gets_it_escaped(
+    folder: Path, command: str, shown: str, encoding: str
+) -> None:
+    write(folder / "a.poml", "<p>\U0001f600 {{name}}</p>")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    arguments = [command, "a.poml", *(["-c", "name=Ada"] if command != "vars" else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "pomlflow", *arguments], env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert shown in done.stdout.decode("ascii")
 
 
 def test_in_github_actions_problems_are_annotations(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +327,7 @@ def test_what_cannot_be_read_or_written_is_said_so(run: Run, folder: Path, mlflo
     file = write(folder / "w" / f"{name}.poml", "<p>Hello</p>")
     assert run("register", "w").exit_code == 0
     for arguments, told in (
-        (["render", str(file), "--context-file", str(deep)], "no JSON"),
+        (["render", str(file), "--context-file", str(deep)], "invalid JSON"),
         (["pull", f"prompts:/w.{name}", "--output", str(file)], "exists"),
         (["pull", f"prompts:/w.{name}", "--output", f"{file}/sub"], "Not a directory"),
     ):

@@ -1,11 +1,11 @@
-"""What a command is given: prompts, values for their variables, and the store to talk to."""
+"""Options and arguments of the commands: prompts, variables and MLflow's store."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE",
-    "beside",
     "connect",
+    "context_file_of",
     "mlflow_options",
     "prompts_in",
+    "read_object",
     "template_of",
     "values_of",
     "with_values",
@@ -31,27 +32,20 @@ _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 
 
 def with_values(command: F) -> F:
-    """Give a command the options that give variables."""
+    """Add the options for variables to a command."""
     context = click.option(
         "-c", "--context", "given", multiple=True, metavar="NAME=TEXT",
         help="A variable: NAME=TEXT, NAME:=JSON, or NAME=@FILE for a file's text. May be repeated.",
     )  # fmt: skip
     file = click.option(
         "--context-file", "files", multiple=True, type=FILE, metavar="JSON_FILE",
-        help="A JSON file of variables; - for standard input. May be repeated; -c wins.",
+        help="A JSON file of variables; - for standard input. May be repeated; -c overrides it.",
     )  # fmt: skip
     return context(file(command))
 
 
 def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
-    """Read the variables that a command was given.
-
-    Args:
-        files: JSON files; ``-`` for standard input.
-        given: ``name=text``, ``name:=json`` or ``name=@file`` each.
-
-    Returns:
-        The variables, by name.
+    """Return the variables of JSON files (``-``: standard input) and of ``name=text``, ``name:=json``, ``name=@file``.
 
     Raises:
         UsageError: One of them cannot be read.
@@ -62,7 +56,7 @@ def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for file in files:
-        values |= _object(_text(file), file)
+        values |= read_object(file)
     for item in given:
         name, found, text = item.partition("=")
         if not found or not name.strip(":"):
@@ -74,16 +68,20 @@ def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def beside(file: Path) -> Mapping[str, Any]:
-    """Read a prompt's example values: ``answer.context.json`` beside ``answer.poml``; none where it is not there."""
-    example = file.with_suffix(".context.json")
-    return _object(_text(str(example)), str(example)) if example.is_file() else {}
+def context_file_of(file: Path) -> Path:
+    """Return the file of a prompt's example values: ``answer.context.json`` next to ``answer.poml``."""
+    return file.with_suffix(".context.json")
 
 
-def _object(text: str, place: str) -> dict[str, Any]:
-    value = _json(text, place)
+def read_object(file: str) -> dict[str, Any]:
+    """Return the JSON object in a file, or in standard input (``-``).
+
+    Raises:
+        UsageError: The file cannot be read, or holds something else.
+    """
+    value = _json(_text(file), file)
     if not isinstance(value, dict):
-        raise click.UsageError(f"{place}: variables are a JSON object, not {json.dumps(value)[:40]}")
+        raise click.UsageError(f"{file}: must hold a JSON object, not {json.dumps(value)[:40]}")
     return value
 
 
@@ -91,7 +89,7 @@ def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"{place}: this is no JSON: {error}") from error
+        raise click.UsageError(f"{place}: invalid JSON: {error}") from error
 
 
 def _text(file: str) -> str:
@@ -99,30 +97,22 @@ def _text(file: str) -> str:
         if file == "-":
             if sys.stdin is None:
                 raise click.UsageError("-: there is no standard input")
-            return sys.stdin.buffer.read().decode("utf-8", "replace")
-        return Path(file).read_text("utf-8", "replace")
+            return sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+        return Path(file).read_text("utf-8-sig", "replace")
     except OSError as error:
         raise click.UsageError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def template_of(file: str, *, stylesheet: str | None = None, chat: bool = True) -> Template:
-    """Make the template that an argument means.
-
-    Args:
-        file: A file, ``-``, or a URI of MLflow's registry.
-        stylesheet: A JSON file.
-        chat: Whether it is to give messages.
-
-    Returns:
-        The template.
+    """Return the template of an argument: a file, ``-`` for standard input, or a URI of MLflow's registry.
 
     Raises:
-        PomlError: It is not there.
-        UsageError: The stylesheet cannot be read.
+        PomlError: It does not exist.
+        UsageError: The stylesheet, a JSON file, cannot be read.
     """
     from pomlflow.template import Template
 
-    style = None if stylesheet is None else _object(_text(stylesheet), stylesheet)
+    style = None if stylesheet is None else read_object(stylesheet)
     if file == "-":
         return Template(_text(file), stylesheet=style, chat=chat)
     if file.startswith("prompts:"):
@@ -131,19 +121,15 @@ def template_of(file: str, *, stylesheet: str | None = None, chat: bool = True) 
 
         return Template(origin=open_prompt(file), stylesheet=style, chat=chat)
     if os.path.isdir(file):  # noqa: PTH112
-        raise click.UsageError(f"{file}: this is a folder: name a file in it")
+        raise click.UsageError(f"{file} is a folder: name a file in it")
     return Template(path=file, stylesheet=style, chat=chat)
 
 
 def prompts_in(paths: Sequence[str]) -> list[Path]:
-    """Find the prompts under paths, in order, each once.
-
-    Args:
-        paths: Files, and folders to look for ``*.poml`` in; hidden folders, environments and ``node_modules`` are
-            passed over.
+    """Return the prompts under files and folders, in order, each once; hidden folders and environments are skipped.
 
     Raises:
-        UsageError: There is nothing there.
+        UsageError: A path holds no prompt.
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
@@ -162,16 +148,16 @@ def _under(folder: Path) -> Iterator[Path]:
 
 
 def mlflow_options(command: F) -> F:
-    """Give a command the option that chooses MLflow's store."""
+    """Add the option for MLflow's store to a command."""
     return click.option(
-        "--tracking-uri", metavar="URI", help="MLflow's store; by default MLFLOW_TRACKING_URI, as MLflow has it.",
+        "--tracking-uri", metavar="URI", help="MLflow's store; the default is MLFLOW_TRACKING_URI.",
     )(command)  # fmt: skip
 
 
 def connect(tracking_uri: str | None) -> None:
-    """Import MLflow, made to answer soon where a server is away, and choose its store."""
+    """Import MLflow with short timeouts, and set its store."""
     for name, value in (
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),  # by default a server that is away takes four minutes
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),  # by default an unreachable server takes four minutes
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
         ("MLFLOW_LOGGING_LEVEL", "WARNING"),  # a new database's migrations
     ):

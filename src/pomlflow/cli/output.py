@@ -1,4 +1,4 @@
-"""What a command shows: with colours to a person, plain into a pipe."""
+"""Output of the commands: coloured on a terminal, plain in a pipe."""
 
 from __future__ import annotations
 
@@ -22,23 +22,31 @@ _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 def is_terminal() -> bool:
-    """Whether a person looks at standard output."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def shown_path(file: str | Path) -> str:
-    """A path as a person in the working folder would write it."""
+    """Return a path relative to the working folder, where it is below that."""
     path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (OSError, ValueError):  # the working folder was removed; the path is elsewhere
+        return str(path)
 
 
 def show_json(value: Any) -> None:
-    """Print a value as JSON."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print a value as JSON, escaped as far as the console cannot encode it."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    click.echo(text)
 
 
 def show_title(title: str, style: str = "bold") -> None:
-    """Print a heading: a coloured line for a person, a marked one for a pipe."""
+    """Print a heading: a coloured line on a terminal, a marked one in a pipe."""
     if not is_terminal():
         click.echo(f"--- {title}")
         return
@@ -50,11 +58,7 @@ def show_title(title: str, style: str = "bold") -> None:
 
 
 def show_chat(output: Mapping[str, Any]) -> None:
-    """Print what a render gave, as a chat.
-
-    Args:
-        output: As ``poml.poml(format="dict")`` gives it.
-    """
+    """Print the output of a render, in the form of ``poml.poml(format="dict")``, as a chat."""
     messages = output["messages"]
     if isinstance(messages, str) or not all(isinstance(one, dict) and "speaker" in one for one in messages):
         click.echo("\n".join(_parts(messages)))
@@ -75,21 +79,16 @@ def _parts(content: str | list[Any]) -> Iterator[str]:
         elif part["type"] == REQUEST:
             yield f"[calls {part['name']} {json.dumps(part['content'], ensure_ascii=False)}]"
         elif part["type"] == RESPONSE:
-            yield f"[{part['name']} answers] " + "\n".join(_parts(part["content"]))
+            yield f"[{part['name']} returns] " + "\n".join(_parts(part["content"]))
         else:
             size = len(part.get("base64", "")) * 3 // 4
             yield f"[{part['type']}, {size:,} bytes{', ' + part['alt'] if part.get('alt') else ''}]"
 
 
 def word_diff(before: str, after: str) -> Iterator[str]:
-    r"""Compare two texts word by word, as ``git diff --word-diff`` does.
+    r"""Yield the changed lines of a text, and some around them, in the format of ``git diff --word-diff``.
 
-    Args:
-        before: What was.
-        after: What is.
-
-    Yields:
-        Lines with colours, which `click.echo` leaves out of a pipe: changed ones, and some around them.
+    The lines have colours, which `click.echo` strips in a pipe.
 
     Example:
         >>> print(click.unstyle("\n".join(word_diff("<p>Be kind.</p>", "<p>Be brief.</p>"))))
@@ -120,6 +119,6 @@ def _changed(before: str, after: str) -> str:
 
 
 def _marked(text: str, opening: str, closing: str, colour: str) -> str:
-    """Mark each line by itself, so that a line shown alone is told apart."""
+    """Mark each line separately, since a line may be shown alone."""
     lines = ["" if not line else click.style(f"{opening}{line}{closing}", fg=colour) for line in text.split("\n")]
     return "\n".join(lines)

@@ -1,24 +1,30 @@
-"""``pomlflow render`` and ``pomlflow vars``."""
+"""``pomlflow render``, ``vars`` and ``check``: prompts without a registry."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from pomlflow.cli.options import FILE, template_of, values_of, with_values
+from pomlflow.cli.options import FILE, context_file_of, prompts_in, read_object, template_of, values_of, with_values
+from pomlflow.exceptions import EngineError, MissingVariableError, PomlError, Problem, RenderError, WorkerDiedError
 
 if TYPE_CHECKING:
     from pomlflow.frame.formats import Format
 
-__all__ = ["render", "variables"]
+__all__ = ["check", "render", "show_problems", "variables"]
+
+_MOST_PROBLEMS: Final = 20  # of one prompt
 
 
 @click.command()
 @click.argument("file", type=FILE)
 @with_values
-@click.option("--stylesheet", type=FILE, metavar="JSON_FILE", help="A POML stylesheet beside the prompt's own.")
-@click.option("--text", is_flag=True, help="Give one text instead of messages.")
+@click.option("--stylesheet", type=FILE, metavar="JSON_FILE", help="A POML stylesheet, added to the prompt's own.")
+@click.option("--text", is_flag=True, help="Render one text instead of messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print messages, schema, tools and runtime as JSON.")
 @click.option(
     "--format", "kind", type=click.Choice(["message_dict", "openai_chat", "langchain"]), help="Print JSON in this form."
@@ -34,7 +40,7 @@ def render(
     as_json: bool,
     kind: Format | None,
 ) -> None:
-    """Render a prompt, and show its messages as a chat.
+    """Render a prompt and show its messages as a chat.
 
     \b
     pomlflow render support.poml -c question="Where is my parcel?" -c orders:='[{"id": 7}]'
@@ -42,7 +48,6 @@ def render(
     pomlflow render prompts:/support@production -c question=Why?
     echo '<p>Hello {{name}}</p>' | pomlflow render - -c name=Ada
     """
-    from pomlflow.cli.checking import show_problems
     from pomlflow.cli.output import show_chat, show_json
     from pomlflow.frame.formats import converted
 
@@ -60,7 +65,7 @@ def render(
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def variables(file: str, as_json: bool) -> None:
-    """Show a prompt's variables, and the files that it reads.
+    """Show a prompt's variables and the files that it reads.
 
     \b
     pomlflow vars support.poml
@@ -81,3 +86,96 @@ def variables(file: str, as_json: bool) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, how in rows:
         click.echo(f"{name:<{width}}  {how}")
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
+@with_values
+@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
+@click.pass_context
+def check(
+    ctx: click.Context, paths: tuple[str, ...], given: tuple[str, ...], files: tuple[str, ...], quiet: bool
+) -> None:
+    """Check prompts, with or without values for their variables.
+
+    Each prompt is parsed and rendered. Missing variables are replaced by placeholders, and errors that a placeholder
+    may have caused are suppressed. Values come from the options and from support.context.json next to support.poml.
+    Problems are printed as FILE:LINE:COLUMN: MESSAGE, in GitHub Actions as annotations.
+
+    \b
+    pomlflow check prompts/
+    pomlflow check prompts/support.poml --context-file example.json
+    """
+    from pomlflow.template import Template
+
+    values, failed = values_of(files, given), 0
+    found = prompts_in(paths)
+    for file in found:
+        try:
+            example = _example_values(file)
+        except click.UsageError as refused:
+            failed += 1
+            _show(str(context_file_of(file)), Problem(refused.message))
+            continue
+        error = Template(path=file).check({**example, **values}).error
+        if error is not None:
+            show_problems(str(file), error)
+            failed += 1
+    if not quiet:
+        click.echo(f"{len(found)} checked, {failed or 'none'} with problems", err=True)
+    ctx.exit(1 if failed else 0)
+
+
+def _example_values(file: Path) -> Mapping[str, Any]:
+    """Return a prompt's example values; none where there is no file of them."""
+    example = context_file_of(file)
+    return read_object(str(example)) if example.is_file() else {}
+
+
+def show_problems(file: str, error: PomlError) -> None:
+    """Print an error's problems, a line each in the format of compilers, and its remedy.
+
+    Raises:
+        EngineError: Nothing can be rendered here.
+    """
+    if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
+        raise error  # not the prompt's fault
+    problems = list(_problems(error))
+    for problem in problems[:_MOST_PROBLEMS]:
+        _show("<stdin>" if file == "-" else file, problem)
+    if (more := len(problems) - _MOST_PROBLEMS) > 0:
+        click.echo(f"  {more} more problems")
+    if isinstance(error, RenderError) and error.hint:
+        click.echo("\n".join(f"  {line}" for line in error.hint.splitlines()))
+
+
+def _show(file: str, problem: Problem) -> None:
+    from pomlflow.cli.output import shown_path
+
+    place = shown_path(problem.file or file)
+    line, column = problem.line or 1, problem.column or 1
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        # https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+        click.echo(f"::error file={place},line={line},col={column}::{_escaped(problem.message)}")
+    else:
+        click.echo(f"{place}:{line}:{column}: {problem.message.split(chr(10), 1)[0]}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _problems(error: PomlError) -> Iterator[Problem]:
+    if isinstance(error, MissingVariableError) and error.problem is not None:
+        yield error.problem
+        return
+    if not isinstance(error, RenderError):
+        place, _, rest = str(error).partition(": ")
+        yield Problem(rest if os.path.isabs(place) or place == "<inline>" else str(error), type(error).__name__)  # noqa: PTH117
+        return
+    seen = set()
+    for problem in error.problems:  # one mistake is often collected several times
+        key = problem.file, problem.line, problem.column, problem.message
+        if key not in seen:
+            seen.add(key)
+            yield problem

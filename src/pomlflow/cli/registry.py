@@ -1,30 +1,32 @@
-"""``pomlflow register``, ``diff`` and ``pull``: prompts and MLflow's registry."""
+"""``pomlflow register``, ``diff``, ``pull`` and ``replay``: prompts in MLflow."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import posixpath
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pomlflow.cli.options import FILE, connect, mlflow_options, prompts_in, template_of
+from pomlflow.cli.prompts import show_problems
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.tracking.load import PromptContent
 
-__all__ = ["diff", "pull", "register"]
+__all__ = ["diff", "pull", "register", "replay"]
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
-@click.option("--alias", help="Call the versions so from now on.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--alias", help="Set this alias on the versions.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @mlflow_options
 @click.pass_context
 def register(
@@ -32,8 +34,8 @@ def register(
 ) -> None:
     """Register prompts whose content is new.
 
-    Each content that the registry does not have becomes a version. A prompt that does not render is told, and not
-    registered (exit code 1). A file that another prompt includes is a part of that prompt, unless it is named itself.
+    Each content that the registry does not have becomes a version. A prompt that does not render is reported and not
+    registered (exit code 1). A file that another prompt includes is part of that prompt, unless it is named itself.
 
     \b
     pomlflow register prompts/ --dry-run
@@ -42,19 +44,18 @@ def register(
     connect(tracking_uri)
     import mlflow
 
-    from pomlflow.cli.checking import show_problems
     from pomlflow.cli.output import shown_path
     from pomlflow.template import Template
     from pomlflow.tracking.background import shown
 
-    templates = _whole([Template(path=file) for file in prompts_in(paths)], {*map(os.path.abspath, paths)})
+    templates = _without_parts([Template(path=file) for file in prompts_in(paths)], {*map(os.path.abspath, paths)})
     counts: dict[str, int] = {}
     click.echo(f"registry: {shown(mlflow.get_registry_uri(), '***@')}", err=True)
     with _progress(templates) as steps:
         for template in steps:
             record = template.check()
             if record.error is not None:
-                state, name = "wrong", str(template.name)
+                state, name = "failed", str(template.name)
                 show_problems(str(template.path), record.error)
             else:
                 from pomlflow.tracking.publishing import register as publish
@@ -65,13 +66,13 @@ def register(
                 name = done.name if number is None else f"{done.name}/{number}"
             counts[state] = counts.get(state, 0) + 1
             click.echo(f"{state:<9}  {name}  {shown_path(str(template.path))}")
-    told = ", ".join(f"{count} {state}" for state, count in counts.items())
-    click.echo(f"{told}{' (nothing was written)' if dry_run else ''}", err=True)
-    ctx.exit(1 if counts.get("wrong") else 0)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    click.echo(f"{summary}{' (nothing was written)' if dry_run else ''}", err=True)
+    ctx.exit(1 if counts.get("failed") else 0)
 
 
-def _whole(templates: list[Template], named: set[str]) -> list[Template]:
-    """Those that are no part of another one."""
+def _without_parts(templates: list[Template], named: set[str]) -> list[Template]:
+    """Return the templates that no other one includes, and those that were named."""
     parts = {file for template in templates for file in template.inference.includes}
     return [one for one in templates if one.path not in parts or str(one.path) in named]
 
@@ -87,7 +88,7 @@ def _state(name: str, number: int | None, *, is_new: bool) -> str:
 
 @contextmanager
 def _progress(templates: Sequence[Template]) -> Iterator[Iterator[Template]]:
-    """A bar for a person; nothing in a pipe."""
+    """Show a progress bar on a terminal."""
     if not sys.stderr.isatty():
         yield iter(templates)
         return
@@ -103,10 +104,9 @@ def _progress(templates: Sequence[Template]) -> Iterator[Iterator[Template]]:
 @mlflow_options
 @click.pass_context
 def diff(ctx: click.Context, file: str, uri: str | None, tracking_uri: str | None) -> None:
-    """Compare a prompt with a version in the registry.
+    """Compare a prompt, and the files that it reads, with a version in the registry, word by word.
 
-    Word by word, the files that it reads too. Without a version it is the newest one of the prompt's own name. Exit
-    code 1 says that they differ.
+    The default is the newest version of the prompt's own name. The exit code is 1 where they differ.
 
     \b
     pomlflow diff prompts/support.poml
@@ -118,7 +118,7 @@ def diff(ctx: click.Context, file: str, uri: str | None, tracking_uri: str | Non
 
     template = template_of(file)
     if uri is None and template.name is None:
-        raise click.UsageError("say with which version: prompts:/name@alias or prompts:/name/3")
+        raise click.UsageError("name the version: prompts:/name@alias or prompts:/name/3")
     content = load(uri or f"prompts:/{template.name}@latest")
     if content.digest == template.digest:
         click.echo(f"{file} is {content.uri}", err=True)
@@ -139,24 +139,24 @@ def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
     for path in dict.fromkeys((*then, *now)):
         before, after = then.get(path), now.get(path)
         if before is None or after is None:
-            yield f"{path}: {'not a part of it any more' if after is None else 'a new part of it'}"
+            yield f"{path}: {'removed' if after is None else 'added'}"
         elif before.sha256 != after.sha256:
             yield f"{path}: changed"
             try:
                 yield from word_diff((before.content or b"").decode(), after.location.read_bytes().decode())
             except (UnicodeDecodeError, OSError):
-                continue  # a picture, or a file that is not there
+                continue  # a picture, or a file that does not exist
 
 
 @click.command()
 @click.argument("uri", metavar="prompts:/NAME@ALIAS")
-@click.option("-o", "--output", metavar="FOLDER", default=".", help="Where to write it; - prints the markup alone.")
-@click.option("--force", is_flag=True, help="Write over files that are different.")
+@click.option("-o", "--output", metavar="FOLDER", default=".", help="The folder to write to; - prints the markup.")
+@click.option("--force", is_flag=True, help="Overwrite files that differ.")
 @mlflow_options
 def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
-    """Fetch a version out of the registry.
+    """Download a version from the registry.
 
-    The markup becomes NAME.poml; the files that it reads are put where it looks for them.
+    The markup is written to NAME.poml, and the files that it reads to the paths that it names.
 
     \b
     pomlflow pull prompts:/support@production -o prompts/
@@ -174,17 +174,50 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
     kept = [file for file, data in files.items() if file.exists() and file.read_bytes() != data]
     if kept and not force:
         names = ", ".join(shown_path(str(file)) for file in kept)
-        raise click.UsageError(f"{names}: different from {content.uri}; --force writes over it")
+        raise click.UsageError(f"{names}: different from {content.uri}; --force overwrites it")
     for file, data in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         click.echo(shown_path(str(file)))
     for path, why in content.bundle.omitted.items():
-        click.echo(f"{path} was not stored with it: {why}", err=True)
+        click.echo(f"{path} is not stored with the version: {why}", err=True)
 
 
 def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
-    """What to write where: the markup's folder stands as far down as its files' ``..`` lead up."""
+    """Return contents by path; the markup is as many folders down as its files' ``..`` lead up."""
     home = content.bundle.folder
     files = {f"{content.name}.poml": content.source.encode()} | content.bundle.contents
     return {folder / posixpath.normpath(posixpath.join(home, path)): data for path, data in files.items()}
+
+
+@click.command()
+@click.argument("trace_id")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@mlflow_options
+@click.pass_context
+def replay(ctx: click.Context, trace_id: str, as_json: bool, tracking_uri: str | None) -> None:
+    """Render the prompts of a trace again and compare.
+
+    Shows what differs, and which files and versions have changed. It runs the templates that the trace holds. Run it in
+    the prompt root, or set POMLFLOW_PROMPT_ROOT, so that the files that they read are found.
+
+    \b
+    pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0
+    pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --tracking-uri http://127.0.0.1:5000 --json
+    """
+    connect(tracking_uri)
+    from pomlflow.cli.output import show_json
+    from pomlflow.tracking.replay import replay as replayed
+
+    result = replayed(trace_id)
+    if as_json:
+        renders = [_plain(render) for render in result.renders]
+        show_json({"trace_id": trace_id, "identical": result.identical, "renders": renders})
+    else:
+        click.echo(str(result))
+    ctx.exit(0 if result.identical else 1)
+
+
+def _plain(render: Any) -> dict[str, Any]:
+    kept = {field.name: getattr(render, field.name) for field in dataclasses.fields(render) if field.name != "record"}
+    return {**kept, "differences": [dataclasses.asdict(one) for one in render.differences]}
