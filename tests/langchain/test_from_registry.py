@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from pomlflow.langchain import PomlPromptTemplate
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The function `loads` is in beta")]
 
-LOADING: dict[str, Any] = {"valid_namespaces": ["pomlflow"]}
-if "allowed_objects" in inspect.signature(loads).parameters:  # LangChain 1.0 does not ask for the classes
-    LOADING["allowed_objects"] = [PomlPromptTemplate]
+LOADING: dict[str, Any] = {"valid_namespaces": ["pomlflow"], "allowed_objects": [PomlPromptTemplate]}
 
 
 @pytest.fixture

@@ -69,37 +69,28 @@ class PromptConstructors:
     ) -> Self:
         """Make a prompt from a version in MLflow's registry, the one that is set now, and follow it.
 
-        Make it once and keep it: the version is loaded here. A moved alias is followed in the background, and no call
-        waits for that; while the server is unreachable the last version stays in use, and one warning is logged. The
-        files that the prompt names with ``src=`` are stored with it, up to the registry's limits. The prompt is not
-        trusted like a file of this machine: it may read these files, and no others.
+        Make it once and keep it: the version is loaded here, with the files that it names. A moved alias is followed in
+        the background, and no call waits for that; while the server is unreachable the last version stays in use.
 
         Args:
             name_or_uri: A prompt's name (its newest version), ``prompts:/name/3`` or ``prompts:/name@alias``.
             version: The version's number, with a name.
             alias: An alias, with a name.
-            refresh: Seconds after which a moved alias, or a newer version, is in use at the latest; the default is how
-                long MLflow itself caches an alias.
+            refresh: Seconds after which a moved alias, or a newer version, is in use at the latest.
             timeout: Seconds that this call may take.
             fallback: A ``.poml`` file to use until the registry gives the prompt.
-            base_dir: A folder with the prompt's files, where some did not fit into the registry; where the prompt names
-                files above itself with ``..``, the folder that has all of them.
+            base_dir: A folder with the files that did not fit into the registry.
             **kwargs: The arguments of the class.
 
         Returns:
-            The prompt.
+            The prompt. It is not trusted like a file of this machine: it may read its own files only.
 
         Raises:
-            PromptNotFoundError: There is no such version, and no fallback.
-            NotPomlError: The version is plain text or a chat, and there is no fallback.
-            RegistryError: The registry is unreachable, or the version is not what was registered; and there is no
-                fallback.
-            ConfigurationError: An argument is invalid.
+            RegistryError: Without a fallback: the registry is unreachable, or the version does not exist
+                (`PromptNotFoundError`), is not POML (`NotPomlError`) or not what was registered.
 
         Example:
             >>> prompt = PomlPromptTemplate.from_registry("prompts:/support@production")  # doctest: +SKIP
-            >>> prompt.version, prompt.uri  # doctest: +SKIP
-            (3, 'prompts:/support/3')
         """
         from pomlflow.tracking.follow import open_prompt
 

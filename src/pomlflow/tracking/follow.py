@@ -121,7 +121,7 @@ class RegistryOrigin:
         self._fallback = fallback
         self._base_dir = base_dir
         self._state = self._fallback_state(None) if content is None else self._state_of(content, content.source, None)
-        self._refresh_after(first_refresh)
+        self.schedule_update(first_refresh)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RegistryOrigin) and self._identity() == other._identity()
@@ -150,11 +150,11 @@ class RegistryOrigin:
     def current(self) -> Snapshot:
         """Return the template as it is now, from memory."""
         if self._loads is not PromptRegistry.shared().loads:  # a forked child has no thread for it yet
-            self._refresh_after(0)
+            self.schedule_update(0)
         now = self._state
         if now.content is None:
             return self._fallback_state(now).snapshot
-        # MLflow's optimisers replace this property during their trials: it is read for each render.
+        # MLflow's optimisers replace this property during their trials (see `load`): it is read for each render.
         text = str(now.content.version.template)
         if text != now.made_from or now.files is None or not now.files.complete:
             made = self._state_of(now.content, text, now.files)
@@ -179,14 +179,15 @@ class RegistryOrigin:
         except OSError as error:
             raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
 
-    def _refresh_after(self, seconds: float) -> None:
+    def schedule_update(self, seconds: float) -> None:
+        """Have the version looked up in the background, unless it can never change."""
         self._loads = PromptRegistry.shared().loads
         if self._reference.number is None or self._state.content is None:
             task = _Refresh(uri=self._place.registry, workspace=self._place.workspace, origin=weakref.ref(self))
             self._loads.send(task, after=seconds)
 
-    def _refresh_now(self) -> None:
-        """Look up the version, and use it if it is another one. Called on the thread for loads."""
+    def update(self) -> None:
+        """Look up the version, use it if it is another one, and schedule the next update."""
         now = self._state.content
         try:
             content = run_bounded(lambda: self._reference.fetch(self._place), _REFRESH_TIMEOUT)
@@ -196,7 +197,7 @@ class RegistryOrigin:
         except RegistryError as error:
             in_use = "the fallback" if now is None else now.uri
             warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", error, in_use)
-        self._refresh_after(self.refresh)
+        self.schedule_update(self.refresh)
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
@@ -251,9 +252,9 @@ class _Refresh(Errand):
 
     def run(self) -> bool:
         if (origin := self.origin()) is not None:
-            origin._refresh_now()
+            origin.update()
         return True
 
     def given_up(self) -> None:
         if (origin := self.origin()) is not None:
-            origin._refresh_after(origin.refresh)
+            origin.schedule_update(origin.refresh)

@@ -200,10 +200,8 @@ def load_reference(reference: Reference, place: Place, timeout: float) -> Prompt
 
 
 def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
-    """Return what a call returns, or raise what it raises; it runs in a thread, which goes on after a `TimeoutError`.
-
-    MLflow's own client retries for minutes while a server is unreachable.
-    """
+    """Return what a call returns, or raise what it raises; it runs in a thread, which goes on after a `TimeoutError`."""
+    # upstream: mlflow 3.12-3.18: its client retries for 247 s while a server is unreachable; no call has its own limit.
     future: Future[_T] = Future()
 
     def run() -> None:
