@@ -1,7 +1,7 @@
 """The files that are stored with a prompt version: packed into its tags, and extracted to a folder.
 
-A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored
-apart from it. MLflow keeps no artifacts of a prompt version (mlflow 3.12 to 3.18), and anything outside of the version has
+A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored apart
+from it. MLflow keeps no artifacts of a prompt version (mlflow 3.12 to 3.18), and anything outside of the version has
 other rights, backups and lifetime. Tags are created, read and deleted with the version in one call each.
 
 ================  ====================================================================================================

@@ -200,8 +200,8 @@ def load_reference(reference: Reference, place: Place, timeout: float) -> Prompt
 
 
 def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
-    """Return what a call returns, or raise what it raises; it runs in a thread, which goes on after a `TimeoutError`."""
-    # upstream: mlflow 3.12-3.18: its client retries for 247 s while a server is unreachable; no call has its own limit.
+    """Return what a call returns, or raise what it raises; its thread goes on after a `TimeoutError`."""
+    # upstream: mlflow 3.12-3.18: its client retries for 247 s while a server is unreachable; a call has no limit.
     future: Future[_T] = Future()
 
     def run() -> None:
