@@ -1,8 +1,8 @@
 """The files that are stored with a prompt version: packed into its tags, and extracted to a folder.
 
-A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored apart
-from it. MLflow keeps no artifacts of a prompt version (mlflow 3.12 to 3.18), and anything outside of the version has
-other rights, backups and lifetime. Tags are created, read and deleted with the version in one call each.
+A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored in
+tags. MLflow keeps no artifacts of a prompt version (mlflow 3.12 to 3.18), and anything outside of the version has other
+rights, backups and lifetime. Tags are created, read and deleted with the version in one call each.
 
 ================  ====================================================================================================
 ``poml_files``    a JSON object: ``folder`` (see `Bundle.folder`) and ``files``, in the order of the digest, each with

@@ -28,10 +28,10 @@ from typing import Any, Final
 
 from pomlflow.record import RenderRecord
 
-__all__ = ["ATTRIBUTE", "DIGEST_LENGTH", "bare_media", "facts_of", "folder_of", "is_attachment"]
+__all__ = ["ATTRIBUTE", "bare_media", "facts_of", "folder_of", "is_attachment"]
 
 ATTRIBUTE: Final = "poml.replay"
-DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has changed
+_DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has changed
 
 
 def facts_of(record: RenderRecord) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def facts_of(record: RenderRecord) -> dict[str, Any]:
     if record.folder != folder_of(record.path):
         facts["folder"] = record.folder
     if record.files:
-        facts["files"] = {file.path: file.sha256[:DIGEST_LENGTH] for file in record.files}
+        facts["files"] = {file.path: file.sha256[:_DIGEST_LENGTH] for file in record.files}
     if record.version is not None:
         facts["version"] = record.version
     if not record.chat:
