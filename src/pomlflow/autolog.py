@@ -212,6 +212,7 @@ class _Hook:
             from pomlflow.langchain.handler import PomlCallbackHandler
 
             self._handler = PomlCallbackHandler(options.register, options.mask)
+            self._handler.process_wide = True
         except Exception as error:  # noqa: BLE001 - a LangChain or MLflow that lacks something must not stop a chain
             self._options = None
             _log.warning("LangChain is not traced: %r", error)

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from mlflow.entities import Trace
 from tests.langchain.prompts import TextModel
 from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, greeting, trees, under
@@ -174,10 +174,18 @@ async def _heard(other: BaseCallbackHandler) -> list[str]:
     return heard.events
 
 
-async def test_other_handlers_hear_of_a_text_models_start_beside_ours(stored_traces: Fetch) -> None:
-    assert await _heard(PomlCallbackHandler(register=False)) == ["start", "end"]
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.filterwarnings("ignore:astream_events version='v1' is deprecated")
+async def test_events_of_a_text_model_report_its_start(stored_traces: Fetch, version: Any) -> None:
+    config: RunnableConfig = {"callbacks": [PomlCallbackHandler(register=False)]}
+    events = (greeting() | TextModel()).astream_events(GIVEN, config, version=version)
+    assert "on_llm_start" in [event["event"] async for event in events]
     text = under("RunnableSequence CHAIN", "TextModel LLM\n", "greet CHAIN\n  poml greet PROMPT\n")
     assert trees(stored_traces) == [text]
+
+
+async def test_other_handlers_get_a_text_models_start_next_to_ours(mlflow_store: str) -> None:
+    assert await _heard(PomlCallbackHandler(register=False)) == ["start", "end"]
 
 
 async def test_langchain_still_hides_a_text_models_start_beside_an_inline_handler(mlflow_store: str) -> None:

@@ -1,30 +1,21 @@
-"""LangChain's runs and POML's renders as one MLflow trace.
-
-`PomlCallbackHandler` is MLflow's own LangChain tracer (each chain, model, tool and retriever span as MLflow gives it),
-mended in `pomlflow.langchain.tracer`, with a ``poml`` span under the prompt's run. Under ``mlflow.langchain.autolog()``
-alone `trace_in_run` puts that span into autolog's trace.
-"""
+"""The callback handler that traces LangChain's runs and POML's renders as one MLflow trace."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
-from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
-from mlflow.tracing.constant import SpanAttributeKey
-from mlflow.tracing.utils import dump_span_attribute_value
+from mlflow.entities import LiveSpan
 
-from pomlflow.dispatch import RenderContext, check_mask, set_sink
+from pomlflow._log import warn_once
+from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
+from pomlflow.exceptions import ConfigurationError
 from pomlflow.frame.openai import media_part
-from pomlflow.langchain.context import nearest, surroundings
-from pomlflow.langchain.tracer import MlflowLangchainTracer, Run, Tracer, missing_parts, span_of
-from pomlflow.record import RenderRecord, well_formed
-from pomlflow.tracking.redaction import LimitedSpan, event_within_limit, within_limit
-from pomlflow.tracking.spans import Mask, log_render, masked, masked_exception, store_content, warn_once
+from pomlflow.langchain.context import ContextProxy, innermost, nearest, surroundings
+from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, ended_early, missing_parts, open_run, span_in
+from pomlflow.record import RenderRecord
+from pomlflow.tracking.redaction import GuardedSpan, plain
+from pomlflow.tracking.spans import log_render
 
 __all__ = ["PomlCallbackHandler", "trace_in_run"]
 
@@ -37,145 +28,104 @@ else:
 
 
 class _Settings:
-    """The handler's constructor: in a class of its own, because MLflow's metaclass turns its errors into warnings."""
+    """The handler's constructor, in its own class: MLflow's metaclass turns errors of methods into warnings."""
 
-    def __init__(self, register: bool = True, mask: Mask | None = None) -> None:
-        super().__init__(run_inline=True)  # type: ignore[call-arg] # of the tracer beside it
+    def __init__(self, register: bool = True, mask: Mask | None = None, **unknown: Any) -> None:
+        if unknown:
+            name = next(iter(unknown))
+            hint = "; use register=" if name == "register_prompts" else ""
+            raise ConfigurationError(f"PomlCallbackHandler has no argument {name}={hint}")
+        super().__init__(run_inline=True)  # type: ignore[call-arg] # the tracer's
         self.register = register
         self.mask = check_mask(mask)
+        self.untraced = bool(_MISSING) and mask is not None
         set_sink("langchain", trace_in_run)
-        self.blind = bool(_MISSING) and mask is not None
         if _MISSING:
             effect = "nothing is traced, because it could not be masked" if mask else "spans may be nested wrongly"
             warn_once(
-                "tracer", "this version of MLflow has no LangChain tracer that is known (%s): %s", _MISSING, effect
+                "langchain tracer",
+                "This version of MLflow has an unknown LangChain tracer (without %s): %s",
+                ", ".join(_MISSING),
+                effect,
             )
 
 
 class PomlCallbackHandler(_Settings, _Tracer):
     """Trace LangChain and its POML prompts in MLflow.
 
-    Give it wherever LangChain takes a handler: in a call's ``config``, in ``with_config``, in a constructor; to any
-    chain, agent or graph; once for many threads and tasks. Where ``mlflow.langchain.autolog()`` traces a run already,
-    it is left to that, and only the POML span is added.
+    Give it wherever LangChain takes a handler, best in a call's ``config`` or in ``with_config``; to any chain, agent
+    or graph; one for many threads and tasks. With ``mlflow.langchain.autolog()`` on, a run that MLflow traces already
+    gets the POML span alone. Do not add an `MlflowLangchainTracer` next to it: both would trace the run. The same goes
+    for this handler in a model's constructor where the model is called on its own with MLflow's autolog on.
 
     Args:
         register: Whether to register each POML prompt in MLflow's registry and link its version to the trace;
-            a template's own ``register=`` decides first.
-        mask: From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored. It is asked once for each
-            span, before anything of it is stored, with plain data; for a failed one, outputs are ``{"error": …}``.
-            Events that hold content (streamed tokens, tracebacks) are not stored then. Names, times, token counts,
-            metadata and the model's settings are. A mask does not reach what MLflow's autolog traces beside it.
+            a template's own ``register=`` comes first.
+        mask: Returns what may be stored of a span's ``{"inputs": …, "outputs": …}``. It is called once for each span,
+            before anything is stored, with plain data; the outputs of a failed span are ``{"error": …}``. Events that
+            hold content (streamed tokens, tracebacks) are not stored then. Names, times, token counts, metadata and
+            the model's settings are. A mask does not reach what MLflow's autolog traces.
 
     Raises:
-        ConfigurationError: `mask` is no function.
+        ConfigurationError: `mask` is not callable.
 
     Example:
         >>> chain.invoke({"topic": "POML"}, config={"callbacks": [PomlCallbackHandler()]})
     """
 
-    def on_poml_render(self, record: RenderRecord, *, run_id: UUID | None) -> None:
-        """Store a render that is part of a LangChain run."""
-        log_render(record, parent=_parent(self, run_id), register=self.register, mask=self.mask)
+    def guarded(self, span: LiveSpan) -> GuardedSpan:
+        """Return the span with the mask applied to what is written to it."""
+        return GuardedSpan(span, self.mask, to_plain=_plain, media=_openai_media)
 
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **options: Any
     ) -> None:
-        """Store the messages in OpenAI's shape, with pictures as MLflow shows them."""
+        """Store the messages in OpenAI's shape, in which MLflow shows pictures."""
         messages = [[_with_openai_media(message) for message in batch] for batch in messages]
         super().on_chat_model_start(serialized, messages, **options)
 
-    def store_inputs(self, run: Run, inputs: Any) -> None:
-        """Store a run's inputs, or keep them until the mask can see inputs and outputs."""
-        if self.mask is not None:
-            run.inputs = inputs
-            return
-        _store_media_offloaded(run.span, SpanAttributeKey.INPUTS, within_limit(inputs, _plain))
-
-    def store_outputs(self, run: Run, outputs: Any, status: SpanStatus) -> SpanStatus:
-        """Store a run's outputs, and with a mask its inputs; give the status that may be stored."""
-        if self.mask is None:
-            if outputs is not None:
-                _store_media_offloaded(run.span, SpanAttributeKey.OUTPUTS, within_limit(outputs, _plain))
-            return SpanStatus(status.status_code, well_formed(within_limit(status.description)))
-        failed = status.status_code == SpanStatusCode.ERROR
-        kept = masked(self.mask, _plain(run.inputs), {"error": status.description} if failed else _plain(outputs))
-        if "inputs" in kept:
-            store_content(run.span, SpanAttributeKey.INPUTS, within_limit(kept["inputs"]))
-        if not failed:
-            if "outputs" in kept:
-                store_content(run.span, SpanAttributeKey.OUTPUTS, within_limit(kept["outputs"]))
-            return status
-        event = event_within_limit(masked_exception(run.error or "Error", kept))
-        run.span.add_event(event)
-        return SpanStatus(status.status_code, str(event.attributes["exception.message"]))
-
-    def writable(self, run: Run) -> LiveSpan:
-        """The span as MLflow's tracer may write to it."""
-        if self.mask is None:
-            return cast("LiveSpan", LimitedSpan(run.span))
-        return cast("LiveSpan", _Guarded(run))
-
-    # Without the private parts that a mask takes, MLflow's tracer would store everything.
-    ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: self.blind)
+    # Without the private parts that a mask needs, MLflow's tracer would store everything.
+    ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: self.untraced)
     ignore_llm = ignore_retriever = ignore_retry = ignore_chain
 
 
-class _Guarded:
-    """A run's span, for MLflow's tracer, while a mask has not seen the content: events wait or are dropped."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def set_attribute(self, key: str, value: Any) -> None:
-        self._run.span.set_attribute(key, value)
-
-    def add_event(self, event: SpanEvent) -> None:
-        if event.name == "exception":
-            self._run.error = str(event.attributes["exception.type"])
-
-
 def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
-    """Store a render in the LangChain run that it is part of; return whether a run that is traced is there.
+    """Sink: store a render in the LangChain run that it is part of; return whether that run is traced.
 
     The run is the prompt's own, or the one around this call (``prompt.format_messages()`` or ``pomlflow.render()`` in
-    a chain's function). Where ``mlflow.langchain.autolog()`` traces it, the settings of a handler of ours that left
-    the run to it hold for the POML span.
+    a chain's function). In a run that MLflow's own tracer traces, a handler of ours in the same list decides on the
+    mask and on registration.
     """
     if context.framework == "llama_index":
-        return False  # it belongs to LlamaIndex's span, also inside of a LangChain run
+        return False  # it belongs to LlamaIndex's span, also inside a LangChain run
     around = surroundings()
     if context.run is not None:
         handlers, run_id = context.run.handlers, context.run.run_id
     elif around is not None:
         handlers, run_id = around.handlers, around.parent_run_id
-    else:
-        return False
-    tracer = _tracer_of(handlers, run_id)
-    if isinstance(tracer, PomlCallbackHandler):
-        tracer.on_poml_render(record, run_id=run_id)
-    elif tracer is not None:
-        ours = next((handler for handler in handlers if isinstance(handler, PomlCallbackHandler)), None)
-        register, mask = (True, None) if ours is None else (ours.register, ours.mask)
-        log_render(record, parent=_parent(tracer, run_id), register=register, mask=mask)
-    return tracer is not None
-
-
-def _parent(tracer: MlflowLangchainTracer, run_id: UUID | None) -> LiveSpan | None:
-    span = span_of(tracer, run_id)
-    return span if span is None or _MISSING else nearest(span)
-
-
-def _tracer_of(handlers: Sequence[BaseCallbackHandler], run_id: UUID | None) -> MlflowLangchainTracer | None:
-    """The one that traces the run; else the first, ours before MLflow's."""
+    else:  # a classic chain, which sets no context of LangChain's
+        found = innermost()
+        handlers, run_id = (), found.run_id if isinstance(found, ContextProxy) else None
+    if ended_early(run_id):
+        return True
+    if (run := open_run(run_id)) is not None:
+        owner: Any = run.tracer
+        log_render(record, parent=nearest(run.span.span), register=owner.register, mask=owner.mask)
+        return True
     tracers = [handler for handler in handlers if isinstance(handler, MlflowLangchainTracer)]
-    tracers.sort(key=lambda tracer: (span_of(tracer, run_id) is None, not isinstance(tracer, PomlCallbackHandler)))
-    return tracers[0] if tracers else None
+    if not tracers:
+        return False
+    span = next((span for tracer in tracers if (span := span_in(tracer, run_id)) is not None), None)
+    parent = span if span is None or _MISSING else nearest(span)
+    ours = next((tracer for tracer in tracers if isinstance(tracer, PomlCallbackHandler)), None)
+    register, mask = (True, None) if ours is None else (ours.register, ours.mask)
+    log_render(record, parent=parent, register=register, mask=mask)
+    return True
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a value, as MLflow would store it."""
-    return _openai_media(json.loads(dump_span_attribute_value(value)))
+    """Return a value as the JSON data that MLflow would store, with its media in OpenAI's shape."""
+    return _openai_media(plain(value))
 
 
 def _with_openai_media(message: BaseMessage) -> BaseMessage:
@@ -185,19 +135,10 @@ def _with_openai_media(message: BaseMessage) -> BaseMessage:
     return message.model_copy(update={"content": shown})
 
 
-def _store_media_offloaded(span: LiveSpan, key: str, content: Any) -> None:
-    """Store inputs or outputs with their media in OpenAI's shape.
-
-    MLflow (3.12 to 3.17) makes attachments of media in that shape, and stores LangChain's own inline.
-    """
-    if store_content(span, key, content):
-        stored = span.get_attribute(key)
-        if (changed := _openai_media(stored)) is not stored:
-            store_content(span, key, changed)
-
-
 def _openai_media(value: Any) -> Any:
-    """Plain data with LangChain's media blocks in OpenAI's shape; the same object where there are none.
+    """Return plain data with LangChain's media blocks in OpenAI's shape; the same object where there are none.
+
+    upstream: mlflow 3.12-3.18: it makes attachments of media in OpenAI's shape alone, and stores LangChain's inline.
 
     Blocks: https://docs.langchain.com/oss/python/langchain/messages#content-block-reference, and those before
     LangChain 1.0, with ``data`` for ``base64``.

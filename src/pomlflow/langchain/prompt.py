@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
-from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
@@ -369,9 +369,7 @@ def _trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
 
     A chain without such a handler does not import MLflow.
     """
-    around = context.run or (var_child_runnable_config.get() or {}).get("callbacks")
-    handlers = getattr(around, "handlers", ())
-    if not any(hasattr(handler, "on_poml_render") or hasattr(handler, "_run_span_mapping") for handler in handlers):
+    if "mlflow.langchain.langchain_tracer" not in sys.modules:
         return False
     try:
         from pomlflow.langchain.handler import trace_in_run

@@ -1,17 +1,18 @@
-"""MLflow's LangChain tracer with each span at its place, also in batches, streams and tasks.
+"""MLflow's LangChain tracer with each span under its own parent, also in batches, streams, tasks and graphs.
 
-All that leans on private parts of MLflow's tracer stands here. What is mended, seen with MLflow 3.12 to 3.17; each has
-a test that tells when MLflow does it right by itself:
+All private parts of MLflow that the LangChain adapter relies on are used here, and `missing_parts` checks them. A
+span's parent is the run that LangChain names as the parent, not whatever span is active. The context holds a
+`ContextProxy` of a run instead of its span: LangChain ends runs in other tasks and threads than it starts them, where
+no span can be taken out of the context again.
 
-1. ``chain.batch()`` merges its items into one incomplete trace, leaves an ended span active, and later traces of that
-   thread are lost; autolog guards ``RunnableSequence.batch`` alone, so ``with_retry().batch()`` loses them there too.
-2. With ``run_inline=True`` the root span of an async run stays active, and agents nest wrongly.
+upstream: mlflow 3.12-3.18, each with a test that fails when MLflow has mended it:
+
+1. ``chain.batch()`` merges its items into one incomplete trace, and later traces of that thread are lost; autolog
+   guards ``RunnableSequence.batch`` alone.
+2. With ``run_inline=True`` the root span of an async run stays active.
 3. With ``run_inline=False`` a function under ``@mlflow.trace`` in an async step makes a trace of its own.
-4. In a sync stream the parser nests under the model.
-5. Beside autolog or another tracer in one run's handlers, each of them makes a span of it.
-
-Two ideas mend them. LangChain's own ``parent_run_id`` decides where a span belongs, not what happens to be active. And
-what is put into the context is not the span but a stand-in, which may be left there by mistake.
+4. In a synchronous stream the parser is nested under the model.
+5. With autolog on, a tracer in a model's constructor traces the model twice.
 """
 
 from __future__ import annotations
@@ -20,125 +21,162 @@ import asyncio
 import inspect
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from contextvars import ContextVar, Token
-from dataclasses import dataclass
-from types import FrameType, SimpleNamespace
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from contextvars import Token
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Final, cast
 from uuid import UUID
 
 import mlflow
-from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
-from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
+from langchain_core.callbacks import BaseCallbackHandler
+from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode, SpanType
 from mlflow.entities.span import NoOpSpan
 from mlflow.tracing import provider
-from opentelemetry.trace import INVALID_SPAN, Span
+from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 
-from pomlflow.langchain.context import StandIn, nearest, run_here, surroundings, user_span
-from pomlflow.tracking.redaction import within_limit
-from pomlflow.tracking.spans import active, within
+from pomlflow.langchain.context import ContextProxy, nearest, run_id_here, user_span
+from pomlflow.tracking.redaction import GuardedSpan, within_limit
+from pomlflow.tracking.spans import active
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # importing it, MLflow (3.17) warns of type hints of its own
-    from mlflow.langchain import langchain_tracer
+    warnings.simplefilter("ignore")  # upstream: mlflow 3.17: importing it warns of its own type hints
     from mlflow.langchain.langchain_tracer import MlflowLangchainTracer
 
-__all__ = ["MlflowLangchainTracer", "Run", "Tracer", "missing_parts", "span_of"]
+__all__ = [
+    "MlflowLangchainTracer",
+    "Run",
+    "Tracer",
+    "ended_early",
+    "missing_parts",
+    "open_run",
+    "span_in",
+]
 
-_OK = SpanStatus(SpanStatusCode.OK)
-_STREAM = {"input": ""}  # what LangChain gives for inputs as a stream begins
-_ATTACH: ContextVar[bool] = getattr(langchain_tracer, "_should_attach_span_to_context", ContextVar("unknown"))
-_MANAGERS = "langchain_core.callbacks.manager"
-_PARTS = {
+_OK: Final = SpanStatus(SpanStatusCode.OK)
+_CANCELLED: Final = SpanStatus(SpanStatusCode.ERROR, asyncio.CancelledError.__name__)
+_STREAM_INPUT: Final = {"input": ""}  # what LangChain reports as the inputs when a stream starts
+_MOST_ENDED_EARLY: Final = 10_000
+_PARTS: Final = {
     "_start_span": {"span_name", "parent_run_id", "span_type", "run_id", "inputs", "attributes"},
     "_end_span": {"run_id", "span", "outputs", "attributes", "status"},
-    "_get_parent_span": {"parent_run_id"},
     "_get_span_by_run_id": {"run_id"},
+    "_assign_span_name": {"serialized", "default_name"},
+    "_serialize_invocation_params": {"attributes"},
 }
+
+_runs: dict[UUID, Run] = {}  # the open runs of all handlers: a run is traced once, however many are in its list
+_ended_early: dict[UUID, None] = {}  # runs that go on after the end of the run that they are part of
 
 
 def missing_parts(tracer: type) -> list[str]:
-    """Name what this MLflow's tracer lacks of the private parts that are leant on here; none, and it can be mended."""
+    """Name the private parts that this MLflow's tracer lacks; `Tracer` works where there are none."""
     missing = []
     for name, parameters in _PARTS.items():
         function = getattr(tracer, name, None)
         if function is None or not parameters <= inspect.signature(function).parameters.keys():
             missing.append(name)
-    others = (
-        (langchain_tracer, "_should_attach_span_to_context"),
-        (provider, "get_current_otel_span"),
-        (provider, "set_span_in_context"),
-    )
-    return missing + [name for module, name in others if not hasattr(module, name)]
+    functions = ("get_current_otel_span", "set_span_in_context")
+    return missing + [name for name in functions if not hasattr(provider, name)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A LangChain run that is being traced.
 
     Attributes:
+        run_id: LangChain's id of it.
+        tracer: The handler that traces it.
         span: Its span.
-        stand_in: What the context holds for it.
-        held: For each context variable, the token that takes the stand-in out again, and what was set.
-        token: Nothing: MLflow's tracer takes a span out of the context by it.
-        stream: Whether it is a generator.
-        inputs: What a mask is still to see.
-        error: The type of what was raised, kept for the same reason.
-        chunk: The last that was streamed.
+        parent: The run that it is part of.
+        generator: Whether its body is a generator, which runs in the context of its reader.
+        task: The asyncio task that it was started in.
+        parts: The open runs that are part of it.
+        chunk: The last chunk that was streamed.
     """
 
-    span: LiveSpan
-    stand_in: StandIn
-    held: list[tuple[Token[Any], Any]]
-    stream: bool = False
-    token: None = None
-    inputs: Any = None
-    error: str | None = None
+    run_id: UUID
+    tracer: Tracer
+    span: GuardedSpan
+    parent: Run | None
+    generator: bool
+    task: asyncio.Task[Any] | None
+    parts: dict[Run, None] = field(default_factory=dict)
     chunk: Any = None
+    _proxy: ContextProxy = field(init=False)
+    _tokens: list[tuple[Token[Any], Any]] = field(init=False)
 
-    def leave(self) -> None:
-        """Take the run out of the context, or where that cannot be done, make it harmless there."""
-        self.stand_in.close()
-        for token, value in self.held:
-            if token.var.get(None) is value:
-                with suppress(ValueError):  # a copy of the context that it was set in
-                    token.var.reset(token)
+    def __post_init__(self) -> None:
+        _runs[self.run_id] = self
+        if self.parent is not None:
+            self.parent.parts[self] = None
+        self._proxy = ContextProxy(self.span._span, self.run_id, generator=self.generator)
+        token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
+        tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
+        self._tokens = [(token, token.var.get()) for token in tokens]
+
+    def end(self, outputs: Any = None, status: SpanStatus = _OK) -> None:
+        """End the span, and take the run out of the context, or where that is not possible, close its proxy there."""
+        try:
+            if outputs is not None:
+                self.span.set_outputs(outputs)
+            self.span.end(status)
+        finally:
+            _runs.pop(self.run_id, None)
+            if self.parent is not None:
+                self.parent.parts.pop(self, None)
+                self.parent.parts.update(self.parts)
+            for part in self.parts:
+                part.parent = self.parent
+            self._proxy.close()
+            for token, value in self._tokens:
+                if token.var.get(None) is value:
+                    with suppress(ValueError):  # this is a copy of the context that it was set in
+                        token.var.reset(token)
+
+    def end_parts(self, cancelled: asyncio.Task[Any] | None = None) -> None:
+        """End the runs that are still open in this one: LangChain reports their end later, or never.
+
+        Args:
+            cancelled: The task that was cancelled, if that is what ended the run. A part is an error only if it ran in
+                this task or was cancelled as well; what goes on elsewhere (``asyncio.shield``, threads) is none.
+        """
+        for part in list(self.parts):
+            part.end_parts(cancelled)
+            task = part.task
+            stopped = task is not None and (task is cancelled or task.done() or task.cancelling() > 0)
+            part.end(status=_CANCELLED if cancelled is not None and stopped else _OK)
+            _mark_ended_early(part.run_id)
 
 
 class Tracer(MlflowLangchainTracer):
-    """MLflow's tracer without the faults that the module tells; what is stored goes through three hooks."""
+    """MLflow's tracer without the faults that the module lists.
 
-    _run_span_mapping: dict[str, Run]  # type: ignore[assignment]  # MLflow's own entries know less
+    Attributes:
+        process_wide: Whether `pomlflow.autolog` made it: then it leaves all runs to MLflow's autolog while that is on.
+    """
 
-    def store_inputs(self, run: Run, inputs: Any) -> None:
-        """Store a run's inputs."""
-        run.span.set_inputs(inputs)
-
-    def store_outputs(self, run: Run, outputs: Any, status: SpanStatus) -> SpanStatus:
-        """Store a run's outputs as it ends; give the status to store."""
-        if outputs is not None:
-            run.span.set_outputs(outputs)
-        return status
-
-    def writable(self, run: Run) -> LiveSpan:
-        """The span that MLflow's tracer writes the rest to."""
-        return run.span
+    process_wide: bool = False
 
     @property
     def run_inline(self) -> bool:
-        """Whether LangChain calls the handler in the run's own task: else what it puts into the context is lost.
+        """Whether LangChain calls the handler in the run's own task, where what it puts into the context stays.
 
-        Not for the start of a string LLM in async code: LangChain (1.0 to 1.7) tells handlers that are not inline
-        nothing of it as soon as one is, so other people's handlers, ``astream_events`` too, would miss the model.
+        upstream: langchain-core 1.0-1.7: while any handler is inline, the asynchronous start of a string model is
+        reported to no other handler, not to `astream_events` either. So this one is not inline for that event.
         """
         frame = sys._getframe(1)
-        if frame.f_code.co_name == "<listcomp>" and frame.f_back is not None:  # a frame of its own before Python 3.12
+        if frame.f_code.co_name == "<listcomp>" and frame.f_back is not None:  # before Python 3.12
             frame = frame.f_back
         return frame.f_code.co_name != "on_llm_start"
 
     @run_inline.setter
     def run_inline(self, value: bool) -> None: ...
+
+    def guarded(self, span: LiveSpan) -> GuardedSpan:
+        """Return the span as content is written to it."""
+        return GuardedSpan(span)
 
     def _start_span(
         self,
@@ -149,175 +187,150 @@ class Tracer(MlflowLangchainTracer):
         inputs: Any = None,
         attributes: dict[str, Any] | None = None,
     ) -> LiveSpan:
-        key = str(run_id)
-        if known := self._run_span_mapping.get(key):  # this handler stands twice in one list
-            return known.span
-        event = _Event.now()
-        if self._left_to_another(event.handlers):
+        if not self._traces(run_id, parent_run_id):
             return _no_span()
-        stream = inputs == _STREAM or event.caller.startswith("langgraph.pregel")
-        place: AbstractContextManager[None] = nullcontext()
-        if span_of(self, parent_run_id) is None and self._get_parent_span(parent_run_id) is None:
-            place = active(user_span())  # else OpenTelemetry takes the run that is active for the parent
-        below: Any = provider.get_current_otel_span() or INVALID_SPAN
-        alone = _ATTACH.set(False)  # MLflow's tracer would put the span itself into the context
-        try:
-            with place:
-                span = super()._start_span(span_name, parent_run_id, span_type, run_id, None, within_limit(attributes))
-        finally:
-            _ATTACH.reset(alone)
-        stand_in = StandIn(cast("Span", span._span), below, self, stream=stream)
-        token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=stand_in)))
-        tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
-        run = Run(span, stand_in, [(token, token.var.get()) for token in tokens], stream)
-        self._run_span_mapping[key] = run
+        parent = _runs.get(parent_run_id) if parent_run_id is not None else None
+        parent = parent or open_run(run_id_here())  # a call inside a run that was given callbacks of its own
+        with active(user_span()) if parent is None else nullcontext():
+            above = nearest(parent.span.span) if parent is not None else mlflow.get_current_active_span()
+            span = mlflow.start_span_no_context(
+                name=span_name,
+                span_type=span_type,
+                parent_span=above,
+                attributes=within_limit(self._serialize_invocation_params(attributes)),
+            )
+        task = _current_task()
+        if task is None and span_type == SpanType.LLM and parent is not None:  # not called inline
+            task = parent.task
+        generator = _is_generator(span_type, inputs, attributes)
+        run = Run(run_id, self, self.guarded(span), parent, generator=generator, task=task)
         if inputs is not None:
-            self.store_inputs(run, inputs)
-        return span
+            run.span.set_inputs(inputs)
+        return cast("LiveSpan", run.span)
+
+    def _traces(self, run_id: UUID, parent_run_id: UUID | None) -> bool:
+        if run_id in _runs:  # this handler is in the list twice, or another one of ours comes first
+            return False
+        if parent_run_id in _ended_early:
+            _mark_ended_early(run_id)
+            return False
+        # A handler that is inherited keeps MLflow's autolog out of a run. Any other has it beside itself.
+        ours = parent_run_id in _runs if parent_run_id is not None else not self.process_wide
+        return ours or not _mlflow_autolog_is_on()
 
     def _end_span(
         self,
         run_id: UUID,
-        span: LiveSpan,  # noqa: ARG002 - may be what `writable` gave
+        span: LiveSpan,  # noqa: ARG002 - it is the run's
         outputs: Any = None,
         attributes: dict[str, Any] | None = None,
         status: SpanStatus = _OK,
     ) -> None:
-        run = self._run_span_mapping.get(str(run_id))
-        if run is None:  # it has ended, or was left to another tracer
-            return
-        if run.stream:
-            self._end_parts(run, _OK)
-        alone = _ATTACH.set(False)
-        try:
-            status = self.store_outputs(run, outputs, status)
-            super()._end_span(run_id, run.span, None, attributes, status)
-        finally:
-            _ATTACH.reset(alone)
-            self._run_span_mapping.pop(str(run_id), None)
-            run.leave()
+        run = _runs.get(run_id)
+        if run is None:
+            _ended_early.pop(run_id, None)
+        elif run.tracer is self:
+            if run.generator or run.parent is None:
+                run.end_parts()
+            run.span.set_attributes(attributes or {})
+            run.end(outputs, status)
 
     def _get_span_by_run_id(self, run_id: UUID) -> LiveSpan:
-        run = self._run_span_mapping.get(str(run_id))
-        return _no_span() if run is None else self.writable(run)
+        run = self._own(run_id)
+        return _no_span() if run is None else cast("LiveSpan", run.span)
 
-    def _get_parent_span(self, parent_run_id: UUID | None) -> LiveSpan | None:
-        if (span := span_of(self, parent_run_id)) is not None:
-            return nearest(span)
-        run = run_here()
-        if run is None:
-            return mlflow.get_current_active_span()
-        # LangChain says that this is no part of the run that is active: that one is another item of a batch, or a
-        # stream that is being read. Unless the call stands inside a run and was given callbacks of its own.
-        around = surroundings()
-        if around is not None and (span := span_of(run.tracer, around.parent_run_id)) is not None:
-            return nearest(span)
-        with active(user_span()):
-            return mlflow.get_current_active_span()
+    def _own(self, run_id: UUID) -> Run | None:
+        run = _runs.get(run_id)
+        return run if run is not None and run.tracer is self else None
 
-    def _left_to_another(self, handlers: Sequence[BaseCallbackHandler]) -> bool:
-        """Whether another MLflow tracer among the run's handlers traces it: no span twice.
-
-        MLflow's own always does, wherever it stands; of ours, the first.
-        """
-        before_us = True
-        for handler in handlers:
-            if handler is self:
-                before_us = False
-            elif isinstance(handler, MlflowLangchainTracer) and (before_us or not isinstance(handler, Tracer)):
-                return True
-        return False
-
-    def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **options: Any) -> None:
-        """Store the outputs, and a stream's inputs, which LangChain knows only now."""
-        if inputs and (run := self._run_span_mapping.get(str(run_id))):
-            self.store_inputs(run, inputs)
-        super().on_chain_end(outputs, run_id=run_id, **options)
+    def _assign_span_name(self, serialized: dict[str, Any] | None, default_name: str = "unknown") -> str:
+        """Return the name of a run that LangChain gives none, such as an anonymous edge of a graph."""
+        serialized = serialized or {}
+        return str(serialized.get("name") or (serialized.get("id") or [default_name])[-1])
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **options: Any) -> None:
-        """Store the error, and a stream's inputs."""
-        if inputs and (run := self._run_span_mapping.get(str(run_id))):
-            self.store_inputs(run, inputs)
-        if not self._stopped(error, run_id):
-            super().on_chain_error(error, run_id=run_id, **options)
+        """Store the error, if it is one."""
+        if not self._ended_by_control_flow(error, run_id, inputs):
+            super().on_chain_error(error, run_id=run_id, inputs=inputs, **options)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
+        """Store the error, if it is one."""
+        if not self._ended_by_control_flow(error, run_id):
+            super().on_tool_error(error, run_id=run_id, **options)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        """Store the error."""
-        if not self._stopped(error, run_id):
+        """Store the error, if it is one."""
+        if not self._ended_by_control_flow(error, run_id):
             super().on_llm_error(error, run_id=run_id, **options)
 
-    def _stopped(self, error: BaseException, run_id: UUID) -> bool:
-        """End a run that was stopped from outside, with its parts; whether that is all there is to do.
-
-        A reader who has had enough of a stream is no error, as LangChain has it in sync code too.
-        """
-        run = self._run_span_mapping.get(str(run_id))
-        if run is not None and isinstance(error, asyncio.CancelledError):
-            self._end_parts(run, SpanStatus(SpanStatusCode.ERROR, type(error).__name__))
-        elif run is not None and isinstance(error, GeneratorExit):
-            self._end_parts(run, _OK)
-            self._end_span(run_id, run.span)
+    def _ended_by_control_flow(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
+        """End a run whose exception is no error; end the parts of one that was cancelled."""
+        run = self._own(run_id)
+        if run is None:
+            return False
+        if isinstance(error, asyncio.CancelledError):
+            run.end_parts(run.task)
+        elif isinstance(error, (GeneratorExit, *_graph_control_flow())):
+            if inputs:
+                run.span.set_inputs(inputs)
+            run.end_parts()
+            run.end()
             return True
         return False
 
-    def _end_parts(self, run: Run, status: SpanStatus) -> None:
-        """End what is open in a run that is over.
-
-        LangChain tells of the end of what was cancelled or not read to its end later than of the whole, or never
-        (models, in 1.0); MLflow holds the trace back for as long.
-        """
-        for key, other in list(self._run_span_mapping.items()):
-            if within(other.span, run.span):
-                self._end_span(UUID(key), other.span, status=status)
-
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
-        """Store a streamed token, once where this handler stands twice in one list."""
-        run = self._run_span_mapping.get(str(run_id))
+        """Store a streamed token, once where this handler is in the list twice."""
+        run = self._own(run_id)
         if run is not None and (chunk is None or run.chunk is not chunk):
             run.chunk = chunk
             super().on_llm_new_token(token, run_id=run_id, chunk=chunk, **options)
 
-    def flush(self) -> None:
-        """Forget what has not ended."""
-        for run in list(self._run_span_mapping.values()):
-            run.leave()
-        super().flush()  # type: ignore[no-untyped-call]
+
+def open_run(run_id: UUID | None) -> Run | None:
+    """Return the run, if one of our handlers has it open."""
+    return None if run_id is None else _runs.get(run_id)
 
 
-def span_of(tracer: MlflowLangchainTracer, run_id: UUID | None) -> LiveSpan | None:
-    """The span of a run that a tracer, also MLflow's own, has open."""
-    run = None if run_id is None else getattr(tracer, "_run_span_mapping", {}).get(str(run_id))
+def ended_early(run_id: UUID | None) -> bool:
+    """Return whether the run goes on after the end of its trace."""
+    return run_id in _ended_early
+
+
+def span_in(handler: BaseCallbackHandler, run_id: UUID | None) -> LiveSpan | None:
+    """Return the span that MLflow's own tracer has open for a run."""
+    run = None if run_id is None else getattr(handler, "_run_span_mapping", {}).get(str(run_id))
     return None if run is None else cast("LiveSpan", run.span)
 
 
-class _Event(NamedTuple):
-    """Who tells us of a run's start."""
+def _is_generator(span_type: str, inputs: Any, attributes: Mapping[str, Any] | None) -> bool:
+    """Return whether the run's body is a generator: a stream's, and a graph's, which is streamed always."""
+    metadata = (attributes or {}).get("metadata") or {}
+    return inputs == _STREAM_INPUT or (span_type == SpanType.CHAIN and "ls_integration" in metadata)
 
-    handlers: Sequence[BaseCallbackHandler]
-    caller: str
 
-    @classmethod
-    def now(cls) -> _Event:
-        """Read it from the frames below: LangChain gives a handler no other way to know of the others.
+def _graph_control_flow() -> tuple[type[BaseException], ...]:
+    """Return the base of LangGraph's interrupts and commands to a parent graph, where LangGraph is imported."""
+    errors = sys.modules.get("langgraph.errors")
+    return () if errors is None else (errors.GraphBubbleUp,)
 
-        Where LangChain is changed so that nothing is found, we are taken to be alone.
-        """
-        handlers: Sequence[BaseCallbackHandler] = ()
-        frame: FrameType | None = sys._getframe(1)
-        told = False
-        while frame is not None:
-            module = str(frame.f_globals.get("__name__"))
-            if module == _MANAGERS:
-                manager = frame.f_locals.get("self")
-                if isinstance(manager, BaseCallbackManager):
-                    handlers = manager.handlers
-                elif not handlers:
-                    handlers = frame.f_locals.get("handlers", ())
-                told = True
-            elif told:
-                return cls(handlers, module)
-            frame = frame.f_back
-        return cls(handlers, "")
+
+def _mlflow_autolog_is_on() -> bool:
+    if autologging_is_disabled("langchain"):  # type: ignore[no-untyped-call]
+        return False
+    return bool(get_autologging_config("langchain", "log_traces", True))  # type: ignore[no-untyped-call]
+
+
+def _mark_ended_early(run_id: UUID) -> None:
+    _ended_early[run_id] = None
+    if len(_ended_early) > _MOST_ENDED_EARLY:  # of a model that is cancelled, LangChain never reports the end
+        _ended_early.pop(next(iter(_ended_early)), None)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop
+        return None
 
 
 def _no_span() -> LiveSpan:
