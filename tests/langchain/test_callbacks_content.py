@@ -1,10 +1,9 @@
-"""What is stored of LangChain's runs and of renders, and what a mask leaves of it. Mirrored in tests/llama_index."""
+"""What is stored of LangChain's runs, and what a mask leaves of it; more for both frameworks in tests/adapters."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,17 +29,6 @@ from pomlflow.tracking import spans as tracking
 pytestmark = QUIET
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 Fetch = Callable[[], list[Trace]]
-FRAME = """\
-<poml>
-  <runtime temperature="0.5"/>
-  <system-msg>You greet.</system-msg>
-  <human-msg>Greet {{name}}: <img src="box.png" syntax="multimedia"/></human-msg>
-  <ai-msg><tool-request id="c1" name="look" parameters="{{ {at: name} }}"/></ai-msg>
-  <tool-response id="c1" name="look">seen</tool-response>
-  <tool-definition name="look">{"type": "object", "properties": {}}</tool-definition>
-  <output-schema>{"type": "object", "properties": {}}</output-schema>
-</poml>
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -73,65 +61,6 @@ class Documents(BaseRetriever):
 def look(at: str) -> str:
     """Look at something."""
     return f"saw {at}"
-
-
-# --- renders
-
-
-def test_a_poml_span_holds_the_render_and_its_times(
-    stored_traces: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Messages in OpenAI's shape, so that MLflow's page shows a chat, with POML's speakers."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "box.png").write_bytes((ASSETS / "box.png").read_bytes())
-    Path("support").mkdir()
-    Path("support/greet.poml").write_text(FRAME.replace("box.png", "../box.png"), encoding="utf-8")
-    prompt = PomlPromptTemplate.from_file("support/greet.poml", stylesheet={"p": {"syntax": "text"}})
-    prompt.invoke(GIVEN)  # the process is warm: a render's real duration is known to be short
-    before = time.time_ns()
-    (prompt | Model()).invoke(GIVEN, using())
-    after = time.time_ns()
-
-    (trace,) = stored_traces()
-    span = poml_span(trace)
-    assert span.name == "poml support.greet"
-    assert span.inputs == {"prompt": prompt.source, "context": GIVEN, "stylesheet": {"p": {"syntax": "text"}}}
-    system, human, ai, answer = span.outputs.pop("messages")
-    assert system == {"role": "system", "speaker": "system", "content": "You greet."}
-    text, picture = human.pop("content")
-    assert (human, text) == ({"role": "user", "speaker": "human"}, {"type": "text", "text": "Greet Ada: "})
-    assert picture["type"] == "image_url"
-    assert picture["image_url"]["url"].startswith("mlflow-attachment://")
-    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "Ada"}'}}
-    assert ai == {"role": "assistant", "speaker": "ai", "content": None, "tool_calls": [call]}
-    assert answer == {"role": "tool", "speaker": "tool", "tool_call_id": "c1", "name": "look", "content": "seen"}
-    assert {key: span.outputs[key] for key in ("runtime", "schema")} == {
-        "runtime": {"temperature": 0.5},
-        "schema": {"type": "object", "properties": {}},
-    }
-    assert [one["name"] for one in span.outputs["tools"]] == ["look"]
-    told = span.attributes
-    assert (told["poml.path"], told["poml.version"]) == ("support/greet.poml", "0.0.8")
-    assert len(told["poml.digest"]) == 64
-    above = next(one for one in trace.data.spans if one.span_id == span.parent_id)
-    assert before <= span.start_time_ns < span.end_time_ns <= after
-    assert above.start_time_ns <= span.start_time_ns
-    assert "iVBORw0KGgo" not in everything(trace), "a picture is stored inline, in some span"
-
-
-def test_a_failed_render_is_an_error_with_its_place(stored_traces: Fetch) -> None:
-    prompt = PomlPromptTemplate.from_template("<poml>\n  <p>{{name.x.y}}</p>\n</poml>", name="greet")
-    with pytest.raises(RenderError) as failed:
-        (prompt | model()).invoke(GIVEN, using())
-    (trace,) = stored_traces()
-    span = poml_span(trace)
-    assert (span.status.status_code.value, span.status.description) == ("ERROR", str(failed.value))
-    assert span.attributes["poml.error"] == str(failed.value)
-    assert (span.attributes["poml.error.line"], span.attributes["poml.error.column"]) == (2, 6)
-    assert (span.inputs["context"], span.outputs) == (GIVEN, None)
-    (event,) = span.events
-    assert event.attributes["exception.type"] == "RenderError"
-    assert trace.info.state.value == "ERROR"
 
 
 # --- LangChain's own runs
@@ -248,37 +177,6 @@ def test_a_mask_reaches_all_that_is_stored(stored_traces: Fetch) -> None:
     }
     assert "cannot answer *** ***" in str(traces[6].data.spans[0].status.description)
     assert poml_span(traces[7]).attributes["poml.error"].startswith("<inline>:1:4: *** ***")
-
-
-def test_a_mask_gets_plain_data_of_each_span_once(stored_traces: Fetch) -> None:
-    seen: list[dict[str, Any]] = []
-
-    def look_at(content: dict[str, Any]) -> dict[str, Any]:
-        seen.append(json.loads(json.dumps(content)))  # what is no plain data raises here
-        return {"inputs": "kept"}
-
-    chain().invoke(GIVEN, using(mask=look_at))
-    (trace,) = stored_traces()
-    assert len(seen) == len(trace.data.spans) == 5
-    assert all(set(content) == {"inputs", "outputs"} for content in seen)
-    assert {span.inputs for span in trace.data.spans} == {"kept"}
-    assert {span.outputs for span in trace.data.spans} == {None}
-
-
-def test_a_mask_that_fails_stores_nothing_and_says_so_once(
-    stored_traces: Fetch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(_: dict[str, Any]) -> dict[str, Any]:
-        raise LookupError("secret")
-
-    with caplog.at_level(logging.WARNING, "pomlflow"):
-        for _ in range(2):
-            chain().invoke({"name": "secret"}, using(mask=fail))
-    assert trees(stored_traces) == [CHAIN] * 2
-    assert all("secret" not in everything(trace) for trace in stored_traces())
-    assert [record.getMessage() for record in caplog.records] == [
-        "The mask raised LookupError: spans are stored without inputs and outputs (further warnings suppressed)"
-    ]
 
 
 # --- what goes wrong in tracing

@@ -1,0 +1,191 @@
+"""What is stored of a run and of its render, and what a mask and the size limit leave of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Span, Trace
+from tests.adapters.frameworks import Framework
+from tests.registry_prompts import told
+
+from pomlflow.exceptions import RenderError
+from pomlflow.settings import settings
+
+ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
+FRAME = """\
+<poml>
+  <runtime temperature="0.5"/>
+  <system-msg>You greet.</system-msg>
+  <human-msg>Greet {{name}}: <img src="../box.png" syntax="multimedia"/></human-msg>
+  <ai-msg><tool-request id="c1" name="look" parameters="{{ {at: name} }}"/></ai-msg>
+  <tool-response id="c1" name="look">seen</tool-response>
+  <tool-definition name="look">{"type": "object", "properties": {}}</tool-definition>
+  <output-schema>{"type": "object", "properties": {}}</output-schema>
+</poml>
+"""
+LONG = "all of it " * 100
+Fetch = Callable[[], list[Trace]]
+
+
+@pytest.fixture(autouse=True)
+def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    mlflow.tracing.reset()
+
+
+def everything(trace: Trace) -> str:
+    """All that is stored of a trace, as one text."""
+    return json.dumps(trace.to_dict(), default=str)
+
+
+def poml_span(trace: Trace) -> Span:
+    (span,) = [span for span in trace.data.spans if span.span_type == "PROMPT"]
+    return span
+
+
+def hide(content: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(content).replace("secret", "***"))  # type: ignore[no-any-return]
+
+
+def greeting(framework: Framework, markup: str = "<p>Hello {{name}}</p>") -> Any:
+    return framework.prompts.from_template(markup, name="greet", register=False)
+
+
+def test_a_poml_span_holds_the_render_and_its_times(
+    framework: Framework, stored_traces: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages in OpenAI's shape, so that MLflow's page shows a chat, with POML's speakers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "box.png").write_bytes((ASSETS / "box.png").read_bytes())
+    Path("support").mkdir()
+    Path("support/greet.poml").write_text(FRAME, encoding="utf-8")
+    style = {"p": {"syntax": "text"}}
+    prompt = framework.prompts.from_file("support/greet.poml", stylesheet=style, register=False)
+    before = time.time_ns()
+    framework.run(prompt, name="Ada")
+    after = time.time_ns()
+
+    (trace,) = stored_traces()
+    span = poml_span(trace)
+    assert span.name == "poml support.greet"
+    assert span.inputs == {"prompt": prompt.source, "context": {"name": "Ada"}, "stylesheet": style}
+    system, human, ai, answer = span.outputs["messages"]
+    assert system == {"role": "system", "speaker": "system", "content": "You greet."}
+    text, picture = human.pop("content")
+    assert (human, text) == ({"role": "user", "speaker": "human"}, {"type": "text", "text": "Greet Ada: "})
+    assert picture["type"] == "image_url"
+    assert picture["image_url"]["url"].startswith("mlflow-attachment://")
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "Ada"}'}}
+    assert ai == {"role": "assistant", "speaker": "ai", "content": None, "tool_calls": [call]}
+    assert answer == {"role": "tool", "speaker": "tool", "tool_call_id": "c1", "name": "look", "content": "seen"}
+    assert span.outputs["runtime"] == {"temperature": 0.5}
+    assert span.outputs["schema"] == {"type": "object", "properties": {}}
+    assert [one["name"] for one in span.outputs["tools"]] == ["look"]
+    assert (span.attributes["poml.path"], span.attributes["poml.version"]) == ("support/greet.poml", "0.0.8")
+    assert len(span.attributes["poml.digest"]) == 64
+    parent = next(one for one in trace.data.spans if one.span_id == span.parent_id)
+    assert before <= parent.start_time_ns <= span.start_time_ns < span.end_time_ns <= after
+    assert "iVBORw0KGgo" not in everything(trace), "a picture is stored inline, in some span"
+
+
+def test_a_failed_render_is_an_error_with_its_place(framework: Framework, stored_traces: Fetch) -> None:
+    with pytest.raises(RenderError) as failed:
+        framework.run(greeting(framework, "<poml>\n  <p>{{name.x.y}}</p>\n</poml>"), name="Ada")
+    (trace,) = stored_traces()
+    span = poml_span(trace)
+    assert (span.status.status_code.value, span.status.description) == ("ERROR", str(failed.value))
+    assert span.attributes["poml.error"] == str(failed.value)
+    assert (span.attributes["poml.error.line"], span.attributes["poml.error.column"]) == (2, 6)
+    assert (span.inputs["context"], span.outputs) == ({"name": "Ada"}, None)
+    (event,) = span.events
+    assert event.attributes["exception.type"] == "RenderError"
+    assert trace.info.state.value == "ERROR"
+
+
+def test_a_mask_reaches_all_that_is_stored(framework: Framework, stored_traces: Fetch) -> None:
+    """Of a run, of a stream, and of a failed render."""
+    prompt, handler = greeting(framework, "<p>secret {{name}}</p>"), framework.handler(mask=hide)
+    failing = greeting(framework, "<p>{{ (() => { throw new Error('secret ' + name) })() }}</p>")
+    assert framework.run(prompt, "A secret.", handler=handler, name="secret") == "A secret."
+    assert framework.stream(prompt, "A secret.", handler=handler, name="secret") == "A secret."
+    with pytest.raises(RenderError, match="secret"):
+        framework.run(failing, handler=handler, name="secret")
+    traces = stored_traces()
+    assert len(traces) == 3
+    for trace in traces:
+        assert "secret" not in everything(trace)
+        assert "***" in everything(trace)
+    assert poml_span(traces[0]).inputs == {
+        "prompt": "<p>*** {{name}}</p>",
+        "context": {"name": "***"},
+        "stylesheet": None,
+    }
+    assert poml_span(traces[2]).attributes["poml.error"].startswith("<inline>:1:4: *** ***")
+
+
+def test_a_mask_gets_plain_data_of_each_span_once(framework: Framework, stored_traces: Fetch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def look(content: dict[str, Any]) -> dict[str, Any]:
+        seen.append(json.loads(json.dumps(content)))  # raises where it is no plain data
+        return {"inputs": "kept"}
+
+    framework.run(greeting(framework), handler=framework.handler(mask=look), name="Ada")
+    (trace,) = stored_traces()
+    assert len(seen) == len(trace.data.spans) > 2
+    assert all(set(content) == {"inputs", "outputs"} for content in seen)
+    assert {span.inputs for span in trace.data.spans} == {"kept"}
+    assert {span.outputs for span in trace.data.spans} == {None}
+
+
+def test_a_mask_that_fails_stores_nothing_and_logs_one_warning(
+    framework: Framework, stored_traces: Fetch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: dict[str, Any]) -> dict[str, Any]:
+        raise LookupError("secret")
+
+    for _ in range(2):
+        framework.run(greeting(framework), "secret", handler=framework.handler(mask=fail), name="secret")
+    assert len(stored_traces()) == 2
+    assert all("secret" not in everything(trace) for trace in stored_traces())
+    assert told(caplog) == [
+        "The mask raised LookupError: spans are stored without inputs and outputs (further warnings suppressed)"
+    ]
+
+
+@pytest.mark.parametrize("mask", [None, lambda content: content])
+def test_no_stored_text_is_longer_than_the_limit(
+    framework: Framework, stored_traces: Fetch, monkeypatch: pytest.MonkeyPatch, mask: Any
+) -> None:
+    """The model itself gets and gives all."""
+    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=300))
+    handler = framework.handler(mask=mask)
+    sent: list[str] = []
+
+    def answer(messages: list[str]) -> str:
+        sent.extend(messages)
+        return LONG
+
+    prompt = greeting(framework, "<p>{{text}}</p>")
+    assert framework.run(prompt, answer, handler=handler, text=LONG) == LONG
+    assert framework.stream(prompt, LONG, handler=handler, text=LONG) == LONG
+    assert [text.strip() for text in sent] == [LONG.strip()]
+    for trace in stored_traces():
+        assert "all of it " * 31 not in everything(trace)
+        assert "max_content]" in everything(trace)
+        assert poml_span(trace).inputs["context"] == {"text": LONG[:300] + "… [700 more characters: max_content]"}
+
+
+def test_half_an_emoji_costs_no_trace(framework: Framework, stored_traces: Fetch) -> None:
+    """No store takes one, and MLflow would lose the trace."""
+    assert framework.run(greeting(framework), "so \ud83d", name="\ud83d and \ud83d\ude00") == "so \ud83d"
+    (trace,) = stored_traces()
+    assert poml_span(trace).inputs["context"] == {"name": "\ufffd and 😀"}
+    assert "so \\ufffd" in everything(trace)
