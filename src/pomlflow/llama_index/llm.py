@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -88,7 +89,8 @@ class BoundLLM(LLM):
         kind = BoundFunctionCallingLLM if isinstance(llm, FunctionCallingLLM) else BoundLLM
         delegate = apply_fields(llm, {**settings, **own})
         shared = {name: getattr(delegate, name) for name in LLM.model_fields}
-        return kind(**shared, delegate=delegate, settings=dict(settings), own=dict(own), **fields)
+        added = {"delegate": delegate, "settings": dict(settings), "own": dict(own), **fields}
+        return _blank(kind).model_copy(update={**shared, **added})
 
     @classmethod
     @override
@@ -264,6 +266,12 @@ class BoundLLM(LLM):
     def answer(self, response: Response) -> str:
         """Return the text of a response, read by the model's output parser."""
         return self._parse_output(text_of(response))
+
+
+@lru_cache
+def _blank(kind: type[BoundLLM]) -> BoundLLM:
+    """Return an instance to copy: validation would take as long as all the rest of a call."""
+    return kind.model_construct()
 
 
 class BoundFunctionCallingLLM(BoundLLM, FunctionCallingLLM):

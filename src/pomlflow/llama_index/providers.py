@@ -49,8 +49,12 @@ _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 def provider_of(llm: Any) -> Provider | None:
     """Return the provider of a model, or None if it is unknown."""
-    kind: type = type(getattr(llm, "delegate", llm))
-    return _provider(kind)
+    return _provider(_kind(llm))
+
+
+def _kind(llm: Any) -> type:
+    """Return the class of a model, or of the model to which it delegates."""
+    return type(getattr(llm, "__dict__", {}).get("delegate", llm))  # getattr alone is slow on a pydantic model
 
 
 @lru_cache(maxsize=256)
@@ -64,8 +68,7 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def _responds(llm: Any) -> bool:
-    kind: type = type(getattr(llm, "delegate", llm))
-    return _RESPONSES in _names(kind)
+    return _RESPONSES in _names(_kind(llm))
 
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], place: str) -> dict[str, Any]:
