@@ -22,12 +22,11 @@ from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ChatRespon
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from mlflow.entities import Trace
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, parent, poml_spans, traced, tree
+from mlflow.llama_index import tracer as mlflow_tracer
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, open_spans, parent, poml_spans, traced, tree
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import handler as callbacks
-from pomlflow.llama_index import mlflow_tracer as tracer
 from pomlflow.settings import settings
 
 pytestmark = FOREIGN_WARNINGS
@@ -314,24 +313,31 @@ def test_a_handler_that_fails_is_told_once_and_hurts_nobody(
     def fail(*_: Any, **__: Any) -> None:
         raise LookupError("broken")
 
-    monkeypatch.setattr(callbacks._spans, "choose", fail)
+    monkeypatch.setattr(mlflow, "start_span_no_context", fail)
     with PomlCallbackHandler(), caplog.at_level(logging.WARNING, "pomlflow"):
         assert traced(lambda: [scripted("Fine.").complete("x") for _ in range(2)]) == []
     assert [record.getMessage() for record in caplog.records] == [
-        "a LlamaIndex span could not be traced: LookupError('broken') (further warnings suppressed)"
+        "A LlamaIndex span could not be traced: LookupError('broken') (further warnings suppressed)"
     ]
+
+
+def _span_handler() -> Any:
+    handler = PomlCallbackHandler()
+    (ours,) = [one for one in get_dispatcher().span_handlers if one.class_name() == "PomlSpanHandler"]
+    del handler
+    return ours
 
 
 def test_another_version_of_mlflows_tracer_costs_types_and_not_the_tree(
     traced: Any, scripted: Any, prompt: Any, caplog: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.delattr(tracer._SPANS, "_get_span_type")
+    monkeypatch.delattr(mlflow_tracer.MlflowSpanHandler, "_get_span_type")
+    monkeypatch.setattr(_span_handler(), "details", None)
     with caplog.at_level(logging.WARNING, "pomlflow"):
-        details = tracer.Details(callbacks._spans._writable)
-        tracer.Details(callbacks._spans._writable)
-    monkeypatch.setattr(callbacks._spans, "details", details)
+        PomlCallbackHandler().attach().detach()
+        PomlCallbackHandler().attach().detach()
     (record,) = caplog.records
-    assert "no LlamaIndex tracer that is known (['MlflowSpanHandler._get_span_type'])" in record.getMessage()
+    assert "this version of MLflow lacks ['MlflowSpanHandler._get_span_type']" in record.getMessage()
     with PomlCallbackHandler():
         (trace,) = traced(lambda: scripted("Fine.").predict(prompt, context_str="a", query_str="b"))
     assert tree(trace) == "ScriptedLLM.predict UNKNOWN\n  poml qa PROMPT\n  ScriptedLLM.chat UNKNOWN"
@@ -365,7 +371,7 @@ def test_the_dispatchers_shutdown_ends_what_is_open(traced: Any, scripted: Any) 
     with PomlCallbackHandler():
         (trace,) = traced(lambda: scripted(end).complete("x"))
     assert tree(trace) == "ScriptedLLM.complete LLM ERROR"
-    assert callbacks._spans.alive == {}
+    assert open_spans() == 0
 
 
 def test_other_handlers_get_what_they_always_got(traced: Any, scripted: Any, prompt: Any) -> None:

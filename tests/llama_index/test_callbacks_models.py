@@ -15,13 +15,10 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core.llms import ChatMessage
-from packaging.version import Version
 from pydantic import BaseModel
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, traced, tree, without_poml
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, open_spans, traced, tree, without_poml
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import handler as module
-from pomlflow.llama_index.mlflow_tracer import autolog_handler
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
@@ -65,27 +62,37 @@ def use(llm: Any, verb: str, most: int) -> None:
         next(result, None)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_models_verb_is_traced_alike_beside_autolog(traced: Any, scripted: Any, verb: str) -> None:
-    """Whichever came first, also of a stream that is read in part or not at all; and nothing is left open."""
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if "stream" not in verb])
+def test_a_models_verb_is_traced_alike_with_autolog(traced: Any, scripted: Any, verb: str) -> None:
+    """Whichever came first."""
     handler = PomlCallbackHandler()
     on, off, attach, detach = mlflow.llama_index.autolog, _off, handler.attach, handler.detach
-    for most in (3, 1, 0) if "stream" in verb else (0,):
-        stored = []
-        for begin, end in (((attach,), (detach,)), ((on, attach), (detach, off)), ((attach, on), (off, detach))):
-            for switch in begin:
-                switch()
-            (trace,) = traced(lambda: use(scripted("One two."), verb, most))  # noqa: B023 - called at once
-            left = autolog_handler()
-            assert left is None or (left.open_spans, left._pending_spans) == ({}, {})
-            for switch in end:
-                switch()
-            stored.append((tree(trace), trace.data.spans[0].outputs))
-        assert stored[0] == stored[1] == stored[2]
-        assert "ERROR" not in stored[0][0]
-        told = str(stored[0][1])
-        assert ("One" in told, "two" in told) == ((True, True) if "stream" not in verb else (most > 0, most > 1))
-    assert module._spans.alive == {}
+    stored = []
+    for begin, end in (((attach,), (detach,)), ((on, attach), (detach, off)), ((attach, on), (off, detach))):
+        for switch in begin:
+            switch()
+        (trace,) = traced(lambda: use(scripted("One two."), verb, 0))
+        for switch in end:
+            switch()
+        stored.append((tree(trace), trace.data.spans[0].outputs))
+    assert stored[0] == stored[1] == stored[2]
+    assert "ERROR" not in stored[0][0]
+    assert open_spans() == 0
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if "stream" in verb])
+def test_a_models_stream_is_traced_to_where_it_is_read(traced: Any, scripted: Any, verb: str) -> None:
+    """Also one that is read in part, or not at all; and nothing is left open."""
+    trees = set()
+    for most in (3, 1, 0):
+        with PomlCallbackHandler():
+            (trace,) = traced(lambda most=most: use(scripted("One two."), verb, most))
+        text = str(trace.data.spans[0].outputs)
+        assert ("One" in text, "two" in text) == (most > 0, most > 1)
+        trees.add(tree(trace))
+    (only,) = trees
+    assert "ERROR" not in only
+    assert open_spans() == 0
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -115,19 +122,16 @@ def test_a_structured_stream_has_its_render_and_its_model_in_it(traced: Any, cit
     ]
     given: list[BaseModel] = []
     for call, a in zip(calls, ("", "a"), strict=True):
-        # MLflow 3.12's autolog knows no span again that has exited.
-        for switch in (_off, mlflow.llama_index.autolog) if Version(mlflow.__version__) >= Version("3.17") else (_off,):
-            switch()
-            with PomlCallbackHandler():
-                (trace,) = traced(lambda: given.append(call()))  # noqa: B023 - called at once
-            assert tree(trace).splitlines() == [
-                f"ScriptedLLM.{a}stream_structured_predict LLM",
-                "  poml say PROMPT",
-                "  ScriptedLLM._prepare_chat_with_tools LLM",
-                f"  ScriptedLLM.{a}stream_chat CHAT_MODEL",
-            ]
-            assert trace.data.spans[0].outputs == given[-1].model_dump()
-    assert (module._spans.alive, module._spans.lazy) == ({}, {})
+        with PomlCallbackHandler():
+            (trace,) = traced(lambda call=call: given.append(call()))
+        assert tree(trace).splitlines() == [
+            f"ScriptedLLM.{a}stream_structured_predict LLM",
+            "  poml say PROMPT",
+            "  ScriptedLLM._prepare_chat_with_tools LLM",
+            f"  ScriptedLLM.{a}stream_chat CHAT_MODEL",
+        ]
+        assert trace.data.spans[0].outputs == given[-1].model_dump()
+    assert open_spans() == 0
 
 
 def test_a_structured_stream_in_an_engine_is_in_its_place(traced: Any, index: Any, city: Any) -> None:
@@ -146,7 +150,7 @@ def test_a_structured_stream_in_an_engine_is_in_its_place(traced: Any, index: An
 
 
 def test_mlflows_own_tracer_still_parts_a_structured_stream(traced: Any, city: Any) -> None:
-    """When this fails, MLflow has all of it in one trace by itself, and the fifth reason in `spans.py` is gone."""
+    """When this fails, MLflow has all of it in one trace by itself, and reason 5 in `span_handler.py` is gone."""
     mlflow.llama_index.autolog()
     traces = traced(lambda: list(city().stream_structured_predict(City, PROMPT, topic="POML")))
     assert "poml" in [span.name for trace in traces for span in trace.data.spans if span.parent_id is None]

@@ -20,11 +20,20 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from packaging.version import Version
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, parent, poml_spans, traced, tree, without_poml
+from tests.llama_index.traces import (
+    FOREIGN_WARNINGS,
+    by_autolog,
+    named,
+    open_spans,
+    parent,
+    poml_spans,
+    traced,
+    tree,
+    without_poml,
+)
 from tests.mlflow_server import until
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import handler as module
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
@@ -52,7 +61,7 @@ def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
 def nothing_left() -> Iterator[None]:
     yield
     gc.collect()
-    until(lambda: (module._spans.alive, module._spans.open_spans) == ({}, {}))  # a chat's thread may be about to end
+    until(lambda: open_spans() == 0)  # a chat's thread may be about to end
 
 
 def as_sync(text: str) -> str:
@@ -172,8 +181,7 @@ def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, mak
         next(iter(response.response_gen))
         del response, cycle
         gc.collect()
-        assert module._spans.alive != {}
-        module._spans.later.catch_up()
+        until(lambda: open_spans() == 0)
 
     with PomlCallbackHandler():
         (trace,) = traced(call)
@@ -333,12 +341,11 @@ def test_many_streams_leave_nothing_behind(mlflow_store: str, make: Any, scripte
         mlflow.tracing.enable()
     gc.collect()
     assert len(streams) == 0
-    assert module._spans.alive == {}
-    assert not module._spans.later._work
+    assert open_spans() == 0
 
 
 def test_mlflows_own_tracer_still_keeps_what_streamed(traced: Any, make: Any) -> None:
-    """When this fails, MLflow lets go of streams by itself, and the first reason in `spans.py` is gone."""
+    """When this fails, MLflow lets go of streams by itself, and the first reason in `span_handler.py` is gone."""
     mlflow.llama_index.autolog()
     try:
         (handler,) = [one for one in get_dispatcher().span_handlers if one.class_name() == "MlflowSpanHandler"]
@@ -349,7 +356,7 @@ def test_mlflows_own_tracer_still_keeps_what_streamed(traced: Any, make: Any) ->
 
 
 def test_mlflows_own_tracer_still_loses_async_streams(traced: Any, make: Any) -> None:
-    """When this fails, MLflow ends async streams by itself, and the second reason in `spans.py` is gone."""
+    """When this fails, MLflow ends async streams by itself, and the second reason in `span_handler.py` is gone."""
 
     async def call() -> None:
         await read(await make().aquery("What?"))

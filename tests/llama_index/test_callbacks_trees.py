@@ -20,6 +20,7 @@ from tests.llama_index.traces import (
     FOREIGN_WARNINGS,
     by_autolog,
     named,
+    open_spans,
     parent,
     poml_spans,
     traced,
@@ -29,7 +30,6 @@ from tests.llama_index.traces import (
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.llama_index import handler as module
 
 pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
@@ -55,7 +55,7 @@ def same(traced: Any, by_autolog: Any) -> Callable[..., Any]:
         with PomlCallbackHandler():
             traces = traced(make())
         assert [without_poml(tree(trace)) for trace in traces] == reference
-        assert module._spans.alive == {}
+        assert open_spans() == 0
         (trace,) = traces
         return trace
 

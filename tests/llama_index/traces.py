@@ -109,6 +109,14 @@ def named(trace: Trace, name: str) -> Span:
     return found
 
 
+def open_spans() -> int:
+    """The number of LlamaIndex spans that the handler has not ended."""
+    from llama_index.core.instrumentation import get_dispatcher
+
+    ours = [one for one in get_dispatcher().span_handlers if one.class_name() == "PomlSpanHandler"]
+    return sum(len(one.alive) + len(one.open_spans) + len(one.lazy) for one in ours)
+
+
 @pytest.fixture
 def by_autolog(traced: Callable[..., list[Trace]]) -> Callable[..., list[str]]:
     """The trees of what is run as ``mlflow.llama_index.autolog()`` alone makes them, but for POML's spans."""

@@ -1,9 +1,8 @@
-"""LlamaIndex's components and POML's renders as one MLflow trace.
+"""The handler: which LlamaIndex spans are traced, and the POML spans in them.
 
-LlamaIndex tells its dispatcher about each span and event, whoever listens. `PomlCallbackHandler` decides which of them
-are traced; `pomlflow.llama_index.span_handler` makes MLflow's spans of those, and here each render becomes a ``poml``
-span under the model's or step's. Where ``mlflow.llama_index.autolog()`` is on, the spans are MLflow's own, and only the
-``poml`` span is added; those that stream are ended here, where MLflow would leave them open.
+`PomlCallbackHandler` decides what is traced, `SpanHandler` makes MLflow spans of it, and each render becomes a ``poml``
+span under the model's or step's. With ``mlflow.llama_index.autolog()`` on, the spans are MLflow's own, and only the
+``poml`` spans are added.
 """
 
 from __future__ import annotations
@@ -28,67 +27,63 @@ from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.workflow import Workflow
 from mlflow.entities.model_registry import PromptVersion
 
-from pomlflow.dispatch import RenderContext, check_mask, set_sink
+from pomlflow._log import warn_once
+from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index.binding import PomlLLM
 from pomlflow.llama_index.llm import earlier_render
-from pomlflow.llama_index.mlflow_tracer import autolog_handler
-from pomlflow.llama_index.span_handler import Spans, has_outlived_trace, nearest
+from pomlflow.llama_index.mlflow_tracer import autolog_handler, has_outlived_trace, nearest
+from pomlflow.llama_index.span_handler import SpanHandler
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.publish import PromptRegistry
-from pomlflow.tracking.spans import Mask, log_render, version_wait, warn_once
+from pomlflow.tracking.spans import log_render, version_wait
 
 __all__ = ["PomlCallbackHandler", "trace_in_span"]
-
-_ROOT = get_dispatcher()
-_scope: ContextVar[tuple[PomlCallbackHandler, ...]] = ContextVar("pomlflow_llama_index", default=())
-_everywhere: list[PomlCallbackHandler] = []
-_objects: dict[int, tuple[weakref.ref[Any], list[PomlCallbackHandler]]] = {}
-_handlers: weakref.WeakSet[PomlCallbackHandler] = weakref.WeakSet()
 
 
 class PomlCallbackHandler(BaseCallbackHandler):
     """Trace LlamaIndex and its POML prompts in MLflow.
 
-    One object, four ways to attach it:
+    There are four ways to attach it:
 
     - ``handler.attach()``: everything, until ``handler.detach()``;
-    - ``handler.attach(agent)``: one agent, workflow, engine or model that exists already, in all that it does;
-    - ``with handler:``: what is begun in the block, by this thread or task and by LlamaIndex and the tasks that are
-      started there; it is traced to its end, also where a stream is read, or a run awaited, after the block. Threads of
-      a ``ThreadPoolExecutor`` know nothing of a block, as of no context variable: attach the engine for those;
+    - ``handler.attach(agent)``: one existing agent, workflow, engine or model, in all that it does;
+    - ``with handler:``: what this thread or task begins in the block, and the tasks that are started there. It is
+      traced to its end, also if a stream is read or a run is awaited after the block. Threads of a
+      ``ThreadPoolExecutor`` do not see the block, like any context variable: attach the engine for those;
     - ``CallbackManager([handler])``, given to ``Settings``, an engine or a model: what that component does, until
-      ``manager.remove_handler(handler)``; `detach` does not reach into callback managers, and LlamaIndex's
+      ``manager.remove_handler(handler)``; `detach` does not change callback managers, and LlamaIndex's
       ``CallbackManager([])`` takes over the handlers of ``Settings``.
 
-    What two handlers would trace is one trace, of the one that is attached more closely. Where
-    ``mlflow.llama_index.autolog()`` is on, it traces, and only the POML spans are added, and the end of what streams,
-    which it mostly misses.
+    What several handlers would trace is one trace, by the handler that is attached most closely. With
+    ``mlflow.llama_index.autolog()`` on, MLflow traces, and only the POML spans are added.
 
     Args:
         register: Whether to register each POML prompt in MLflow's registry and link its version to the trace;
-            a template's own ``register=`` decides first.
-        mask: From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored. It is asked once for each
-            span, before anything of it is stored, with plain data; for a failed one, outputs are ``{"error": …}``.
-            Attributes that hold content (prompts, template variables) are not stored then. Names, times, token counts
-            and the model's settings are. A mask does not reach what MLflow's autolog traces beside it.
+            a template's own ``register=`` overrides it.
+        mask: Returns what may be stored of a span's ``{"inputs": …, "outputs": …}``. It is called once for each span,
+            with plain data, before anything is stored; the outputs of a failed span are ``{"error": …}``. Attributes
+            with content (prompts, template variables) are not stored then; names, times, token counts and the model's
+            settings are. It does not apply to the spans of MLflow's autolog.
 
     Raises:
-        ConfigurationError: `mask` is no function.
+        ConfigurationError: `mask` is not callable.
 
     Example:
         >>> with PomlCallbackHandler():
         ...     index.as_query_engine(text_qa_template=prompt).query("What is POML?")
     """
 
-    def __init__(self, register: bool = True, mask: Mask | None = None) -> None:
+    def __init__(self, register: bool = True, mask: Mask | None = None, **removed: Any) -> None:
+        if "register_prompts" in removed:
+            raise ConfigurationError("register_prompts= is now register=")
+        if removed:
+            raise TypeError(f"PomlCallbackHandler has no arguments {', '.join(removed)}")
         super().__init__(event_starts_to_ignore=list(CBEventType), event_ends_to_ignore=list(CBEventType))
         self.register = register
         self.mask = check_mask(mask)
-        _handlers.add(self)
-        weakref.finalize(self, _uninstall_with_the_last).atexit = False
-        # Now, because nobody tells when it comes into a callback manager, and a span is seen from its start or not.
-        _install()
+        # Now, since adding it to a callback manager calls nothing, and a span is seen from its start or not at all.
+        _attachments.add(self)
 
     def attach(self, *components: Any) -> Self:
         """Trace everything, or some components.
@@ -100,44 +95,26 @@ class PomlCallbackHandler(BaseCallbackHandler):
             The handler itself.
 
         Raises:
-            ConfigurationError: LlamaIndex tells nothing of what such a component does.
+            ConfigurationError: LlamaIndex does not trace such a component.
         """
-        _install()
-        if not components and self not in _everywhere:
-            _everywhere.append(self)
-        for component in components:
-            if not _is_traceable(component):
-                raise ConfigurationError(
-                    f"LlamaIndex traces nothing of a {type(component).__name__}: attach the engine, agent or model "
-                    "that works with it, or attach() for all"
-                )
-            key = id(component)
-            if key not in _objects:
-                _objects[key] = weakref.ref(component, partial(_forget, key)), []
-            _objects[key][1].append(self)
+        _attachments.attach(self, components)
         return self
 
     def detach(self, *components: Any) -> None:
-        """Undo `attach`: for some components, or wholly. What has begun is traced to its end.
+        """Undo `attach`, for some components or entirely. What has begun is traced to its end.
 
         Args:
-            *components: As they were attached; none for all that was.
+            *components: Components that were attached; none for everything.
         """
-        for key in [id(component) for component in components] or list(_objects):
-            if (known := _objects.get(key)) is not None:
-                known[1][:] = [handler for handler in known[1] if handler is not self]
-                if not known[1]:
-                    _forget(key, None)
-        if not components and self in _everywhere:
-            _everywhere.remove(self)
+        _attachments.detach(self, components)
 
     def __enter__(self) -> Self:
-        _install()
+        _attachments.install()
         _scope.set((*_scope.get(), self))
         return self
 
     def __exit__(self, *_: object) -> None:
-        # By value, not by a token: the same handler is entered in several tasks at once, and again inside itself.
+        # By value, not by a token: the same handler is entered in several tasks at once, and again within itself.
         entered = list(_scope.get())
         if self in entered:
             entered.reverse()
@@ -147,16 +124,16 @@ class PomlCallbackHandler(BaseCallbackHandler):
     def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Self:  # with a model or engine whose callback manager it stands in
+    def __deepcopy__(self, memo: Any) -> Self:  # with a model or engine whose callback manager holds it
         return self
 
     def __reduce__(self) -> Any:
         return type(self), (self.register, self.mask)
 
-    # Standing in a callback manager is what matters; what the manager calls does not.
+    # That a callback manager holds it is enough; LlamaIndex's dispatcher reports more than these calls.
 
     def on_event_start(self, *_: Any, event_id: str = "", **__: Any) -> str:
-        """Do nothing: LlamaIndex's dispatcher tells more."""
+        """Do nothing."""
         return event_id
 
     def on_event_end(self, *_: Any, **__: Any) -> None:
@@ -169,8 +146,11 @@ class PomlCallbackHandler(BaseCallbackHandler):
         """Do nothing."""
 
 
-class _Listener(BaseEventHandler):
-    """What gets LlamaIndex's events. No handler of MLflow's: autolog() would take it for its own."""
+_scope: ContextVar[tuple[PomlCallbackHandler, ...]] = ContextVar("pomlflow_llama_index", default=())
+
+
+class _EventHandler(BaseEventHandler):
+    """The event handler in LlamaIndex's dispatcher; not one of MLflow's, which autolog() would take for its own."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -178,23 +158,108 @@ class _Listener(BaseEventHandler):
 
     def handle(self, event: BaseEvent, **_: Any) -> None:
         try:
-            _spans.on_event(event)
+            _attachments.spans.on_event(event)
             if isinstance(event, (LLMChatStartEvent, LLMCompletionStartEvent)) and (record := earlier_render.get()):
                 _link_earlier_render(event.span_id, record)
-        except Exception as error:  # noqa: BLE001 - telemetry never hurts; the dispatcher would swallow it in silence
-            warn_once("llama-index event", "a LlamaIndex event could not be traced: %r", error)
+        except Exception as error:  # noqa: BLE001 - telemetry never raises, and the dispatcher would hide it
+            warn_once("llama-index event", "A LlamaIndex event could not be traced: %r", error)
+
+
+class _Attachments:
+    """The handlers of this process, what they are attached to, and their place in LlamaIndex's dispatcher."""
+
+    def __init__(self) -> None:
+        self._root = get_dispatcher()
+        self._handlers: weakref.WeakSet[PomlCallbackHandler] = weakref.WeakSet()
+        self._global: list[PomlCallbackHandler] = []
+        self._by_component: dict[int, tuple[weakref.ref[Any], list[PomlCallbackHandler]]] = {}
+        self.spans = SpanHandler(self.choose)
+        self._events = _EventHandler()
+
+    def add(self, handler: PomlCallbackHandler) -> None:
+        """Install a new handler, until the last one is gone."""
+        self._handlers.add(handler)
+        weakref.finalize(handler, self._on_handler_gone).atexit = False
+        self.install()
+
+    def attach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
+        """Attach a handler to components, or to everything."""
+        self.install()
+        if not components and handler not in self._global:
+            self._global.append(handler)
+        for component in components:
+            if not _is_traceable(component):
+                raise ConfigurationError(
+                    f"LlamaIndex does not trace a {type(component).__name__}: attach the engine, agent or model that "
+                    "uses it, or call attach() for everything"
+                )
+            key = id(component)
+            if key not in self._by_component:
+                self._by_component[key] = weakref.ref(component, partial(self._forget, key)), []
+            self._by_component[key][1].append(handler)
+
+    def detach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
+        """Detach a handler from components, or from everything."""
+        for key in [id(component) for component in components] or list(self._by_component):
+            if (attached := self._by_component.get(key)) is not None:
+                attached[1][:] = [one for one in attached[1] if one is not handler]
+                if not attached[1]:
+                    self._forget(key, None)
+        if not components and handler in self._global:
+            self._global.remove(handler)
+
+    def _forget(self, key: int, _: object) -> None:
+        self._by_component.pop(key, None)  # the component is gone, and its id may be reused
+
+    def choose(self, component: Any) -> PomlCallbackHandler | None:
+        """Return the handler attached most closely to a component, whose trace begins with its span; or None."""
+        if scope := _scope.get():
+            return scope[-1]
+        # A handler attached to a model traces the renders for it too.
+        for one in (component, component.llm) if isinstance(component, PomlLLM) else (component,):
+            if one is not None and (attached := self._by_component.get(id(one))) is not None and attached[1]:
+                return attached[1][-1]
+        for manager in _callback_managers(component):
+            for handler in getattr(manager, "handlers", ()):
+                if isinstance(handler, PomlCallbackHandler):
+                    return handler
+        return self._global[-1] if self._global else None
+
+    @property
+    def installed(self) -> bool:
+        """Whether LlamaIndex's dispatcher has our two handlers."""
+        spans, events = self._root.span_handlers, self._root.event_handlers  # by identity: pydantic compares by value
+        return any(one is self.spans for one in spans) and any(one is self._events for one in events)
+
+    def install(self) -> None:
+        """Add our two handlers to LlamaIndex's dispatcher, before MLflow's, so that our span is active for it."""
+        set_sink("llama_index", trace_in_span)
+        self.spans.start()
+        if not self.installed:
+            self._uninstall()
+            self._root.span_handlers = [self.spans, *self._root.span_handlers]
+            self._root.event_handlers = [self._events, *self._root.event_handlers]
+
+    def _uninstall(self) -> None:
+        self._root.span_handlers = [one for one in self._root.span_handlers if one is not self.spans]
+        self._root.event_handlers = [one for one in self._root.event_handlers if one is not self._events]
+
+    def _on_handler_gone(self) -> None:
+        if not list(self._handlers):  # what a handler traces keeps it alive, so nothing is open
+            self._uninstall()
+            self.spans.deferred.stop()
 
 
 def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
-    """Store a render in the LlamaIndex span that it is part of; return whether that span, or a handler, is there.
+    """Store a render in its LlamaIndex span; return whether that span, or a handler for the render, is there.
 
-    A render of LlamaIndex's own prompts is stored outside of all spans too, where a handler is attached to everything.
+    A render of one of LlamaIndex's prompts outside of all spans is stored if a handler is attached to everything.
     """
     span_id = active_span_id.get()
-    span, owner = _spans.find(span_id)
+    span, owner = _attachments.spans.find(span_id)
     if context.framework != "llama_index" and span is None and not _scope.get():
         return False
-    owner = owner or (_choose(None) if _is_installed() else None)
+    owner = owner or (_attachments.choose(None) if _attachments.installed else None)
     if owner is None and autolog_handler() is None:
         return False
     log_render(
@@ -209,8 +274,8 @@ def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
 
 def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
     """Link an agent's prompt, rendered before the run, to the trace of a model's call."""
-    span, owner = _spans.find(span_id)
-    owner = owner or _choose(None)
+    span, owner = _attachments.spans.find(span_id)
+    owner = owner or _attachments.choose(None)
     if span is None or owner is None:
         return
     prompt = {"name": record.name, "digest": record.digest}
@@ -224,46 +289,24 @@ def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
         PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=on_version)
 
 
-# Who wants a span.
-
-
-def _choose(component: Any) -> PomlCallbackHandler | None:
-    """Whose trace begins with a component's span: the closest handler's; None where nobody wants it."""
-    if scope := _scope.get():
-        return scope[-1]
-    # Whoever traces a model wants the renders for it, too.
-    for one in (component, component.llm) if isinstance(component, PomlLLM) else (component,):
-        if one is not None and (known := _objects.get(id(one))) is not None and known[1]:
-            return known[1][-1]
-    for manager in _managers(component):
-        for handler in getattr(manager, "handlers", ()):
-            if isinstance(handler, PomlCallbackHandler):
-                return handler
-    return _everywhere[-1] if _everywhere else None
-
-
-def _managers(component: Any) -> Iterator[Any]:
-    """The callback managers that a component works with: its own, its models', and LlamaIndex's."""
+def _callback_managers(component: Any) -> Iterator[Any]:
+    """Yield the callback managers with which a component works: its own, its models', and LlamaIndex's."""
     if component is not None:
-        synthesizer = _held(component, "_response_synthesizer")
-        agents = _held(component, "agents")
+        synthesizer = _stored(component, "_response_synthesizer")
+        agents = _stored(component, "agents")
         workers = agents.values() if isinstance(agents, dict) else ()
-        models = [_held(holder, name) for holder in (component, synthesizer, *workers) for name in ("llm", "_llm")]
+        models = [_stored(holder, name) for holder in (component, synthesizer, *workers) for name in ("llm", "_llm")]
         for holder in (component, synthesizer, *models):
-            yield _held(holder, "callback_manager")
-            yield _held(holder, "_callback_manager")
-    yield Settings._callback_manager  # the property would make one
+            yield _stored(holder, "callback_manager")
+            yield _stored(holder, "_callback_manager")
+    yield _stored(Settings, "_callback_manager")  # the property would make one
 
 
-def _held(holder: Any, name: str) -> Any:
-    # What is there, and nothing else: a property may load a model, or ask Settings for one.
+def _stored(holder: Any, name: str) -> Any:
+    """Return an attribute that is stored in an object: a property may load a model, or read one from Settings."""
     fields, private = getattr(holder, "__dict__", None), getattr(holder, "__pydantic_private__", None)
     found = fields.get(name) if fields else None
     return private.get(name) if found is None and private else found
-
-
-def _forget(key: int, _: object) -> None:
-    _objects.pop(key, None)  # the component is gone, and its id may come again
 
 
 def _is_traceable(component: Any) -> bool:
@@ -271,30 +314,4 @@ def _is_traceable(component: Any) -> bool:
     return isinstance(component, Workflow) or any(hasattr(member, DISPATCHER_SPAN_DECORATED_ATTR) for member in members)
 
 
-def _is_installed() -> bool:
-    # By identity: pydantic compares by value.
-    return any(one is _spans for one in _ROOT.span_handlers) and any(one is _listener for one in _ROOT.event_handlers)
-
-
-def _install() -> None:
-    """Stand in LlamaIndex's dispatcher, once: before MLflow's handlers, which would end what streams."""
-    set_sink("llama_index", trace_in_span)
-    if not _is_installed():
-        _uninstall()
-        _ROOT.span_handlers = [_spans, *_ROOT.span_handlers]
-        _ROOT.event_handlers = [_listener, *_ROOT.event_handlers]
-
-
-def _uninstall() -> None:
-    """Leave the dispatcher."""
-    _ROOT.span_handlers = [one for one in _ROOT.span_handlers if one is not _spans]
-    _ROOT.event_handlers = [one for one in _ROOT.event_handlers if one is not _listener]
-
-
-def _uninstall_with_the_last() -> None:
-    if not list(_handlers):  # what a handler traces keeps it alive, so nothing is open
-        _uninstall()
-
-
-_spans = Spans(_choose)
-_listener = _Listener()
+_attachments = _Attachments()

@@ -1,103 +1,127 @@
-"""What is taken from MLflow's own LlamaIndex tracer: its private parts, and how it is told apart from ours.
+"""The private and internal parts of MLflow on which LlamaIndex spans rely.
 
-From it come the types of spans and the attributes of models, tools and events. Where a version of MLflow (seen: 3.12 to
-3.17) lacks one of these parts, a warning says so once, and the spans do without; and where its autolog's handler lacks
-those by which a stream's spans are taken over (`LeftSpan`), streams beside it end as MLflow ends them.
+MLflow's own LlamaIndex tracer knows the types of spans and the attributes of models, tools and events. If a version of
+MLflow lacks one of these parts, one warning is logged, and spans do without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from inspect import BoundArguments
 from types import SimpleNamespace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+import mlflow
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
 from llama_index.core.instrumentation.events import BaseEvent
-from mlflow.entities import LiveSpan, SpanType
+from llama_index.core.instrumentation.span import active_span_id
+from llama_index.core.schema import NodeWithScore
+from llama_index.core.workflow import StartEvent
+from mlflow.entities import Document, LiveSpan, SpanType
+from mlflow.tracing import provider
+from mlflow.tracing.trace_manager import InMemoryTraceManager
+from mlflow.tracing.utils import set_span_chat_tools
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import INVALID_SPAN
 
-from pomlflow.tracking.spans import warn_once
+from pomlflow._log import warn_once
+from pomlflow.llama_index.messages import with_data_uris
+from pomlflow.tracking.redaction import GuardedSpan, plain
+from pomlflow.tracking.spans import active, within
 
 _mlflow: Any = None
-with suppress(ImportError):  # none of MLflow's public modules
+with suppress(ImportError):  # not one of MLflow's public modules
     from mlflow.llama_index import tracer as _mlflow
 
-__all__ = ["Autolog", "Details", "autolog_handler", "missing_parts"]
+__all__ = [
+    "Details",
+    "activate",
+    "autolog_handler",
+    "autolog_span",
+    "deactivate",
+    "documents",
+    "has_outlived_trace",
+    "inputs_of",
+    "inside",
+    "missing_parts",
+    "nearest",
+    "plain_data",
+    "set_chat_tools",
+    "start_span",
+]
 
 _ROOT = get_dispatcher()
 _SPANS: Any = getattr(_mlflow, "MlflowSpanHandler", None)
 _EVENTS: Any = getattr(_mlflow, "MlflowEventHandler", None)
-_UNKNOWN = "this version of MLflow has no LlamaIndex tracer that is known (%s): %s"
 
 
-def missing_parts(autolog: Any = None) -> list[str]:
-    """Name what this MLflow's tracer lacks of the private parts that are leant on.
-
-    Args:
-        autolog: The handler that autolog has set up, for the parts by which its streams are taken over; by default
-            those are named that types and attributes come from.
-    """
-    if autolog is not None:
-        names = ("get_span_for_event", "open_spans", "lock", "_pending_spans", "_span_id_to_token")
-        return [f"MlflowSpanHandler.{name}" for name in names if not hasattr(autolog, name)]
-    wanted = {
+def missing_parts() -> list[str]:
+    """Return the names of the private parts that this version of MLflow's tracer lacks."""
+    parts = {
         "MlflowSpanHandler._get_span_type": getattr(_SPANS, "_get_span_type", None),
         "MlflowSpanHandler._get_instance_attributes": getattr(_SPANS, "_get_instance_attributes", None),
         "MlflowEventHandler._handle_event": getattr(_EVENTS, "_handle_event", None),
     }
-    return [name for name, part in wanted.items() if part is None]
+    return [name for name, part in parts.items() if part is None]
 
 
 class Details:
-    """What MLflow's tracer knows of a component and its events.
+    """Span types and attributes of components and events, as MLflow's tracer stores them.
 
     Args:
-        writable: Gives, for a LlamaIndex span's id, the span that an event's attributes are written to, or None.
+        find: Returns the span, by a LlamaIndex span's id, to which an event's attributes are written; or None.
     """
 
-    def __init__(self, writable: Callable[[str | None], Any]) -> None:
-        self._writable = writable
-        self.missing = missing_parts()
-        if self.missing:
-            effect = "spans have neither types nor the attributes of models and tools"
-            warn_once("llama-index tracer", _UNKNOWN, self.missing, effect)
+    def __init__(self, find: Callable[[str | None], GuardedSpan | None]) -> None:
+        self._find = find
+        self._missing = missing_parts()
+        if self._missing:
+            message = "Spans have neither types nor the attributes of models and tools: this version of MLflow lacks %s"
+            warn_once("llama-index tracer", message, self._missing)
             return
-        # These two never stand in the dispatcher: autolog() would take them for its own and not set itself up.
+        # Neither is ever added to the dispatcher: autolog() would take them for its own and not set itself up.
         self._spans = _SPANS()
         self._events = _EVENTS(self)
         self._types: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
     def span_type(self, instance: Any) -> str:
-        """The type of a component's spans."""
-        if self.missing:
+        """Return the type of a component's spans."""
+        if self._missing:
             return SpanType.UNKNOWN
         kind = type(instance)
-        if (known := self._types.get(kind)) is None:  # MLflow looks at the class alone, and takes 50 µs for it
+        if (known := self._types.get(kind)) is None:  # by class alone, and MLflow takes 50 µs for it
             known = self._types[kind] = self._spans._get_span_type(instance) or SpanType.UNKNOWN
         return known
 
     def attributes(self, instance: Any) -> dict[str, Any]:
-        """The attributes that a component gives its spans."""
-        return {} if self.missing else self._spans._get_instance_attributes(instance) or {}
+        """Return the attributes of a component's spans."""
+        if self._missing:
+            return {}
+        try:
+            return self._spans._get_instance_attributes(instance) or {}
+        except Exception as error:  # noqa: BLE001 - a component's own code, such as a model's metadata
+            warn_once("llama-index attributes", "A component's attributes could not be traced: %r", error)
+            return {}
 
-    def note(self, event: BaseEvent) -> None:
-        """Write what an event tells (the model, its token counts, a tool) to its span."""
-        if not self.missing:
+    def handle(self, event: BaseEvent) -> None:
+        """Write an event's attributes (model, token counts, tool) to its span."""
+        if not self._missing:
             self._events.handle(event)
 
-    # What MLflow's event handler asks of its span handler:
+    # The methods of its span handler that MLflow's event handler calls:
 
-    def get_span_for_event(self, event: BaseEvent) -> Any:
-        """The span that an event is about."""
-        return self._writable(event.span_id)
+    def get_span_for_event(self, event: BaseEvent) -> GuardedSpan | None:
+        """Return the span of an event."""
+        return self._find(event.span_id)
 
     def resolve_pending_stream_span(self, span: LiveSpan, event: BaseEvent) -> None:
-        """Do nothing: streams are ours."""
+        """Do nothing: streams are followed elsewhere."""
 
 
 def autolog_handler() -> Any:
-    """The handler that ``mlflow.llama_index.autolog()`` has set up, or None: it traces everything then."""
+    """Return the span handler of ``mlflow.llama_index.autolog()``, or None if that is off."""
     if _SPANS is not None:
         for handler in _ROOT.span_handlers:
             if isinstance(handler, _SPANS):
@@ -105,43 +129,93 @@ def autolog_handler() -> Any:
     return None
 
 
-class Autolog:
-    """What is left to ``mlflow.llama_index.autolog()``, and finished where it is switched off in between.
+def autolog_span(span_id: str | None) -> LiveSpan | None:
+    """Return the span that ``mlflow.llama_index.autolog()`` has open for a LlamaIndex span."""
+    find = getattr(autolog_handler(), "get_span_for_event", None)
+    if find is None or span_id is None:
+        return None
+    return cast("LiveSpan | None", find(SimpleNamespace(span_id=span_id)))
 
-    MLflow takes its handlers away then and forgets their open spans: those traces would never be stored.
 
-    Attributes:
-        missing: What the handler lacks of the parts by which a stream's spans are taken over from it.
-    """
+def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: LiveSpan | None) -> LiveSpan:
+    """Start a span in a parent, else in the active span if its trace still runs."""
+    with active(INVALID_SPAN) if parent is None and has_outlived_trace() else nullcontext():
+        return mlflow.start_span_no_context(
+            name=name,
+            parent_span=mlflow.get_current_active_span() if parent is None else nearest(parent),
+            span_type=span_type,
+            attributes=attributes,
+        )
 
-    def __init__(self) -> None:
-        self._last: Any = None
-        self.missing: list[str] = []
 
-    def leave_to(self, handler: Any) -> None:
-        """Note which handler traces."""
-        if handler is self._last:
-            return
-        self._last, self.missing = handler, missing_parts(handler)
-        if self.missing:
-            effect = "what streams beside its autolog is ended by MLflow, or never"
-            warn_once("llama-index streams", _UNKNOWN, self.missing, effect)
+def inputs_of(bound_args: BoundArguments) -> dict[str, Any]:
+    """Return a component's arguments; a workflow's are in its start event, next to the runtime's own."""
+    arguments = bound_args.arguments
+    start = arguments.get("start_event")
+    return start.to_dict() if isinstance(start, StartEvent) else dict(arguments)
 
-    def span(self, span_id: str | None) -> LiveSpan | None:
-        """MLflow's span for LlamaIndex's, where autolog has it open."""
-        find = getattr(autolog_handler() or self._last, "get_span_for_event", None)
-        if find is None or span_id is None:
-            return None
-        return cast("LiveSpan | None", find(SimpleNamespace(span_id=span_id)))
 
-    def orphaned(self, span_id: str | None) -> Any:
-        """The handler that has a span open and was taken away meanwhile; None where all is well."""
-        handler = self._last
-        if handler is None or any(handler is one for one in _ROOT.span_handlers) or self.span(span_id) is None:
-            return None
-        return handler
+def plain_data(value: Any) -> Any:
+    """Return JSON data of a component's content, with its media as data URIs."""
+    return with_data_uris(plain(value))
 
-    def note(self, event: BaseEvent) -> None:
-        """Give an event to a handler that was taken away with the event's span open."""
-        if (handler := self.orphaned(event.span_id)) is not None:
-            _EVENTS(handler).handle(event)
+
+def documents(span: LiveSpan, outputs: Any) -> Any:
+    """Return a retriever's nodes as the documents that MLflow's page shows; other outputs as they are."""
+    if span.span_type != SpanType.RETRIEVER or not isinstance(outputs, list):
+        return outputs
+    return [Document.from_llama_index_node_with_score(n) if isinstance(n, NodeWithScore) else n for n in outputs]
+
+
+def set_chat_tools(span: LiveSpan, tools: Any) -> None:
+    """Store the tools of a model's call, if they have a form that MLflow knows."""
+    with suppress(Exception):
+        set_span_chat_tools(span, tools)
+
+
+def activate(span: LiveSpan) -> Any:
+    """Make a span the active one; return the token for `deactivate`."""
+    return provider.set_span_in_context(span)
+
+
+def deactivate(token: Any) -> None:
+    """Undo `activate`, if this is the context in which it was done."""
+    if token is not None:
+        with suppress(Exception):
+            provider.detach_span_from_context(token)
+
+
+@contextmanager
+def inside(span: LiveSpan, span_id: str) -> Iterator[None]:
+    """Make a span the active one, for MLflow and for LlamaIndex."""
+    token = active_span_id.set(span_id)
+    try:
+        span_token = activate(span)
+        try:
+            yield
+        finally:
+            provider.detach_span_from_context(span_token)
+    finally:
+        active_span_id.reset(token)
+
+
+def nearest(span: LiveSpan) -> LiveSpan:
+    """Return the user's own active span (``@mlflow.trace``) if it is within a component's span; else that."""
+    inner = mlflow.get_current_active_span()
+    if inner is None or inner.span_id == span.span_id:
+        return span
+    return inner if within(inner, span) else span
+
+
+def has_outlived_trace() -> bool:
+    """Return whether this task's active span belongs to a trace that has ended, in which MLflow would put new spans."""
+    # upstream: mlflow 3.12-3.18: a task that outlives its trace loses all later ones
+    current: Any = provider.get_current_otel_span()
+    if not isinstance(current, ReadableSpan):
+        return False
+    span = mlflow.get_current_active_span()
+    if span is None:
+        return True
+    traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
+    root = traces.get_span_from_id(span.trace_id, traces.get_root_span_id(span.trace_id))
+    return root is not None and root.end_time_ns is not None

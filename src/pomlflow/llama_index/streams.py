@@ -1,18 +1,18 @@
-"""What LlamaIndex streams, and how to learn that it has ended.
+"""The streams among LlamaIndex's results, and how their ends are found.
 
-A span whose result is a stream lasts until the stream has ended. LlamaIndex tells of the end of a model's own stream
-only; of the others there is the response that holds the stream, which can be followed, and the generator itself, which
-is dropped at some time.
+A span whose result is a stream lasts until the stream has ended. LlamaIndex has events for the end of a model's own
+stream only. Other streams are found by following the response that holds them, or when the generator is dropped.
 """
 
 from __future__ import annotations
 
+import _thread
 import gc
 import inspect
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import FrameType
 from typing import Any
 
@@ -20,27 +20,23 @@ from llama_index.core.base.response.schema import AsyncStreamingResponse, Stream
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
 from llama_index.core.workflow import StopEvent
 
-__all__ = ["Ended", "Later", "follow", "frame_of", "has_ended", "holds_stream", "response_of", "stream_of"]
+__all__ = ["Deferred", "Ended", "follow", "frame_of", "has_ended", "holds_stream", "response_of", "stream_of"]
 
 Ended = Callable[["str | None", "BaseException | None"], None]
-"""Told once that a stream has ended: the text that came of it, where that is known, and what ended it early."""
+"""Called once at a stream's end, with its text, if that is known, and the exception that ended it early."""
 
 _followed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def holds_stream(result: Any) -> bool:
-    """Whether a result is a stream, or holds one to be read later: its text is not known yet.
-
-    Args:
-        result: What a component returned, or a workflow's ``StopEvent`` with it.
-    """
+    """Return whether a component's result, or a workflow's ``StopEvent`` with it, is or holds an unread stream."""
     result = _inner(result)
     streaming = (StreamingResponse, AsyncStreamingResponse, StreamingAgentChatResponse)
     return isinstance(result, streaming) or inspect.isgenerator(result) or inspect.isasyncgen(result)
 
 
 def response_of(result: Any) -> StreamingResponse | AsyncStreamingResponse | None:
-    """The response whose stream can be followed, and is not yet; None where there is none."""
+    """Return the response whose stream can be followed and is not yet, or None."""
     result = _inner(result)
     if not isinstance(result, (StreamingResponse, AsyncStreamingResponse)):
         return None
@@ -48,17 +44,17 @@ def response_of(result: Any) -> StreamingResponse | AsyncStreamingResponse | Non
 
 
 def stream_of(result: Any) -> Any:
-    """The generator that a result is; None where it is something else."""
+    """Return the result if it is a generator, else None."""
     return result if inspect.isgenerator(result) or inspect.isasyncgen(result) else None
 
 
 def has_ended(stream: Any) -> bool:
-    """Whether a generator will give no more."""
+    """Return whether a generator has ended."""
     return (inspect.isgenerator(stream) or inspect.isasyncgen(stream)) and frame_of(stream) is None
 
 
 def frame_of(stream: Any) -> FrameType | None:
-    """The frame of a generator, which is on the stack while it makes its next piece; None when it has ended."""
+    """Return a generator's frame, which is on the stack while it runs; None if it has ended."""
     frame: FrameType | None = stream.ag_frame if inspect.isasyncgen(stream) else stream.gi_frame
     return frame
 
@@ -68,15 +64,9 @@ def follow(
     inside: Callable[[], AbstractContextManager[None]],
     ended: Ended,
 ) -> Any:
-    """Put a generator in a response's place that works as the old one, and tells when it has ended.
+    """Replace a response's generator by one that yields the same and reports its end; return it.
 
-    Args:
-        response: What the user reads.
-        inside: Entered around each step of the stream, so that what a lazy stream does is part of the right span.
-        ended: Told of the end, however it comes.
-
-    Returns:
-        The new generator.
+    `inside` is entered for each step of the stream, so that what a lazy stream does becomes part of the right span.
     """
     stream: Any = response.response_gen
     follower: Any = (_afollower if hasattr(stream, "__anext__") else _follower)(stream, inside, ended)
@@ -138,29 +128,43 @@ def _inner(result: Any) -> Any:
     return result.result if isinstance(result, StopEvent) else result
 
 
-class Later:
-    """Work that must not be done in the middle of garbage collection.
+class Deferred:
+    """Work that must not run in the middle of garbage collection.
 
-    A stream that nobody reads to its end may be collected at any moment, in any thread, also inside of a lock that
-    MLflow's exporter holds and that ending a span would wait for.
+    A stream may be collected at any moment, in any thread, also while that thread holds a lock of MLflow's exporter,
+    for which ending a span would wait. Such work runs on a new thread after the collection.
     """
 
     def __init__(self) -> None:
         self._work: deque[Callable[[], None]] = deque()
         self._collecting = False
-        gc.callbacks.append(self._note)
 
-    def _note(self, phase: str, _: dict[str, int]) -> None:
+    def start(self) -> None:
+        """Watch garbage collection."""
+        if self._on_collection not in gc.callbacks:
+            gc.callbacks.append(self._on_collection)
+
+    def stop(self) -> None:
+        """Stop watching."""
+        if self._on_collection in gc.callbacks:
+            gc.callbacks.remove(self._on_collection)
+
+    def _on_collection(self, phase: str, _: dict[str, int]) -> None:
         self._collecting = phase == "start"
+        if self._work and not self._collecting:
+            with suppress(RuntimeError):  # the interpreter is shutting down; `run` is also called by the next span
+                # Not threading.Thread, whose start takes locks that this thread may hold.
+                _thread.start_new_thread(self.run, ())
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do it now, or at the next `catch_up` where garbage is being collected."""
+        """Do work now or, in the middle of a collection, afterwards."""
         if self._collecting:
             self._work.append(work)
         else:
             work()
 
-    def catch_up(self) -> None:
-        """Do what has been put off."""
+    def run(self) -> None:
+        """Do the deferred work."""
         while self._work and not self._collecting:
-            self._work.popleft()()
+            with suppress(IndexError):  # another thread was faster
+                self._work.popleft()()
