@@ -1,4 +1,4 @@
-"""What is stored of a component, and what a mask leaves of it."""
+"""What is stored of LlamaIndex's components, and what a mask leaves of it; see also tests/adapters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from mlflow.entities import Trace
 from mlflow.llama_index import tracer as mlflow_tracer
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, open_spans, parent, poml_spans, traced, tree
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, open_spans, poml_spans, traced, tree
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -111,50 +110,6 @@ def _chat_with(model: Any, response: ChatResponse) -> None:
 
     kind = type("Counting", (type(model),), {"chat": llm_chat_callback()(lambda self, messages, **_: response)})
     kind().chat([ChatMessage("Hello")])
-
-
-FRAME = """\
-<poml>
-  <runtime temperature="0.5"/>
-  <system-msg>You greet.</system-msg>
-  <human-msg>Greet {{name}}: <img src="../box.png" syntax="multimedia"/></human-msg>
-  <tool-definition name="look">{"type": "object", "properties": {}}</tool-definition>
-  <output-schema>{"type": "object", "properties": {}}</output-schema>
-</poml>
-"""
-
-
-def test_a_poml_span_holds_the_render_and_its_times(
-    traced: Any, scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Messages in OpenAI's shape, so that MLflow's page shows a chat, with POML's speakers."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "box.png").write_bytes((ASSETS / "box.png").read_bytes())
-    Path("support").mkdir()
-    Path("support/greet.poml").write_text(FRAME, encoding="utf-8")
-    prompt = PomlPromptTemplate.from_file("support/greet.poml", stylesheet={"p": {"syntax": "text"}}, register=False)
-    prompt.format_messages(name="Ada")  # the process is warm: a render's real duration is known to be short
-    before = time.time_ns()
-    with PomlCallbackHandler():
-        (trace,) = traced(lambda: scripted("Fine.").predict(prompt, name="Ada"))
-    (span,) = poml_spans(trace)
-    assert (span.name, span.span_type) == ("poml support.greet", "PROMPT")
-    given = {"prompt": prompt.source, "context": {"name": "Ada"}, "stylesheet": {"p": {"syntax": "text"}}}
-    assert span.inputs == given
-    system, human = span.outputs["messages"]
-    assert system == {"role": "system", "speaker": "system", "content": "You greet."}
-    text, picture = human.pop("content")
-    assert (human, text) == ({"role": "user", "speaker": "human"}, {"type": "text", "text": "Greet Ada: "})
-    assert picture["image_url"]["url"].startswith("mlflow-attachment://")
-    assert span.outputs["runtime"] == {"temperature": 0.5}
-    assert span.outputs["schema"] == {"type": "object", "properties": {}}
-    assert [one["name"] for one in span.outputs["tools"]] == ["look"]
-    told = span.attributes
-    assert (told["poml.path"], told["poml.version"]) == ("support/greet.poml", "0.0.8")
-    assert len(told["poml.digest"]) == 64
-    predict = named(trace, parent(trace, span))
-    assert before <= predict.start_time_ns <= span.start_time_ns < span.end_time_ns <= predict.end_time_ns
-    assert "iVBORw0KGgo" not in everything(trace)
 
 
 @pytest.mark.parametrize(("mask", "limit"), [(None, 0), (None, 100_000), (lambda content: content, 0)])
@@ -252,37 +207,6 @@ def test_no_text_is_longer_than_the_limit_and_no_large_media_are_stored(
     assert traces[0].data.spans[0].outputs["response"] == cut
     assert traces[1].data.spans[0].outputs == cut
     assert traces[4].data.spans[0].status.description == cut
-
-
-def test_a_mask_gets_plain_data_of_each_span_once(traced: Any, index: Any, scripted: Any, prompt: Any) -> None:
-    seen: list[dict[str, Any]] = []
-
-    def look(content: dict[str, Any]) -> dict[str, Any]:
-        seen.append(json.loads(json.dumps(content)))  # what is no plain data raises here
-        return {"inputs": "kept"}
-
-    engine = index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
-    with PomlCallbackHandler(mask=look):
-        (trace,) = traced(lambda: engine.query("What?"))
-    assert len(seen) == len(trace.data.spans)
-    assert all(set(content) == {"inputs", "outputs"} for content in seen)
-    assert {span.inputs for span in trace.data.spans} == {"kept"}
-    assert {span.outputs for span in trace.data.spans} == {None}
-
-
-def test_a_mask_that_fails_stores_nothing_and_says_so_once(
-    traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
-) -> None:
-
-    def fail(_: dict[str, Any]) -> None:
-        raise LookupError("secret")
-
-    with PomlCallbackHandler(mask=fail), caplog.at_level(logging.WARNING, "pomlflow"):
-        (first, second) = traced(lambda: [scripted("secret").complete("secret") for _ in range(2)])
-    assert "secret" not in everything(first) + everything(second)
-    assert [record.getMessage() for record in caplog.records] == [
-        "The mask raised LookupError: spans are stored without inputs and outputs (further warnings suppressed)"
-    ]
 
 
 @pytest.mark.parametrize("mask", [None, lambda content: {**content, "inputs": "\udc00"}])
