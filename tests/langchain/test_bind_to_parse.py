@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
+from langchain_core import exceptions
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
@@ -15,7 +16,7 @@ from langchain_core.runnables import RunnableLambda
 from tests.langchain.prompts import Model, TextModel
 
 from pomlflow import AnswerError, PomlError
-from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
+from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate, PomlRefusalError
 from pomlflow.langchain.binding import PomlChain
 
 SCHEMA = '{"type": "object", "properties": {"{{field}}": {"type": "integer"}}, "required": ["{{field}}"]}'
@@ -87,6 +88,42 @@ def test_what_is_no_such_object_is_an_error_that_holds_the_answer(answer: Any, s
         assert error.message.text == held or error.message.additional_kwargs["refusal"] == held
     with pytest.raises(PomlOutputParserError, match=said):
         list(chain(answer).stream(N))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (AIMessage("", additional_kwargs={"refusal": "I won't."}), "I won't."),
+        (AIMessage([{"type": "refusal", "refusal": "I won't."}]), "I won't."),
+        (AIMessage([{"type": "non_standard", "value": {"type": "refusal", "refusal": "I won't."}}]), "I won't."),
+        (AIMessage("I won't.", response_metadata={"stop_reason": "refusal"}), "I won't."),
+        (AIMessage("", response_metadata={"stop_reason": "refusal", "stop_details": {"explanation": "No."}}), "No."),
+        (AIMessage("", response_metadata={"stop_reason": "refusal"}), ""),
+        (AIMessage("", response_metadata={"finish_reason": "SAFETY"}), "SAFETY"),
+        (AIMessage("", response_metadata={"finish_reason": "PROHIBITED_CONTENT", "finish_message": "No."}), "No."),
+        (AIMessage("", response_metadata={"prompt_feedback": {"block_reason": "OTHER"}}), "OTHER"),
+        (AIMessage('{"n": ', response_metadata={"finish_reason": "content_filter"}), '{"n": '),
+    ],
+)
+async def test_a_refusal_is_one_with_its_text(answer: AIMessage, text: str) -> None:
+    """By LangChain's own class too, where it has one, so that fallbacks that name it work."""
+    with pytest.raises(PomlRefusalError, match="count: the model refused") as caught:
+        chain(answer).invoke(N)
+    with pytest.raises(PomlRefusalError):
+        await chain(answer).ainvoke(N)
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
+        assert error.answer == text
+        assert error.message.response_metadata == error.raw_message.response_metadata == answer.response_metadata
+        assert text in str(error)
+        assert isinstance(error, OutputParserException)
+        assert isinstance(error, getattr(exceptions, "ModelRefusalError", PomlOutputParserError))
+    falling_back = chain(answer).with_fallbacks([chain('{"n": 1}')], exceptions_to_handle=(PomlRefusalError,))
+    assert falling_back.invoke(N) == {"n": 1}
+
+
+@pytest.mark.parametrize("metadata", [{"finish_reason": "STOP", "prompt_feedback": {"block_reason": 0}}, {}])
+def test_an_answer_that_was_not_withheld_is_parsed(metadata: dict[str, Any]) -> None:
+    assert chain(AIMessage('{"n": 1}', response_metadata=metadata)).invoke(N) == {"n": 1}
 
 
 def test_a_stream_that_ends_wrong_gives_what_was_right_first() -> None:

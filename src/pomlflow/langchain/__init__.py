@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pomlflow.autolog import switch
 from pomlflow.dispatch import Mask
-from pomlflow.langchain.output import PomlOutputParserError
+from pomlflow.langchain.output import PomlOutputParserError, PomlRefusalError
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.prompt_value import PomlChatPromptValue, PomlStringPromptValue
 
@@ -21,6 +21,7 @@ __all__ = [
     "PomlMiddleware",
     "PomlOutputParserError",
     "PomlPromptTemplate",
+    "PomlRefusalError",
     "PomlStringPromptValue",
     "autolog",
 ]

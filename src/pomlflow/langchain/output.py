@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
+from langchain_core import exceptions
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.utils.json import parse_partial_json
@@ -14,7 +15,18 @@ from pomlflow.frame import parse_answer
 from pomlflow.langchain.model_arguments import place_of
 from pomlflow.record import RenderRecord
 
-__all__ = ["PartialObject", "PomlOutputParserError", "parse_message"]
+__all__ = ["PartialObject", "PomlOutputParserError", "PomlRefusalError", "parse_message"]
+
+# Google's finish reasons of an answer that was withheld.
+_WITHHELD: Final = {"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"}
+
+if TYPE_CHECKING:
+
+    class _ModelRefusalError(Exception):
+        raw_message: BaseMessage | None
+else:
+    # langchain-core 1.7.5 and later: fallbacks and callers handle the refusals of every provider by it.
+    _ModelRefusalError = getattr(exceptions, "ModelRefusalError", exceptions.LangChainException)
 
 
 class PomlOutputParserError(AnswerError, OutputParserException):
@@ -34,13 +46,30 @@ class PomlOutputParserError(AnswerError, OutputParserException):
         return type(self), (str(self), self.answer, self.problems, self.message)
 
 
+class PomlRefusalError(PomlOutputParserError, _ModelRefusalError):
+    """A model refused to answer; LangChain's ``ModelRefusalError`` too, where langchain-core (1.7.5) has it.
+
+    Attributes:
+        answer: The text of the refusal; empty where the provider gives none.
+        message: The message that holds it, LangChain's ``raw_message``.
+    """
+
+    def __init__(self, message: str, answer: str, problems: Iterable[str] = (), raw: BaseMessage | None = None) -> None:
+        super().__init__(message, answer, problems, raw)
+        self.raw_message = raw
+
+
 def parse_message(answer: Any, record: RenderRecord) -> Any:
     """Return the object in a message, or in a text model's answer, checked by the render's output schema.
 
     Raises:
-        PomlOutputParserError: The answer is a refusal, a tool call, or does not match the schema.
+        PomlRefusalError: The model refused.
+        PomlOutputParserError: The answer is a tool call, or does not match the schema.
     """
     place = place_of(record)
+    if isinstance(answer, AIMessage) and (refusal := next(_refusals(answer), None)) is not None:
+        text = refusal or answer.text
+        raise PomlRefusalError(f"{place}: the model refused{f': {text}' if text else ''}", text, raw=answer)
     if isinstance(answer, AIMessage) and answer.tool_calls:
         names = ", ".join(call["name"] for call in answer.tool_calls)
         raise PomlOutputParserError(
@@ -50,14 +79,37 @@ def parse_message(answer: Any, record: RenderRecord) -> Any:
             raw=answer,
         )
     text = answer if isinstance(answer, str) else str(answer.text)
-    refusal = answer.additional_kwargs.get("refusal") if isinstance(answer, AIMessage) else None
-    if refusal and not text:
-        raise PomlOutputParserError(f"{place}: the model refused: {refusal}", str(refusal), raw=answer)
     try:
         return parse_answer(text, record.result()["schema"], place)
     except AnswerError as error:
         raw = answer if isinstance(answer, BaseMessage) else None
         raise PomlOutputParserError(str(error), text, error.problems, raw) from error
+
+
+def _refusals(message: AIMessage) -> Iterator[str]:
+    """Yield the texts of the refusals in a message, in the shapes of all providers."""
+    if text := message.additional_kwargs.get("refusal"):  # OpenAI's chat completions
+        yield str(text)
+    for block in message.content if isinstance(message.content, list) else ():  # OpenAI's Responses, LangChain's blocks
+        inner = block.get("value", block) if isinstance(block, Mapping) else {}
+        if isinstance(inner, Mapping) and inner.get("type") == "refusal":
+            yield str(inner.get("refusal") or "")
+    told = message.response_metadata
+    if told.get("stop_reason") == "refusal":  # Anthropic
+        details = told.get("stop_details")
+        yield str((details.get("explanation") if isinstance(details, Mapping) else None) or "")
+    feedback = told.get("prompt_feedback")
+    blocked = _reason(feedback.get("block_reason")) if isinstance(feedback, Mapping) else ""
+    finish = _reason(told.get("finish_reason"))
+    if finish in _WITHHELD or (blocked and blocked not in ("0", "BLOCKED_REASON_UNSPECIFIED")):  # Google
+        yield str(told.get("finish_message") or "") or (finish if finish in _WITHHELD else blocked)
+    elif finish == "content_filter":  # OpenAI and Azure
+        yield ""
+
+
+def _reason(value: Any) -> str:
+    """Return the name of a finish or block reason, which is a text or a member of an enum."""
+    return str(getattr(value, "name", value) or "").rsplit(".", 1)[-1]
 
 
 class PartialObject:
