@@ -6,14 +6,13 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
-from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
@@ -25,7 +24,7 @@ from pomlflow.langchain.batches import BatchedPromptTemplate
 from pomlflow.langchain.binding import PomlChain, wrap_models
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.model_arguments import changing_source, place_of
-from pomlflow.langchain.prompt_value import prompt_value
+from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
@@ -244,24 +243,36 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     # Below: methods that LangChain calls.
 
     @override
+    def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> PomlPromptValue:
+        """Render to a prompt value that carries the frame."""
+        return cast("PomlPromptValue", super().invoke(input, config, **kwargs))
+
+    @override
+    async def ainvoke(
+        self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> PomlPromptValue:
+        """Render to a prompt value that carries the frame, without holding up the event loop."""
+        return cast("PomlPromptValue", await super().ainvoke(input, config, **kwargs))
+
+    @override
     def _format_prompt_with_error_handling(
         self, inner_input: Any, run_manager: CallbackManagerForChainRun | None = None
-    ) -> PromptValue:
+    ) -> PomlPromptValue:
         return self._format(inner_input, run_manager)
 
     @override
     async def _aformat_prompt_with_error_handling(
         self, inner_input: Any, run_manager: AsyncCallbackManagerForChainRun | None = None
-    ) -> PromptValue:
+    ) -> PomlPromptValue:
         return await self._aformat(inner_input, run_manager)
 
     @override
-    def format_prompt(self, **kwargs: Any) -> PromptValue:  # type: ignore[override]  # a string where chat is off
+    def format_prompt(self, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]  # a string where chat is off
         """Render to a prompt value with the frame."""
         return self._format(kwargs, None)
 
     @override
-    async def aformat_prompt(self, **kwargs: Any) -> PromptValue:  # type: ignore[override]
+    async def aformat_prompt(self, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]
         """Render to a prompt value with the frame, without blocking the event loop."""
         return await self._aformat(kwargs, None)
 
@@ -287,12 +298,12 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         )
         return combined
 
-    def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PromptValue:
+    def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PomlPromptValue:
         record, history = self._render(given)
         self._dispatch(record, run)
         return prompt_value(record, history.placed)
 
-    async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PromptValue:
+    async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PomlPromptValue:
         record, history = await self._arender(given)
         self._dispatch(record, run)
         return prompt_value(record, history.placed)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage
-from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from pydantic import PrivateAttr
 from typing_extensions import override
 
@@ -18,7 +18,7 @@ from pomlflow.template.history import REQUEST, RESPONSE
 if TYPE_CHECKING:
     from poml.api import PomlFrame
 
-__all__ = ["PomlChatPromptValue", "PomlStringPromptValue", "prompt_value"]
+__all__ = ["PomlChatPromptValue", "PomlPromptValue", "PomlStringPromptValue", "prompt_value"]
 
 
 class PomlChatPromptValue(ChatPromptValue):
@@ -80,7 +80,11 @@ class PomlStringPromptValue(StringPromptValue):
     __hash__ = None  # type: ignore[assignment]
 
 
-def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> PromptValue:
+PomlPromptValue = PomlChatPromptValue | PomlStringPromptValue
+"""The result of a render; a string value where the prompt has ``chat=False``."""
+
+
+def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> PomlPromptValue:
     """Return the prompt value of a render; `natives` are its messages that are LangChain's own, by position.
 
     Raises:
