@@ -230,32 +230,6 @@ def test_arguments_that_make_no_sense_are_refused_and_change_nothing(tmp_path: P
     assert poml.poml is ORIGINAL
 
 
-def test_where_poml_cannot_be_kept_warm_its_own_function_is_traced_once(
-    stored_traces: Fetch, prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its command line renders then; its own tracing must not come on top."""
-    from pomlflow import engine
-    from pomlflow.engine import installation as install
-
-    engine.close()
-    bundle = tmp_path / "cli.js"
-    bundle.write_text("// another poml", encoding="utf-8")
-    node = install.find().node
-    monkeypatch.setattr(install, "find", lambda: install.Installation(node, bundle))
-    pomlflow.autolog()
-    poml.set_trace("mlflow", trace_dir=tmp_path / "runs")
-    try:
-        assert poml.poml(prompt, {"name": "Ada"}) == ADA
-    finally:
-        poml.set_trace(False)
-        poml.clear_trace()
-        engine.close()
-    assert trees(stored_traces) == [["/poml"]]
-
-
-# Names that were taken before.
-
-
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module that has said ``from poml import poml as build``."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from pomlflow import engine
 from pomlflow.exceptions import RenderError, VariableError
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
@@ -178,11 +177,3 @@ def test_media_and_tools_as_text() -> None:
 def test_an_error_of_the_template_stays_its_error() -> None:
     record, _ = render('<conversation messages="{{h.nope()}}"/>', h=[ONE])
     assert isinstance(record.error, RenderError)
-
-
-def test_poml_itself_as_the_engine_lets_them_through_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the bundle cannot be kept warm."""
-    monkeypatch.setattr(engine._engine, "cold", True)
-    record, history = render('<poml><conversation messages="{{h}}"/><human-msg>q</human-msg></poml>', h=[ONE, THREE])
-    assert (record.engine, history.placed) == ("poml", {0: ONE, 1: THREE})
-    assert shown(record) == ["human: one", "tool: three", "human: q"]

@@ -111,15 +111,6 @@ def test_renders_after_a_check_are_as_before() -> None:
     assert "List is expected in for attribute" in str(error)
 
 
-def test_a_cold_engine_checks_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the variables' names for their values."""
-    from pomlflow import engine
-
-    monkeypatch.setattr(engine._engine, "cold", True)
-    record = Template("<p>Hello {{name}}</p>").check()
-    assert (record.engine, record.result()["messages"][0]["content"]) == ("poml", "Hello name")
-
-
 @pytest.mark.parametrize("framework", ["langchain", "llama_index"])
 def test_both_prompts_validate_without_variables(framework: str) -> None:
     pytest.importorskip({"langchain": "langchain_core", "llama_index": "llama_index.core"}[framework])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -103,7 +103,7 @@ class JsonObject(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class RenderRecord:
-    """What was rendered, with what, into what, when, and by which engine.
+    """What was rendered, with what, into what, and when.
 
     Made once per render, also of one that failed, and never changed. It holds all that a trace, a prompt version or
     a replay needs; whoever reads it asks nobody else.
@@ -125,7 +125,6 @@ class RenderRecord:
         error: Why the render failed, or None.
         start_ns: When the render began, in nanoseconds since the epoch.
         end_ns: When it ended.
-        engine: ``"warm"`` for the warm Node process, ``"poml"`` for ``poml.poml()`` itself.
         poml_version: The version of the ``poml`` package.
         static: Those of ``"schema"``, ``"tools"``, ``"runtime"`` that do not depend on any variable.
         register: What the template asks of the registry: True, False, or None for what the handler is set to.
@@ -147,7 +146,6 @@ class RenderRecord:
     spaced: bool = False
     output: Mapping[str, Any] | None = None
     error: PomlError | None = None
-    engine: Literal["warm", "poml"] = "warm"
     poml_version: str = ""
     static: frozenset[str] = field(default_factory=frozenset)
     register: bool | None = None

@@ -107,8 +107,8 @@ def growth(renders: tuple[int, ...]) -> Iterator[Row]:
 
 def _resident() -> int:
     """Megabytes of the one Node process."""
-    [process] = engine._engine.pool._all
     if sys.platform != "linux":
-        return process.memory >> 20
-    status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        return engine.stats().memory >> 20
+    [pid] = engine.stats().pids
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) // 1024

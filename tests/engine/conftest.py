@@ -83,12 +83,12 @@ def hello() -> Callable[[], str]:
 def worker(hello: Callable[[], str]) -> Callable[[], int]:
     """The process id of the warm Node process, started where there is none."""
 
-    def pid() -> int:
+    def number() -> int:
         hello()
-        [process] = engine._engine.pool._all
-        return process.pid
+        [pid] = engine.stats().pids
+        return pid
 
-    return pid
+    return number
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ if how == "a thread that is gone":  # the parent of the worker is the process, n
     thread.join()
 else:
     start()
-[worker] = engine._engine.pool._all
+[worker] = engine.stats().pids
 
 def loop():
     try:
@@ -46,7 +46,7 @@ if looping:
     threading.Thread(target=loop, daemon=True).start()
     while not begun.exists():
         time.sleep(0.01)
-print(worker.pid, flush=True)
+print(worker, flush=True)
 
 if how == "end":
     pass
@@ -91,7 +91,7 @@ def test_the_lifeline_is_what_ends_a_looping_worker(
     lifted_script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     """Without it a worker that loops does not see that its stdin has ended: the workaround is still needed."""
-    cut = "from pomlflow.engine import pipes\npipes.Lifeline.tie = lambda self, pid: None\n"
+    cut = "from pomlflow.engine import process\nprocess.Lifeline.tie = lambda self, pid: None\n"
     parent = lifted_script(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
     assert parent.stdout
     worker = int(parent.stdout.readline())
@@ -113,11 +113,11 @@ from pomlflow import engine
 begun = sys.argv[1]
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
 engine.render("<p>a</p>", {})
-[first] = engine._engine.pool._all
+[first] = engine.stats().pids
 try:
     engine.render(LOOP, {})
 except KeyboardInterrupt:
-    print("interrupted", first.alive)
+    print("interrupted", first in engine.stats().pids)
 print(engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"])
 """
 
@@ -146,7 +146,7 @@ while not Path(begun).exists():
     time.sleep(0.01)
 
 def interrupt():
-    while not engine._engine.pool._waiting:
+    while not engine.stats().waiting:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -207,12 +207,12 @@ from pomlflow import engine
 
 os.setpgrp()
 engine.render("<p>a</p>", {})
-[first] = engine._engine.pool._all
+[first] = engine.stats().pids
 try:
     os.killpg(0, signal.SIGINT)
 except KeyboardInterrupt:
     engine.render("<p>a</p>", {})
-print(first in engine._engine.pool._all)
+print(first in engine.stats().pids)
 """
 
 
@@ -231,8 +231,8 @@ LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for
 threading.Thread(target=lambda: asyncio.run(engine.arender(LOOP, {})), daemon=True).start()
 while not Path(begun).exists():
     time.sleep(0.01)
-[worker] = engine._engine.pool._all
-print(worker.pid, flush=True)
+[worker] = engine.stats().pids
+print(worker, flush=True)
 """
 
 

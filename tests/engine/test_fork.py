@@ -31,8 +31,8 @@ def right(name, count=30):
     return all(text(f"{name}{i}") == f"{name}{i} {name}{i}" for i in range(count))
 
 def worker():
-    [process] = engine._engine.pool._all
-    return process.pid
+    [pid] = engine.stats().pids
+    return pid
 
 def in_fork(work):
     pid = os.fork()
@@ -106,7 +106,9 @@ thread.start()
 pids = [in_fork(lambda: time.sleep(600)) for _ in range(5)]
 thread.join()
 before = worker()
-engine._engine.pool._idle[0]._stdin.close()  # the child holds no copy of it: the worker sees its end
+[mine] = [n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")
+    and os.readlink(f"/proc/self/fd/{n}") == os.readlink(f"/proc/{before}/fd/0")]
+os.close(int(mine))  # the child holds no copy of it: the worker sees its end
 deadline = time.monotonic() + 30
 while os.path.exists(f"/proc/{before}/fd/0") and time.monotonic() < deadline:
     time.sleep(0.01)
@@ -213,8 +215,9 @@ def test_subprocesses_inherit_nothing(script: Script, finish: Finish) -> None:
     program = """
 import subprocess
 text("a")
-[process] = engine._engine.pool._all
-mine = {process._stdin.fileno(), process._stdout.fileno(), process._stderr.fileno(), *process._lifeline._ends}
+links = {os.readlink(f"/proc/{worker()}/fd/{n}") for n in os.listdir(f"/proc/{worker()}/fd")}
+here = [n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")]
+mine = {int(n) for n in here if (link := os.readlink(f"/proc/self/fd/{n}")).startswith("pipe:") and link in links}
 code = "import os; print(sorted(int(fd) for fd in os.listdir('/proc/self/fd')))"
 seen = set(eval(subprocess.run([sys.executable, "-c", code], close_fds=False, capture_output=True).stdout))
 print(len(mine), mine & seen)

@@ -13,6 +13,7 @@ import pytest
 
 from pomlflow import engine
 from pomlflow.engine import installation as install
+from pomlflow.engine.process import NodeProcess
 from pomlflow.exceptions import EngineError, NodeNotFoundError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
@@ -46,9 +47,10 @@ def kept() -> Path:
 
 def how() -> str:
     """Render rightly in a new process, and tell what it made of the cache; what it stores is there then."""
-    assert engine.render("<p>{{who}}</p>", {"who": "Ada"})["messages"] == [{"speaker": "human", "content": "Ada"}]
-    [process] = engine._engine.pool._all
+    process = NodeProcess(install.find())
     seen = str(process.hello["cache"])
+    process.close()
+    assert engine.render("<p>{{who}}</p>", {"who": "Ada"})["messages"] == [{"speaker": "human", "content": "Ada"}]
     engine.close()
     return seen
 

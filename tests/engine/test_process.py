@@ -49,9 +49,9 @@ def busy(result: str) -> str:
     return f"const end = Date.now() + 1000; while (end > Date.now()); return {result!r}"
 
 
-def test_the_handshake_tells_the_versions(worker: Callable[[], int]) -> None:
-    worker()
-    [process] = engine._engine.pool._all
+def test_the_handshake_tells_the_versions() -> None:
+    process = NodeProcess(install.find())
+    process.close()
     assert process.hello["poml"] == engine.poml_version()
     assert tuple(map(int, process.hello["node"].removeprefix("v").split("."))) >= (
         22,
@@ -108,14 +108,17 @@ def test_a_render_that_is_killed_twice_fails(js: JS, tmp_path: Path) -> None:
     assert log.read_text(encoding="utf-8") == "xx"
 
 
+@linux
 def test_a_process_that_is_killed_in_its_start_is_started_again(fresh: None, until: Callable[[Any], Any]) -> None:
-    results: list[str] = []
-    rendering = threading.Thread(target=lambda: results.append(text("<p>a</p>")))
-    from pomlflow.engine import process
+    def children() -> set[str]:
+        return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
 
+    results: list[str] = []
+    before = children()
+    rendering = threading.Thread(target=lambda: results.append(text("<p>a</p>")))
     rendering.start()
-    [starting] = until(lambda: list(process._watchdog.processes))
-    os.kill(starting.pid, signal.SIGKILL)
+    [starting] = until(lambda: children() - before)
+    os.kill(int(starting), signal.SIGKILL)
     rendering.join()
     assert results == ["a"]
 
@@ -126,7 +129,7 @@ def test_a_process_that_is_killed_in_its_start_is_started_again(fresh: None, unt
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a system that does not tell whether a process was stopped."""
-    monkeypatch.setattr("pomlflow.engine.process._stopped", lambda _: False)
+    monkeypatch.setattr("pomlflow.engine.process.is_stopped", lambda _: False)
 
 
 def test_a_process_that_was_stopped_unseen_is_ended_at_its_limit(unseen: None, worker: Callable[[], int]) -> None:
@@ -201,10 +204,12 @@ def test_the_heap_is_capped() -> None:
     assert float(text(f"<p>{{{{ {limit} }}}}</p>")) / 2**20 < int(cap.split("=")[1]) * 1.1
 
 
-def test_a_template_that_ends_its_process_later_fails_no_other_render(js: JS, until: Callable[[Any], Any]) -> None:
+def test_a_template_that_ends_its_process_later_fails_no_other_render(
+    js: JS, until: Callable[[Any], Any], alive: Callable[[int], bool]
+) -> None:
     assert text(js("setTimeout(() => process.exit(4), 1); return 'now'")) == "now"
-    [process] = engine._engine.pool._all
-    until(lambda: not process.alive)
+    [pid] = engine.stats().pids
+    until(lambda: not alive(pid))
     assert text("<p>a</p>") == "a"
 
 

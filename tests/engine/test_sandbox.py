@@ -14,8 +14,8 @@ import pytest
 from tests.corpus.cases import FOLDER
 
 from pomlflow import engine, settings
-from pomlflow.engine.file_access import Reads
-from pomlflow.exceptions import ConfigurationError, EngineError, RenderError
+from pomlflow.engine.file_access import FileAccess
+from pomlflow.exceptions import ConfigurationError, RenderError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")
 SECRET = "the neighbour's secret"
@@ -312,19 +312,10 @@ def test_a_template_that_is_not_trusted_reads_its_roots_only(home: Path, tmp_pat
                 engine.run(request)
 
 
-def test_a_template_that_is_not_trusted_is_never_rendered_without_the_sandbox(
-    fresh: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where POML cannot be kept warm, trusted ones go to poml.poml(), which has none."""
-    monkeypatch.setattr(engine._engine, "cold", True)
-    with pytest.raises(EngineError, match="has no sandbox"):
-        engine.run(engine.Request("<p>a</p>", roots=()))
-
-
 def test_what_was_refused_is_not_asked_of_python_again_by_an_error(home: Path, tmp_path: Path) -> None:
-    reads = Reads(engine.Request("<p/>", path=str(home / "prompt.poml")))
-    assert reads.text(str(tmp_path / "other" / "secret.txt")) is None
-    assert reads.text(str(home / "note.txt")) == "a note"
+    files = FileAccess(engine.Request("<p/>", path=str(home / "prompt.poml")))
+    assert files.text(str(tmp_path / "other" / "secret.txt")) is None
+    assert files.text(str(home / "note.txt")) == "a note"
 
 
 def test_images_work_in_the_sandbox(home: Path) -> None:

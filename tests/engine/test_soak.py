@@ -83,8 +83,8 @@ def hit(outcomes: Outcomes, signals: list[signal.Signals], until: Callable[[Any]
     chance = random.Random(1)
     for number, how in enumerate(signals):
         until(lambda: outcomes.done >= RENDERS * number // len(signals))  # noqa: B023 - called at once
-        processes = until(lambda: [*engine._engine.pool._all])
-        os.kill(chance.choice(processes).pid, how)
+        processes = until(lambda: engine.stats().pids)
+        os.kill(chance.choice(processes), how)
 
 
 def under_fire(signals: list[signal.Signals], until: Callable[[Any], Any]) -> Counter[str]:

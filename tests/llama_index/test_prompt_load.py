@@ -23,8 +23,10 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_queries_of_many_threads_use_the_whole_pool() -> None:
-    prompt = PomlPromptTemplate("<p>Item {{n}}</p>")
+    # When its process was started, in milliseconds: one was started after the other was ready.
+    prompt = PomlPromptTemplate("<p>Item {{n}}</p><p>{{ Date.now() - globalThis.process.uptime() * 1000 }}</p>")
     with ThreadPoolExecutor(8) as threads:
-        shown = list(threads.map(lambda n: prompt.format_messages(n=n)[0].content, range(200)))
-    assert shown == [f"Item {n}" for n in range(200)]
-    assert len([process for process in engine._engine.pool._all if process.memory]) == 2
+        texts = list(threads.map(lambda n: prompt.format_messages(n=n)[0].content, range(200)))
+    shown, births = zip(*(text.split("\n\n") for text in texts), strict=True)
+    assert list(shown) == [f"Item {n}" for n in range(200)]
+    assert max(map(float, births)) - min(map(float, births)) > 50

@@ -1,4 +1,4 @@
-"""POML's errors to `Problem`: offsets in UTF-16 units to lines and columns."""
+"""POML's errors as `Problem`: offsets in UTF-16 units to lines and columns."""
 
 from __future__ import annotations
 
@@ -7,66 +7,44 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pomlflow.engine.file_access import Reads
+from pomlflow.engine.file_access import FileAccess
 from pomlflow.engine.protocol import Request
 from pomlflow.exceptions import Problem, RenderError
 
 __all__ = ["render_error"]
 
-
 _SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
-_SCHEMA_TAG = re.compile(r"<(?:output-?schema|tool(?:-?def(?:inition)?)?)(?:\s[^<>]*)?>", re.IGNORECASE)
 _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 _MARK = "a byte-order mark stands there, which POML (0.0.8) refuses: save the file as UTF-8 without one"
 _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
 
 
-def render_error(reported: Sequence[Mapping[str, Any]], request: Request, reads: Reads | None = None) -> RenderError:
-    """Make one error of all that POML collected in a render.
+def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files: FileAccess) -> RenderError:
+    """Make one error of all that POML collected in a render, the first problem first.
 
-    Args:
-        reported: ``{kind, message, start, end, path}`` each; ``start`` and ``end`` (inclusive) are UTF-16 units from 0.
-        request: What was rendered.
-        reads: What it could read, and was refused; by default as the request says.
-
-    Returns:
-        The error, its first problem first.
+    Each is ``{kind, message, start, end, path, schema}``; ``start`` and ``end`` (inclusive) are UTF-16 units from 0.
     """
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
-    reads = Reads(request) if reads is None else reads
-    problems = [_problem(item, root, texts, request.file, reads) for item in reported]
-    hint = reads.remedy
+    problems = [_problem(item, root, texts, request.file, files) for item in reported]
+    hint = files.remedy
     if any(problem.message.startswith("unexpected character") for problem in problems):
         hint = _ESCAPES
     elif any("'\ufeff'" in problem.message for problem in problems):
         hint = _MARK
-    elif _is_schema(reported[0], texts.get(_path(reported[0], root))):
+    elif reported[0].get("schema") and _SYNTAX.search(problems[0].message):
         hint = _SCHEMA
     return RenderError(problems, hint)
 
 
-def _is_schema(item: Mapping[str, Any], text: str | None) -> bool:
-    """Whether it says that a schema's or a tool's text is neither JSON nor JavaScript."""
-    start = item.get("start")
-    if text is None or not isinstance(start, int) or not _SYNTAX.search(str(item.get("message"))):
-        return False
-    at = _characters(text, start)
-    tag = _SCHEMA_TAG.match(text, max(0, text.rfind("<", 0, at + 1)))
-    return tag is not None and (tag.start() == at or tag.end() <= at)
-
-
-def _path(item: Mapping[str, Any], root: str) -> str:
-    path = item.get("path")
-    return path if path and isinstance(path, str) else root
-
-
 def _problem(
-    item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None, reads: Reads
+    item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None, files: FileAccess
 ) -> Problem:
-    path = _path(item, root)
+    path = item.get("path")
+    if not path or not isinstance(path, str):
+        path = root
     if path not in texts:
-        texts[path] = reads.text(path)  # a template can throw an error that names any file
+        texts[path] = files.text(path)  # a template can throw an error that names any file
     message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
     file = shown if path == root and shown != root else os.path.normpath(path)
     text, start, end = texts[path], item.get("start"), item.get("end")
@@ -81,7 +59,7 @@ def _problem(
 
 
 def _span(text: str, first: int, last: int) -> tuple[int, int]:
-    """Mend where POML's span is known to be off."""
+    """Correct a span where POML's is known to be off."""
     if text[first + 1 : last + 2].startswith("{{") and text[first + 1 : last + 2].endswith("}}"):
         return first + 1, last + 1  # in an attribute POML does not count the opening quote
     if first < last:  # a schema's text begins with the line break after its tag
@@ -90,7 +68,7 @@ def _span(text: str, first: int, last: int) -> tuple[int, int]:
 
 
 def _characters(text: str, units: int) -> int:
-    """Turn a UTF-16 offset into one in characters: JavaScript counts an emoji as two."""
+    """Return the offset in characters of one in UTF-16 units: JavaScript counts an emoji as two."""
     if text.isascii():
         return min(units, len(text))
     encoded = text.encode("utf-16-le", "surrogatepass")[: 2 * units]

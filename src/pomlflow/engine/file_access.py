@@ -1,39 +1,71 @@
-"""What a render may read, and the reading of it.
+"""The files that a render may read, and the reading of them.
 
-The sandboxed worker cannot open files: it asks for each one, and is given what lies under the folders of this render.
-So the folders hold for one render, though the process is shared with others, and a template that got past all that the
-worker itself does against it would still have to ask.
+The sandboxed worker cannot open files: it requests each one from Python, and gets what lies under the folders of this
+render. So the folders hold for one render, though the process is shared with others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import orjson
 
 from pomlflow.engine.protocol import Request
-from pomlflow.engine.roots import is_under, trusted_roots
+from pomlflow.engine.system import raised_by_system
+from pomlflow.settings import settings
 
-__all__ = ["Reads"]
+__all__ = ["FileAccess", "is_under", "trusted_roots"]
 
 _OK, _FAILED, _REFUSED = range(3)
-# O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+# O_NONBLOCK: opening a pipe that has no writer would wait for ever.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
-class Reads:
-    """Answers what one render asks for.
+def trusted_roots(folder: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[str]]:
+    """Yield the folders whose trees a trusted template may read.
 
-    Args:
-        request: The render. Without `Request.roots` it may read its own folder's tree, the prompt root, the working
-            folder, and the folders of `pomlflow.configure`'s ``allow_read``; a root of the file system counts only
-            where ``allow_read`` names it.
+    They are its own folder, the prompt root and the working folder, as far as they are no root of the file system, and
+    the folders of `pomlflow.configure`'s ``allow_read``.
+
+    Example:
+        >>> "/srv/prompts" in trusted_roots("/srv/prompts")
+        True
+    """
+    now = settings()
+    folders: list[str | os.PathLike[str]] = [] if folder is None else [folder]
+    if now.prompt_root is not None:
+        folders.append(now.prompt_root)
+    with contextlib.suppress(OSError):  # it was removed
+        folders.append(os.getcwd())  # noqa: PTH109
+    # In a container the working folder is often /, and /proc/self/environ lies under it.
+    yield from (one for one in folders if os.fspath(one) and Path(one).parent != Path(one))
+    yield from now.allow_read
+
+
+def is_under(path: str, roots: Iterable[str]) -> bool:
+    """Whether a path lies in one of these trees; neither may hold links.
+
+    Example:
+        >>> is_under("/srv/prompts/a.poml", ["/srv/prompts"]), is_under("/srv/prompts2/a", ["/srv/prompts"])
+        (True, False)
+    """
+    normal = os.path.normcase(path)
+    return any(normal == root or normal.startswith(os.path.join(root, "")) for root in map(os.path.normcase, roots))  # noqa: PTH118
+
+
+class FileAccess:
+    """Reads files for one render.
+
+    Without `Request.roots` it may read what `trusted_roots` yields.
 
     Attributes:
-        refused: The paths that it asked for and may not read, and the folder of each.
+        refused: The paths that it requested and may not read, and the folder of each.
     """
 
     def __init__(self, request: Request) -> None:
@@ -41,37 +73,39 @@ class Reads:
         self._roots: tuple[str, ...] | None = None
         self.refused: dict[str, str] = {}
 
-    def answer(self, question: bytes) -> bytes:
-        """Answer one question.
+    def respond(self, line: bytes) -> bytes:
+        """Respond to one request, ``{"op": "read" | "stat" | "list" | "exists", "path": …}`` as JSON.
 
-        Args:
-            question: ``{"ask": "read" | "stat" | "list" | "exists", "path": …}`` as JSON.
-
-        Returns:
-            A status (0: here it is, 1: an errno's name, 2: refused, and why) and a length, 64 bits each, little
-            endian, and as many bytes: the file's, or JSON for ``stat`` and ``list``.
+        The response is a status (0: the content, 1: an errno's name, 2: refused, and why) and a length, 64 bits each,
+        little endian, and as many bytes: the file's, or JSON for ``stat`` and ``list``.
         """
-        asked = orjson.loads(question)
-        what, path = str(asked["ask"]), str(asked["path"])
+        request = orjson.loads(line)
+        operation, path = str(request["op"]), str(request["path"])
         try:
             real = self._permitted(path)
             if real is None:
-                # POML looks for a .env beside each template; that it may not is nobody's concern.
-                if what != "exists" or not path.endswith(".env"):
-                    self.refused[path] = path if what == "list" else os.path.dirname(path)  # noqa: PTH120
-                return _answer(_REFUSED, f"reading {path!r} is not allowed".encode(errors="replace"))
-            return _answer(_OK, _ANSWERS[what](real))
+                # POML looks for a .env file with each template; that it may not is no problem of the user's.
+                if operation != "exists" or not path.endswith(".env"):
+                    self.refused[path] = path if operation == "list" else os.path.dirname(path)  # noqa: PTH120
+                return _response(_REFUSED, f"reading {path!r} is not allowed".encode(errors="replace"))
+            return _response(_OK, _OPERATIONS[operation](real))
         except OSError as error:
-            return _answer(_FAILED, errno.errorcode.get(error.errno or 0, "EIO").encode())
+            if not raised_by_system(error):
+                raise
+            return _response(_FAILED, errno.errorcode.get(error.errno or 0, "EIO").encode())
         except ValueError:  # a null character
-            return _answer(_FAILED, b"EINVAL")
+            return _response(_FAILED, b"EINVAL")
 
     def text(self, path: str) -> str | None:
-        """The text of a file, for an error's message; None where there is none that it may read."""
+        """Return the text of a file, for an error's message; None where there is none that it may read."""
         try:
             real = self._permitted(path)
             return None if real is None else _read(real).decode("utf-8", "replace")
-        except (OSError, ValueError):
+        except OSError as error:
+            if not raised_by_system(error):
+                raise
+            return None
+        except ValueError:
             return None
 
     @property
@@ -100,12 +134,12 @@ class Reads:
         return self._roots
 
     def _permitted(self, path: str) -> str | None:
-        """The path without links, if it lies under a root.
+        """Return the path without links, if it lies under a root.
 
-        A path that does not exist is looked at as far as it does, so that nobody learns what is there elsewhere.
+        A path that does not exist is resolved as far as it does, so that a refusal does not show what exists elsewhere.
         """
         if sys.platform == "win32" and not is_under(os.path.abspath(path), self.roots):  # noqa: PTH100
-            return None  # before another machine is asked: \\server\share sends it this user's credentials
+            return None  # before another machine is contacted: \\server\share sends it this user's credentials
         real = os.path.realpath(path)
         return real if is_under(real, self.roots) else None
 
@@ -118,7 +152,7 @@ def _read(path: str) -> bytes:
             raise IsADirectoryError(errno.EISDIR, "")
         if not stat.S_ISREG(at.st_mode):  # a pipe, a device: they may never end
             raise PermissionError(errno.EACCES, "")
-        # A folder on the way may have become a link since the path was looked at.
+        # A folder on the way may have become a link since the path was resolved.
         if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):
             raise PermissionError(errno.EACCES, "")
         return file.readall()
@@ -148,8 +182,8 @@ def _kind(mode: int) -> str:
     return "link" if stat.S_ISLNK(mode) else "other"
 
 
-_ANSWERS = {"read": _read, "stat": _stat, "list": _list, "exists": _exists}
+_OPERATIONS = {"read": _read, "stat": _stat, "list": _list, "exists": _exists}
 
 
-def _answer(status: int, content: bytes) -> bytes:
+def _response(status: int, content: bytes) -> bytes:
     return status.to_bytes(8, "little") + len(content).to_bytes(8, "little") + content

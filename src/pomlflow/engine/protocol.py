@@ -1,35 +1,35 @@
-"""What the engine is asked, and what it gives."""
+"""What a render is requested with, and what it results in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pomlflow.engine.serialize import dumps
 
 __all__ = ["Request", "Result"]
 
-
-_SELDOM = ("stylesheet", "path", "natives", "stand_ins")
+_OPTIONAL = ("stylesheet", "path", "natives", "placeholders")
 
 
 class Request(NamedTuple):
-    """One render to be done.
+    """One render.
 
     Attributes:
         markup: The markup.
         context: The variables as a JSON object, from `encode`.
         revive: Whether it holds what JSON cannot carry, from `encode`.
-        stylesheet: A stylesheet beside the markup's own, or None.
+        stylesheet: A stylesheet in addition to the markup's own, or None.
         path: The absolute path that relative sources are resolved against, or None.
-        inline: Whether that path only stands for a folder, and errors are not to tell it.
-        label: What errors call inline markup; None for ``<inline>``.
-        roots: The only folders that it may read, for markup that is not trusted; None for those of the settings.
+        inline: Whether that path only stands for a folder, and errors must not show it.
+        label: The name of inline markup in errors; None for ``<inline>``.
+        roots: The only folders that it may read, for markup that is not trusted, which is rendered in Node processes
+            of its own; None for those of the settings.
         chat: Whether to give messages, or one text.
         natives: For a variable that is a list of messages with a native form, a mark for each: where a
             ``<conversation>`` shows the message, its mark comes out.
-        stand_ins: Variables without a value, for a check: each stands for itself, and no problem that may be its own
-            is told.
+        placeholders: Variables without a value, for a check: each renders as its own name, and problems that the
+            missing value may have caused are left out.
         keep_whitespace: Whether a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
             blanks, which POML collapses; not where JSON, YAML or a table is written, whose syntax they would break.
     """
@@ -44,7 +44,7 @@ class Request(NamedTuple):
     roots: tuple[str, ...] | None = None
     chat: bool = True
     natives: Mapping[str, Sequence[str]] | None = None
-    stand_ins: Sequence[str] | None = None
+    placeholders: Sequence[str] | None = None
     keep_whitespace: bool = False
 
     @property
@@ -52,19 +52,20 @@ class Request(NamedTuple):
         """The file, for messages; None for inline markup without a label."""
         return self.label if self.inline else self.path
 
-    def line(self) -> bytes:
-        """What the worker reads, without the opening brace.
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.file or "<inline>"
 
-        Raises:
-            VariableError: The stylesheet holds what has no form in JSON.
-        """
-        asked: dict[str, Any] = {"markup": self.markup, "chat": self.chat, "revive": self.revive}
+    def line(self) -> bytes:
+        """Return the JSON for the worker, without the opening brace; raises `VariableError` for the stylesheet."""
+        fields: dict[str, Any] = {"markup": self.markup, "chat": self.chat, "revive": self.revive}
         if self.keep_whitespace:
-            asked["keep_whitespace"] = True
-        for name in _SELDOM:
+            fields["keep_whitespace"] = True
+        for name in _OPTIONAL:
             if (value := getattr(self, name)) is not None:
-                asked[name] = value
-        head, _ = dumps(asked)
+                fields[name] = value
+        head, _ = dumps(fields)
         return b'%b,"context":%b}' % (head[1:-1], self.context)
 
 
@@ -73,13 +74,10 @@ class Result(NamedTuple):
 
     Attributes:
         output: What ``poml.poml(format="dict")`` gives.
-        engine: Which engine made it.
-        node_ms: Milliseconds inside Node, from the request's JSON to the answer's, and what cleaning up after the
-            render before it took, which comes after that one's answer; None for the engine ``poml``.
+        node_ms: Milliseconds inside Node, from the request's JSON to the response's.
         kept_whitespace: Whether there was whitespace to keep, and it was kept.
     """
 
     output: dict[str, Any]
-    engine: Literal["warm", "poml"]
-    node_ms: float | None = None
-    kept_whitespace: bool = False
+    node_ms: float
+    kept_whitespace: bool

@@ -1,4 +1,4 @@
-"""Daemon threads that run what event loops must not wait for."""
+"""Daemon threads for what event loops cannot wait for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class Threads:
-    """Threads that start as there is work, and stay.
+    """Daemon threads that start as there is work, and stay.
 
-    Not a ThreadPoolExecutor: its threads are joined at exit, so that a template that loops would hold the exit up.
+    Not a ThreadPoolExecutor: its threads are joined at exit, so that a template that loops would delay the exit.
     """
 
     def __init__(self) -> None:
@@ -25,17 +25,9 @@ class Threads:
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
 
-    def submit(self, work: Callable[[], T], future: Future[T] | None = None) -> Future[T]:
-        """Run something soon.
-
-        Args:
-            work: What; whoever submits sees to it that there is never too much at once.
-            future: Where its result goes; a new one by default.
-
-        Raises:
-            RuntimeError: No thread can start: there are too many, or the interpreter ends.
-        """
-        future = Future() if future is None else future
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Run something soon; RuntimeError where no thread can start, as at the end of the interpreter."""
+        future: Future[T] = Future()
         if not self._idle.acquire(blocking=False):
             with self._lock:
                 threading.Thread(target=self._run, name=f"pomlflow-{self._count + 1}", daemon=True).start()
@@ -52,13 +44,12 @@ class Threads:
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
             work, future = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = work()
-                except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other side of the future
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-                    del result
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, on the other side of the future
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+                del result
             del item, work, future  # what the caller holds must not live on here until the next comes
             self._idle.release()

@@ -291,7 +291,7 @@ class _Render:
             roots=now.roots,
             chat=template.chat,
             natives=natives or None,
-            stand_ins=self._stand_ins or None,
+            placeholders=self._stand_ins or None,
         )
 
     def run(self, timeout: float | None) -> RenderRecord:
@@ -339,7 +339,6 @@ class _Render:
             natives=() if self._history is None else tuple(self._history.marks),
             output=self._output if self.error is None else None,
             error=self.error,
-            engine=engine.kind() if self._result is None else self._result.engine,
             poml_version=engine.poml_version(),
             static=snapshot.inference.static,
             register=template.register if snapshot.register is None else snapshot.register,

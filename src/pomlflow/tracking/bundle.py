@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pomlflow.engine.roots import is_under, trusted_roots
+from pomlflow.engine.file_access import is_under, trusted_roots
 from pomlflow.record import PromptFile
 from pomlflow.settings import settings
 

@@ -1,7 +1,7 @@
-// The module fs as POML's bundle gets it in the sandbox: reads, each asked of Python, who knows what the render may read.
+// The module fs as POML's bundle gets it in the sandbox: reads by Python, which knows what the render may read.
 //
-// While it renders, the worker may ask: one line {id, ask: "read" | "stat" | "list" | "exists", path}. The answer, on
-// stdin, is a status (0: here it is, 1: an errno's name, 2: refused, and why), a length, and as many bytes.
+// While it renders, the worker may send one line {id, op: "read" | "stat" | "list" | "exists", path}. The response, on
+// stdin, is a status (0: the content, 1: an errno's name, 2: refused, and why), a length, and as many bytes.
 'use strict';
 
 const fs = require('node:fs');
@@ -16,8 +16,8 @@ const SYSCALLS = { read: 'open', stat: 'stat', list: 'scandir' };
 const errors = new Map([...util.getSystemErrorMap()].map(([number, [name, text]]) => [name, { number, text }]));
 let current; // the id of the request that is being rendered
 
-/** Waits for bytes on a pipe that Node has made non-blocking: the answer is there in some 50 µs. */
-function patiently(work) {
+/** Waits for a pipe that Node has made non-blocking: the response is there in some 50 µs. */
+function retried(work) {
   for (let tries = 0; ; tries++) {
     try {
       return work();
@@ -31,17 +31,17 @@ function patiently(work) {
 function receive(length) {
   const bytes = Buffer.alloc(length);
   for (let at = 0; at < length; ) {
-    const read = patiently(() => fs.readSync(0, bytes, at, length - at, null));
+    const read = retried(() => fs.readSync(0, bytes, at, length - at, null));
     if (!read) process.exit(0); // the parent is gone
     at += read;
   }
   return bytes;
 }
 
-function ask(what, name) {
+function request(what, name) {
   if (current === undefined) throw failure('ENOENT', what, name);
-  const question = Buffer.from(`\n${JSON.stringify({ id: current, ask: what, path: name.toWellFormed() })}\n`);
-  for (let at = 0; at < question.length; ) at += patiently(() => fs.writeSync(1, question, at));
+  const line = Buffer.from(`\n${JSON.stringify({ id: current, op: what, path: name.toWellFormed() })}\n`);
+  for (let at = 0; at < line.length; ) at += retried(() => fs.writeSync(1, line, at));
   const head = receive(16);
   const content = receive(Number(head.readBigUInt64LE(8)));
   const status = Number(head.readBigUInt64LE());
@@ -50,7 +50,7 @@ function ask(what, name) {
   return content;
 }
 
-/** An error with the words that Node has for it: POML passes them on. */
+/** An error with Node's own message: POML passes it on. */
 function failure(code, what, name) {
   const { number, text } = errors.get(code) ?? { number: -1, text: 'unknown error' };
   const [syscall, place] = code === 'EISDIR' ? ['read', ''] : [SYSCALLS[what], ` '${name}'`];
@@ -81,16 +81,16 @@ const entry = ({ kind, ...rest }) => ({
 const reads = {
   existsSync(file) {
     try {
-      ask('exists', named(file));
+      request('exists', named(file));
       return true;
     } catch {
       return false;
     }
   },
-  readFileSync: (file, options) => decoded(ask('read', named(file)), options),
-  statSync: (file) => entry(JSON.parse(ask('stat', named(file)))),
+  readFileSync: (file, options) => decoded(request('read', named(file)), options),
+  statSync: (file) => entry(JSON.parse(request('stat', named(file)))),
   readdirSync(file, options) {
-    const found = JSON.parse(ask('list', named(file)));
+    const found = JSON.parse(request('list', named(file)));
     const folder = named(file);
     return options?.withFileTypes ? found.map((one) => entry({ ...one, parentPath: folder, path: folder })) : found.map((one) => one.name);
   },
@@ -109,6 +109,6 @@ const reads = {
 
 module.exports = {
   reads,
-  /** Says whose render it is that asks from now on; undefined for nobody's. */
+  /** Sets the id of the render that reads from here on; undefined for none. */
   serve: (id) => (current = id),
 };

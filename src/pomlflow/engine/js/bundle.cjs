@@ -1,0 +1,265 @@
+// POML's bundle: loaded once, and patched where poml 0.0.8 does not do what a process that stays needs.
+//
+// All patches are here: first those of the bundle's text, then those of its objects. Each that does not fit ends the
+// start: the poml package is another one.
+'use strict';
+
+const crypto = require('node:crypto');
+const fs = require('node:fs');
+const path = require('node:path');
+const vm = require('node:vm');
+const Module = require('node:module');
+
+// Of the bundle's text: what is found once, and what stands there instead.
+const PATCHES = [
+  // The bundle is a command line. Its modules are wanted, through webpack's own require, and no run.
+  [
+    '__webpack_require__(__webpack_require__.s = "./packages/poml/cli.ts")',
+    '__webpack_require__;module.exports = __webpack_require__',
+  ],
+];
+
+/** What Python stored: SHA-256, the bundle's length before its source map, V8's cached data. Any of it may be damaged. */
+function readCompiled(file) {
+  try {
+    const stored = fs.readFileSync(file);
+    const content = stored.subarray(32);
+    if (!crypto.createHash('sha256').update(content).digest().equals(stored.subarray(0, 32))) return {};
+    return { length: Number(content.readBigUInt64LE()), cachedData: content.subarray(8) };
+  } catch {
+    return {};
+  }
+}
+
+/** The bundle without its inline source map, which is 24 of its 40 MB. */
+function readBundle(file, length) {
+  if (!length) {
+    const bytes = fs.readFileSync(file);
+    const map = bytes.lastIndexOf('//# sourceMappingURL=data:');
+    return map < 0 ? bytes : bytes.subarray(0, map);
+  }
+  const bytes = Buffer.allocUnsafe(length);
+  const descriptor = fs.openSync(file);
+  let read = 0;
+  for (let n = 1; n && read < length; read += n) n = fs.readSync(descriptor, bytes, read, length - read, null);
+  fs.closeSync(descriptor);
+  return bytes.subarray(0, read);
+}
+
+function patched(text, bundle) {
+  for (const [found, instead] of PATCHES) {
+    const at = text.lastIndexOf(found);
+    if (at < 0) throw new Error(`the bundle ${bundle} is not that of poml 0.0.8: it does not hold ${found}`);
+    text = text.slice(0, at) + instead + text.slice(at + found.length);
+  }
+  return text;
+}
+
+/**
+ * Loads the bundle.
+ *
+ * @param {string} bundle Its file.
+ * @param {string | undefined} compiled The file of what V8 has compiled of it, from `cachedData`.
+ * @param {(require: Function) => Function} restrict Gives the require() that the bundle gets.
+ */
+function load(bundle, compiled, restrict) {
+  const { length, cachedData } = compiled ? readCompiled(compiled) : {};
+  const bytes = readBundle(bundle, length);
+  const source = Module.wrap(patched(bytes.toString(), bundle));
+  const script = new vm.Script(source, { filename: bundle, cachedData }); // import() is refused in it
+  const module = { exports: {} };
+  const require = restrict(Module.createRequire(bundle));
+  script.runInThisContext()(module.exports, require, module, bundle, path.dirname(bundle));
+  const from = module.exports;
+  captureNoStacks(from('./node_modules/react/index.js'));
+  rememberComponents(from('./packages/poml/base.tsx'));
+  matchNames(from('./node_modules/cheerio/dist/commonjs/cheerio.js'));
+  const { PomlFile } = from('./packages/poml/file.tsx');
+  const base = from('./packages/poml/base.tsx');
+  return {
+    script,
+    length: bytes.length,
+    cache: !cachedData ? 'none' : script.cachedDataRejected ? 'rejected' : 'hit',
+    React: from('./node_modules/react/index.js'),
+    base,
+    PomlFile,
+    version: from('./packages/poml/version.ts').POML_VERSION,
+    write: from('./packages/poml/index.ts').write,
+    zod: from('./node_modules/zod/index.cjs'),
+    reactRender: from('./packages/poml/util/reactRender.ts').reactRender,
+    sources: numberSources(PomlFile),
+    mark: passNativeMessages(base),
+    whitespace: keepWhitespace(PomlFile),
+    settle: keepPromises(base),
+  };
+}
+
+/** Development React, the only one in the bundle, captures an Error's stack for up to 10,000 elements a second. */
+function captureNoStacks(React) {
+  const internals = React.__CLIENT_INTERNALS_DO_NOT_USE_OR_WARN_USERS_THEY_CANNOT_UPGRADE;
+  Object.defineProperty(internals, 'recentlyCreatedOwnerStacks', { get: () => 1e6, set() {} });
+}
+
+/** POML searches all components and their documentation for each element: a sixth of a render's time. */
+function rememberComponents(base) {
+  const { prototype } = base.PomlComponent;
+  for (const name of ['parameters', 'getAliases']) {
+    const compute = prototype[name];
+    const known = new WeakMap();
+    prototype[name] = function (argument) {
+      if (argument !== undefined) return compute.call(this, argument);
+      if (!known.has(this)) known.set(this, compute.call(this));
+      return known.get(this);
+    };
+  }
+  const find = base.findComponentByAlias;
+  const found = new Map();
+  base.findComponentByAlias = (alias, disabled) => {
+    if (disabled?.size) return find(alias, disabled);
+    const component = found.get(alias) ?? find(alias);
+    if (typeof component !== 'string') found.set(alias, component); // a string says why there is none
+    return component;
+  };
+}
+
+/** The writers ask up to fourteen times what an element is, and cheerio parses and compiles a selector for each. */
+function matchNames({ Cheerio: { prototype } }) {
+  const { is } = prototype;
+  const names = new Set('any b code env h i item list nl obj p s span table tbody tcell thead trow u'.split(' '));
+  prototype.is = function (selector) {
+    if (this.length !== 1 || !names.has(selector)) return is.call(this, selector);
+    return this[0].type === 'tag' && this[0].name === selector;
+  };
+}
+
+const SPAN = 2 ** 32;
+
+/**
+ * An error of a component has an offset and no file, also where the component stands in an included file. So each offset
+ * carries the number of its file.
+ */
+function numberSources({ prototype }) {
+  let sources = [];
+  const { ensureRange } = prototype;
+  prototype.ensureRange = function (position) {
+    let number = sources.indexOf(this.sourcePath);
+    if (number < 0) number = sources.push(this.sourcePath) - 1;
+    return ensureRange.call(this, position) + number * SPAN;
+  };
+  return {
+    begin: (root) => (sources = [root]),
+    locate: (offset) => ({ offset: offset % SPAN, file: sources[Math.floor(offset / SPAN)] }),
+  };
+}
+
+const MARK = Symbol('the mark of a native message');
+
+/**
+ * POML (0.0.8) reads a message's text as JSON where it is JSON: "1" is lost, and a user's words can become an image or a
+ * tool call that was never made. In a list, a text stays a text.
+ */
+function readAsJson(content) {
+  if (typeof content !== 'string' || !/^\s*[[{"\d\-tfn]/.test(content)) return false;
+  try {
+    JSON.parse(content);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * A message of a history that has a native form goes through <conversation> as its mark, so that selectedMessages and
+ * expressions work on it; Python puts the native message where the mark comes out. Without this, <conversation> rejects
+ * tool messages and drops what POML's own messages cannot hold.
+ */
+function passNativeMessages(base) {
+  const conversation = base.findComponentByAlias('conversation');
+  const render = conversation.render;
+  const speaker = (message) => (message.speaker === 'tool' ? 'ai' : message.speaker); // a tool may not say text
+  const marked = (message) => {
+    if (message?.[MARK]) return { speaker: speaker(message), content: message[MARK] };
+    return readAsJson(message?.content) ? { ...message, content: [message.content] } : message;
+  };
+  conversation.render = function (props) {
+    return render.call(this, Array.isArray(props.messages) ? { ...props, messages: props.messages.map(marked) } : props);
+  };
+  return (context, natives) => {
+    for (const [name, marks] of Object.entries(natives || {})) {
+      marks.forEach((text, index) => Object.defineProperty(context[name][index], MARK, { value: text }));
+    }
+  };
+}
+
+// What POML collapses or strips, each with a noncharacter of Unicode that passes through it instead. A single blank
+// between words stays as it is.
+const SIGNS = { '\n': '\ufdd0', '\r': '\ufdd1', '\t': '\ufdd2', '  ': '\ufdd3', ' ': '\ufdd4' };
+const SPACES = Object.fromEntries(Object.entries(SIGNS).map(([space, sign]) => [sign, space]));
+const STRUCTURE = /<(?:obj|table)\b| serializer="(?!xml")| (?:char|token)-limit="/; // in POML's intermediate form
+const SCHEMA = /^(?:output-?schema|tool(?:-?def(?:inition)?)?)$/i;
+
+/**
+ * POML (0.0.8) collapses the whitespace of a value, the code and tables of a retrieved text among them. Where a render
+ * asks for it, a variable that stands alone in an element's text, `{{name}}`, keeps its whitespace. And an error in a
+ * schema is marked as such, since POML's own words do not say what they are about.
+ */
+function keepWhitespace({ prototype }) {
+  const { evaluateExpression, formatError, xmlAttributeValueRange, xmlElementRange } = prototype;
+  let place; // of the expressions that are evaluated next: a range is computed right before that
+  let variables;
+  let used = false;
+  prototype.xmlAttributeValueRange = function (attribute) {
+    place = 'attribute';
+    return xmlAttributeValueRange.call(this, attribute);
+  };
+  prototype.xmlElementRange = function (element) {
+    const isText = element.type === 'XMLTextContent';
+    place = SCHEMA.test((isText ? element.parent : element)?.name) ? 'schema' : isText ? 'text' : 'element';
+    return xmlElementRange.call(this, element);
+  };
+  prototype.formatError = function (...given) {
+    return Object.assign(formatError.apply(this, given), { inSchema: place === 'schema' });
+  };
+  prototype.evaluateExpression = function (expression, context, range, bare) {
+    const value = evaluateExpression.call(this, expression, context, range, bare);
+    if (!variables || place !== 'text' || typeof value !== 'string' || !Object.hasOwn(variables, expression)) return value;
+    const hidden = value.replace(/\n|\r|\t| {2}|^ | $/g, (space) => SIGNS[space]);
+    used ||= hidden !== value;
+    return hidden;
+  };
+  const restore = (value) => {
+    if (typeof value === 'string') return value.replace(/[\ufdd0-\ufdd4]/g, (sign) => SPACES[sign]);
+    if (Array.isArray(value)) return value.map(restore);
+    if (value === null || typeof value !== 'object') return value;
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, key === 'base64' ? item : restore(item)]));
+  };
+  return {
+    /** From here on, keep the whitespace of these variables; undefined for none. */
+    keep(context) {
+      variables = context;
+      used = false;
+    },
+    /** Whether a request's text has such a sign of its own, which could not be told apart. */
+    collides: (text) => /[\ufdd0-\ufdd4]/.test(text),
+    /** Whether it would break the syntax of the output. */
+    breaks: (intermediate) => used && STRUCTURE.test(intermediate),
+    isUsed: () => used,
+    restore: (messages) => (used ? restore(messages) : messages),
+  };
+}
+
+/**
+ * React calls a component that waits for a promise twice, and each call starts the work anew (reading a picture, say).
+ * What fails after its render is answered would report to the next one, so each render waits for all that it started.
+ */
+function keepPromises(base) {
+  const started = [];
+  const use = base.useWithCatch;
+  base.useWithCatch = (promise, props) => {
+    started.push(promise);
+    return use(promise, props);
+  };
+  return () => (started.length ? Promise.allSettled(started.splice(0)) : undefined);
+}
+
+module.exports = { PATCHES, load };

@@ -1,0 +1,101 @@
+"""What a Node process needs of the operating system: descriptors, limits, and whose error an OSError is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+if sys.platform == "linux":
+    import fcntl
+    import resource
+
+__all__ = ["Lifeline", "is_stopped", "limit_memory", "raised_by_system", "standard_numbers_reserved"]
+
+# Bytes that a sandboxed process may have: V8's heap has a cap of its own, and buffers lie outside of it.
+_DATA = 4 << 30
+_CALLERS = {
+    "pomlflow.engine.file_access",
+    "pomlflow.engine.process",
+    "pomlflow.engine.system",
+    "genericpath",
+    "ntpath",
+    "os",
+    "posixpath",
+    "subprocess",
+}
+
+
+def raised_by_system(error: OSError) -> bool:
+    """Whether a system call of the engine's raised it.
+
+    A user's signal handler may raise any class in the midst of such a call, TimeoutError is an OSError, and it must
+    reach the user. Such an error's innermost frame is the handler's.
+    """
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") in _CALLERS
+
+
+@contextlib.contextmanager
+def standard_numbers_reserved() -> Iterator[None]:
+    """Let no pipe that is made in the block have the number of a standard stream that was closed, as services do.
+
+    What is then written to stderr, number 2, would reach the worker as a request; and a pipe that the worker inherits
+    by its number would be replaced by its own standard stream there.
+    """
+    with contextlib.ExitStack() as stack:
+        while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stdin, stdout, stderr
+            stack.callback(os.close, taken)
+        os.close(taken)
+        yield
+
+
+class Lifeline:
+    """A pipe whose closing kills the worker, also while a template loops and no longer reads its stdin.
+
+    Linux sends SIGIO, which ends a process that does not handle it, to the owner of a pipe's reading end when the
+    writing end is closed, as happens when this process ends in whatever way (fcntl(2), F_SETOWN and O_ASYNC).
+    PR_SET_PDEATHSIG would do it when the *thread* that started the worker ends. Elsewhere a worker that loops outlives
+    a parent that was killed.
+    """
+
+    def __init__(self) -> None:
+        self._ends: tuple[int, ...] = os.pipe() if sys.platform == "linux" else ()
+        self.inherited = self._ends[:1]
+
+    def tie(self, pid: int) -> None:
+        """Have the process end when the pipe is closed."""
+        if sys.platform == "linux":
+            reading = self._ends[0]
+            with contextlib.suppress(OSError):  # a kernel without it, such as a sandbox's
+                fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
+                fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
+            os.close(reading)
+            self._ends = self._ends[1:]
+
+    def close(self) -> None:
+        """Close the ends that are open here."""
+        ends, self._ends = self._ends, ()
+        for end in ends:
+            with contextlib.suppress(OSError):
+                os.close(end)
+
+
+def limit_memory(pid: int) -> None:
+    """Keep a template from all of the machine's memory; other systems than Linux cannot do this from outside."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or has a lower limit already
+            resource.prlimit(pid, resource.RLIMIT_DATA, (_DATA, _DATA))
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped (Linux: state T in proc_pid_stat(5); t would be a debugger's doing)."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:  # without /proc, or out of descriptors: the deadline is left
+        return False
