@@ -22,7 +22,7 @@ from mlflow.tracing.utils.artifact_utils import get_artifact_uri_for_trace
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 from typing_extensions import override
 
-from pomlflow.engine.roots import trusted_roots
+from pomlflow.engine.file_access import trusted_roots
 from pomlflow.exceptions import PomlError, TraceNotFoundError
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
