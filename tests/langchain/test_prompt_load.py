@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig, RunnablePassthrough
 from tests.langchain.prompts import Runs
 
@@ -14,7 +15,6 @@ import pomlflow
 from pomlflow import engine
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.langchain import PomlPromptTemplate
-from pomlflow.langchain.prompt_value import PomlPromptValue
 from pomlflow.settings import settings
 
 MANY = [{"n": number} for number in range(200)]
@@ -39,7 +39,7 @@ def prompt() -> PomlPromptTemplate:
 BIRTH = "<p>Item {{n}}</p><p>{{ Date.now() - globalThis.process.uptime() * 1000 }}</p>"
 
 
-def used_two(values: list[PomlPromptValue]) -> bool:
+def used_two(values: list[PromptValue]) -> bool:
     shown, births = zip(*(value.to_messages()[0].content.split("\n\n") for value in values), strict=True)
     assert list(shown) == SHOWN
     return max(map(float, births)) - min(map(float, births)) > 50
