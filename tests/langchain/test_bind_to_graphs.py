@@ -17,8 +17,7 @@ from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    # 1.0.10 does not go with langgraph 1.0.0
-    prebuilt = pytest.importorskip("langgraph.prebuilt", exc_type=ImportError)
+    prebuilt = pytest.importorskip("langgraph.prebuilt")
 
 pytestmark = QUIET
 PROMPT = PomlPromptTemplate.from_template(

@@ -130,8 +130,6 @@ def test_what_other_middleware_has_set_wins() -> None:
 
 
 def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
-    if "system_message" not in middlewares.ModelRequest.__dataclass_fields__:
-        pytest.skip("langchain 1.0 has only a text there")
     dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     model = Agent()
     markup = f"<poml><system-msg>See <img base64='{dot}' type='image/png' syntax='multimedia'/></system-msg></poml>"

@@ -189,9 +189,7 @@ STATE = """\
 def test_the_prompt_of_langgraphs_react_agent() -> None:
     """It is rendered with the whole state, of which the template names only `messages`."""
     checkpoint = pytest.importorskip("langgraph.checkpoint.memory")
-    prebuilt = pytest.importorskip(
-        "langgraph.prebuilt", exc_type=ImportError
-    )  # 1.0.10 does not go with langgraph 1.0.3
+    prebuilt = pytest.importorskip("langgraph.prebuilt")
     received = {}
     for prompt in (
         ChatPromptTemplate([("system", "You are helpful."), ("placeholder", "{messages}")]),

@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in ("langchain", "langgraph"):
                 raise
-            raise ImportError("PomlMiddleware is for the agents of langchain: pip install 'langchain>=1.0'") from error
+            raise ImportError("PomlMiddleware needs langchain: pip install 'langchain>=1.3'") from error
 
         return PomlMiddleware
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -123,7 +123,7 @@ def _call(part: Mapping[str, Any]) -> dict[str, Any]:
 def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """Move pictures and other media out of tools' messages, where OpenAI's chat completions refuse them.
 
-    They follow in a user's message, as soon as all responses are told: the API wants those right behind their requests.
+    They follow in a user's message after the last response: the API wants responses right after their requests.
 
     Args:
         messages: The messages of a request.
@@ -133,8 +133,8 @@ def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
     Example:
         >>> picture = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
-        >>> told, shown = media_after_tools([ToolMessage([picture], tool_call_id="1", name="shot")])
-        >>> told.content, shown.content[0]["text"]
+        >>> response, shown = media_after_tools([ToolMessage([picture], tool_call_id="1", name="shot")])
+        >>> response.content, shown.content[0]["text"]
         ('[image/png]', 'From shot (1):')
     """
     made: list[BaseMessage] = []

@@ -70,7 +70,7 @@ def changing_source(record: RenderRecord) -> str | None:
 
 
 def provider_of(model: BaseLanguageModel[Any]) -> Provider | None:
-    """Whose words a model's client speaks, also where its class is made from another's; None where nobody knows."""
+    """Return the provider of a model's client, also of a subclass; None if unknown."""
     return _provider_of(type(model))
 
 

@@ -94,15 +94,15 @@ def _refusals(message: AIMessage) -> Iterator[str]:
         inner = block.get("value", block) if isinstance(block, Mapping) else {}
         if isinstance(inner, Mapping) and inner.get("type") == "refusal":
             yield str(inner.get("refusal") or "")
-    told = message.response_metadata
-    if told.get("stop_reason") == "refusal":  # Anthropic
-        details = told.get("stop_details")
+    metadata = message.response_metadata
+    if metadata.get("stop_reason") == "refusal":  # Anthropic
+        details = metadata.get("stop_details")
         yield str((details.get("explanation") if isinstance(details, Mapping) else None) or "")
-    feedback = told.get("prompt_feedback")
+    feedback = metadata.get("prompt_feedback")
     blocked = _reason(feedback.get("block_reason")) if isinstance(feedback, Mapping) else ""
-    finish = _reason(told.get("finish_reason"))
+    finish = _reason(metadata.get("finish_reason"))
     if finish in _WITHHELD or (blocked and blocked not in ("0", "BLOCKED_REASON_UNSPECIFIED")):  # Google
-        yield str(told.get("finish_message") or "") or (finish if finish in _WITHHELD else blocked)
+        yield str(metadata.get("finish_message") or "") or (finish if finish in _WITHHELD else blocked)
     elif finish == "content_filter":  # OpenAI and Azure
         yield ""
 

@@ -50,7 +50,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         name: The prompt's name in MLflow's registry, and its run's name; by default the file's path relative to the
             prompt root.
         base_dir: The folder that relative sources in inline markup are resolved against.
-        stylesheet: A POML stylesheet beside the markup's own.
+        stylesheet: A POML stylesheet in addition to the markup's own.
         chat: Whether to give messages, or one text.
         register: Whether to register the prompt; None for the handler's setting.
         partial_variables: Values, or functions that return them, for some of the variables.

@@ -214,7 +214,7 @@ class Tracer(MlflowLangchainTracer):
         if parent_run_id in _ended_early:
             _mark_ended_early(run_id)
             return False
-        # A handler that is inherited keeps MLflow's autolog out of a run. Any other has it beside itself.
+        # MLflow's autolog adds no tracer to a run that inherits one, so a run below one of ours is ours alone.
         ours = parent_run_id in _runs if parent_run_id is not None else not self.process_wide
         return ours or not _mlflow_autolog_is_on()
 
