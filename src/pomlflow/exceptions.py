@@ -1,4 +1,4 @@
-"""Everything that pomlflow raises on purpose.
+"""The exceptions of pomlflow.
 
 ::
 
@@ -12,20 +12,20 @@
     │   ├── EngineBusyError        too many renders wait for a Node process
     │   ├── NodeNotFoundError      no Node.js to run (also a FileNotFoundError)
     │   └── WorkerDiedError        the Node process ended, or broke its protocol, in a render
-    ├── SettingError               <runtime> says what the model does not take (also a ValueError)
+    ├── SettingError               the model does not take a setting of <runtime> (also a ValueError)
     ├── ToolError                  a tool without a function, or a function without a tool (also a ValueError)
-    │   └── ToolArgumentsError     a model called a tool with arguments that its schema refuses
-    ├── SchemaError                a schema of the template is no JSON Schema (also a ValueError)
-    ├── AnswerError                a model's answer is not as <output-schema> says (also a ValueError)
-    ├── RegistryError              MLflow's registry does not give, or does not take, a prompt
+    │   └── ToolArgumentsError     a model called a tool with arguments that do not match its schema
+    ├── SchemaError                a schema of the template is not a JSON Schema (also a ValueError)
+    ├── AnswerError                a model's answer does not match <output-schema> (also a ValueError)
+    ├── RegistryError              MLflow's registry cannot return or store a prompt
     │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
-    │   └── NotPomlError           what it has is not POML
+    │   └── NotPomlError           the prompt is not POML
     ├── TraceNotFoundError         no such trace in MLflow's store (also a LookupError)
-    └── ConfigurationError         a setting has a value that makes no sense
+    └── ConfigurationError         invalid configuration value
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
 
-What a render raises is never a ValueError or a TypeError: LlamaIndex's query engines (0.14) log those, and answer
+A render never raises a ValueError or a TypeError: LlamaIndex's query engines (0.14) log those, and answer
 "Empty Response".
 """
 
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 __all__ = [
     "AnswerError",
@@ -61,7 +61,7 @@ __all__ = [
 
 
 class PomlError(RuntimeError):
-    """Root of all errors that pomlflow raises; a RuntimeError, as `poml.poml()` raises for whatever fails in it."""
+    """Root of all errors that pomlflow raises; a RuntimeError, as `poml.poml()` raises for every failure."""
 
 
 class TemplateNotFoundError(FileNotFoundError, PomlError):  # in this order: OSError reads errno and filename
@@ -76,11 +76,44 @@ class VariableError(PomlError):
     """
 
     def __init__(self, message: str, variable: str) -> None:
-        super().__init__(message)
+        super().__init__(_bounded(message))
         self.variable = variable
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.variable)
+
+
+_LINES: Final = 25  # of an error's text, whatever it is about
+_CHARACTERS: Final = 2_000
+_LINE: Final = 160  # characters that are shown of an offending line
+
+
+def _bounded(first: str, others: Iterable[str] = (), remedy: str | None = None) -> str:
+    """Join the text of an error: as many lines of the others as there is room for, how many more, the remedy."""
+    remedy = _cut(remedy or "", _LINES // 3, _CHARACTERS // 2)
+    rest = list(others)
+    room = _CHARACTERS - len(remedy) - 40
+    lines = [_cut(first, _LINES // 2, room)]
+    while rest:
+        text = "\n".join([*lines, rest[0]])
+        if len(text) > room or text.count("\n") + remedy.count("\n") + 4 > _LINES:
+            break
+        lines.append(rest.pop(0))
+    if rest:
+        lines.append(f"and {len(rest)} more problem{'s' if len(rest) > 1 else ''}")
+    return "\n".join([*lines, remedy] if remedy else lines)
+
+
+def _cut(text: str, lines: int, characters: int) -> str:
+    """Cut what is too long out of the middle: an error begins with its place and ends with its remedy."""
+    rows = text.split("\n")
+    if len(rows) > lines:
+        rows[lines // 2 : len(rows) - (lines - lines // 2 - 1)] = ["…"]
+        text = "\n".join(rows)
+    if len(text) > characters:
+        end = characters // 3
+        text = f"{text[: characters - end - 1]}…{text[-end:]}"
+    return text
 
 
 @dataclass(frozen=True)
@@ -88,7 +121,7 @@ class Problem:
     """One error that POML collected in a render.
 
     Attributes:
-        message: What POML says.
+        message: POML's message.
         kind: POML's own class: ``ReadError``, ``WriteError``, ``SystemError`` …
         file: The file it stands in, ``None`` for inline markup. An included file where the error is there.
         line: From 1; None where POML gives no place.
@@ -112,11 +145,16 @@ class Problem:
         return ":".join(str(part) for part in parts if part is not None)
 
     def __str__(self) -> str:
+        message = f"{self.place}: {_cut(self.message, _LINES // 3, _CHARACTERS // 3)}"
         if self.text is None or self.column is None:
-            return f"{self.place}: {self.message}"
-        # Tabs stay tabs in the caret's line, so that the caret stands right at any tab width.
-        indent = "".join(char if char == "\t" else " " for char in self.text[: self.column - 1])
-        return f"{self.place}: {self.message}\n    {self.text}\n    {indent}{'^' * max(1, self.width)}"
+            return message
+        start = max(0, self.column - 1 - _LINE // 2) if len(self.text) > _LINE else 0
+        shown, begin = self.text[start : start + _LINE], "…" if start else ""
+        end = "…" if start + _LINE < len(self.text) else ""
+        # Tabs stay tabs in the caret's line, so that the caret is right at any tab width.
+        indent = "".join(char if char == "\t" else " " for char in begin + shown[: self.column - 1 - start])
+        width = max(1, min(self.width, len(shown) - (self.column - 1 - start)))
+        return f"{message}\n    {begin}{shown}{end}\n    {indent}{'^' * width}"
 
 
 class MissingVariableError(VariableError, KeyError):
@@ -144,7 +182,7 @@ class MissingVariableError(VariableError, KeyError):
 
 
 class RegistryError(PomlError):
-    """MLflow's registry does not give, or does not take, a prompt: it is away, refuses it, or was changed by hand.
+    """MLflow's registry cannot return or store a prompt: it is unreachable, refuses it, or was changed by hand.
 
     Attributes:
         uri: The prompt's, ``prompts:/support@production``.
@@ -171,11 +209,11 @@ class TraceNotFoundError(PomlError, LookupError):
 
 
 class ConfigurationError(PomlError):
-    """A setting has a value that makes no sense."""
+    """Invalid configuration value."""
 
 
 class SettingError(PomlError, ValueError):
-    """``<runtime>`` says what the model does not take.
+    """The model does not take a setting of ``<runtime>``.
 
     Attributes:
         setting: The setting, as it is written in POML's frame.
@@ -190,14 +228,14 @@ class SettingError(PomlError, ValueError):
 
 
 class SchemaError(PomlError, ValueError):
-    """A schema of the template is no JSON Schema; POML takes any."""
+    """A schema of the template is not a JSON Schema; POML accepts any object."""
 
 
 class ToolError(PomlError, ValueError):
     """The tools of a template and the functions given for them do not match.
 
     Attributes:
-        tool: The first of those that are without the other.
+        tool: The first tool without a function, or function without a tool.
     """
 
     def __init__(self, message: str, tool: str) -> None:
@@ -209,12 +247,12 @@ class ToolError(PomlError, ValueError):
 
 
 class ToolArgumentsError(ToolError):
-    """A model called a tool with arguments that the tool's schema refuses.
+    """A model called a tool with arguments that do not match the tool's schema.
 
     Attributes:
         tool: The tool.
-        arguments: What it was called with.
-        problems: What is wrong, each with its place.
+        arguments: The arguments of the call.
+        problems: The mismatches, each with its place.
     """
 
     def __init__(self, message: str, tool: str, arguments: Mapping[str, Any], problems: Iterable[str]) -> None:
@@ -227,11 +265,11 @@ class ToolArgumentsError(ToolError):
 
 
 class AnswerError(PomlError, ValueError):
-    """A model's answer is not as ``<output-schema>`` says.
+    """A model's answer does not match ``<output-schema>``.
 
     Attributes:
-        answer: The answer, as the model gave it.
-        problems: What is wrong by the schema, each with its place; none where the answer is no JSON at all.
+        answer: The model's answer.
+        problems: The mismatches, each with its place; none where the answer is not JSON.
     """
 
     def __init__(self, message: str, answer: str, problems: Iterable[str] = ()) -> None:
@@ -244,7 +282,7 @@ class AnswerError(PomlError, ValueError):
 
 
 class EngineError(PomlError):
-    """The Node side failed for a reason that is not the template's."""
+    """Node failed, for a reason other than the template."""
 
 
 class EngineBusyError(EngineError):
@@ -275,11 +313,13 @@ class WorkerDiedError(EngineError):
 class RenderError(PomlError):
     """POML refused the template or could not render it with these variables.
 
-    Its text is the first problem with its place, the offending line and a caret, then the others, a line each.
+    Its text is the first problem with its place, the offending line and a caret, then the others, a line each, and the
+    remedy: 25 lines and 2,000 characters at most.
 
     Attributes:
-        problems: All that POML collected, in its order; the first is the one told by the attributes below.
-        message: What POML says.
+        problems: All that POML collected; the first is the one that the attributes below describe.
+        hint: The remedy, or None.
+        message: POML's message.
         file: The file, an included one where the error is there; None for inline markup.
         line: From 1, or None.
         column: From 1, or None.
@@ -298,8 +338,7 @@ class RenderError(PomlError):
         # One mistake is often collected at several places of one expression: say each line once.
         others = dict.fromkeys(f"{p.place}: {p.message}" for p in self.problems[1:])
         others.pop(f"{first.place}: {first.message}", None)
-        lines = [str(first), *(f"also {other}" for other in others), *([hint] if hint else [])]
-        super().__init__("\n".join(lines))
+        super().__init__(_bounded(str(first), (f"also {_cut(other, 4, 300)}" for other in others), hint))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.problems, self.hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from pomlflow.exceptions import ToolArgumentsError, ToolError
 from pomlflow.frame.schema import strict_form
 from pomlflow.frame.validation import problems, without_nulls
-
-# Where a tool's name is an expression, it may be any.
-_VARIABLE_NAME = re.compile(r"""<\s*tool[^>]*\sname\s*=\s*["'][^"'>]*\{\{""", re.IGNORECASE)
+from pomlflow.template.markup import parse_markup
 
 __all__ = ["ToolSpec", "check_accepts", "check_arguments", "match", "named", "tool_specs"]
+
+_TOOLS = frozenset({"tool", "tool-def", "tooldef", "tool-definition"})
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,9 @@ def _may_define(source: str | None, name: str) -> bool:
     """Whether markup may define a tool of that name for other variables."""
     if source is None:
         return False
-    return bool(_VARIABLE_NAME.search(source) or re.search(rf"""name\s*=\s*["']{re.escape(name)}["']""", source))
+    tools = (element for element in parse_markup(source).walk() if element.name in _TOOLS)
+    names = [element.find("name").text for element in tools]
+    return any(written == name or "{{" in written for written in names)  # an expression may give any name
 
 
 def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:

@@ -28,8 +28,7 @@ from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
-from pomlflow.template.inference import Inference
-from pomlflow.template.source import Origin, Snapshot
+from pomlflow.template.source import Inference, Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin
 
 __all__ = ["PomlPromptTemplate"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -35,8 +34,6 @@ __all__ = ["PomlPromptTemplate"]
 
 Hidden = tuple[str, ...]
 _UNSET: Final[Any] = object()
-_SCHEMA = re.compile(r"<output-?schema\b", re.IGNORECASE)
-_MESSAGES = re.compile(r"<(?:(?:system|human|ai)-?(?:msg|message)|conversation)\b|\bspeaker\s*=", re.IGNORECASE)
 
 
 class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate):
@@ -170,7 +167,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     @override
     def is_chat_template(self) -> bool:
         """Whether the markup has messages of its own; else all of it is one user message."""
-        return self.chat and _MESSAGES.search(self.source) is not None
+        return self.chat and self._core.inference.has_speakers
 
     def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
         """Find errors early, at start-up instead of in the first call.
@@ -240,7 +237,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             ConfigurationError: There is no schema of an object.
         """
         now = self._refreshed()
-        if "schema" in now.inference.static or not _SCHEMA.search(now.source):
+        if "schema" in now.inference.static or "schema" not in now.inference.parts:
             variables = {**dict.fromkeys(self._open_variables(), ""), **variables}
         rendered = self.render(variables, quiet=True)
         return output_class(rendered.record.result().get("schema"), rendered.place)
@@ -350,7 +347,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         names = {to: name for name, to in (self.template_var_mappings or {}).items()}
         filled = self._map_template_vars(self.kwargs)
         open_ = [name for name in now.inference.variables if name not in filled]
-        check_f_string(now.inference.expressions, open_, place)
+        check_f_string(now.inference.uses, open_, place)
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
         history = MessageHistory()
         prepared, hidden = protect({**_histories(now), **filled, **shown}, now, self.stylesheet)

@@ -11,6 +11,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from typing_extensions import override
 
 from pomlflow.exceptions import PomlError, VariableError
+from pomlflow.template.source import Use
 
 __all__ = ["PromptText", "check_f_string", "fenced", "joined_text", "markdown"]
 
@@ -49,16 +50,15 @@ class PromptText(str):
         return joined + other
 
 
-def check_f_string(expressions: Iterable[str], names: Sequence[str], place: str) -> None:
+def check_f_string(uses: Iterable[Use], names: Sequence[str], place: str) -> None:
     """Raise an error for an expression that computes with a variable which an f-string can only show."""
-    for expression in expressions:
-        for name in names:
-            if expression.strip() != name and re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", expression):
-                raise VariableError(
-                    f"{place}: a component reads this prompt as an f-string, which can show {name!r} but not compute "
-                    f"{{{{ {expression} }}}}: show the variable alone, or give it a value with partial_format",
-                    name,
-                )
+    for use in uses:
+        if use.name in names and not use.alone:
+            raise VariableError(
+                f"{place}: a component reads this prompt as an f-string, which can show {use.name!r} but not compute "
+                f"{{{{ {use.expression} }}}}: show the variable alone, or give it a value with partial_format",
+                use.name,
+            )
 
 
 def joined_text(messages: Iterable[ChatMessage], place: str) -> str:

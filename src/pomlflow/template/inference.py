@@ -1,19 +1,20 @@
-r"""Which variables a POML markup takes, found without starting Node.
+r"""The variables that a POML markup takes, found without starting Node.
 
 POML 0.0.8 evaluates its expressions as JavaScript, ``new Function(...names, "return " + expression)``. So the
-variables are the free identifiers of all expressions that it evaluates, less what the markup binds before them.
-The rules are those of ``PomlFile`` in POML's ``file.tsx``, its oddities included:
+variables are the free identifiers of all expressions that it evaluates, except those that the markup binds before them.
+The rules are those of ``PomlFile`` in POML's ``file.tsx``:
 
 - ``{{…}}`` is ``/{{\s*(.+?)\s*}}(?!})/`` in one piece of text: an expression of two lines stays literal, and an
-  entity, a comment or a tag in its midst ends the piece. ``&lt;`` and ``#lt;`` mean nothing to JavaScript.
-- ``<let>`` binds for all that follows in its file, wherever it stands; its ``if`` and ``for`` mean nothing. A use
+  entity, a comment or a tag inside it ends the piece. ``&lt;`` and ``#lt;`` mean nothing to JavaScript.
+- ``<let>`` binds for all that follows in its file, wherever it stands; its ``if`` and ``for`` have no effect. A use
   before it still needs the variable.
 - ``z`` is bound only where a schema is evaluated as JavaScript, ``loop`` only under a ``for``.
 - What an ``<include>`` binds stays inside it.
+- The content of an unknown element is not evaluated, and an expression that is not JavaScript has no variables.
 
-Names that Node itself knows are no variables: ECMAScript's, and of Node's the unmistakable ones (``process``,
-``Buffer``, ``URL`` …). Its names that people give to variables (``performance``, ``crypto``, ``navigator``,
-``global`` …) are variables. Markup that POML refuses is read as far as it goes, since rendering it tells what is wrong.
+Names that Node itself defines are not variables: ECMAScript's, and those of Node's that are unlikely names of variables
+(``process``, ``Buffer``, ``URL`` …). Others (``performance``, ``crypto``, ``navigator``, ``global`` …) are variables.
+Markup that POML refuses is read as far as possible, since rendering it reports what is wrong.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pomlflow.engine.serialize import is_identifier
+from pomlflow.exceptions import Problem
+from pomlflow.template.files import decode, read_file
 from pomlflow.template.javascript import ALONE, LENGTH, TESTED, WORD, analyse, bound_by
-from pomlflow.template.markup import SPACES, Element, expressions, parse_markup, unwrapped
+from pomlflow.template.markup import Element, Passage, SourceText, expressions, is_known, parse_markup, unwrapped
+from pomlflow.template.source import Inference, Kind, Use
 
-__all__ = ["Inference", "infer", "is_identifier"]
+__all__ = ["infer"]
 
-# Of the machine, not of the template: what uses them is no fixed part of a prompt.
+# Values of the machine: a part of a prompt that uses them is not static.
 _OUTSIDE = frozenset({"Date", "globalThis", "process"})
 _GLOBALS = _OUTSIDE | frozenset(
     "Infinity NaN undefined arguments eval isFinite isNaN parseFloat parseInt decodeURI decodeURIComponent encodeURI "
@@ -51,7 +53,7 @@ _PARTS = {
     **dict.fromkeys(("tool-definition", "tool-def", "tooldef", "tool"), "tools"),
     "runtime": "runtime",
 }
-# The attributes, beside `for` and `if`, that POML looks at; of all other elements it looks at all.
+# The attributes, besides `for` and `if`, that POML evaluates; of all other elements it evaluates all.
 _ATTRIBUTES = {
     "include": (),
     "meta": (),
@@ -59,49 +61,14 @@ _ATTRIBUTES = {
 }
 del _ATTRIBUTES["runtime"]
 
-# The elements, beside <include> and <let>, that read a file.
+# The elements, besides <include> and <let>, that read a file.
 _READERS = frozenset("audio doc document folder image img table webpage".split())
-_ALONE_IN_BRACES = re.compile(r"\s*\{\{\s*([\w$]+)\s*\}\}\s*")
-_MAKES = re.compile(r"=>|\bfunction\b|\bmap\b")
-_LOOP = re.compile(r"^(.+)\sin\s(.+)", re.MULTILINE)  # quadratic on runs of space: make each one space first
-
-
-@dataclass(frozen=True)
-class Inference:
-    """What a markup takes.
-
-    Attributes:
-        variables: The variables that it needs, in order of first use: reading order, an include's at its place. One
-            that only some branch needs (``a ? b : c``, an element's ``if``) is among them.
-        optional: Those that it survives without, in the same order: a variable whose every use is guarded by
-            ``typeof`` in the same expression or in the ``if`` of an enclosing element, and the message histories of
-            `messages`, which stand for an empty list where they are not given.
-        messages: The variables that are, alone, the ``messages`` of a ``<conversation>``. One of them is in
-            `variables` instead of `optional` when another use needs more than an empty list: any use but its
-            ``length``, its test in an ``if`` and its loop in a ``for``.
-        passed: Those whose items an expression passes on as the ``messages`` of a ``<conversation>``:
-            ``{{history.slice(-6)}}``, not one with a function in it, which makes messages of what it knows.
-        expressions: The raw text of every expression, without the braces.
-        includes: Every file that an ``<include>`` leads to, missing ones too, without repeats.
-        assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
-            missing ones too, without repeats.
-        absolute: Those of both that the markup names by their absolute paths only.
-        static: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has in a form that depends on nothing
-            but the markup: no variable, nor a ``<let>`` that comes of one or of a file, the clock or the process, in
-            them or in an ``if`` or ``for`` around them.
-        patterns: The names that are bound by a pattern, ``[key, value] in pairs``, in a ``for`` or a ``<let>``.
-    """
-
-    variables: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    messages: tuple[str, ...] = ()
-    passed: tuple[str, ...] = ()
-    expressions: tuple[str, ...] = ()
-    includes: tuple[Path, ...] = ()
-    assets: tuple[Path, ...] = ()
-    absolute: frozenset[Path] = frozenset()
-    static: frozenset[str] = frozenset()
-    patterns: frozenset[str] = frozenset()
+_SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
+_MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
+_IN = re.compile(r"(?<=\s)in(?=\s)")
+# An entity is not decoded in an expression, and is a fault there: its name is not a variable.
+_ENTITIES = re.compile(r"&(amp|lt|gt|quot|apos);")
+_ENTITY = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
 def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
@@ -112,7 +79,7 @@ def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str |
     Args:
         markup: The markup.
         base: The folder that every ``src`` is relative to; None for the working folder.
-        read: What reads a file, giving None for one that is not there; by default from disk.
+        read: Reads a file, or returns None for one that does not exist; by default from disk.
 
     Returns:
         What it takes.
@@ -122,34 +89,45 @@ def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str |
         ('facts', 'user')
     """
     home = Path(os.path.abspath(base or "."))  # noqa: PTH100
-    search = _Search(home, read or _read)
+    search = _Search(home, read)
     root = parse_markup(markup)
     context = [child for child in root.children if isinstance(child, Element) and child.name == "context"]
-    values = _json_object(context[0].text()) if len(context) == 1 else {}
+    values = _json_object(context[0].text().text) if len(context) == 1 else {}
     # A variable of the caller's is merged into an object of the context's, so the object depends on it.
     bound = {key: isinstance(value, dict) for key, value in values.items()}
-    search.walk([root], _Scope(home, bound, main=True))
+    search.walk([root], _Scope(SourceText(markup), home, bound, main=True))
     return search.result()
 
 
 class _Scope(NamedTuple):
     """What is bound where an expression stands; by name, whether the value depends on more than the markup."""
 
+    source: SourceText
     folder: Path
     leaking: dict[str, bool]  # of the file, shared by all its elements
     own: dict[str, bool] = {}  # noqa: RUF012 - loop variables; never changed, only replaced
     guarded: frozenset[str] = frozenset()  # tested by `typeof` in an enclosing `if`
     depends: bool = False  # an enclosing `if` or `for` depends on more than the markup
     main: bool = False  # not in an include, whose schema, tools and runtime POML drops
+    in_loop: bool = False
+
+
+class _Place(NamedTuple):
+    """A passage with expressions, and how it is read."""
+
+    passage: Passage
+    scope: _Scope
+    kind: Kind
+    listed: bool = False  # an empty list will do for a variable that stands there alone, as in an `if` or `for`
 
 
 class _Search:
-    """One inference: walks the elements in POML's order and notes what their expressions use."""
+    """One inference: walks the elements in POML's order and collects what their expressions use."""
 
-    def __init__(self, home: Path, read: Callable[[Path], str | None]) -> None:
+    def __init__(self, home: Path, read: Callable[[Path], str | None] | None) -> None:
         self.home = home
-        self.read_file = read
-        self.first: dict[str, tuple[int, ...]] = {}  # name -> where it is first used
+        self.given = read
+        self.uses: list[tuple[int, int, Use]] = []  # with the node and the offset
         self.needed: set[str] = set()
         self.listed: set[str] = set()  # used in a way that an empty list serves
         self.messages: dict[str, None] = {}
@@ -159,124 +137,139 @@ class _Search:
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
+        self.not_utf8: dict[Path, Problem] = {}
         self.parts: dict[str, bool] = {}  # part of the frame -> whether it depends on more than the markup
         self.seen: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
-        self.node = self.attribute = 0  # where the search is
+        self.reads = self.has_speakers = False
+        self.node = 0  # where the search is; an included file's nodes come at the include's place
 
     def result(self) -> Inference:
-        names = sorted(self.first, key=self.first.__getitem__)
+        uses = tuple(use for _, _, use in sorted(self.uses, key=lambda found: found[:2]))
+        names = dict.fromkeys(use.name for use in uses)
         needed = self.needed | (self.listed - self.messages.keys())
         return Inference(
             variables=tuple(name for name in names if name in needed),
             optional=tuple(name for name in names if name not in needed),
             messages=tuple(self.messages),
             passed=tuple(name for name in self.passed if name not in self.messages),
+            uses=uses,
             expressions=tuple(code for _, _, code in sorted(self.expressions, key=lambda found: found[:2])),
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
+            not_utf8=tuple(self.not_utf8.values()),
+            reads=self.reads,
+            parts=frozenset(self.parts),
             static=frozenset(part for part, depends in self.parts.items() if not depends),
+            has_speakers=self.has_speakers,
             patterns=frozenset(self.patterns),
         )
 
-    def walk(self, nodes: Iterable[Element | str], scope: _Scope) -> None:
-        pending = [(iter(nodes), scope)]  # a stack of our own: any depth of markup must do
+    def walk(self, nodes: Iterable[Element | Passage], scope: _Scope) -> None:
+        pending = [(iter(nodes), scope)]  # not recursive: markup may be nested to any depth
         while pending:
             siblings, scope = pending[-1]
             node = next(siblings, None)
             self.node += 1
-            self.attribute = 0
             if node is None:
                 pending.pop()
-            elif isinstance(node, str):
-                self.text(node, scope)
-            elif node.name == "let":
-                self.let(node, scope)
-            elif node.name not in {"context", "stylesheet"}:
-                pending.append(self.element(node, scope))
+            elif isinstance(node, Passage):
+                self.text(_Place(node, scope, "text"))
+            elif node.name == "stylesheet":
+                self.reads |= "src" in node.text().text.replace("-", "").lower()
+            elif node.name != "context":
+                self.reads |= any(key.replace("-", "") == "src" for key, _ in node.attributes)
+                if node.name == "let":
+                    self.let(node, scope)
+                else:
+                    pending.append(self.element(node, scope))
 
-    def element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | str], _Scope]:
-        """Read an element's attributes; give its content and the scope in there."""
+    def element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
+        """Read an element's attributes; return its content and the scope in there."""
         scope = self.repeated(element, scope)
+        self.has_speakers |= element.name.replace("-", "") in _SPEAKERS
         depends = False
         wanted = _ATTRIBUTES.get(element.name)
-        for self.attribute, (key, value) in enumerate(element.attributes):
+        for key, value in element.attributes:
+            self.has_speakers |= key == "speaker"
             if key not in {"for", "if"} and (wanted is None or key in wanted):
-                alone = element.name == "conversation" and key == "messages" and _ALONE_IN_BRACES.fullmatch(value)
-                if alone and self.free(alone[1], scope):
-                    self.messages[alone[1]] = None
-                if element.name == "conversation" and key == "messages" and not alone:
-                    plain = [code for code in expressions(value) if not _MAKES.search(code)]
-                    names = [name for code in plain for name, _ in analyse(code).uses if self.free(name, scope)]
-                    self.passed.update(dict.fromkeys(names))
-                depends |= self.text(value, scope, listed=bool(alone))
-        self.attribute = len(element.attributes)
+                history = element.name == "conversation" and key == "messages" and self.history(value, scope)
+                depends |= self.text(_Place(value, scope, "attribute", bool(history)))
         if element.name == "include":
             return self.included(element, scope)
-        if element.name in _READERS and (source := element.find("src")[1]) and "{{" not in source:
+        if element.name in _READERS and (source := element.find("src").text) and "{{" not in source:
             self.assets[self.file(self.home, source)] = None  # not the include's folder: POML resolves it so
         part = _PARTS.get(element.name)
         if part is None:
-            return iter(() if element.name == "meta" else element.children), scope
+            content = () if element.name == "meta" or not is_known(element.name) else element.children
+            return iter(content), scope
         if part != "runtime":
             depends |= self.schema(element, scope)
         if scope.main:
             self.parts[part] = self.parts.get(part, False) or depends or scope.depends
         return iter(()), scope
 
+    def history(self, value: Passage, scope: _Scope) -> bool:
+        """Note the variables of the ``messages`` of a ``<conversation>``; return whether it is one of them alone."""
+        codes = [code for _, code in expressions(value.text)]
+        alone = len(codes) == 1 and value.text.strip().strip("{}").strip() == codes[0] and is_identifier(codes[0])
+        names = [use.name for code in codes if not _MAKES_MESSAGES.search(code) for use in analyse(code).uses]
+        (self.messages if alone else self.passed).update({name: None for name in names if self.free(name, scope)})
+        return alone
+
     def repeated(self, element: Element, scope: _Scope) -> _Scope:
-        """Read ``for`` and then ``if``, in whatever order they are written; give the scope behind them."""
-        self.attribute, loop = element.find("for")
-        match = _LOOP.search(SPACES.sub(lambda run: "\n" if "\n" in run[0] else " ", loop))
-        if loop and not match:  # POML refuses it; then no variable of it is to be missed before POML can tell
-            scope = scope._replace(own={**scope.own, **dict.fromkeys(WORD.findall(loop), True)})
-        elif match:
-            depends = self.read(match[2], scope, listed=True)
-            own = dict.fromkeys(("loop", *self.bound(match[1])), depends)
-            scope = scope._replace(own={**scope.own, **own}, depends=scope.depends or depends)
-            self.defaults(match[1], scope)
-        self.attribute, condition = element.find("if")
-        if condition:
-            code = unwrapped(condition)
-            depends = self.read(code, scope, listed=True)
+        """Read ``for`` and then ``if``, in whatever order they are written; return the scope after them."""
+        loop, condition = element.find("for"), element.find("if")
+        if loop.text and (parts := _split_loop(loop.text)) is None:
+            # POML refuses it; then its words are no variables.
+            scope = scope._replace(own={**scope.own, **dict.fromkeys(WORD.findall(loop.text), True)})
+        elif loop.text and parts is not None:
+            item, start, code = parts
+            depends = self.read(code, start, _Place(loop, scope, "for", listed=True))
+            own = dict.fromkeys(("loop", *self.bound(item)), depends)
+            scope = scope._replace(own={**scope.own, **own}, depends=scope.depends or depends, in_loop=True)
+            self.defaults(loop._replace(text=item), scope, "for")
+        if condition.text:
+            start, code = unwrapped(condition.text)
+            depends = self.read(code, start, _Place(condition, scope, "if", listed=True))
             guarded = scope.guarded | analyse(code).tested
             scope = scope._replace(guarded=guarded, depends=scope.depends or depends)
         return scope
 
-    def included(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | str], _Scope]:
-        source = element.find("src")[1]
-        nothing: tuple[Iterator[Element | str], _Scope] = iter(()), scope
+    def included(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
+        source = element.find("src").text
+        nothing: tuple[Iterator[Element | Passage], _Scope] = iter(()), scope
         if not source:
             return nothing
         file = self.file(scope.folder, source)
         self.includes[file] = None
         bound = {**scope.leaking, **scope.own}
-        # The same file with the same names bound tells nothing new; this also ends cycles.
+        # The same file with the same names bound adds nothing new; this also ends cycles.
         visit = file, frozenset(bound), scope.guarded
         text = None if visit in self.seen else self.read_file(file)
         if text is None:
             return nothing
         self.seen.add(visit)
         root = parse_markup(text)
-        inside = _Scope(file.parent, bound, guarded=scope.guarded, depends=scope.depends)
+        inside = scope._replace(source=SourceText(text, file), folder=file.parent, leaking=bound, own={}, main=False)
         return iter(root.children if root.name == "poml" else [root]), inside
 
     def let(self, element: Element, scope: _Scope) -> None:
-        name, source = element.find("name")[1], element.find("src")[1]
-        self.attribute, value = element.find("value")
+        name, source, value = element.find("name"), element.find("src").text, element.find("value")
         depends = bool(source)  # on a file that is no part of the markup
         file = self.file(scope.folder, source)
         if source:
             self.assets[file] = None
-        if name and value and not source:
-            depends = self.read(unwrapped(value), scope)
-        names: Iterable[str] = self.bound(name) if name else ()
-        if not name and source:
+        if name.text and value.text and not source:
+            start, code = unwrapped(value.text)
+            depends = self.read(code, start, _Place(value, scope, "value"))
+        names: Iterable[str] = self.bound(name.text) if name.text else ()
+        if not name.text and source:
             names = _json_object(self.read_file(file) or "")
-        elif not name and not value:
-            names = _json_object(element.text())
+        elif not name.text and not value.text:
+            names = _json_object(element.text().text)
         scope.leaking.update(dict.fromkeys(names, depends))
-        self.defaults(name, scope)
+        self.defaults(name, scope, "value")
 
     def bound(self, pattern: str) -> list[str]:
         names = bound_by(pattern)
@@ -285,49 +278,49 @@ class _Search:
         return names
 
     def schema(self, element: Element, scope: _Scope) -> bool:
-        text, parser = element.text().strip(), element.find("parser")[1]
+        passage, parser = element.text(), element.find("parser").text
+        text = passage.text.strip()
         if parser not in {"json", "eval"}:  # not given, or itself an expression
             parser = "json" if text.startswith("{") else "eval"
         if parser == "json":
-            return self.text(text, scope)
-        code = unwrapped(text)
-        if analyse(code).broken:  # prose; POML tells, and no word of it is to be missed as a variable before
-            return True
-        return self.read(code, scope._replace(own={"z": False, **scope.leaking, **scope.own}))
+            return self.text(_Place(passage, scope, "text"))
+        start, code = unwrapped(text)
+        start += len(passage.text) - len(passage.text.lstrip())
+        scope = scope._replace(own={"z": False, **scope.leaking, **scope.own})
+        return self.read(code, start, _Place(passage, scope, "schema"))
 
-    def text(self, text: str, scope: _Scope, *, listed: bool = False) -> bool:
-        """Read the expressions in a text, as `read` does each."""
+    def text(self, place: _Place) -> bool:
+        """Read the expressions in a passage, as `read` does each."""
         depends = False
-        for code in expressions(text):
-            depends |= self.read(code, scope, listed=listed)
+        for start, code in expressions(place.passage.text):
+            depends |= self.read(code, start, place)
         return depends
 
-    def read(self, code: str, scope: _Scope, *, listed: bool = False) -> bool:
-        """Note what an expression uses; tell whether it depends on more than the markup.
+    def read(self, code: str, start: int, place: _Place) -> bool:
+        """Note what an expression uses; return whether it depends on more than the markup."""
+        self.expressions.append((self.node, place.passage.at(start), code))
+        return self.note(code, start, place)
 
-        `listed`: an empty list will do for a variable that stands there by itself, as in an ``if`` or ``for``.
-        """
-        self.expressions.append((self.node, self.attribute, code))
-        return self.note(code, scope, listed=listed)
-
-    def defaults(self, pattern: str, scope: _Scope) -> None:
+    def defaults(self, pattern: Passage, scope: _Scope, kind: Kind) -> None:
         """Note what the default values of a pattern, ``{a, b = c}``, use."""
-        if "=" in pattern:
-            self.note(f"({pattern}) => 0", scope)
+        if "=" in pattern.text:
+            self.note(f"({pattern.text}) => 0", -1, _Place(pattern, scope, kind))
 
-    def note(self, code: str, scope: _Scope, *, listed: bool = False) -> bool:
-        depends = False
-        analysis = analyse(code)
-        for index, (name, how) in enumerate(analysis.uses):
+    def note(self, code: str, start: int, place: _Place) -> bool:
+        scope = place.scope
+        analysis = analyse(_ENTITIES.sub(lambda entity: _ENTITY[entity[1]], code))
+        depends = analysis.broken
+        for at, name, how in analysis.uses:
             if not self.free(name, scope):
                 depends |= scope.own.get(name, scope.leaking.get(name, name in _OUTSIDE))
                 continue
             depends = True
-            place = self.node, self.attribute, len(self.expressions), index
-            self.first[name] = min(place, self.first.get(name, place))
-            if how == TESTED or name in analysis.tested or name in scope.guarded:
-                continue
-            (self.listed if how == LENGTH or (listed and how == ALONE) else self.needed).add(name)
+            offset = place.passage.at(start + at)
+            guarded = how == TESTED or name in analysis.tested or name in scope.guarded
+            use = Use(name, scope.source, offset, place.kind, code, scope.in_loop, guarded)
+            self.uses.append((self.node, offset, use))
+            if not guarded:
+                (self.listed if how == LENGTH or (place.listed and how == ALONE) else self.needed).add(name)
         for name in analysis.assigned:
             if name not in scope.own:
                 scope.leaking.setdefault(name, depends)
@@ -339,15 +332,44 @@ class _Search:
         self.absolute[file] = self.absolute.get(file, True) and os.path.isabs(source)  # noqa: PTH117
         return file
 
+    def read_file(self, file: Path) -> str | None:
+        if self.given is not None:
+            return self.given(file)
+        content = read_file(file)
+        if content is None:
+            return None
+        text, problem = decode(content, str(file))
+        if problem is not None:
+            self.not_utf8[file] = problem
+        return text
+
     def free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.own or name in scope.leaking or name in _GLOBALS) and is_identifier(name)
 
 
-def _read(file: Path) -> str | None:
-    with suppress(OSError, ValueError):  # ValueError: a null character in the path
-        if file.is_file():  # never a pipe or a device
-            return file.read_bytes().decode("utf-8", "replace")
-    return None
+def _split_loop(loop: str) -> tuple[str, int, str] | None:
+    r"""Split ``item in list`` as JavaScript's ``/(.+)\s+in\s+(.+)/`` does, in linear time: item, offset and list."""
+    found: tuple[str, int, str] | None = None
+    line = 0  # the end of the line that the first item ends in
+    for word in _IN.finditer(loop):
+        end, start = word.start(), word.end()
+        while end and loop[end - 1].isspace():
+            end -= 1
+        while start < len(loop) and loop[start].isspace():
+            start += 1
+        if not end or start == len(loop):
+            continue
+        if found is None:
+            line = _line_end(loop, end)
+        elif end > line:
+            break
+        found = loop[loop.rfind("\n", 0, end) + 1 : end], start, loop[start : _line_end(loop, start)]
+    return found
+
+
+def _line_end(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return len(text) if end < 0 else end
 
 
 def _json_object(text: str) -> dict[str, Any]:

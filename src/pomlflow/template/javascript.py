@@ -12,13 +12,13 @@ from pomlflow.engine.serialize import is_identifier
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "analyse", "bound_by"]
+__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by"]
 
 _PLAIN = re.compile(
     r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
 )
 WORD = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
-# How a variable is used: tested by `typeof`, only its length, by itself, or in another way.
+# How a name is used: tested by `typeof`, only its length, by itself, or in another way.
 TESTED, LENGTH, ALONE, _DEEPER = "typeof", "length", "alone", "deeper"
 _IDENTIFIERS = frozenset(
     {"identifier", "shorthand_property_identifier", "shorthand_property_identifier_pattern"}  # a, {a}, ({a}) => …
@@ -28,49 +28,64 @@ _FUNCTIONS = frozenset(
     "method_definition class class_declaration".split()
 )
 _BLOCKS = frozenset("statement_block for_statement for_in_statement catch_clause".split())
+_RETURN = "return "  # POML evaluates `new Function(…names, "return " + expression)`
 _local = threading.local()
 
 
-class _Code(NamedTuple):
-    """An expression's free identifiers: (name, how) in reading order; those tested by ``typeof``; those assigned.
+class Name(NamedTuple):
+    """One use of a free identifier: where it stands in the code, which it is, and how it is used."""
 
-    What is no JavaScript is `broken`.
+    start: int
+    name: str
+    how: str
+
+
+class Code(NamedTuple):
+    """An expression's free identifiers in reading order; those tested by ``typeof``; those assigned.
+
+    What is not JavaScript is `broken`, and has no identifiers.
     """
 
-    uses: tuple[tuple[str, str], ...]
+    uses: tuple[Name, ...]
     tested: frozenset[str] = frozenset()
     assigned: tuple[str, ...] = ()
     broken: bool = False
 
 
 class _Bind(NamedTuple):
-    """In a list of nodes to visit: from here on these names are bound once more, or once less."""
+    """In the list of nodes to visit: from here on these names are bound once more, or once less."""
 
     names: list[str]
     step: int
 
 
 @lru_cache(maxsize=1024)
-def analyse(code: str) -> _Code:
-    """Find the free names of an expression; what is no JavaScript is read as far as it goes."""
+def analyse(code: str) -> Code:
+    """Find the free names of an expression."""
     plain = _PLAIN.fullmatch(code)  # most expressions; they need no parser
     if plain:
         name, member = plain.groups()
         how = ALONE if member is None else LENGTH if member == "length" else _DEEPER
-        return _Code(((name, how),) if is_identifier(name) else ())
-    root = _tree("return " + code)
-    statement = root.named_children[0] if root.named_children else root
-    if root.has_error or statement.type != "return_statement":
-        statement = root  # no JavaScript: what can be seen of it
-    return _visit(statement, ["arguments", *_hoisted(root)])._replace(broken=root.has_error)
+        return Code((Name(plain.start(1), name, how),) if is_identifier(name) else ())
+    root = _tree(_RETURN + code)
+    if root.has_error or not root.named_children:
+        return Code((), broken=root.has_error)
+    found = _visit(root.named_children[0], ["arguments", *_hoisted(root)])
+    return found._replace(uses=tuple(use._replace(start=_characters(code, use.start)) for use in found.uses))
 
 
-def _visit(statement: Node, names: list[str]) -> _Code:
+def _characters(code: str, byte: int) -> int:
+    """An offset in the code in characters, from one in the parsed bytes."""
+    byte -= len(_RETURN)
+    return byte if code.isascii() else len(code.encode("utf-8", "replace")[:byte].decode("utf-8", "replace"))
+
+
+def _visit(statement: Node, names: list[str]) -> Code:
     bound: dict[str, int] = {}
-    uses: list[tuple[int, str, str]] = []
+    uses: list[Name] = []
     assigned: dict[str, None] = {}
     todo: list[tuple[Node, str] | _Bind] = [(statement, ALONE), _Bind(names, 1)]
-    while todo:  # a stack of our own: any depth of code must do
+    while todo:  # not recursive: code may be nested to any depth
         item = todo.pop()
         if isinstance(item, _Bind):
             for name in item.names:
@@ -79,9 +94,9 @@ def _visit(statement: Node, names: list[str]) -> _Code:
         node, how = item
         if node.type in _IDENTIFIERS:
             if not bound.get(_text(node)):
-                uses.append((node.start_byte, _text(node), how))
+                uses.append(Name(node.start_byte, _text(node), how))
             continue
-        if node.type == "assignment_expression":  # in sloppy mode that needs no variable, it makes one
+        if node.type == "assignment_expression":  # in sloppy mode it makes a variable
             left, *right = node.named_children
             targets = _pattern(left)
             assigned.update(dict.fromkeys(name for name in targets if not bound.get(name)))
@@ -91,12 +106,12 @@ def _visit(statement: Node, names: list[str]) -> _Code:
             todo += [_Bind(inside, -1), *_inner(node, how), _Bind(inside, 1)]
         else:
             todo += _inner(node, how)
-    tested = frozenset(name for _, name, how in uses if how == TESTED)
-    return _Code(tuple((name, how) for _, name, how in sorted(uses)), tested, tuple(assigned))
+    tested = frozenset(use.name for use in uses if use.how == TESTED)
+    return Code(tuple(sorted(uses)), tested, tuple(assigned))
 
 
 def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
-    """A node's children, the last first, with how the node uses each."""
+    """The children of a node, the last first, each with how the node uses it."""
     children = node.named_children
     ways, kind = [ALONE] * len(children), node.type
     if not children:
@@ -113,7 +128,7 @@ def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
 
 
 def _scope(node: Node) -> list[str]:
-    """The names that a function, class or block binds for its inside."""
+    """The names that a function, class or block binds inside it."""
     if node.type in _BLOCKS:
         return _lexical(node)
     name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
@@ -190,7 +205,7 @@ def _pattern(node: Node) -> list[str]:
 
 
 def bound_by(pattern: str) -> list[str]:
-    """The names that a ``<let>``'s name or a loop's item binds; POML makes it a parameter, so it may be a pattern."""
+    """The names that the name of a ``<let>`` or the item of a loop binds; it becomes a parameter, so a pattern, too."""
     pattern = pattern.strip()
     if is_identifier(pattern):
         return [pattern]

@@ -1,23 +1,28 @@
-"""POML's markup as POML itself parses it: elements, attributes, text, and the expressions in them.
+"""POML's markup as POML itself parses it: elements, attributes and text, each with its place in the source.
 
-No XML parser will do: markup may have several roots or none, and what is broken is to be read as far as it goes, since
-rendering it tells what is wrong.
+An XML parser cannot be used: markup may have several roots or none, and broken markup is read as far as possible, since
+rendering it reports what is wrong. Offsets count characters of the source as it is written, line ends of two
+characters and byte-order marks included.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["SPACES", "Element", "expressions", "is_poml", "parse_markup", "unwrapped"]
+__all__ = ["Element", "Passage", "SourceText", "expressions", "is_known", "is_poml", "parse_markup", "unwrapped"]
 
 _NAME = r"[A-Za-z_:][A-Za-z0-9_:.\-\u00b7\u0300-\u036f\u203f\u2040]*"
 _MARKUP = re.compile(rf"<(?:!--|!\[CDATA\[|[!?/]|(?=[A-Za-z_:]))|&(?:{_NAME};|#[0-9]+;|#x[0-9A-Fa-f])")
 _TAG = re.compile(rf"""({_NAME})(?:\s*=\s*("[^"]*"|'[^']*'))?|(/?>)|(<)|\s+|.""", re.DOTALL)
-_LINES = re.compile("\r\n?|[\u2028\u2029]")  # all that ends a line for JavaScript's `.`
+# All that ends a line for JavaScript's `.`; \r\n becomes a blank and \n, so that every offset stays.
+_LINES = str.maketrans({"\r": "\n", "\u2028": "\n", "\u2029": "\n", "\ufeff": " "})
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
-SPACES = re.compile(r"\s+")
+_SPACES = re.compile(r"\s+")
 # All elements of poml 0.0.8 by all their names, in lower case and without hyphens.
 _ELEMENTS = frozenset(
     "aimessage aimsg anyorfree audio b bold br caption captionedparagraph captiontext code context conversation cp "
@@ -29,30 +34,88 @@ _ELEMENTS = frozenset(
 )
 
 
+class SourceText(NamedTuple):
+    """The text of a file, or of inline markup."""
+
+    text: str
+    file: Path | None = None
+
+    def place(self, offset: int) -> tuple[int, int, str]:
+        """Return the line and the column of an offset, both from 1, and the line's text."""
+        begin = self.text.rfind("\n", 0, offset) + 1
+        end = self.text.find("\n", begin)
+        line = self.text[begin : len(self.text) if end < 0 else end].rstrip("\r")
+        return self.text.count("\n", 0, begin) + 1, offset - begin + 1, line
+
+    def offset(self, line: int, column: int) -> int:
+        """Return the offset of a line and a column."""
+        begin = 0
+        for _ in range(line - 1):
+            begin = self.text.find("\n", begin) + 1
+        return begin + column - 1
+
+
+class Passage(NamedTuple):
+    """A text in the markup: an attribute's value, or a piece of text, or several of one element.
+
+    `pieces` has, for each piece, its offset in the text and in the source.
+    """
+
+    text: str
+    pieces: tuple[tuple[int, int], ...] = ((0, 0),)
+
+    def at(self, index: int) -> int:
+        """Return the source's offset of a character of the text."""
+        where, start = self.pieces[bisect_right(self.pieces, index, key=lambda piece: piece[0]) - 1]
+        return start + index - where
+
+
+_NOTHING = Passage("")
+
+
 class Element:
-    """An element: its name in lower case, attributes as (key in lower case, value), children in order."""
+    """An element: its name in lower case, attributes as (key in lower case, value), children in order.
 
-    __slots__ = ("attributes", "children", "name")
+    `start` and `end` are the offsets of its start tag; `unquoted` has those of values without quotes.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("attributes", "children", "end", "name", "start", "unquoted")
+
+    def __init__(self, name: str, start: int = 0) -> None:
         prefix, _, local = name.partition(":")
         self.name = (local if prefix and local and ":" not in local else name).lower()
-        self.attributes: list[tuple[str, str]] = []
-        self.children: list[Element | str] = []
+        self.attributes: list[tuple[str, Passage]] = []
+        self.children: list[Element | Passage] = []
+        self.unquoted: list[int] = []
+        self.start = self.end = start
 
-    def find(self, key: str) -> tuple[int, str]:
-        """The place and the value of an attribute; the first counts."""
-        return next(((at, value) for at, (name, value) in enumerate(self.attributes) if name == key), (0, ""))
+    def find(self, key: str) -> Passage:
+        """The value of an attribute, an empty one where there is none; the first counts."""
+        return next((value for name, value in self.attributes if name == key), _NOTHING)
 
-    def text(self) -> str:
+    def text(self) -> Passage:
         """The text right inside it, without that of its children."""
-        return " ".join(child for child in self.children if isinstance(child, str))
+        texts, pieces, length = [], [], 0
+        for child in self.children:
+            if isinstance(child, Passage):
+                texts.append(child.text)
+                pieces.append((length, child.at(0)))
+                length += len(child.text) + 1
+        return Passage(" ".join(texts), tuple(pieces)) if pieces else _NOTHING
+
+    def walk(self) -> Iterator[Element]:
+        """Yield the element and all elements inside it, in reading order."""
+        pending: list[Element] = [self]
+        while pending:
+            element = pending.pop()
+            yield element
+            pending += [child for child in reversed(element.children) if isinstance(child, Element)]
 
 
 def is_poml(text: str) -> bool:
-    """Whether a text is POML, as far as its content tells.
+    """Whether a text is POML, as far as its content shows.
 
-    POML takes any text. So what counts is that nothing stands outside elements, and that the outermost elements are
+    POML takes any text. So a text counts as POML if nothing stands outside elements, and the outermost elements are
     POML's: a prompt that only puts some of its text into XML tags is plain text.
 
     Example:
@@ -63,18 +126,18 @@ def is_poml(text: str) -> bool:
     """
     document = _parse(text.replace("\ufeff", " "))
     elements = [child for child in document.children if isinstance(child, Element)]
-    around = document.text()
-    return bool(elements) and not around.strip() and all(_known(element.name) for element in elements)
+    return bool(elements) and not document.text().text.strip() and all(is_known(element.name) for element in elements)
 
 
-def _known(name: str) -> bool:
+def is_known(name: str) -> bool:
+    """Whether POML has an element of that name, in lower case."""
     return name.replace("-", "") in _ELEMENTS
 
 
 def parse_markup(markup: str) -> Element:
     """Parse as POML does: with an element ``<poml>`` around what is not one element alone."""
-    document = _parse(_LINES.sub("\n", markup).replace("\ufeff", " "))
-    solid = [child for child in document.children if isinstance(child, Element) or not child.isspace()]
+    document = _parse(markup.replace("\r\n", " \n").translate(_LINES))
+    solid = [child for child in document.children if isinstance(child, Element) or not child.text.isspace()]
     return solid[0] if len(solid) == 1 and isinstance(solid[0], Element) else document
 
 
@@ -88,10 +151,11 @@ def _parse(text: str) -> Element:
         children = open_elements[-1].children
         start, kind = found.start(), found[0]
         if start > at:
-            children.append(text[at:start])
+            children.append(Passage(text[at:start], ((0, at),)))
         at = found.end()
         if kind == "<":
-            element, at, is_open = _tag(text, at)
+            element, is_open = _tag(text, at)
+            at = element.end
             children.append(element)
             if is_open:
                 open_elements.append(element)
@@ -101,19 +165,20 @@ def _parse(text: str) -> Element:
         elif kind in {"<!--", "<!"}:
             at = (kind == "<!--" and find("-->", at)) or find(">", at) or at
         else:
-            children.append("")  # nothing to read, but it ends a piece of text, and outside the root it is content
+            # Nothing to read, but it ends a piece of text, and outside the root it is content.
+            children.append(Passage("", ((0, start),)))
             if kind == "<![CDATA[":
                 at = find("]]>", at) or at
             elif kind == "<?":  # greedy: up to the last end in the line
                 end, line = find("?>", at), find("\n", at) or len(text)
                 at = max(end, text.rfind("?>", at, line) + 2) if end else at
     if at < len(text):
-        open_elements[-1].children.append(text[at:])
+        open_elements[-1].children.append(Passage(text[at:], ((0, at),)))
     return document
 
 
 def _finder(text: str) -> Callable[[str, int], int]:
-    """Find where an end ends, else give 0; looks only once for what is not there, so that garbage stays linear."""
+    """Return a function that finds the end of an end, or 0; it searches only once for a missing one: linear time."""
     missing: set[str] = set()
 
     def find(what: str, start: int) -> int:
@@ -126,27 +191,28 @@ def _finder(text: str) -> Callable[[str, int], int]:
     return find
 
 
-def _tag(text: str, at: int) -> tuple[Element, int, bool]:
-    """Read a start tag behind its ``<``; give the element, where it ends, and whether content follows."""
+def _tag(text: str, at: int) -> tuple[Element, bool]:
+    """Read a start tag after its ``<``; return the element, and whether content follows."""
     element: Element | None = None
-    end = len(text)
     for token in _TAG.finditer(text, at):
         name, value, close, opening = token.groups()
-        end = token.end()
         if element is None:
-            element = Element(name)
+            element = Element(name, at - 1)
         elif name is not None and value is not None:
-            element.attributes.append((name.lower(), value[1:-1]))
-        elif close or opening:
-            return element, end - len(opening or ""), close == ">"
-    return element or Element(""), end, False
+            element.attributes.append((name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))))
+        elif token[0] == "=":
+            element.unquoted.append(token.end())
+        element.end = token.end() - len(opening or "")
+        if close or opening:
+            return element, close == ">"
+    return element or Element("", at), False
 
 
-def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[str]:
-    r"""Give what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, in linear time, for these forms of its braces."""
+def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    r"""Yield what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, in linear time, for these forms of its braces."""
     at, close, tail, line = 0, -1, -1, -1
     while opened := opening.search(text, at):
-        spaces = SPACES.match(text, opened.end())
+        spaces = _SPACES.match(text, opened.end())
         body = spaces.end() if spaces else opened.end()
         if close <= body:
             closed = closing.search(text, body + 1)
@@ -161,15 +227,15 @@ def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> I
         if line < tail:
             at = opened.start() + 1
         else:
-            yield text[body:tail]
+            yield body, text[body:tail]
             at = close + 2
 
 
-def expressions(text: str) -> Iterator[str]:
-    """The expressions in a text, without their braces."""
+def expressions(text: str) -> Iterator[tuple[int, str]]:
+    """The expressions in a text, without their braces, each with its offset in the text."""
     return _between(text, _OPEN, _CLOSE)
 
 
-def unwrapped(code: str) -> str:
-    """An expression without the braces that POML allows around it."""
-    return next(_between(code, _OPEN_LINE, _CLOSE_LINE), code)
+def unwrapped(code: str) -> tuple[int, str]:
+    """An expression without the braces that POML allows around it, and its offset."""
+    return next(_between(code, _OPEN_LINE, _CLOSE_LINE), (0, code))

@@ -14,7 +14,7 @@ from typing import Final
 
 from pomlflow.settings import settings
 
-__all__ = ["absolute", "from_root", "name_and_place", "registry_name"]
+__all__ = ["absolute", "from_root", "name_and_place", "registry_name", "working_folder"]
 
 _log = logging.getLogger("pomlflow")
 _LONGEST: Final = 256  # characters of a prompt's name that MLflow takes on every store
@@ -95,12 +95,20 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
 
 
+def working_folder() -> Path | None:
+    """The working folder; None where it was removed."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
 def _relative(path: Path) -> str | None:
     root = settings().prompt_root
-    for folder in (root and root.absolute(), Path.cwd()):
-        # The working folder is told without links, a script's own path with them: /tmp on macOS is one.
-        for file, home in ((path, folder), (path.resolve(), folder and folder.resolve())):
-            if home and file.is_relative_to(home):
+    for folder in filter(None, (root, working_folder())):
+        # The working folder's path has no links, a script's own path may have: /tmp on macOS is one.
+        for file, home in ((path, folder), (path.resolve(), folder.resolve())):
+            if file.is_relative_to(home):
                 return file.relative_to(home).as_posix()
     return None
 

@@ -1,38 +1,129 @@
-"""A template as it is at one moment: its markup, what that takes, and the files that it names."""
+"""A template at one moment: its markup, what that takes, and the files that it names."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from pomlflow.exceptions import Problem
 from pomlflow.record import PromptFile
-from pomlflow.template.inference import Inference
+from pomlflow.template.files import sha256
+from pomlflow.template.markup import SourceText
 
-__all__ = ["Origin", "Snapshot", "prompt_files", "sha256", "stamp", "stamps"]
+__all__ = ["Inference", "Kind", "Origin", "Snapshot", "Use", "prompt_files"]
+
+Kind = Literal["text", "attribute", "for", "if", "value", "schema"]
+
+
+class Use(NamedTuple):
+    """One use of a variable in an expression.
+
+    Attributes:
+        name: The variable.
+        source: The markup that it stands in, and its file; None for the root, which the template knows.
+        offset: Where it stands there, in characters.
+        kind: The kind of place: an element's text, the ``for``, the ``if`` or another attribute, the ``value`` of a
+            ``<let>``, or a schema in JavaScript.
+        expression: The whole expression, without braces.
+        in_loop: Whether an element around it has a ``for``.
+        guarded: Whether ``typeof`` tests the variable, in the expression or in an ``if`` around it.
+    """
+
+    name: str
+    source: SourceText
+    offset: int
+    kind: Kind
+    expression: str
+    in_loop: bool = False
+    guarded: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether the expression is nothing but the variable."""
+        return self.expression.strip() == self.name
+
+    @property
+    def file(self) -> Path | None:
+        """The included file that it stands in; None for the markup itself."""
+        return self.source.file
+
+    @property
+    def line(self) -> int:
+        """The line, from 1."""
+        return self.source.place(self.offset)[0]
+
+    @property
+    def column(self) -> int:
+        """The column, from 1, in characters."""
+        return self.source.place(self.offset)[1]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a markup takes.
+
+    Attributes:
+        variables: The variables that it needs, in order of first use: reading order, an include's at its place. One
+            that only some branch needs (``a ? b : c``, an element's ``if``) is among them.
+        optional: Those that it renders without, in the same order: a variable whose every use is guarded by
+            ``typeof`` in the same expression or in the ``if`` of an enclosing element, and the message histories of
+            `messages`, which are an empty list where they are not given.
+        messages: The variables that are, alone, the ``messages`` of a ``<conversation>``. One of them is in
+            `variables` instead of `optional` when another use needs more than an empty list: any use but its
+            ``length``, its test in an ``if`` and its loop in a ``for``.
+        passed: Those whose items an expression passes on as the ``messages`` of a ``<conversation>``:
+            ``{{history.slice(-6)}}``; not in an expression with a function, which makes messages of its own.
+        uses: Every use of each of the variables, in the same order.
+        expressions: The raw text of every expression, without the braces.
+        includes: Every file that an ``<include>`` leads to, missing ones too, without repeats.
+        assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
+            missing ones too, without repeats.
+        absolute: Those of both that the markup names by their absolute paths only.
+        not_utf8: What is wrong with those that must be UTF-8 and are not.
+        reads: Whether anything in the markup names a file, by a variable too.
+        parts: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has.
+        static: Those of them that depend on nothing but the markup: no variable, nor a ``<let>`` that comes of one or
+            of a file, the clock or the process, in them or in an ``if`` or ``for`` around them.
+        has_speakers: Whether it gives messages a speaker, by an element such as ``<system-msg>`` or a ``speaker=``.
+        patterns: The names that are bound by a pattern, ``[key, value] in pairs``, in a ``for`` or a ``<let>``.
+    """
+
+    variables: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = ()
+    expressions: tuple[str, ...] = ()
+    includes: tuple[Path, ...] = ()
+    assets: tuple[Path, ...] = ()
+    absolute: frozenset[Path] = frozenset()
+    not_utf8: tuple[Problem, ...] = ()
+    reads: bool = False
+    parts: frozenset[str] = frozenset()
+    static: frozenset[str] = frozenset()
+    has_speakers: bool = False
+    patterns: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A template as it is at one moment.
+    """A template at one moment.
 
     Attributes:
         source: The markup.
-        digest: What the content is known by: `pomlflow.record.content_digest` of the markup and `files`.
+        digest: The content's identity: `pomlflow.record.content_digest` of the markup and `files`.
         inference: What it takes.
         folder: The folder that relative sources are resolved against.
-        stamps: Of each file, what its metadata said before it was read.
+        stamps: The metadata of each file before it was read.
         files: The files that the markup names, includes first.
-        path: The markup's own file, absolute; None for markup that is in none.
+        path: The markup's own file, absolute; None for inline markup.
         relative: The same, relative to the prompt root.
-        version: The number of the version in a registry that it is; None for all others.
+        version: The number of its version in the registry; None for other templates.
         uri: The same as ``prompts:/name/version``.
-        roots: The only folders that it may read; None for trusted markup, which may read what the user's settings say.
-        missing: Why a file that it names is not there, by its absolute path.
+        roots: The only folders that it may read; None for trusted markup, for which the user's settings hold.
+        missing: Why a file that it names does not exist, by its absolute path.
         register: False where it must never become a version of its own.
     """
 
@@ -52,12 +143,12 @@ class Snapshot:
 
 
 class Origin(Protocol):
-    """Where a template comes from that is neither a file nor given markup: a prompt in a registry.
+    """The source of a template that is neither a file nor given markup: a prompt in a registry.
 
     Attributes:
         name: The prompt's name there.
-        uri: What was asked for: ``prompts:/name@alias`` or ``prompts:/name/3``.
-        refresh: Seconds between looks whether that is another version by now.
+        uri: The requested URI: ``prompts:/name@alias`` or ``prompts:/name/3``.
+        refresh: Seconds after which it is checked for a newer version.
     """
 
     name: str
@@ -65,55 +156,15 @@ class Origin(Protocol):
     refresh: float
 
     def current(self) -> Snapshot:
-        """Give the template as it is now, at once, the same object for as long as it does not change."""
+        """Return the current template without waiting; the same object as long as it does not change."""
 
 
 def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
-    """Read what a markup names.
-
-    Args:
-        inference: Of the markup.
-        folder: Where the markup is at home.
-
-    Returns:
-        Its includes, then its other files; a file that is not there has the digest of an empty one.
-    """
+    """Read the files that a markup in `folder` names; a missing one has the digest of an empty file."""
     return tuple(
         PromptFile(file.as_posix() if file in inference.absolute else _shown(file, folder), sha256(file), file, folder)
         for file in (*inference.includes, *inference.assets)
     )
-
-
-def stamp(file: Path) -> object:
-    """What a file's metadata says; something else when it has changed, and None when it is not there."""
-    try:
-        at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
-    except (OSError, ValueError):  # ValueError: a null character in an include's path
-        return None
-    return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # the second tells where a copy sets the first back
-
-
-def stamps(files: Iterable[Path]) -> dict[Path, object]:
-    """The stamps of files, by file."""
-    return {file: stamp(file) for file in files}
-
-
-def sha256(file: Path) -> str:
-    """SHA-256, in hexadecimal, of what a file holds; of nothing where it is not there, or is a folder."""
-    return _sha256(file, stamp(file))
-
-
-@lru_cache(maxsize=1024)  # frameworks copy templates often, and a document may be large
-def _sha256(file: Path, _stamp: object) -> str:
-    digest = hashlib.sha256()
-    try:
-        if file.is_file():  # never a pipe or a device
-            with file.open("rb") as content:
-                while piece := content.read(1 << 20):
-                    digest.update(piece)
-    except (OSError, ValueError):
-        return hashlib.sha256().hexdigest()
-    return digest.hexdigest()
 
 
 def _shown(file: Path, folder: Path) -> str:

@@ -5,9 +5,8 @@ It knows no framework and no MLflow; the adapters' prompt templates are made aro
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,19 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
-from pomlflow.exceptions import PomlError, RenderError, TemplateNotFoundError, VariableError
+from pomlflow._log import logger
+from pomlflow.exceptions import PomlError, RenderError, TemplateNotFoundError
 from pomlflow.record import JsonObject, RenderRecord, content_digest
 from pomlflow.settings import settings
+from pomlflow.template.files import decode, stamp, stamps
 from pomlflow.template.history import History
-from pomlflow.template.inference import Inference, infer
-from pomlflow.template.names import absolute, from_root, name_and_place, registry_name
-from pomlflow.template.source import Origin, Snapshot, prompt_files, stamp, stamps
-from pomlflow.template.validation import admitted, checked, encoded
+from pomlflow.template.inference import infer
+from pomlflow.template.names import absolute, from_root, name_and_place, registry_name, working_folder
+from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
+from pomlflow.template.validation import (
+    check_names,
+    encode_variables,
+    missing_names,
+    missing_variables,
+    nameable,
+    own_problems,
+    with_hint,
+)
 
 __all__ = ["Snapshot", "Template"]
 
-_log = logging.getLogger("pomlflow")
-_NOWHERE = os.path.join(os.sep, "<inline>")  # noqa: PTH118 - no folder, so that nothing is allowed by it
+_NOWHERE = Path(os.sep, "<inline>")  # a folder that does not exist, so that it allows nothing to be read
 
 
 class Template:
@@ -72,7 +80,7 @@ class Template:
         self.base_dir = None if base_dir is None else absolute(base_dir)
         self.relative = None
         home = self.base_dir if self.path is None else self.path.parent
-        self._home = None if home is None else from_root(str(home), str(settings().prompt_root or Path.cwd()))
+        self._home = None if home is None else _from_prompt_root(home)
         name = name if origin is None else origin.name
         self.name = registry_name(name or "")
         if self.path is not None:
@@ -121,13 +129,15 @@ class Template:
 
     def folder(self) -> str | None:
         """The folder that relative sources are looked for in, relative to the prompt root; None on another drive."""
-        root = settings().prompt_root
         if self.path is not None or self.base_dir is not None:
             return self._home
-        return "." if root is None else from_root(os.getcwd(), str(root))  # noqa: PTH109 - the cache's key
+        root, here = settings().prompt_root, None
+        if root is not None:
+            here = working_folder()
+        return "." if here is None else from_root(str(here), str(root))
 
     def _folder(self) -> Path:
-        return self.path.parent if self.path is not None else self.base_dir or Path.cwd()
+        return self.path.parent if self.path is not None else self.base_dir or working_folder() or _NOWHERE
 
     def _read(self, last: str | None) -> Snapshot:
         source, folder = last, self._folder()
@@ -149,20 +159,29 @@ class Template:
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
-            # As Node reads it: UTF-8, what is not becomes U+FFFD, line ends as they are. Only the mark that editors on
-            # Windows put first is left out: POML (0.0.8) refuses it.
-            text = path.read_bytes().decode("utf-8-sig", "replace")
+            # Line ends stay as they are, as Node reads them; a byte-order mark, which POML (0.0.8) refuses, does not.
+            if (path.exists() and not path.is_dir()) and not path.is_file():
+                raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+            text, problem = decode(path.read_bytes(), str(path))
         except OSError as error:
             if last is None:
                 remedy = "give an existing .poml file, or markup to from_template"
                 why = f"cannot read the template ({error.strerror}); {remedy}"
                 raise TemplateNotFoundError(error.errno, why, str(path)) from error
-            if not self._lost:
-                _log.warning("the template %s cannot be read (%s): its last content stays", path, error.strerror)
-            self._lost = True
+            self._keep_last(path, error.strerror)
+            return last
+        if problem is not None:
+            if last is None:
+                raise RenderError([problem])
+            self._keep_last(path, problem.message)
             return last
         self._lost = False
         return text
+
+    def _keep_last(self, path: Path, why: str | None) -> None:
+        if not self._lost:
+            logger.warning("the template %s cannot be read (%s): its last content stays in use", path, why)
+        self._lost = True
 
     def render(
         self,
@@ -196,12 +215,7 @@ class Template:
     ) -> RenderRecord:
         """Render without holding up the event loop; otherwise as `render`."""
         render = _Render(self, snapshot or self.current(), variables, history)
-        try:
-            while render.request is not None:
-                render.take(await engine.arun(render.request, timeout))
-        except PomlError as error:
-            render.fail(error)
-        return render.record()
+        return await render.arun(timeout)
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
         """Render with what variables there are, to find what is wrong with the template itself.
@@ -228,14 +242,17 @@ class Template:
         now = self.current()
         given = {**dict.fromkeys(now.inference.messages, ()), **(variables or {})}
         names = [name for name in (*now.inference.variables, *now.inference.optional) if name not in given]
-        return _Render(self, now, given, history, stand_ins=names).run(None)
+        return _Render(self, now, given, history, placeholders=names).run(None)
 
 
 class _Render:
-    """One render on its way.
+    """One render in progress.
+
+    A variable is missing where an expression that was evaluated needed it. So the engine decides; where it reports
+    other problems too, a second render with placeholders shows which of them are not due to the missing variables.
 
     Attributes:
-        request: What the engine is to do next; None where nothing is left to do.
+        request: The engine's next task; None where nothing is left to do.
         error: Why it failed.
     """
 
@@ -245,43 +262,51 @@ class _Render:
         snapshot: Snapshot,
         variables: Mapping[str, Any],
         history: History[Any] | None,
-        stand_ins: Sequence[str] = (),
+        placeholders: Sequence[str] = (),
     ) -> None:
         self._start, self._clock = time.time_ns(), time.perf_counter_ns()
         self._template = template
         self._snapshot = snapshot
         self._history = history
-        self._stand_ins = stand_ins
+        self._variables: Mapping[str, Any] = {}
         self._context = b"{}"
         self._result: engine.Result | None = None
         self._output: Mapping[str, Any] | None = None
+        self._missing: tuple[str, ...] = ()
         self.request: engine.Request | None = None
         self.error: PomlError | None = None
         try:
-            self.request = self._prepared(variables)
-        except VariableError as refused:
+            self.request = self._prepare(variables, placeholders)
+        except PomlError as refused:
             self.error = refused
 
-    def _prepared(self, variables: Mapping[str, Any]) -> engine.Request:
+    @property
+    def _place(self) -> str | None:
+        """The file, or the prompt's URI, in errors; None for inline markup."""
+        return self._snapshot.uri if self._snapshot.path is None else str(self._snapshot.path)
+
+    def _prepare(self, variables: Mapping[str, Any], placeholders: Sequence[str]) -> engine.Request:
         template, now = self._template, self._snapshot
-        natives = None
-        variables = admitted(now.inference, variables)
-        left_out = [name for name in now.inference.messages if name in now.inference.optional and name not in variables]
+        takes, natives = now.inference, None
+        if takes.not_utf8:
+            raise RenderError(takes.not_utf8)
+        variables = nameable(takes, variables)
+        left_out = [name for name in takes.messages if name in takes.optional and name not in variables]
         if left_out:
             variables = {**dict.fromkeys(left_out, ()), **variables}
         if self._history is not None:
-            variables = self._history.take(variables, now.inference.messages, now.inference.passed)
+            variables = self._history.take(variables, takes.messages, takes.passed)
             natives = self._history.marks if template.chat else self._history.texts()
-        self._context, revive = encoded(now.inference, variables)
-        place = now.uri if now.path is None else str(now.path)
-        checked(now.inference, variables, self._stand_ins, now.source, place)
-        # Relative sources are resolved against the folder of a path, also of one that is not there. That of inline
-        # markup is where the process is now, which markup without sources need not know: os.getcwd lets other threads
-        # run first, and one that is busy, as MLflow's exporter is, does so for 5 ms.
-        home = template.base_dir or (os.getcwd() if _may_read(now.source, str(template.stylesheet)) else _NOWHERE)  # noqa: PTH109
+        self._context, revive = encode_variables(takes, variables)
+        check_names(takes, variables, self._place)
+        self._variables = variables
+        # Relative sources are resolved against the folder of a path, also of a file that does not exist. That of inline
+        # markup is the working folder, which markup without sources does not need: os.getcwd releases the interpreter
+        # lock, and a busy thread, as MLflow's exporter, then runs for 5 ms.
+        home = template.base_dir or (working_folder() if takes.reads or template.stylesheet else None) or _NOWHERE
         folder = now.folder if template.origin is not None else home
         return engine.Request(
-            now.source,
+            now.source.removeprefix("\ufeff"),
             self._context,
             revive,
             template.stylesheet,
@@ -291,38 +316,72 @@ class _Render:
             roots=now.roots,
             chat=template.chat,
             natives=natives or None,
-            placeholders=self._stand_ins or None,
+            placeholders=placeholders or None,
         )
 
     def run(self, timeout: float | None) -> RenderRecord:
-        """Do all of it at once."""
-        try:
-            while self.request is not None:
+        """Render, and return the record."""
+        while self.request is not None:
+            try:
                 self.take(engine.run(self.request, timeout))
-        except PomlError as error:
-            self.fail(error)
+            except PomlError as error:
+                self.fail(error)
+        return self.record()
+
+    async def arun(self, timeout: float | None) -> RenderRecord:
+        """Render without blocking the event loop, and return the record."""
+        while self.request is not None:
+            try:
+                self.take(await engine.arun(self.request, timeout))
+            except PomlError as error:
+                self.fail(error)
         return self.record()
 
     def fail(self, error: PomlError) -> None:
-        """Take why it failed, and add what is known of a file that is not there."""
-        said = str(error)
-        hints = dict.fromkeys(why for file, why in self._snapshot.missing if file in said)
-        if hints and type(error) is RenderError:
-            error = RenderError(error.problems, "\n".join([*filter(None, [error.hint]), *hints]))
-        self.error = error
+        """Take an error of the engine; `request` is then the next task."""
+        assert self.request is not None  # noqa: S101
+        request, self.request = self.request, None
+        if self._missing:
+            self._decide(error if isinstance(error, RenderError) else None)
+        elif type(error) is not RenderError:
+            self.error = error
+        else:
+            self.error = error
+            if not request.placeholders:
+                self._missing = missing_names(error, self._snapshot.inference, self._variables)
+            if not self._missing:
+                self.error = with_hint(error, self._snapshot, self._place)
+            elif len(self._missing) == len(error.problems):
+                self._decide(None)
+            else:
+                self.request = request._replace(placeholders=self._missing)
+
+    def _decide(self, again: RenderError | None) -> None:
+        """Report POML's own problems before missing variables; `again` is the error of the render with placeholders."""
+        failed, names = self.error, self._missing
+        assert isinstance(failed, RenderError)  # noqa: S101
+        own = own_problems(failed, names, again)
+        if own:
+            others = [problem for problem in failed.problems if problem not in own]
+            self.error = with_hint(RenderError([*own, *others], failed.hint), self._snapshot, self._place)
+        else:
+            self.error = missing_variables(names, failed, self._snapshot, self._place, self._variables)
 
     def take(self, result: engine.Result) -> None:
-        """Take what the engine gave; `request` is then what is still to be done."""
+        """Take a result of the engine; `request` is then the next task."""
         assert self.request is not None  # noqa: S101
-        self._result, self._output = result, result.output
         history, request, self.request = self._history, self.request, None
+        if self._missing:
+            self._decide(None)
+            return
+        self._result, self._output = result, result.output
         if history is not None and request.natives is history.marks:
             self._output = history.splice(result.output)
             if self._output is None:
                 self.request = request._replace(natives=history.texts())
 
     def record(self) -> RenderRecord:
-        """Tell all about it."""
+        """Make the record."""
         elapsed = time.perf_counter_ns() - self._clock
         template, snapshot = self._template, self._snapshot
         return RenderRecord(
@@ -347,10 +406,9 @@ class _Render:
         )
 
 
-@lru_cache(maxsize=256)
-def _may_read(source: str, stylesheet: str) -> bool:
-    """Whether markup may name a file: every way is an attribute or a style named src, in whatever spelling."""
-    return re.search("s-?r-?c", source + stylesheet, re.IGNORECASE) is not None
+def _from_prompt_root(folder: Path) -> str | None:
+    root = settings().prompt_root or working_folder()
+    return None if root is None else from_root(str(folder), str(root))
 
 
 @lru_cache(maxsize=256)

@@ -146,7 +146,7 @@ def test_a_name_that_is_no_identifier_is_refused_where_the_template_tries_it(nam
     record = Template(f"<p>{{{{{expression}}}}}</p>").render({name: 1, "my": 2, "key": 3})
     assert isinstance(record.error, VariableError)
     assert record.error.variable == name
-    assert f"the variable {name!r} is no plain JavaScript identifier" in str(record.error)
+    assert f"the variable {name!r} is not a plain JavaScript identifier" in str(record.error)
 
 
 @pytest.mark.parametrize(

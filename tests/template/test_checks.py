@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 from tests.corpus.cases import Case, cases
-from tests.test_history import ONE, TWO, Notes
+from tests.template.test_history import ONE, TWO, Notes
 
 from pomlflow.exceptions import MissingVariableError, RenderError, VariableError
 from pomlflow.template import Template

@@ -1,4 +1,4 @@
-"""Which variables a markup takes: a table of markups, and Node's own word that the table tells the truth."""
+"""The variables that a markup takes: a table of markups, checked against Node."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from pomlflow import engine
+from pomlflow.engine import is_identifier
 from pomlflow.exceptions import RenderError
-from pomlflow.template.inference import Inference, infer, is_identifier
+from pomlflow.template.inference import infer
+from pomlflow.template.source import Inference
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ TABLE = [
     Row("<p if=' {{a}} \n'>b</p>", "a"),
     Row("<p if='!a && b > 3'>c</p>", "a b", values={"a": False}),
     Row('<p if="\n a">b</p>'),
-    Row('<p if="a &lt; 3">b</p>', "a lt"),
+    Row('<p if="a &lt; 3">b</p>', "a", broken=True),
+    Row('<p if="a &amp;&amp; b">c</p>', "a b", broken=True),
     Row('<p if="">b</p>', broken=True),
     Row('<p for="x in xs">{{x}} {{loop.index}} {{loop.last}}</p>', "xs", values=XS),
     Row('<p for="x in xs">{{x}}</p>{{x}}{{loop}}', "xs x loop", values=XS),
@@ -135,7 +138,7 @@ TABLE = [
     Row('<p for="x in [1, 2, a]">{{x}}</p>', "a"),
     Row('<p for="{a, b: {c}} in xs">{{a}} {{b}} {{c}}</p>', "xs b", values={"xs": [{"b": {}}]}),
     Row('<p for="[k, v] in Object.entries(o)">{{k}}={{v}}</p>', "o", values={"o": {"a": 1}}),
-    Row('<p for="{a, b = c} in xs">{{a}}{{b}}</p>', "xs c", values={"xs": [{}]}),
+    Row('<p for="{a, b = c} in xs">{{a}}{{b}}</p>', "c xs", values={"xs": [{}]}),
     Row('<p for="x, rest in xs">{{x}} {{rest}}</p>', "xs", values=XS),
     Row('<p for="\n x\n in\n xs">{{x}}</p>', "xs", values=XS),
     Row('<p if="x.a" for="x in xs" title="{{x}}">{{y}}</p>', "xs y", values={"xs": [{"a": 1}]}),
@@ -147,8 +150,8 @@ TABLE = [
     ),
     Row('<p for="x in x">{{x}}</p>', "x", values={"x": [1]}),
     Row('<p for="x of xs">{{x}} {{a}}</p>', "a", broken=True),
-    Row('<p for="x in {{xs}}">{{x}}</p>', "xs", broken=True),
-    Row('<p for="x in xs.filter(y => y in m)">{{x}}</p>', "m", broken=True),
+    Row('<p for="x in {{xs}}">{{x}}</p>', broken=True),
+    Row('<p for="x in xs.filter(y => y in m)">{{x}}</p>', broken=True),
     Row("<P IF='a' FOR='x in xs'>{{x}}</P>", "a xs", values=XS),
     Row("<table records='{{rows}}' maxRecords='{{n}}'/>", "rows n", values={"rows": [{"a": 1}], "n": 1}),
     Row("<document src='{{file}}'/>", "file", broken=True),
@@ -240,13 +243,15 @@ TABLE = [
     Row('<p if="a < 3">{{b}}</p>', "a b", broken=True),
     Row("<p title='{{a}}>{{b}}</p>", "b", broken=True),
     Row("<p disabled>{{a}}</p></p></p>{{b}}", "a b", broken=True),
-    Row("<p>{{ user name }} {{ ( c }}</p>", "user name c", broken=True),
+    Row("<p>{{ user name }} {{ ( c }} {{d}}</p>", "d", broken=True),
+    Row("<let name='job' value='primary coding task'/><p>{{job}}</p>", broken=True),
     Row("<p>{{ class }} {{ class.a }}</p>", broken=True),
     Row("<p>{{ my-key }}</p>", "my key"),
-    Row("<p if='{{a}} && {{b}}'>c</p>", "a b", broken=True),
+    Row("<p if='{{a}} && {{b}}'>c</p>", broken=True),
     Row('<?xml version="1.0"?>\n<poml>{{a}}</poml>', "a", broken=True),
     Row("<!DOCTYPE poml>\n<poml>{{a}}</poml>", "a", broken=True),
-    Row("<unknown-thing>{{a}}</unknown-thing>", "a", broken=True),
+    Row("<unknown-thing title='{{a}}'>{{b}}</unknown-thing>", "a", broken=True),
+    Row("<foreach item='x' in='xs'>{{x}}</foreach>", broken=True),
 ]
 
 

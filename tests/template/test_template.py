@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import hashlib
+import os
 import pickle
 import subprocess
 import sys
@@ -81,11 +83,48 @@ def test_the_home_folder_is_understood(folder: Path, monkeypatch: pytest.MonkeyP
     assert Template(path="~/a.poml").path == folder / "a.poml"
 
 
-def test_bytes_that_are_no_utf_8_are_read_as_node_reads_them(folder: Path) -> None:
-    (folder / "a.poml").write_bytes(b"<p>caf\xe9 \xf0\x9f\x98\x80</p>\r\n")
-    template = Template(path="a.poml")
-    assert template.source == "<p>caf\ufffd 😀</p>\r\n"
-    assert text(template) == "caf\ufffd 😀"
+@pytest.mark.parametrize(
+    ("content", "line", "column", "named"),
+    [
+        ("<p>x</p>\n<p>😀 café</p>".encode().replace("é".encode(), b"\xe9"), 2, 9, "byte 21 is 0xe9"),
+        ("<p>你好</p>".encode("gbk"), 1, 4, "byte 4 is 0xc4"),
+        ("<p>Hello</p>".encode("utf-16"), 1, 1, "UTF-16"),
+        ("<p>Hello</p>".encode("utf-16-be"), 1, 1, "UTF-16"),
+    ],
+)
+def test_a_file_that_is_not_utf_8_is_an_error_with_the_place(
+    folder: Path, content: bytes, line: int, column: int, named: str
+) -> None:
+    (folder / "a.poml").write_bytes(content)
+    with pytest.raises(RenderError, match="Save it as UTF-8") as caught:
+        Template(path="a.poml")
+    assert (caught.value.file, caught.value.line, caught.value.column) == (str(folder / "a.poml"), line, column)
+    assert named in str(caught.value)
+
+
+def test_an_include_that_is_not_utf_8_is_an_error_of_the_render(folder: Path) -> None:
+    (folder / "part.poml").write_bytes(b"<p>caf\xe9</p>")
+    template = Template(path=write(folder / "a.poml", '<poml><include src="part.poml"/></poml>'))
+    error = template.render({}).error
+    assert isinstance(error, RenderError)
+    assert (error.file, error.line, error.column) == (str(folder / "part.poml"), 1, 7)
+    (folder / "part.poml").write_bytes(codecs.BOM_UTF8 + "<p>café</p>".encode())
+    assert template.inference.not_utf8 == ()
+
+
+def test_a_file_that_is_no_longer_utf_8_keeps_its_last_content(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    template = Template(path=write(folder / "a.poml", "<p>café</p>"))
+    (folder / "a.poml").write_bytes(b"<p>caf\xe9!</p>")
+    assert text(template) == text(template) == "café"
+    (warning,) = caplog.records
+    assert "not UTF-8" in warning.getMessage()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_a_template(folder: Path) -> None:
+    os.mkfifo(folder / "a.poml")
+    with pytest.raises(TemplateNotFoundError, match="a pipe or a device"):
+        Template(path="a.poml")
 
 
 def test_the_mark_that_editors_on_windows_begin_a_file_with_is_no_markup(folder: Path) -> None:

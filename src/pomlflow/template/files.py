@@ -1,0 +1,78 @@
+"""The files of a template: whether one has changed, what it holds, and its text."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from pomlflow.exceptions import Problem
+
+__all__ = ["decode", "read_file", "sha256", "stamp", "stamps"]
+
+_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+
+
+def stamp(file: Path) -> object:
+    """Return what a file's metadata says; it differs when the file has changed, and is None for a missing one."""
+    try:
+        at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
+    except (OSError, ValueError):  # ValueError: a null character in an include's path
+        return None
+    return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy may set the first back, not the second
+
+
+def stamps(files: Iterable[Path]) -> dict[Path, object]:
+    """Return the stamps of files, by file."""
+    return {file: stamp(file) for file in files}
+
+
+def read_file(file: Path) -> bytes | None:
+    """Read a regular file; a missing one, and a pipe or a device, which may never end, give None."""
+    with suppress(OSError, ValueError):  # ValueError: a null character in the path
+        if file.is_file():
+            return file.read_bytes()
+    return None
+
+
+def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
+    """Decode UTF-8, without a byte-order mark; what is not UTF-8 is replaced, and reported as a problem."""
+    encoding = _MARKS.get(content[:2], "UTF-16" if b"\0" in content else None)
+    try:
+        text = content.decode("utf-8-sig")
+        if encoding is None or "\0" not in text:
+            return text, None
+        wrong = content.index(b"\0")
+    except UnicodeDecodeError as error:
+        text, wrong = content.decode("utf-8-sig", "replace"), error.start
+    begin = content.rfind(b"\n", 0, wrong) + 1
+    line = content[begin:].split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
+    column = len(content[begin:wrong].decode("utf-8", "replace")) + 1
+    message = (
+        f"the file is not UTF-8: its byte {wrong + 1} is {content[wrong]:#04x}"
+        f"{f' (it looks like {encoding})' if encoding else ''}. Save it as UTF-8"
+    )
+    number = content.count(b"\n", 0, wrong) + 1
+    return text, Problem(message, "EncodingError", file, number, column, line.replace("\0", "\ufffd"))
+
+
+def sha256(file: Path) -> str:
+    """Return SHA-256, in hexadecimal, of a file's content; of nothing for a missing file or a folder."""
+    return _sha256(file, stamp(file))
+
+
+@lru_cache(maxsize=1024)  # frameworks copy templates often, and a document may be large
+def _sha256(file: Path, _stamp: object) -> str:
+    digest = hashlib.sha256()
+    try:
+        if file.is_file():  # never a pipe or a device
+            with file.open("rb") as content:
+                while piece := content.read(1 << 20):
+                    digest.update(piece)
+    except (OSError, ValueError):
+        return hashlib.sha256().hexdigest()
+    return digest.hexdigest()

@@ -1,0 +1,229 @@
+"""Variables that are missing or cannot be named, and errors that name the true fault with a remedy."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.templates import text, write
+
+from pomlflow.exceptions import MissingVariableError, RenderError
+from pomlflow.template import Template
+from pomlflow.template.inference import infer
+
+
+def missing(template: Template, **given: Any) -> MissingVariableError:
+    error = template.render(given).error
+    assert isinstance(error, MissingVariableError)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("markup", "line", "column"),
+    [
+        ("<p>{{want}}</p>", 1, 6),
+        ("<p>want</p>\n\t<p>{{ [1].map(a => a + want) }}</p>", 2, 25),
+        ("<!-- {{want}} -->\n<p>{{a.want}} {{want.a}}</p>", 2, 17),
+        ('<p for="x in want">{{x}}</p>', 1, 14),
+        ('<p if="!!want">x</p>', 1, 10),
+        ('<let name="a" value="want + 1"/><p>{{a}}</p>', 1, 22),
+        ("<p>\U0001f600{{want}}</p>", 1, 7),
+        ("<p>x</p>\r\n<p>{{ want }}</p>", 2, 7),
+        ("<output-schema>z.object({a: z.literal(want)})</output-schema>", 1, 39),
+        ('<img src="{{want}}" />', 1, 13),
+    ],
+)
+def test_a_missing_variable_has_the_place_of_its_first_use(markup: str, line: int, column: int) -> None:
+    error = missing(Template(markup), a={})
+    assert (error.line, error.column, error.file) == (line, column, None)
+    shown, caret = str(error).split("\n")[-2:]
+    assert shown[caret.index("^") :].startswith("want")
+    assert caret.strip() == "^" * len("want")
+
+
+def test_a_missing_variable_of_an_include_has_its_place_there(tmp_path: Path) -> None:
+    write(tmp_path / "part.poml", "<p>One</p>\n<p>{{want}}</p>")
+    error = missing(Template(path=write(tmp_path / "a.poml", '<poml><include src="part.poml"/></poml>')))
+    assert (error.file, error.line, error.column) == (str(tmp_path / "part.poml"), 2, 6)
+
+
+@pytest.mark.parametrize(("given", "near"), [("qestion", True), ("Question", True), ("answer", False)])
+def test_a_name_that_is_near_is_proposed(given: str, near: bool) -> None:
+    assert (f"Did you mean '{given}'?" in str(missing(Template("<p>{{question}}</p>"), **{given: 1}))) is near
+
+
+def test_a_default_history_is_not_among_the_given_variables() -> None:
+    template = Template('<poml><conversation messages="{{history}}"/><p>{{question}} {{orders}}</p></poml>')
+    assert "needs the variable question; given: orders." in str(missing(template, orders=1))
+    assert "given: history, orders." in str(missing(template, orders=1, history=[{"speaker": "ai", "content": "Hi"}]))
+
+
+def test_the_error_can_be_pickled() -> None:
+    error = missing(Template("<p>{{want}}</p>"))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.variable, copy.line, copy.column) == (str(error), "want", 1, 6)
+
+
+@pytest.mark.parametrize("name", [1, None, (1, 2), b"x"])
+def test_a_name_that_is_no_string_is_an_extra_variable(name: Any) -> None:
+    assert Template("<p>{{x}}</p>").render({name: 1, "x": 2}).result()["messages"][0]["content"] == "2"
+    assert Template("<p>{{x}}</p>").render({name: 1}).error.variable == "x"
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        ('<p for="[a, b] in [[1, 2]]">{{a}}/{{b}}</p>', "1/2"),
+        ('<p for="{a, c: b} in [{a: 1, c: 2}]">{{a}}/{{b}}</p>', "1/2"),
+        ('<let name="{a}" value="{a: 1}"/><p>{{a}}/2</p>', "1/2"),
+        ('<p for="a in [1]">{{a}}/2</p>', "1/2"),
+    ],
+)
+def test_extra_variables_leave_the_names_of_patterns_alone(markup: str, expected: str) -> None:
+    """POML (0.0.8) makes parameters of both and refuses two of one name."""
+    assert text(Template(markup), a="extra", b="extra", loop="extra") == expected
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<output-schema>this is my schema</output-schema>",
+        "<output-schema>\n  name: string, age: number\n</output-schema>",
+        '<tool-definition name="t">no json at all</tool-definition>',
+        '<output-schema>{"type": object}</output-schema>',
+        "<output-schema>z.object({a: z.string()}</output-schema>",
+    ],
+)
+def test_what_is_not_a_schema_gets_the_remedy(markup: str) -> None:
+    template = Template(f"<p>Hi</p>{markup}")
+    assert template.inference.variables == ()
+    error = template.render({}).error
+    assert isinstance(error, RenderError)
+    assert "a schema is JSON" in str(error)
+    assert error.line is not None
+
+
+def test_another_error_in_a_schema_is_without_that_remedy() -> None:
+    error = Template('<output-schema>{"a": {{a.b.c}} }</output-schema>').render({"a": {}}).error
+    assert isinstance(error, RenderError)
+    assert "a schema is JSON" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("markup", "given", "expected"),
+    [
+        ("<p if='mode > 1'>{{x}}</p><p if='2 > mode'>{{y}}</p>", {"mode": 2, "x": 1}, "1"),
+        ("<p>{{ a || b }}</p>", {"a": 1}, "1"),
+        ("<p>{{ ok ? a : b }}</p>", {"ok": False, "b": 2}, "2"),
+        ("<p>{{ a?.b ?? c }}</p>", {"a": {"b": 3}}, "3"),
+        ("<p>x</p><p for='x in xs'>{{x}} {{y}}</p>", {"xs": []}, "x"),
+        ("<p>{{ xs.map(x => x + y).join() + 'x' }}</p>", {"xs": []}, "x"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_no_evaluated_expression_needs_is_not_missing(
+    markup: str, given: dict[str, Any], expected: str
+) -> None:
+    template = Template(markup)
+    assert text(template, **given) == expected
+    assert set(template.inference.variables) - given.keys()
+
+
+@pytest.mark.parametrize(
+    ("markup", "fault", "remedy"),
+    [
+        ("<p>{{x}} {{ a & b }}</p>", "unexpected character", "an expression in text cannot hold & or <"),
+        ("<p>{{a<b}}</p>", "unexpected character", "an expression in text cannot hold & or <"),
+        ("<p>AT&T {{x}}</p>", "unexpected character", "in text, write #amp; for & and #lt; for <"),
+        ("<p>{{x}} a < b</p>", "Expecting", "in text, write #amp; for & and #lt; for <"),
+        ("<p title='{{x}} < 5'>a</p>", "unexpected character", "in an attribute, write #lt; for <"),
+        ("<p if='x &amp;&amp; y'>a</p>", "Unexpected token '&'", "write && as it is"),
+        ("<examples chat={{true}}>{{x}}</examples>", "unexpected character", 'in quotes: ="{{true}}"'),
+        ("<let name='x' value='primary coding task'/>", "Unexpected identifier", "value=\"'primary coding task'\""),
+        ("<foreach item='x' in='xs'>{{x}}</foreach>{{y}}", "Component foreach not found", None),
+        ("<p for='x in xs'>{{x}}</p><document src='nowhere.txt'/>", "ENOENT", None),
+    ],
+)
+def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
+    markup: str, fault: str, remedy: str | None
+) -> None:
+    error = Template(markup).render({}).error
+    assert type(error) is RenderError
+    assert error.message.startswith(fault)
+    assert error.hint is None if remedy is None else remedy in str(error).split("\n")[-1]
+
+
+def test_a_missing_variable_is_listed_after_the_fault() -> None:
+    error = Template("<poml><tsk/><p>{{x}}</p></poml>").render({}).error
+    assert isinstance(error, RenderError)
+    assert [problem.message.split(".")[0] for problem in error.problems] == [
+        "Component tsk not found",
+        "x is not defined",
+    ]
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<document src='{{x}}'/>",
+        "<p for='y in x'>{{y}}</p>",
+        "<let name='y' value='x'/>{{y.z}}",
+        "<table records='{{x}}'/>",
+    ],
+)
+def test_what_follows_from_a_missing_variable_is_not_a_fault_of_its_own(markup: str) -> None:
+    assert missing(Template(markup)).variable == "x"
+
+
+@pytest.mark.parametrize(
+    ("markup", "given"),
+    [
+        ("<p>score <threshold means " + "a word " * 6000 + "</p>", {}),
+        ("<p>" + "&\n" * 5000 + "</p>", {}),
+        ("<p>" + "".join(f"{{{{a{n}}}}}" for n in range(3000)) + "</p>", {}),
+        ("<p>{{x}}</p>", {f"name{n}": n for n in range(3000)}),
+        ("<p>{{ (() => { throw new Error('no\\n'.repeat(5000)) })() }}</p>", {}),
+        ("<p>" + "x" * 50_000 + "{{ y.z }}" + "x" * 50_000 + "</p>", {"y": None}),
+    ],
+)
+def test_an_error_has_25_lines_and_2000_characters_at_most(markup: str, given: dict[str, Any]) -> None:
+    error = str(Template(markup).render(given).error)
+    assert len(error) <= 2000
+    assert error.count("\n") < 25
+
+
+def test_a_long_error_ends_with_how_many_more_and_the_remedy() -> None:
+    last, remedy = str(Template("<p>" + "&\n" * 500 + "</p>").render({}).error).split("\n")[-2:]
+    assert last.startswith("and 4")
+    assert last.endswith(" more problems")
+    assert remedy.startswith("in text, write #amp; for &")
+
+
+def test_the_caret_stays_below_its_character_in_a_long_line() -> None:
+    error = str(Template("<p>" + "x" * 5000 + "{{ y.z }}" + "x" * 5000 + "</p>").render({"y": None}).error)
+    _, line, caret = error.split("\n")
+    assert line[caret.index("^") :].startswith("{{ y.z }}")
+    assert caret.strip() == "^" * len("{{ y.z }}")
+
+
+def test_each_use_of_a_variable_has_its_place() -> None:
+    markup = (
+        "\ufeff<poml>\r\n<let name='n' value='a'/>\r\n<p for='x in a' if='b' title='t {{a}}'>{{ a.b }} {{c}}</p>\r\n"
+        "<output-schema>z.literal(c)</output-schema></poml>"
+    )
+    found = [(use.name, use.line, use.column, use.kind, use.alone, use.in_loop) for use in infer(markup).uses]
+    assert found == [
+        ("a", 2, 22, "value", True, False),
+        ("a", 3, 14, "for", True, False),
+        ("b", 3, 21, "if", True, True),
+        ("a", 3, 34, "attribute", True, True),
+        ("a", 3, 43, "text", False, True),
+        ("c", 3, 53, "text", True, True),
+        ("c", 4, 26, "schema", False, False),
+    ]
+
+
+def test_a_use_is_guarded_by_typeof() -> None:
+    uses = infer("<p if=\"typeof a === 'string'\">{{a}}</p>{{a}}").uses
+    assert [use.guarded for use in uses] == [True, True, False]
