@@ -124,7 +124,7 @@ def test_lists_and_objects_are_variables() -> None:
 
 def test_a_name_that_no_expression_can_have_is_refused_where_the_template_tries() -> None:
     prompt = PomlPromptTemplate("<p>{{my-key}}</p>")
-    with pytest.raises(PomlError, match="'my-key' is no plain JavaScript identifier"):
+    with pytest.raises(PomlError, match="'my-key' is not a plain JavaScript identifier"):
         prompt.invoke({"my-key": 1, "my": 2, "key": 3})
 
 

@@ -60,7 +60,7 @@ def test_measuring_never_raises_and_never_renders(tmp_path: Path, renders, engin
     (tmp_path / "note.txt").write_text("word " * 500)
     for markup in (
         "<p>{{x.y.z}}</p>",
-        "<p>{{ x + }}</p>",
+        "<p>{{ x + }} {{y}}</p>",
         '<document src="note.txt"/><p>{{q}}</p>',
         "<nothing>{{x}}</p>",
     ):

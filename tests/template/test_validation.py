@@ -217,9 +217,9 @@ def test_each_use_of_a_variable_has_its_place() -> None:
         ("a", 2, 22, "value", True, False),
         ("a", 3, 14, "for", True, False),
         ("b", 3, 21, "if", True, True),
-        ("a", 3, 34, "attribute", True, True),
+        ("a", 3, 35, "attribute", True, True),
         ("a", 3, 43, "text", False, True),
-        ("c", 3, 53, "text", True, True),
+        ("c", 3, 52, "text", True, True),
         ("c", 4, 26, "schema", False, False),
     ]
 
