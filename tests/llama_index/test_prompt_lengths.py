@@ -62,7 +62,7 @@ def test_measuring_never_raises_and_never_renders(tmp_path: Path, renders, engin
         "<p>{{x.y.z}}</p>",
         "<p>{{ x + }} {{y}}</p>",
         '<document src="note.txt"/><p>{{q}}</p>',
-        "<nothing>{{x}}</p>",
+        "<nothing title='{{x}}'></p>",
     ):
         prompt = PomlPromptTemplate(markup, base_dir=tmp_path)
         assert get_empty_prompt_txt(prompt) == markup

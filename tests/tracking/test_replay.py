@@ -16,8 +16,8 @@ import pytest
 from mlflow.entities import Trace
 from PIL import Image
 from tests.corpus.cases import cases
+from tests.template.test_history import Note, Notes
 from tests.templates import HELLO, write
-from tests.test_history import Note, Notes
 
 import pomlflow
 from pomlflow import TraceNotFoundError, settings
