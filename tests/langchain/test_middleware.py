@@ -269,5 +269,5 @@ def test_without_langchain_itself_the_middleware_says_what_to_install(monkeypatc
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "pomlflow.langchain.middleware")
     monkeypatch.setitem(sys.modules, "langchain", None)
-    with pytest.raises(ImportError, match=r"pip install 'langchain>=1\.0'"):
+    with pytest.raises(ImportError, match=r"pip install 'langchain>=1\.3'"):
         _ = pomlflow.langchain.PomlMiddleware
