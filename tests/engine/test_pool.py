@@ -288,3 +288,54 @@ def test_the_environment_sets_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "all")
     with pytest.raises(ConfigurationError, match="POMLFLOW_MAX_WORKERS is 'all'"):
         settings()
+
+
+# --- two sets of processes
+
+
+def registry_text(n: int = 0) -> str:
+    """Render as a template out of a registry, which has other processes."""
+    context, _ = engine.encode({"n": n})
+    return str(engine.run(engine.Request("<p>{{n}}</p>", context, roots=())).output["messages"][0]["content"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_set_gets_a_process_and_keeps_it(workers: int) -> None:
+    """Whatever the cap says, and without a start at each change from one to the other."""
+    pomlflow.configure(max_workers=workers)
+    for number in range(5):
+        assert (text(n=number), registry_text(number)) == (str(number), str(number))
+    told = engine.stats()
+    assert (told.workers, told.restarted, told.rendered) == (2, 0, 10)
+    assert len(told.pids) == 2
+
+
+def test_the_cap_is_common_and_an_idle_process_makes_room_for_the_other_set(until: Callable[[Any], Any]) -> None:
+    pomlflow.configure(max_workers=3)
+    engine.prewarm(3)
+    before = set(engine.stats().pids)
+    with ThreadPoolExecutor(8) as threads:
+        until(lambda: [*threads.map(registry_text, range(40))] and len(before.intersection(engine.stats().pids)) == 1)
+        assert engine.stats().workers == 3
+        assert sorted(map(int, threads.map(lambda n: text(n=n), range(40)))) == list(range(40))
+    assert (engine.stats().failed, engine.stats().restarted) == (0, 0)
+
+
+def test_neither_set_starves_while_both_have_more_than_they_can_do(until: Callable[[Any], Any]) -> None:
+    """The set with two processes more than the other hands a place over."""
+    pomlflow.configure(max_workers=4)
+    engine.prewarm(4)
+    own = set(engine.stats().pids)
+    stop = threading.Event()
+
+    def render_own(_: int) -> None:
+        while not stop.is_set():
+            text(n=1)
+
+    with ThreadPoolExecutor(16) as threads:
+        running = [threads.submit(render_own, number) for number in range(8)]
+        until(lambda: [*threads.map(registry_text, range(16))] and len(own.intersection(engine.stats().pids)) <= 2)
+        stop.set()
+        for one in running:
+            one.result()
+    assert (engine.stats().failed, engine.stats().waiting, engine.stats().running) == (0, 0, 0)

@@ -1,0 +1,81 @@
+"""Exceptions of a host program's signal handlers: the engine hands them on, whatever their class."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pomlflow import engine
+from pomlflow.engine import file_access
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+class AlarmError(TimeoutError):
+    """As a host program's own time limit raises it."""
+
+
+SLOW = "<p>{{ (() => { const end = Date.now() + 3000; while (end > Date.now()); })() }}</p>"
+
+
+@pytest.mark.parametrize("error", [AlarmError, BrokenPipeError, EOFError, subprocess.TimeoutExpired])
+@pytest.mark.parametrize("where", ["render", "start", "queue", "write", "file"])
+def test_an_exception_of_a_signal_handler_passes_through(
+    where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any class, OSErrors and TimeoutErrors among them, in every wait of the engine; the next render works."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are handled in the main thread")
+    raised = error() if error is not subprocess.TimeoutExpired else error(["x"], 1)
+
+    def handler(*_: object) -> None:
+        raise raised
+
+    engine.close()
+    if where != "start":
+        engine.render("<p>a</p>", {})
+    [*pids] = engine.stats().pids
+    work: dict[str, Callable[[], object]] = {
+        "render": lambda: engine.render(SLOW, {}),
+        "start": lambda: engine.prewarm(1),
+        "queue": lambda: engine.render("<p>a</p>", {}),
+        "write": lambda: engine.render("<p>{{x.length}}</p>", {"x": "x" * 20_000_000}),
+        "file": lambda: engine.render('<document src="a.txt" parser="txt"/>', {}, path=str(tmp_path / "p.poml")),
+    }
+    if where == "file":  # as a slow network file system does it
+
+        def read(path: str) -> bytes:
+            time.sleep(5)
+            return b"slow"
+
+        monkeypatch.setitem(file_access._OPERATIONS, "read", read)
+        (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    busy = threading.Thread(target=engine.render, args=(SLOW, {}))
+    if where == "queue":
+        busy.start()
+        while not engine.stats().running:
+            time.sleep(0.001)
+    if where == "write":
+        os.kill(pids[0], signal.SIGSTOP)
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1 if where == "start" else 0.3)
+    try:
+        with pytest.raises(error) as failed:
+            work[where]()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert failed.value is raised
+    if where == "queue":
+        busy.join()
+    monkeypatch.undo()
+    assert engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"] == "next"
+    assert engine.stats().running == 0
