@@ -119,7 +119,7 @@ class RenderRecord:
         stylesheet: The stylesheet given beside the markup, or None.
         chat: Whether messages were asked for (else one text, as ``poml.poml(chat=False)`` gives).
         natives: The variables that were lists of a framework's own messages, which passed through untouched.
-        spaced: Whether texts kept whitespace that POML collapses (`pomlflow.template.whitespace`).
+        spaced: Whether texts kept whitespace that POML collapses.
         output: What ``poml.poml(format="dict")`` gives: ``messages`` and, where the markup has them, ``schema``,
             ``tools``, ``runtime``. None where the render failed.
         error: Why the render failed, or None.

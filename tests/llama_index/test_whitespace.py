@@ -56,11 +56,10 @@ def test_a_text_that_is_only_shown_is_kept(markup: str, expected: str) -> None:
     "markup",
     [
         "<p>{{context_str.trim()}}</p>",
-        "<p>{{context_str}}</p><p>{{context_str.length}}</p>",
         '<poml syntax="json"><cp caption="a">{{context_str}}</cp></poml>',
         '<poml syntax="yaml"><cp caption="a">{{context_str}}</cp></poml>',
         '<poml><stylesheet>{"cp": {"syntax": "json"}}</stylesheet><cp caption="a">{{context_str}}</cp></poml>',
-        '<cp caption="{{context_str}}">{{context_str}}</cp>',
+        '<cp caption="{{context_str}}">{{query_str}}</cp>',
         "<table records='[[1]]'/><p>{{context_str}}</p>",
         '<let name="x">{"a": 1}</let><p for="i in [context_str]">{{i}}</p>',
         '<p charLimit="1000">{{context_str}}</p>',
@@ -91,14 +90,18 @@ def test_schemas_tools_and_paths_get_the_text_as_it_is(tmp_path: Path, renders) 
     assert output["messages"][0]["content"] == "noted"
 
 
+def test_each_place_keeps_or_collapses_by_itself() -> None:
+    """The same text may be shown, computed with and be an attribute's value."""
+    assert shown("<p>{{context_str}}</p><p>{{context_str.trim()}}</p>") == f"{TEXT}\n\n{COLLAPSED}"
+    assert shown('<cp caption="{{context_str.length}}">{{context_str}}</cp>') == f"# {len(TEXT)}\n\n{TEXT}"
+
+
 def test_included_files_are_looked_at_too(tmp_path: Path) -> None:
-    """A variable that an included file only shows is kept; one that it computes with is not."""
+    """A variable that an included file shows is kept there; the text that an expression makes of it is not."""
     (tmp_path / "shows.poml").write_text("<p>{{context_str}}</p>")
     (tmp_path / "trims.poml").write_text("<p>{{context_str.trim()}}</p>")
     assert shown('<include src="shows.poml"/><p>{{query_str}}</p>', base_dir=tmp_path) == f"{TEXT}\n\nwhy?"
-    assert (
-        shown('<include src="trims.poml"/><p>{{context_str}}</p>', base_dir=tmp_path) == f"{COLLAPSED}\n\n{COLLAPSED}"
-    )
+    assert shown('<include src="trims.poml"/><p>{{context_str}}</p>', base_dir=tmp_path) == f"{COLLAPSED}\n\n{TEXT}"
 
 
 def test_the_record_tells_the_text_as_it_was(renders) -> None:

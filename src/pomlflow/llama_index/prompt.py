@@ -27,12 +27,10 @@ from pomlflow.llama_index.text_views import PromptText, check_f_string, fenced, 
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.source import Origin, Snapshot
-from pomlflow.template.whitespace import protect, restore
 from pomlflow.tracking.constructors import PromptConstructors
 
 __all__ = ["PomlPromptTemplate"]
 
-Hidden = tuple[str, ...]
 _UNSET: Final[Any] = object()
 
 
@@ -182,7 +180,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         if variables:
             self.format_messages(**variables)
             return
-        prepared, _, history, _ = self._prepared({})
+        prepared, history, _ = self._prepared({})
         if (error := self._core.check(prepared, history=history).error) is not None:
             raise error
 
@@ -249,14 +247,14 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
     def render(self, variables: Mapping[str, Any], /, *, quiet: bool = False) -> Rendered:
         """Render once, in both forms; a quiet render is not dispatched."""
-        prepared, hidden, history, now = self._prepared(variables)
-        record = restore(self._core.render(prepared, history=history, snapshot=now), hidden)
+        prepared, history, now = self._prepared(variables)
+        record = self._core.render(prepared, history=history, snapshot=now, keep_whitespace=True)
         return self._rendered(record, history, quiet=quiet)
 
     async def arender(self, variables: Mapping[str, Any], /) -> Rendered:
         """Render once without blocking the event loop; otherwise like `render`."""
-        prepared, hidden, history, now = self._prepared(variables)
-        record = restore(await self._core.arender(prepared, history=history, snapshot=now), hidden)
+        prepared, history, now = self._prepared(variables)
+        record = await self._core.arender(prepared, history=history, snapshot=now, keep_whitespace=True)
         return self._rendered(record, history)
 
     # From here on: LlamaIndex's own methods of a prompt.
@@ -350,8 +348,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         check_f_string(now.inference.uses, open_, place)
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
         history = MessageHistory()
-        prepared, hidden = protect({**_histories(now), **filled, **shown}, now, self.stylesheet)
-        record = restore(self._core.render(prepared, history=history, snapshot=now), hidden)
+        prepared = {**_histories(now), **filled, **shown}
+        record = self._core.render(prepared, history=history, snapshot=now, keep_whitespace=True)
         # With open variables and outside of a run, a component is only being set up.
         quiet = quiet or (bool(open_) and active_span_id.get() is None)
         text = joined_text(self._rendered(record, history, quiet=quiet).messages, place)
@@ -362,7 +360,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         filled = self._map_template_vars({**self.kwargs, **(self.function_mappings or {})})
         return [name for name in self._seen.inference.variables if name not in filled]
 
-    def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Hidden, MessageHistory, Snapshot]:
+    def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], MessageHistory, Snapshot]:
         now = self._refreshed()
         merged = {**self.kwargs, **given}
         context = merged.get("context_str")
@@ -370,7 +368,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             # upstream: llama-index-core 0.14: SimpleSummarize passes its text in a list
             merged["context_str"] = "\n\n".join(context)
         variables = {**_histories(now), **self._map_all_vars(merged)}
-        return *protect(variables, now, self.stylesheet), MessageHistory(), now
+        return variables, MessageHistory(), now
 
     def _rendered(self, record: RenderRecord, history: MessageHistory, *, quiet: bool = False) -> Rendered:
         if not quiet:

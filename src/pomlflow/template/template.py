@@ -190,19 +190,19 @@ class Template:
         history: History[Any] | None = None,
         snapshot: Snapshot | None = None,
         timeout: float | None = None,
+        keep_whitespace: bool = False,
     ) -> RenderRecord:
-        """Render, and tell all about it.
+        """Render, and return the record, of a failed render too: `RenderRecord.result` raises its error.
 
         Args:
             variables: By name.
-            history: Takes a framework's own messages out of the variables; tells afterwards where they are.
-            snapshot: The template as it is to be rendered, from `current`, which is the default.
+            history: Takes a framework's own messages out of the variables, and holds them by place afterwards.
+            snapshot: The template to render, from `current`, which is the default.
             timeout: Seconds; None for `pomlflow.configure`'s.
-
-        Returns:
-            The record, of a failed render too: `RenderRecord.result` raises its error.
+            keep_whitespace: Whether a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
+                blanks, which POML collapses.
         """
-        render = _Render(self, snapshot or self.current(), variables, history)
+        render = _Render(self, snapshot or self.current(), variables, history, keep_whitespace=keep_whitespace)
         return render.run(timeout)
 
     async def arender(
@@ -212,9 +212,10 @@ class Template:
         history: History[Any] | None = None,
         snapshot: Snapshot | None = None,
         timeout: float | None = None,
+        keep_whitespace: bool = False,
     ) -> RenderRecord:
-        """Render without holding up the event loop; otherwise as `render`."""
-        render = _Render(self, snapshot or self.current(), variables, history)
+        """Render without blocking the event loop; otherwise as `render`."""
+        render = _Render(self, snapshot or self.current(), variables, history, keep_whitespace=keep_whitespace)
         return await render.arun(timeout)
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
@@ -262,7 +263,9 @@ class _Render:
         snapshot: Snapshot,
         variables: Mapping[str, Any],
         history: History[Any] | None,
+        *,
         placeholders: Sequence[str] = (),
+        keep_whitespace: bool = False,
     ) -> None:
         self._start, self._clock = time.time_ns(), time.perf_counter_ns()
         self._template = template
@@ -276,7 +279,8 @@ class _Render:
         self.request: engine.Request | None = None
         self.error: PomlError | None = None
         try:
-            self.request = self._prepare(variables, placeholders)
+            request = self._prepare(variables)
+            self.request = request._replace(placeholders=placeholders or None, keep_whitespace=keep_whitespace)
         except PomlError as refused:
             self.error = refused
 
@@ -285,7 +289,7 @@ class _Render:
         """The file, or the prompt's URI, in errors; None for inline markup."""
         return self._snapshot.uri if self._snapshot.path is None else str(self._snapshot.path)
 
-    def _prepare(self, variables: Mapping[str, Any], placeholders: Sequence[str]) -> engine.Request:
+    def _prepare(self, variables: Mapping[str, Any]) -> engine.Request:
         template, now = self._template, self._snapshot
         takes, natives = now.inference, None
         if takes.not_utf8:
@@ -316,7 +320,6 @@ class _Render:
             roots=now.roots,
             chat=template.chat,
             natives=natives or None,
-            placeholders=placeholders or None,
         )
 
     def run(self, timeout: float | None) -> RenderRecord:
@@ -396,6 +399,7 @@ class _Render:
             stylesheet=template.stylesheet,
             chat=template.chat,
             natives=() if self._history is None else tuple(self._history.marks),
+            spaced=self._result is not None and self._result.kept_whitespace,
             output=self._output if self.error is None else None,
             error=self.error,
             poml_version=engine.poml_version(),

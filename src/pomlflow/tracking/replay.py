@@ -28,7 +28,6 @@ from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
 from pomlflow.template.history import REQUEST, RESPONSE, History
-from pomlflow.template.whitespace import protect, restore
 from pomlflow.tracking.background import shown
 from pomlflow.tracking.compare import Difference, Fetch, compare
 from pomlflow.tracking.facts import ATTRIBUTE, facts_of, folder_of, is_attachment
@@ -247,11 +246,9 @@ class _StoredRender:
             # With roots it is rendered as untrusted. The trace's own folder is no root: a trace may name any.
             snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(None))))
         variables: Mapping[str, Any] = inputs["context"]
-        hidden: tuple[str, ...] = ()
-        if self._facts.get("spaced"):
-            variables, hidden = protect(variables, snapshot, template.stylesheet)
         history = _StoredHistory([name for name in self._facts.get("natives", ()) if name in variables])
-        return template, restore(template.render(variables, history=history, snapshot=snapshot), hidden)
+        spaced = bool(self._facts.get("spaced"))
+        return template, template.render(variables, history=history, snapshot=snapshot, keep_whitespace=spaced)
 
     def _differences(self, record: RenderRecord) -> Iterator[Difference]:
         if "outputs" in self._facts.get("cut", ()):
