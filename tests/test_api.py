@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
-from unittest import mock
 
 import poml
 import pytest
@@ -48,9 +47,14 @@ def poml_without_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_each_format_is_polms_own(one: Case, poml_without_node: list[str]) -> None:
     """Of one frame, poml's Python and ours make the same; that the frames are the same is the engine's test."""
     poml_without_node.append(pomlflow.poml(one.file, **arguments(one), format="raw"))
+    original = poml.poml
     for name in FORMATS:
-        theirs = outcome(poml.poml, one, format=name)
-        ours = outcome(pomlflow.poml, one, format=name, exact_openai_chat=True)
+        theirs = outcome(original, one, format=name)
+        pomlflow.autolog(log_traces=False)
+        try:
+            ours = outcome(poml.poml, one, format=name)
+        finally:
+            pomlflow.autolog(disable=True)
         assert type(ours) is type(theirs)
         assert ours == theirs, name
         assert json.dumps(plain(ours)) == json.dumps(plain(theirs)), f"{name}: other order or types"
@@ -235,23 +239,19 @@ def test_openai_chat_is_what_openais_client_sends() -> None:
     assert listen["content"][-1] == {"type": "input_audio", "input_audio": {"data": "SUQz", "format": "mp3"}}
 
 
-def test_the_switch_for_polms_own_openai_chat_is_a_setting_too() -> None:
+def test_openai_chat_is_what_openai_takes_and_under_autolog_what_poml_returns() -> None:
     markup = "<poml><runtime stopSequences='[\"END\"]'/><p>Hi</p></poml>"
     assert pomlflow.poml(markup, format="openai_chat")["stop"] == ["END"]
-    assert pomlflow.render(markup, format="openai_chat", exact_openai_chat=True)["stop_sequences"] == ["END"]
-    before = pomlflow.configure(exact_openai_chat=True)
+    pomlflow.autolog(log_traces=False)
     try:
-        assert pomlflow.poml(markup, format="openai_chat")["stop_sequences"] == ["END"]
+        assert poml.poml(markup, format="openai_chat")["stop_sequences"] == ["END"]
     finally:
-        pomlflow.configure(exact_openai_chat=False)
-    assert before.exact_openai_chat
+        pomlflow.autolog(disable=True)
 
 
-def test_the_switch_is_read_from_the_environment() -> None:
-    from pomlflow import settings
-
-    with (
-        mock.patch.object(settings, "_current", None),
-        mock.patch.dict("os.environ", POMLFLOW_EXACT_OPENAI_CHAT="true"),
-    ):
-        assert settings.settings().exact_openai_chat
+@pytest.mark.parametrize("call", [pomlflow.poml, pomlflow.render])
+def test_an_argument_that_was_removed_names_its_replacement(call: Callable[..., Any]) -> None:
+    with pytest.raises(pomlflow.ConfigurationError, match=r"exact_openai_chat was removed .* poml\.poml"):
+        call("<p>Hi</p>", exact_openai_chat=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'fromat'"):
+        call("<p>Hi</p>", fromat="dict")

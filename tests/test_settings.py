@@ -1,4 +1,4 @@
-"""Settings: given in code, else by the environment, else the defaults; what makes no sense is refused by name."""
+"""Settings: given in code, else by the environment, else the defaults; an invalid value is refused by name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from pomlflow.exceptions import ConfigurationError
 EVERY: dict[str, tuple[str, Any]] = {
     "timeout": ("2", 2.0),
     "prompt_root": ("prompts", Path("prompts").absolute()),
-    "exact_openai_chat": ("1", True),
     "max_workers": ("3", 3),
     "max_queue": ("5", 5),
     "max_memory": ("700", 700),
-    "cached_results": ("9", 9),
     "max_content": ("99", 99),
     "allow_read": (os.pathsep.join(["/a", "/b"]), (Path("/a").absolute(), Path("/b").absolute())),
     "sandbox": ("0", False),
@@ -71,22 +69,22 @@ def test_a_prompt_root_stays_where_it_was_given_and_can_be_taken_back(
 
 def test_a_block_changes_what_it_names_and_follows_the_rest() -> None:
     """Else another thread, and the block, would each have the engine made anew for its own idea of the sandbox."""
-    with settings.configured(timeout=5), settings.configured(cached_results=3):
+    with settings.configured(timeout=5):
         settings.configure(sandbox=False, timeout=9)
-        assert settings.settings() == settings.Settings(timeout=5.0, cached_results=3, sandbox=False)
+        assert settings.settings() == settings.Settings(timeout=5.0, sandbox=False)
     assert settings.settings() == settings.Settings(timeout=9.0, sandbox=False)
 
 
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "soon", [], "1s"])
 def test_a_timeout_that_makes_no_sense_is_refused(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigurationError, match=r"timeout is .*: give a number of seconds above 0"):
+    with pytest.raises(ConfigurationError, match=r"timeout must be a number of seconds above 0"):
         settings.configure(timeout=value)
     assert settings.settings().timeout == 30.0
 
 
-def test_an_environment_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_variable_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
-    with pytest.raises(ConfigurationError, match="POMLFLOW_TIMEOUT is 'soon'"):
+    with pytest.raises(ConfigurationError, match="POMLFLOW_TIMEOUT must be .*, got 'soon'"):
         settings.settings()
 
 
@@ -97,8 +95,20 @@ def test_each_setting_is_an_argument_a_variable_of_the_environment_and_a_row_of_
     rows = re.findall(r"^\| `(\w+)=.*?\| `POMLFLOW_(\w+)`", readme, re.MULTILINE)
     names = [field.name for field in dataclasses.fields(settings.Settings)]
     assert names == list(EVERY)
-    assert sorted(inspect.signature(settings.configure).parameters) == sorted(names)
+    parameters = set(inspect.signature(settings.configure).parameters) - {"removed"}
+    assert sorted(parameters) == sorted(names)
     assert sorted(rows) == sorted((name, name.upper()) for name in names)
     for name, (text, _) in EVERY.items():
         monkeypatch.setenv(f"POMLFLOW_{name.upper()}", text)
     assert dataclasses.asdict(settings.settings()) == {name: value for name, (_, value) in EVERY.items()}
+
+
+@pytest.mark.parametrize("name", ["cached_results", "exact_openai_chat"])
+def test_a_setting_that_was_removed_names_its_replacement(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for change in (settings.configure, settings.configured):
+        with pytest.raises(ConfigurationError, match=f"{name} was removed in pomlflow 0.2: "):
+            change(**{name: 1}).__enter__()
+    monkeypatch.setenv(f"POMLFLOW_{name.upper()}", "1")
+    monkeypatch.setattr(settings, "_current", None)
+    with pytest.raises(ConfigurationError, match=f"POMLFLOW_{name.upper()} was removed"):
+        settings.settings()

@@ -19,7 +19,6 @@ from typing import Any
 from pomlflow.api import poml_record
 from pomlflow.frame.formats import converted, raw
 from pomlflow.record import RenderRecord
-from pomlflow.settings import settings
 
 __all__ = ["install", "remove"]
 
@@ -95,7 +94,7 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
         _trace_as_poml(record, markup, context, stylesheet, format)
         if output_file is not None:
             Path(output_file).write_text(raw(record.result()), encoding="utf-8", newline="")
-        return converted(record, format, exact=settings().exact_openai_chat)
+        return converted(record, format, exact=True)
 
     return poml
 

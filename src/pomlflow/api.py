@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from pomlflow.dispatch import RenderContext, dispatch
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.frame.formats import Format, check_format, converted, raw
 from pomlflow.record import RenderRecord
-from pomlflow.settings import settings
+from pomlflow.settings import refuse_removed, settings
 from pomlflow.template import Template
 
 __all__ = ["arender", "flush", "poml", "poml_record", "render"]
@@ -33,7 +33,7 @@ def render(
     base_dir: str | os.PathLike[str] | None = None,
     register: bool | None = None,
     timeout: float | None = None,
-    exact_openai_chat: bool | None = None,
+    **removed: Never,
 ) -> Any:
     """Render markup or a file.
 
@@ -50,7 +50,7 @@ def render(
         base_dir: The folder that relative sources in inline markup are resolved against; by default the working folder.
         register: Whether to register the prompt: yes, no, or as `autolog` is set.
         timeout: Seconds; None for `pomlflow.configure`'s.
-        exact_openai_chat: As `pomlflow.poml` takes it.
+        **removed: Arguments of earlier versions, which raise an error that names the replacement.
 
     Returns:
         poml's ``PomlFrame`` (``messages``, ``output_schema``, ``tools``, ``runtime``), or what `format` says.
@@ -63,11 +63,12 @@ def render(
         >>> pomlflow.render("<p>Hello {{name}}</p>", {"name": "Ada"}).messages[0].content
         'Hello Ada'
     """
+    refuse_removed({name: name for name in removed})
     check_format(format)
     template = _template(markup, stylesheet, chat, name, base_dir, register)
     record = template.render(_variables(context), timeout=timeout)
     dispatch(record, RenderContext(file=template.path))
-    return converted(record, format, exact=_exact(exact_openai_chat))
+    return converted(record, format)
 
 
 async def arender(
@@ -81,7 +82,7 @@ async def arender(
     base_dir: str | os.PathLike[str] | None = None,
     register: bool | None = None,
     timeout: float | None = None,
-    exact_openai_chat: bool | None = None,
+    **removed: Never,
 ) -> Any:
     """Render without holding up the event loop; otherwise as `render`.
 
@@ -90,11 +91,12 @@ async def arender(
         >>> asyncio.run(pomlflow.arender("<p>Hello</p>", format="message_dict"))
         [{'speaker': 'human', 'content': 'Hello'}]
     """
+    refuse_removed({name: name for name in removed})
     check_format(format)
     template = _template(markup, stylesheet, chat, name, base_dir, register)
     record = await template.arender(_variables(context), timeout=timeout)
     dispatch(record, RenderContext(file=template.path))
-    return converted(record, format, exact=_exact(exact_openai_chat))
+    return converted(record, format)
 
 
 def poml(
@@ -105,8 +107,7 @@ def poml(
     output_file: str | Path | None = None,
     format: Format = "message_dict",  # noqa: A002
     extra_args: list[str] | None = None,
-    *,
-    exact_openai_chat: bool | None = None,
+    **removed: Never,
 ) -> Any:
     """Render as ``poml.poml()`` does, warm: it takes what that takes (poml 0.0.8) and returns what that returns.
 
@@ -125,8 +126,7 @@ def poml(
             same as JSON text; ``openai_chat`` for the arguments of ``client.chat.completions.create``; ``langchain``
             for ``messages_from_dict``; ``pydantic`` for a ``PomlFrame``.
         extra_args: Options of poml's command line. There is none here, so it is refused.
-        exact_openai_chat: Whether ``openai_chat`` is to be byte for byte poml's, faults included; None for what
-            `pomlflow.configure` says.
+        **removed: Arguments of earlier versions, which raise an error that names the replacement.
 
     Returns:
         In the format's type.
@@ -141,6 +141,7 @@ def poml(
         >>> pomlflow.poml("<p>Hello {{name}}</p>", {"name": "Ada"}, format="openai_chat")
         {'messages': [{'role': 'user', 'content': 'Hello Ada'}]}
     """
+    refuse_removed({name: name for name in removed})
     if extra_args:
         raise ConfigurationError(
             f"pomlflow.poml() runs no command line, so it takes no extra_args ({' '.join(extra_args)}): give variables "
@@ -149,7 +150,7 @@ def poml(
     record = poml_record(markup, context, stylesheet, chat, format)
     if output_file is not None:
         Path(output_file).write_text(raw(record.result()), encoding="utf-8", newline="")
-    return converted(record, format, exact=_exact(exact_openai_chat))
+    return converted(record, format)
 
 
 def poml_record(
@@ -180,10 +181,6 @@ def poml_record(
     record = template.render(_read(context, "context") or {})
     dispatch(record, RenderContext(file=template.path))
     return record
-
-
-def _exact(asked: bool | None) -> bool:
-    return settings().exact_openai_chat if asked is None else asked
 
 
 def _read(given: Mapping[str, Any] | str | Path | None, what: str) -> Mapping[str, Any] | None:

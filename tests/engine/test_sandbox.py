@@ -122,7 +122,7 @@ def test_without_the_sandbox_everything_is_read(home: Path, js: Callable[[str], 
 
 @pytest.mark.parametrize("wrong", ["/a/folder", Path("/a/folder")])
 def test_one_folder_for_a_list_of_them_is_an_error(wrong: Any) -> None:
-    with pytest.raises(ConfigurationError, match="give a list of folders"):
+    with pytest.raises(ConfigurationError, match="must be a list of folders"):
         settings.configure(allow_read=wrong)
 
 
