@@ -84,7 +84,7 @@ def test_a_timeout_that_makes_no_sense_is_refused(value: Any, monkeypatch: pytes
 
 def test_an_invalid_variable_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
-    with pytest.raises(ConfigurationError, match="POMLFLOW_TIMEOUT must be .*, got 'soon'"):
+    with pytest.raises(ConfigurationError, match=r"POMLFLOW_TIMEOUT must be .*, got 'soon'"):
         settings.settings()
 
 

@@ -286,7 +286,7 @@ def test_the_environment_sets_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings().workers, settings().max_queue, settings().max_memory) == (3, 5, 700)
     monkeypatch.setattr("pomlflow.settings._current", None)
     monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "all")
-    with pytest.raises(ConfigurationError, match="POMLFLOW_MAX_WORKERS is 'all'"):
+    with pytest.raises(ConfigurationError, match="POMLFLOW_MAX_WORKERS must be an integer >= 0, got 'all'"):
         settings()
 
 
