@@ -51,8 +51,7 @@ def no_name_taken() -> Iterator[None]:
     """A file of an earlier test has the name that its like would have."""
     yield
     if (naming := sys.modules.get("pomlflow.template.names")) is not None:
-        naming._files.clear()
-        naming._told.clear()
+        naming.NAMES.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from pomlflow.frame.formats import Format, check_format, converted, raw
 from pomlflow.record import RenderRecord
 from pomlflow.settings import refuse_removed, settings
 from pomlflow.template import Template
+from pomlflow.template.names import absolute, working_folder
 
 __all__ = ["arender", "flush", "poml", "poml_record", "render"]
 
@@ -230,8 +231,8 @@ def _template(
     if not _exists(markup):  # a template that was read once lives on, and this call asks for the file
         _file_template.cache_clear()
     # The name depends on the prompt root and the working folder.
-    home = str(settings().prompt_root or os.getcwd())  # noqa: PTH109
-    return _file_template(os.path.abspath(os.path.expanduser(markup)), chat, name, register, home)  # noqa: PTH100, PTH111
+    home = str(settings().prompt_root or working_folder())
+    return _file_template(str(absolute(markup)), chat, name, register, home)
 
 
 @lru_cache(maxsize=256)

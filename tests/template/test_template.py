@@ -277,9 +277,9 @@ def test_a_way_through_a_link_gives_the_same_name(folder: Path, tmp_path_factory
     assert Template(path=link / "support" / "a.poml").name == "support.a"
 
 
-def test_outside_of_all_roots_it_is_the_files_own_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_outside_of_all_roots_it_is_folder_and_file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = write(tmp_path_factory.mktemp("far") / "deep" / "a.poml", HELLO)
-    assert (Template(path=file).name, Template(path=file).relative) == ("a", "a.poml")
+    assert (Template(path=file).registry_name, Template(path=file).relative) == ("deep.a", "deep/a.poml")
 
 
 # --- copies ---

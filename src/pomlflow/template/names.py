@@ -1,73 +1,98 @@
-"""What a prompt is called in the registry, and where its file is said to be."""
+"""Names of prompts in the registry, the same on every machine, and the paths of their files."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import logging
 import os
 import re
 import threading
+import tomllib
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from pomlflow._log import warn_once
+from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
 
-__all__ = ["absolute", "from_root", "name_and_place", "registry_name", "working_folder"]
+__all__ = ["NAMES", "absolute", "from_root", "name_and_path", "registry_name", "working_folder"]
 
-_log = logging.getLogger("pomlflow")
 _LONGEST: Final = 256  # characters of a prompt's name that MLflow takes on every store
 
-_lock = threading.Lock()
-_files: dict[str, Path] = {}  # by name, the file that has it in this process
-_told: set[tuple[Path, Path]] = set()
+
+class _Names:
+    """The files of this process's prompts, by name, so that no two share a name without a warning."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[str, Path] = {}
+        self._outside: dict[str, Path] = {}
+
+    def clear(self) -> None:
+        """Forget all names."""
+        with self._lock:
+            self._files.clear()
+            self._outside.clear()
+
+    def add(self, name: str, path: Path, *, outside: bool) -> None:
+        """Add a prompt, and warn if another file, that still exists, has its name."""
+        with self._lock:
+            other = self._files.setdefault(name, path)
+            if outside:
+                self._outside[name] = path
+            if other == path:
+                return
+            if not other.exists() or _same(other, path):  # it moved; or it is a link
+                self._files[name] = path
+                return
+        warn_once(
+            ("prompt name", other, path),
+            "The files %s and %s both have the prompt name %r: their contents become versions of one prompt. Give each "
+            "its own with name=, unless one of them replaces the other",
+            *(other, path, name),
+        )
+
+    def warn_of_folder(self, name: str) -> None:
+        """Warn, once in a process, of a name that is registered and comes from the file's folder alone."""
+        with self._lock:
+            path = self._outside.get(name)
+        if path is not None:
+            warn_once(
+                "prompt outside",
+                "The prompt in %s is named %r by its folder and file, since it is in no prompt root, Python package or "
+                "working folder: elsewhere it may have another name. Set pomlflow.configure(prompt_root=…), "
+                "POMLFLOW_PROMPT_ROOT or prompt_root under [tool.pomlflow] of pyproject.toml, or give it a name=",
+                *(path, name),
+            )
 
 
-def name_and_place(path: Path, name: str | None) -> tuple[str | None, str]:
-    """Name a file's prompt, and say where the file is, in words that hold on every machine.
+NAMES: Final = _Names()
 
-    A file outside of the prompt root and of the working folder is known by its own name alone; where two such files
-    have the same, the second is known by its folder's too: ``/a/q.poml`` is ``q``, ``/b/q.poml`` is ``b.q``.
+
+def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
+    """Return a file's prompt name in the registry's spelling, and its path for traces, with forward slashes.
+
+    The name is the given one; else the path from the prompt root; else, in a Python package, the dotted path there;
+    else the path from the working folder; else the file's folder and own name. The path is that from the prompt root or
+    the working folder; else the one in the package; else the folder and the file.
 
     Args:
         path: The file, absolute.
-        name: What the user calls it; None for a name from its place.
-
-    Returns:
-        The name in the registry's spelling, and the path relative to the prompt root, with forward slashes.
+        name: The name that the user gave, if any.
     """
-    relative = _relative(path)
-    own = path.name if relative is None else relative
-    with _lock:
-        if name:
-            if (other := _claim(registry_name(name), path)) is not None and (other, path) not in _told:
-                _told.add((other, path))
-                _log.warning(
-                    "The files %s and %s are both given the prompt name %r: their contents are versions of one prompt. "
-                    "Give each its own, unless one of them replaces the other",
-                    *(other, path, name),
-                )
-            return registry_name(name), own
-        above = path.parts[-2::-1] if relative is None else ()  # the folders, the nearest first
-        for folder in above:
-            if _claim(registry_name(_stem(own)), path) is None:
-                break
-            own = f"{folder.strip('/') or 'root'}/{own}"
-    return registry_name(_stem(own)), own
-
-
-def _claim(name: str | None, path: Path) -> Path | None:
-    """Take a name for a file; gives the file that has it, where that is another and still there."""
-    if name is None:
-        return None
-    other = _files.setdefault(name, path)
-    if other == path:
-        return None
-    if not other.exists() or _same(other, path):  # it moved; or it is a link
-        _files[name] = path
-        return None
-    return other
+    root = settings().prompt_root
+    in_root = (root and _relative(path, root)) or ((root := _project_root(path.parent)) and _relative(path, root))
+    package = None if in_root else _in_package(path)
+    here = working_folder()
+    shown = in_root or (here and _relative(path, here)) or package
+    outside = shown is None
+    shown = shown or f"{path.parent.name or 'root'}/{path.name}"
+    found = registry_name(name or (in_root or package or shown).removesuffix(".poml"))
+    if found is not None:
+        NAMES.add(found, path, outside=outside and not name)
+    return found, shown
 
 
 def _same(one: Path, two: Path) -> bool:
@@ -77,8 +102,45 @@ def _same(one: Path, two: Path) -> bool:
         return False
 
 
-def _stem(relative: str) -> str:
-    return relative.removesuffix(".poml")
+def _relative(path: Path, folder: Path) -> str | None:
+    # The working folder's path has no links, a script's own path may have: /tmp on macOS is one.
+    for file, home in ((path, folder), (path.resolve(), folder.resolve())):
+        if file.is_relative_to(home):
+            return file.relative_to(home).as_posix()
+    return None
+
+
+@lru_cache(maxsize=256)
+def _project_root(folder: Path) -> Path | None:
+    """The ``prompt_root`` under ``[tool.pomlflow]`` of the nearest pyproject.toml at or above a folder."""
+    file = next((file for at in (folder, *folder.parents) if (file := at / "pyproject.toml").is_file()), None)
+    if file is None:
+        return None
+    try:
+        tools = tomllib.loads(file.read_text("utf-8")).get("tool", {})
+    except (OSError, ValueError) as error:
+        warn_once(("pyproject", file), "%s cannot be read, so that its prompt_root is unknown: %s", file, error)
+        return None
+    root = tools.get("pomlflow", {}).get("prompt_root")
+    if root is None:
+        return None
+    if not isinstance(root, str):
+        raise ConfigurationError(f"{file}: prompt_root under [tool.pomlflow] must be a path, got {root!r}")
+    return Path(os.path.normpath(file.parent / root))
+
+
+@lru_cache(maxsize=256)
+def _package(folder: Path) -> str | None:
+    """A folder's path in its Python package, the package's own name included; None outside packages."""
+    if not (folder / "__init__.py").is_file():
+        return None
+    above = _package(folder.parent)
+    return f"{above}/{folder.name}" if above else folder.name
+
+
+def _in_package(path: Path) -> str | None:
+    package = _package(path.parent)
+    return package and f"{package}/{path.name}"
 
 
 @lru_cache(maxsize=256)
@@ -91,8 +153,12 @@ def from_root(folder: str, root: str) -> str | None:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """A path from the working folder as it is now; links stay as they are."""
-    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
+    """A path from the current working folder; links stay as they are."""
+    try:
+        return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
+    except OSError as error:
+        why = "the working folder was removed; give an absolute path"
+        raise TemplateNotFoundError(errno.ENOENT, why, os.fspath(path)) from error
 
 
 def working_folder() -> Path | None:
@@ -103,27 +169,11 @@ def working_folder() -> Path | None:
         return None
 
 
-def _relative(path: Path) -> str | None:
-    root = settings().prompt_root
-    for folder in filter(None, (root, working_folder())):
-        # The working folder's path has no links, a script's own path may have: /tmp on macOS is one.
-        for file, home in ((path, folder), (path.resolve(), folder.resolve())):
-            if file.is_relative_to(home):
-                return file.relative_to(home).as_posix()
-    return None
-
-
 def registry_name(text: str) -> str | None:
     """Spell a name as MLflow's registry allows: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots.
 
-    Letters lose their accents. What has other letters than Latin ones ends in a digest of all of it, so that two names
-    stay two.
-
-    Args:
-        text: A name, or a path with forward slashes.
-
-    Returns:
-        The name; None for an empty text.
+    Letters lose their accents. A name with letters other than Latin ends in a digest of the whole name, so that two
+    names stay two. An empty text has none.
 
     Example:
         >>> registry_name("support/what now?")

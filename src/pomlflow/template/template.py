@@ -1,7 +1,4 @@
-"""A POML template: where its markup comes from, what it takes, and its renders as records.
-
-It knows no framework and no MLflow; the adapters' prompt templates are made around it.
-"""
+"""A POML template: its markup, from a file or inline, and its renders as records, without a framework or MLflow."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from pomlflow.settings import settings
 from pomlflow.template.files import decode, stamp, stamps
 from pomlflow.template.history import History
 from pomlflow.template.inference import infer
-from pomlflow.template.names import absolute, from_root, name_and_place, registry_name, working_folder
+from pomlflow.template.names import absolute, from_root, name_and_path, registry_name, working_folder
 from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
 from pomlflow.template.validation import (
     check_names,
@@ -45,18 +42,19 @@ class Template:
     for each file and render. No process is started before the first render.
 
     Args:
-        source: The markup. Beside `path` it is what the file held, for when the file is not there any more.
-        path: The file. It is looked up once, at construction: a later ``chdir`` changes nothing.
-        name: The prompt's name in the registry; by default the file's path relative to the prompt root.
+        source: The markup. With `path`, the file's last known content, for the case that it no longer exists.
+        path: The file. It is made absolute at construction: a later ``chdir`` changes nothing.
+        name: The prompt's name in the registry; by default from the file's place (`pomlflow.template.names`).
         base_dir: The folder that relative sources in inline markup are resolved against; by default the working
             folder at each render.
-        stylesheet: A stylesheet beside the markup's own.
+        stylesheet: A stylesheet in addition to the markup's own.
         chat: Whether to render messages, or one text.
         register: Whether to register it as a prompt: yes, no, or as the handler is set.
-        origin: Where the markup comes from, instead of `source` and `path`; the name is then the origin's.
+        origin: A prompt in a registry, instead of `source` and `path`; its name is then the origin's.
 
     Raises:
         TemplateNotFoundError: The file cannot be read, and there is no markup.
+        RenderError: The file is not UTF-8.
 
     Example:
         >>> Template("<p>Hello {{name}}</p>").render({"name": "Ada"}).output["messages"]
@@ -84,7 +82,7 @@ class Template:
         name = name if origin is None else origin.name
         self.name = registry_name(name or "")
         if self.path is not None:
-            self.name, self.relative = name_and_place(self.path, name)
+            self.name, self.relative = name_and_path(self.path, name)
         self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
         self.register = register
@@ -101,34 +99,39 @@ class Template:
         return *where, self.source, self.name, self.stylesheet, self.chat, self.register
 
     @property
+    def registry_name(self) -> str | None:
+        """The prompt's name in MLflow's registry; None for markup without a name."""
+        return self.name
+
+    @property
     def source(self) -> str:
-        """The markup as it is now."""
+        """The current markup."""
         return self.current().source
 
     @property
     def digest(self) -> str:
-        """What the content is known by: `pomlflow.record.content_digest` of the markup and the files that it names."""
+        """The content's identity: `pomlflow.record.content_digest` of the markup and the files that it names."""
         return self.current().digest
 
     @property
     def inference(self) -> Inference:
-        """What it takes."""
+        """The variables and files that the current markup takes."""
         return self.current().inference
 
     def current(self) -> Snapshot:
-        """The template as its files are now; the same object for as long as they do not change."""
+        """The template with its files as they are now; the same object as long as they do not change."""
         if self.origin is not None:
             self._snapshot = now = self.origin.current()
             return now
         now = self._snapshot
-        # Inline markup without a folder of its own is at home where the process is.
+        # The folder of inline markup without one of its own is the working folder.
         moved = self.path is None and now.files and self._folder() != now.folder
         if moved or any(stamp(file) != before for file, before in now.stamps):
             self._snapshot = now = self._read(now.source)
         return now
 
     def folder(self) -> str | None:
-        """The folder that relative sources are looked for in, relative to the prompt root; None on another drive."""
+        """The folder that relative sources are resolved against, from the prompt root; None on another drive."""
         if self.path is not None or self.base_dir is not None:
             return self._home
         root, here = settings().prompt_root, None
@@ -141,7 +144,7 @@ class Template:
 
     def _read(self, last: str | None) -> Snapshot:
         source, folder = last, self._folder()
-        # Every stamp is taken before its file is read, so that a change meanwhile is seen next time.
+        # Every stamp is taken before its file is read, so that a change during the read is seen next time.
         before = stamps([] if self.path is None else [self.path])
         if self.path is not None:
             source = self._read_file(self.path, last)
@@ -219,17 +222,17 @@ class Template:
         return await render.arun(timeout)
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
-        """Render with what variables there are, to find what is wrong with the template itself.
+        """Render with the variables that there are, to find problems of the template itself.
 
-        A variable without a value stands for itself: expressions may do with it what they like, a loop over it runs
-        once, what hangs on an ``if`` of it is rendered. A problem that may be due to the missing value is not told.
+        Missing variables are replaced by placeholders: expressions may do anything with one, a loop over it runs once,
+        and the content of an ``if`` of it is rendered. Errors that a placeholder may have caused are suppressed.
 
         Args:
-            variables: By name, as many as there are.
+            variables: By name, possibly none.
             history: As `render` takes it.
 
         Returns:
-            The record; its `error` tells all problems.
+            The record; its `error` has all problems.
 
         Example:
             >>> Template("<p for='x in xs'>{{x.price.toFixed(2)}}</p>").check().error is None

@@ -126,7 +126,7 @@ class PromptConstructors:
     @property
     def registry_name(self) -> str | None:
         """The prompt's name in MLflow's registry; None for markup without a name."""
-        return self._core.name
+        return self._core.registry_name
 
     @property
     def version(self) -> int | None:

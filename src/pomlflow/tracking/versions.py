@@ -27,7 +27,7 @@ from mlflow.prompt.registry_utils import model_version_to_prompt_version
 from pydantic import ValidationError
 
 from pomlflow.record import PromptFile, RenderRecord
-from pomlflow.template.names import registry_name
+from pomlflow.template.names import NAMES, registry_name
 from pomlflow.tracking.bundle import FileChangedError, pack
 from pomlflow.tracking.turns import turn
 
@@ -111,6 +111,7 @@ def name_of(record: RenderRecord) -> str | None:
 
 def draft_of(record: RenderRecord, name: str) -> Draft:
     """Take from a render what the registry needs."""
+    NAMES.warn_of_folder(name)
     tags = {"poml_sha256": record.digest, "poml_path": record.path, "poml_version": record.poml_version}
     output = record.output or {}
     # Copies: the output is the caller's to change as soon as the render is delivered, and this waits in a thread.
