@@ -126,10 +126,7 @@ async def in_a_models_constructor_alone_async(config: RunnableConfig) -> None:
     await chain(callbacks=config["callbacks"]).ainvoke(GIVEN)
 
 
-@case(
-    *["FakeListChatModel CHAT_MODEL\n"] * 2,
-    autolog=("FakeListChatModel CHAT_MODEL\n  FakeListChatModel CHAT_MODEL\n",) * 2,
-)
+@case(*["FakeListChatModel CHAT_MODEL\n"] * 2)
 def in_the_constructor_of_a_model_of_its_own(config: RunnableConfig) -> None:
     alone = model(callbacks=config["callbacks"])
     alone.invoke("Hello")

@@ -193,6 +193,8 @@ class Tracer(MlflowLangchainTracer):
         parent = parent or open_run(run_id_here())  # a call inside a run that was given callbacks of its own
         with active(user_span()) if parent is None else nullcontext():
             above = nearest(parent.span.span) if parent is not None else mlflow.get_current_active_span()
+            if parent is None and _is_the_same_run(above, span_name, span_type, attributes or {}):
+                return _no_span()
             span = mlflow.start_span_no_context(
                 name=span_name,
                 span_type=span_type,
@@ -312,6 +314,16 @@ def _graph_control_flow() -> tuple[type[BaseException], ...]:
     """Return the base of LangGraph's interrupts and commands to a parent graph, where LangGraph is imported."""
     errors = sys.modules.get("langgraph.errors")
     return () if errors is None else (errors.GraphBubbleUp,)
+
+
+def _is_the_same_run(above: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
+    """Return whether the active span is the one that MLflow's autolog has just started for this very run.
+
+    Where ours is in a model's constructor, autolog's tracer comes first.
+    """
+    if above is None or (above.name, above.span_type) != (name, span_type) or not _mlflow_autolog_is_on():
+        return False
+    return bool(attributes) and attributes.keys() <= above.attributes.keys()
 
 
 def _mlflow_autolog_is_on() -> bool:
