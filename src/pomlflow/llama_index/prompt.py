@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from llama_index.core import Settings
 from llama_index.core.base.llms.base import BaseLLM
@@ -27,7 +27,7 @@ from pomlflow.llama_index.text_views import PromptText, check_f_string, fenced, 
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.source import Origin, Snapshot
-from pomlflow.tracking.constructors import PromptConstructors
+from pomlflow.tracking.constructors import PromptConstructors, restore_origin
 
 __all__ = ["PomlPromptTemplate"]
 
@@ -72,7 +72,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         '# Task\n\nAnswer from this:\n\n1 + 1\n= 2\n\nWhy?'
     """
 
-    # Instances do not hold `template`: it is made when it is read, see __getattr__.
+    # What an instance holds of it is for dumps by PromptTemplate's fields; to read it gives the f-string, see below.
     template: str = Field(default="", exclude=True)
     kwargs: dict[str, Any]  # declared as str by LlamaIndex, which passes any value
     name: str | None = Field(default=None, frozen=True)
@@ -82,6 +82,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     chat: bool = Field(default=True, frozen=True)
     # Not `register`: every class with ABCMeta has that, and pydantic warns.
     register_prompt: bool | None = Field(default=None, frozen=True)
+    registry_uri: str | None = Field(default=None, frozen=True)
+    registry_refresh: float | None = Field(default=None, frozen=True)
 
     _core: Template = PrivateAttr()
     _seen: Snapshot = PrivateAttr()
@@ -104,6 +106,12 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         registry_origin: Origin | None = None,
         **kwargs: Any,
     ) -> None:
+        if "template_str" in kwargs:  # the fields of a dump, by `model_validate`
+            template, register, prompt_type = kwargs["template_str"], kwargs["register_prompt"], metadata["prompt_type"]  # type: ignore[index]
+            if kwargs["registry_uri"] is not None:
+                uri, refresh = kwargs["registry_uri"], kwargs["registry_refresh"]
+                registry_origin = restore_origin(uri, refresh, template, base_dir)
+            kwargs, function_mappings = kwargs["kwargs"], None  # a dump has only the functions' names
         core = Template(
             template,
             path=path,
@@ -129,15 +137,17 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             "stylesheet": core.stylesheet,
             "chat": chat,
             "register_prompt": register,
+            "registry_uri": getattr(registry_origin, "uri", None),
+            "registry_refresh": getattr(registry_origin, "refresh", None),
         }
         BasePromptTemplate.__init__(self, **fields)  # not the bases' own, which expect their kind of template
-        del self.__dict__["template"]
         self._core = core
         self._take(now)
 
     def _take(self, now: Snapshot) -> None:
         self._seen = now
         self.template_str = now.source
+        self.__dict__["template"] = f"{now.source}<!-- {now.digest} -->" if now.files else now.source
         self.template_vars = [*now.inference.variables, *now.inference.optional]
 
     def __eq__(self, other: object) -> bool:
@@ -153,13 +163,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         memo = {} if memo is None else memo
         memo[id(self._core)] = self._core  # only its file changes a template
         return super().__deepcopy__(memo)
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            if name == "template":
-                return self._f_string()
-            return super().__getattr__(name)
 
     @property
     @override
@@ -323,7 +326,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             return self._measure()
         bare = llm in (None, _UNSET) and messages_to_prompt is None and completion_to_prompt is None
         if bare and not kwargs and self._open_variables():
-            return self._f_string(quiet=True)
+            return self.f_string(quiet=True)
         # LlamaIndex measures a SelectorPromptTemplate like this, which drops the model.
         rendered = self.render(kwargs, quiet=bare and empty)
         return rendered.format(messages_to_prompt, completion_to_prompt)
@@ -339,7 +342,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         # LlamaIndex measures an empty prompt several times a query, with "" for each variable and llm=None.
         return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
 
-    def _f_string(self, *, quiet: bool = False) -> PromptText:
+    def f_string(self, *, quiet: bool = False) -> PromptText:
         """Return the prompt's text with its open variables in braces."""
         place, now = self.path or "<inline>", self._refreshed()
         names = {to: name for name, to in (self.template_var_mappings or {}).items()}
@@ -348,8 +351,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         check_f_string(now.inference.uses, open_, place)
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
         history = MessageHistory()
-        prepared = {**_histories(now), **filled, **shown}
-        record = self._core.render(prepared, history=history, snapshot=now, keep_whitespace=True)
+        record = self._core.render({**filled, **shown}, history=history, snapshot=now, keep_whitespace=True)
         # With open variables and outside of a run, a component is only being set up.
         quiet = quiet or (bool(open_) and active_span_id.get() is None)
         text = joined_text(self._rendered(record, history, quiet=quiet).messages, place)
@@ -367,8 +369,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         if isinstance(context, list) and all(isinstance(text, str) for text in context):
             # upstream: llama-index-core 0.14: SimpleSummarize passes its text in a list
             merged["context_str"] = "\n\n".join(context)
-        variables = {**_histories(now), **self._map_all_vars(merged)}
-        return variables, MessageHistory(), now
+        return self._map_all_vars(merged), MessageHistory(), now
 
     def _rendered(self, record: RenderRecord, history: MessageHistory, *, quiet: bool = False) -> Rendered:
         if not quiet:
@@ -392,6 +393,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             return f"**{title}**\n\n{fenced(self.source, 'xml')}"
 
 
-def _histories(now: Snapshot) -> dict[str, list[Any]]:
-    """Return empty values for the histories that are optional; POML needs them."""
-    return {name: [] for name in now.inference.messages if name in now.inference.optional}
+PromptText.prompt_class = PomlPromptTemplate
+# Not in the class, where pydantic takes a property for the field's default.
+type.__setattr__(PomlPromptTemplate, "template", property(PomlPromptTemplate.f_string))

@@ -38,6 +38,7 @@ from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictInProgressEvent,
 )
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from llama_index.core.workflow import Workflow
 from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
 from pydantic import Field
 
@@ -210,9 +211,12 @@ class SpanHandler(BaseSpanHandler[Any]):
             return None
 
     def prepare_to_exit_span(  # type: ignore[override]
-        self, id_: str, result: Any = None, **_: Any
+        self, id_: str, instance: Any = None, result: Any = None, **_: Any
     ) -> TracedSpan | None:
         """End a span, or let it wait for streams."""
+        if result is None and isinstance(instance, Workflow) and id_.partition("-")[0].endswith(".run"):
+            # A cancelled run exits like this, without an error (LlamaIndex's workflows 2.26).
+            return self._leave(id_, lambda span: self._fail(span, None))
         return self._leave(id_, lambda span: self._exit(span, result))
 
     def prepare_to_drop_span(  # type: ignore[override]

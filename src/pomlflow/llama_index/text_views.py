@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.prompts import BasePromptTemplate
@@ -25,6 +25,7 @@ class PromptText(str):
     """
 
     __slots__ = ("_joined", "_prompt")
+    prompt_class: ClassVar[type[BasePromptTemplate]]  # set where the class is defined, which imports this module
     _prompt: Any
     _joined: str | None
 
@@ -37,6 +38,22 @@ class PromptText(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self._prompt, self._joined)
+
+    # Workflows store such an object in a context, as JSON, by these three methods.
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name by which a context knows the object."""
+        return "poml_prompt_text"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {"text": str(self), "joined": self._joined, "prompt": self._prompt.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the object of JSON data."""
+        return cls(data["text"], cls.prompt_class.model_validate(data["prompt"]), data["joined"])
 
     @override
     def format(self, *_: object, **variables: Any) -> str:

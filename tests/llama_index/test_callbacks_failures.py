@@ -1,0 +1,191 @@
+"""What fails above an unread, half-read or dropped stream ends its trace, though the stream is still held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+pytest.importorskip("mlflow")
+
+from llama_index.core import get_response_synthesizer
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.query_engine import CustomQueryEngine
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.tools import FunctionTool
+from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
+from pydantic import BaseModel
+from tests.llama_index.traces import FOREIGN_WARNINGS, open_spans, traced, tree
+
+from pomlflow.llama_index import PomlCallbackHandler
+
+pytestmark = FOREIGN_WARNINGS
+__all__ = ["traced"]
+
+
+class City(BaseModel):
+    name: str
+
+
+class Held(Event):
+    stream: Any
+
+
+class Failing(Workflow):
+    """Makes a stream in one step and fails in the next."""
+
+    @step
+    async def make(self, event: StartEvent) -> Held:
+        return Held(stream=await event.make())
+
+    @step
+    async def fail(self, event: Held) -> StopEvent:
+        raise ValueError("broken")
+
+
+class Slow(Workflow):
+    @step
+    async def only(self, event: StartEvent) -> StopEvent:
+        held = await event.make()
+        await asyncio.sleep(60)
+        return StopEvent(result=held)
+
+
+class Engine(CustomQueryEngine):
+    make: Any
+
+    def custom_query(self, query_str: str) -> str:
+        held = self.make()
+        raise ValueError(f"broken with {type(held).__name__}")
+
+
+@pytest.fixture
+def streams(index: Any, scripted: Any, tool_call: Any) -> dict[str, Callable[..., Any]]:
+    """Make a stream of each kind, unread or half-read."""
+
+    def engine() -> Any:
+        return index.as_query_engine(llm=scripted("Word by word."), streaming=True)
+
+    async def query() -> Any:
+        return await engine().aquery("What?")
+
+    async def half() -> Any:
+        response = await engine().aquery("What?")
+        await anext(aiter(response.async_response_gen()))
+        return response
+
+    async def sync() -> Any:
+        response = engine().query("What?")
+        next(iter(response.response_gen))
+        return response
+
+    async def chat() -> Any:
+        made = index.as_chat_engine(llm=scripted("Word by word."), chat_mode="context")
+        return await made.astream_chat("What?")
+
+    async def structured() -> Any:
+        model = scripted(tool_call("City", name="Oslo")).as_structured_llm(City)
+        stream = await model.astream_chat([ChatMessage("What?")])
+        await anext(stream)
+        return stream
+
+    async def synthesized() -> Any:
+        synthesizer = get_response_synthesizer(llm=scripted("Word by word."), streaming=True)
+        return synthesizer.synthesize("What?", [NodeWithScore(node=TextNode(text="a"))])
+
+    return {made.__name__: made for made in (query, half, sync, chat, structured, synthesized)}
+
+
+@pytest.mark.filterwarnings("ignore:The `json` method is deprecated")  # StructuredLLM calls it (0.14.25)
+@pytest.mark.parametrize("stream", ["query", "half", "sync", "chat", "structured", "synthesized"])
+def test_a_workflow_that_fails(traced: Any, streams: Any, stream: str) -> None:
+    held: list[Any] = []
+
+    async def make() -> Any:
+        held.append(await streams[stream]())
+        return held[0]
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match="broken"):
+            await Failing().run(make=make)
+
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: asyncio.run(run()))
+        assert open_spans() == 0
+    assert tree(trace).splitlines()[0] == "Failing.run CHAIN ERROR"
+    assert held
+
+
+@pytest.mark.parametrize("how", ["late", "cancelled"])
+def test_a_workflow_that_is_stopped(traced: Any, streams: Any, how: str) -> None:
+    """LlamaIndex reports a timeout as an error, and a cancelled run as one without a result."""
+    held: list[Any] = []
+    made = asyncio.Event()
+
+    async def make() -> Any:
+        held.append(await streams["half"]())
+        made.set()
+        return held[0]
+
+    async def run() -> None:
+        running = Slow(timeout=1 if how == "late" else 60).run(make=make)
+        if how == "cancelled":
+            await made.wait()
+            await running.cancel_run()
+        with contextlib.suppress(Exception):
+            await running
+
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: asyncio.run(run()))
+        assert open_spans() == 0
+    assert tree(trace).splitlines()[0] == f"Slow.run CHAIN{' ERROR' if how == 'late' else ''}"
+
+
+def test_an_engine_and_a_tool_that_fail(traced: Any, index: Any, scripted: Any) -> None:
+    held: list[Any] = []
+
+    def make() -> Any:
+        held.append(index.as_query_engine(llm=scripted("Word by word."), streaming=True).query("What?"))
+        return held[-1]
+
+    def fail() -> None:
+        held.append(make())
+        raise ValueError("broken")
+
+    def call() -> None:
+        with pytest.raises(ValueError, match="broken with StreamingResponse"):
+            Engine(make=make).query("What?")
+        with pytest.raises(ValueError, match="broken"):
+            FunctionTool.from_defaults(fail)()
+
+    with PomlCallbackHandler():
+        traces = traced(call)
+        assert open_spans() == 0
+    assert [tree(trace).splitlines()[0] for trace in traces] == [
+        "Engine.query CHAIN ERROR",
+        "FunctionTool.__call__ TOOL ERROR",
+    ]
+
+
+def test_a_tool_that_fails_in_an_agent_that_goes_on(traced: Any, index: Any, scripted: Any, tool_call: Any) -> None:
+    held: list[Any] = []
+
+    async def look() -> str:
+        """Look."""
+        held.append(await index.as_query_engine(llm=scripted("Word by word."), streaming=True).aquery("What?"))
+        raise ValueError("broken")
+
+    async def run() -> None:
+        await FunctionAgent(tools=[look], llm=scripted(tool_call("look"), "Done.")).run("Look!")
+
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: asyncio.run(run()))
+        assert open_spans() == 0
+    assert trace.info.state == "OK"
+    failed = [line.split()[0] for line in tree(trace).splitlines() if line.endswith("ERROR")]
+    assert failed == ["FunctionTool.acall"]

@@ -1,0 +1,110 @@
+"""A prompt keeps its content in dumps, hashes, caches, contexts and pickles, and formats afterwards."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core")
+
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
+from llama_index.core.graph_stores import SimplePropertyGraphStore
+from llama_index.core.indices.property_graph import LLMSynonymRetriever, SimpleLLMPathExtractor
+from llama_index.core.ingestion import IngestionCache, IngestionPipeline
+from llama_index.core.ingestion.pipeline import get_transformation_hash
+from llama_index.core.schema import TextNode
+from llama_index.core.workflow import Context, JsonSerializer
+
+from pomlflow.llama_index import PomlPromptTemplate
+
+EXTRACT = "<p>{{text}} {{max_knowledge_triplets}}</p>"
+
+
+def test_another_prompt_is_not_served_the_cached_results_of_the_first(scripted: Any) -> None:
+    cache = IngestionCache()
+    models = [scripted("(Ada, likes, tea)"), scripted("(Ada, drinks, tea)")]
+    for markup, llm in zip((EXTRACT, f"<p>Again:</p>{EXTRACT}"), models, strict=True):
+        extractor = SimpleLLMPathExtractor(llm=llm, extract_prompt=PomlPromptTemplate(markup), num_workers=1)
+        for _ in range(2):
+            IngestionPipeline(transformations=[extractor], cache=cache).run(
+                nodes=[TextNode(id_="n", text="Ada likes tea")]
+            )
+    assert [len(llm.sent) + len(llm.prompts) for llm in models] == [1, 1]
+
+
+def test_a_file_that_a_prompt_includes_is_part_of_its_content(tmp_path: Path, scripted: Any) -> None:
+    nodes = [TextNode(id_="n", text="Ada likes tea")]
+    hashes = []
+    for tone in ("kind", "stern"):
+        (tmp_path / "tone.txt").write_text(tone)
+        prompt = PomlPromptTemplate(f'<document src="tone.txt"/>{EXTRACT}', base_dir=tmp_path)
+        for made in (prompt, prompt.partial_format(max_knowledge_triplets="3")):
+            extractor = SimpleLLMPathExtractor(llm=scripted(), extract_prompt=made)
+            hashes += [get_transformation_hash(nodes, extractor)] * 2
+    assert len(set(hashes)) == 4
+
+
+@pytest.mark.parametrize("field", ["extract_prompt", "template"])
+def test_each_dump_differs_with_the_content(field: str, scripted: Any) -> None:
+    def dumped(markup: str) -> str:
+        prompt = PomlPromptTemplate(markup)
+        if field == "extract_prompt":
+            return json.dumps(SimpleLLMPathExtractor(llm=scripted(), extract_prompt=prompt).to_dict(), default=str)
+        return json.dumps(prompt.model_dump(mode="json"))
+
+    assert dumped(EXTRACT) == dumped(EXTRACT)
+    assert dumped(EXTRACT) != dumped(EXTRACT.replace("<p>", "<p>!"))
+
+
+def test_a_prompt_is_read_from_its_own_dump(tmp_path: Path) -> None:
+    file = tmp_path / "greet.poml"
+    file.write_text("<system-msg>{{tone}}</system-msg><human-msg>Hi {{name}}</human-msg>")
+    prompts = [
+        PomlPromptTemplate("<p>{{a}} {{b}}</p>", name="n", register=False, chat=False, metadata={"x": 1}, a="1"),
+        PomlPromptTemplate.from_file(file, stylesheet={"p": {"syntax": "text"}}, tone="kind"),
+        PomlPromptTemplate("<p>{{c}} {{d}}</p>", template_var_mappings={"query_str": "c"}),
+    ]
+    for prompt in prompts:
+        for read in (
+            PomlPromptTemplate.model_validate(json.loads(prompt.model_dump_json())),
+            JsonSerializer().deserialize(JsonSerializer().serialize(prompt)),
+            pickle.loads(pickle.dumps(prompt)),
+        ):
+            assert read == prompt
+            assert read.template_vars == prompt.template_vars
+            given = dict.fromkeys(prompt.template_vars, "v")
+            assert read.format(**given) == prompt.format(**given)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping serialization of known unserializable key")
+async def test_a_handoff_prompt_formats_in_every_run_of_one_context(scripted: Any, tool_call: Any) -> None:
+    """Also after the context went through JSON."""
+    prompt = PomlPromptTemplate("<p>HO {{to_agent}} because {{reason}}</p>")
+
+    def flow() -> tuple[Any, AgentWorkflow]:
+        llm = scripted(tool_call("handoff", to_agent="b", reason="r"), "done")
+        agents = [FunctionAgent(name=name, description=name, llm=llm) for name in "ab"]
+        return llm, AgentWorkflow(agents, root_agent="a", handoff_output_prompt=prompt)
+
+    _, first = flow()
+    context = Context(first)
+    await first.run("go", ctx=context)
+    llm, second = flow()
+    for again in (context, Context.from_dict(second, json.loads(json.dumps(context.to_dict())))):
+        await again.store.set("current_agent_name", "a")
+        llm, second = flow()
+        await second.run("go", ctx=again)
+        assert [m.content for m in llm.sent[-1] if m.role == "tool"][-1] == "HO b because r"
+
+
+def test_components_with_a_prompt_survive_pickles(scripted: Any) -> None:
+    retriever = LLMSynonymRetriever(
+        SimplePropertyGraphStore(), llm=scripted("tea"), synonym_prompt=PomlPromptTemplate("<p>{{query_str}}</p>")
+    )
+    prompts = pickle.loads(pickle.dumps(retriever.get_prompts()))
+    for prompt in prompts.values():
+        assert prompt.format(query_str="x") == "x"
