@@ -6,12 +6,12 @@ MLflow lacks one of these parts, one warning is logged, and spans do without.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from inspect import BoundArguments
 from types import SimpleNamespace
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any, Final, cast
 
 import mlflow
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
@@ -36,6 +36,7 @@ with suppress(ImportError):  # not one of MLflow's public modules
     from mlflow.llama_index import tracer as _mlflow
 
 __all__ = [
+    "AutologOwners",
     "Details",
     "activate",
     "autolog_handler",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 _ROOT = get_dispatcher()
+_MAX_OWNERS: Final = 4_096
 _SPANS: Any = getattr(_mlflow, "MlflowSpanHandler", None)
 _EVENTS: Any = getattr(_mlflow, "MlflowEventHandler", None)
 
@@ -84,7 +86,7 @@ class Details:
         # Neither is ever added to the dispatcher: autolog() would take them for its own and not set itself up.
         self._spans = _SPANS()
         self._events = _EVENTS(self)
-        self._types: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+        self._types: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
     def span_type(self, instance: Any) -> str:
         """Return the type of a component's spans."""
@@ -135,6 +137,24 @@ def autolog_span(span_id: str | None) -> LiveSpan | None:
     if find is None or span_id is None:
         return None
     return cast("LiveSpan | None", find(SimpleNamespace(span_id=span_id)))
+
+
+class AutologOwners:
+    """The handlers whose settings hold for the POML spans in LlamaIndex spans that MLflow's autolog traces."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, weakref.ref[Any]] = {}
+
+    def set(self, span_id: str, owner: Any) -> None:
+        """Note the handler of a LlamaIndex span."""
+        self._owners[span_id] = weakref.ref(owner)
+        while len(self._owners) > _MAX_OWNERS:  # an exited span is looked up too, by what its stream does when read
+            self._owners.pop(next(iter(self._owners)), None)
+
+    def get(self, span_id: str | None) -> Any:
+        """Return the handler of a LlamaIndex span, or None."""
+        owner = self._owners.get(span_id or "")
+        return None if owner is None else owner()
 
 
 def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: LiveSpan | None) -> LiveSpan:

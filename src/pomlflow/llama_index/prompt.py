@@ -122,27 +122,18 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             register=register,
             origin=registry_origin,
         )
-        now = core.current()
         fields: dict[str, Any] = {
-            "template_str": now.source,
-            "template_vars": [],
             "kwargs": kwargs,
             "metadata": {**(metadata or {}), "prompt_type": prompt_type},
             "output_parser": output_parser,
             "template_var_mappings": template_var_mappings,
             "function_mappings": function_mappings,
             "name": name,
-            "path": None if core.path is None else str(core.path),
-            "base_dir": None if core.base_dir is None else str(core.base_dir),
-            "stylesheet": core.stylesheet,
-            "chat": chat,
-            "register_prompt": register,
-            "registry_uri": getattr(registry_origin, "uri", None),
-            "registry_refresh": getattr(registry_origin, "refresh", None),
         }
-        BasePromptTemplate.__init__(self, **fields)  # not the bases' own, which expect their kind of template
+        # Not the bases' own, which expect their kind of template.
+        BasePromptTemplate.__init__(self, **fields, **_fields_of(core))
         self._core = core
-        self._take(now)
+        self._take(core.current())
 
     def _take(self, now: Snapshot) -> None:
         self._seen = now
@@ -264,11 +255,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
     @override
     def partial_format(self, **kwargs: Any) -> Self:
-        """Return a new prompt with values for some of the variables.
-
-        Args:
-            **kwargs: The values.
-        """
+        """Return a new prompt with values for some of the variables."""
         made = self.model_copy()
         made.kwargs = {**self.kwargs, **kwargs}
         made.metadata = dict(self.metadata)
@@ -276,11 +263,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
     @override
     def get_template(self, llm: BaseLLM | None = None) -> str:
-        """Return the markup; a component that formats or joins it gets the render or the f-string.
-
-        Args:
-            llm: Ignored.
-        """
+        """Return the markup; a component that formats or joins it gets the render or the f-string."""
         return PromptText(self.source, self)
 
     @override
@@ -391,6 +374,21 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             return markdown(title, self.render(shown, quiet=True).messages)
         except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display must not
             return f"**{title}**\n\n{fenced(self.source, 'xml')}"
+
+
+def _fields_of(core: Template) -> dict[str, Any]:
+    """Return the fields that show what a template was made of, also in dumps."""
+    return {
+        "template_str": core.source,
+        "template_vars": [],
+        "path": None if core.path is None else str(core.path),
+        "base_dir": None if core.base_dir is None else str(core.base_dir),
+        "stylesheet": core.stylesheet,
+        "chat": core.chat,
+        "register_prompt": core.register,
+        "registry_uri": None if core.origin is None else core.origin.uri,
+        "registry_refresh": None if core.origin is None else core.origin.refresh,
+    }
 
 
 PromptText.prompt_class = PomlPromptTemplate

@@ -1,7 +1,6 @@
 """LlamaIndex's spans as MLflow spans.
 
-The tree is that of MLflow's own LlamaIndex tracer, without its faults (MLflow 3.12 to 3.18); each has a test that
-fails when MLflow no longer has it:
+The tree is that of MLflow's own LlamaIndex tracer, without its faults (3.12 to 3.18), each with a test that finds it:
 
 1. A streaming query leaves its spans in memory; if it is not read to its end, its trace stays in progress.
 2. Async streams are taken for results, and the spans above them never end.
@@ -46,6 +45,7 @@ from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask
 from pomlflow.llama_index.messages import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
+    AutologOwners,
     Details,
     activate,
     autolog_handler,
@@ -63,7 +63,6 @@ from pomlflow.tracking.redaction import GuardedSpan
 
 __all__ = ["Owner", "SpanHandler"]
 
-_MAX_AUTOLOG_OWNERS: Final = 4_096
 # Attributes from events that describe a model or tool and hold no content; MLflow's own keys are stored as well.
 _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description", "parameters"})
 
@@ -96,7 +95,7 @@ class TracedSpan:
     state: State = State.OPEN
     token: Any = None  # undoes its activation
     streamed: bool = False  # whether its result is a stream
-    stream: weakref.ref[Any] | None = None  # its stream, if it can be watched
+    stream: Callable[[], Any] = lambda: None  # a weak reference to its stream, if it can be watched
     frame: int = 0  # the id of the stream's frame
     runs_lazily: bool = False  # whether spans below it have begun while its stream was read
     below: dict[str, TracedSpan] = field(default_factory=dict)  # those that have not ended
@@ -108,11 +107,6 @@ class TracedSpan:
     def waits(self) -> bool:
         """Whether a span below has still to end: one that LlamaIndex has left or, in a stream, any."""
         return any(child.state is not State.OPEN or self.streamed for child in list(self.below.values()))
-
-    @property
-    def live_stream(self) -> Any:
-        """Its stream, if it can be watched and still exists."""
-        return None if self.stream is None else self.stream()
 
     def is_in(self, other: TracedSpan) -> bool:
         """Return whether it is the other span, or within that."""
@@ -159,13 +153,14 @@ class SpanHandler(BaseSpanHandler[Any]):
     choose: Any = Field(default=None, repr=False)
     alive: dict[str, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by LlamaIndex's id
     lazy: dict[int, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by the id of its generator's frame
-    autolog_owners: dict[str, Any] = Field(default_factory=dict, repr=False)  # weak references, by LlamaIndex's id
+    autolog_owners: Any = Field(default=None, repr=False)
     details: Any = Field(default=None, repr=False)
     deferred: Any = Field(default=None, repr=False)
 
     def __init__(self, choose: Callable[[Any], Owner | None]) -> None:
         super().__init__()
         self.choose = choose
+        self.autolog_owners = AutologOwners()
         self.deferred = Deferred()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SpanHandler:
@@ -185,7 +180,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         """Return the MLflow span around a LlamaIndex span's content, ours or autolog's, and its handler."""
         if (found := self._around(span_id)) is not None:
             return found.guarded.span, found.owner
-        return autolog_span(span_id), self._autolog_owner(span_id)
+        return autolog_span(span_id), self.autolog_owners.get(span_id)
 
     def new_span(  # type: ignore[override] # all arguments are passed by name
         self,
@@ -199,11 +194,13 @@ class SpanHandler(BaseSpanHandler[Any]):
         try:
             self._catch_up()
             parent = self._around(parent_span_id)
-            owner = parent.owner if parent is not None else self._autolog_owner(parent_span_id) or self.choose(instance)
+            owner = (
+                parent.owner if parent is not None else self.autolog_owners.get(parent_span_id) or self.choose(instance)
+            )
             if owner is None:
                 return None
             if autolog_handler() is not None:  # it traces, and only POML spans are added
-                self._leave_to_autolog(id_, owner)
+                self.autolog_owners.set(id_, owner)
                 return None
             return self._begin(id_, bound_args, instance, parent, owner)
         except Exception as error:  # noqa: BLE001 - telemetry never raises, and the dispatcher would hide it
@@ -250,20 +247,11 @@ class SpanHandler(BaseSpanHandler[Any]):
         frame = sys._getframe(1) if self.lazy else None
         while frame is not None:
             lazy: TracedSpan | None = self.lazy.get(id(frame))
-            stream = None if lazy is None else lazy.live_stream
+            stream = None if lazy is None else lazy.stream()
             if lazy is not None and stream is not None and frame_of(stream) is frame:  # ids are reused
                 return found if found is not None and found.is_in(lazy) else lazy
             frame = frame.f_back
         return found
-
-    def _leave_to_autolog(self, id_: str, owner: Owner) -> None:
-        self.autolog_owners[id_] = weakref.ref(owner)
-        while len(self.autolog_owners) > _MAX_AUTOLOG_OWNERS:
-            self.autolog_owners.pop(next(iter(self.autolog_owners)), None)
-
-    def _autolog_owner(self, span_id: str | None) -> Owner | None:
-        owner = self.autolog_owners.get(span_id or "")
-        return None if owner is None else owner()
 
     def _begin(
         self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, owner: Owner
@@ -307,7 +295,9 @@ class SpanHandler(BaseSpanHandler[Any]):
             if (response := response_of(result)) is not None:
                 origin = _origin(span, response)
                 follower = follow(
-                    response, partial(inside, origin.guarded.span, origin.id), partial(self._on_stream_end, span)
+                    response,
+                    partial(inside, origin.guarded.span, origin.id),
+                    lambda text, error: self.deferred.do(partial(self._end_stream, span, text, error)),
                 )
                 self._watch(span, follower)
                 state = State.STREAMING
@@ -337,11 +327,7 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def _watch(self, span: TracedSpan, stream: Any) -> None:
         """End a span when its stream is dropped before its end."""
-
-        def on_drop(_: weakref.ref[Any]) -> None:
-            self.deferred.do(partial(self._end_stream, span, None, None))
-
-        span.stream = weakref.ref(stream, on_drop)
+        span.stream = weakref.ref(stream, lambda _: self.deferred.do(partial(self._end_stream, span, None, None)))
 
     def _on_structured(self, event: LLMStructuredPredictInProgressEvent | LLMStructuredPredictEndEvent) -> None:
         """Store an object of a stream of objects; these events come from where the stream is read."""
@@ -350,9 +336,6 @@ class SpanHandler(BaseSpanHandler[Any]):
             span.outputs = event.output
             if isinstance(event, LLMStructuredPredictEndEvent):
                 self._end_stream(span, None, None)
-
-    def _on_stream_end(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
-        self.deferred.do(partial(self._end_stream, span, text, error))
 
     def _end_stream(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
         try:
@@ -372,7 +355,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             if child.state is State.OPEN:
                 continue
             self._end_streams_below(child)
-            stream = child.live_stream
+            stream = child.stream()
             if stream is None or has_ended(stream):
                 child.text = child.text or span.text
                 if child.state is State.STREAMING:
@@ -401,7 +384,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         """End the spans of streams whose end had no event: dropped in a collection, or failed while being read."""
         self.deferred.run()
         for span in list(self.lazy.values()):
-            if (stream := span.live_stream) is not None and has_ended(stream):
+            if (stream := span.stream()) is not None and has_ended(stream):
                 self._end_stream(span, None, None)
 
     def _guarded(self, span_id: str | None) -> GuardedSpan | None:
@@ -412,6 +395,6 @@ class SpanHandler(BaseSpanHandler[Any]):
 def _origin(span: TracedSpan, response: Any) -> TracedSpan:
     """Return the innermost span from which a response's stream comes."""
     for child in span.below.values():
-        if child.live_stream is response.response_gen and child.live_stream is not None:
+        if child.stream() is response.response_gen is not None:
             return _origin(child, response)
     return span
