@@ -18,7 +18,7 @@ from tests.corpus.cases import Case, case, cases
 from tests.model_server import model_server
 
 import pomlflow
-from pomlflow.frame.formats import Format
+from pomlflow.frame.openai import Format
 
 CASES = [one for one in cases() if not one.fails and one.name != "limit-tokens"]  # which takes 3 s a render
 FORMATS = [one for one in get_args(Format) if one != "raw"]

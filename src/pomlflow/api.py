@@ -14,7 +14,7 @@ from typing import Any, Never
 
 from pomlflow.dispatch import RenderContext, dispatch
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
-from pomlflow.frame.formats import Format, check_format, converted, raw
+from pomlflow.frame.openai import Format, check_format, converted, raw
 from pomlflow.record import RenderRecord
 from pomlflow.settings import refuse_removed, settings
 from pomlflow.template import Template

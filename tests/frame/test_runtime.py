@@ -60,7 +60,7 @@ def test_no_runtime_is_no_setting() -> None:
     [("openai", "topK"), ("anthropic", "seed"), ("anthropic", "presencePenalty"), ("ollama", "logitBias")],
 )
 def test_what_a_provider_lacks_is_refused_by_file_and_name(provider: Provider, key: str) -> None:
-    with pytest.raises(SettingError, match=rf"a\.poml: <runtime> says {key}, which \w+ does not have") as caught:
+    with pytest.raises(SettingError, match=rf"a\.poml: \w+ does not support the <runtime> setting {key}") as caught:
         settings({key: 1}, provider, "a.poml")
     assert caught.value.setting == key
 

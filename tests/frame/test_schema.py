@@ -87,7 +87,7 @@ def test_an_answer_is_read_also_where_it_is_fenced(text: str) -> None:
 
 
 def test_an_answer_that_is_no_json_is_an_error_that_holds_it() -> None:
-    with pytest.raises(AnswerError, match=r"a\.poml: the answer is no JSON .*'Sorry\.'") as caught:
+    with pytest.raises(AnswerError, match=r"a\.poml: the answer is not the JSON that .*'Sorry\.'") as caught:
         parse_answer("Sorry.", CLOSED, "a.poml")
     assert caught.value.answer == "Sorry."
     assert caught.value.problems == ()

@@ -56,9 +56,9 @@ def test_functions_are_found_by_their_names() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([weather, weather], "two functions are given for the tool 'weather'"),
+        ([weather, weather], "two functions have the name 'weather'"),
         ([lambda: 1], "has no name of its own"),
-        ({"weather": "rain"}, "takes a function, not a str"),
+        ({"weather": "rain"}, "needs a function, not a str"),
     ],
 )
 def test_what_is_no_function_of_one_name_is_refused(given: Any, message: str) -> None:

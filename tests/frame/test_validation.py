@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pomlflow.exceptions import SchemaError
-from pomlflow.frame.validation import problems, without_nulls
+from pomlflow.frame.schema import problems, without_nulls
 
 TEXT = {"type": "string"}
 OPTIONAL = {"type": "object", "properties": {"a": TEXT, "b": {"type": "integer"}}, "required": ["a"]}

@@ -69,7 +69,7 @@ def test_a_model_of_text_may_answer_by_a_schema_that_the_prompt_itself_tells() -
 @pytest.mark.parametrize(
     ("answer", "said", "held"),
     [
-        ("Sorry.", r"count: the answer is no JSON", "Sorry."),
+        ("Sorry.", r"count: the answer is not the JSON", "Sorry."),
         ('{"n": "x"}', r"\$\.n: 'x' is not of type 'integer'", '{"n": "x"}'),
         (AIMessage("", additional_kwargs={"refusal": "I won't."}), r"the model refused: I won't\.", "I won't."),
         (

@@ -75,7 +75,7 @@ def test_a_setting_that_is_refused_is_the_error_of_the_chain(stored_traces: Call
     chain = prompt('<poml><runtime seed="1"/><p>{{name}}</p></poml>').bind_to(
         ChatAnthropic(model="claude", api_key="none")
     )
-    with pytest.raises(SettingError, match="greet: <runtime> says seed, which Anthropic does not have"):
+    with pytest.raises(SettingError, match="greet: Anthropic does not support the <runtime> setting seed"):
         chain.invoke(GIVEN, {"callbacks": [PomlCallbackHandler()]})
     (trace,) = stored_traces()
     assert tree(trace).startswith("RunnableSequence CHAIN ERROR\n")

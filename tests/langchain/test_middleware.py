@@ -200,7 +200,7 @@ def test_a_response_format_of_the_agents_own_wins() -> None:
 def test_a_setting_that_the_model_lacks_is_named() -> None:
     anthropic = pytest.importorskip("langchain_anthropic").ChatAnthropic(model="claude", api_key="none")
     markup = '<poml><runtime seed="1"/><p>Hi</p></poml>'
-    with pytest.raises(SettingError, match="crew: <runtime> says seed, which Anthropic does not have"):
+    with pytest.raises(SettingError, match="crew: Anthropic does not support the <runtime> setting seed"):
         made(anthropic, markup=markup, tools=()).invoke(ASKED)
 
 

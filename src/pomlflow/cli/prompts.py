@@ -13,7 +13,7 @@ from pomlflow.cli.options import FILE, context_file_of, prompts_in, read_object,
 from pomlflow.exceptions import EngineError, MissingVariableError, PomlError, Problem, RenderError, WorkerDiedError
 
 if TYPE_CHECKING:
-    from pomlflow.frame.formats import Format
+    from pomlflow.frame.openai import Format
 
 __all__ = ["check", "render", "show_problems", "variables"]
 
@@ -49,7 +49,7 @@ def render(
     echo '<p>Hello {{name}}</p>' | pomlflow render - -c name=Ada
     """
     from pomlflow.cli.output import show_chat, show_json
-    from pomlflow.frame.formats import converted
+    from pomlflow.frame.openai import converted
 
     record = template_of(file, stylesheet=stylesheet, chat=not text).render(values_of(files, given))
     if record.error is not None:

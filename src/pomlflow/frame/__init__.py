@@ -1,9 +1,4 @@
-"""What a POML frame says beside its messages, in the words of those who are to hear it.
-
-`runtime` names the settings as each provider does, `tools` describes the tools, ties them to the user's functions and
-checks their arguments, `schema` shapes the output schema and reads the answer by it, `validation` checks values,
-`messages` has OpenAI's shape. It knows no framework: the adapters hand over what it gives.
-"""
+"""Tools, output schema, runtime settings and media of a render, translated to provider parameters."""
 
 from __future__ import annotations
 

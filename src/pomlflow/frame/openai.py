@@ -1,27 +1,112 @@
-"""A frame's messages in the shape of OpenAI's chat completions.
+"""A render's output in OpenAI's shape, and in the other formats of ``poml.poml()``.
 
-The shape: https://platform.openai.com/docs/api-reference/chat/create. There are two who read it. MLflow's page shows it
-as a chat, whatever stands in it; OpenAI's API refuses what it does not know.
+The shape: https://platform.openai.com/docs/api-reference/chat/create. MLflow's trace page shows it as a chat and
+accepts additional keys; OpenAI's API refuses them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any, Final, Literal, TypeGuard, get_args
 
-__all__ = ["chat_messages", "media_part", "shown_messages"]
+import orjson
 
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
-_TOOL_REQUEST = "application/vnd.poml.toolrequest"
-_TOOL_RESPONSE = "application/vnd.poml.toolresponse"
-_AUDIO_FORMATS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+from pomlflow.exceptions import ConfigurationError
+from pomlflow.frame.media import alt_text, heading, media_after_tools, openai_part
+from pomlflow.frame.schema import response_format
+from pomlflow.frame.settings import settings
+from pomlflow.frame.tools import tool_specs
+from pomlflow.record import RenderRecord
+
+__all__ = [
+    "Format",
+    "chat_messages",
+    "check_format",
+    "converted",
+    "indented",
+    "pretty",
+    "raw",
+    "shown_messages",
+]
+
+Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pydantic"]
+"""As in poml 0.0.8; `converted` describes each."""
+
+_ROLES: Final = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+_TOOL_REQUEST: Final = "application/vnd.poml.toolrequest"
+_TOOL_RESPONSE: Final = "application/vnd.poml.toolresponse"
+_SHOWN: Final = 100  # characters of a picture's JSON in `pretty`
+
+
+def check_format(format: str) -> None:  # noqa: A002 - poml's name
+    """Refuse an unknown format, before anything is rendered.
+
+    Raises:
+        ConfigurationError: It is unknown.
+    """
+    if format not in get_args(Format):
+        raise ConfigurationError(f"Unknown output format: {format!r}; there are {', '.join(get_args(Format))}")
+
+
+def converted(record: RenderRecord, format: Format) -> Any:  # noqa: A002
+    """Return a render's output in a format.
+
+    Args:
+        record: The render.
+        format: ``raw`` is the JSON text that POML's command line writes; ``message_dict`` the messages; ``dict`` the
+            whole output; ``openai_chat`` the arguments of ``client.chat.completions.create``; ``langchain`` messages
+            for LangChain's ``messages_from_dict`` and the rest; ``pydantic`` poml's ``PomlFrame``.
+
+    Raises:
+        PomlError: The error of a failed render.
+
+    Example:
+        >>> from pomlflow.template import Template
+        >>> converted(Template("<poml><runtime maxTokens='9'/><p>Hi</p></poml>").render({}), "openai_chat")
+        {'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 9}
+    """
+    output = record.result()
+    if format == "raw":
+        return raw(output)
+    if format == "message_dict":
+        return output["messages"]
+    if format == "dict":
+        return dict(output)
+    if format == "pydantic":
+        return record.frame
+    if format == "langchain":
+        return {**output, "messages": list(_langchain_messages(output["messages"]))}
+    return _openai_chat(output)
+
+
+def _openai_chat(output: Mapping[str, Any]) -> dict[str, Any]:
+    # upstream: poml 0.0.8: its openai_chat says `stop_sequences`, calls every schema `schema` and strict, makes a
+    # picture of a sound, drops the pictures of tools, and passes `provider` on.
+    made: dict[str, Any] = {"messages": chat_messages(output["messages"])}
+    if specs := tool_specs(output):
+        made["tools"] = [spec.openai() for spec in specs]
+    if schema := output.get("schema"):
+        made["response_format"] = response_format(schema)
+    if runtime := output.get("runtime"):
+        made |= _openai_settings(runtime)
+    return made
+
+
+def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
+    # No provider: OpenAI's client often talks to another server, which knows more settings.
+    values = settings(runtime, None).values
+    if "stream" in runtime:
+        values["stream"] = runtime["stream"]
+    if "max_tokens" in values and not {"maxTokens", "max_tokens"} & runtime.keys():
+        values["max_completion_tokens"] = values.pop("max_tokens")  # the only name that OpenAI's newer models take
+    return values
 
 
 def shown_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """POML's messages as OpenAI's for whoever looks at them, each with POML's speaker beside the role.
-
-    MLflow's page shows it as a chat, and stores media in it as attachments.
+    """Return POML's messages in OpenAI's shape for a trace, each with POML's speaker.
 
     Args:
         messages: As a frame has them; with chat off one text or a list of parts, which becomes one user message.
@@ -36,11 +121,26 @@ def shown_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
     return [shown for speaker, content in _spoken(messages) for shown in _shown_message(speaker, content)]
 
 
-def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """POML's messages as OpenAI's API takes them.
+def _shown_message(speaker: str, content: str | list[Any]) -> Iterator[dict[str, Any]]:
+    head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
+    if isinstance(content, str):
+        yield {**head, "content": content}
+        return
+    calls, responses, rest = _sorted(content)
+    if calls:
+        yield {**head, "content": _content(rest) or None, "tool_calls": calls}
+    elif rest or not responses:
+        yield {**head, "content": _content(rest)}
+    for part in responses:
+        shown = _content(part["content"])
+        yield {"role": "tool", "speaker": speaker, "tool_call_id": part["id"], "name": part["name"], "content": shown}
 
-    A tool's response may be text only there, so its pictures and sounds follow in a user's message, as soon as all
-    responses are told: the API wants those right behind their requests. A message without content is left out.
+
+def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
+    """Return POML's messages as OpenAI's API accepts them.
+
+    A tool's response may only be text there: its pictures and sounds follow in a user's message. A message without
+    content is left out.
 
     Args:
         messages: As a frame has them; with chat off one text or a list of parts, which becomes one user message.
@@ -52,56 +152,88 @@ def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
         >>> chat_messages([{"speaker": "human", "content": ["Hello"]}])
         [{'role': 'user', 'content': 'Hello'}]
     """
-    sent: list[dict[str, Any]] = []
-    media: list[dict[str, Any]] = []
+    flat = [message for speaker, content in _spoken(messages) for message in _chat_message(speaker, content)]
+    return media_after_tools(
+        flat,
+        is_tool=lambda message: message["role"] == "tool",
+        split=_without_media,
+        user=lambda parts: {"role": "user", "content": parts},
+    )
+
+
+def _chat_message(speaker: str, content: str | list[Any]) -> Iterator[dict[str, Any]]:
+    role = _ROLES.get(speaker, speaker)
+    if isinstance(content, str):  # an empty one is the author's own
+        yield {"role": role, "content": content}
+        return
+    calls, responses, rest = _sorted(content)
+    message = {**({"content": _content(rest)} if rest else {}), **({"tool_calls": calls} if calls else {})}
+    if message:
+        yield {"role": role, **message}
+    for part in responses:
+        yield {"role": "tool", "tool_call_id": part["id"], "content": part}
+
+
+def _without_media(message: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Split a tool's response, whose content is still POML's part, into its text and its media."""
+    response = message.get("content")
+    if message["role"] != "tool" or not isinstance(response, dict):
+        return message, []
+    parts = _parts(response["content"])
+    text = "\n\n".join(part if isinstance(part, str) else alt_text(part) for part in parts)
+    media = [_content_part(part) for part in parts if not isinstance(part, str)]
+    head = [{"type": "text", "text": heading(response["name"], response["id"])}] if media else []
+    return {**message, "content": text}, head + media
+
+
+def _langchain_messages(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
     for speaker, content in _spoken(messages):
-        parts = _parts(content)
-        responses = [part for part in parts if _kind(part) == _TOOL_RESPONSE]
-        if media and not responses:
-            sent.append({"role": "user", "content": media})
-            media = []
-        if not responses and isinstance(content, str):  # an empty one is the author's own
-            sent.append({"role": _ROLES.get(speaker, speaker), "content": content})
-        elif message := _chat_message(speaker, [part for part in parts if part not in responses]):
-            sent.append(message)
-        for part in responses:
-            sent.append({"role": "tool", "tool_call_id": part["id"], "content": _text(part["content"])})
-            media += _told_media(part)
-    return [*sent, {"role": "user", "content": media}] if media else sent
+        if isinstance(content, str):
+            yield {"type": speaker, "data": {"content": content}}
+            continue
+        for part in content:
+            if _kind(part) == _TOOL_RESPONSE:
+                text = "\n\n".join(p if isinstance(p, str) else alt_text(p) for p in _parts(part["content"]))
+                yield {
+                    "type": "tool",
+                    "data": {"content": text, "tool_call_id": part["id"], "name": part["name"]},
+                }
+        calls = [part for part in content if _kind(part) == _TOOL_REQUEST]
+        rest = [part for part in content if _kind(part) not in (_TOOL_REQUEST, _TOOL_RESPONSE)]
+        data: dict[str, Any] = {"content": _langchain_content(rest)} if rest else {}
+        if calls:
+            data["tool_calls"] = [{"id": call["id"], "name": call["name"], "args": call["content"]} for call in calls]
+        if data:
+            yield {"type": speaker, "data": data}
 
 
-def media_part(mime_type: str, data: str, name: str | None = None) -> dict[str, Any]:
-    """One of OpenAI's content parts for an image, a sound or a file.
-
-    Args:
-        mime_type: ``image/png``, ``audio/wav``, ``application/pdf`` …
-        data: Base64.
-        name: The file's name, where it has one.
-
-    Returns:
-        An ``image_url``, ``input_audio`` or ``file`` part.
-
-    Example:
-        >>> media_part("audio/mpeg", "SUQz")
-        {'type': 'input_audio', 'input_audio': {'data': 'SUQz', 'format': 'mp3'}}
-    """
-    major, _, minor = mime_type.partition("/")
-    minor = minor.partition(";")[0]
-    if major == "audio":
-        return {"type": "input_audio", "input_audio": {"data": data, "format": _AUDIO_FORMATS.get(minor, minor)}}
-    uri = f"data:{mime_type};base64,{data}"
-    if major == "image":
-        return {"type": "image_url", "image_url": {"url": uri}}
-    return {"type": "file", "file": {"filename": name or f"file.{minor or 'bin'}", "file_data": uri}}
+def _langchain_content(parts: list[Any]) -> str | list[dict[str, Any]]:
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return parts[0]
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {
+            "type": part["type"].partition("/")[0],
+            "source_type": "base64",
+            "data": part["base64"],
+            "mime_type": part["type"],
+        }
+        for part in parts
+    ]
 
 
 def _spoken(messages: str | list[Any]) -> Iterator[tuple[str, str | list[Any]]]:
-    """Speaker and content of each message."""
-    if isinstance(messages, str) or not all(isinstance(m, dict) and "speaker" in m for m in messages):
+    """Yield the speaker and content of each message."""
+    if not _is_chat(messages):
         yield "human", messages
         return
     for message in messages:
         yield message["speaker"], message["content"]
+
+
+def _is_chat(messages: str | list[Any]) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)
 
 
 def _parts(content: str | list[Any]) -> list[Any]:
@@ -112,35 +244,14 @@ def _kind(part: Any) -> str | None:
     return part.get("type") if isinstance(part, dict) else None
 
 
-def _shown_message(speaker: str, content: str | list[Any]) -> Iterator[dict[str, Any]]:
-    head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
-    if isinstance(content, str):
-        yield {**head, "content": content}
-        return
-    calls = [_tool_call(part) for part in content if _kind(part) == _TOOL_REQUEST]
-    responses = [part for part in content if _kind(part) == _TOOL_RESPONSE]
-    rest = [part for part in content if _kind(part) not in (_TOOL_REQUEST, _TOOL_RESPONSE)]
-    if calls:
-        yield {**head, "content": _openai_content(rest) or None, "tool_calls": calls}
-    elif rest or not responses:
-        yield {**head, "content": _openai_content(rest)}
-    for part in responses:
-        shown = _openai_content(part["content"])
-        yield {"role": "tool", "speaker": speaker, "tool_call_id": part["id"], "name": part["name"], "content": shown}
-
-
-def _chat_message(speaker: str, parts: list[Any]) -> dict[str, Any] | None:
+def _sorted(parts: list[Any]) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
+    """Return OpenAI's tool calls, the tool responses, and all other parts."""
     calls = [_tool_call(part) for part in parts if _kind(part) == _TOOL_REQUEST]
-    rest = [part for part in parts if _kind(part) != _TOOL_REQUEST]
-    message: dict[str, Any] = {"role": _ROLES.get(speaker, speaker)}
-    if rest:
-        message["content"] = _openai_content(rest)
-    if calls:
-        message["tool_calls"] = calls
-    return message if rest or calls else None
+    responses = [part for part in parts if _kind(part) == _TOOL_RESPONSE]
+    return calls, responses, [part for part in parts if _kind(part) not in (_TOOL_REQUEST, _TOOL_RESPONSE)]
 
 
-def _openai_content(content: str | list[Any]) -> str | list[dict[str, Any]]:
+def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     if all(isinstance(part, str) for part in content) and len(content) <= 1:
@@ -149,7 +260,7 @@ def _openai_content(content: str | list[Any]) -> str | list[dict[str, Any]]:
 
 
 def _content_part(part: Any) -> dict[str, Any]:
-    return {"type": "text", "text": part} if isinstance(part, str) else media_part(part["type"], part["base64"])
+    return {"type": "text", "text": part} if isinstance(part, str) else openai_part(part["type"], part["base64"])
 
 
 def _tool_call(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,18 +269,60 @@ def _tool_call(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": part["id"], "type": "function", "function": {"name": part["name"], "arguments": arguments}}
 
 
-def _text(content: str | list[Any]) -> str:
-    """A tool's response as text: media by what they are, as ``poml.poml(format="openai_chat")`` has them."""
-    return "\n\n".join(part if isinstance(part, str) else f"[{_described(part)}]" for part in _parts(content))
+def raw(output: Mapping[str, Any]) -> str:
+    """Return the JSON text that POML's command line writes: compact, with numbers as JavaScript spells them.
+
+    Example:
+        >>> raw({"messages": "naïve", "runtime": {"temperature": 0.00001}})
+        '{"messages":"naïve","runtime":{"temperature":0.00001}}'
+    """
+    return orjson.dumps(_spelled(dict(output))).decode()
 
 
-def _described(part: Mapping[str, Any]) -> str:
-    return f"{part['type']}: {part['alt']}" if part.get("alt") else str(part["type"])
+def indented(value: Any) -> str:
+    """Return any JSON value as POML writes it into its trace files."""
+    return orjson.dumps(_spelled(value), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _told_media(response: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """The media of a tool's response as parts of a user's message, behind a line that says whose they are."""
-    media = [part for part in _parts(response["content"]) if not isinstance(part, str)]
-    if media:
-        yield {"type": "text", "text": f"From {response['name']} ({response['id']}):"}
-    yield from map(_content_part, media)
+def pretty(output: Mapping[str, Any]) -> str:
+    """Return the messages as POML's command line prints them for people.
+
+    Example:
+        >>> print(pretty({"messages": [{"speaker": "human", "content": "Hello"}]}))
+        ===== human =====
+        <BLANKLINE>
+        Hello
+    """
+    messages = output["messages"]
+    if _is_chat(messages):
+        return "\n\n".join(f"===== {m['speaker']} =====\n\n{_pretty_content(m['content'])}" for m in messages)
+    return _pretty_content(messages)
+
+
+def _pretty_content(content: str | list[Any]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n\n".join(part if isinstance(part, str) else _shortened(raw(part)) for part in content)
+
+
+def _shortened(text: str) -> str:
+    return f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text
+
+
+def _spelled(value: Any) -> Any:
+    """Replace the numbers that orjson spells otherwise than JavaScript, or not at all."""
+    if isinstance(value, dict):
+        return {key: _spelled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    if isinstance(value, float):
+        return orjson.Fragment(_number(value))
+    return orjson.Fragment(str(value)) if type(value) is int and abs(value) >= 1 << 63 else value
+
+
+def _number(value: float) -> str:
+    if value.is_integer() and abs(value) < 1e21:  # noqa: PLR2004 - from there on JavaScript writes an exponent
+        return str(int(value))
+    if 1e-6 <= abs(value) < 1e-4:  # noqa: PLR2004 - where JavaScript writes no exponent yet, and Python does
+        return format(Decimal(repr(value)), "f")
+    return re.sub(r"e([+-])0+", r"e\1", repr(value))

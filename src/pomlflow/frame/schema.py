@@ -1,69 +1,59 @@
-"""``<output-schema>`` as a model's response format, and an answer read by it."""
+"""``<output-schema>`` as a model's response format, answers read by it, and values checked by JSON Schemas."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
-from pomlflow.exceptions import AnswerError
-from pomlflow.frame.validation import problems, without_nulls
+import orjson
+
+from pomlflow.exceptions import AnswerError, SchemaError
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+    from jsonschema.protocols import Validator
 
 __all__ = [
     "checked_answer",
     "json_value",
     "parse_answer",
+    "problems",
     "response_format",
     "schema_name",
     "strict_form",
+    "without_nulls",
 ]
 
 # What OpenAI's strict mode refuses (https://platform.openai.com/docs/guides/structured-outputs#supported-schemas).
-_NOT_STRICT = frozenset(
-    {"allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties"}
-    | {
-        "propertyNames",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-        "contains",
-        "prefixItems",
-        "uniqueItems",
-        "default",
-    }
-    | {"minProperties", "maxProperties"}
+_NOT_STRICT: Final = frozenset(
+    "allOf oneOf not if then else dependentRequired dependentSchemas patternProperties propertyNames "
+    "unevaluatedProperties unevaluatedItems contains prefixItems uniqueItems default "
+    "minProperties maxProperties".split()
 )
-_BY_NAME = ("properties", "$defs", "definitions")
-_FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
-_NAME = 64
+_BY_NAME: Final = ("properties", "$defs", "definitions")
+_FENCED: Final = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
+_LONGEST_NAME: Final = 64
 
 
 def schema_name(schema: Mapping[str, Any]) -> str:
-    """The name that a provider hears of a schema: its ``title`` as far as names may be so, else ``answer``.
-
-    Args:
-        schema: The output schema.
-    """
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", str(schema.get("title") or "")).strip("_")[:_NAME] or "answer"
+    """Return the name of a schema for a provider: its ``title`` as far as names may hold it, else ``answer``."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", str(schema.get("title") or "")).strip("_")[:_LONGEST_NAME] or "answer"
 
 
 def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Give OpenAI's ``response_format``, which LangChain's other clients translate into their own.
+    """Return OpenAI's ``response_format``, which LangChain's other clients translate.
 
-    It is strict where strict mode can say all that the schema says, and else asks for the schema as it stands: strict
-    mode has no optional properties, and the model would have to make them up.
-
-    Args:
-        schema: The output schema.
-
-    Returns:
-        ``{"type": "json_schema", "json_schema": {"name", "description"?, "schema", "strict"}}``.
+    It is strict where strict mode can express the schema. Elsewhere it carries the schema unchanged: strict mode has no
+    optional properties, so that the model would have to invent them.
 
     Example:
         >>> response_format({"type": "object", "properties": {}})["json_schema"]["strict"]
         True
     """
-    strict = _says_the_same_strictly(schema)
+    strict = _fits_strict_mode(schema)
     described = {"description": schema["description"]} if isinstance(schema.get("description"), str) else {}
     return {
         "type": "json_schema",
@@ -76,7 +66,7 @@ def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _says_the_same_strictly(schema: Mapping[str, Any]) -> bool:
+def _fits_strict_mode(schema: Mapping[str, Any]) -> bool:
     if schema.get("type") != "object" or "anyOf" in schema:
         return False
     for inner in _objects(schema):
@@ -91,16 +81,10 @@ def _says_the_same_strictly(schema: Mapping[str, Any]) -> bool:
 
 
 def strict_form(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the nearest schema that OpenAI's strict mode takes.
+    """Return the nearest schema that OpenAI's strict mode accepts, for the schema of an object.
 
-    Every object is closed, every property required; what was optional may be null, and `without_nulls` takes the nulls
-    out again. Keywords that strict mode refuses are left out: check what comes back by the schema itself.
-
-    Args:
-        schema: A schema of an object.
-
-    Returns:
-        A new schema.
+    Every object is closed and every property required; what was optional may be null, and `without_nulls` removes those
+    nulls. Keywords that strict mode refuses are left out: check the answer by the schema itself.
 
     Example:
         >>> strict_form({"type": "object", "properties": {"city": {"type": "string"}}})["properties"]
@@ -143,7 +127,7 @@ def _nullable(schema: Any) -> Any:
 
 
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """A schema and all schemas within it."""
+    """Yield a schema and all schemas within it."""
     if isinstance(schema, list):
         for inner in schema:
             yield from _objects(inner)
@@ -158,34 +142,20 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def json_value(text: str) -> Any:
-    """Read the JSON of a model's answer, also where the model has fenced it as Markdown.
-
-    Args:
-        text: The answer.
-
-    Returns:
-        The value.
+    """Return the JSON value of a model's answer, also of one in a Markdown fence.
 
     Raises:
-        ValueError: There is no JSON.
+        ValueError: The answer is not JSON.
     """
     fenced = _FENCED.match(text)
     return json.loads(fenced[1] if fenced else text)
 
 
 def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
-    """Read a model's answer by the output schema that it was asked to keep.
-
-    Args:
-        text: The answer.
-        schema: The output schema.
-        place: The template, for errors.
-
-    Returns:
-        The object.
+    """Read a model's answer and check it by the output schema.
 
     Raises:
-        AnswerError: The answer is no JSON, or not by the schema; it holds the answer.
+        AnswerError: The answer is not JSON, or violates the schema; the error holds the answer.
 
     Example:
         >>> parse_answer('{"n": 1}', {"type": "object", "properties": {"n": {"type": "integer"}}})
@@ -195,29 +165,97 @@ def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") 
         value = json_value(text)
     except ValueError as error:
         raise AnswerError(
-            f"{place}: the answer is no JSON ({error}); <output-schema> asks for it. The answer: {text!r}", text
+            f"{place}: the answer is not the JSON that <output-schema> requires ({error}). The answer: {text!r}", text
         ) from error
     return checked_answer(value, schema, text, place)
 
 
 def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str = "<inline>") -> Any:
-    """Check the object that a framework has read from an answer.
-
-    Args:
-        value: The object.
-        schema: The output schema.
-        text: The answer.
-        place: The template, for errors.
-
-    Returns:
-        The object, without the nulls that strict mode puts in the place of optional properties.
+    """Check the object that a framework has read from an answer, and remove the nulls of strict mode.
 
     Raises:
-        AnswerError: It is not by the schema; the error holds the answer.
+        AnswerError: It violates the schema; the error holds the answer.
     """
     value = without_nulls(value, schema, place)
     if found := problems(value, schema, place):
         raise AnswerError(
-            f"{place}: the answer is not as <output-schema> says: {'; '.join(found)}. The answer: {text!r}", text, found
+            f"{place}: the answer violates <output-schema>: {'; '.join(found)}. The answer: {text!r}", text, found
         )
     return value
+
+
+def problems(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> list[str]:
+    """Return what is wrong with a JSON value, each with its place in the value, the outermost first.
+
+    The schema's draft is that of its ``$schema``, else 2020-12.
+
+    Raises:
+        SchemaError: The schema itself is invalid; POML accepts any.
+    """
+    found = sorted(_errors(value, schema, schema, place), key=lambda error: len(error.absolute_path))
+    return [f"{error.json_path}: {error.message}" for error in found]
+
+
+def _errors(value: Any, schema: Any, root: Mapping[str, Any], place: str) -> list[ValidationError]:
+    """Return the errors of a value by a part of a schema."""
+    from jsonschema.exceptions import SchemaError as InvalidSchema
+    from referencing.exceptions import Unresolvable
+
+    try:
+        return list(_validator(orjson.dumps(root)).evolve(schema=schema).iter_errors(value))
+    except Unresolvable as error:
+        raise SchemaError(f"{place}: a schema refers to something outside of itself: {error}") from error
+    except InvalidSchema as error:
+        raise SchemaError(f"{place}: a schema is invalid at {error.json_path}: {error.message}") from error
+
+
+@lru_cache(maxsize=256)
+def _validator(schema: bytes) -> Validator:
+    from jsonschema import Draft202012Validator, validators  # imported late: it takes 30 ms
+
+    read = orjson.loads(schema)
+    kind = validators.validator_for(read, default=Draft202012Validator)
+    kind.check_schema(read)
+    return kind(read)
+
+
+def without_nulls(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
+    """Remove the nulls that `strict_form` makes of omitted optional properties; a null that the schema allows stays.
+
+    Raises:
+        SchemaError: The schema itself is invalid.
+    """
+    return _without_nulls(value, schema, schema, place)
+
+
+def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], place: str) -> Any:
+    schema = _followed(schema, root)
+    if isinstance(value, list):
+        return [_without_nulls(inner, schema.get("items"), root, place) for inner in value]
+    properties = schema.get("properties")
+    if not isinstance(value, dict) or not isinstance(properties, Mapping):
+        return value
+    required = schema.get("required", ())
+    kept = {}
+    for name, inner in value.items():
+        if (
+            inner is None
+            and name in properties
+            and name not in required
+            and _errors(None, properties[name], root, place)
+        ):
+            continue
+        kept[name] = _without_nulls(inner, properties.get(name), root, place)
+    return kept
+
+
+def _followed(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of the schema that a reference leads to."""
+    seen = 0
+    while isinstance(schema, Mapping) and isinstance(way := schema.get("$ref"), str) and way.startswith("#/"):
+        schema, seen = root, seen + 1
+        for name in way[2:].split("/"):
+            schema = schema.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(schema, Mapping) else None
+        if seen > len(root):  # a reference to itself
+            break
+    return schema if isinstance(schema, Mapping) else {}

@@ -1,4 +1,4 @@
-"""``<runtime>`` in a provider's own words.
+"""``<runtime>`` translated to a provider's parameters.
 
 POML has no list of settings; its documentation names those of the Vercel AI SDK, in camelCase
 (https://microsoft.github.io/poml/stable/language/meta/#runtime-parameters). The providers' names:
@@ -12,16 +12,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pomlflow.exceptions import SettingError
 
-__all__ = ["Provider", "Settings", "settings"]
+__all__ = ["Provider", "Settings", "canonical", "provider_of", "settings"]
 
 Provider = Literal["openai", "anthropic", "google", "ollama"]
 
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_SYNONYMS = {
+# By the package of a model's class, or by the full name of the class.
+_PROVIDERS: Final[dict[str, Provider]] = {
+    "langchain_openai": "openai",
+    "langchain_anthropic": "anthropic",
+    "langchain_google_genai": "google",
+    "langchain_google_vertexai": "google",
+    "langchain_ollama": "ollama",
+    "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
+    "llama_index.llms.anthropic.base.Anthropic": "anthropic",
+}
+_HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_SYNONYMS: Final = {
     "max_output_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
@@ -31,38 +41,36 @@ _SYNONYMS = {
     "model_name": "model",
     "random_seed": "seed",
 }
-_COMMON = frozenset(
+_COMMON: Final = frozenset(
     {"model", "temperature", "max_tokens", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "top_k"}
 )
-# Who the file was written for, and whether its editor streams: neither is for the model to hear. The model is the one
-# that the user gives, and it streams where the user calls `stream`. Conditions are POML's own (0.0.8 has them among the
-# settings all the same).
-_NOT_FOR_MODELS = frozenset({"provider", "stream", "if", "for"})
-_NAMES: dict[Provider, dict[str, str]] = {
+# The caller chooses the model and whether to stream. `if` and `for` are POML's own conditions.
+# upstream: poml 0.0.8: it lists `if` and `for` among the settings
+_NOT_FOR_MODELS: Final = frozenset({"provider", "stream", "if", "for"})
+_NAMES: Final[dict[Provider, dict[str, str]]] = {
     "openai": {},
     "anthropic": {"stop": "stop_sequences"},
     "google": {"max_tokens": "max_output_tokens", "stop": "stop_sequences", "n": "candidate_count"},
     "ollama": {"max_tokens": "num_predict"},
 }
-_LACKS: dict[Provider, frozenset[str]] = {
+_LACKS: Final[dict[Provider, frozenset[str]]] = {
     "openai": frozenset({"top_k"}),
     "anthropic": frozenset({"seed", "frequency_penalty", "presence_penalty", "n", "logit_bias"}),
     "google": frozenset({"logit_bias"}),
     "ollama": frozenset({"n", "logit_bias"}),
 }
 # Ollama's request has its sampling settings in an object of their own.
-_OUTSIDE_OPTIONS = frozenset({"model", "tool_choice", "think", "keep_alive", "logprobs", "top_logprobs"})
-_REMEDY = {"openai": "; a server that takes it all the same takes it by extra-body='{\"%s\": …}'"}
+_OUTSIDE_OPTIONS: Final = frozenset({"model", "tool_choice", "think", "keep_alive", "logprobs", "top_logprobs"})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings in a provider's words.
+    """A provider's parameters.
 
     Attributes:
-        values: By the provider's name for it; nested where the provider's request is, as Ollama's ``options`` are.
-        unknown: Of the names in `values`, those that nobody here knows: they go to the model as they are, and it may
-            refuse them.
+        values: By the provider's name; nested where the provider's request is, as Ollama's ``options`` are.
+        unknown: The names in `values` that are not in our tables: they reach the model unchanged, and it may refuse
+            them.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -70,18 +78,18 @@ class Settings:
 
 
 def settings(runtime: Mapping[str, Any] | None, provider: Provider | None, place: str = "<inline>") -> Settings:
-    """Name the settings of ``<runtime>`` as a provider does.
+    """Translate ``<runtime>`` to a provider's parameters.
 
     Args:
         runtime: As POML gives it: camelCase keys, typed values.
-        provider: Whose words; None for a provider that is not known, which gets OpenAI's, as most understand them.
+        provider: None for an unknown provider, which gets OpenAI's names, as most accept them.
         place: The template, for errors.
 
     Returns:
         New settings. ``provider`` and ``stream`` are left out: the user's model and call decide on those.
 
     Raises:
-        SettingError: The provider is known not to have a setting, or one is there twice.
+        SettingError: The provider does not have a setting, or one is there twice.
 
     Example:
         >>> settings({"maxTokens": 300, "stopSequences": ["END"]}, "google").values
@@ -90,25 +98,27 @@ def settings(runtime: Mapping[str, Any] | None, provider: Provider | None, place
     given: dict[str, Any] = {}
     written: dict[str, str] = {}
     for key, value in (runtime or {}).items():
-        name = _canonical(key)
+        name = canonical(key)
         if name in _NOT_FOR_MODELS:
             continue
         if name in given:
-            raise SettingError(
-                f"{place}: <runtime> says {written[name]} and {key}, which are the same: take one away", key
-            )
+            raise SettingError(f"{place}: <runtime> has both {written[name]} and {key}, which mean the same", key)
         if provider is not None and name in _LACKS[provider]:
-            remedy = _REMEDY.get(provider, "")
-            raise SettingError(
-                f"{place}: <runtime> says {key}, which {_spoken(provider)} does not have: take it away, or give it an "
-                f"if= of its own{remedy % name if remedy else ''}",
-                key,
-            )
+            raise SettingError(f"{place}: {_unsupported(provider, key, name)}", key)
         given[name], written[name] = [value] if name == "stop" and isinstance(value, str) else value, key
     names = {} if provider is None else _NAMES[provider]
     values = {names.get(name, name): value for name, value in given.items()}
     unknown = frozenset(names.get(name, name) for name in given if name not in _COMMON and name not in names)
     return Settings(_in_options(values) if provider == "ollama" else values, unknown)
+
+
+def _unsupported(provider: Provider, key: str, name: str) -> str:
+    title = {"openai": "OpenAI", "anthropic": "Anthropic", "google": "Google", "ollama": "Ollama"}[provider]
+    extra = f"; for a compatible server that does, write extra-body='{{\"{name}\": …}}'" if provider == "openai" else ""
+    return (
+        f"{title} does not support the <runtime> setting {key}. Remove it, or make it conditional with if= on a "
+        f"<runtime> of its own{extra}"
+    )
 
 
 def _in_options(values: dict[str, Any]) -> dict[str, Any]:
@@ -118,12 +128,23 @@ def _in_options(values: dict[str, Any]) -> dict[str, Any]:
     return {**outside, **({"options": options} if options else {})}
 
 
-def _spoken(provider: Provider) -> str:
-    return {"openai": "OpenAI", "anthropic": "Anthropic", "google": "Google", "ollama": "Ollama"}[provider]
-
-
 @lru_cache(maxsize=512)
-def _canonical(key: str) -> str:
-    """One name in snake_case for whatever POML files call it."""
+def canonical(key: str) -> str:
+    """Return the one snake_case name of a setting, however POML files spell it.
+
+    Example:
+        >>> canonical("maxOutputTokens")
+        'max_tokens'
+    """
     snake = _HUMP.sub("_", key).lower().replace("-", "_")
     return _SYNONYMS.get(snake, snake)
+
+
+@lru_cache(maxsize=256)
+def provider_of(kind: type) -> Provider | None:
+    """Return the provider whose parameters a model class, or one that it derives from, takes; None if unknown."""
+    for base in kind.__mro__:
+        package = base.__module__.partition(".")[0]
+        if found := _PROVIDERS.get(package) or _PROVIDERS.get(f"{base.__module__}.{base.__qualname__}"):
+            return found
+    return None

@@ -1,19 +1,18 @@
-"""``<tool-definition>``: what a model is told of a tool, the function that it stands for, and the call's arguments."""
+"""``<tool-definition>``: the tool as a model sees it, the function behind it, and the arguments of a call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
-from pomlflow.frame.schema import strict_form
-from pomlflow.frame.validation import problems, without_nulls
+from pomlflow.frame.schema import problems, strict_form, without_nulls
 from pomlflow.template.markup import parse_markup
 
 __all__ = ["ToolSpec", "check_accepts", "check_arguments", "match", "named", "tool_specs"]
 
-_TOOLS = frozenset({"tool", "tool-def", "tooldef", "tool-definition"})
+_ELEMENTS: Final = frozenset({"tool", "tooldef", "tooldefinition"})
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class ToolSpec:
 
     Attributes:
         name: Its name.
-        description: What it is for.
+        description: Its purpose.
         parameters: The JSON Schema of its arguments.
     """
 
@@ -31,12 +30,10 @@ class ToolSpec:
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
 
     def openai(self, *, strict: bool = False) -> dict[str, Any]:
-        """OpenAI's shape, which every client of LangChain's and LlamaIndex's translates from.
+        """Return OpenAI's shape, which every client of LangChain's and LlamaIndex's translates.
 
-        Args:
-            strict: Whether to say ``strict``, which the OpenAI SDK wants of each tool beside a ``response_format``
-                (openai 2: "`weather` is not strict. Only `strict` function tools can be auto-parsed"); the
-                parameters are then in `strict_form`, and `check_arguments` undoes what that changed.
+        With `strict`, which the OpenAI SDK requires of each tool along with a ``response_format``, the parameters are
+        in `strict_form`; `check_arguments` undoes what that changed.
         """
         function: dict[str, Any] = {"name": self.name, "description": self.description}
         function["parameters"] = strict_form(self.parameters) if strict else dict(self.parameters)
@@ -44,13 +41,7 @@ class ToolSpec:
 
 
 def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
-    """Read the tools of a render.
-
-    Args:
-        output: The record's output, which has ``tools`` where the markup has them.
-
-    Returns:
-        In the markup's order.
+    """Return the tools of a record's output, in the markup's order.
 
     Example:
         >>> tool_specs({"tools": [{"type": "function", "name": "now", "parameters": {"type": "object"}}]})
@@ -63,17 +54,14 @@ def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
 
 
 def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
-    """Give functions by the name of the tool that each stands for.
+    """Return functions by the name of the tool that each implements.
 
     Args:
         functions: By name; or several, each a function or a framework's tool, under their own names (``name``, else
             ``metadata.name``, else ``__name__``).
 
-    Returns:
-        By name.
-
     Raises:
-        ToolError: One has no name, is not to be called, or two have the same name.
+        ToolError: One has no name or is not callable, or two have the same name.
     """
     if isinstance(functions, Mapping):
         pairs = list(functions.items())
@@ -82,20 +70,18 @@ def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, function in pairs:
         if name in found:
-            raise ToolError(
-                f"two functions are given for the tool {name!r}: give them by name, {{name: function}}", name
-            )
+            raise ToolError(f"two functions have the name {name!r}; pass them by name, {{name: function}}", name)
         if not isinstance(function, Callable) and not hasattr(function, "name"):  # type: ignore[arg-type]
-            raise ToolError(f"the tool {name!r} takes a function, not a {type(function).__name__}", name)
+            raise ToolError(f"the tool {name!r} needs a function, not a {type(function).__name__}", name)
         found[name] = function
     return found
 
 
 def _name(function: Any) -> str:
-    metadata = getattr(function, "metadata", None)  # LlamaIndex's tools have their name there
+    metadata = getattr(function, "metadata", None)  # where LlamaIndex's tools have their name
     name = getattr(function, "name", None) or getattr(metadata, "name", None) or getattr(function, "__name__", None)
     if not isinstance(name, str) or name == "<lambda>":
-        raise ToolError(f"{function!r} has no name of its own: give it by name, {{name: function}}", "")
+        raise ToolError(f"{function!r} has no name of its own; pass it by name, {{name: function}}", "")
     return name
 
 
@@ -104,52 +90,45 @@ def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline
 
     Args:
         specs: The tools of a render.
-        names: Those of the functions.
+        names: The names of the functions.
         place: The template, for errors.
-        source: The markup, where variables decide what it defines: a function that it names is then allowed to be
-            without a tool in this render.
+        source: The markup, where variables decide on the tools: a function for one of its other tools is accepted.
 
     Raises:
-        ToolError: One is without the other; it names them all.
+        ToolError: A tool or a function is left over; the error names them all.
     """
     known, given = [spec.name for spec in specs], list(names)
     without_function = [name for name in known if name not in given]
-    without_tool = [name for name in given if name not in known and not _may_define(source, name)]
+    without_tool = [name for name in given if name not in known]
+    if without_tool and source is not None:
+        without_tool = [name for name in without_tool if not _may_define(source, name)]
     if not without_function and not without_tool:
         return
     wrong = []
     if without_function:
-        wrong.append(f"defines {_listed(without_function)} without a function (give one under that name)")
+        wrong.append(f"defines {_listed(without_function)} without a function (pass one under that name)")
     if without_tool:
-        wrong.append(f"has no <tool-definition> for the function {_listed(without_tool)} (add one, or take it away)")
+        wrong.append(f"has no <tool-definition> for the function {_listed(without_tool)} (add one, or remove it)")
     raise ToolError(f"{place} {' and '.join(wrong)}", [*without_function, *without_tool][0])
 
 
-def _may_define(source: str | None, name: str) -> bool:
+def _may_define(source: str, name: str) -> bool:
     """Whether markup may define a tool of that name for other variables."""
-    if source is None:
-        return False
-    tools = (element for element in parse_markup(source).walk() if element.name in _TOOLS)
-    names = [element.find("name").text for element in tools]
-    return any(written == name or "{{" in written for written in names)  # an expression may give any name
+    tools = [element for element in parse_markup(source).walk() if element.name.replace("-", "") in _ELEMENTS]
+    names = [tool.find("name").text for tool in tools]
+    return any(found == name or "{{" in found for found in names)
 
 
 def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:
-    """Check that a function takes what its tool's definition has, before a model fills it in and it is dropped.
-
-    Args:
-        spec: The tool.
-        accepted: The names of the function's arguments.
-        place: The template, for errors.
+    """Check that a function accepts all arguments of its tool: frameworks drop the others silently.
 
     Raises:
-        ToolError: The function lacks an argument; it names them all.
+        ToolError: The function lacks an argument; the error names them all.
     """
     names = set(accepted)
     if lacking := [name for name in spec.parameters.get("properties", ()) if name not in names]:
         raise ToolError(
-            f"{place}: the <tool-definition> {spec.name!r} has {_listed(lacking)}, and its function does not take that",
-            spec.name,
+            f"{place}: the function of <tool-definition> {spec.name!r} does not accept {_listed(lacking)}", spec.name
         )
 
 
@@ -158,19 +137,11 @@ def _listed(names: list[str]) -> str:
 
 
 def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], place: str = "<inline>") -> dict[str, Any]:
-    """Check the arguments of a call by the tool's own schema.
-
-    Args:
-        spec: The tool.
-        arguments: What the model calls it with.
-        place: The template, for errors.
-
-    Returns:
-        The arguments, without the nulls that strict mode puts in the place of optional ones.
+    """Return the arguments of a call without the nulls of strict mode, checked by the tool's schema.
 
     Raises:
-        ToolArgumentsError: They are not as the schema says. Its text tells a model what to do better.
-        SchemaError: The schema itself is wrong.
+        ToolArgumentsError: They violate the schema. Its text tells a model what to correct.
+        SchemaError: The schema itself is invalid.
 
     Example:
         >>> check_arguments(ToolSpec("now", parameters={"type": "object", "required": ["zone"]}), {})

@@ -10,7 +10,7 @@ from mlflow.entities import LiveSpan
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame.openai import media_part
+from pomlflow.frame.media import openai_part
 from pomlflow.langchain.context import ContextProxy, innermost, nearest, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, ended_early, missing_parts, open_run, span_in
 from pomlflow.record import RenderRecord
@@ -145,7 +145,7 @@ def _openai_media(value: Any) -> Any:
     if isinstance(value, dict):
         data, kind = value.get("base64") or value.get("data"), value.get("mime_type")
         if value.get("type") in ("image", "audio", "video", "file") and isinstance(data, str) and isinstance(kind, str):
-            return media_part(kind, data, value.get("filename"))
+            return openai_part(kind, data, value.get("filename"))
         items: Any = {key: _openai_media(item) for key, item in value.items()}
         return items if any(items[key] is not item for key, item in value.items()) else value
     if isinstance(value, list):

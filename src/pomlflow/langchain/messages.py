@@ -20,6 +20,7 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 from typing_extensions import override
 
+from pomlflow.frame import media
 from pomlflow.template.history import REQUEST, RESPONSE, History
 
 __all__ = ["MessageHistory", "describe", "from_poml", "media_after_tools", "to_poml"]
@@ -137,21 +138,20 @@ def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         >>> response.content, shown.content[0]["text"]
         ('[image/png]', 'From shot (1):')
     """
-    made: list[BaseMessage] = []
-    media: list[Any] = []
-    for message in messages:
-        sent = message
-        if not isinstance(message, ToolMessage):
-            made += [HumanMessage(media)] if media else []
-            media = []
-        elif not isinstance(message.content, str):
-            found = [block for block in message.content if _is_media(block)]
-            if found:
-                text = "\n\n".join(_told(block) for block in message.content)
-                sent = message.model_copy(update={"content": text})
-                media += [{"type": "text", "text": f"From {message.name or 'tool'} ({message.tool_call_id}):"}, *found]
-        made.append(sent)
-    return [*made, HumanMessage(media)] if media else made
+    return media.media_after_tools(
+        messages, is_tool=lambda message: isinstance(message, ToolMessage), split=_without_media, user=HumanMessage
+    )
+
+
+def _without_media(message: BaseMessage) -> tuple[BaseMessage, list[Any]]:
+    if not isinstance(message, ToolMessage) or isinstance(message.content, str):
+        return message, []
+    found = [block for block in message.content if _is_media(block)]
+    if not found:
+        return message, []
+    text = "\n\n".join(_told(block) for block in message.content)
+    head = {"type": "text", "text": media.heading(message.name or "tool", message.tool_call_id)}
+    return message.model_copy(update={"content": text}), [head, *found]
 
 
 def _is_media(block: str | Mapping[str, Any]) -> bool:
@@ -165,7 +165,7 @@ def _told(block: str | Mapping[str, Any]) -> str:
     part = _part(block)
     if isinstance(part, str):
         return part
-    return f"[{part['type']}: {part['alt']}]" if part.get("alt") else f"[{part['type']}]"
+    return media.alt_text(part)
 
 
 def to_poml(message: BaseMessage) -> dict[str, Any]:

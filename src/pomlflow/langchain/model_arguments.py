@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 
 from pomlflow.exceptions import PomlError, SettingError, ToolError
 from pomlflow.frame import Provider, ToolSpec, response_format, settings, strict_form, tool_specs
+from pomlflow.frame.settings import provider_of as provider_of_class
 from pomlflow.record import RenderRecord
 
 __all__ = [
@@ -26,13 +26,6 @@ __all__ = [
     "speaks_chat_completions",
 ]
 
-_PACKAGES: dict[str, Provider] = {
-    "langchain_openai": "openai",
-    "langchain_anthropic": "anthropic",
-    "langchain_google_genai": "google",
-    "langchain_google_vertexai": "google",
-    "langchain_ollama": "ollama",
-}
 # For `Arguments.unknown`: what a client without structured output refuses.
 SCHEMA_ARGUMENTS = dict.fromkeys(("response_format", "keyword argument 'strict'"), "has an <output-schema>")
 # upstream: langchain-ollama 1.0-1.1: a call with options drops the options of ChatOllama's own fields (these).
@@ -71,13 +64,7 @@ def changing_source(record: RenderRecord) -> str | None:
 
 def provider_of(model: BaseLanguageModel[Any]) -> Provider | None:
     """Return the provider of a model's client, also of a subclass; None if unknown."""
-    return _provider_of(type(model))
-
-
-@lru_cache(maxsize=256)
-def _provider_of(kind: type) -> Provider | None:
-    packages = (base.__module__.split(".", 1)[0] for base in kind.__mro__)
-    return next((_PACKAGES[package] for package in packages if package in _PACKAGES), None)
+    return provider_of_class(type(model))
 
 
 def arguments(

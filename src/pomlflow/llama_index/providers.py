@@ -22,7 +22,8 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import LLM
 
 from pomlflow.exceptions import PomlError, SettingError, ToolError
-from pomlflow.frame import Provider, response_format, settings
+from pomlflow.frame import Provider, media, response_format, settings
+from pomlflow.frame.settings import provider_of as provider_of_class
 
 __all__ = [
     "apply_fields",
@@ -36,10 +37,6 @@ __all__ = [
 
 L = TypeVar("L", bound=LLM)
 
-_CLASSES: dict[str, Provider] = {
-    "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
-    "llama_index.llms.anthropic.base.Anthropic": "anthropic",
-}
 _RESPONSES = "llama_index.llms.openai.responses.OpenAIResponses"  # OpenAI's other API, which names some differently
 _REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
 # Fields of model classes that add to a call's arguments, instead of being their defaults.
@@ -49,17 +46,12 @@ _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 def provider_of(llm: Any) -> Provider | None:
     """Return the provider of a model, or None if it is unknown."""
-    return _provider(_kind(llm))
+    return provider_of_class(_kind(llm))
 
 
 def _kind(llm: Any) -> type:
     """Return the class of a model, or of the model to which it delegates."""
     return type(getattr(llm, "__dict__", {}).get("delegate", llm))  # getattr alone is slow on a pydantic model
-
-
-@lru_cache(maxsize=256)
-def _provider(kind: type) -> Provider | None:
-    return next((_CLASSES[name] for name in _names(kind) if name in _CLASSES), None)
 
 
 @lru_cache(maxsize=256)
@@ -193,17 +185,18 @@ def for_provider(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
         for block in message.blocks
         if isinstance(block, ToolCallBlock)
     }
-    made: list[ChatMessage] = []
-    moved: list[ContentBlock] = []
-    for message in messages:
-        if moved and message.role != MessageRole.TOOL:  # nothing may stand between calls and their responses
-            made.append(ChatMessage(role=MessageRole.USER, blocks=moved))
-            moved = []
-        if media := _misplaced(message):
-            moved += [TextBlock(text=f"From {_sender(message, calls)}:"), *media]
-            message = _marked(message)  # noqa: PLW2901
-        made.append(message)
-    return [*made, ChatMessage(role=MessageRole.USER, blocks=moved)] if moved else made
+
+    def split(message: ChatMessage) -> tuple[ChatMessage, list[ContentBlock]]:
+        if not (found := _misplaced(message)):
+            return message, []
+        return _marked(message), [TextBlock(text=media.heading(*_sender(message, calls))), *found]
+
+    return media.media_after_tools(
+        messages,
+        is_tool=lambda message: message.role == MessageRole.TOOL,
+        split=split,
+        user=lambda blocks: ChatMessage(role=MessageRole.USER, blocks=blocks),
+    )
 
 
 def _misplaced(message: ChatMessage) -> Sequence[Any]:
@@ -212,9 +205,9 @@ def _misplaced(message: ChatMessage) -> Sequence[Any]:
     return [block for block in message.blocks if isinstance(block, _MEDIA)]
 
 
-def _sender(message: ChatMessage, calls: Mapping[str | None, str]) -> str:
+def _sender(message: ChatMessage, calls: Mapping[str | None, str]) -> tuple[str, str | None]:
     call = message.additional_kwargs.get("tool_call_id")
-    return f"the {message.role.value}" if call is None else f"{calls.get(call, 'the tool')} ({call})"
+    return (f"the {message.role.value}", None) if call is None else (calls.get(call, "the tool"), call)
 
 
 def _marked(message: ChatMessage) -> ChatMessage:
@@ -226,5 +219,5 @@ def _marked(message: ChatMessage) -> ChatMessage:
 
 
 def _mark(block: Any) -> str:
-    kind, alt = getattr(block, "image_mimetype", None) or block.block_type, getattr(block, "alt", None)
-    return f"[{kind}: {alt}]" if alt else f"[{kind}]"
+    kind = getattr(block, "image_mimetype", None) or block.block_type
+    return media.alt_text({"type": kind, "alt": getattr(block, "alt", None)})

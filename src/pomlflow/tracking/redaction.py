@@ -19,6 +19,7 @@ from mlflow.tracing.utils import dump_span_attribute_value
 
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask
+from pomlflow.frame.media import kind_of_media
 from pomlflow.record import well_formed
 from pomlflow.settings import settings
 
@@ -35,9 +36,6 @@ __all__ = [
 
 _INPUTS, _OUTPUTS = SpanAttributeKey.INPUTS, SpanAttributeKey.OUTPUTS
 _OK: Final = SpanStatus(SpanStatusCode.OK)
-_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
-_MEDIA_LENGTH: Final = 256  # characters; a shorter run of letters is a word, or an id
 # In JSON, what MLflow may make an attachment of: a data URI, base64, bytes as Python writes them, its own `Attachment`.
 _MEDIA: Final = re.compile(r""""(?:data:|[A-Za-z0-9+/=_-]{64}|b['\\]|<mlflow\.)""")
 
@@ -256,9 +254,7 @@ def _cut(value: Any, limit: int) -> Any:
 
 
 def _shortened(text: str, limit: int) -> str:
-    uri = _URI.match(text)
-    if uri is not None or (len(text) >= _MEDIA_LENGTH and _BASE64.fullmatch(text)):
-        kind = (uri and uri[1]) or "base64"
+    if kind := kind_of_media(text):
         return f"[{kind} of {len(text)} characters left out: max_content]"
     return f"{text[:limit]}… [{len(text) - limit} more characters: max_content]"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pomlflow.dispatch import Mask
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame.formats import indented, pretty
+from pomlflow.frame.openai import indented, pretty
 from pomlflow.record import RenderRecord
 
 __all__ = ["TraceFiles"]

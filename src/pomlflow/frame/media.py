@@ -1,0 +1,128 @@
+"""Media in messages and in stored content: what is media, and in which shape the next reader takes it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+__all__ = ["alt_text", "bare_data_uris", "data_uri", "heading", "kind_of_media", "media_after_tools", "openai_part"]
+
+_AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+_DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
+_LONG: Final = 256  # characters; a shorter run of letters is a word, or an id
+# The first characters of such a file in base64; RIFF is WebP or WAVE, depending on its ninth byte.
+_MAGIC: Final = {
+    "iVBORw0KGgo": "image/png",
+    "/9j/": "image/jpeg",
+    "R0lGOD": "image/gif",
+    "JVBERi0": "application/pdf",
+    "UklGR": "riff",
+}
+
+M = TypeVar("M")
+P = TypeVar("P")
+
+
+def kind_of_media(text: str) -> str | None:
+    """Return the MIME type of a data URI, ``base64`` for other base64 or a data URI without a type; else None.
+
+    Example:
+        >>> kind_of_media("data:image/png;base64,iVBORw0KGgo="), kind_of_media("Hello")
+        ('image/png', None)
+    """
+    if uri := _DATA_URI.match(text):
+        return uri[1] or "base64"
+    return "base64" if len(text) >= _LONG and _BASE64.fullmatch(text) else None
+
+
+def data_uri(mime_type: str, data: str) -> str:
+    """Return a data URI for base64."""
+    return f"data:{mime_type};base64,{data}"
+
+
+def openai_part(mime_type: str, data: str, name: str | None = None) -> dict[str, Any]:
+    """Return OpenAI's content part for an image, a sound or a file.
+
+    Args:
+        mime_type: ``image/png``, ``audio/wav``, ``application/pdf`` …
+        data: Base64.
+        name: The file's name, if it has one.
+
+    Returns:
+        An ``image_url``, ``input_audio`` or ``file`` part.
+
+    Example:
+        >>> openai_part("audio/mpeg", "SUQz")
+        {'type': 'input_audio', 'input_audio': {'data': 'SUQz', 'format': 'mp3'}}
+    """
+    major, _, minor = mime_type.partition("/")
+    minor = minor.partition(";")[0]
+    if major == "audio":
+        return {"type": "input_audio", "input_audio": {"data": data, "format": _AUDIO_FORMATS.get(minor, minor)}}
+    uri = data_uri(mime_type, data)
+    if major == "image":
+        return {"type": "image_url", "image_url": {"url": uri}}
+    return {"type": "file", "file": {"filename": name or f"file.{minor or 'bin'}", "file_data": uri}}
+
+
+def bare_data_uris(value: Any) -> Any:
+    """Return JSON data with data URIs for the bare base64 of images, audio and PDF."""
+    if isinstance(value, str):
+        return _with_type(value) if len(value) >= _LONG else value
+    if isinstance(value, dict):
+        return {key: bare_data_uris(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [bare_data_uris(item) for item in value]
+    return value
+
+
+def _with_type(text: str) -> str:
+    kind = next((kind for magic, kind in _MAGIC.items() if text.startswith(magic)), None)
+    data = text if kind is None else text.replace("\r", "").replace("\n", "")  # as base64.encodebytes breaks it
+    if kind is None or len(data) % 4 or not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", data):
+        return text
+    if kind == "riff":
+        kind = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(base64.b64decode(data[:16])[8:])
+    return data_uri(kind, data) if kind else text
+
+
+def media_after_tools(
+    messages: Iterable[M],
+    *,
+    is_tool: Callable[[M], bool],
+    split: Callable[[M], tuple[M, list[P]]],
+    user: Callable[[list[P]], M],
+) -> list[M]:
+    """Move media out of messages that OpenAI's API refuses them in, above all responses of tools.
+
+    They follow in a user's message after the last response: nothing may stand between calls and their responses.
+
+    Args:
+        messages: A request's messages, in any framework's class.
+        is_tool: Whether a message is the response of a tool.
+        split: Returns the message as it can be sent, and the parts to move, which begin with a `heading`.
+        user: Makes a user's message of parts.
+    """
+    made: list[M] = []
+    moved: list[P] = []
+    for message in messages:
+        if moved and not is_tool(message):
+            made.append(user(moved))
+            moved = []
+        sent, parts = split(message)
+        made.append(sent)
+        moved += parts
+    return [*made, user(moved)] if moved else made
+
+
+def heading(name: str, identity: str | None) -> str:
+    """Return the line before media that were moved: whose they are."""
+    return f"From {name} ({identity}):" if identity else f"From {name}:"
+
+
+def alt_text(part: Mapping[str, Any]) -> str:
+    """Return the text that stands for a POML part of media, as ``poml.poml(format="openai_chat")`` has it."""
+    return f"[{part['type']}: {part['alt']}]" if part.get("alt") else f"[{part['type']}]"
