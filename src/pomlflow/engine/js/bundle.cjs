@@ -10,13 +10,35 @@ const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
 
-// Of the bundle's text: what is found once, and what stands there instead.
+// Of the bundle's text: what is found once, and what replaces it. poml 0.0.8 takes quadratic time in several places.
 const PATCHES = [
   // The bundle is a command line. Its modules are wanted, through webpack's own require, and no run.
   [
     '__webpack_require__(__webpack_require__.s = "./packages/poml/cli.ts")',
     '__webpack_require__;module.exports = __webpack_require__',
   ],
+  // Development React, the only one in the bundle, captures an Error's stack for up to 10,000 elements a second, and
+  // hides four properties in each element, for warnings alone.
+  ['1e4 > ReactSharedInternals.recentlyCreatedOwnerStacks++', 'false'],
+  [
+    '      self = props.ref;\n      type = {',
+    '      return { $$typeof: REACT_ELEMENT_TYPE, type, key, props: Object.freeze(props), ref: null, _owner: owner };\n' +
+      '      type = {',
+  ],
+  // Quadratic in a run of blanks; the replacements after it make the same of either.
+  [String.raw`text = text.replace(/[\t\n\r ]*\n[\t\n\r ]*/g, '\n');`, String.raw`text = text.replace(/[\t\n\r ]+/g, ' ');`],
+  // Quadratic in elements: which part of the markup a part of the output comes from, which write() leaves out.
+  ['for (const m of result.mappings) {\n                if (start', 'for (const m of []) {\n                if (start'],
+  // Quadratic in elements: three searches through lists.
+  [
+    'return result.mappings.find(segment => segment.inputStart === startIndex && segment.inputEnd === endIndex);',
+    'const key = (one) => `${one.inputStart} ${one.inputEnd}`; ' +
+      'result.known ??= new Map(result.mappings.toReversed().map((one) => [key(one), one])); ' +
+      'return result.known.get(`${startIndex} ${endIndex}`);',
+  ],
+  ['const colorSpeakers =', 'const places = new Map(essentialIndices.map((index, place) => [index, place])); const colorSpeakers ='],
+  ['essentialIndices.findIndex(index => index == segment.start)', 'places.get(segment.start)'],
+  ['essentialIndices.findIndex(index => index == segment.end)', 'places.get(segment.end)'],
 ];
 
 /** What Python stored: SHA-256, the bundle's length before its source map, V8's cached data. Any of it may be damaged. */
@@ -47,12 +69,15 @@ function readBundle(file, length) {
 }
 
 function patched(text, bundle) {
-  for (const [found, instead] of PATCHES) {
-    const at = text.lastIndexOf(found);
+  const places = PATCHES.map(([found, instead]) => ({ at: text.lastIndexOf(found), found, instead }));
+  const parts = [];
+  let from = 0;
+  for (const { at, found, instead } of places.sort((one, other) => one.at - other.at)) {
     if (at < 0) throw new Error(`the bundle ${bundle} is not that of poml 0.0.8: it does not hold ${found}`);
-    text = text.slice(0, at) + instead + text.slice(at + found.length);
+    parts.push(text.slice(from, at), instead);
+    from = at + found.length;
   }
-  return text;
+  return parts.join('') + text.slice(from);
 }
 
 /**
@@ -71,7 +96,6 @@ function load(bundle, compiled, restrict) {
   const require = restrict(Module.createRequire(bundle));
   script.runInThisContext()(module.exports, require, module, bundle, path.dirname(bundle));
   const from = module.exports;
-  captureNoStacks(from('./node_modules/react/index.js'));
   rememberComponents(from('./packages/poml/base.tsx'));
   matchNames(from('./node_modules/cheerio/dist/commonjs/cheerio.js'));
   const { PomlFile } = from('./packages/poml/file.tsx');
@@ -92,12 +116,6 @@ function load(bundle, compiled, restrict) {
     whitespace: keepWhitespace(PomlFile),
     settle: keepPromises(base),
   };
-}
-
-/** Development React, the only one in the bundle, captures an Error's stack for up to 10,000 elements a second. */
-function captureNoStacks(React) {
-  const internals = React.__CLIENT_INTERNALS_DO_NOT_USE_OR_WARN_USERS_THEY_CANNOT_UPGRADE;
-  Object.defineProperty(internals, 'recentlyCreatedOwnerStacks', { get: () => 1e6, set() {} });
 }
 
 /** POML searches all components and their documentation for each element: a sixth of a render's time. */
