@@ -64,7 +64,7 @@ def _responds(llm: Any) -> bool:
 
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Translate ``<runtime>`` to arguments of a model's chat, beside those that the user gives.
+    """Translate ``<runtime>`` to arguments of a model's chat, without those that the user's override.
 
     Raises `SettingError` for a setting that the provider, or the SDK below the model's class, does not have.
     """
