@@ -30,7 +30,16 @@ from pomlflow.engine.serialize import is_identifier
 from pomlflow.exceptions import Problem
 from pomlflow.template.files import decode, read_file
 from pomlflow.template.javascript import ALONE, LENGTH, TESTED, WORD, analyse, bound_by
-from pomlflow.template.markup import Element, Passage, SourceText, expressions, is_known, parse_markup, unwrapped
+from pomlflow.template.markup import (
+    Element,
+    Passage,
+    SourceText,
+    expressions,
+    is_known,
+    parse_markup,
+    split_loop,
+    unwrapped,
+)
 from pomlflow.template.source import Inference, Kind, Use
 
 __all__ = ["infer"]
@@ -65,9 +74,9 @@ del _ATTRIBUTES["runtime"]
 _READERS = frozenset("audio doc document folder image img table webpage".split())
 _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
 _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
-_IN = re.compile(r"(?<=\s)in(?=\s)")
 # An entity is not decoded in an expression, and is a fault there: its name is not a variable.
 _ENTITIES = re.compile(r"&(amp|lt|gt|quot|apos);")
+_ESCAPED = frozenset({"&amp;", "&lt;", "&gt;", "&quot;", "&apos;"})
 _ENTITY = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
@@ -138,6 +147,7 @@ class _Search:
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
         self.not_utf8: dict[Path, Problem] = {}
+        self.dropped: list[Problem] = []
         self.parts: dict[str, bool] = {}  # part of the frame -> whether it depends on more than the markup
         self.seen: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.reads = self.has_speakers = False
@@ -158,6 +168,7 @@ class _Search:
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
             not_utf8=tuple(self.not_utf8.values()),
+            dropped=tuple(self.dropped),
             reads=self.reads,
             parts=frozenset(self.parts),
             static=frozenset(part for part, depends in self.parts.items() if not depends),
@@ -175,6 +186,8 @@ class _Search:
                 pending.pop()
             elif isinstance(node, Passage):
                 self.text(_Place(node, scope, "text"))
+                if not node.text:
+                    self.lose(node.at(0), scope.source)
             elif node.name == "stylesheet":
                 self.reads |= "src" in node.text().text.replace("-", "").lower()
             elif node.name != "context":
@@ -183,6 +196,18 @@ class _Search:
                     self.let(node, scope)
                 else:
                     pending.append(self.element(node, scope))
+
+    def lose(self, offset: int, source: SourceText) -> None:
+        """Note an entity or a CDATA section, which POML drops from text."""
+        end = source.text.find(";", offset) + 1
+        what = source.text[offset:end] if source.text[offset] == "&" else "<![CDATA[…]]>"
+        if what.startswith("<") and not source.text.startswith("<![", offset):
+            return
+        instead = f"#{what[1:]}" if what in _ESCAPED else "the characters themselves"
+        line, column, text = source.place(offset)
+        message = f"POML (0.0.8) drops {what} from text: write {instead}"
+        file = None if source.file is None else str(source.file)
+        self.dropped.append(Problem(message, "Dropped", file, line, column, text, len(what)))
 
     def element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
         """Read an element's attributes; return its content and the scope in there."""
@@ -220,7 +245,7 @@ class _Search:
     def repeated(self, element: Element, scope: _Scope) -> _Scope:
         """Read ``for`` and then ``if``, in whatever order they are written; return the scope after them."""
         loop, condition = element.find("for"), element.find("if")
-        if loop.text and (parts := _split_loop(loop.text)) is None:
+        if loop.text and (parts := split_loop(loop.text)) is None:
             # POML refuses it; then its words are no variables.
             scope = scope._replace(own={**scope.own, **dict.fromkeys(WORD.findall(loop.text), True)})
         elif loop.text and parts is not None:
@@ -345,31 +370,6 @@ class _Search:
 
     def free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.own or name in scope.leaking or name in _GLOBALS) and is_identifier(name)
-
-
-def _split_loop(loop: str) -> tuple[str, int, str] | None:
-    r"""Split ``item in list`` as JavaScript's ``/(.+)\s+in\s+(.+)/`` does, in linear time: item, offset and list."""
-    found: tuple[str, int, str] | None = None
-    line = 0  # the end of the line that the first item ends in
-    for word in _IN.finditer(loop):
-        end, start = word.start(), word.end()
-        while end and loop[end - 1].isspace():
-            end -= 1
-        while start < len(loop) and loop[start].isspace():
-            start += 1
-        if not end or start == len(loop):
-            continue
-        if found is None:
-            line = _line_end(loop, end)
-        elif end > line:
-            break
-        found = loop[loop.rfind("\n", 0, end) + 1 : end], start, loop[start : _line_end(loop, start)]
-    return found
-
-
-def _line_end(text: str, start: int) -> int:
-    end = text.find("\n", start)
-    return len(text) if end < 0 else end
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Element", "Passage", "SourceText", "expressions", "is_known", "is_poml", "parse_markup", "unwrapped"]
+__all__ = [
+    "Element",
+    "Passage",
+    "SourceText",
+    "expressions",
+    "is_known",
+    "is_poml",
+    "parse_markup",
+    "split_loop",
+    "unwrapped",
+]
 
 _NAME = r"[A-Za-z_:][A-Za-z0-9_:.\-\u00b7\u0300-\u036f\u203f\u2040]*"
 _MARKUP = re.compile(rf"<(?:!--|!\[CDATA\[|[!?/]|(?=[A-Za-z_:]))|&(?:{_NAME};|#[0-9]+;|#x[0-9A-Fa-f])")
@@ -22,7 +32,7 @@ _TAG = re.compile(rf"""({_NAME})(?:\s*=\s*("[^"]*"|'[^']*'))?|(/?>)|(<)|\s+|."""
 _LINES = str.maketrans({"\r": "\n", "\u2028": "\n", "\u2029": "\n", "\ufeff": " "})
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
-_SPACES = re.compile(r"\s+")
+_SPACES, _IN = re.compile(r"\s+"), re.compile(r"(?<=\s)in(?=\s)")
 # All elements of poml 0.0.8 by all their names, in lower case and without hyphens.
 _ELEMENTS = frozenset(
     "aimessage aimsg anyorfree audio b bold br caption captionedparagraph captiontext code context conversation cp "
@@ -239,3 +249,28 @@ def expressions(text: str) -> Iterator[tuple[int, str]]:
 def unwrapped(code: str) -> tuple[int, str]:
     """An expression without the braces that POML allows around it, and its offset."""
     return next(_between(code, _OPEN_LINE, _CLOSE_LINE), (0, code))
+
+
+def split_loop(loop: str) -> tuple[str, int, str] | None:
+    r"""Split ``item in list`` as JavaScript's ``/(.+)\s+in\s+(.+)/`` does, in linear time: item, offset and list."""
+    found: tuple[str, int, str] | None = None
+    line = 0  # the end of the line that the first item ends in
+    for word in _IN.finditer(loop):
+        end, start = word.start(), word.end()
+        while end and loop[end - 1].isspace():
+            end -= 1
+        while start < len(loop) and loop[start].isspace():
+            start += 1
+        if not end or start == len(loop):
+            continue
+        if found is None:
+            line = _line_end(loop, end)
+        elif end > line:
+            break
+        found = loop[loop.rfind("\n", 0, end) + 1 : end], start, loop[start : _line_end(loop, start)]
+    return found
+
+
+def _line_end(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return len(text) if end < 0 else end

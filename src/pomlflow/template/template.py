@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pomlflow import engine
 from pomlflow._log import logger
-from pomlflow.exceptions import PomlError, RenderError, TemplateNotFoundError
-from pomlflow.record import JsonObject, RenderRecord, content_digest
+from pomlflow.exceptions import RenderError, TemplateNotFoundError
+from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
 from pomlflow.template.files import decode, stamp, stamps
 from pomlflow.template.history import History
 from pomlflow.template.inference import infer
 from pomlflow.template.names import absolute, from_root, name_and_path, registry_name, working_folder
+from pomlflow.template.render import NOWHERE, Render, RenderOptions
 from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
-from pomlflow.template.validation import (
-    check_names,
-    encode_variables,
-    missing_names,
-    missing_variables,
-    nameable,
-    own_problems,
-    with_hint,
-)
 
 __all__ = ["Snapshot", "Template"]
 
-_NOWHERE = Path(os.sep, "<inline>")  # a folder that does not exist, so that it allows nothing to be read
+_WARNINGS = 10  # of one check
 
 
 class Template:
@@ -140,7 +131,7 @@ class Template:
         return "." if here is None else from_root(str(here), str(root))
 
     def _folder(self) -> Path:
-        return self.path.parent if self.path is not None else self.base_dir or working_folder() or _NOWHERE
+        return self.path.parent if self.path is not None else self.base_dir or working_folder() or NOWHERE
 
     def _read(self, last: str | None) -> Snapshot:
         source, folder = last, self._folder()
@@ -205,8 +196,7 @@ class Template:
             keep_whitespace: Whether a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
                 blanks, which POML collapses.
         """
-        render = _Render(self, snapshot or self.current(), variables, history, keep_whitespace=keep_whitespace)
-        return render.run(timeout)
+        return self._prepare(variables, history, snapshot, keep_whitespace=keep_whitespace).run(timeout)
 
     async def arender(
         self,
@@ -218,14 +208,22 @@ class Template:
         keep_whitespace: bool = False,
     ) -> RenderRecord:
         """Render without blocking the event loop; otherwise as `render`."""
-        render = _Render(self, snapshot or self.current(), variables, history, keep_whitespace=keep_whitespace)
-        return await render.arun(timeout)
+        return await self._prepare(variables, history, snapshot, keep_whitespace=keep_whitespace).arun(timeout)
+
+    def _prepare(
+        self, variables: Mapping[str, Any], history: History[Any] | None, snapshot: Snapshot | None, **options: Any
+    ) -> Render:
+        now = snapshot or self.current()
+        home = self.base_dir if self.origin is None else now.folder
+        own = RenderOptions(self.name, self.folder(), home, self.stylesheet, self.chat, self.register)
+        return Render(own, now, variables, history, **options)
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
         """Render with the variables that there are, to find problems of the template itself.
 
         Missing variables are replaced by placeholders: expressions may do anything with one, a loop over it runs once,
-        and the content of an ``if`` of it is rendered. Errors that a placeholder may have caused are suppressed.
+        and the content of an ``if`` of it is rendered. Errors that a placeholder may have caused are suppressed. What
+        POML drops from the text without an error, as ``&amp;``, is logged as a warning.
 
         Args:
             variables: By name, possibly none.
@@ -244,173 +242,12 @@ class Template:
             also <inline>:1:27: Unexpected token '}'
         """
         now = self.current()
+        for problem in now.inference.dropped[:_WARNINGS]:
+            place = str(self.path) if self.path is not None and problem.file is None else problem.file
+            logger.warning("%s", replace(problem, file=place))
         given = {**dict.fromkeys(now.inference.messages, ()), **(variables or {})}
         names = [name for name in (*now.inference.variables, *now.inference.optional) if name not in given]
-        return _Render(self, now, given, history, placeholders=names).run(None)
-
-
-class _Render:
-    """One render in progress.
-
-    A variable is missing where an expression that was evaluated needed it. So the engine decides; where it reports
-    other problems too, a second render with placeholders shows which of them are not due to the missing variables.
-
-    Attributes:
-        request: The engine's next task; None where nothing is left to do.
-        error: Why it failed.
-    """
-
-    def __init__(
-        self,
-        template: Template,
-        snapshot: Snapshot,
-        variables: Mapping[str, Any],
-        history: History[Any] | None,
-        *,
-        placeholders: Sequence[str] = (),
-        keep_whitespace: bool = False,
-    ) -> None:
-        self._start, self._clock = time.time_ns(), time.perf_counter_ns()
-        self._template = template
-        self._snapshot = snapshot
-        self._history = history
-        self._variables: Mapping[str, Any] = {}
-        self._context = b"{}"
-        self._result: engine.Result | None = None
-        self._output: Mapping[str, Any] | None = None
-        self._missing: tuple[str, ...] = ()
-        self.request: engine.Request | None = None
-        self.error: PomlError | None = None
-        try:
-            request = self._prepare(variables)
-            self.request = request._replace(placeholders=placeholders or None, keep_whitespace=keep_whitespace)
-        except PomlError as refused:
-            self.error = refused
-
-    @property
-    def _place(self) -> str | None:
-        """The file, or the prompt's URI, in errors; None for inline markup."""
-        return self._snapshot.uri if self._snapshot.path is None else str(self._snapshot.path)
-
-    def _prepare(self, variables: Mapping[str, Any]) -> engine.Request:
-        template, now = self._template, self._snapshot
-        takes, natives = now.inference, None
-        if takes.not_utf8:
-            raise RenderError(takes.not_utf8)
-        variables = nameable(takes, variables)
-        left_out = [name for name in takes.messages if name in takes.optional and name not in variables]
-        if left_out:
-            variables = {**dict.fromkeys(left_out, ()), **variables}
-        if self._history is not None:
-            variables = self._history.take(variables, takes.messages, takes.passed)
-            natives = self._history.marks if template.chat else self._history.texts()
-        self._context, revive = encode_variables(takes, variables)
-        check_names(takes, variables, self._place)
-        self._variables = variables
-        # Relative sources are resolved against the folder of a path, also of a file that does not exist. That of inline
-        # markup is the working folder, which markup without sources does not need: os.getcwd releases the interpreter
-        # lock, and a busy thread, as MLflow's exporter, then runs for 5 ms.
-        home = template.base_dir or (working_folder() if takes.reads or template.stylesheet else None) or _NOWHERE
-        folder = now.folder if template.origin is not None else home
-        return engine.Request(
-            now.source.removeprefix("\ufeff"),
-            self._context,
-            revive,
-            template.stylesheet,
-            str(now.path or os.path.join(folder, "<inline>.poml")),  # noqa: PTH118
-            inline=now.path is None,
-            label=now.uri,
-            roots=now.roots,
-            chat=template.chat,
-            natives=natives or None,
-        )
-
-    def run(self, timeout: float | None) -> RenderRecord:
-        """Render, and return the record."""
-        while self.request is not None:
-            try:
-                self.take(engine.run(self.request, timeout))
-            except PomlError as error:
-                self.fail(error)
-        return self.record()
-
-    async def arun(self, timeout: float | None) -> RenderRecord:
-        """Render without blocking the event loop, and return the record."""
-        while self.request is not None:
-            try:
-                self.take(await engine.arun(self.request, timeout))
-            except PomlError as error:
-                self.fail(error)
-        return self.record()
-
-    def fail(self, error: PomlError) -> None:
-        """Take an error of the engine; `request` is then the next task."""
-        assert self.request is not None  # noqa: S101
-        request, self.request = self.request, None
-        if self._missing:
-            self._decide(error if isinstance(error, RenderError) else None)
-        elif type(error) is not RenderError:
-            self.error = error
-        else:
-            self.error = error
-            if not request.placeholders:
-                self._missing = missing_names(error, self._snapshot.inference, self._variables)
-            if not self._missing:
-                self.error = with_hint(error, self._snapshot, self._place)
-            elif len(self._missing) == len(error.problems):
-                self._decide(None)
-            else:
-                self.request = request._replace(placeholders=self._missing)
-
-    def _decide(self, again: RenderError | None) -> None:
-        """Report POML's own problems before missing variables; `again` is the error of the render with placeholders."""
-        failed, names = self.error, self._missing
-        assert isinstance(failed, RenderError)  # noqa: S101
-        own = own_problems(failed, names, again)
-        if own:
-            others = [problem for problem in failed.problems if problem not in own]
-            self.error = with_hint(RenderError([*own, *others], failed.hint), self._snapshot, self._place)
-        else:
-            self.error = missing_variables(names, failed, self._snapshot, self._place, self._variables)
-
-    def take(self, result: engine.Result) -> None:
-        """Take a result of the engine; `request` is then the next task."""
-        assert self.request is not None  # noqa: S101
-        history, request, self.request = self._history, self.request, None
-        if self._missing:
-            self._decide(None)
-            return
-        self._result, self._output = result, result.output
-        if history is not None and request.natives is history.marks:
-            self._output = history.splice(result.output)
-            if self._output is None:
-                self.request = request._replace(natives=history.texts())
-
-    def record(self) -> RenderRecord:
-        """Make the record."""
-        elapsed = time.perf_counter_ns() - self._clock
-        template, snapshot = self._template, self._snapshot
-        return RenderRecord(
-            source=snapshot.source,
-            digest=snapshot.digest,
-            variables=JsonObject(self._context),
-            start_ns=self._start,
-            end_ns=self._start + elapsed,
-            name=template.name,
-            path=snapshot.relative,
-            folder=template.folder(),
-            stylesheet=template.stylesheet,
-            chat=template.chat,
-            natives=() if self._history is None else tuple(self._history.marks),
-            spaced=self._result is not None and self._result.kept_whitespace,
-            output=self._output if self.error is None else None,
-            error=self.error,
-            poml_version=engine.poml_version(),
-            static=snapshot.inference.static,
-            register=template.register if snapshot.register is None else snapshot.register,
-            files=snapshot.files,
-            version=snapshot.version,
-        )
+        return self._prepare(given, history, now, placeholders=names).run(None)
 
 
 def _from_prompt_root(folder: Path) -> str | None:

@@ -1,0 +1,210 @@
+"""One render of a template, from its variables to its record."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pomlflow import engine
+from pomlflow.exceptions import PomlError, RenderError
+from pomlflow.record import JsonObject, RenderRecord
+from pomlflow.template.history import History
+from pomlflow.template.names import working_folder
+from pomlflow.template.source import Snapshot
+from pomlflow.template.validation import (
+    check_names,
+    encode_variables,
+    missing_names,
+    missing_variables,
+    nameable,
+    own_problems,
+    with_hint,
+)
+
+__all__ = ["NOWHERE", "Render", "RenderOptions"]
+
+NOWHERE: Final = Path(os.sep, "<inline>")
+"""A folder that does not exist, so that it allows nothing to be read."""
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What a template adds to its markup.
+
+    `folder` is where relative sources are resolved, from the prompt root, and `home` the same as an absolute path; None
+    for the working folder.
+    """
+
+    name: str | None
+    folder: str | None
+    home: Path | None
+    stylesheet: Mapping[str, Any] | None
+    chat: bool
+    register: bool | None
+
+
+class Render:
+    """One render in progress.
+
+    A variable is missing where an expression that was evaluated needed it. So the engine decides; where it reports
+    other problems too, a second render with placeholders shows which of them are not due to the missing variables.
+
+    Attributes:
+        request: The engine's next task; None where nothing is left to do.
+        error: Why it failed.
+    """
+
+    def __init__(
+        self,
+        options: RenderOptions,
+        snapshot: Snapshot,
+        variables: Mapping[str, Any],
+        history: History[Any] | None,
+        *,
+        placeholders: Sequence[str] = (),
+        keep_whitespace: bool = False,
+    ) -> None:
+        self._start, self._clock = time.time_ns(), time.perf_counter_ns()
+        self._options = options
+        self._snapshot = snapshot
+        self._history = history
+        self._variables: Mapping[str, Any] = {}
+        self._context = b"{}"
+        self._result: engine.Result | None = None
+        self._output: Mapping[str, Any] | None = None
+        self._missing: tuple[str, ...] = ()
+        self.request: engine.Request | None = None
+        self.error: PomlError | None = None
+        try:
+            request = self._prepare(variables)
+            self.request = request._replace(placeholders=placeholders or None, keep_whitespace=keep_whitespace)
+        except PomlError as refused:
+            self.error = refused
+
+    @property
+    def _place(self) -> str | None:
+        """The file, or the prompt's URI, in errors; None for inline markup."""
+        return self._snapshot.uri if self._snapshot.path is None else str(self._snapshot.path)
+
+    def _prepare(self, variables: Mapping[str, Any]) -> engine.Request:
+        options, now = self._options, self._snapshot
+        takes, natives = now.inference, None
+        if takes.not_utf8:
+            raise RenderError(takes.not_utf8)
+        variables = nameable(takes, variables)
+        left_out = [name for name in takes.messages if name in takes.optional and name not in variables]
+        if left_out:
+            variables = {**dict.fromkeys(left_out, ()), **variables}
+        if self._history is not None:
+            variables = self._history.take(variables, takes.messages, takes.passed)
+            natives = self._history.marks if options.chat else self._history.texts()
+        self._context, revive = encode_variables(takes, variables)
+        check_names(takes, variables, self._place)
+        self._variables = variables
+        # Relative sources are resolved against the folder of a path, also of a file that does not exist. That of inline
+        # markup is the working folder, which markup without sources does not need: os.getcwd releases the interpreter
+        # lock, and a busy thread, as MLflow's exporter, then runs for 5 ms.
+        folder = options.home or (working_folder() if takes.reads or options.stylesheet else None) or NOWHERE
+        return engine.Request(
+            now.source.removeprefix("\ufeff"),
+            self._context,
+            revive,
+            options.stylesheet,
+            str(now.path or os.path.join(folder, "<inline>.poml")),  # noqa: PTH118
+            inline=now.path is None,
+            label=now.uri,
+            roots=now.roots,
+            chat=options.chat,
+            natives=natives or None,
+        )
+
+    def run(self, timeout: float | None) -> RenderRecord:
+        """Render, and return the record."""
+        while self.request is not None:
+            try:
+                self.take(engine.run(self.request, timeout))
+            except PomlError as error:
+                self.fail(error)
+        return self.record()
+
+    async def arun(self, timeout: float | None) -> RenderRecord:
+        """Render without blocking the event loop, and return the record."""
+        while self.request is not None:
+            try:
+                self.take(await engine.arun(self.request, timeout))
+            except PomlError as error:
+                self.fail(error)
+        return self.record()
+
+    def fail(self, error: PomlError) -> None:
+        """Take an error of the engine; `request` is then the next task."""
+        assert self.request is not None  # noqa: S101
+        request, self.request = self.request, None
+        if self._missing:
+            self._decide(error if isinstance(error, RenderError) else None)
+        elif type(error) is not RenderError:
+            self.error = error
+        else:
+            self.error = error
+            if not request.placeholders:
+                self._missing = missing_names(error, self._snapshot.inference, self._variables)
+            if not self._missing:
+                self.error = with_hint(error, self._snapshot, self._place)
+            elif len(self._missing) == len(error.problems):
+                self._decide(None)
+            else:
+                self.request = request._replace(placeholders=self._missing)
+
+    def _decide(self, again: RenderError | None) -> None:
+        """Report POML's own problems before missing variables; `again` is the error of the render with placeholders."""
+        failed, names = self.error, self._missing
+        assert isinstance(failed, RenderError)  # noqa: S101
+        own = own_problems(failed, names, again)
+        if own:
+            others = [problem for problem in failed.problems if problem not in own]
+            self.error = with_hint(RenderError([*own, *others], failed.hint), self._snapshot, self._place)
+        else:
+            self.error = missing_variables(names, failed, self._snapshot, self._place, self._variables)
+
+    def take(self, result: engine.Result) -> None:
+        """Take a result of the engine; `request` is then the next task."""
+        assert self.request is not None  # noqa: S101
+        history, request, self.request = self._history, self.request, None
+        if self._missing:
+            self._decide(None)
+            return
+        self._result, self._output = result, result.output
+        if history is not None and request.natives is history.marks:
+            self._output = history.splice(result.output)
+            if self._output is None:
+                self.request = request._replace(natives=history.texts())
+
+    def record(self) -> RenderRecord:
+        """Make the record."""
+        elapsed = time.perf_counter_ns() - self._clock
+        options, snapshot = self._options, self._snapshot
+        return RenderRecord(
+            source=snapshot.source,
+            digest=snapshot.digest,
+            variables=JsonObject(self._context),
+            start_ns=self._start,
+            end_ns=self._start + elapsed,
+            name=options.name,
+            path=snapshot.relative,
+            folder=options.folder,
+            stylesheet=options.stylesheet,
+            chat=options.chat,
+            natives=() if self._history is None else tuple(self._history.marks),
+            spaced=self._result is not None and self._result.kept_whitespace,
+            output=self._output if self.error is None else None,
+            error=self.error,
+            poml_version=engine.poml_version(),
+            static=snapshot.inference.static,
+            register=options.register if snapshot.register is None else snapshot.register,
+            files=snapshot.files,
+            version=snapshot.version,
+        )
