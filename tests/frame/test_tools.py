@@ -100,7 +100,7 @@ def test_wrong_arguments_say_what_is_wrong() -> None:
 def test_a_function_that_does_not_take_what_is_defined_is_named() -> None:
     check_accepts(WEATHER, ["city", "days", "state"])
     with pytest.raises(
-        ToolError, match=r"a\.poml: the <tool-definition> 'weather' has 'days', and its function"
+        ToolError, match=r"a\.poml: the function of <tool-definition> 'weather' does not accept 'days'"
     ) as caught:
         check_accepts(WEATHER, ["city"], "a.poml")
     assert caught.value.tool == "weather"

@@ -39,8 +39,8 @@ def test_nulls_are_found_behind_references_too() -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"type": "nope"}, r"is wrong at \$\.type: 'nope' is not valid"),
-        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/gone"}}}, "refers to what is not in it"),
+        ({"type": "nope"}, r"is invalid at \$\.type: 'nope' is not valid"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/gone"}}}, "refers to something outside of itself"),
     ],
 )
 def test_a_schema_that_is_none_is_named(schema: dict[str, Any], message: str) -> None:

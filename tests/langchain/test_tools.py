@@ -115,7 +115,7 @@ def test_a_function_that_takes_anything_gets_all(function: Any) -> None:
 
 def test_a_function_that_lacks_an_argument_of_the_definition_is_refused() -> None:
     """LangChain would drop what the model says of it."""
-    with pytest.raises(ToolError, match="sky: the <tool-definition> 'weather' has 'days', and its function does not"):
+    with pytest.raises(ToolError, match="sky: the function of <tool-definition> 'weather' does not accept 'days'"):
         made(lambda city: city)
 
 
