@@ -18,7 +18,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks 
 import httpx
 import mlflow
 import openai
-import poml
 from mlflow.entities import Trace
 
 import pomlflow
@@ -46,7 +45,7 @@ def main() -> None:
     mlflow.openai.autolog()
 
     with mlflow.start_span("explain"):
-        messages = poml.poml(PROMPT, context={"code_path": "sample.py"}, format="openai_chat")
+        messages = pomlflow.poml(PROMPT, context={"code_path": "sample.py"}, format="openai_chat")
         response = client.chat.completions.create(model="gpt-5", **messages)
 
     print("sent: ", {key: value for key, value in messages.items() if key != "messages"})

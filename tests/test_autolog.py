@@ -246,7 +246,7 @@ def test_a_name_that_was_taken_before_is_said_once(early: types.ModuleType, capl
     pomlflow.autolog(register=False)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "early_bird" in warning
-    assert "or write poml.poml(...) there" in warning
+    assert "or call poml.poml(...) there" in warning
     assert early.build is ORIGINAL
 
 

@@ -40,13 +40,13 @@ def test_the_langchain_chain_shows_messages_answer_tree_and_linked_version(tmp_p
     assert re.sub(r"  [\d.]+ ms", "", tree[0]).splitlines() == [
         "RunnableSequence  [CHAIN]",
         "  PomlPromptTemplate  [CHAIN]",
-        "    poml briefing  [PROMPT]",
+        "    poml prompts.briefing  [PROMPT]",
         "  FakeListChatModel  [CHAT_MODEL]",
         "  StrOutputParser  [CHAIN]",
     ]
-    assert "prompts:/briefing/1: POML from briefing.poml" in shown
+    assert "prompts:/prompts.briefing/1: POML from prompts/briefing.poml" in shown
     assert "settings: {'temperature': 0.2, 'max_tokens': 300}" in shown
-    assert re.search(r"1 trace\(s\) found by \"prompt = 'briefing/1'\", the newest: tr-[0-9a-f]{32}", shown)
+    assert re.search(r"1 trace\(s\) found by \"prompt = 'prompts.briefing/1'\", the newest: tr-[0-9a-f]{32}", shown)
     assert f"-m mlflow ui --backend-store-uri sqlite:///{(tmp_path / 'mlflow.db').as_posix()}" in shown
 
 
@@ -54,18 +54,18 @@ def test_the_query_engine_streams_an_answer_and_shows_what_was_sent(tmp_path: Pa
     pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
     shown = run("llama_index_query_engine.py", tmp_path)
     assert "answer: Winch work stopped at noon and was not taken up again." in shown
-    assert re.search(r"QuotingLLM\.stream  \[LLM\].*\n +poml text_qa  \[PROMPT\]", shown)
+    assert re.search(r"QuotingLLM\.stream  \[LLM\].*\n +poml prompts.text_qa  \[PROMPT\]", shown)
     assert "Day 3: swell of three metres.\nWinch work stopped at noon" in shown, "the paper's newline was lost"
-    assert "linked prompts: [{'name': 'text_qa', 'version': '1'}]" in shown
+    assert "linked prompts: [{'name': 'prompts.text_qa', 'version': '1'}]" in shown
 
 
 def test_polms_own_example_has_the_call_and_the_render_in_one_trace(tmp_path: Path) -> None:
     shown = run("plain_poml.py", tmp_path)
     assert "sent:  {'temperature': 0.2, 'stop': ['END'], 'max_completion_tokens': 200}" in shown
     assert "answer: It multiplies speed by time." in shown
-    tree = ["the trace > explain", "explain > poml explain_code", "explain > Completions"]
+    tree = ["the trace > explain", "explain > poml prompts.explain_code", "explain > Completions"]
     assert [line for line in shown.splitlines() if " > " in line] == tree
-    assert 'linked prompts: [{"name": "explain_code", "version": "1"}]' in shown
+    assert 'linked prompts: [{"name": "prompts.explain_code", "version": "1"}]' in shown
     assert "local files: 0001.explain_code.context.json, 0001.explain_code.env, 0001.explain_code.poml" in shown
 
 
@@ -84,9 +84,9 @@ def test_one_poml_file_drives_an_agent_and_its_settings_are_on_the_models_spans(
     assert shown.count("the tool said: station 4: gale for 6 hours") == 2
     for framework in ("LangChain", "LlamaIndex"):
         assert f'{framework}: {{"ashore": false, "reason": "Gale until noon."}}' in shown
-    assert '2 renders, linked: [{"name": "harbour", "version": "1"}]' in shown
+    assert '2 renders, linked: [{"name": "prompts.harbour", "version": "1"}]' in shown
     assert shown.count("ScriptedChatModel heard: temperature 0.2, tokens 300") == 2
-    assert '0 renders, linked: [{"name": "harbour", "version": "1"}]' in shown
+    assert '0 renders, linked: [{"name": "prompts.harbour", "version": "1"}]' in shown
     assert shown.count("MockFunctionCallingLLM.astream_chat heard: temperature 0.2, tokens 300") == 2
 
 

@@ -129,7 +129,7 @@ def test_an_answer_that_was_not_withheld_is_parsed(metadata: dict[str, Any]) -> 
 def test_a_stream_that_ends_wrong_gives_what_was_right_first() -> None:
     stream = PROMPT.bind_to(FakeListChatModel(responses=['{"n": 1']), parse=True).stream(N)
     assert [next(stream), next(stream)] == [{}, {"n": 1}]
-    with pytest.raises(PomlOutputParserError, match="no JSON"):
+    with pytest.raises(PomlOutputParserError, match="is not the JSON"):
         next(stream)
 
 

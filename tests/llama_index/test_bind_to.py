@@ -267,7 +267,7 @@ def test_an_answer_that_the_schema_refuses_is_an_error_that_holds_it(scripted: A
     with pytest.raises(AnswerError, match="'three' is not of type 'integer'") as caught:
         bound.structured_predict(**GIVEN)
     assert caught.value.answer == '{"city": "Oslo", "degrees": "three"}'
-    with pytest.raises(AnswerError, match="is no JSON") as caught:
+    with pytest.raises(AnswerError, match="is not the JSON") as caught:
         bound.structured_predict(**GIVEN)
     assert caught.value.answer == "I do not know."
 
