@@ -2,9 +2,9 @@
 
 Run it with pomlflow at commit 9fa9ab6 and mlflow 3.12.0, the lowest MLflow, so that each newer one can upgrade it::
 
-    git worktree add /tmp/old 9fa9ab6
-    uv venv /tmp/venv && uv pip install --python /tmp/venv -e '/tmp/old[all]' mlflow==3.12.0 pillow
-    /tmp/venv/bin/python tests/stores/make_store.py
+    git worktree add OLD 9fa9ab6
+    uv venv VENV && uv pip install --python VENV -e 'OLD[all]' mlflow==3.12.0 pillow
+    VENV/bin/python tests/stores/make_store.py
 
 It writes into its own folder `v0_1_0.zip` (the SQLite database, the artifacts and the prompt files as they were at the
 end) and `v0_1_0.json` (the versions, and the links and replays of the traces, as 0.1.0 gave them). In the database,

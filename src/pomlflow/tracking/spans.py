@@ -21,8 +21,6 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 from __future__ import annotations
 
 import asyncio
-import base64
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -37,6 +35,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask
+from pomlflow.frame.media import bare_data_uris
 from pomlflow.frame.openai import shown_messages
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
@@ -59,19 +58,9 @@ __all__ = [
 
 SPAN_TYPE: Final = "PROMPT"
 
-# The first characters of such a file in base64; RIFF is WebP or WAVE, depending on its ninth byte.
-_MAGIC: Final = {
-    "iVBORw0KGgo": "image/png",
-    "/9j/": "image/jpeg",
-    "R0lGOD": "image/gif",
-    "JVBERi0": "application/pdf",
-    "UklGR": "riff",
-}
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 # upstream: mlflow 3.13-3.18: the trace page hides spans of types that it does not know below this level.
 _INFO: Final = 20
 _VERSION_WAIT: Final = 0.005  # seconds
-_LONG: Final = 256  # characters: below, an attachment of its own costs more than the text
 
 
 def log_render(
@@ -102,7 +91,7 @@ def log_render(
         status = SpanStatus(SpanStatusCode.ERROR if record.error else SpanStatusCode.OK)
         try:
             span.set_attributes(dict(_attributes(record)))
-            status = _fill(GuardedSpan(span, mask, media=_with_data_uris), record)
+            status = _fill(GuardedSpan(span, mask, media=bare_data_uris), record)
             _link(span, record, register)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
             warn_once("content", "A span is stored without all of its content: %r", error)
@@ -216,24 +205,3 @@ def _outputs(record: RenderRecord) -> dict[str, Any] | None:
         return None
     extras = {key: record.output[key] for key in ("tools", "schema", "runtime") if record.output.get(key) is not None}
     return {"messages": shown_messages(record.output["messages"]), **extras}
-
-
-def _with_data_uris(value: Any) -> Any:
-    """Make data URIs of bare base64 of images, audio and PDF: MLflow makes attachments of those only."""
-    if isinstance(value, str):
-        return _data_uri(value) if len(value) >= _LONG else value
-    if isinstance(value, dict):
-        return {key: _with_data_uris(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_data_uris(item) for item in value]
-    return value
-
-
-def _data_uri(text: str) -> str:
-    kind = next((kind for magic, kind in _MAGIC.items() if text.startswith(magic)), None)
-    data = text if kind is None else text.replace("\r", "").replace("\n", "")  # as base64.encodebytes breaks it
-    if kind is None or len(data) % 4 or not _BASE64.fullmatch(data):
-        return text
-    if kind == "riff":
-        kind = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(base64.b64decode(data[:16])[8:])
-    return f"data:{kind};base64,{data}" if kind else text
