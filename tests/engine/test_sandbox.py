@@ -130,7 +130,7 @@ def test_a_switch_that_makes_no_sense_is_an_error(monkeypatch: pytest.MonkeyPatc
     """Not silently on nor, worse, off."""
     monkeypatch.setenv("POMLFLOW_SANDBOX", "perhaps")
     monkeypatch.setattr(settings, "_current", None)
-    with pytest.raises(ConfigurationError, match="POMLFLOW_SANDBOX is 'perhaps'"):
+    with pytest.raises(ConfigurationError, match="POMLFLOW_SANDBOX must be 1 or 0, got 'perhaps'"):
         settings.settings()
 
 
