@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.pending import forget_pending, stop_following
+from tests.pending import finish, forget_pending
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -41,6 +41,9 @@ def _prompt_flushes() -> Iterator[None]:
     """Flush in milliseconds: every test of traces flushes at least twice."""
     from mlflow.tracing.export import async_export_queue
 
+    from pomlflow.tracking.spans import raise_limits
+
+    raise_limits()  # no test is to be the first
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_export_queue, "Queue", _PromptQueue)
         yield
@@ -66,11 +69,11 @@ def nothing_warned() -> Iterator[None]:
 def nothing_pending() -> Iterator[None]:
     """What a test leaves to the registry's thread would be told, and waited for, in another test."""
     yield
-    registry = sys.modules.get("pomlflow.tracking.publish")
-    for each in list(registry._registries) if registry else ():
-        if not each.flush(30):
-            pytest.fail(f"left pending: {forget_pending(each)}; finish it in the test, or forget it there")
-        stop_following(each)
+    if "pomlflow.tracking.background" not in sys.modules:
+        return
+    if not finish():
+        pytest.fail(f"left pending: {forget_pending()}; finish it in the test, or forget it there")
+    forget_pending()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,22 +1,53 @@
-"""What a test leaves to the registry's thread."""
+"""What a test leaves to the background thread."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["forget_pending", "stop_following"]
+from pomlflow.record import RenderRecord
+
+__all__ = ["finish", "forget_pending", "waiting_publisher"]
 
 
-def forget_pending(registry: Any) -> list[Any]:
-    """Drop what a registry can never do, because its server was never there; gives what that was."""
-    with registry._errands._changed:
-        left = [*registry._errands._waiting, registry._errands._running]
-        registry._errands._waiting.clear()
-    registry._start_afresh()
-    return [entry for entry in left if entry is not None]
+def finish(timeout: float = 30) -> bool:
+    """Run what is pending; return whether all of it is done, and nothing was lost."""
+    from pomlflow.tracking.background import worker
+
+    pending = worker.flush(timeout)
+    return not worker.take_lost() and not pending
 
 
-def stop_following(registry: Any) -> None:
-    """Look no more for versions of prompts that the garbage collector has not come to yet."""
-    with registry.loads._changed:
-        registry.loads._waiting.clear()
+def forget_pending() -> list[Any]:
+    """Drop what can never be done, because its server was never there; return it."""
+    from pomlflow.tracking.background import worker
+    from pomlflow.tracking.publish import publisher
+
+    left = []
+    while True:
+        for entries in worker._entries:
+            left += [entry.task for entry in entries]
+            entries.clear()
+        if not worker.flush(1):
+            break
+    worker._outages.clear()
+    worker.take_lost()
+    publisher._reset()
+    return left
+
+
+def waiting_publisher() -> Any:
+    """Make a publisher that knows nothing yet, as in a new process; it can wait for a version."""
+    from pomlflow.tracking.publish import Publisher
+
+    class Waiting(Publisher):
+        def link(self, record: RenderRecord, trace_id: str, *, wait: float = 0, **options: Any) -> Any:
+            version = super().link(record, trace_id, **options)
+            if version is None and wait:
+                finish(wait)
+                version = super().link(record, trace_id)
+            return version
+
+        def flush(self, timeout: float) -> bool:
+            return finish(timeout)
+
+    return Waiting()

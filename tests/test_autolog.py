@@ -152,11 +152,10 @@ def test_disabled_all_is_as_before(stored_traces: Fetch) -> None:
 
 def test_a_result_is_the_callers_to_change(stored_traces: Fetch, tmp_path: Path, monkeypatch: Any) -> None:
     """The span is stored and the version is made of what was rendered, also where that takes a while."""
-    from pomlflow.tracking.background import Errands
+    from pomlflow.tracking.background import worker
 
     later: list[Any] = []
-    send = Errands.send
-    monkeypatch.setattr(Errands, "send", lambda self, errand: later.append((self, errand)))
+    monkeypatch.setattr(worker, "submit", lambda task, **_: later.append(task) or True)
     pomlflow.autolog()
     markup = "<poml><runtime temperature='0.5'/><p>Hello</p></poml>"
     name = f"changed-{tmp_path.name}"
@@ -164,8 +163,8 @@ def test_a_result_is_the_callers_to_change(stored_traces: Fetch, tmp_path: Path,
     frame["runtime"]["temperature"] = 2
     frame["messages"][0]["content"] = "Bye"
     monkeypatch.undo()
-    for errands, errand in later:
-        send(errands, errand)
+    for task in later:
+        worker.submit(task)
     pomlflow.flush()
     assert mlflow.genai.load_prompt(f"prompts:/{name}/1").model_config == {"temperature": 0.5}
     (trace,) = stored_traces()

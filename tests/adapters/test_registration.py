@@ -18,7 +18,6 @@ from tests.registry_prompts import linked, sources, told
 
 import pomlflow
 from pomlflow.exceptions import PomlError
-from pomlflow.tracking.publish import PromptRegistry
 
 HELLO = "<p>Hello {{name}}</p>"
 Fetch = Callable[[], list[Trace]]
@@ -132,8 +131,8 @@ def unreachable(request: pytest.FixtureRequest, mlflow_store: str) -> Iterator[s
         port = 9 if request.param == "refuses" else server.getsockname()[1]
         mlflow.set_registry_uri(f"http://127.0.0.1:{port}")
         yield request.param
-        mlflow.set_registry_uri(before)
-        forget_pending(PromptRegistry.shared())
+    mlflow.set_registry_uri(before)
+    forget_pending()
 
 
 def test_an_unreachable_server_costs_no_answer_and_one_warning(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.mlflow_server import mlflow_server, use_server
+from tests.pending import waiting_publisher
 
 from pomlflow.record import RenderRecord
 
@@ -18,9 +19,7 @@ __all__ = ["mlflow_server", "use_server"]
 @pytest.fixture
 def registry() -> Iterator[Any]:
     """A prompt registry that knows nothing yet, as in a new process."""
-    from pomlflow.tracking.publish import PromptRegistry
-
-    registry = PromptRegistry()
+    registry = waiting_publisher()
     yield registry
     assert registry.flush(30)
 

@@ -40,7 +40,16 @@ def program(experiment: str, records: list[Any], body: str, uri: str | None = No
         import json, os, sys, time
         import mlflow
         from pomlflow.record import RenderRecord
-        from pomlflow.tracking.publish import PromptRegistry, flush
+        from pomlflow.tracking.background import worker
+        from pomlflow.tracking.publish import publisher
+        def flush(timeout):
+            return not worker.flush(timeout)
+        def link(record, trace_id, wait=0):
+            version = publisher.link(record, trace_id)
+            if version is None and wait:
+                flush(wait)
+                version = publisher.link(record, trace_id)
+            return version
         mlflow.set_tracking_uri({uri or mlflow.get_tracking_uri()!r})
         mlflow.set_registry_uri({uri or mlflow.get_registry_uri()!r})
         if {experiment!r} != "0":

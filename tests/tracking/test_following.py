@@ -25,9 +25,9 @@ from tests.templates import text, write
 
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError, RenderError
 from pomlflow.template import Template
+from pomlflow.tracking.background import worker
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.load import Reference
-from pomlflow.tracking.publish import PromptRegistry
 from pomlflow.tracking.publishing import register
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
@@ -157,7 +157,7 @@ def test_following_ends_with_the_last_template(name: str, lookups: Counter[str])
 def test_an_unreachable_registry_keeps_no_template_alive(name: str, tmp_path: Path) -> None:
     mlflow.set_registry_uri(DEAD)
     template = opened(name, fallback=write(tmp_path / "fallback.poml", "<p>Fallback</p>"))
-    until(lambda: PromptRegistry.shared().loads.away(DEAD))
+    until(lambda: worker.is_unreachable(DEAD))
     origin = weakref.ref(template.origin)
     del template
     gc.collect()

@@ -12,14 +12,15 @@ from mlflow.tracing.client import TracingClient
 from tests.pending import forget_pending
 
 import pomlflow
-from pomlflow.tracking import exports
-from pomlflow.tracking import publish as registry
-from pomlflow.tracking.publish import PromptRegistry
+from pomlflow.tracking import shutdown
+from pomlflow.tracking.background import worker
+from pomlflow.tracking.publish import publisher
+from pomlflow.tracking.versions import Registry
 
 
 def trace(record: Any) -> str:
     with mlflow.start_span("poml") as span:
-        PromptRegistry.shared().link(record, span.trace_id)
+        publisher.link(record, span.trace_id)
     return span.trace_id
 
 
@@ -36,13 +37,13 @@ def test_after_a_flush_traces_are_stored_linked_and_found(mlflow_store, record):
 
 
 def test_mlflows_own_flush_finishes_it_too(mlflow_store, record, monkeypatch):
-    """The version is not made before somebody waits for it."""
-    waited, flush, ensure = threading.Event(), PromptRegistry.flush, registry.ensure
-    monkeypatch.setattr(PromptRegistry, "flush", lambda *given: (waited.set(), flush(*given))[1])
-    monkeypatch.setattr(registry, "ensure", lambda *given, **named: waited.wait(30) and ensure(*given, **named))
-    for number in range(2):  # its threads are ended in between
+    """The version is not made before the flush waits for it."""
+    waited, flush, find = threading.Event(), worker.flush, Registry.find
+    monkeypatch.setattr(worker, "flush", lambda *given: (waited.set(), flush(*given))[1])
+    monkeypatch.setattr(Registry, "find", lambda *given, **named: waited.wait(30) and find(*given, **named))
+    for number in range(2):
         trace_id = trace(record(str(number)))
-        mlflow.flush_trace_async_logging(terminate=True)
+        mlflow.flush_trace_async_logging()
         assert waited.is_set()
         assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
         waited.clear()
@@ -69,7 +70,7 @@ def test_a_flush_keeps_its_limit(mlflow_store, record, monkeypatch):
 def test_a_flush_falls_back_on_mlflows_own(mlflow_store, record, monkeypatch):
     """Where an MLflow to come has no such queues."""
     trace_id, flush = trace(record()), mlflow.flush_trace_async_logging
-    monkeypatch.delattr(exports.provider, "_get_span_processor")
+    monkeypatch.delattr(shutdown.provider, "_get_span_processor")
     monkeypatch.setattr(mlflow, "flush_trace_async_logging", lambda: (monkeypatch.undo(), flush()))
     assert pomlflow.flush()
     assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
@@ -86,5 +87,5 @@ def test_a_store_that_was_left_makes_no_flush_wait(mlflow_store, record):
     late = trace(record("for the store"))
     assert not pomlflow.flush(timeout=3600)
     assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(late).tags
-    forget_pending(PromptRegistry.shared())
+    forget_pending()
     assert pomlflow.flush()

@@ -12,11 +12,11 @@ import mlflow
 import pytest
 from mlflow.tracing.client import TracingClient
 from tests.mlflow_server import until
-from tests.pending import forget_pending
+from tests.pending import forget_pending, waiting_publisher
 
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.tracking import publish as registry_module
-from pomlflow.tracking.publish import PromptRegistry
+from pomlflow.tracking import publish
+from pomlflow.tracking.background import worker
 
 LINKED = "mlflow.linkedPrompts"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
@@ -29,7 +29,7 @@ def versions(name: str) -> list[Any]:
     return [mlflow.MlflowClient().get_prompt_version(name, one.version) for one in found]
 
 
-def trace(record: Any, registry: PromptRegistry, **options: Any) -> str:
+def trace(record: Any, registry: Any, **options: Any) -> str:
     """A trace of one span, as an exporter gets it, with the record linked."""
     with mlflow.start_span("poml") as span:
         registry.link(record, span.trace_id, **options)
@@ -98,7 +98,7 @@ def test_a_thousand_renders_make_one_version(mlflow_store, registry, record):
 def test_another_process_finds_the_version(mlflow_store, registry, record):
     trace(record(), registry, wait=30)
     with mlflow.start_span("chain") as span:
-        version = PromptRegistry().link(record(), span.trace_id, wait=30)
+        version = waiting_publisher().link(record(), span.trace_id, wait=30)
 
     assert version.version == 1
     assert len(versions(record().name)) == 1
@@ -212,7 +212,7 @@ def test_a_failed_render_makes_no_version(mlflow_store, registry, record):
 def test_a_failed_render_links_to_a_version_that_exists(mlflow_store, registry, record):
     trace(record(), registry, wait=30)
     failed = record(output=None, error=RenderError([Problem("x is not defined")]))
-    ids = [trace(failed, registry), trace(failed, PromptRegistry(), wait=30)]
+    ids = [trace(failed, registry), trace(failed, waiting_publisher(), wait=30)]
     stored(ids[-1])
     assert [linked(one) for one in ids] == [[f"{failed.name}/1"]] * 2
 
@@ -283,7 +283,7 @@ def test_a_dead_server_is_warned_of_once_and_holds_nobody(mlflow_store, registry
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
     with mlflow.start_span("chain") as span:
         assert registry.link(record(), span.trace_id, wait=60).version == 1
-    forget_pending(registry)
+    forget_pending()
 
 
 def test_a_server_that_never_answers_holds_nobody(mlflow_store, registry, record):
@@ -292,18 +292,18 @@ def test_a_server_that_never_answers_holds_nobody(mlflow_store, registry, record
         for _ in range(10):
             trace(record(), registry, wait=0.005)
         assert not registry.flush(0.1)
-    forget_pending(registry)
+    forget_pending()
 
 
 def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record, monkeypatch):
-    monkeypatch.setattr(registry_module, "_MOST_PENDING", 3)
+    """What does not wait is counted as lost."""
+    monkeypatch.setattr(publish, "_MAX_LOOKUPS", 3)
+    monkeypatch.setattr(publish, "_MAX_TRACES", 10)
     mlflow.set_registry_uri(DEAD)
     for number in range(10):
-        for _ in range(3):
-            registry.link(record(str(number)), "tr-1")
-    for _ in range(registry_module._MOST_TRACES + 10):
-        registry.link(record("0"), "tr-1")
-
-    assert len(registry._pending) == 3
-    assert {len(one.traces) for one in registry._pending.values()} == {3, registry_module._MOST_TRACES}
-    forget_pending(registry)
+        registry.link(record(str(number)), "tr-1")
+    assert worker.take_lost() == 7
+    for number in range(20):
+        registry.link(record("0"), f"tr-{number}")
+    assert worker.take_lost() == 11
+    forget_pending()

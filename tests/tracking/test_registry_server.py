@@ -12,12 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.tracing.client import TracingClient
 from tests.mlflow_server import MlflowServer, until
-from tests.pending import forget_pending
+from tests.pending import waiting_publisher
 
 from pomlflow.record import content_digest
 from pomlflow.tracking.load import load
-from pomlflow.tracking.publish import PromptRegistry
-from pomlflow.tracking.versions import draft_of, ensure
+from pomlflow.tracking.stores import Place
+from pomlflow.tracking.versions import Registry, draft_of
 
 pytestmark = pytest.mark.server
 
@@ -63,24 +63,25 @@ def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, reg
     assert greet.name in [prompt.name for prompt in MlflowClient().search_prompts(f"experiment_id = '{experiment}'")]
 
 
-def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, registry, record, tmp_path):
+def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, record, tmp_path):
     """MLflow's client opens that as well: one that is being set up, or is broken, held the prompts of a server up."""
     use_server(mlflow_server)
     (tmp_path / "broken.db").write_bytes(b"no database" * 1000)
     mlflow.set_tracking_uri(f"sqlite:///{(tmp_path / 'broken.db').as_posix()}")
     mlflow.set_registry_uri(mlflow_server.uri)
     greet = record(source="<p>Hello</p>", digest=content_digest("<p>Hello</p>", ()))
-    assert registry.link(greet, "tr-0", wait=60).uri == f"prompts:/{greet.name}/1"
+    place = Place.now()
+    found = Registry(place.client(), place.registry).find(draft_of(greet, greet.name), create=True)
+    assert found.uri == f"prompts:/{greet.name}/1"
     assert load(greet.name, version=1).source == greet.source
     mlflow.set_tracking_uri(mlflow_server.uri)
-    forget_pending(registry)
 
 
 def test_another_process_finds_the_version(mlflow_server, use_server, registry, record):
     use_server(mlflow_server)
     with mlflow.start_span("chain") as span:
         first = registry.link(record(), span.trace_id, wait=60)
-        second = PromptRegistry().link(record(), span.trace_id, wait=60)
+        second = waiting_publisher().link(record(), span.trace_id, wait=60)
     assert first.uri == second.uri
     assert len(templates(record().name)) == 1
 
@@ -97,22 +98,22 @@ def test_a_trace_in_the_store_is_linked_late(mlflow_server, use_server, registry
     assert found_by(f"{record().name}/1", experiment) == {span.trace_id}
 
 
-def test_eight_machines_agree_on_one_version(mlflow_server, use_server, record):
-    """Threads that take no turns; what MLflow refuses in the race, the background thread tries again."""
+def test_eight_processes_agree_on_one_version(mlflow_server, use_server, record):
+    """What MLflow refuses in the race, the background thread retries."""
     use_server(mlflow_server)
     ready, got = threading.Barrier(8), []
 
-    def run(number: int) -> None:
+    def run() -> None:
         draft = draft_of(record(), record().name)
         ready.wait(60)
         for _ in range(3):
             try:
-                got.append(ensure(MlflowClient(), draft, create=True, store=f"machine {number}").uri)
+                got.append(Registry(MlflowClient(), mlflow_server.uri).find(draft, create=True).uri)
             except mlflow.MlflowException:
                 continue
             return
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=run) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -157,6 +158,6 @@ def test_a_server_killed_in_the_middle_and_back(use_server, registry, record, tm
         assert linked(closed.trace_id) == [f"{before.name}/{number[during.source]}"]
         until(lambda: found_by(f"{before.name}/{number[both.source]}", experiment) == {still_open.trace_id})
     said = [(one.levelname, one.getMessage()) for one in caplog.records if one.name == "pomlflow"]
-    assert [level for level, text in said if "cannot be reached" in text] == ["WARNING"]
-    assert [level for level, text in said if text.endswith("is back.")] == ["INFO"]
+    assert [level for level, text in said if "is unreachable" in text] == ["WARNING"]
+    assert [level for level, text in said if text.endswith("is reachable again.")] == ["INFO"]
     assert len([level for level, _ in said if level == "WARNING"]) == 1

@@ -23,7 +23,6 @@ import pomlflow
 from pomlflow import TraceNotFoundError, settings
 from pomlflow.template import Template
 from pomlflow.tracking.follow import open_prompt
-from pomlflow.tracking.publish import PromptRegistry
 from pomlflow.tracking.publishing import register as publish
 from pomlflow.tracking.replay import Replay, ReplayedRender
 from pomlflow.tracking.spans import log_render
@@ -202,7 +201,7 @@ def test_files_are_found_from_the_prompt_root(
 
 
 def test_files_that_are_gone_come_out_of_the_registry(
-    trace_of: Callable[..., str], folder: Path, registry: PromptRegistry
+    trace_of: Callable[..., str], folder: Path, registry: Any
 ) -> None:
     """As on another machine: the version that the trace names holds them. Files that are there are read."""
     name = f"p{os.getpid()}"

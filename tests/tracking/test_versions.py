@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from dataclasses import replace
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from pomlflow.tracking import versions as prompt_versions
-from pomlflow.tracking.versions import RefusedError, draft_of, ensure, model_config, name_of
+from pomlflow.record import PromptFile, content_digest
+from pomlflow.tracking.background import RejectedError
+from pomlflow.tracking.versions import Registry, draft_of, model_config, name_of
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 
-def made(record: Any, *, create: bool = True, store: str = "") -> Any:
-    return ensure(MlflowClient(), draft_of(record, name_of(record)), create=create, store=store)
+def found(record: Any, *, create: bool = True, name: str | None = None) -> Any:
+    return Registry(MlflowClient(), mlflow.get_registry_uri()).find(
+        draft_of(record, (name_of(record) or "") if name is None else name), create=create
+    )
 
 
 def versions(name: str) -> list[Any]:
@@ -28,21 +34,75 @@ def versions(name: str) -> list[Any]:
 
 def test_each_content_is_one_version(record):
     first, second = record("first"), record("second")
-    assert [made(one).version for one in (first, second, first, second)] == [1, 2, 1, 2]
+    assert [found(one).version for one in (first, second, first, second)] == [1, 2, 1, 2]
     assert [version.template for version in versions(first.name)] == [first.source, second.source]
 
 
+def test_the_same_text_registered_by_hand_is_the_same_version(record):
+    """It has no digest; a later version of another text does not matter."""
+    text = record("by hand").source
+    mlflow.genai.register_prompt(record().name, text)
+    mlflow.genai.register_prompt(record().name, "<p>another</p>")
+    assert found(record("by hand")).version == 1
+    assert found(record("new")).version == 3
+    assert [version.template for version in versions(record().name)] == [text, "<p>another</p>", record("new").source]
+
+
+def test_a_text_registered_by_hand_is_another_version_where_it_names_files(record, tmp_path):
+    """Nothing tells what the files were."""
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    with_file = record(files=(PromptFile("a.txt", digest, file, tmp_path),))
+    mlflow.genai.register_prompt(with_file.name, with_file.source)
+    assert found(with_file).version == 2
+
+
+def test_a_version_that_was_rendered_is_found_if_it_still_has_its_content(record):
+    """Deleting a prompt and making it anew gives version 1 again."""
+    source = record().source
+    from_registry = record(version=1, digest=content_digest(source, ()))
+    mlflow.genai.register_prompt(record().name, source)
+    assert found(from_registry).version == 1
+    client = MlflowClient()
+    client.delete_prompt_version(record().name, "1")
+    client.delete_prompt(record().name)
+    mlflow.genai.register_prompt(record().name, "<p>another</p>")
+    assert found(from_registry) is None
+    assert [version.template for version in versions(record().name)] == ["<p>another</p>"]
+
+
+class UnityCatalog(MlflowClient):
+    """MLflow's client with what its Unity Catalog store refuses."""
+
+    def search_model_versions(self, filter_string=None, max_results=None, order_by=None, page_token=None):
+        if order_by:
+            raise MlflowException("Argument 'order_by' is unsupported for models in the Unity Catalog")
+        return super().search_model_versions(filter_string, 2, page_token=page_token)
+
+
+def test_unity_catalog_sorts_nothing(record):
+    """So all versions are read, in pages."""
+    registry = Registry(UnityCatalog(), "databricks-uc")
+
+    def find(content: str) -> Any:
+        return registry.find(draft_of(record(content), record().name), create=True)
+
+    contents = ["first", "second", "third", "fourth", "first", "third"]
+    assert [find(content).version for content in contents] == [1, 2, 3, 4, 1, 3]
+
+
 def test_nothing_is_made_where_only_a_look_is_asked_for(record):
-    assert made(record(), create=False) is None
+    assert found(record(), create=False) is None
     assert versions(record().name) == []
-    made(record())
-    assert made(record(), create=False).version == 1
+    found(record())
+    assert found(record(), create=False).version == 1
 
 
 def test_a_version_holds_source_and_tags_and_the_prompt_stays_clean(record):
     """`mlflow.genai.register_prompt` would copy the tags to the prompt, and the next version's over them."""
     answer = record(path="support/answer.poml")
-    made(answer)
+    found(answer)
     (version,) = versions(answer.name)
 
     assert version.is_text_prompt
@@ -69,22 +129,22 @@ def test_a_version_holds_source_and_tags_and_the_prompt_stays_clean(record):
     ids=["crlf", "unicode", "blanks", "jinja", "braces and quotes", "longest"],
 )
 def test_the_source_is_kept_exactly(record, source):
-    assert made(record(source=source)).template == source
+    assert found(record(source=source)).template == source
     (version,) = versions(record().name)
     assert version.template == source
     assert version.is_text_prompt
 
 
 def test_a_source_too_long_is_refused(record):
-    with pytest.raises(RefusedError, match=r"100,001 characters .* 100,000"):
-        made(record(source="x" * 100_001))
+    with pytest.raises(RejectedError, match=r"100,001 characters .* 100,000"):
+        found(record(source="x" * 100_001))
 
 
 def test_runtime_and_schema_are_shown_where_static(record):
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     output = {"messages": [], "schema": schema, "runtime": {"model": "gpt-5", "maxTokens": 100, "topP": 0.5, "seed": 7}}
-    made(record("both", output=output, static=frozenset({"schema", "runtime"})))
-    made(record("neither", output=output))
+    found(record("both", output=output, static=frozenset({"schema", "runtime"})))
+    found(record("neither", output=output))
     static, dynamic = versions(record().name)
 
     assert static.response_format == schema
@@ -95,7 +155,7 @@ def test_runtime_and_schema_are_shown_where_static(record):
 
 def test_a_schema_too_long_costs_only_itself(record):
     schema = {"type": "object", "description": "x" * 100_000}
-    version = made(record(output={"messages": [], "schema": schema}, static=frozenset({"schema"})))
+    version = found(record(output={"messages": [], "schema": schema}, static=frozenset({"schema"})))
     assert version.response_format is None
 
 
@@ -135,7 +195,7 @@ def test_two_files_with_one_name_get_two(record, caplog, one, two, name):
     first = record("1", path=f"{base}/{one}.poml", name=f"{base}.{name}")
     second = record("2", path=f"{base}/{two}.poml", name=f"{base}.{name}")
     third = replace(record("3"), path=second.path, name=second.name)
-    got = [made(each).name for each in (first, second, third, second, first)]
+    got = [found(each).name for each in (first, second, third, second, first)]
 
     own = got[1]
     assert got == [first.name, own, own, own, first.name]
@@ -151,63 +211,52 @@ def test_two_files_with_the_same_content_stay_two(record):
     base = record().name
     first = record(path=f"{base}/x.poml", name=f"{base}.x")
     second = record(path=f"{base}.x.poml", name=f"{base}.x")
-    assert made(first).name == f"{base}.x"
-    assert made(second).name.startswith(f"{base}.x-")
+    assert found(first).name == f"{base}.x"
+    assert found(second).name.startswith(f"{base}.x-")
 
 
 def test_a_name_that_the_user_gave_holds_for_several_files(record, caplog):
     """So that a prompt can move from one file to another, and keep its history."""
-    made(record("before", path="old/place.poml"))
-    made(record("after", path="new/place.poml"))
+    found(record("before", path="old/place.poml"))
+    found(record("after", path="new/place.poml"))
     assert [one.tags["poml_path"] for one in versions(record().name)] == ["old/place.poml", "new/place.poml"]
     assert caplog.records == []
 
 
 def test_a_prompt_moves_from_inline_into_its_file(record):
     name = record().name
-    made(record("before"))
-    made(record("after", path=f"{name}.poml"))
+    found(record("before"))
+    found(record("after", path=f"{name}.poml"))
     assert len(versions(name)) == 2
 
 
 def test_the_name_of_a_model_is_left_alone(record):
     MlflowClient().create_registered_model(record().name)
-    with pytest.raises(RefusedError, match="registered model"):
-        made(record())
+    with pytest.raises(RejectedError, match="registered model"):
+        found(record())
     assert MlflowClient().search_model_versions(f"name = '{record().name}'") == []
 
 
 @pytest.mark.parametrize("name", ["it's", "a b", "", "a`b", "ü"])
 def test_a_name_that_mlflow_cannot_take_is_refused(record, name):
-    with pytest.raises(RefusedError, match="name"):
-        ensure(MlflowClient(), draft_of(record(), name), create=True, store="")
+    with pytest.raises(RejectedError, match="name"):
+        found(record(), name=name)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["a new prompt", "a new content"])
-def test_eight_on_one_machine_make_one_version(record, known):
-    """Closer together in time than processes start; the prompt itself may be new, or not."""
-    if known:
-        made(record("before"))
-    got = at_once(lambda _: made(record()))
-    assert {version.version for version in got} == {1 + known}
-    made(record("after"))
-    assert [version.version for version in versions(record().name)] == list(range(1, 3 + known))
-
-
-@pytest.mark.parametrize("known", [False, True], ids=["a new prompt", "a new content"])
-def test_eight_machines_agree_on_one_version(record, known, caplog, monkeypatch):
-    """They take no turns, so several make a version; all but the lowest are withdrawn, and it is said."""
+def test_eight_processes_agree_on_one_version(record, known, caplog, monkeypatch):
+    """Several make a version; all but the lowest are withdrawn, with a message."""
     caplog.set_level(logging.INFO, "pomlflow")
     if known:
-        made(record("before"))
-    all_have_looked, make = threading.Barrier(8), prompt_versions._make
+        found(record("before"))
+    all_have_searched, make = threading.Barrier(8), Registry._make
 
-    def make_when_all_have_looked(*args: Any, **options: Any) -> Any:
-        all_have_looked.wait(60)
+    def make_when_all_have_searched(*args: Any, **options: Any) -> Any:
+        all_have_searched.wait(60)
         return make(*args, **options)
 
-    monkeypatch.setattr(prompt_versions, "_make", make_when_all_have_looked)
-    got = at_once(lambda machine: made(record(), store=f"machine {machine}"))
+    monkeypatch.setattr(Registry, "_make", make_when_all_have_searched)
+    got = at_once(lambda _: found(record()))
     left = versions(record().name)
     assert len(left) == 1 + known
     assert {version.uri for version in got} == {left[-1].uri}
@@ -218,7 +267,7 @@ def test_eight_files_at_once_get_eight_names(record):
     """Each took the name for free a moment ago; one keeps it."""
     base = record().name
     paths = [f"{base}{' ' * number}x.poml" for number in range(1, 9)]
-    got = at_once(lambda number: made(record(path=paths[number], name=f"{base}-x"), store=f"machine {number}"))
+    got = at_once(lambda number: found(record(path=paths[number], name=f"{base}-x")))
     assert len({version.name for version in got}) == 8
     assert [len(versions(version.name)) for version in got] == [1] * 8
 

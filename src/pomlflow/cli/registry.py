@@ -46,7 +46,7 @@ def register(
 
     from pomlflow.cli.output import shown_path
     from pomlflow.template import Template
-    from pomlflow.tracking.background import shown
+    from pomlflow.tracking.stores import shown
 
     templates = _without_parts([Template(path=file) for file in prompts_in(paths)], {*map(os.path.abspath, paths)})
     counts: dict[str, int] = {}

@@ -35,8 +35,8 @@ from pomlflow.llama_index.llm import earlier_render
 from pomlflow.llama_index.mlflow_tracer import autolog_handler, has_outlived_trace, nearest
 from pomlflow.llama_index.span_handler import SpanHandler
 from pomlflow.record import RenderRecord
-from pomlflow.tracking.publish import PromptRegistry
-from pomlflow.tracking.spans import log_render, version_wait
+from pomlflow.tracking.publish import publisher
+from pomlflow.tracking.spans import log_render
 
 __all__ = ["PomlCallbackHandler", "trace_in_span"]
 
@@ -286,7 +286,7 @@ def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
             span.set_attribute("poml.prompts", [{**prompt, "uri": version.uri}])
 
     if owner.register if record.register is None else record.register:
-        PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=on_version)
+        publisher.link(record, span.trace_id, on_version=on_version)
 
 
 def _callback_managers(component: Any) -> Iterator[Any]:

@@ -1,385 +1,342 @@
-"""Work for MLflow's store that nobody waits for: one daemon thread, retries, one warning per outage.
+"""Background tasks for MLflow's stores: one daemon thread, retries with backoff, one warning per outage.
 
-MLflow's own client blocks up to 247 s on a server that is away (mlflow 3.17, seven retries), and its number of retries
-can be set for the whole process only (``MLFLOW_HTTP_REQUEST_MAX_RETRIES``), which is the user's. So the thread knocks
-before each errand, with one retry at once. Only a server that goes away in the middle of one holds the thread, and
-never a caller.
+The thread checks a server before each task. So only a server that goes away in the middle of one, where MLflow retries
+for minutes, blocks the thread, and never a caller.
 """
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import heapq
 import itertools
-import logging
-import sys
+import os
+import queue
 import threading
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Final
-from urllib.parse import urlsplit
+from enum import Enum
+from typing import ClassVar, Final
 
-import requests
-from mlflow.exceptions import MlflowException, RestException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
+from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import set_server_request_workspace
 
-from pomlflow.tracking.absent import say_what_is_absent
-from pomlflow.tracking.versions import RefusedError
+from pomlflow._log import logger, warn_once
+from pomlflow.tracking.stores import check_reachable, is_outage, may_pass, shown, without_login
 
-__all__ = ["Errand", "Errands", "knock", "shown", "store_errors"]
+__all__ = ["RejectedError", "State", "Task", "Worker", "worker"]
 
-_log = logging.getLogger("pomlflow")
+_MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
+_MAX_PAUSE: Final = 600.0  # seconds between tries of what a server refuses for now
+_FLUSH_PAUSE: Final = 0.2  # seconds between tries during a flush
+_MAX_TRIES: Final = 3  # of what a server says is wrong
+_MAX_TASKS: Final = 50_000  # waiting
 
-_KNOCK: Final = 10.0  # seconds that a server may take to say that it is there
-_LONGEST_OUTAGE_PAUSE: Final = 15.0  # seconds between knocks at a server that is away
-_LONGEST_PAUSE: Final = 600.0  # seconds between tries of what a server that is there refuses for now
-_PATIENCE: Final = 600.0  # seconds after which what is still not possible never will be
-_HURRY: Final = 0.2  # seconds between tries while somebody waits in a flush
-_TRIES: Final = 3  # of what a server says is wrong
-_MOST: Final = 10_000  # errands waiting
+
+class RejectedError(Exception):
+    """The store can never accept this; trying again is of no use."""
+
+
+class State(Enum):
+    """The result of a task's run."""
+
+    DONE = "done"
+    NOT_YET = "not yet"  # to be tried again soon; a flush waits for it
+    PARKED = "parked"  # depends on the user's program; a flush does not wait for it
+    LOST = "lost"  # impossible for ever, and counted
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Errand:
-    """One piece of work.
+class Task:
+    """Work for one store.
 
     Attributes:
-        uri: The store that it goes to.
-        workspace: The MLflow workspace it belongs to, or None.
+        uri: The store.
+        workspace: The MLflow workspace that it belongs to, or None.
         tries: How often it failed.
-        waits: How often it was not possible yet.
-        since: When it was first found not possible yet, in seconds of the monotonic clock.
-        stuck: Whether it is of no use, as far as is known, to wait for it.
+        delays: How often it was not possible yet.
+        has_reached: Whether its last run reached the store.
+        state: What its last run returned; None before.
     """
 
+    is_periodic: ClassVar[bool] = False  # run before the others, and no flush waits for it
+    is_bounded: ClassVar[bool] = False  # it limits its own requests, so the server need not be checked before
+
     uri: str
-    workspace: str | None
+    workspace: str | None = None
     tries: int = 0
-    waits: int = 0
-    since: float | None = None
-    stuck: bool = False
+    delays: int = 0
+    has_reached: bool = True
+    state: State | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {shown(self.uri)}>"
 
     @property
-    def waiting(self) -> float:
-        """Seconds since it was first found not possible yet."""
-        return 0.0 if self.since is None else time.monotonic() - self.since
-
-    @property
     def wanted(self) -> bool:
-        """Whether there is anybody left for whom it is to be done."""
+        """Whether it is still to be done."""
         return True
 
-    def run(self) -> bool:
-        """Do it, however long it takes.
-
-        Returns:
-            False where it is not possible yet.
-        """
+    def run(self) -> State:
+        """Do it, however long that takes."""
         raise NotImplementedError
 
-    def given_up(self) -> None:
-        """Hear that it will not be tried again."""
+    def dropped(self) -> None:
+        """Handle that it will not be tried again."""
 
 
 @dataclass
 class _Outage:
     pause: float = 0.25
     until: float = 0.0
+    confirmed: float = 0.0
 
 
 @dataclass(order=True)
 class _Entry:
     due: float
     number: int
-    errand: Errand = field(compare=False)
+    task: Task = field(compare=False)
 
 
-class Errands:
-    """Errands, one after another, in a daemon thread that starts with the first.
+class _Flush:
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.done = threading.Event()
+        self.pending = 0
 
-    Args:
-        beside: Others that go to the same stores: what is known of a store, and told of it, is so once for both.
+
+class Worker:
+    """Runs tasks one after another in a daemon thread that starts with the first; a forked child starts afresh.
+
+    Tasks and flushes reach the thread through a queue, and all else belongs to the thread alone. So `wake` needs no
+    lock, and may be called from a weak reference's callback.
     """
 
-    def __init__(self, beside: Errands | None = None) -> None:
-        say_what_is_absent()
-        self._changed = threading.Condition()
-        self._waiting: list[_Entry] = []  # a heap
-        self._running: Errand | None = None
+    def __init__(self) -> None:
+        self.lost = 0  # tasks and traces since the last `take_lost`
+        self._is_hooked = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._inbox: queue.SimpleQueue[tuple[float, Task | _Flush]] = queue.SimpleQueue()
+        self._entries: tuple[list[_Entry], list[_Entry]] = ([], [])  # heaps: periodic tasks, the others
+        self._outages: dict[str, _Outage] = {}
+        self._flushes: list[_Flush] = []
+        self._starting = threading.Lock()
+        self._working = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._outages: dict[str, _Outage] = {} if beside is None else beside._outages
-        self._told: set[tuple[str, str]] = set()
-        self._flushes = 0
         self._numbers = itertools.count()
 
-    def send(self, errand: Errand, *, after: float = 0.0) -> bool:
-        """Have it done. Never blocks.
+    def submit(self, task: Task, *, after: float = 0.0) -> bool:
+        """Have a task run after some seconds. Never blocks; returns False where too many wait, and it is dropped."""
+        if self.pending() >= _MAX_TASKS:
+            self.lost += not task.is_periodic
+            logger.debug("Too many tasks wait for %s: %s is dropped", shown(task.uri), task)
+            return False
+        self._inbox.put((time.monotonic() + after, task))
+        self._start()
+        return True
 
-        Args:
-            errand: What is to be done.
-            after: Seconds to wait before it.
+    def wake(self, task: Task) -> None:
+        """Have a submitted task run now, in addition to when it is due."""
+        self._inbox.put((0.0, task))
 
-        Returns:
-            False where too much waits, and it is dropped.
-        """
-        with self._changed:
-            if len(self._waiting) >= _MOST:
-                _log.debug("Too much waits for %s: %s is dropped", shown(errand.uri), errand)
-                return False
-            self._push(errand, after)
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, name="pomlflow-registry", daemon=True)
-                # From Python 3.12 on no thread can start while the interpreter ends: then a flush does the work.
-                with contextlib.suppress(RuntimeError):
-                    thread.start()
-                    self._thread = thread
-            return True
-
-    def away(self, uri: str) -> bool:
-        """Whether the store was last found away."""
+    def is_unreachable(self, uri: str) -> bool:
+        """Whether the store was unreachable when it was last tried."""
         return uri in self._outages
 
-    def flush(self, timeout: float | None, *, insist: Collection[str] | None = None) -> bool:
-        """Try all that waits now, and wait for it.
+    def pending(self) -> int:
+        """Return about how many tasks wait, parked and periodic ones included."""
+        return self._inbox.qsize() + len(self._entries[0]) + len(self._entries[1])
 
-        Args:
-            timeout: Seconds to wait at most; None waits for as long as it takes.
-            insist: The stores that are worth waiting for while they fail; None for all. What is for others gets one
-                more try: a store that was left for another long ago must not hold up every flush.
+    def take_lost(self) -> int:
+        """Return how many tasks and traces were lost since this was last called."""
+        lost, self.lost = self.lost, 0
+        return lost
 
-        Returns:
-            True if all is done.
+    def flush(self, timeout: float | None) -> int:
+        """Run all tasks now and wait for them; return how many are still pending.
+
+        A store that is unreachable gets one try, and is not waited for.
         """
         deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
-        with self._changed:
-            for outage in list(self._outages.values()):
-                outage.until = 0.0
-            for entry in self._waiting:
-                entry.due = 0.0
-                entry.errand.stuck, entry.errand.waits = False, 0
-            heapq.heapify(self._waiting)
-            self._flushes += 1
-            self._changed.notify_all()
-        try:
-            while True:
-                with self._changed:
-                    open_errands = [*(entry.errand for entry in self._waiting), *filter(None, [self._running])]
-                    left = deadline - time.monotonic()
-                    if not open_errands or left <= 0 or all(_is_hopeless(errand, insist) for errand in open_errands):
-                        return not open_errands
-                    if self._thread is None and self._running is None:
-                        left = min(left, self._waiting[0].due - time.monotonic())
-                    if left > 0:
-                        self._changed.wait(left)
-                        continue
-                    self._running = errand = heapq.heappop(self._waiting).errand
-                self._do(errand)
-        finally:
-            with self._changed:
-                self._flushes -= 1
+        if self._thread is None and not self.pending():
+            return 0
+        flush = _Flush()
+        self._inbox.put((0.0, flush))
+        if self._start():
+            flush.done.wait(max(0.0, deadline - time.monotonic()))
+        else:
+            while not flush.done.is_set() and (left := deadline - time.monotonic()) > 0:
+                self._work(left)
+        if not flush.done.is_set():
+            flush.pending = max(1, len(self._waiting()))  # or it runs now
+            flush.done.set()
+        return flush.pending
 
-    def pause(self, timeout: float) -> None:
-        """Have nothing done until `resume`, in the same thread; what is being done is waited for, if not for ever."""
-        self._changed.acquire()
-        if self._thread is not threading.current_thread():
-            self._changed.wait_for(lambda: self._running is None, timeout)
+    def _start(self) -> bool:
+        """Start the thread; return False where none can start, as while Python ends."""
+        if self._thread is not None:
+            return True
+        with self._starting:
+            if self._thread is None:
+                if not self._is_hooked and hasattr(os, "register_at_fork"):
+                    os.register_at_fork(after_in_child=self._reset)
+                    self._is_hooked = True
+                thread = threading.Thread(target=self._loop, name="pomlflow-background", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return False
+                self._thread = thread
+        return True
 
-    def resume(self) -> None:
-        """Go on."""
-        self._changed.release()
-
-    def _push(self, errand: Errand, pause: float) -> None:
-        if self._flushes:
-            pause = min(pause, _HURRY)
-        heapq.heappush(self._waiting, _Entry(time.monotonic() + pause, next(self._numbers), errand))
-        self._changed.notify_all()
-
-    def _work(self) -> None:
+    def _loop(self) -> None:
         while True:
-            with self._changed:
-                while not self._waiting or (left := self._waiting[0].due - time.monotonic()) > 0:
-                    self._changed.wait(left if self._waiting else None)
-                self._running = errand = heapq.heappop(self._waiting).errand
-            self._do(errand)
+            self._work(None)
 
-    def _do(self, errand: Errand) -> None:
-        pause = self._try(errand)
-        with self._changed:
-            self._running = None
-            if pause is not None:
-                self._push(errand, pause)
-            self._changed.notify_all()
+    def _work(self, timeout: float | None) -> None:
+        """Run the first task that is due, or wait for one."""
+        with self._working:
+            self._receive(0.0)
+            now = time.monotonic()
+            for entries in self._entries:
+                if entries and entries[0].due <= now:
+                    self._run(heapq.heappop(entries).task)
+                    return
+            self._settle()
+            due = min((entries[0].due for entries in self._entries if entries), default=None)
+            if due is not None:
+                timeout = max(0.0, due - now if timeout is None else min(due - now, timeout))
+            self._receive(timeout)
 
-    def _try(self, errand: Errand) -> float | None:
-        """Try it once; gives the seconds until the next try, None where there is to be none."""
-        if not errand.wanted:
-            return None
-        errand.stuck = False
-        outage = self._outages.get(errand.uri)
+    def _receive(self, timeout: float | None) -> None:
+        """Take in what has come, waiting for it if there is nothing."""
+        try:
+            due, item = self._inbox.get(timeout=timeout)
+            while True:
+                if isinstance(item, Task):
+                    self._push(item, due)
+                else:
+                    self._begin(item)
+                due, item = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _push(self, task: Task, due: float) -> None:
+        if self._flushes and task.state is not State.PARKED:
+            due = min(due, time.monotonic() + _FLUSH_PAUSE)
+        heapq.heappush(self._entries[0 if task.is_periodic else 1], _Entry(due, next(self._numbers), task))
+
+    def _begin(self, flush: _Flush) -> None:
+        if flush.done.is_set():  # its time is over
+            return
+        self._flushes.append(flush)
+        for outage in self._outages.values():
+            outage.until = 0.0
+        for entry in self._entries[1]:
+            entry.due = 0.0
+            entry.task.delays = 0
+        heapq.heapify(self._entries[1])
+
+    def _settle(self) -> None:
+        """End the flushes that have nothing left to wait for; no task is due now."""
+        for flush in list(self._flushes):
+            waiting = self._waiting()
+            if all(self._is_blocked(task, flush) for task in waiting):
+                flush.pending = len(waiting)
+                flush.done.set()
+            if flush.done.is_set():
+                self._flushes.remove(flush)
+
+    def _waiting(self) -> list[Task]:
+        return [entry.task for entry in list(self._entries[1]) if entry.task.state is not State.PARKED]
+
+    def _is_blocked(self, task: Task, flush: _Flush) -> bool:
+        outage = self._outages.get(task.uri)
+        return outage is not None and outage.confirmed >= flush.started
+
+    def _run(self, task: Task) -> None:
+        """Run a task once, and schedule its next try if there is to be one."""
+        if not task.wanted:
+            return
+        pause = self._try(task)
+        if pause is not None:
+            self._push(task, time.monotonic() + pause)
+
+    def _try(self, task: Task) -> float | None:
+        """Return the seconds until the next try, or None if there is to be none."""
+        outage = self._outages.get(task.uri)
         if outage is not None and (left := outage.until - time.monotonic()) > 0:
-            errand.stuck = True
             return left
         try:
-            done = contextvars.Context().run(_run, errand)
-        except Exception as error:  # noqa: BLE001 - whatever fails here must not end the thread
-            errand.stuck = True
-            return self._failed(errand, error)
-        if self._outages.pop(errand.uri, None) is not None:
-            _log.info("MLflow's store %s is back.", shown(errand.uri))
-        return None if done else self._not_yet(errand)
-
-    def _not_yet(self, errand: Errand) -> float | None:
-        if errand.since is None:
-            errand.since = time.monotonic()
-        if errand.waiting > _PATIENCE:
-            _log.debug("Given up after %d s: %s", _PATIENCE, errand)
-            errand.given_up()
+            task.state = contextvars.Context().run(_run_task, task)
+        except Exception as error:  # noqa: BLE001 - no failure may end the thread
+            task.state = None
+            return self._failed(task, error)
+        if task.has_reached and self._outages.pop(task.uri, None) is not None:
+            logger.info("MLflow's store %s is reachable again.", shown(task.uri))
+        if task.state is State.LOST:
+            logger.debug("Lost: %s", task)
+            self.lost += 1
+        if task.state in {State.DONE, State.LOST}:
             return None
-        errand.waits += 1
-        errand.stuck = errand.waits > 3  # noqa: PLR2004 - half a second: at exit, an export is through by then or lost
-        return min(0.05 * 2.0**errand.waits, _LONGEST_OUTAGE_PAUSE)
+        task.delays += 1
+        return _MAX_OUTAGE_PAUSE if task.state is State.PARKED else min(0.05 * 2.0**task.delays, _MAX_OUTAGE_PAUSE)
 
-    def _failed(self, errand: Errand, error: Exception) -> float | None:
-        errand.tries += 1
-        _log.debug("Failed %d times: %s", errand.tries, errand, exc_info=error)
-        if _is_away(errand.uri, error):
-            return self._outage(errand.uri, error)
-        if isinstance(error, RefusedError):
-            _log.warning("Not registered in MLflow: %s", error)
-        elif errand.tries < _TRIES:  # a race for a version's number, mostly
-            return min(0.25 * 2.0**errand.tries, _LONGEST_PAUSE)
-        else:
-            self._tell(errand.uri, error)
-            if _may_pass(error):
-                return min(2.0**errand.tries, _LONGEST_PAUSE)
-        errand.given_up()
+    def _failed(self, task: Task, error: Exception) -> float | None:
+        task.tries += 1
+        logger.debug("Failed %d times: %s", task.tries, task, exc_info=error)
+        if is_outage(task.uri, error):
+            return self._note_outage(task.uri, error)
+        if isinstance(error, RejectedError):
+            logger.warning("Not registered in MLflow: %s", error)
+            task.dropped()
+            return None
+        if task.tries < _MAX_TRIES:  # mostly a race for a version's number
+            return min(0.25 * 2.0**task.tries, _MAX_PAUSE)
+        _warn_refused(task.uri, error)
+        if may_pass(error):
+            return min(2.0**task.tries, _MAX_PAUSE)
+        self.lost += not task.is_periodic
+        task.dropped()
         return None
 
-    def _tell(self, uri: str, error: Exception) -> None:
-        """Warn, once of each kind of error that a store gives."""
-        kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
-        if (uri, kind) not in self._told:
-            self._told.add((uri, kind))
-            later = "tried again later" if _may_pass(error) else "given up"
-            _log.warning("MLflow's store %s refuses a prompt or its link, %s: %s", shown(uri), later, _safe(error, uri))
-
-    def _outage(self, uri: str, error: Exception) -> float:
-        new = _Outage()
-        outage = self._outages.setdefault(uri, new)
-        if outage is new:
-            _log.warning(
-                "MLflow's store %s cannot be reached. Calls go on, with the prompts that are there; prompts are "
-                "registered, linked and renewed when it is back. (%s)",
+    def _note_outage(self, uri: str, error: Exception) -> float:
+        if uri not in self._outages:
+            self._outages[uri] = _Outage()
+            logger.warning(
+                "MLflow's store %s is unreachable. Calls go on; prompt versions and trace links are queued and will be "
+                "retried. (%s)",
                 shown(uri),
-                _safe(error, uri),
+                without_login(error, uri),
             )
-        outage.pause = min(outage.pause * 2, _LONGEST_OUTAGE_PAUSE)
-        outage.until = time.monotonic() + (_HURRY if self._flushes else outage.pause)
+        outage = self._outages[uri]
+        outage.confirmed = time.monotonic()
+        outage.pause = min(outage.pause * 2, _MAX_OUTAGE_PAUSE)
+        outage.until = outage.confirmed + outage.pause
         return outage.pause
 
 
-def _is_hopeless(errand: Errand, insist: Collection[str] | None) -> bool:
-    return insist is not None and errand.stuck and errand.uri not in insist
-
-
-def _run(errand: Errand) -> bool:
-    if errand.workspace:
-        set_server_request_workspace(errand.workspace)  # in this context, unlike `set_workspace`, which is process-wide
-    knock(errand.uri)
-    return errand.run()
-
-
-def knock(uri: str, limit: float = _KNOCK) -> None:
-    """Find out fast that a server is away. Any answer but a gateway's own error says that it is there.
-
-    Args:
-        uri: Of a store; only servers are asked.
-        limit: Seconds that an answer may take.
-
-    Raises:
-        MlflowException: It is away.
-    """
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        _ask(uri, limit)
-    except MlflowException as error:
-        # Once more: a connection kept open may have been closed at the other end. Not urllib3's retry, which warns.
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, requests.Timeout) or not isinstance(cause, requests.ConnectionError):
-            raise
-        _ask(uri, limit)
-
-
-def _ask(uri: str, limit: float) -> None:
-    http_request(  # type: ignore[no-untyped-call] # in MLflow
-        get_default_host_creds(uri),  # type: ignore[no-untyped-call] # in MLflow
-        "/health",
-        "GET",
-        max_retries=0,
-        timeout=limit,
-        respect_retry_after_header=False,
+def _warn_refused(uri: str, error: Exception) -> None:
+    kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
+    effect = "it will be retried" if may_pass(error) else "it is dropped"
+    warn_once(
+        ("refused", uri, kind),
+        "MLflow's store %s refuses a prompt or its link, %s: %s",
+        shown(uri),
+        effect,
+        without_login(error, uri),
     )
 
 
-def store_errors() -> tuple[type[Exception], ...]:
-    """What MLflow raises for its store: its own errors, the network's, and SQLAlchemy's where that is a database.
-
-    SQLAlchemy is not imported for that: who talks to a server has no need of it, and its import would cost the first
-    traced call 0.1 s, and 0.6 s where Python has not compiled it.
-    """
-    sqlalchemy = sys.modules.get("sqlalchemy.exc")
-    return (MlflowException, OSError, *(() if sqlalchemy is None else (sqlalchemy.SQLAlchemyError,)))
+worker: Final = Worker()
+"""The process's own."""
 
 
-def _is_away(uri: str, error: Exception) -> bool:
-    if isinstance(error, RestException):  # the server answered, or a gateway for it
-        return _status(error) in {502, 503, 504}
-    if isinstance(error, MlflowException):  # of a database 503 alone says so, of a server any failure without its word
-        return _status(error) >= (500 if uri.startswith("http") else 503)
-    return isinstance(error, store_errors())
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a server that is there may take it later: no right yet, too busy, an error of its own."""
-    if not isinstance(error, MlflowException):
-        return False
-    status = _status(error)
-    return status in {401, 403, 409, 429} or status >= 500  # noqa: PLR2004 - an HTTP status
-
-
-def _status(error: MlflowException) -> int:
-    return int(error.get_http_status_code())  # type: ignore[no-untyped-call] # in MLflow
-
-
-def shown(uri: str, instead: str = "") -> str:
-    """Show a store's URI without a user's name and password: logs, and what CI prints, many may read.
-
-    Args:
-        uri: The URI.
-        instead: What stands in their place.
-
-    Example:
-        >>> shown("postgresql://mlflow:secret@db:5432/mlflow", "***@")
-        'postgresql://***@db:5432/mlflow'
-    """
-    login = _login(uri)
-    return uri.replace(login, instead, 1) if login else uri
-
-
-def _login(uri: str) -> str:
-    login, at, _ = urlsplit(uri).netloc.rpartition("@")
-    return login + at
-
-
-def _safe(error: Exception, uri: str) -> str:
-    login = _login(uri)
-    text = str(error).replace(login, "") if login else str(error)
-    return f"{type(error).__name__}: {text}"[:500]
+def _run_task(task: Task) -> State:
+    if task.workspace:
+        set_server_request_workspace(task.workspace)  # in this context, unlike `set_workspace`, which is process-wide
+    if not task.is_bounded:
+        check_reachable(task.uri)
+    return task.run()

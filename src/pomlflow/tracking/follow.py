@@ -10,7 +10,7 @@ import os
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from mlflow.entities.model_registry import PromptVersion
 
@@ -20,10 +20,10 @@ from pomlflow.record import content_digest
 from pomlflow.template import Template
 from pomlflow.template.inference import infer
 from pomlflow.template.source import Snapshot
-from pomlflow.tracking.background import Errand
+from pomlflow.tracking.background import State, Task, worker
 from pomlflow.tracking.bundle import ExtractedFiles
 from pomlflow.tracking.load import PromptContent, Reference, load_reference, run_bounded
-from pomlflow.tracking.publish import Place, PromptRegistry
+from pomlflow.tracking.stores import Place
 
 __all__ = ["RegistryOrigin", "open_prompt"]
 
@@ -149,7 +149,7 @@ class RegistryOrigin:
 
     def current(self) -> Snapshot:
         """Return the template as it is now, from memory."""
-        if self._loads is not PromptRegistry.shared().loads:  # a forked child has no thread for it yet
+        if self._process != os.getpid():  # a forked child has no task for it yet
             self.schedule_update(0)
         now = self._state
         if now.content is None:
@@ -181,10 +181,10 @@ class RegistryOrigin:
 
     def schedule_update(self, seconds: float) -> None:
         """Have the version looked up in the background, unless it can never change."""
-        self._loads = PromptRegistry.shared().loads
+        self._process = os.getpid()
         if self._reference.number is None or self._state.content is None:
             task = _Refresh(uri=self._place.registry, workspace=self._place.workspace, origin=weakref.ref(self))
-            self._loads.send(task, after=seconds)
+            worker.submit(task, after=seconds)
 
     def update(self) -> None:
         """Look up the version, use it if it is another one, and schedule the next update."""
@@ -241,8 +241,10 @@ def _unpickled(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _Refresh(Errand):
+class _Refresh(Task):
     """Refresh an origin once; the refresh schedules the next one."""
+
+    is_periodic: ClassVar[bool] = True
 
     origin: weakref.ref[RegistryOrigin]
 
@@ -250,11 +252,11 @@ class _Refresh(Errand):
     def wanted(self) -> bool:
         return self.origin() is not None
 
-    def run(self) -> bool:
+    def run(self) -> State:
         if (origin := self.origin()) is not None:
             origin.update()
-        return True
+        return State.DONE
 
-    def given_up(self) -> None:
+    def dropped(self) -> None:
         if (origin := self.origin()) is not None:
             origin.schedule_update(origin.refresh)

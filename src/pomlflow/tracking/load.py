@@ -22,9 +22,8 @@ from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFound
 from pomlflow.record import PromptFile, content_digest
 from pomlflow.template.inference import infer
 from pomlflow.template.markup import is_poml
-from pomlflow.tracking.background import knock, store_errors
 from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
-from pomlflow.tracking.publish import Place, client_of
+from pomlflow.tracking.stores import Place, check_reachable, store_errors
 
 __all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"]
 
@@ -148,7 +147,7 @@ class Reference(NamedTuple):
             RegistryError: It is not what was registered.
             MlflowException: The registry failed or is unreachable.
         """
-        client, found, why = client_of(place), None, ""
+        client, found, why = place.client(), None, ""
         try:
             if self.number is not None:
                 found = client.get_prompt_version(self.name, self.number)
@@ -187,7 +186,7 @@ def load_reference(reference: Reference, place: Place, timeout: float) -> Prompt
     def fetch() -> PromptContent:
         if place.workspace:
             set_server_request_workspace(place.workspace)
-        knock(place.registry)
+        check_reachable(place.registry)
         return reference.fetch(place)
 
     try:

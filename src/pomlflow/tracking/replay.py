@@ -28,11 +28,11 @@ from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
 from pomlflow.template.history import REQUEST, RESPONSE, History
-from pomlflow.tracking.background import shown
 from pomlflow.tracking.compare import Difference, Fetch, compare
 from pomlflow.tracking.facts import ATTRIBUTE, facts_of, folder_of, is_attachment
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.spans import span_content
+from pomlflow.tracking.stores import shown
 
 __all__ = ["Replay", "ReplayedRender", "replay"]
 

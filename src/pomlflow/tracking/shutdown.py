@@ -1,132 +1,145 @@
-"""What is pending, finished in a flush and at the end of the program: traces, versions, links.
+"""Flush what is pending: in `pomlflow.flush`, in MLflow's own flush, and at exit.
 
-Left to itself, MLflow (3.12 to 3.17) exports at the end in its ``atexit`` hooks. There Python 3.12 and later start no
-thread: what MLflow exports then it does not link, and what it would begin to export then is lost. And while its server
-is away, MLflow's threads try again for minutes, and Python waits for them.
+At exit MLflow alone waits for minutes while its server is unreachable. So what is pending is flushed before Python
+joins threads (``threading._register_atexit``, which ``concurrent.futures`` uses too), within a limit, and what is for a
+server that does not respond then is given up. One that responds, however slowly, gets everything.
 
-So all is finished one step earlier, before Python waits for the program's threads (``threading._register_atexit``,
-which ``concurrent.futures`` uses too, Python 3.9 to 3.14), and once more behind them. What is for a server that does
-not answer then is given up. One that answers, however slowly, gets everything: MLflow goes on where our limit ends.
+Only this module of tracking uses private parts of MLflow: its own flush has no time limit.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
+import concurrent.futures.thread
 import os
-import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 import mlflow
+from mlflow.tracing import provider
+from mlflow.tracing.processor import base_mlflow
+from opentelemetry.sdk.trace.export import SpanExporter
 
-from pomlflow.tracking.exports import Export, exports, give_up, hear_flush, let_go, linked
+from pomlflow._log import logger
+from pomlflow.tracking.background import worker
+from pomlflow.tracking.stores import check_reachable, shown
 
-__all__ = ["finish_at_the_end", "finish_with_mlflow", "flush"]
+__all__ = ["flush", "register_hooks"]
 
-_log = logging.getLogger("pomlflow")
+_CHECK: Final = 2.0  # seconds that a server may take at exit to respond
 
-_ANSWER: Final = 2.0  # seconds that a server may take at the end to say that it is there
-_AGAIN: Final = 0.1  # seconds for what is left, behind all threads, where a server was found away before them
-_hooked = False
-_found_away: set[str] = set()  # before the threads were joined: asking again would double the time that an end takes
+
+class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
+    """Flushes with MLflow and at exit. It is a processor without spans, because MLflow's flush calls each of them."""
+
+    def __init__(self) -> None:
+        super().__init__(SpanExporter(), export_metrics=False)
+        self._local = threading.local()
+        self._away: set[str] = set()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_restart_exports)
+        try:
+            threading._register_atexit(self._exit_before_join)  # type: ignore[attr-defined]
+        except (AttributeError, RuntimeError):  # another Python; or the first to trace is a thread that outlives main
+            atexit.register(self._exit)
+            for _, _, queue in _exports():
+                if queue is not None:
+                    queue.activate()  # while a thread can still start
+
+    def force_flush(self, timeout_millis: float = 30_000) -> bool:
+        """Flush with MLflow's own flush, unless that was called by ours."""
+        if not getattr(self._local, "is_flushing", False):
+            flush(min(timeout_millis / 1e3, _limit()))
+        return True
+
+    def _exit_before_join(self) -> None:
+        atexit.register(self._exit)  # for threads that outlive main; registered last, so called before MLflow's hooks
+        self._exit()
+
+    def _exit(self) -> None:
+        deadline = time.monotonic() + (0.1 if self._away else _limit())
+        with suppress(Exception):  # another version of MLflow or Python
+            for uri, processor, queue in _exports():
+                try:
+                    if uri not in self._away:
+                        check_reachable(uri, _CHECK)
+                        _drain(processor, queue, deadline)
+                        continue
+                except Exception:  # noqa: BLE001 - whatever is wrong, it accepts nothing
+                    self._away.add(uri)
+                    logger.warning(
+                        "The program ends while MLflow's store %s is unreachable: its traces are lost", shown(uri)
+                    )
+                _abandon(queue)
+        worker.flush(max(0.1, deadline - time.monotonic()))
+
+
+_hooks: Final = cache(_Hooks)
+
+
+def register_hooks() -> None:
+    """Register with Python's exit and fork, and with MLflow's flush, which forgets it when it ends MLflow's threads."""
+    with suppress(AttributeError), base_mlflow._batch_processor_registry_lock:
+        base_mlflow._batch_processor_registry.add(_hooks())
 
 
 def flush(timeout: float | None) -> bool:
-    """Finish all that is pending in this process.
-
-    Args:
-        timeout: Seconds to wait at most; None waits for as long as it takes.
-
-    Returns:
-        Whether everything was finished.
-    """
+    """Flush traces, prompt versions and links; return whether all is stored. One warning counts what is not."""
     deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
-    # MLflow's first: some links wait for the store to have the trace.
     try:
-        drained = [way.drain(deadline) for way in exports()]
-    except Exception as error:  # noqa: BLE001 - an MLflow that has other private parts than those known
-        _log.debug("MLflow flushes by itself", exc_info=error)
-        here, _flushing.here = getattr(_flushing, "here", False), True
-        try:
-            mlflow.flush_trace_async_logging()
-        finally:
-            _flushing.here = here
+        drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
+    except AttributeError:  # another version of MLflow
+        _hooks()._local.is_flushing = True
+        mlflow.flush_trace_async_logging()
+        _hooks()._local.is_flushing = False
         drained = []
-    registry = sys.modules.get("pomlflow.tracking.publish")  # not there where no prompt is registered
-    registered = registry is None or registry.flush(max(0.0, deadline - time.monotonic()))
-    return linked(deadline) and registered and all(drained)
+    pending = worker.flush(max(0.0, deadline - time.monotonic()))
+    lost = worker.take_lost()
+    if pending or lost:
+        logger.warning("Not stored in MLflow: %d traces or prompt versions were lost, %d are pending", lost, pending)
+    return all(drained) and not pending and not lost
 
 
-_flushing = threading.local()
+def _exports() -> list[tuple[str, Any, Any]]:
+    """Return the store, the processor and the queue (None if it exports at once) of each of MLflow's exporters."""
+    processors = {*base_mlflow._batch_processor_registry, provider._get_span_processor()}  # type: ignore[no-untyped-call]
+    exporters: list[tuple[Any, Any]] = [(each, getattr(each, "span_exporter", None)) for each in processors]
+    return [
+        (exporter._client.tracking_uri, processor, getattr(exporter, "_async_queue", None))
+        for processor, exporter in exporters
+        if hasattr(exporter, "_client")
+    ]
 
 
-def finish_with_mlflow() -> None:
-    """Have MLflow's ``flush_trace_async_logging`` finish it all too, within the limit that holds at the end."""
-    with suppress(Exception):  # an MLflow that has other private parts than those known
-        hear_flush(_with_mlflow)
-
-
-def _with_mlflow(timeout: float) -> bool:
-    if getattr(_flushing, "here", False):  # our own flush has left it to MLflow
+def _drain(processor: Any, queue: Any, deadline: float) -> bool:
+    """Wait until MLflow has tried to store all traces that have ended."""
+    processor.force_flush()
+    if queue is None:
         return True
-    _flushing.here = True
-    try:
-        return flush(min(timeout, _limit()))
-    finally:
-        _flushing.here = False
+    tasks = queue._queue
+    with tasks.all_tasks_done:
+        left = max(0.0, deadline - time.monotonic())
+        return bool(tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, left))
 
 
-def finish_at_the_end() -> None:
-    """Hook into the end of the program; once is enough for a process and its children."""
-    global _hooked
-    if _hooked:
+def _restart_exports() -> None:
+    # upstream: mlflow 3.12-3.18: in a forked child the export queue has no threads, and takes tasks for ever.
+    for _, _, queue in _exports():
+        if queue is not None:
+            queue.__init__()
+
+
+def _abandon(queue: Any) -> None:
+    """Have Python end without joining MLflow's export threads, which retry for minutes; they are daemons."""
+    if queue is None or not queue.is_active():
         return
-    _hooked = True
-    try:
-        threading._register_atexit(_before_threads_are_joined)  # type: ignore[attr-defined] # private
-    except (AttributeError, RuntimeError):  # another Python; or a thread that outlives main is the first to trace
-        atexit.register(_behind_all_threads)
-
-
-def _before_threads_are_joined() -> None:
-    atexit.register(_behind_all_threads)  # registered last, called first
-    if away := _finish():
-        with suppress(Exception):  # as in `_finish`
-            let_go(away, threads=_threads_start())
-
-
-def _behind_all_threads() -> None:
-    if (away := _finish()) and give_up(away):
-        _log.warning("The program ends while MLflow's store %s is away: traces that wait for it are lost", away[0].uri)
-
-
-def _finish() -> list[Export]:
-    """Finish all that can be, within the limit; gives what is for servers that are away."""
-    deadline = time.monotonic() + (_AGAIN if _found_away else _limit())
-    away: list[Export] = []
-    is_linked = False
-    try:
-        threads = _threads_start()
-        if not threads:
-            logging.getLogger("mlflow.tracing.export.mlflow_v3").addFilter(_is_news)
-        answers = dict.fromkeys(_found_away, False)
-        for way in exports():
-            if way.uri not in answers:
-                answers[way.uri] = _answers(way.uri)
-            if answers[way.uri]:
-                way.drain(deadline, threads=threads)
-            else:
-                away.append(way)
-                _found_away.add(way.uri)
-        is_linked = threads and (bool(away) or linked(deadline))
-    except Exception as error:  # noqa: BLE001 - a version of MLflow or Python that is other than those known
-        _log.debug("What MLflow has not exported is left to MLflow", exc_info=error)
-    if (registry := sys.modules.get("pomlflow.tracking.publish")) is not None:
-        registry.finish_at_exit(max(0.1, deadline - time.monotonic()), linked=is_linked)
-    return away
+    queue._worker_threadpool.shutdown(wait=False)
+    atexit.unregister(queue._at_exit_callback)
+    for thread in queue._worker_threadpool._threads:
+        concurrent.futures.thread._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
 
 
 def _limit() -> float:
@@ -134,28 +147,3 @@ def _limit() -> float:
         return float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
     except ValueError:
         return 5.0
-
-
-def _threads_start() -> bool:
-    """Whether a thread can still be started: from Python 3.12 on not behind all threads, in 3.12.0 and 3.12.1 never."""
-    try:
-        threading.Thread(target=int).start()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _answers(uri: str) -> bool:
-    from pomlflow.tracking.background import knock
-
-    try:
-        knock(uri, _ANSWER)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong, it takes nothing
-        _log.debug("%s does not answer", uri, exc_info=error)
-        return False
-    return True
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not MLflow's word that it could start no thread to link: then the registry's own thread does it."""
-    return not record.getMessage().startswith("Failed to link prompts to trace: can't")

@@ -20,15 +20,16 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import mlflow
 from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
+from mlflow.environment_variables import MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE
 from mlflow.tracing import provider
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.trace import INVALID_SPAN, Span
@@ -39,8 +40,8 @@ from pomlflow.frame.media import bare_data_uris
 from pomlflow.frame.openai import shown_messages
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
+from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.redaction import GuardedSpan, masked, masked_exception, store_content
-from pomlflow.tracking.shutdown import finish_at_the_end
 
 __all__ = [
     "SPAN_TYPE",
@@ -49,9 +50,9 @@ __all__ = [
     "log_render",
     "masked",
     "masked_exception",
+    "raise_limits",
     "span_content",
     "store_content",
-    "version_wait",
     "warn_once",
     "within",
 ]
@@ -60,7 +61,7 @@ SPAN_TYPE: Final = "PROMPT"
 
 # upstream: mlflow 3.13-3.18: the trace page hides spans of types that it does not know below this level.
 _INFO: Final = 20
-_VERSION_WAIT: Final = 0.005  # seconds
+_BUFFER: Final = 100_000  # traces that MLflow keeps while they run, and tasks of its export, where it has 1,000
 
 
 def log_render(
@@ -84,7 +85,7 @@ def log_render(
         >>> log_render(Template("<p>Hello {{name}}</p>").render({"name": "Ada"}), parent=None)
     """
     try:
-        finish_at_the_end()
+        raise_limits()
         span = _start(record, None if root else parent or mlflow.get_current_active_span(), root=root)
         if span.trace_id == NO_OP_SPAN_TRACE_ID:  # tracing is off here, or this trace was not sampled
             return
@@ -174,21 +175,39 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
     return status
 
 
-def version_wait() -> float:
-    """Return the seconds that a render may wait for its version: then a first trace is linked when it is exported."""
-    return _VERSION_WAIT if asyncio._get_running_loop() is None else 0.0
-
-
 def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
-    if not (register if record.register is None else record.register):
-        return
-    from pomlflow.tracking.publish import PromptRegistry
-
     def on_version(version: Any) -> None:
         if span.end_time_ns is None:  # it may come late
             span.set_attribute("poml.prompt", version.uri)
 
-    PromptRegistry.shared().link(record, span.trace_id, wait=version_wait(), on_version=on_version)
+    register = register if record.register is None else record.register
+    publisher.link(record, span.trace_id, register=register, on_version=on_version)
+
+
+@cache
+def raise_limits() -> None:
+    """Raise two limits of MLflow's, which it reads once: above them it drops traces, as of a large `batch`.
+
+    Call it before the first trace. The defaults are changed rather than the environment, which subprocesses inherit.
+    """
+    limits = [
+        limit
+        for limit in (MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE)
+        if not limit.defined and limit.default < _BUFFER
+    ]
+    if not limits:
+        return
+    if mlflow.get_current_active_span() is None and mlflow.get_last_active_trace_id() is None:
+        for limit in limits:
+            limit.default = _BUFFER
+    else:
+        warn_once(
+            "limits",
+            "MLflow has made its buffers before pomlflow could enlarge them: of more than %d traces at once it drops "
+            "some. Make the handler before the first trace, or set %s",
+            min(limit.default for limit in limits),
+            " and ".join(limit.name for limit in limits),
+        )
 
 
 def span_content(record: RenderRecord) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 Everything here talks to the store and may block as long as MLflow does; `pomlflow.tracking.publish` calls it in the
 background.
 
-MLflow has no uniqueness constraint on a version's content, so one content becomes one version by a rule
-that every process follows: the lowest version with the digest is the one. A version's number is only given once all
-lower ones are stored (mlflow 3.12 to 3.17, SQL stores: ``max + 1`` under a primary key), so whoever has made a version
-sees every lower one, and withdraws its own where it lost.
+MLflow has no uniqueness constraint on a version's content, so one content becomes one version by a rule that every
+process follows: the lowest version with the digest is the one. A version's number is only given once all lower ones are
+stored (MLflow's SQL stores: ``max + 1`` under a primary key), so whichever process has made a version sees every lower
+one, and withdraws its own if there is one with the same digest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,26 +23,22 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import PromptModelConfig, PromptVersion
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.registry_utils import model_version_to_prompt_version
+from mlflow.utils.gorilla import get_original_attribute
 from pydantic import ValidationError
 
+from pomlflow._log import logger, warn_once
 from pomlflow.record import PromptFile, RenderRecord
 from pomlflow.template.names import NAMES, registry_name
+from pomlflow.tracking.background import RejectedError
 from pomlflow.tracking.bundle import FileChangedError, pack
-from pomlflow.tracking.turns import turn
 
-__all__ = [
-    "Draft",
-    "RefusedError",
-    "draft_of",
-    "ensure",
-    "model_config",
-    "name_of",
-]
+__all__ = ["Draft", "Registry", "draft_of", "model_config", "name_of"]
 
-_log = logging.getLogger("pomlflow")
-
-_LONGEST: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
-_LONGEST_NAME: Final = 256  # characters, on PostgreSQL
+_MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
+_MAX_NAME: Final = 256  # characters, on PostgreSQL
+_NEWEST: Final = 20  # versions whose text is compared where none has the digest
+_IS_PROMPT: Final = "mlflow.prompt.is_prompt"
+_DIGEST: Final = "poml_sha256"
 # POML's names of model settings, in snake case, where MLflow's differ.
 _SETTINGS: Final = {
     "model": "model_name",
@@ -53,33 +48,19 @@ _SETTINGS: Final = {
 }
 
 
-class RefusedError(Exception):
-    """The registry can never take this prompt as it is; trying again is of no use."""
-
-
-class _TakenError(Exception):
+class _NameTakenError(Exception):
     def __init__(self, owner: PromptVersion) -> None:
         super().__init__(owner.uri)
         self.path = owner.tags["poml_path"]
-
-
-_clashes: set[tuple[str, str | None]] = set()  # pairs of files already told of
 
 
 @dataclass(frozen=True)
 class Draft:
     """What is needed of a render to find or make its version; much smaller than the record.
 
-    Attributes:
-        name: The prompt's name.
-        source: The complete markup.
-        digest: SHA-256 of the source and of the files that it names.
-        path: The file, relative to the prompt root; None for inline markup.
-        files: The files that it names.
-        folder: The folder that they are relative to, relative to the prompt root.
-        tags: The tags of a version made from it.
-        runtime: The ``<runtime>`` that depends on no variable, or None.
-        schema: The ``<output-schema>`` that depends on no variable, or None.
+    `path` is the file, relative to the prompt root, and `folder` what the `files` are relative to. `runtime` and
+    `schema` are there where they depend on no variable. `number` is that of the version that was rendered, where it
+    came from the registry.
     """
 
     name: str
@@ -91,6 +72,7 @@ class Draft:
     folder: str | None = None
     runtime: Mapping[str, Any] | None = None
     schema: Mapping[str, Any] | None = None
+    number: int | None = None
 
     @property
     def derived(self) -> bool:
@@ -99,7 +81,7 @@ class Draft:
 
 
 def name_of(record: RenderRecord) -> str | None:
-    """The name that a render asks for, or None where the registry shall not know the prompt.
+    """Return the name to register a render's prompt under, or None if it is not to be registered.
 
     Inline markup without a name is registered only where the template asks for it: markup built per call must not
     flood the registry.
@@ -110,11 +92,11 @@ def name_of(record: RenderRecord) -> str | None:
 
 
 def draft_of(record: RenderRecord, name: str) -> Draft:
-    """Take from a render what the registry needs."""
+    """Return what the registry needs of a render."""
     NAMES.warn_of_folder(name)
-    tags = {"poml_sha256": record.digest, "poml_path": record.path, "poml_version": record.poml_version}
+    tags = {_DIGEST: record.digest, "poml_path": record.path, "poml_version": record.poml_version}
     output = record.output or {}
-    # Copies: the output is the caller's to change as soon as the render is delivered, and this waits in a thread.
+    # Copies: the caller may change the output as soon as the render is delivered, and this waits in a thread.
     static = {key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static}
     return Draft(
         name=name,
@@ -126,165 +108,189 @@ def draft_of(record: RenderRecord, name: str) -> Draft:
         folder=record.folder,
         runtime=static.get("runtime"),
         schema=static.get("schema"),
+        number=record.version,
     )
 
 
-def ensure(client: MlflowClient, draft: Draft, *, create: bool, store: str) -> PromptVersion | None:
-    """Find the version with the draft's digest, or make it.
+@dataclass(frozen=True)
+class Registry:
+    """One registry, through MLflow's client.
 
-    Args:
-        client: Of the registry to use.
-        draft: The prompt.
-        create: Whether to make a version where there is none.
-        store: The registry's URI: processes on one machine that make versions there take turns.
-
-    Returns:
-        The one version of this content; None where there is none and none shall be made.
-
-    Raises:
-        RefusedError: The registry cannot take the prompt.
-        MlflowException: The registry failed, or is away.
+    Attributes:
+        client: MLflow's client.
+        uri: The registry's URI.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", draft.name):
-        raise RefusedError(f"MLflow takes no prompt named {draft.name!r}: use letters, digits, '_', '-' and '.'")
-    if len(draft.source) > _LONGEST:
-        raise RefusedError(
-            f"the prompt {draft.name!r} has {len(draft.source):,} characters and MLflow's registry takes {_LONGEST:,}: "
-            "move data out of the markup, into variables or documents"
-        )
-    version = _claim_any(client, draft, create=False)
-    if version is None and create:
-        # Eight workers that start together would make eight versions and withdraw seven, whose numbers are gone.
-        with turn(store):
-            version = _claim_any(client, draft, create=True)
-    return version
 
+    client: MlflowClient
+    uri: str
 
-def _claim_any(client: MlflowClient, draft: Draft, *, create: bool) -> PromptVersion | None:
-    """Find or make the version under the draft's name, or under the file's own where another file has that."""
-    try:
-        return _claim(client, draft, draft.name, create=create)
-    except _TakenError as taken:
-        if (taken.path, draft.path) not in _clashes:
-            _clashes.add((taken.path, draft.path))
-            _log.warning(
+    def find(self, draft: Draft, *, create: bool) -> PromptVersion | None:
+        """Find the version of a draft's content, or make it.
+
+        Returns:
+            The one version of this content; None where there is none and `create` is off.
+
+        Raises:
+            RejectedError: The registry cannot take the prompt.
+            MlflowException: The registry failed, or is unreachable.
+        """
+        if draft.number is not None:
+            return self._numbered(draft)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", draft.name):
+            raise RejectedError(f"MLflow takes no prompt named {draft.name!r}: use letters, digits, '_', '-' and '.'")
+        if len(draft.source) > _MAX_SOURCE:
+            raise RejectedError(
+                f"the prompt {draft.name!r} has {len(draft.source):,} characters and MLflow's registry takes "
+                f"{_MAX_SOURCE:,}: move data out of the markup, into variables or documents"
+            )
+        try:
+            return self._find(draft, draft.name, create=create)
+        except _NameTakenError as taken:
+            own_name = _own_name(draft)
+            warn_once(
+                ("name", taken.path, draft.path),
                 "The files %s and %s would share the prompt name %r: the prompt of %s is named %r instead. Give one of "
                 "them a name= of its own.",
                 taken.path,
                 draft.path,
                 draft.name,
                 draft.path,
-                _own_name(draft),
+                own_name,
             )
-        return _claim(client, draft, _own_name(draft), create=create)
+            return self._find(draft, own_name, create=create)
+
+    def _numbered(self, draft: Draft) -> PromptVersion | None:
+        """Return the version that was rendered, if it still has that content: it may be deleted and made anew."""
+        version = self.client.get_prompt_version(draft.name, draft.number)
+        return version if version is not None and _has_content(version, draft) else None
+
+    def _find(self, draft: Draft, name: str, *, create: bool) -> PromptVersion | None:
+        """Find or make the version under this very name."""
+        found = self._first(name, draft.digest)
+        if found is not None and not _is_of_another_file(found, draft):
+            return found
+        newest = self._search(name, newest=True, limit=_NEWEST)
+        by_text = [version for version in newest if _has_content(version, draft)]
+        owner = newest[-1] if 0 < len(newest) < _NEWEST else self._first(name)
+        if owner is not None and _is_of_another_file(owner, draft):
+            raise _NameTakenError(owner)
+        if by_text or found is not None or not create:
+            return by_text[-1] if by_text else found
+        return self._make(draft, name, is_first=owner is None)
+
+    def _first(self, name: str, digest: str | None = None) -> PromptVersion | None:
+        """Return the first version of a prompt, or the first with a digest."""
+        found = self._search(name, digest, limit=1)
+        return found[0] if found else None
+
+    def _search(
+        self, name: str, digest: str | None = None, *, newest: bool = False, limit: int = 1
+    ) -> list[PromptVersion]:
+        """Return versions in the order of their numbers. No name and no digest can hold a quote."""
+        query = f"name = '{name}' AND tags.`{_IS_PROMPT}` = 'true'"
+        if digest is not None:
+            query += f" AND tags.`{_DIGEST}` = '{digest}'"
+        if self.uri.startswith("databricks-uc"):  # its client refuses an order
+            page = self.client.search_model_versions(query)
+            found = list(page)
+            while page.token:
+                page = self.client.search_model_versions(query, page_token=page.token)
+                found += page
+            found = sorted(found, key=lambda version: int(version.version), reverse=newest)[:limit]
+        else:
+            order = f"version_number {'DESC' if newest else 'ASC'}"
+            found = self.client.search_model_versions(query, max_results=limit, order_by=[order])
+        return [model_version_to_prompt_version(version) for version in found]
+
+    def _make(self, draft: Draft, name: str, *, is_first: bool) -> PromptVersion:
+        """Make a version, and return the one that holds.
+
+        Not `MlflowClient.register_prompt`: it copies the version's tags, digest and path, to the prompt, writes the
+        current thread's experiment and starts a thread of its own for that.
+        """
+        try:
+            files = pack(draft.files, draft.folder)
+        except FileChangedError as error:  # then the content is another one, and the next render has that
+            raise RejectedError(f"the prompt {name!r}: {error}") from error
+        if is_first:
+            self._make_prompt(name)
+        mine: PromptVersion = self.client.create_prompt_version(
+            name,
+            draft.source,
+            description=f"POML from {draft.path}"[:1000] if draft.path else "POML, inline",
+            tags={**draft.tags, **files},
+            response_format=_response_format(draft),
+            model_config=model_config(draft.runtime) if draft.runtime else None,
+        )
+        owner = self._first(name) if is_first else None
+        if owner is not None and _is_of_another_file(owner, draft):
+            self._withdraw(mine)
+            raise _NameTakenError(owner)
+        lowest = self._first(name, draft.digest) or mine
+        if lowest.version == mine.version:
+            return mine
+        self._withdraw(mine)
+        logger.info("Another process registered the prompt %r at the same time: both use %s.", name, lowest.uri)
+        return lowest
+
+    def _make_prompt(self, name: str) -> None:
+        try:
+            self.client.create_prompt(name)
+        except MlflowException as error:
+            # Mostly another process that registers the same name now; but a model may have it, and no version of a
+            # prompt must get into a user's model.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            if self.client.get_prompt(name) is None:
+                raise RejectedError(
+                    f"{name!r} is the name of a registered model: give the prompt another name="
+                ) from error
+
+    def _withdraw(self, version: PromptVersion) -> None:
+        """Delete a version made a moment ago, which nothing is linked to: a lookup by digest finds the lower one."""
+        try:
+            self.client.delete_prompt_version(version.name, str(version.version))
+        except MlflowException as error:
+            logger.info(
+                "Version %s of the prompt %r is a duplicate and stays: %s", version.version, version.name, error
+            )
 
 
-def _claim(client: MlflowClient, draft: Draft, name: str, *, create: bool) -> PromptVersion | None:
-    """Find or make the version under this very name."""
-    found = _lowest(client, name, draft.digest)
-    if found is not None and not _another_file(found, draft):
-        return found
-    owner = _lowest(client, name)
-    if owner is not None and _another_file(owner, draft):
-        raise _TakenError(owner)
-    if found is not None or not create:
-        return found
-    return _make(client, draft, name, first=owner is None)
+def _has_content(version: PromptVersion, draft: Draft) -> bool:
+    """Whether a version is the draft's content: by its digest, or where it was registered by hand, by its text."""
+    digest = version.tags.get(_DIGEST)
+    if digest is not None:
+        return bool(digest == draft.digest)
+    if not version.is_text_prompt or (draft.files and draft.number is None):  # a text alone does not tell its files
+        return False
+    # upstream: mlflow 3.12-3.18: optimize_prompts replaces the property `template` for all versions during its trials.
+    return bool(get_original_attribute(version, "template") == draft.source)  # type: ignore[no-untyped-call]
 
 
 def _own_name(draft: Draft) -> str:
-    """A name for a file whose own name another file has."""
-    return f"{draft.name[: _LONGEST_NAME - 9]}-{hashlib.sha256((draft.path or '').encode()).hexdigest()[:8]}"
+    """Return a name for a file whose derived name another file has."""
+    return f"{draft.name[: _MAX_NAME - 9]}-{hashlib.sha256((draft.path or '').encode()).hexdigest()[:8]}"
 
 
-def _another_file(version: PromptVersion, draft: Draft) -> bool:
-    """Whether the name, which nobody chose for this file, was first that of another file.
+def _is_of_another_file(version: PromptVersion, draft: Draft) -> bool:
+    """Whether the name, if it was derived from the path, was first that of another file.
 
-    A name that the user gave is taken at its word: several files may have it, so that a prompt can move.
+    Several files may have a name that the user gave, so that a prompt can move.
     """
     path = version.tags.get("poml_path")
-    own = version.name == draft.name
-    return own and draft.derived and path is not None and path != draft.path
-
-
-def _lowest(client: MlflowClient, name: str, digest: str | None = None) -> PromptVersion | None:
-    """The first version of a prompt, or the first with a digest. No name and no digest can hold a quote."""
-    query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
-    if digest is not None:
-        query += f" AND tags.`poml_sha256` = '{digest}'"
-    found = client.search_model_versions(query, max_results=1, order_by=["version_number ASC"])
-    return model_version_to_prompt_version(found[0]) if found else None
-
-
-def _make(client: MlflowClient, draft: Draft, name: str, *, first: bool) -> PromptVersion:
-    """Make a version, and give the one that holds.
-
-    Not `MlflowClient.register_prompt`: it copies the version's tags, digest and path, to the prompt, writes the
-    current thread's experiment and starts a thread of its own for that.
-    """
-    try:
-        files = pack(draft.files, draft.folder)
-    except FileChangedError as error:  # then the content is another one, and the next render has that
-        raise RefusedError(f"the prompt {name!r}: {error}") from error
-    if first:
-        _make_prompt(client, name)
-    mine: PromptVersion = client.create_prompt_version(
-        name,
-        draft.source,
-        description=f"POML from {draft.path}"[:1000] if draft.path else "POML, inline",
-        tags={**draft.tags, **files},
-        response_format=_response_format(draft),
-        model_config=model_config(draft.runtime) if draft.runtime else None,
-    )
-    owner = _lowest(client, name) if first else None
-    if owner is not None and _another_file(owner, draft):
-        _withdraw(client, mine)
-        raise _TakenError(owner)
-    lowest = _lowest(client, name, draft.digest) or mine
-    if lowest.version == mine.version:
-        return mine
-    _withdraw(client, mine)
-    _log.info(
-        "The prompt %r was registered by another process at the same time: both use version %s.", name, lowest.version
-    )
-    return lowest
-
-
-def _make_prompt(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_prompt(name)
-    except MlflowException as error:
-        # Mostly another process that registers the same name now; but a model may have it, and no version of a prompt
-        # must get into a user's model.
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        if client.get_prompt(name) is None:
-            raise RefusedError(f"{name!r} is the name of a registered model: give the prompt another name=") from error
-
-
-def _withdraw(client: MlflowClient, version: PromptVersion) -> None:
-    """Delete a version made a moment ago, which nobody can have linked: all who look by digest take a lower one."""
-    try:
-        client.delete_prompt_version(version.name, str(version.version))
-    except MlflowException as error:
-        _log.info("Version %s of the prompt %r is a duplicate and stays: %s", version.version, version.name, error)
+    return version.name == draft.name and draft.derived and path is not None and path != draft.path
 
 
 def _response_format(draft: Draft) -> dict[str, Any] | None:
-    if not draft.schema or len(json.dumps(draft.schema)) > _LONGEST:
+    if not draft.schema or len(json.dumps(draft.schema)) > _MAX_SOURCE:
         return None
     return dict(draft.schema)
 
 
 def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
-    """Give POML's ``<runtime>`` in MLflow's words.
+    """Return POML's ``<runtime>`` as MLflow's model config: what MLflow does not know is in ``extra_params``.
 
-    Args:
-        runtime: Settings in POML's camelCase, ``maxTokens`` for example, with typed values.
-
-    Returns:
-        The settings that MLflow names in its own fields, all others under their own names in ``extra_params``. A
-        value that MLflow does not allow, such as a ``topP`` of 2, is left out.
+    A value that MLflow does not allow, such as a ``topP`` of 2, is left out.
 
     Example:
         >>> model_config({"model": "gpt-5", "maxTokens": 100, "seed": 7}).to_dict()
@@ -303,5 +309,5 @@ def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
         return PromptModelConfig(**fields, extra_params=extra)
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors()}
-        _log.debug("Model settings left out of the registry: %s", error)
+        logger.debug("Model settings left out of the registry: %s", error)
         return PromptModelConfig(**{k: v for k, v in fields.items() if k not in wrong}, extra_params=extra)

@@ -1,0 +1,140 @@
+"""MLflow's stores: which are set now, requests to them that fail fast, and the meaning of their errors.
+
+MLflow's own client blocks for up to 247 s while a server is unreachable, and its retries can be set for the whole
+process only (``MLFLOW_HTTP_REQUEST_MAX_RETRIES``).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from mlflow.utils.workspace_context import get_request_workspace
+
+__all__ = [
+    "Place",
+    "check_reachable",
+    "is_outage",
+    "is_server",
+    "may_pass",
+    "send",
+    "shown",
+    "store_errors",
+    "without_login",
+]
+
+_REQUEST_TIMEOUT: Final = 10.0  # seconds for one request without retries
+
+
+class Place(NamedTuple):
+    """Where a prompt is registered, and where its traces are: the URIs of both stores, and the MLflow workspace."""
+
+    tracking: str
+    registry: str
+    workspace: str | None
+
+    @classmethod
+    def now(cls) -> Place:
+        """Return what is set at this moment, in this context."""
+        return cls(mlflow.get_tracking_uri(), mlflow.get_registry_uri(), get_request_workspace())
+
+    def client(self) -> MlflowClient:
+        """Return MLflow's client for the registry, whatever is set now."""
+        # upstream: mlflow 3.12-3.18: it opens the tracking store as well, which may be a database that is broken, or is
+        # being set up for half a minute. A registry that is a server must not wait for that.
+        tracking = self.registry if is_server(self.registry) else self.tracking
+        return MlflowClient(tracking_uri=tracking, registry_uri=self.registry)
+
+
+def is_server(uri: str) -> bool:
+    """Whether a store is an MLflow server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def check_reachable(uri: str, timeout: float = _REQUEST_TIMEOUT) -> None:
+    """Fail fast if a server is unreachable. Any response except a gateway's own error counts as reachable.
+
+    Raises:
+        MlflowException: It is unreachable.
+    """
+    if is_server(uri):
+        send(uri, "/health", "GET", timeout)
+
+
+def send(uri: str, path: str, method: str, timeout: float = _REQUEST_TIMEOUT, **options: Any) -> Any:
+    """Send one request to a server, without MLflow's retries, which last minutes; return the response."""
+
+    def once() -> Any:
+        creds = get_default_host_creds(uri)  # type: ignore[no-untyped-call] # in MLflow
+        return http_request(  # type: ignore[no-untyped-call] # in MLflow
+            creds, path, method, max_retries=0, timeout=timeout, respect_retry_after_header=False, **options
+        )
+
+    try:
+        return once()
+    except MlflowException as error:
+        # The other end may have closed a connection that was kept open. urllib3's own retry would warn.
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, requests.Timeout) or not isinstance(cause, requests.ConnectionError):
+            raise
+        return once()
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """Return what MLflow raises for its store: its own errors, the network's, and SQLAlchemy's if that is imported.
+
+    SQLAlchemy is not imported for a server: its import would cost the first traced call 0.1 s.
+    """
+    sqlalchemy = sys.modules.get("sqlalchemy.exc")
+    return (MlflowException, OSError, *(() if sqlalchemy is None else (sqlalchemy.SQLAlchemyError,)))
+
+
+def is_outage(uri: str, error: Exception) -> bool:
+    """Whether an error means that the store is unreachable."""
+    if isinstance(error, RestException):  # the server answered, or a gateway for it
+        return _status(error) in {502, 503, 504}
+    if isinstance(error, MlflowException):  # a database reports it by 503 alone, a server by any error without its own
+        return _status(error) >= (500 if is_server(uri) else 503)
+    return isinstance(error, store_errors())
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a reachable server may accept it later: no permission yet, too busy, an internal error."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = _status(error)
+    return status in {401, 403, 409, 429} or status >= 500  # noqa: PLR2004 - an HTTP status
+
+
+def _status(error: MlflowException) -> int:
+    return int(error.get_http_status_code())  # type: ignore[no-untyped-call] # in MLflow
+
+
+def shown(uri: str, instead: str = "") -> str:
+    """Return a store's URI for logs, with `instead` for the user's name and password.
+
+    Example:
+        >>> shown("postgresql://mlflow:secret@db:5432/mlflow", "***@")
+        'postgresql://***@db:5432/mlflow'
+    """
+    login = _login(uri)
+    return uri.replace(login, instead, 1) if login else uri
+
+
+def _login(uri: str) -> str:
+    login, at, _ = urlsplit(uri).netloc.rpartition("@")
+    return login + at
+
+
+def without_login(error: Exception, uri: str) -> str:
+    """Return an error's text without the store's user name and password."""
+    login = _login(uri)
+    text = str(error).replace(login, "") if login else str(error)
+    return f"{type(error).__name__}: {text}"[:500]

@@ -1,0 +1,249 @@
+"""Background tasks are retried, an outage is one warning, and nothing blocks the caller."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos import databricks_pb2
+from mlflow.utils.workspace_context import get_request_workspace
+from tests.mlflow_server import until
+
+from pomlflow.tracking import background
+from pomlflow.tracking.background import RejectedError, State, Task, Worker
+
+STORE = "sqlite:///store.db"
+DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
+FORBIDDEN = RestException({"error_code": "PERMISSION_DENIED", "message": "not yours"})
+WRONG = RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "no such thing"})
+BUSY = RestException({"error_code": "RESOURCE_EXHAUSTED", "message": "too many"})
+
+
+class Do(Task):
+    """Run what it is given, and note that it was dropped."""
+
+    def __init__(self, what: Callable[[], Any], uri: str = STORE, workspace: str | None = None) -> None:
+        super().__init__(uri=uri, workspace=workspace)
+        self.what = what
+        self.over = False
+
+    def run(self) -> State:
+        result = self.what()
+        return result if isinstance(result, State) else State.NOT_YET if result is False else State.DONE
+
+    def dropped(self) -> None:
+        self.over = True
+
+
+class Read(Do):
+    """A task that no flush waits for."""
+
+    is_periodic = True
+
+
+@pytest.fixture
+def tasks() -> Worker:
+    """A thread of its own."""
+    return Worker()
+
+
+def failing(error: Exception, times: int, then: Callable[[], Any] = lambda: None) -> Callable[[], Any]:
+    left = [error] * times
+
+    def run() -> Any:
+        if left:
+            raise left.pop()
+        return then()
+
+    return run
+
+
+def messages(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelno >= level]
+
+
+def test_tasks_run_in_order(tasks):
+    """A flush returns how many are still pending."""
+    done = []
+    for number in range(20):
+        tasks.submit(Do(lambda number=number: done.append(number)))
+    assert tasks.flush(30) == 0
+    assert done == list(range(20))
+
+
+@pytest.mark.parametrize("error", [FORBIDDEN, BUSY], ids=["forbidden", "busy"])
+def test_what_may_pass_is_retried_until_it_does(tasks, caplog, error):
+    """Many prompts that a server does not take now: one warning, and all are taken later."""
+    done = []
+    for number in range(5):
+        tasks.submit(Do(failing(error, 4, lambda number=number: done.append(number))))
+    assert tasks.flush(30) == 0
+    assert sorted(done) == list(range(5))
+    (warning,) = messages(caplog)
+    assert "it will be retried" in warning
+    assert tasks.take_lost() == 0
+
+
+@pytest.mark.parametrize("error", [WRONG, ZeroDivisionError()], ids=["refused", "our fault"])
+def test_what_is_wrong_is_dropped_and_counted(tasks, caplog, error):
+    """Also while other tasks wait."""
+    wrong = [Do(failing(error, 100)) for _ in range(5)]
+    for one in wrong:
+        tasks.submit(one)
+    assert tasks.flush(30) == 0
+    assert all(one.over for one in wrong)
+    assert (tasks.take_lost(), tasks.take_lost()) == (5, 0)
+    (warning,) = messages(caplog)
+    assert "it is dropped" in warning
+
+
+def test_what_can_never_be_accepted_is_tried_once(tasks, caplog):
+    """Each of them has a warning of its own."""
+    wrong = [Do(failing(RejectedError(f"prompt {number} is too long"), 100)) for number in range(2)]
+    for one in wrong:
+        tasks.submit(one)
+    assert tasks.flush(30) == 0
+    assert [one.tries for one in wrong] == [1, 1]
+    assert messages(caplog) == [f"Not registered in MLflow: prompt {number} is too long" for number in range(2)]
+
+
+def test_what_is_impossible_for_ever_is_counted(tasks):
+    """Whatever the task found out, it is not tried again."""
+    runs = []
+    tasks.submit(Do(lambda: (runs.append(1), State.LOST)[1]))
+    assert tasks.flush(30) == 0
+    assert (runs, tasks.take_lost()) == ([1], 1)
+
+
+def test_what_depends_on_the_program_holds_up_no_flush(tasks):
+    """A trace that is still open, and a prompt that is refreshed every minute."""
+    ended, runs = threading.Event(), []
+    parked = Do(lambda: runs.append(ended.is_set()) or (State.DONE if ended.is_set() else State.PARKED))
+    tasks.submit(parked)
+    tasks.submit(Read(lambda: None), after=3600)
+    assert tasks.flush(3600) == 0
+    ended.set()
+    tasks.wake(parked)
+    until(lambda: runs[-1])
+
+
+def test_reads_run_before_a_backlog_of_writes(tasks):
+    """A moved alias does not wait for a hundred registrations."""
+    done, started, go_on = [], threading.Event(), threading.Event()
+    tasks.submit(Do(lambda: (started.set(), go_on.wait(30))))
+    assert started.wait(30)
+    for number in range(3):
+        tasks.submit(Do(lambda number=number: done.append(number)))
+    tasks.submit(Read(lambda: done.append("read")))
+    go_on.set()
+    assert tasks.flush(30) == 0
+    assert done == ["read", 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowException("database is locked", error_code=databricks_pb2.TEMPORARILY_UNAVAILABLE),
+        ConnectionError("gone"),
+        RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "restarting"}),
+    ],
+    ids=["database", "connection", "gateway"],
+)
+def test_an_outage_is_one_warning_and_its_end_a_message(tasks, caplog, error):
+    """However many tasks wait."""
+    caplog.set_level(logging.INFO, "pomlflow")
+    done = []
+    mended = threading.Event()
+
+    def run() -> None:
+        if not mended.is_set():
+            raise error
+        done.append(1)
+
+    for _ in range(5):
+        tasks.submit(Do(run))
+    assert tasks.flush(3600) == 5
+    mended.set()
+    assert tasks.flush(30) == 0
+    assert len(done) == 5
+    warning, info = messages(caplog, logging.INFO)
+    assert "is unreachable" in warning
+    assert info.endswith("is reachable again.")
+    assert not tasks.is_unreachable(STORE)
+
+
+def test_each_store_has_its_own_outage(tasks):
+    """A notebook goes on with another store; what waits for the first is still pending, and holds up no flush."""
+    done = []
+    tasks.submit(Do(lambda: done.append("dead"), DEAD))
+    until(lambda: tasks.is_unreachable(DEAD))
+    tasks.submit(Do(lambda: done.append("there")))
+    assert tasks.flush(3600) == 1
+    assert done == ["there"]
+
+
+def test_an_unreachable_server_is_our_warning_alone(tasks, caplog):
+    """urllib3's own retries would warn at each check whether it is reachable."""
+    tasks.submit(Do(lambda: None, DEAD))
+    assert tasks.flush(1) == 1
+    assert [one.name for one in caplog.records if one.levelno >= logging.WARNING] == ["pomlflow"]
+
+
+def test_no_password_reaches_the_log(tasks, caplog):
+    """URIs hold them, and errors quote URIs."""
+    tasks.submit(Do(lambda: None, "http://ada:secret@127.0.0.1:9"))
+    until(lambda: messages(caplog))
+    assert "http://127.0.0.1:9" in caplog.text
+    assert "secret" not in caplog.text
+    assert "ada" not in caplog.text
+
+
+def test_what_is_not_possible_yet_is_retried(tasks):
+    """A flush waits for it within its limit."""
+    possible = threading.Event()
+    tasks.submit(Do(possible.is_set))
+    assert tasks.flush(0.3) == 1
+    possible.set()
+    assert tasks.flush(30) == 0
+
+
+def test_where_no_thread_can_start_a_flush_does_the_work(tasks, monkeypatch):
+    """From Python 3.12 on that is so while the interpreter ends; and another thread can submit meanwhile."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    done: list[int] = []
+    sent, flushing = threading.Event(), threading.Event()
+    sender = threading.Thread(
+        target=lambda: (flushing.wait(10), tasks.submit(Do(lambda: done.append(3))), sent.set()), daemon=True
+    )
+    sender.start()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    tasks.submit(Do(failing(BUSY, 1, lambda: done.append(2))))
+    tasks.submit(Do(lambda: (flushing.set(), done.append(1 if sent.wait(10) else 0), None)[-1]))
+    assert tasks.flush(30) == 0
+    assert sorted(done) == [1, 2, 3]
+    tasks.submit(Do(lambda: False))
+    assert tasks.flush(0.5) == 1
+
+
+def test_memory_is_bounded_and_what_is_dropped_is_counted(tasks, monkeypatch):
+    """While a store is unreachable."""
+    monkeypatch.setattr(background, "_MAX_TASKS", 3)
+    taken = [tasks.submit(Do(lambda: None, DEAD), after=3600) for _ in range(5)]
+    assert taken == [True] * 3 + [False] * 2
+    assert tasks.take_lost() == 2
+
+
+def test_a_task_runs_in_the_workspace_of_its_render_and_in_nothing_else(tasks):
+    """MLflow's `set_workspace` would set it for the process."""
+    seen = []
+    tasks.submit(Do(lambda: seen.append(get_request_workspace()), workspace="team-a"))
+    tasks.submit(Do(lambda: seen.append(get_request_workspace())))
+    assert tasks.flush(30) == 0
+    assert seen == ["team-a", None]
