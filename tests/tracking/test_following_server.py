@@ -47,7 +47,7 @@ def test_each_call_is_answered_with_the_best_that_is_known(
     ]
 
     def outages() -> int:
-        return len([warning for warning in told(caplog) if "cannot be reached" in warning])
+        return len([warning for warning in told(caplog) if "is unreachable. Calls go on" in warning])
 
     def said() -> set[tuple[str, Any]]:
         return {(say(prompt), prompt.version) for say, prompt in prompts}

@@ -15,7 +15,7 @@ from pomlflow.langchain.context import ContextProxy, innermost, nearest, surroun
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, ended_early, missing_parts, open_run, span_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.redaction import GuardedSpan, plain
-from pomlflow.tracking.spans import log_render
+from pomlflow.tracking.spans import log_render, raise_limits
 
 __all__ = ["PomlCallbackHandler", "trace_in_run"]
 
@@ -38,6 +38,7 @@ class _Settings:
         super().__init__(run_inline=True)  # type: ignore[call-arg] # the tracer's
         self.register = register
         self.mask = check_mask(mask)
+        raise_limits()
         self.untraced = bool(_MISSING) and mask is not None
         set_sink("langchain", trace_in_run)
         if _MISSING:

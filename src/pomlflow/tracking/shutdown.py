@@ -98,7 +98,7 @@ def flush(timeout: float | None) -> bool:
         drained = []
     pending = worker.flush(max(0.0, deadline - time.monotonic()))
     lost = worker.take_lost()
-    if pending or lost:
+    if lost:
         logger.warning("Not stored in MLflow: %d traces or prompt versions were lost, %d are pending", lost, pending)
     return all(drained) and not pending and not lost
 

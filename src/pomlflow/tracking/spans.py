@@ -146,6 +146,8 @@ def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
         yield "poml.version", record.poml_version
     if record.name is not None:
         yield "poml.prompt.name", record.name
+    if record.name is not None and record.version is not None:
+        yield "poml.prompt", f"prompts:/{record.name}/{record.version}"
     yield "mlflow.spanLogLevel", _INFO
     for place in ("file", "line", "column"):
         if (value := getattr(record.error, place, None)) is not None:
