@@ -149,7 +149,7 @@ def test_all_problems_are_told(fail: Fail, tmp_path: Path) -> None:
 @pytest.mark.parametrize("markup", ["<p>a & b</p>", '<p if="a < 3">x</p>', "<p>{{ 1 < 2 }}</p>"])
 def test_what_xml_does_not_take_comes_with_a_remedy(markup: str, fail: Fail) -> None:
     assert str(fail(markup)).endswith(
-        "\nin text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
+        "\nin text, write #amp; for & and #lt; for <; in an expression, write a < b as b > a"
     )
 
 

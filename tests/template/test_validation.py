@@ -133,15 +133,42 @@ def test_a_variable_that_no_evaluated_expression_needs_is_not_missing(
 @pytest.mark.parametrize(
     ("markup", "fault", "remedy"),
     [
-        ("<p>{{x}} {{ a & b }}</p>", "unexpected character", "an expression in text cannot hold & or <"),
-        ("<p>{{a<b}}</p>", "unexpected character", "an expression in text cannot hold & or <"),
-        ("<p>AT&T {{x}}</p>", "unexpected character", "in text, write #amp; for & and #lt; for <"),
-        ("<p>{{x}} a < b</p>", "Expecting", "in text, write #amp; for & and #lt; for <"),
-        ("<p title='{{x}} < 5'>a</p>", "unexpected character", "in an attribute, write #lt; for <"),
+        (
+            "<p>{{x}} {{ a & b }}</p>",
+            "& in text is read",
+            "an expression in text cannot hold & or <",
+        ),
+        ("<p>{{a<b}}</p>", "< in text is read", "an expression in text cannot hold & or <"),
+        (
+            "<p>AT&T {{x}}</p>",
+            "& in text is read",
+            "in text, write #amp; for & and #lt; for <",
+        ),
+        (
+            "<p>{{x}} a < b</p>",
+            "< in text is read",
+            "in text, write #amp; for & and #lt; for <",
+        ),
+        ("<p title='5 < {{x}}'>a</p>", "the value of the attribute title holds <", "in an attribute, write #lt; for <"),
+        ("<p if='x < 5'>a</p>", "the value of the attribute if holds <", "write a < b as b > a"),
+        ("<p if='x &lt; 5'>a</p>", "&lt; is not decoded in an expression", "a < b as b > a"),
         ("<p if='x &amp;&amp; y'>a</p>", "Unexpected token '&'", "write && as it is"),
-        ("<examples chat={{true}}>{{x}}</examples>", "unexpected character", 'in quotes: ="{{true}}"'),
+        (
+            "<examples chat={{true}}>{{x}}</examples>",
+            "the value of the attribute chat has no quotes",
+            'chat="{{true}}"',
+        ),
         ("<let name='x' value='primary coding task'/>", "Unexpected identifier", "value=\"'primary coding task'\""),
-        ("<foreach item='x' in='xs'>{{x}}</foreach>{{y}}", "Component foreach not found", None),
+        ("<foreach item='x' in='xs'>{{x}}</foreach>{{y}}", "Component foreach not found", 'for="item in items"'),
+        ("<if test='x'>{{x}}</if>{{y}}", "Component if not found", 'if="condition"'),
+        ("<user>{{x}}</user>{{y}}", "Component user not found", "<human-msg>"),
+        ("<let name='x' value='You are a helper.'/>", "Unexpected identifier", "value=\"'You are a helper.'\""),
+        ('<let name="x" value="Don\'t"/>', "Invalid or unexpected token", 'value="`Don\'t`"'),
+        ("<let name='x' value='[1, 2'/>", "Unexpected token", None),
+        ("<p for='x in {{xs}}'>{{x}}</p>", "Unexpected token '{'", "for= takes no braces"),
+        ("<p if='not x'>a</p>", "Unexpected identifier", "'not' is Python: write !"),
+        ("<p>{{ x | default('a') }}</p>", "Unexpected token", "'default' is Jinja: write x ?? y"),
+        ("<p>{{ '}} ' }}</p>", "Invalid or unexpected token", "}} ends an expression"),
         ("<p for='x in xs'>{{x}}</p><document src='nowhere.txt'/>", "ENOENT", None),
     ],
 )
@@ -152,6 +179,51 @@ def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
     assert type(error) is RenderError
     assert error.message.startswith(fault)
     assert error.hint is None if remedy is None else remedy in str(error).split("\n")[-1]
+
+
+@pytest.mark.parametrize(
+    ("markup", "line", "column", "fault", "remedy"),
+    [
+        ("<p>score <threshold means {{x}}</p>", 1, 10, "< in text is read as", "#lt; for <"),
+        ("<p>email <me@example.com></p>", 1, 10, "< in text is read as", "#lt; for <"),
+        ("<p>Use <your name> here</p>", 1, 8, "< in text is read as", "#lt; for <"),
+        ("<p>List<String> x</p>", 1, 8, "< in text is read as", "#lt; for <"),
+        ("<poml>\n<p>a <- b</p>\n</poml>", 2, 6, "< in text is read as", "#lt; for <"),
+        ("<poml>\n<p>{{x}}\n</poml>", 2, 1, "<p> has no end tag", "write </p>"),
+        ("<poml><p>a</p>", 1, 1, "<poml> has no end tag", "write </poml>"),
+        ("<p>a</p></poml>", 1, 9, "</poml> ends no element", "put everything into one <poml>"),
+        ("<poml><p>a</p></p></poml>", 1, 15, "</p> ends no element", "remove it"),
+        ("<p title=x>a</p>", 1, 4, "the value of the attribute title has no quotes", 'title="x"'),
+        ("<p a='1'\nb=2>x</p>", 2, 1, "the value of the attribute b has no quotes", 'b="2"'),
+        ('<p title="a>b</p>', 1, 4, "the value of the attribute title has no closing quote", "close the quote"),
+        ("<p disabled>a</p>", 1, 4, "the attribute disabled has no value", 'disabled="true"'),
+        ('<p title="{{ x["a"] }}">b</p>', 1, 16, "the value of the attribute title ends inside", "other quotes"),
+        ("<p>a</p><!-- b", 1, 9, "the comment has no end", "-->"),
+        ('<?xml version="1.0"?><poml><p>a</p></poml>', 1, 1, "POML takes no XML declaration", "remove it"),
+    ],
+)
+def test_broken_markup_is_reported_at_the_fault(markup: str, line: int, column: int, fault: str, remedy: str) -> None:
+    """POML itself reports where its parser stumbles, often far behind."""
+    error = Template(markup).render({}).error
+    assert type(error) is RenderError
+    assert (error.line, error.column) == (line, column)
+    assert error.message.startswith(fault)
+    assert remedy in str(error).split("\n")[-1]
+
+
+@pytest.mark.parametrize(
+    ("markup", "remedy"),
+    [
+        ("<p if='len(x) > 3'>a</p>", "'len' is Python, and an expression is JavaScript: write xs.length"),
+        ("<p>{{ None }}</p>", "write null"),
+        ("<p for='i in range(3)'>a</p>", "write Array.from({length: n}, (_, i) => i)"),
+        ("<let name='x' value='hello'/>{{x}}", "put it in quotes of its own: value=\"'hello'\""),
+        ("<output-schema>string</output-schema>", "write a schema"),
+    ],
+)
+def test_a_missing_variable_that_is_none_gets_the_remedy_for_what_it_is(markup: str, remedy: str) -> None:
+    given = {"x": "abc"} if "len" in markup else {}
+    assert remedy in str(missing(Template(markup), **given))
 
 
 def test_a_missing_variable_is_listed_after_the_fault() -> None:

@@ -16,7 +16,7 @@ __all__ = ["render_error"]
 _SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
 _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 _MARK = "a byte-order mark stands there, which POML (0.0.8) refuses: save the file as UTF-8 without one"
-_ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, turn a < b round: b > a"
+_ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, write a < b as b > a"
 
 
 def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files: FileAccess) -> RenderError:

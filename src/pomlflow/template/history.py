@@ -22,8 +22,8 @@ REQUEST = "application/vnd.poml.toolrequest"
 RESPONSE = "application/vnd.poml.toolresponse"
 M = TypeVar("M")
 
-# Private-use characters: no syntax of POML's escapes them or breaks a line at them. The number is unknown to whoever
-# writes a message or a variable, so that no text can pretend to be a mark.
+# Private-use characters: no syntax of POML's escapes them or breaks a line at them. The number is random, so
+# that no text of a message or a variable can pretend to be a mark.
 _NONCE = secrets.token_hex(8)
 # With the one or two line ends that POML puts between messages.
 _WHOLE_LINE = re.compile(rf"(?:\A|(?<=\n)|\n\n?)\ue000{_NONCE}:(\d+)\ue001(?:\n\n?|\Z)")
@@ -48,43 +48,22 @@ class History(ABC, Generic[M]):
 
     @abstractmethod
     def convert(self, value: Any) -> list[M]:
-        """Make native messages of whatever the framework takes for them.
-
-        Args:
-            value: What the user gave.
-        """
+        """Make native messages of whatever the framework takes for them."""
 
     @abstractmethod
     def to_poml(self, message: M) -> dict[str, Any]:
-        """Make POML's message of a native one: ``speaker`` and ``content``.
-
-        Args:
-            message: The native message.
-        """
+        """Make POML's message of a native one: ``speaker`` and ``content``."""
 
     @abstractmethod
     def describe(self, message: M) -> dict[str, Any]:
-        """Tell a template's expressions about a message; ``speaker`` and ``content`` are among it.
-
-        Args:
-            message: The native message.
-        """
+        """Make what expressions see of a message; ``speaker`` and ``content`` are among it."""
 
     def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
-        """Take the native messages out of a template's variables.
+        """Take the native messages out of a template's variables; return these as expressions see them.
 
-        Args:
-            variables: The variables.
-            named: Those that the template itself uses as ``<conversation messages="{{…}}">``; they may hold whatever
-                the framework takes for messages.
-            passed: Those whose items it uses there, ``{{history.slice(-6)}}``; they may hold pairs, too, of which POML
-                (0.0.8) would make empty messages.
-
-        Returns:
-            The variables as expressions see them.
-
-        Raises:
-            VariableError: What is named so holds something else.
+        `named` variables are themselves the messages of a ``<conversation>``, and may hold whatever the framework takes
+        for messages. `passed` ones have their items there, ``{{history.slice(-6)}}``, and may hold pairs, too, of which
+        POML (0.0.8) would make empty messages. Raises a `VariableError` for a named one that holds something else.
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
@@ -106,9 +85,7 @@ class History(ABC, Generic[M]):
         return [key for key, inner in state.items() if self._holds(inner) or (pairs and _holds_pairs(inner))]
 
     def _holds(self, value: Any) -> bool:
-        # Only its ends: a list of a million numbers is a variable too.
-        ends = (*value[:1], *value[-1:]) if isinstance(value, list | tuple) else ()
-        return any(isinstance(end, self.native) for end in ends)
+        return any(isinstance(end, self.native) for end in _ends(value))
 
     def _marked(self, name: str, messages: list[M]) -> list[dict[str, Any]]:
         if messages:
@@ -118,19 +95,14 @@ class History(ABC, Generic[M]):
         return [self.describe(message) for message in messages]
 
     def texts(self) -> dict[str, list[Any]]:
-        """What stands for the messages where they cannot be native: text and pictures, which POML takes anywhere."""
+        """Return what replaces messages that cannot be native: text and pictures, which POML takes anywhere."""
         contents = iter([_plain(self.to_poml(message)["content"]) for message in self._messages])
         return {name: [next(contents) for _ in marks] for name, marks in self.marks.items()}
 
     def splice(self, output: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Put the native messages where their marks came out.
+        """Return the engine's output with each mark's message in POML's form; `placed` then has their places.
 
-        Args:
-            output: What the engine gave, with messages.
-
-        Returns:
-            The same with each mark's message in POML's form, and `placed` tells where they are. None where a mark is
-            not a message of its own: it is part of serialised XML or JSON, or was cut by a ``charLimit``.
+        None where a mark is not a message of its own: it is part of serialised XML or JSON, or cut by a ``charLimit``.
         """
         messages: list[dict[str, Any]] = []
         for message in output["messages"]:
@@ -162,8 +134,12 @@ class History(ABC, Generic[M]):
 
 
 def _holds_pairs(value: Any) -> bool:
-    ends = (*value[:1], *value[-1:]) if isinstance(value, list | tuple) else ()
-    return any(isinstance(end, list | tuple) and len(end) == 2 and isinstance(end[0], str) for end in ends)  # noqa: PLR2004
+    return any(isinstance(end, list | tuple) and len(end) == 2 and isinstance(end[0], str) for end in _ends(value))  # noqa: PLR2004
+
+
+def _ends(value: Any) -> tuple[Any, ...]:
+    """The first and the last of a list: a list of a million numbers is a variable too."""
+    return (*value[:1], *value[-1:]) if isinstance(value, list | tuple) else ()
 
 
 def _content(parts: list[Any]) -> str | list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ from pomlflow.engine.serialize import is_identifier
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by"]
+__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by", "foreign_words"]
 
 _PLAIN = re.compile(
     r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
@@ -27,9 +28,46 @@ _FUNCTIONS = frozenset(
     "arrow_function function_expression generator_function function_declaration generator_function_declaration "
     "method_definition class class_declaration".split()
 )
-_BLOCKS = frozenset("statement_block for_statement for_in_statement catch_clause".split())
 _RETURN = "return "  # POML evaluates `new Function(…names, "return " + expression)`
 _local = threading.local()
+
+# What is Python's, or Jinja's, by how it stands in an expression: by itself, in code that is not JavaScript, called, as
+# a method.
+_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
+_OPERATORS = {"and": "&&", "or": "||", "not": "!", "is": "===", "if": "condition ? a : b", "for": "xs.map(x => …)"}
+_CALLS = {
+    "len": "xs.length", "str": "String(x)", "int": "parseInt(x)", "float": "Number(x)", "bool": "Boolean(x)",
+    "list": "[...xs]", "sorted": "[...xs].sort()", "reversed": "[...xs].reverse()",
+    "sum": "xs.reduce((a, b) => a + b, 0)", "range": "Array.from({length: n}, (_, i) => i)",
+    "enumerate": "xs.map((x, i) => …), or loop.index in a for=",
+    "zip": "xs.map((x, i) => [x, ys[i]])", "abs": "Math.abs(x)", "round": "Math.round(x)", "min": "Math.min(...xs)",
+    "max": "Math.max(...xs)", "any": "xs.some(x => …)", "all": "xs.every(x => …)", "isinstance": "typeof x",
+    "dict": "{...x}", "set": "new Set(xs)", "print": "the value alone", "repr": "JSON.stringify(x)",
+}  # fmt: skip
+_METHODS = {
+    "items": "Object.entries(x)", "upper": "x.toUpperCase()", "lower": "x.toLowerCase()", "strip": "x.trim()",
+    "lstrip": "x.trimStart()", "rstrip": "x.trimEnd()", "append": "[...xs, x]", "startswith": "x.startsWith(y)",
+    "endswith": "x.endsWith(y)", "format": "`…${x}…`", "title": "x.charAt(0).toUpperCase() + x.slice(1)",
+    "isoformat": "x.toISOString()", "strftime": "x.toLocaleDateString()", "splitlines": "x.split('\\n')",
+}  # fmt: skip
+_FILTERS = {
+    **dict.fromkeys(
+        "batch capitalize dictsort groupby indent map max min pprint random reject rejectattr selectattr select slice "
+        "striptags sum title truncate unique urlencode wordcount wordwrap xmlattr".split(),
+        "it with JavaScript's own methods",
+    ),
+    **dict.fromkeys(("e", "escape", "safe", "string"), "the value alone"),
+    "abs": "Math.abs(x)", "count": "xs.length", "d": "x ?? y", "default": "x ?? y", "first": "xs[0]",
+    "float": "Number(x)", "int": "parseInt(x)", "items": "Object.entries(x)", "join": "xs.join(', ')",
+    "last": "xs.at(-1)", "length": "xs.length", "list": "[...xs]", "lower": "x.toLowerCase()",
+    "replace": "x.replaceAll(a, b)", "reverse": "[...xs].reverse()", "round": "Math.round(x)", "sort": "[...xs].sort()",
+    "tojson": "JSON.stringify(x)", "trim": "x.trim()", "upper": "x.toUpperCase()",
+}  # fmt: skip
+_HANDLEBARS = re.compile(r"[#/>^]\s*[A-Za-z]+|else$")
+_TOKEN = re.compile(
+    r"(?P<text>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`)"
+    r"|(?P<before>\.\s*|(?<!\|)\|\s*)?(?P<word>[A-Za-z_$][A-Za-z0-9_$]*)(?P<called>\s*\()?(?P<key>\s*:)?"
+)
 
 
 class Name(NamedTuple):
@@ -70,7 +108,7 @@ def analyse(code: str) -> Code:
     root = _tree(_RETURN + code)
     if root.has_error or not root.named_children:
         return Code((), broken=root.has_error)
-    found = _visit(root.named_children[0], ["arguments", *_hoisted(root)])
+    found = _visit(root.named_children[0], ["arguments", *_declared(root)])
     return found._replace(uses=tuple(use._replace(start=_characters(code, use.start)) for use in found.uses))
 
 
@@ -101,7 +139,7 @@ def _visit(statement: Node, names: list[str]) -> Code:
             targets = _pattern(left)
             assigned.update(dict.fromkeys(name for name in targets if not bound.get(name)))
             todo += [(left, ALONE), _Bind(targets, 1), *((child, ALONE) for child in reversed(right))]
-        elif node.type in _FUNCTIONS or node.type in _BLOCKS:
+        elif node.type in _FUNCTIONS:
             inside = _scope(node)
             todo += [_Bind(inside, -1), *_inner(node, how), _Bind(inside, 1)]
         else:
@@ -128,9 +166,7 @@ def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
 
 
 def _scope(node: Node) -> list[str]:
-    """The names that a function, class or block binds inside it."""
-    if node.type in _BLOCKS:
-        return _lexical(node)
+    """The names that a function or class binds inside it."""
     name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
     names = [] if name is None or name.type != "identifier" else [_text(name)]
     if node.type.startswith("class"):
@@ -140,50 +176,24 @@ def _scope(node: Node) -> list[str]:
         names += [] if parameters is None else _pattern(parameters)
     if node.type != "arrow_function":
         names.append("arguments")
-    return names if body is None or body.type != "statement_block" else names + _hoisted(body)
+    return names if body is None or body.type != "statement_block" else names + _declared(body)
 
 
-def _hoisted(body: Node) -> list[str]:
-    """The names that ``var`` and functions declare anywhere in a function's body."""
+def _declared(body: Node) -> list[str]:
+    """The names that a function's body declares; one of a block counts for the whole body."""
     names: list[str] = []
     todo = list(body.named_children)
     while todo:
         node = todo.pop()
-        if node.type == "variable_declaration":
-            names += _declared(node)
-        elif node.type in {"function_declaration", "generator_function_declaration"}:
-            names += _scope(node)[:1]
-        elif node.type == "for_in_statement":
-            names += _looped(node, "var")
+        if node.type == "variable_declarator" or (node.type == "for_in_statement" and node.child_by_field_name("kind")):
+            names += _pattern(node.named_children[0])
+        elif node.type == "catch_clause" and (parameter := node.child_by_field_name("parameter")):
+            names += _pattern(parameter)
+        elif node.type.endswith("_declaration") and (name := node.child_by_field_name("name")):
+            names.append(_text(name))
         if node.type not in _FUNCTIONS:
             todo += node.named_children
     return names
-
-
-def _lexical(block: Node) -> list[str]:
-    """The names that ``let``, ``const`` and ``class`` declare in a block itself, and what its head binds."""
-    names = _looped(block, "let", "const")
-    parameter = block.child_by_field_name("parameter")  # of `catch`
-    names += [] if parameter is None else _pattern(parameter)
-    for node in block.named_children:
-        if node.type == "lexical_declaration":
-            names += _declared(node)
-        elif node.type == "class_declaration":
-            names += _scope(node)
-    return names
-
-
-def _declared(declaration: Node) -> list[str]:
-    return [name for node in declaration.named_children if node.type == "variable_declarator" for name in _first(node)]
-
-
-def _looped(node: Node, *kinds: str) -> list[str]:
-    kind = node.child_by_field_name("kind") if node.type == "for_in_statement" else None
-    return _first(node) if kind is not None and kind.type in kinds else []
-
-
-def _first(node: Node) -> list[str]:
-    return _pattern(node.named_children[0]) if node.named_children else []
 
 
 def _pattern(node: Node) -> list[str]:
@@ -214,6 +224,30 @@ def bound_by(pattern: str) -> list[str]:
     if arrow and arrow[0].type == "arrow_function":
         return _scope(arrow[0])
     return WORD.findall(pattern)
+
+
+def foreign_words(code: str) -> Iterator[tuple[int, str, str, str]]:
+    """Yield what is Python or Jinja in an expression: its offset, the word, the language and the JavaScript for it."""
+    if found := _HANDLEBARS.match(code):
+        yield 0, found[0], "Handlebars", "a for= or an if= of an element"
+        return
+    broken = analyse(code).broken
+    for token in _TOKEN.finditer(code):
+        word, before, called = token["word"], (token["before"] or "").strip(), token["called"]
+        if word is None or (token["key"] and not called and "?" not in code):
+            continue
+        instead: str | None = None
+        if before == "|" and word in _FILTERS:
+            yield token.start("word"), word, "Jinja", _FILTERS[word]
+            continue
+        if before == ".":
+            instead = _METHODS.get(word) if called else None
+        elif called and word in _CALLS:
+            instead = _CALLS[word]
+        else:
+            instead = _CONSTANTS.get(word) or (_OPERATORS.get(word) if broken else None)
+        if instead:
+            yield token.start("word"), word, "Python", instead
 
 
 def _tree(code: str) -> Node:

@@ -20,6 +20,7 @@ __all__ = [
     "expressions",
     "is_known",
     "is_poml",
+    "parse_document",
     "parse_markup",
     "split_loop",
     "unwrapped",
@@ -32,7 +33,8 @@ _TAG = re.compile(rf"""({_NAME})(?:\s*=\s*("[^"]*"|'[^']*'))?|(/?>)|(<)|\s+|."""
 _LINES = str.maketrans({"\r": "\n", "\u2028": "\n", "\u2029": "\n", "\ufeff": " "})
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
-_SPACES, _IN = re.compile(r"\s+"), re.compile(r"(?<=\s)in(?=\s)")
+_SPACES = re.compile(r"\s+")
+_LOOP = re.compile(r"^(.*\S)\s++in\s++(.+)", re.MULTILINE)  # possessive, so that a run of blanks takes linear time
 # All elements of poml 0.0.8 by all their names, in lower case and without hyphens.
 _ELEMENTS = frozenset(
     "aimessage aimsg anyorfree audio b bold br caption captionedparagraph captiontext code context conversation cp "
@@ -86,17 +88,21 @@ _NOTHING = Passage("")
 class Element:
     """An element: its name in lower case, attributes as (key in lower case, value), children in order.
 
-    `start` and `end` are the offsets of its start tag; `unquoted` has those of values without quotes.
+    `start` and `end` are the offsets of its start tag, `names` those of its attributes. `wrong` has what POML refuses
+    in the tag: a value without quotes, an attribute without a value, other characters, a tag that is not closed.
+    `ending` is the offset and the name of the end tag that POML takes for its own, whatever the name.
     """
 
-    __slots__ = ("attributes", "children", "end", "name", "start", "unquoted")
+    __slots__ = ("attributes", "children", "end", "ending", "name", "names", "start", "wrong")
 
     def __init__(self, name: str, start: int = 0) -> None:
         prefix, _, local = name.partition(":")
         self.name = (local if prefix and local and ":" not in local else name).lower()
         self.attributes: list[tuple[str, Passage]] = []
         self.children: list[Element | Passage] = []
-        self.unquoted: list[int] = []
+        self.names: dict[str, int] = {}
+        self.wrong: list[tuple[int, str]] = []
+        self.ending: tuple[int, str] | None = None
         self.start = self.end = start
 
     def find(self, key: str) -> Passage:
@@ -144,15 +150,20 @@ def is_known(name: str) -> bool:
     return name.replace("-", "") in _ELEMENTS
 
 
+def parse_document(markup: str) -> Element:
+    """Parse, and return an element around all that is there."""
+    return _parse(markup.replace("\r\n", " \n").translate(_LINES))
+
+
 def parse_markup(markup: str) -> Element:
     """Parse as POML does: with an element ``<poml>`` around what is not one element alone."""
-    document = _parse(markup.replace("\r\n", " \n").translate(_LINES))
+    document = parse_document(markup)
     solid = [child for child in document.children if isinstance(child, Element) or not child.text.isspace()]
     return solid[0] if len(solid) == 1 and isinstance(solid[0], Element) else document
 
 
 def _parse(text: str) -> Element:
-    """Parse what XML's tags there are; an end tag ends the innermost element, whatever its name, as in POML."""
+    """Parse XML's tags; an end tag ends the innermost element, whatever its name, as in POML."""
     document = Element("poml")
     open_elements = [document]
     find = _finder(text)
@@ -170,7 +181,10 @@ def _parse(text: str) -> Element:
             if is_open:
                 open_elements.append(element)
         elif kind == "</":
-            at = find(">", at) or at
+            end = find(">", at) or at
+            last = open_elements[-1]
+            last.ending = last.ending or (start, text[at:end].rstrip("> \n").lower())
+            at = end
             del open_elements[max(1, len(open_elements) - 1) :]
         elif kind in {"<!--", "<!"}:
             at = (kind == "<!--" and find("-->", at)) or find(">", at) or at
@@ -206,16 +220,24 @@ def _tag(text: str, at: int) -> tuple[Element, bool]:
     element: Element | None = None
     for token in _TAG.finditer(text, at):
         name, value, close, opening = token.groups()
-        if element is None:
-            element = Element(name, at - 1)
-        elif name is not None and value is not None:
-            element.attributes.append((name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))))
-        elif token[0] == "=":
-            element.unquoted.append(token.end())
+        element = element or Element(name, at - 1)
         element.end = token.end() - len(opening or "")
         if close or opening:
+            if opening:
+                element.wrong.append((element.start, "open"))
             return element, close == ">"
-    return element or Element("", at), False
+        if token.start() == at or token[0].isspace():
+            continue
+        if value is not None:
+            element.names.setdefault(name.lower(), token.start())
+            element.attributes.append((name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))))
+        elif token[0] == "=" and element.wrong and element.wrong[-1][1] == "bare":
+            element.wrong[-1] = (element.wrong[-1][0], "unquoted")
+        elif element.wrong[-1:] == [] or element.wrong[-1][1] != "unquoted":
+            element.wrong.append((token.start(), "bare" if name else "stray"))
+    element = element or Element("", at)
+    element.wrong.append((element.start, "open"))
+    return element, False
 
 
 def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:
@@ -252,25 +274,6 @@ def unwrapped(code: str) -> tuple[int, str]:
 
 
 def split_loop(loop: str) -> tuple[str, int, str] | None:
-    r"""Split ``item in list`` as JavaScript's ``/(.+)\s+in\s+(.+)/`` does, in linear time: item, offset and list."""
-    found: tuple[str, int, str] | None = None
-    line = 0  # the end of the line that the first item ends in
-    for word in _IN.finditer(loop):
-        end, start = word.start(), word.end()
-        while end and loop[end - 1].isspace():
-            end -= 1
-        while start < len(loop) and loop[start].isspace():
-            start += 1
-        if not end or start == len(loop):
-            continue
-        if found is None:
-            line = _line_end(loop, end)
-        elif end > line:
-            break
-        found = loop[loop.rfind("\n", 0, end) + 1 : end], start, loop[start : _line_end(loop, start)]
-    return found
-
-
-def _line_end(text: str, start: int) -> int:
-    end = text.find("\n", start)
-    return len(text) if end < 0 else end
+    """Split ``item in list``: the item, the offset of the list, and the list."""
+    found = _LOOP.search(loop)
+    return None if found is None else (found[1], found.start(2), found[2])

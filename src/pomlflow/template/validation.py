@@ -5,19 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
 from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
+from pomlflow.template.faults import find_fault
 from pomlflow.template.files import decode, read_file
-from pomlflow.template.javascript import analyse
-from pomlflow.template.markup import Element, Passage, SourceText, parse_markup
+from pomlflow.template.javascript import analyse, foreign_words
+from pomlflow.template.markup import Element, Passage, SourceText, expressions, parse_markup
 from pomlflow.template.source import Inference, Snapshot, Use
 
 __all__ = [
     "check_names",
     "encode_variables",
+    "has_entity",
     "missing_names",
     "missing_variables",
     "nameable",
@@ -27,16 +30,26 @@ __all__ = [
 
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos);")
+_ENTITIES = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _SHOWN = 20  # names in a message
 
-_ESCAPES = "in text, write #amp; for & and #lt; for <"
-_EXPRESSION = (
-    'an expression in text cannot hold & or <: name its value first, <let name="both" value="a && b"/>, or write it '
-    "in an if=; turn a < b round: b > a"
-)
-_ATTRIBUTE = "in an attribute, write #lt; for <; in an expression, turn a < b round: b > a"
+_UNKNOWN = re.compile(r"Component (\S+) not found")
+_PROSE = re.compile(r"[A-Za-z0-9][^(){}\[\]=+*<>|\"`]*")  # a text that somebody forgot to quote, not code with a fault
 _TEXT = "value= is a JavaScript expression: put a text in quotes of its own, "
-_DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, and turn a < b round: b > a"
+_DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, and a < b as b > a"
+_SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
+_LOOP = 'POML loops by an attribute: <p for="item in items">{{item}}</p>'
+_CONDITION = 'POML has conditions by an attribute: <p if="condition">…</p>'
+# What other templates call what POML has, by the name of the element.
+_INSTEAD = {
+    **dict.fromkeys(("for", "foreach", "loop", "each"), _LOOP),
+    **dict.fromkeys(("if", "else", "elif", "elseif", "when", "unless", "choose"), _CONDITION),
+    "system": "a system message is <system-msg>…</system-msg>",
+    **dict.fromkeys(("user", "human"), "a user's message is <human-msg>…</human-msg>"),
+    **dict.fromkeys(("assistant", "ai"), "a model's message is <ai-msg>…</ai-msg>"),
+    **dict.fromkeys(("var", "variable", "set"), 'a variable is set by <let name="x" value="…"/>'),
+    "message": "messages are <system-msg>, <human-msg> and <ai-msg>",
+}
 
 
 def nameable(inference: Inference, variables: Mapping[Any, Any]) -> Mapping[str, Any]:
@@ -96,16 +109,25 @@ def _undefined(problem: Problem) -> str:
     return found[1] if found else ""
 
 
-def own_problems(error: RenderError, names: Sequence[str], again: RenderError | None) -> list[Problem]:
-    """The problems that are not due to missing variables.
+def has_entity(error: RenderError) -> bool:
+    """Whether a problem is about an expression with an entity, which is a fault whatever the variables are."""
+    return any(
+        problem.text and problem.column and _ENTITY.search(problem.text[problem.column - 1 :][: problem.width])
+        for problem in error.problems
+    )
 
-    Args:
-        error: The failed render's.
-        names: The missing variables.
-        again: That of a render with placeholders for them; None where it had none.
-    """
+
+def own_problems(error: RenderError, names: Sequence[str], again: RenderError | None) -> list[Problem]:
+    """The problems that are not due to missing variables; `again` is the error of a render with placeholders."""
     again_problems = again.problems if again else ()
-    return [problem for problem in error.problems if _undefined(problem) not in names and problem in again_problems]
+    entities = [
+        replace(problem, message=f"&{name}; is not decoded in an expression")
+        for problem in again_problems
+        if (name := _undefined(problem)) in _ENTITIES
+    ]
+    return entities or [
+        problem for problem in error.problems if _undefined(problem) not in names and problem in again_problems
+    ]
 
 
 def missing_variables(
@@ -116,12 +138,9 @@ def missing_variables(
     reported = next(problem for problem in error.problems if _undefined(problem) == first)
     use = _use_of(first, reported, inference.uses, place)
     shown = sorted(name for name, value in given.items() if not (name in inference.messages and _is_empty(value)))
-    near = difflib.get_close_matches(first, shown, 1)
-    guard = f"typeof {first} === 'undefined' ? {'[]' if use and use.kind == 'for' else repr('')} : {first}"
     why = (
         f"the template needs the variable{'s' if len(names) > 1 else ''} {_listed(names)}; "
-        f"given: {_listed(shown) or 'none'}. {f'Did you mean {near[0]!r}? ' if near else ''}"
-        f"Pass it, or guard it in the template: {guard if use and use.kind == 'for' else f'{{{{ {guard} }}}}'}"
+        f"given: {_listed(shown) or 'none'}. {_remedy_of_missing(first, use, shown)}"
     )
     if use is None:
         line, column, text, width = reported.line, reported.column, reported.text, reported.width
@@ -129,6 +148,21 @@ def missing_variables(
         (line, column, text), width = use.source.place(use.offset), len(first)
     problem = Problem(why, "MissingVariable", reported.file, line, column, text, width)
     return MissingVariableError(str(problem), first, problem)
+
+
+def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
+    kind, code = (use.kind, use.expression) if use else ("text", name)
+    foreign = next((found for found in foreign_words(code) if found[1] == name), None)
+    if foreign is not None:
+        return f"{name!r} is {foreign[2]}, and an expression is JavaScript: write {foreign[3]}"
+    near = difflib.get_close_matches(name, given, 1)
+    guard = f"typeof {name} === 'undefined' ? {'[]' if kind == 'for' else repr('')} : {name}"
+    remedy = f"Pass it, or guard it in the template: {guard if kind == 'for' else f'{{{{ {guard} }}}}'}"
+    if use and kind == "value" and use.source.text[use.offset - 1] in "\"'" and _PROSE.fullmatch(code):
+        remedy += f". If it is a text, put it in quotes of its own: value=\"'{code}'\""
+    elif kind == "schema":
+        remedy = f"Pass it, or write a schema: {_SCHEMA}"
+    return f"Did you mean {near[0]!r}? {remedy}" if near else remedy
 
 
 def _use_of(name: str, reported: Problem, uses: Iterable[Use], place: str | None) -> Use | None:
@@ -150,44 +184,47 @@ def _is_empty(history: Any) -> bool:
 
 
 def with_hint(error: RenderError, snapshot: Snapshot, place: str | None) -> RenderError:
-    """Add to an error what to do about its first problem, and why files that it names do not exist."""
-    text = str(error)
-    hints = [_hint(error.problems[0], snapshot, place) or error.hint]
-    hints += [why for file, why in snapshot.missing if file in text]
+    """Put the true fault first, and add what to do about it and why files that it names do not exist."""
+    first = error.problems[0]
+    fault, hint = _diagnose(first, snapshot, place)
+    hints = [hint or error.hint, *(why for file, why in snapshot.missing if file in str(error))]
     found = "\n".join(dict.fromkeys(filter(None, hints)))
+    if fault is not None:
+        return RenderError([fault, *error.problems], found or None)
     return RenderError(error.problems, found) if found and found != error.hint else error
 
 
-def _hint(problem: Problem, snapshot: Snapshot, place: str | None) -> str | None:
+def _diagnose(problem: Problem, snapshot: Snapshot, place: str | None) -> tuple[Problem | None, str | None]:
+    unknown = _UNKNOWN.match(problem.message)
+    if unknown:
+        return None, _INSTEAD.get(unknown[1].lower())
     source = _source_of(problem, snapshot, place)
     if source is None or problem.line is None or problem.column is None:
-        return None
-    offset, root = source.offset(problem.line, problem.column), parse_markup(source.text)
-    element, value = _at(root, offset)
-    if problem.message.startswith("unexpected character"):
-        if offset in element.unquoted:
-            return _unquoted(source.text, offset)
-        return _ATTRIBUTE if value else _in_text(source.text, offset)
-    if problem.message.startswith("Expecting"):
-        before = _at(root, offset - 1, texts=True)[1]
-        return _in_text(source.text, offset - 1) if before and "<" in before.text else None
-    return None if value is None else _in_value(element, value)
+        return None, None
+    offset = source.offset(problem.line, problem.column)
+    if problem.message.startswith(("unexpected character", "Expecting")):
+        fault = find_fault(source.text, offset)
+        if fault is None:
+            return None, None
+        line, column, text = source.place(fault.offset)
+        return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width), fault.remedy
+    element, key, code = _expression_at(parse_markup(source.text), offset)
+    return None, _remedy(element, key, code)
 
 
-def _in_value(element: Element, value: Passage) -> str | None:
-    if _ENTITY.search(value.text):
+def _remedy(element: Element, key: str, code: str) -> str | None:
+    """What to do about an expression that cannot be evaluated."""
+    if key and _ENTITY.search(code):
         return _DECODED
-    is_text = value.text.replace(" ", "").isalnum() and analyse(value.text).broken
-    return f"{_TEXT}value=\"'{value.text}'\"" if element.name == "let" and is_text else None
-
-
-def _unquoted(text: str, offset: int) -> str:
-    end = text.find("}}", offset) + 2 if text.startswith("{{", offset) else 1
-    return f'put the value of an attribute in quotes: ="{text[offset:end] if end > 1 else "…"}"'
-
-
-def _in_text(text: str, offset: int) -> str:
-    return _EXPRESSION if text.rfind("{{", 0, offset + 1) > text.rfind("}}", 0, offset) else _ESCAPES
+    if key == "for" and "{{" in code:
+        return 'for= takes no braces: for="item in items"'
+    if key == "value" and element.name == "let" and _PROSE.fullmatch(code) and analyse(code).broken:
+        quote = "`" if "'" in code else "'"
+        return f'{_TEXT}value="{quote}{code}{quote}"'
+    if not key and code.count("{") != code.count("}"):
+        return "}} ends an expression, also inside a text: write } }"
+    found = next(foreign_words(code), None)
+    return found and f"an expression is JavaScript, and {found[1]!r} is {found[2]}: write {found[3]}"
 
 
 def _source_of(problem: Problem, snapshot: Snapshot, place: str | None) -> SourceText | None:
@@ -198,12 +235,14 @@ def _source_of(problem: Problem, snapshot: Snapshot, place: str | None) -> Sourc
     return None if content is None else SourceText(decode(content, str(file))[0], file)
 
 
-def _at(root: Element, offset: int, *, texts: bool = False) -> tuple[Element, Passage | None]:
-    """The element that an offset stands in, and the attribute's value there; or, of `texts`, the text."""
+def _expression_at(root: Element, offset: int) -> tuple[Element, str, str]:
+    """The element and the attribute that an offset stands in, and the expression there."""
     for element in root.walk():
-        children = [child for child in element.children if isinstance(child, Passage)]
-        values = children if texts else [value for _, value in element.attributes]
-        here = next((value for value in values if value.at(0) - 1 <= offset <= value.at(0) + len(value.text)), None)
-        if here is not None or element.start <= offset < element.end:
-            return element, here
-    return root, None
+        for key, value in element.attributes:
+            if value.at(0) - 1 <= offset <= value.at(0) + len(value.text):
+                return element, key, value.text
+        for child in element.children:
+            if isinstance(child, Passage) and child.at(0) <= offset < child.at(0) + len(child.text):
+                text = child.text[offset - child.at(0) :]
+                return element, "", next((code for _, code in expressions(text)), "")
+    return root, "", ""
