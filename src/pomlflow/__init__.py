@@ -35,6 +35,7 @@ from pomlflow.exceptions import (
     WorkerDiedError,
 )
 from pomlflow.settings import configure, configured
+from pomlflow.template.lint import Finding
 
 if TYPE_CHECKING:
     from pomlflow.tracking.replay import Replay, replay
@@ -44,6 +45,7 @@ __all__ = [
     "ConfigurationError",
     "EngineBusyError",
     "EngineError",
+    "Finding",
     "MissingVariableError",
     "NodeNotFoundError",
     "NotPomlError",

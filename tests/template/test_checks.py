@@ -122,15 +122,3 @@ def test_both_prompts_validate_without_variables(framework: str) -> None:
         prompt.from_template("<p>{{x.y.z}}</p>").validate(x={})
     with pytest.raises(MissingVariableError):
         prompt.from_template("<p>{{x}} {{y}}</p>").validate(x=1)
-
-
-def test_what_poml_drops_without_an_error_is_a_warning_of_the_check(caplog: pytest.LogCaptureFixture) -> None:
-    template = Template(
-        "<poml>\n<p>Tom &amp; Ada, {{x}} &#65;<![CDATA[b]]></p><!-- &lt; --><p title='&lt;'>c</p></poml>"
-    )
-    assert template.check().error is None
-    assert [record.getMessage().split("\n")[0] for record in caplog.records] == [
-        "<inline>:2:8: POML (0.0.8) drops &amp; from text: write #amp;",
-        "<inline>:2:25: POML (0.0.8) drops &#65; from text: write the characters themselves",
-        "<inline>:2:30: POML (0.0.8) drops <![CDATA[…]]> from text: write the characters themselves",
-    ]

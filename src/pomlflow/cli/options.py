@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
+    from pomlflow.template.lint import LintSettings
 
 __all__ = [
     "FILE",
@@ -21,8 +23,10 @@ __all__ = [
     "mlflow_options",
     "prompts_in",
     "read_object",
+    "rules_of",
     "template_of",
     "values_of",
+    "with_rules",
     "with_values",
 ]
 
@@ -42,6 +46,36 @@ def with_values(command: F) -> F:
         help="A JSON file of variables; - for standard input. May be repeated; -c overrides it.",
     )  # fmt: skip
     return context(file(command))
+
+
+def with_rules(command: F) -> F:
+    """Add the options for warnings to a command."""
+    select = click.option(
+        "--select", multiple=True, metavar="RULE,…", help="Only these rules; may be repeated. See docs/check.md."
+    )
+    ignore = click.option("--ignore", multiple=True, metavar="RULE,…", help="Not these rules; may be repeated.")
+    strict = click.option("--strict", is_flag=True, help="Fail (exit code 1) on warnings too.")
+    return select(ignore(strict(command)))
+
+
+def rules_of(folder: Path, select: Sequence[str], ignore: Sequence[str], *, strict: bool) -> LintSettings:
+    """Return the rules that apply to a prompt in a folder: those of the options, else of pyproject.toml.
+
+    Raises:
+        UsageError: There is no such rule.
+    """
+    from pomlflow.template.lint import RULES, lint_settings
+
+    settings = lint_settings(folder.absolute())
+    chosen = [{name.strip() for text in texts for name in text.split(",")} for texts in (select, ignore)]
+    if unknown := sorted((chosen[0] | chosen[1]) - RULES.keys()):
+        raise click.UsageError(f"no rule {unknown[0]}; the rules are {', '.join(RULES)}")
+    return replace(
+        settings,
+        select=frozenset(chosen[0]) or settings.select,
+        ignore=settings.ignore | chosen[1],
+        strict=strict or settings.strict,
+    )
 
 
 def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:

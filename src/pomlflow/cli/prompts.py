@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from pomlflow.cli.options import FILE, context_file_of, prompts_in, read_object, template_of, values_of, with_values
+from pomlflow.cli.options import (
+    FILE,
+    context_file_of,
+    prompts_in,
+    read_object,
+    rules_of,
+    template_of,
+    values_of,
+    with_rules,
+    with_values,
+)
 from pomlflow.exceptions import EngineError, MissingVariableError, PomlError, Problem, RenderError, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -17,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "render", "show_problems", "variables"]
 
-_MOST_PROBLEMS: Final = 20  # of one prompt
+_LINES: Final = 15  # of one prompt's problems; the remedy is added
+_CHARACTERS: Final = 900
+_LONGEST: Final = 300  # characters of a message
 
 
 @click.command()
@@ -91,10 +103,17 @@ def variables(file: str, as_json: bool) -> None:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
 @with_values
+@with_rules
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @click.pass_context
 def check(
-    ctx: click.Context, paths: tuple[str, ...], given: tuple[str, ...], files: tuple[str, ...], quiet: bool
+    ctx: click.Context,
+    /,
+    paths: tuple[str, ...],
+    given: tuple[str, ...],
+    files: tuple[str, ...],
+    quiet: bool,
+    **rules: Any,
 ) -> None:
     """Check prompts, with or without values for their variables.
 
@@ -102,28 +121,44 @@ def check(
     may have caused are suppressed. Values come from the options and from support.context.json next to support.poml.
     Problems are printed as FILE:LINE:COLUMN: MESSAGE, in GitHub Actions as annotations.
 
+    What renders, but probably not as it is meant, is a warning: FILE:LINE:COLUMN: warning: MESSAGE: REMEDY [RULE].
+    Warnings do not fail the check unless --strict is given. --select, --ignore and --strict can also be set as select,
+    ignore and strict under [tool.pomlflow] of pyproject.toml.
+
     \b
     pomlflow check prompts/
     pomlflow check prompts/support.poml --context-file example.json
+    pomlflow check prompts/ --strict --ignore unused-variable
     """
+    values, found = values_of(files, given), prompts_in(paths)
+    done = [_check(file, values, rules) for file in found]
+    failed, warned = sum(fails for fails, _ in done), sum(warns for _, warns in done)
+    if not quiet:
+        warnings = f", {warned} with warnings" if warned else ""
+        click.echo(f"{len(found)} checked, {failed or 'none'} with problems{warnings}", err=True)
+    ctx.exit(1 if failed else 0)
+
+
+def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Check a prompt; return whether it fails, and whether it has warnings."""
     from pomlflow.template import Template
 
-    values, failed = values_of(files, given), 0
-    found = prompts_in(paths)
-    for file in found:
-        try:
-            example = _example_values(file)
-        except click.UsageError as refused:
-            failed += 1
-            _show(str(context_file_of(file)), Problem(refused.message))
-            continue
-        error = Template(path=file).check({**example, **values}).error
-        if error is not None:
-            show_problems(str(file), error)
-            failed += 1
-    if not quiet:
-        click.echo(f"{len(found)} checked, {failed or 'none'} with problems", err=True)
-    ctx.exit(1 if failed else 0)
+    settings = rules_of(file.parent, **rules)
+    try:
+        example = _example_values(file)
+    except click.UsageError as refused:
+        _show(str(context_file_of(file)), [Problem(refused.message)])
+        return True, False
+    template = Template(path=file)
+    error = template.check({**example, **values}).error
+    if error is not None:
+        show_problems(str(file), error)
+    findings = template.lint(settings, getattr(error, "problems", ()))
+    warnings = [
+        Problem(f"{one.message}: {one.remedy} [{one.rule}]", "", one.file, one.line, one.column) for one in findings
+    ]
+    _show(str(file), warnings, "warning")
+    return error is not None or (settings.strict and bool(findings)), bool(findings)
 
 
 def _example_values(file: Path) -> Mapping[str, Any]:
@@ -140,25 +175,35 @@ def show_problems(file: str, error: PomlError) -> None:
     """
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # not the prompt's fault
-    problems = list(_problems(error))
-    for problem in problems[:_MOST_PROBLEMS]:
-        _show("<stdin>" if file == "-" else file, problem)
-    if (more := len(problems) - _MOST_PROBLEMS) > 0:
-        click.echo(f"  {more} more problems")
+    _show("<stdin>" if file == "-" else file, list(_problems(error)))
     if isinstance(error, RenderError) and error.hint:
         click.echo("\n".join(f"  {line}" for line in error.hint.splitlines()))
 
 
-def _show(file: str, problem: Problem) -> None:
+def _show(file: str, problems: Sequence[Problem], level: str = "error") -> None:
+    """Print problems, a line each: the first ones, and how many more there are."""
+    lines = [_line(file, problem, level) for problem in problems]
+    shown = length = 0
+    for line in lines[:_LINES]:
+        length += len(line)
+        if shown and length > _CHARACTERS:
+            break
+        click.echo(line)
+        shown += 1
+    if more := len(lines) - shown:
+        click.echo(f"  {more} more {'problem' if level == 'error' else level}{'s' if more > 1 else ''}")
+
+
+def _line(file: str, problem: Problem, level: str) -> str:
     from pomlflow.cli.output import shown_path
 
     place = shown_path(problem.file or file)
     line, column = problem.line or 1, problem.column or 1
+    message = problem.message if len(problem.message) <= _LONGEST else f"{problem.message[:_LONGEST]}…"
     if os.environ.get("GITHUB_ACTIONS") == "true":
         # https://docs.github.com/actions/reference/workflow-commands-for-github-actions
-        click.echo(f"::error file={place},line={line},col={column}::{_escaped(problem.message)}")
-    else:
-        click.echo(f"{place}:{line}:{column}: {problem.message.split(chr(10), 1)[0]}")
+        return f"::{level} file={place},line={line},col={column}::{_escaped(message)}"
+    return f"{place}:{line}:{column}: {'' if level == 'error' else f'{level}: '}{message.split(chr(10), 1)[0]}"
 
 
 def _escaped(text: str) -> str:

@@ -28,6 +28,7 @@ from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
+from pomlflow.template.lint import Finding
 from pomlflow.template.source import Inference, Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin
 
@@ -158,12 +159,15 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         """Return the path that `loads` imports the class from."""
         return ["pomlflow", "langchain"]
 
-    def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
+    def validate(self, **variables: Any) -> list[Finding]:  # type: ignore[override]  # pydantic 1's method
         """Check the prompt, at start-up instead of in the first call. Nothing is traced.
 
         Args:
             **variables: The variables. Without any, only errors that do not depend on their values are reported: in the
                 markup, unknown components, missing files, the syntax of expressions.
+
+        Returns:
+            Warnings about what renders, but probably not as it is meant, by the rules that pyproject.toml selects.
 
         Raises:
             PomlError: The error that a render would raise.
@@ -172,6 +176,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             self._render(variables)[0].result()
         elif (error := self._core.check(self._validate_input({}), history=MessageHistory()).error) is not None:
             raise error
+        return self._core.lint()
 
     def bind_to(
         self,

@@ -26,6 +26,7 @@ from pomlflow.llama_index.structured import Answer, output_class
 from pomlflow.llama_index.text_views import PromptText, check_f_string, fenced, joined_text, markdown
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
+from pomlflow.template.lint import Finding
 from pomlflow.template.source import Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin
 
@@ -161,22 +162,26 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """Whether the markup has messages of its own; else all of it is one user message."""
         return self.chat and self._core.inference.has_speakers
 
-    def validate(self, **variables: Any) -> None:  # type: ignore[override]  # pydantic 1's method, deprecated there
+    def validate(self, **variables: Any) -> list[Finding]:  # type: ignore[override]  # pydantic 1's method
         """Find errors early, at start-up instead of in the first call.
 
         Args:
             **variables: The variables that `partial_format` has not set. Without any, only errors that do not depend
                 on values are found: in the markup, unknown components, missing files, expressions' syntax.
 
+        Returns:
+            Warnings about what renders, but probably not as it is meant, by the rules that pyproject.toml selects.
+
         Raises:
             PomlError: As a render raises it.
         """
         if variables:
             self.format_messages(**variables)
-            return
+            return self._core.lint()
         prepared, history, _ = self._prepared({})
         if (error := self._core.check(prepared, history=history).error) is not None:
             raise error
+        return self._core.lint()
 
     def bind_to(self, llm: LLM, /, **llm_kwargs: Any) -> PomlLLM:
         """Bind a model to the prompt, so that the whole file reaches the model with each call.

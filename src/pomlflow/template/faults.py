@@ -96,7 +96,7 @@ def _in_text(text: str, element: Element) -> Iterator[Fault]:
 def _in_nesting(text: str, document: Element) -> Fault | None:
     """The first end tag that is missing or too much, by the names that POML does not look at."""
     if comment := _COMMENT.search(text):
-        return Fault(comment.start(), 4, "the comment has no end", "end it with -->")
+        return Fault(comment.start(), 4, "the comment has no end", "end it with -->", 0)
     if found := re.match(r"\ufeff?\s*<[?!](?!--)[^>]*>", text):
         return Fault(found.start(), len(found[0]), "POML takes no XML declaration", "remove it")
     tags = [(element.start, element.name, True) for element in document.walk() if element is not document]

@@ -76,7 +76,6 @@ _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimes
 _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
 # An entity is not decoded in an expression, and is a fault there: its name is not a variable.
 _ENTITIES = re.compile(r"&(amp|lt|gt|quot|apos);")
-_ESCAPED = frozenset({"&amp;", "&lt;", "&gt;", "&quot;", "&apos;"})
 _ENTITY = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
@@ -147,7 +146,6 @@ class _Search:
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
         self.not_utf8: dict[Path, Problem] = {}
-        self.dropped: list[Problem] = []
         self.parts: dict[str, bool] = {}  # part of the frame -> whether it depends on more than the markup
         self.seen: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.reads = self.has_speakers = False
@@ -168,7 +166,6 @@ class _Search:
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
             not_utf8=tuple(self.not_utf8.values()),
-            dropped=tuple(self.dropped),
             reads=self.reads,
             parts=frozenset(self.parts),
             static=frozenset(part for part, depends in self.parts.items() if not depends),
@@ -186,8 +183,6 @@ class _Search:
                 pending.pop()
             elif isinstance(node, Passage):
                 self.text(_Place(node, scope, "text"))
-                if not node.text:
-                    self.lose(node.at(0), scope.source)
             elif node.name == "stylesheet":
                 self.reads |= "src" in node.text().text.replace("-", "").lower()
             elif node.name != "context":
@@ -196,18 +191,6 @@ class _Search:
                     self.let(node, scope)
                 else:
                     pending.append(self.element(node, scope))
-
-    def lose(self, offset: int, source: SourceText) -> None:
-        """Note an entity or a CDATA section, which POML drops from text."""
-        end = source.text.find(";", offset) + 1
-        what = source.text[offset:end] if source.text[offset] == "&" else "<![CDATA[…]]>"
-        if what.startswith("<") and not source.text.startswith("<![", offset):
-            return
-        instead = f"#{what[1:]}" if what in _ESCAPED else "the characters themselves"
-        line, column, text = source.place(offset)
-        message = f"POML (0.0.8) drops {what} from text: write {instead}"
-        file = None if source.file is None else str(source.file)
-        self.dropped.append(Problem(message, "Dropped", file, line, column, text, len(what)))
 
     def element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
         """Read an element's attributes; return its content and the scope in there."""

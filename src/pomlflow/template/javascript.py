@@ -13,7 +13,7 @@ from pomlflow.engine.serialize import is_identifier
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by", "foreign_words"]
+__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by", "foreign_words", "is_prose", "quoted"]
 
 _PLAIN = re.compile(
     r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
@@ -63,6 +63,8 @@ _FILTERS = {
     "replace": "x.replaceAll(a, b)", "reverse": "[...xs].reverse()", "round": "Math.round(x)", "sort": "[...xs].sort()",
     "tojson": "JSON.stringify(x)", "trim": "x.trim()", "upper": "x.toUpperCase()",
 }  # fmt: skip
+_PROSE = re.compile(r"[A-Za-z0-9][^(){}\[\]=+*<>|\"`]*")
+_SYNTAX = re.compile(r"(?<![\w.])f(?=[\"'])|\[\s*-?\w*\s*:\s*-?\w*\s*\]")
 _HANDLEBARS = re.compile(r"[#/>^]\s*[A-Za-z]+|else$")
 _TOKEN = re.compile(
     r"(?P<text>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`)"
@@ -226,12 +228,25 @@ def bound_by(pattern: str) -> list[str]:
     return WORD.findall(pattern)
 
 
+def is_prose(code: str) -> bool:
+    """Whether code looks like a text without quotes: words, and no sign of an expression."""
+    return _PROSE.fullmatch(code) is not None
+
+
+def quoted(text: str) -> str:
+    """A text as JavaScript, for an attribute's value in double quotes."""
+    return f"`{text}`" if "'" in text else f"'{text}'"
+
+
 def foreign_words(code: str) -> Iterator[tuple[int, str, str, str]]:
     """Yield what is Python or Jinja in an expression: its offset, the word, the language and the JavaScript for it."""
     if found := _HANDLEBARS.match(code):
         yield 0, found[0], "Handlebars", "a for= or an if= of an element"
         return
     broken = analyse(code).broken
+    for found in _SYNTAX.finditer(code) if broken else ():
+        is_text = found[0] == "f"
+        yield found.start(), "f-string" if is_text else found[0], "Python", "`…${x}…`" if is_text else "xs.slice(1, 3)"
     for token in _TOKEN.finditer(code):
         word, before, called = token["word"], (token["before"] or "").strip(), token["called"]
         if word is None or (token["key"] and not called and "?" not in code):

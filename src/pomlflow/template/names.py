@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import threading
-import tomllib
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 from pomlflow._log import warn_once
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
+from pomlflow.template.pyproject import tool_settings
 
 __all__ = ["NAMES", "absolute", "from_root", "name_and_path", "registry_name", "working_folder"]
 
@@ -110,19 +110,11 @@ def _relative(path: Path, folder: Path) -> str | None:
     return None
 
 
-@lru_cache(maxsize=256)
 def _project_root(folder: Path) -> Path | None:
     """The ``prompt_root`` under ``[tool.pomlflow]`` of the nearest pyproject.toml at or above a folder."""
-    file = next((file for at in (folder, *folder.parents) if (file := at / "pyproject.toml").is_file()), None)
-    if file is None:
-        return None
-    try:
-        tools = tomllib.loads(file.read_text("utf-8")).get("tool", {})
-    except (OSError, ValueError) as error:
-        warn_once(("pyproject", file), "%s cannot be read, so that its prompt_root is unknown: %s", file, error)
-        return None
-    root = tools.get("pomlflow", {}).get("prompt_root")
-    if root is None:
+    file, values = tool_settings(folder)
+    root = values.get("prompt_root")
+    if file is None or root is None:
         return None
     if not isinstance(root, str):
         raise ConfigurationError(f"{file}: prompt_root under [tool.pomlflow] must be a path, got {root!r}")

@@ -82,7 +82,6 @@ class Inference:
             missing ones too, without repeats.
         absolute: Those of both that the markup names by their absolute paths only.
         not_utf8: What is wrong with those that must be UTF-8 and are not.
-        dropped: The entities and CDATA sections that POML drops from text.
         reads: Whether anything in the markup names a file, by a variable too.
         parts: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has.
         static: Those of them that depend on nothing but the markup: no variable, nor a ``<let>`` that comes of one or
@@ -101,7 +100,6 @@ class Inference:
     assets: tuple[Path, ...] = ()
     absolute: frozenset[Path] = frozenset()
     not_utf8: tuple[Problem, ...] = ()
-    dropped: tuple[Problem, ...] = ()
     reads: bool = False
     parts: frozenset[str] = frozenset()
     static: frozenset[str] = frozenset()

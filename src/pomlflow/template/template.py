@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pomlflow._log import logger
-from pomlflow.exceptions import RenderError, TemplateNotFoundError
+from pomlflow.exceptions import Problem, RenderError, TemplateNotFoundError
 from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
 from pomlflow.template.files import decode, stamp, stamps
 from pomlflow.template.history import History
 from pomlflow.template.inference import infer
+from pomlflow.template.lint import Finding, LintSettings, lint, lint_settings
 from pomlflow.template.names import absolute, from_root, name_and_path, registry_name, working_folder
 from pomlflow.template.render import NOWHERE, Render, RenderOptions
 from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
 
 __all__ = ["Snapshot", "Template"]
-
-_WARNINGS = 10  # of one check
 
 
 class Template:
@@ -222,8 +220,7 @@ class Template:
         """Render with the variables that there are, to find problems of the template itself.
 
         Missing variables are replaced by placeholders: expressions may do anything with one, a loop over it runs once,
-        and the content of an ``if`` of it is rendered. Errors that a placeholder may have caused are suppressed. What
-        POML drops from the text without an error, as ``&amp;``, is logged as a warning.
+        and the content of an ``if`` of it is rendered. Errors that a placeholder may have caused are suppressed.
 
         Args:
             variables: By name, possibly none.
@@ -242,12 +239,24 @@ class Template:
             also <inline>:1:27: Unexpected token '}'
         """
         now = self.current()
-        for problem in now.inference.dropped[:_WARNINGS]:
-            place = str(self.path) if self.path is not None and problem.file is None else problem.file
-            logger.warning("%s", replace(problem, file=place))
         given = {**dict.fromkeys(now.inference.messages, ()), **(variables or {})}
         names = [name for name in (*now.inference.variables, *now.inference.optional) if name not in given]
         return self._prepare(given, history, now, placeholders=names).run(None)
+
+    def lint(self, settings: LintSettings | None = None, errors: Iterable[Problem] = ()) -> list[Finding]:
+        """Return warnings about the markup and what it includes; none for the lines of `errors`.
+
+        Args:
+            settings: Which rules apply; by default those of the nearest pyproject.toml.
+            errors: What a render reported.
+
+        Raises:
+            ConfigurationError: The settings in pyproject.toml are invalid.
+        """
+        now = self.current()
+        settings = settings or lint_settings(self._folder())
+        place = now.uri if self.path is None else str(self.path)
+        return lint(now, place, settings, self.stylesheet, errors)
 
 
 def _from_prompt_root(folder: Path) -> str | None:

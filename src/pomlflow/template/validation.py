@@ -13,7 +13,7 @@ from pomlflow import engine
 from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
 from pomlflow.template.faults import find_fault
 from pomlflow.template.files import decode, read_file
-from pomlflow.template.javascript import analyse, foreign_words
+from pomlflow.template.javascript import analyse, foreign_words, is_prose, quoted
 from pomlflow.template.markup import Element, Passage, SourceText, expressions, parse_markup
 from pomlflow.template.source import Inference, Snapshot, Use
 
@@ -34,7 +34,6 @@ _ENTITIES = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _SHOWN = 20  # names in a message
 
 _UNKNOWN = re.compile(r"Component (\S+) not found")
-_PROSE = re.compile(r"[A-Za-z0-9][^(){}\[\]=+*<>|\"`]*")  # a text that somebody forgot to quote, not code with a fault
 _TEXT = "value= is a JavaScript expression: put a text in quotes of its own, "
 _DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, and a < b as b > a"
 _SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
@@ -158,7 +157,7 @@ def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, given, 1)
     guard = f"typeof {name} === 'undefined' ? {'[]' if kind == 'for' else repr('')} : {name}"
     remedy = f"Pass it, or guard it in the template: {guard if kind == 'for' else f'{{{{ {guard} }}}}'}"
-    if use and kind == "value" and use.source.text[use.offset - 1] in "\"'" and _PROSE.fullmatch(code):
+    if use and kind == "value" and use.source.text[use.offset - 1] in "\"'" and is_prose(code):
         remedy += f". If it is a text, put it in quotes of its own: value=\"'{code}'\""
     elif kind == "schema":
         remedy = f"Pass it, or write a schema: {_SCHEMA}"
@@ -218,10 +217,9 @@ def _remedy(element: Element, key: str, code: str) -> str | None:
         return _DECODED
     if key == "for" and "{{" in code:
         return 'for= takes no braces: for="item in items"'
-    if key == "value" and element.name == "let" and _PROSE.fullmatch(code) and analyse(code).broken:
-        quote = "`" if "'" in code else "'"
-        return f'{_TEXT}value="{quote}{code}{quote}"'
-    if not key and code.count("{") != code.count("}"):
+    if key == "value" and element.name == "let" and is_prose(code) and analyse(code).broken:
+        return f'{_TEXT}value="{quoted(code)}"'
+    if not key and (code.count("{") != code.count("}") or code.count("'") % 2 or code.count('"') % 2):
         return "}} ends an expression, also inside a text: write } }"
     found = next(foreign_words(code), None)
     return found and f"an expression is JavaScript, and {found[1]!r} is {found[2]}: write {found[3]}"

@@ -1,0 +1,182 @@
+"""Rules about elements and their attributes, by POML's own documentation."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pomlflow.template.components import attributes
+from pomlflow.template.faults import Fault
+from pomlflow.template.page import SCHEMAS, Node, Page, Rule
+
+__all__ = ["RULES"]
+
+_EVERYWHERE = frozenset({"for", "if", "key"})
+_INSTEAD = {"class": "className", "style": "captionStyle", "title": "caption", "role": "speaker", "language": "lang"}
+_VERSIONS = frozenset({("version", "meta"), ("version", "poml")})
+_VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
+_URL = re.compile(r"[a-z]+://|data:")
+_READERS = frozenset("include let audio doc document folder image img table webpage".split())
+_SCHEMA = "see https://json-schema.org/understanding-json-schema"
+# Settings of OpenAI, Anthropic, Google, Ollama, vLLM and the Vercel AI SDK.
+_SETTINGS = frozenset(
+    "abort_signal audio background base_url best_of betas cached_content candidate_count container context_management "
+    "echo effort extra_body extra_headers extra_query format frequency_penalty function_call functions "
+    "generation_config headers ignore_eos include instructions keep_alive labels logit_bias logprobs low_vram main_gpu "
+    "max_completion_tokens max_new_tokens max_output_tokens max_retries max_steps max_tokens max_tool_calls "
+    "mcp_servers media_resolution metadata min_p min_tokens mirostat mirostat_eta mirostat_tau modalities model "
+    "model_name n num_batch num_ctx num_gpu num_keep num_predict num_thread numa output_config parallel_tool_calls "
+    "penalize_newline prediction presence_penalty previous_response_id prompt_cache_key prompt_cache_retention "
+    "provider provider_options random_seed raw reasoning reasoning_effort reasoning_summary repeat_last_n "
+    "repeat_penalty repetition_penalty response_format response_logprobs response_mime_type response_modalities "
+    "response_schema safe_prompt safety_identifier safety_settings seed service_tier speech_config stop "
+    "stop_sequences store stream stream_options suffix system system_instruction temperature text tfs_z think "
+    "thinking thinking_budget thinking_config thinking_level timeout tool_choice tools top_a top_k top_logprobs top_p "
+    "truncation typical_p use_mlock use_mmap user verbosity web_search_options".split()
+)
+_KEYWORDS = frozenset(
+    "$ref $defs $schema $id type properties required items enum const anyOf oneOf allOf not additionalProperties "
+    "description title default format pattern minimum maximum definitions prefixItems patternProperties if".split()
+)
+
+
+def unknown_attribute(page: Page) -> Iterator[Fault]:
+    """Find attributes that POML does not have."""
+    for node in page.nodes:
+        known = attributes().get(node.name)
+        for key, offset in node.element.names.items():
+            plain = key.replace("-", "")
+            if known is None or plain in known or key in _EVERYWHERE or ":" in key or (key, node.name) in _VERSIONS:
+                continue
+            near = [_INSTEAD.get(key, "").lower(), *difflib.get_close_matches(plain, known, 1, 0.75)]
+            instead = next((known[name] for name in near if name in known), None)
+            remedy = f"write {instead}" if instead else "remove it"
+            yield Fault(offset, len(key), f"POML has no attribute {key} of <{node.element.name}>", remedy)
+
+
+def unknown_setting(page: Page) -> Iterator[Fault]:
+    """Find runtime settings that no provider has."""
+    plain = {name.replace("_", ""): name for name in _SETTINGS}
+    for node in page.nodes:
+        for key, offset in node.element.names.items() if node.name == "runtime" else ():
+            name = re.sub(r"[-_]", "", key)
+            if name in plain or key in _EVERYWHERE:
+                continue
+            near = difflib.get_close_matches(name, plain, 1, 0.75)
+            remedy = f"write {_camel(plain[near[0]])}" if near else "write what the provider's API calls it"
+            written = page.text[offset : offset + len(key)]
+            yield Fault(offset, len(key), f"{written} is not a setting of a model", remedy)
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(word.title() for word in rest)
+
+
+def invalid_schema(page: Page) -> Iterator[Fault]:
+    """Find schemas that POML accepts, and that are not JSON Schema."""
+    for node in page.nodes:
+        passage = node.element.text()
+        text = passage.text.strip()
+        if node.name not in SCHEMAS or "{{" in text or node.element.find("parser").text == "eval":
+            continue
+        if not text:
+            name = node.element.name
+            yield Fault(node.element.start, len(name) + 1, f"<{name}> is empty", "write a JSON Schema in it")
+            continue
+        try:
+            wrong = _not_schema(json.loads(text))
+        except (ValueError, RecursionError):  # reported by the render, or JavaScript
+            continue
+        if wrong is not None:
+            begin = passage.at(len(passage.text) - len(passage.text.lstrip()))
+            message, word = wrong
+            at = page.text.find(word, begin) if word else begin
+            yield Fault(max(at, begin), max(len(word), 1), message, _SCHEMA)
+
+
+def _not_schema(value: Any) -> tuple[str, str] | None:
+    """What is wrong with a schema, and the word that it is about."""
+    from jsonschema import Draft202012Validator  # imported late: it takes 30 ms
+    from jsonschema.exceptions import SchemaError
+
+    if not isinstance(value, dict):
+        return "a schema is a JSON object", ""
+    if value and not _KEYWORDS & value.keys():
+        return "it has no keyword of JSON Schema: it is an example, or its properties alone", ""
+    try:
+        Draft202012Validator.check_schema(value)
+    except SchemaError as error:
+        path = ".".join(map(str, error.absolute_path))
+        shown = json.dumps(error.instance, ensure_ascii=False)
+        word = shown if isinstance(error.instance, str) else ""
+        return f"it is not JSON Schema: {path or 'it'} must not be {shown[:60]}", word
+    return None
+
+
+def media_as_text(page: Page) -> Iterator[Fault]:
+    """Find pictures that come out as their alt text, and pictures and sounds that come out as nothing."""
+    styles = [json.dumps(page.stylesheet or {})]
+    styles += [node.element.text().text for node in page.nodes if node.name == "stylesheet"]
+    for node in page.nodes:
+        syntax, alt = node.element.find("syntax").text, node.element.find("alt").text
+        picture = node.name in {"img", "image"}
+        if not (picture or node.name == "audio") or _is_alone(page, node) or "multimedia" in "".join(styles):
+            continue
+        if syntax == "multimedia" or "{{" in syntax or (picture and not alt and not syntax):
+            continue
+        why = "the picture is not sent, only its alt text" if picture and alt else "it is not sent"
+        width = len(node.element.name) + 1
+        yield Fault(node.element.start, width, why, f'write <{node.element.name} syntax="multimedia" …/>')
+
+
+def _is_alone(page: Page, node: Node) -> bool:
+    """Whether it is the root, which is sent as it is."""
+    outermost = [one for one in page.nodes[1:] if not one.inside]
+    return page.source.file is None and [node] == outermost and not page.document.text().text.strip()
+
+
+def missing_file(page: Page) -> Iterator[Fault]:
+    """Find files that are named and do not exist; includes that name a variable."""
+    where = "the folder of the .poml file" if page.snapshot.path is not None else os.fspath(page.folder)
+    for node in page.nodes:
+        source = node.element.find("src")
+        at, width = source.at(0), len(source.text)
+        if not source.text or page.snapshot.uri is not None or node.name not in _READERS:
+            continue
+        folder = page.folder if node.name in {"include", "let"} else page.snapshot.folder
+        if "{{" in source.text:
+            if node.name == "include":
+                why, remedy = "the src of an <include> is not evaluated", 'write an <include if="…"> for each file'
+                yield Fault(at, width, why, remedy)
+        elif _URL.match(source.text):
+            if node.name != "webpage":
+                yield Fault(at, width, "POML (0.0.8) reads no URL", "name a file")
+        elif not (folder / source.text).exists():
+            yield Fault(at, width, "there is no such file", f"a path is relative to {where}")
+
+
+def poml_version(page: Page) -> Iterator[Fault]:
+    """Find versions of POML that do not exist."""
+    for node in page.nodes:
+        for key, value in node.element.attributes:
+            if (key, node.name) in _VERSIONS:
+                why = f"POML has no attribute {key} of <{node.element.name}>"
+                yield Fault(node.element.names[key], len(key), why, 'write <meta minVersion="0.0.8"/>')
+            elif node.name == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
+                why = f"{value.text!r} is not a version of POML"
+                yield Fault(value.at(0), len(value.text), why, "write three numbers: 0.0.8")
+
+
+RULES: Mapping[str, Rule] = {
+    "unknown-attribute": unknown_attribute,
+    "unknown-setting": unknown_setting,
+    "invalid-schema": invalid_schema,
+    "media-as-text": media_as_text,
+    "missing-file": missing_file,
+    "poml-version": poml_version,
+}

@@ -1,0 +1,108 @@
+"""One file's markup, as the rules of `pomlflow.template.lint` read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pomlflow.template.faults import Fault
+from pomlflow.template.markup import Element, Passage, SourceText, expressions, split_loop, unwrapped
+from pomlflow.template.source import Snapshot
+
+__all__ = ["SCHEMAS", "Code", "Node", "Page", "Rule"]
+
+SCHEMAS = frozenset({"outputschema", "tool", "tooldef", "tooldefinition"})
+_NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}  # whose content is no text of a message
+
+
+class Node(NamedTuple):
+    """An element, and the names of those around it, in lower case without hyphens."""
+
+    element: Element
+    name: str
+    inside: frozenset[str]
+
+
+class Code(NamedTuple):
+    """An expression, its offset in the source, and the attribute that it is in; empty for text."""
+
+    text: str
+    offset: int
+    element: Element
+    key: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """The markup of a template or of a file that it includes."""
+
+    source: SourceText
+    document: Element
+    folder: Path
+    snapshot: Snapshot
+    stylesheet: Mapping[str, Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """The markup."""
+        return self.source.text
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """Every element, in reading order."""
+        found: list[Node] = []
+        pending = [Node(self.document, "", frozenset())]
+        while pending:
+            node = pending.pop()
+            inside = node.inside | {node.name} - {""}
+            children = [child for child in node.element.children if isinstance(child, Element)]
+            pending += [Node(child, child.name.replace("-", ""), inside) for child in reversed(children)]
+            found.append(node)
+        return found
+
+    @cached_property
+    def texts(self) -> list[tuple[Passage, Node]]:
+        """Every piece of text of a message, with its element."""
+        return [
+            (child, node)
+            for node in self.nodes
+            if not _NOT_TEXT & {node.name, *node.inside}
+            for child in node.element.children
+            if isinstance(child, Passage) and child.text
+        ]
+
+    @cached_property
+    def values(self) -> list[tuple[Passage, Node, str]]:
+        """Every attribute's value in which POML replaces ``{{…}}``, with its element and name."""
+        return [
+            (value, node, key)
+            for node in self.nodes
+            for key, value in node.element.attributes
+            if key not in {"for", "if"} and node.name not in {"let", "include", "meta"}
+        ]
+
+    @cached_property
+    def codes(self) -> list[Code]:
+        """Every expression of the page."""
+        return list(self._codes())
+
+    def _codes(self) -> Iterator[Code]:
+        for text, node in self.texts:
+            for start, code in expressions(text.text):
+                yield Code(code, text.at(start), node.element, "")
+        for value, node, key in self.values:
+            for start, code in expressions(value.text):
+                yield Code(code, value.at(start), node.element, key)
+        for node in self.nodes:
+            for key, value in node.element.attributes:
+                if key == "if" or (key == "value" and node.name == "let"):
+                    start, code = unwrapped(value.text)
+                    yield Code(code, value.at(start), node.element, key)
+                elif key == "for" and (parts := split_loop(value.text)) is not None:
+                    yield Code(parts[2], value.at(parts[1]), node.element, key)
+
+
+Rule = Callable[[Page], Iterator[Fault]]

@@ -1,0 +1,136 @@
+"""Rules about text and expressions: what comes from other templates, and what POML sends or drops without a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from pomlflow.template.faults import Fault
+from pomlflow.template.javascript import foreign_words
+from pomlflow.template.markup import Passage, expressions
+from pomlflow.template.page import Node, Page, Rule
+
+__all__ = ["RULES"]
+
+_FIELD = re.compile(
+    r"(?<![{$\\\w}/#@%])\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[\w+\])*)(?:![rsa])?(?::[^{}\s\"']*)?\}(?![}\w/])"
+)
+# Elements whose braces are most likely meant as they are: code, and forms that the model is to fill in.
+_LITERAL = frozenset({"code", "outputformat", "obj", "object", "dataobj", "table"})
+_EXAMPLES = frozenset({"example", "exampleoutput", "output", "examples", "exampleset"})
+_STATEMENT = re.compile(r"\{%-?\s*(\w+)(?:(?!%\}).)*%\}|\{#(?:(?!#\}).)+#\}", re.DOTALL)
+_TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")
+_STATEMENTS = {
+    **dict.fromkeys(("if", "elif", "else", "endif"), 'an attribute of an element: <p if="condition">…</p>'),
+    **dict.fromkeys(("for", "endfor"), 'an attribute of an element: <p for="item in items">…</p>'),
+    **dict.fromkeys(("include", "import", "extends", "from"), '<include src="part.poml"/>'),
+    "set": '<let name="x" value="…"/>',
+}
+_ESCAPED = frozenset({"&amp;", "&lt;", "&gt;", "&quot;", "&apos;"})
+
+
+def single_braces(page: Page) -> Iterator[Fault]:
+    """Find the fields of an f-string or of ``str.format``, ``{name}``."""
+    known = {*page.snapshot.inference.variables, *page.snapshot.inference.optional, *_bound(page)}
+    for text, node in page.texts:
+        around = {node.name, *node.inside}
+        for found in _FIELD.finditer(_without_expressions(text.text)):
+            name = re.split(r"[.\[]", found[1], maxsplit=1)[0]
+            if name not in known and (around & _LITERAL or around & _EXAMPLES):
+                continue
+            yield Fault(
+                text.at(found.start()), len(found[0]), f"{found[0]} is sent as it is", f"write {{{{{found[1]}}}}}"
+            )
+
+
+def _bound(page: Page) -> set[str]:
+    return {node.element.find("name").text.strip() for node in page.nodes if node.name == "let"}
+
+
+def _without_expressions(text: str) -> str:
+    """The text with blanks for its expressions, so that every offset stays."""
+    for start, code in list(expressions(text)):
+        begin, end = text.rfind("{{", 0, start + 1), text.find("}}", start + len(code)) + 2
+        text = f"{text[:begin]}{' ' * (end - begin)}{text[end:]}"
+    return text
+
+
+def unclosed_braces(page: Page) -> Iterator[Fault]:
+    """Find ``{{`` that begins no expression."""
+    for passage, node in _with_expressions(page):
+        text = _without_expressions(passage.text)
+        for found in re.finditer(r"\{\{(\s*\}\})?", text):
+            if node.name == "code" or text[found.start() - 1 : found.start()] == "\\":
+                continue
+            end = text.find("}}", found.start())
+            if found[1]:
+                yield Fault(passage.at(found.start()), len(found[0]), "an empty {{}}", "name a variable, or remove it")
+            elif end >= 0 and "\n" in text[found.start() : end]:
+                why = "an expression of several lines is sent as it is"
+                yield Fault(passage.at(found.start()), 2, why, "write {{…}} in one line")
+            else:
+                why = "{{ is not closed, and is sent as it is"
+                yield Fault(passage.at(found.start()), 2, why, "close it with }}; no tag or entity may be in between")
+
+
+def _with_expressions(page: Page) -> Iterator[tuple[Passage, Node]]:
+    yield from page.texts
+    for value, node, _ in page.values:
+        yield value, node
+
+
+def jinja_syntax(page: Page) -> Iterator[Fault]:
+    """Find statements, comments and filters of Jinja, and helpers of Handlebars."""
+    for passage, node in _with_expressions(page):
+        if node.name == "code":
+            continue
+        for found in _STATEMENT.finditer(passage.text):
+            instead = _STATEMENTS.get(found[1] or "", "POML's own elements" if found[1] else "<!-- … --> for a comment")
+            shown = found[0].split("\n")[0][:40]
+            why = f"{shown} is Jinja, and is sent as it is"
+            yield Fault(passage.at(found.start()), len(shown), why, f"write {instead}")
+    for code in page.codes:
+        if not code.key and _TRIPLE.fullmatch(code.text):
+            why = f"{{{{{code.text}}}}} is Handlebars: here it makes an object"
+            yield Fault(code.offset, len(code.text), why, "write two braces")
+        for at, word, language, instead in foreign_words(code.text):
+            if language != "Python":
+                why = f"{word!r} is {language}, and an expression is JavaScript"
+                yield Fault(code.offset + at, len(word), why, f"write {instead}")
+
+
+def python_expression(page: Page) -> Iterator[Fault]:
+    """Find Python in expressions, which are JavaScript."""
+    bound = _bound(page)
+    for code in page.codes:
+        for at, word, language, instead in foreign_words(code.text):
+            if language == "Python" and word not in bound:
+                why = f"{word!r} is Python, and an expression is JavaScript"
+                yield Fault(code.offset + at, len(word), why, f"write {instead}")
+
+
+def dropped_text(page: Page) -> Iterator[Fault]:
+    """Find entities and CDATA sections, which POML (0.0.8) drops from text."""
+    source = page.text
+    for node in page.nodes:
+        if {"stylesheet", "context"} & {node.name, *node.inside}:
+            continue
+        for child in node.element.children:
+            if not isinstance(child, Passage) or child.text:
+                continue
+            offset = child.at(0)
+            if source.startswith("<![CDATA[", offset):
+                yield Fault(offset, 9, "POML (0.0.8) drops <![CDATA[…]]> from text", "write its text without it")
+            elif source[offset] == "&":
+                what = source[offset : source.find(";", offset) + 1]
+                instead = f"#{what[1:]}" if what in _ESCAPED else "the character itself"
+                yield Fault(offset, len(what), f"POML (0.0.8) drops {what} from text", f"write {instead}")
+
+
+RULES: Mapping[str, Rule] = {
+    "single-braces": single_braces,
+    "unclosed-braces": unclosed_braces,
+    "jinja-syntax": jinja_syntax,
+    "python-expression": python_expression,
+    "dropped-text": dropped_text,
+}

@@ -1,0 +1,122 @@
+"""Rules about ``<let>`` and the names that it and loops bind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from pomlflow.template.faults import Fault
+from pomlflow.template.javascript import WORD, analyse, bound_by, is_prose, quoted
+from pomlflow.template.markup import Element, split_loop
+from pomlflow.template.page import Page, Rule
+
+__all__ = ["RULES"]
+
+_PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
+_LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
+
+
+def let_value(page: Page) -> Iterator[Fault]:
+    """Find values of ``<let>`` that are no expression, or a text where a value is meant."""
+    for node in page.nodes:
+        if node.name != "let":
+            continue
+        value, body = node.element.find("value"), node.element.text()
+        code, text = value.text.strip(), body.text.strip()
+        if code:
+            is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code)
+            if is_text or (is_prose(code) and analyse(code).broken):
+                why = "value= is a JavaScript expression, and this is a text"
+                remedy = f'put it in quotes of its own: value="{quoted(code)}"'
+                yield Fault(value.at(0), len(value.text), why, remedy)
+        elif "{{" in text and not node.element.find("src").text:
+            yield Fault(body.at(body.text.find("{{")), 2, "the content of a <let> is not evaluated", 'write value="…"')
+        elif text[:1] in {"{", "["} and not _is_json(text):
+            at = body.at(len(body.text) - len(body.text.lstrip()))
+            yield Fault(
+                at, 1, "the content of the <let> is not JSON, and so a text", "write JSON, or value= with JavaScript"
+            )
+        elif node.element.find("type").text in {"integer", "float", "number"} and not _is_number(text):
+            at = body.at(0) if text else node.element.start
+            yield Fault(at, max(len(text), 1), f"{text!r} is not a number", "write a number, or remove type=")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def unused_variable(page: Page) -> Iterator[Fault]:
+    """Find variables that a ``<let>`` sets and nothing uses."""
+    used = {word for code in page.snapshot.inference.expressions for word in WORD.findall(code)}
+    for node in page.nodes:
+        name = node.element.find("name")
+        if node.name == "let" and name.text.strip() and not used & set(bound_by(name.text)):
+            yield Fault(
+                name.at(0), len(name.text), f"the variable {name.text} is set and never used", "remove the <let>"
+            )
+
+
+def shadowed_variable(page: Page) -> Iterator[Fault]:
+    """Find variables that are set twice, or that a loop hides."""
+    lets: dict[str, Element] = {}
+    loops: list[tuple[Element, str, int]] = []
+    for node in page.nodes:
+        element = node.element
+        if node.name == "let" and (name := element.find("name")).text.strip():
+            yield from _let_again(page, element, lets)
+            lets.update(dict.fromkeys(bound_by(name.text), element))
+        parts = split_loop(element.find("for").text)
+        for item in bound_by(parts[0]) if parts else ():
+            outer = next(
+                (loop for loop, other, end in loops if other == item and loop.end <= element.start < end), None
+            )
+            hidden = outer or lets.get(item)
+            if hidden is not None:
+                line = page.source.place(hidden.start)[0]
+                at = element.find("for").at(0)
+                yield Fault(at, len(item), f"the loop's {item} hides that of line {line}", "give it another name")
+            loops.append((element, item, _end(element)))
+
+
+def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Iterator[Fault]:
+    name, value = element.find("name"), element.find("value").text
+    for one in bound_by(name.text):
+        before = lets.get(one)
+        own = set(WORD.findall(value))
+        if before is not None and one not in own:
+            line = page.source.place(before.start)[0]
+            also = (
+                ": POML (0.0.8) ignores the if= of a <let>" if element.find("if").text or before.find("if").text else ""
+            )
+            why = f"the variable {one} of line {line} is set again{also}"
+            yield Fault(name.at(0), len(name.text), why, 'give it another name, or write value="condition ? a : b"')
+        elif before is None and one not in own:
+            uses = [use for use in page.snapshot.inference.uses if use.name == one and use.file == page.source.file]
+            early = next((use for use in uses if use.offset < element.start), None)
+            if early is not None:
+                why = f"the variable {one} is used before, in line {early.line}, and there is the caller's"
+                yield Fault(name.at(0), len(name.text), why, "move the <let> up, or give it another name")
+
+
+def _end(element: Element) -> int:
+    return element.ending[0] if element.ending is not None else element.end
+
+
+RULES: Mapping[str, Rule] = {
+    "let-value": let_value,
+    "unused-variable": unused_variable,
+    "shadowed-variable": shadowed_variable,
+}

@@ -1,0 +1,256 @@
+"""Warnings of `check` and ``validate()``: each rule with variants, right and wrong, and the page that lists them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tests.corpus.cases import Case, cases
+from tests.templates import write
+
+import pomlflow
+from pomlflow.cli import cli
+from pomlflow.exceptions import ConfigurationError
+from pomlflow.template import Template
+from pomlflow.template.lint import RULES, LintSettings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
+# Cases of the corpus that have, on purpose, what a rule reports.
+ON_PURPOSE = {
+    "dropped-text", "media-as-text", "shadowed-variable", "unknown-attribute", "unclosed-braces", "missing-file",
+    "unused-variable", "let-value", "poml-version", "unknown-setting", "invalid-schema",
+}  # fmt: skip
+
+
+def found(markup: str, **given: Any) -> list[tuple[str, int]]:
+    template = Template(markup)
+    error = template.check(given).error
+    findings = template.lint(LintSettings(), getattr(error, "problems", ()))
+    return [(one.rule, one.column) for one in findings]
+
+
+WRONG = [
+    ("<p>{user.name} {price:.2f} {x!r} {x[0]}</p>", [("single-braces", c) for c in (4, 16, 28, 34)]),
+    ("<p>{{a}} and {b}</p>", [("single-braces", 14)]),
+    ("<output-format>{a} {{a}}</output-format>", [("single-braces", 16)]),
+    ("<p>{{ name</p>", [("unclosed-braces", 4)]),
+    ("<p>a {{}} b {{ }} c</p>", [("unclosed-braces", 6), ("unclosed-braces", 13)]),
+    ("<p>{{ a\n+ b }}</p>", [("unclosed-braces", 4)]),
+    ("<p>{{ a <b>c</b> }}</p>", [("unclosed-braces", 4)]),
+    ("<p>{% for x in xs %}a{% endfor %}{# note #}</p>", [("jinja-syntax", c) for c in (4, 22, 34)]),
+    ("<p>{{ x | upper | trim }}</p>", [("jinja-syntax", 11), ("jinja-syntax", 19)]),
+    ("<p>{{{x}}}</p>", [("jinja-syntax", 6)]),
+    ("<p>{{ True }} {{ None }} {{ x.upper() }}</p>", [("python-expression", c) for c in (7, 18, 31)]),
+    ("<p for='i in range(3)'>a</p>", [("python-expression", 14)]),
+    ("<p if='isinstance(x, str)'>a</p>", [("python-expression", 8)]),
+    ("<p>a&nbsp;b &#65;<![CDATA[c]]></p>", [("dropped-text", c) for c in (5, 13, 18)]),
+    ("<p class='a' speeker='ai'>a</p>", [("unknown-attribute", 4), ("unknown-attribute", 14)]),
+    ("<let nam='a' name='b' value='1'/>{{b}}", [("unknown-attribute", 6)]),
+    ("<poml>a<runtime maxToken='1' creativity='2'/></poml>", [("unknown-setting", 17), ("unknown-setting", 30)]),
+    ('<poml>a<output-schema>{"type": "nope"}</output-schema></poml>', [("invalid-schema", 32)]),
+    ('<poml>a<output-schema>{"type": "array", "items": "a"}</output-schema></poml>', [("invalid-schema", 50)]),
+    ("<poml>a<output-schema/></poml>", [("invalid-schema", 8)]),
+    ('<poml>a<tool name="t" description="d">{"x": 1}</tool></poml>', [("invalid-schema", 39)]),
+    ('<p>a <audio base64="AAAA" type="audio/mpeg"/></p>', [("media-as-text", 6)]),
+    ('<p>a <img base64="{{x}}" syntax="xml"/></p>', [("media-as-text", 6)]),
+    ('<p>a <img src="no.png" alt="b"/></p>', [("media-as-text", 6), ("missing-file", 16)]),
+    ("<p if='a === 1'><include src='no.poml'/></p>", [("missing-file", 31)]),
+    ("<poml><meta minVersion='latest'/>a</poml>", [("poml-version", 25)]),
+    ("<poml version='1'>a</poml>", [("poml-version", 7)]),
+    ("<let name='a' value='one, two'/>{{a}}", [("let-value", 22)]),
+    ("<let name='a'>{b: 1}</let>{{a}}", [("let-value", 15)]),
+    ("<let name='a'>x {{b}}</let>{{a}}", [("let-value", 17)]),
+    ("<let name='a' type='integer'>five</let>{{a}}", [("let-value", 30)]),
+    ("<let name='a' value='1'/>b", [("unused-variable", 12)]),
+    ("<let name='a' value='1'/><let name='a' value='2'/>{{a}}", [("shadowed-variable", 37)]),
+    ("<p for='x in xs'><b for='x in x.ys'>{{x}}</b></p>", [("shadowed-variable", 26)]),
+    ("<let name='x' value='1'/><p for='x in xs'>{{x}}</p>", [("shadowed-variable", 34)]),
+    ("{{a}}<let name='a' value='1'/>{{a}}", [("shadowed-variable", 17)]),
+]  # fmt: skip
+
+RIGHT = [
+    '<p>{"a": 1} ${x} \\frac{a}{b} {} {0} { x } /users/{id} {{x}}</p>',
+    "<code>f'{name}' {% if x %} {{ '{' }}</code>",
+    "<output-format>Write {title} and {summary}.</output-format>",
+    "<p>{{ a || b }} {{ a | b }} {{ x.length }} {{ {a: 1}.a }} {{ x ? 'a' : 'b' }}</p>",
+    "<p>{{ 'len(x) and None' }} {{ Math.max(1, 2) }} {{ x.items }} {{ and }}</p>",
+    "<let name='max' value='(a) => a'/><p>{{ max(1) }}</p>",
+    "<p>Tom #amp; Ada <!-- &amp; --></p>",
+    "<p className='a' white-space='pre' for='x in [1]' if='x' speaker='ai'>a</p>",
+    "<poml>a<runtime max-tokens='3' topK='2' stopSequences='[1]' reasoningEffort='low'/></poml>",
+    '<poml>a<output-schema>{"type": "object", "properties": {}, "required": []}</output-schema></poml>',
+    "<poml>a<output-schema>z.object({a: z.string()})</output-schema></poml>",
+    '<poml>a<output-schema>{"$ref": {{ref}} }</output-schema></poml>',
+    '<p>a <img base64="{{x}}"/><audio base64="{{x}}" syntax="multimedia"/></p>',
+    '<poml><stylesheet>{"img": {"syntax": "multimedia"}}</stylesheet><img base64="{{x}}" alt="b"/></poml>',
+    "<poml><meta minVersion='0.0.7' maxVersion='1.0'/>a</poml>",
+    "<let name='a' value='b.c'/><let name='d'>[1, 2]</let><let name='e'>text</let>{{a}}{{d}}{{e}}",
+    "<let name='a' value='typeof a === \"undefined\" ? 1 : a'/>{{a}}",
+    "<let name='a' value='1'/><let name='a' value='a + 1'/>{{a}}",
+    "<poml><p for='x in xs'>{{x}}</p><p for='x in ys'>{{x}}</p></poml>",
+    "<p for='{a, b} in xs'>{{a}} {{loop.index}}</p>",
+]
+
+
+@pytest.mark.parametrize(("markup", "expected"), WRONG)
+def test_what_is_probably_not_meant_is_reported_at_its_place(markup: str, expected: list[tuple[str, int]]) -> None:
+    assert found(markup) == expected
+
+
+@pytest.mark.parametrize("markup", RIGHT)
+def test_what_is_meant_is_not_reported(markup: str) -> None:
+    assert found(markup) == []
+
+
+def sections() -> list[Any]:
+    parts = re.split(r"^### (.+)\n", PAGE, flags=re.MULTILINE)[1:]
+    return [
+        pytest.param(name, re.findall(r"^```xml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE), id=name)
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("rule", "examples"), sections())
+def test_each_rule_of_the_page_reports_its_example_and_not_the_remedy(rule: str, examples: list[str]) -> None:
+    wrong, right = examples
+    assert Template(wrong).check().error is None
+    assert {name for name, _ in found(wrong)} == {rule}
+    assert Template(right).check().error is None
+    assert found(right) == []
+
+
+def test_the_page_has_every_rule_in_order() -> None:
+    assert [section.values[0] for section in sections()] == list(RULES)
+
+
+def test_the_page_shows_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    (markup,) = re.findall(r'^```xml title="greet.poml"\n(.*?)^```$', PAGE, re.DOTALL | re.MULTILINE)
+    (output,) = re.findall(r'^```text title="Output"\n(.*?)^```$', PAGE, re.DOTALL | re.MULTILINE)
+    write(tmp_path / "greet.poml", markup)
+    assert CliRunner().invoke(cli, ["check", "greet.poml"]).output == output
+
+
+@pytest.mark.parametrize("one", [pytest.param(one, id=one.name) for one in cases() if not one.fails])
+def test_the_corpus_has_no_false_alarm(one: Case) -> None:
+    """Every case renders; what is reported is what the case is about."""
+    template = Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat)
+    assert {finding.rule for finding in template.lint(LintSettings())} <= ON_PURPOSE
+
+
+def test_an_included_file_is_reported_there(tmp_path: Path) -> None:
+    part = write(tmp_path / "part.poml", "<p>Tom\n&amp; Ada {{x}}</p>")
+    path = write(tmp_path / "a.poml", '<poml><let name="x" value="1"/>\n<include src="part.poml"/></poml>')
+    assert [str(one) for one in Template(path=path).lint()] == [
+        f"{part}:2:1: POML (0.0.8) drops &amp; from text: write #amp; [dropped-text]"
+    ]
+
+
+def test_what_the_render_reports_is_not_repeated() -> None:
+    template = Template("<p if='x and y'>a</p>\n<p>{b}</p>")
+    error = template.check().error
+    assert error is not None
+    assert [one.rule for one in template.lint(errors=error.problems)] == ["single-braces"]
+
+
+def test_a_comment_ignores_rules_in_its_line_and_the_next() -> None:
+    assert found("<poml><!-- pomlflow: ignore single-braces -->\n<p>{a} &amp;</p>\n<p>{b}</p></poml>") == [
+        ("dropped-text", 8),
+        ("single-braces", 4),
+    ]
+    assert found("<poml><!-- pomlflow: ignore --><p>{a} &amp;</p></poml>") == []
+
+
+# --- settings ---
+
+MARKUP = "<p>{a} &amp;</p>"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    write(tmp_path / "a.poml", MARKUP)
+    return tmp_path
+
+
+def check(*options: str) -> tuple[int, list[str]]:
+    done = CliRunner().invoke(cli, ["check", "a.poml", *options])
+    return done.exit_code, re.findall(r"\[([\w-]+)\]$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (0, ["single-braces", "dropped-text"])),
+        (["--strict"], (1, ["single-braces", "dropped-text"])),
+        (["--select", "dropped-text"], (0, ["dropped-text"])),
+        (["--ignore", "dropped-text,single-braces", "--strict"], (0, [])),
+        (["--ignore", "dropped-text", "--ignore", "single-braces"], (0, [])),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_options_choose_rules_and_whether_they_fail(options: list[str], expected: tuple[int, list[str]]) -> None:
+    assert check(*options) == expected
+
+
+def test_pyproject_chooses_rules_and_whether_they_fail(project: Path) -> None:
+    (project / "p").mkdir()
+    write(project / "pyproject.toml", '[tool.pomlflow]\nselect = ["dropped-text"]\nstrict = true\n')
+    (project / "a.poml").rename(project / "p" / "b.poml")
+    write(project / "a.poml", MARKUP)
+    assert check() == (1, ["dropped-text"])
+    assert [one.rule for one in Template(path="p/b.poml").lint()] == ["dropped-text"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ('select = ["nope"]', "select under [tool.pomlflow] has no rule 'nope'"),
+        ('ignore = "single-braces"', "ignore under [tool.pomlflow] must be a list of rules"),
+        ("strict = 1", "strict under [tool.pomlflow] must be true or false"),
+    ],
+)
+def test_wrong_settings_are_an_error_that_names_the_file(project: Path, settings: str, why: str) -> None:
+    file = write(project / "pyproject.toml", f"[tool.pomlflow]\n{settings}\n")
+    with pytest.raises(ConfigurationError, match=re.escape(f"{file}: {why}")):
+        Template(path="a.poml").lint()
+    assert CliRunner().invoke(cli, ["check", "a.poml"]).exit_code == 2
+
+
+@pytest.mark.usefixtures("project")
+def test_an_unknown_rule_is_wrong_usage() -> None:
+    done = CliRunner().invoke(cli, ["check", "a.poml", "--select", "nope"])
+    assert (done.exit_code, "no rule nope; the rules are single-braces" in done.stderr) == (2, True)
+
+
+@pytest.mark.usefixtures("project")
+def test_warnings_are_annotations_in_github_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    shown = CliRunner().invoke(cli, ["check", "a.poml", "--select", "single-braces"]).stdout
+    assert shown.startswith("::warning file=a.poml,line=1,col=4::{a} is sent as it is")
+
+
+@pytest.mark.parametrize("markup", ["<p>" + "&amp;\n" * 500 + "</p>", "<p>" + "&\n" * 500 + "</p>"])
+def test_the_output_of_a_check_is_bounded(project: Path, markup: str) -> None:
+    write(project / "a.poml", markup)
+    shown = CliRunner().invoke(cli, ["check", "a.poml"]).stdout
+    assert len(shown) <= 2_000
+    assert shown.count("\n") <= 25
+    assert re.search(r"^  \d+ more ", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
+def test_validate_returns_the_warnings(framework: str) -> None:
+    pytest.importorskip({"langchain": "langchain_core", "llama_index": "llama_index.core"}[framework])
+    prompt = importlib.import_module(f"pomlflow.{framework}").PomlPromptTemplate
+    (finding,) = prompt.from_template("<p>Hello {name}, {{question}}</p>").validate()
+    assert isinstance(finding, pomlflow.Finding)
+    assert (finding.rule, finding.line, finding.column, finding.file) == ("single-braces", 1, 10, None)
+    assert prompt.from_template("<p>{{question}} {x}</p>").validate(question="Why?") != []
+    assert prompt.from_template("<p>{{question}}</p>").validate() == []
