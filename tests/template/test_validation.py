@@ -284,15 +284,15 @@ def test_each_use_of_a_variable_has_its_place() -> None:
         "\ufeff<poml>\r\n<let name='n' value='a'/>\r\n<p for='x in a' if='b' title='t {{a}}'>{{ a.b }} {{c}}</p>\r\n"
         "<output-schema>z.literal(c)</output-schema></poml>"
     )
-    found = [(use.name, use.line, use.column, use.kind, use.alone, use.in_loop) for use in infer(markup).uses]
+    found = [(use.name, use.line, use.column, use.kind, use.alone) for use in infer(markup).uses]
     assert found == [
-        ("a", 2, 22, "value", True, False),
-        ("a", 3, 14, "for", True, False),
-        ("b", 3, 21, "if", True, True),
-        ("a", 3, 35, "attribute", True, True),
-        ("a", 3, 43, "text", False, True),
-        ("c", 3, 52, "text", True, True),
-        ("c", 4, 26, "schema", False, False),
+        ("a", 2, 22, "value", True),
+        ("a", 3, 14, "for", True),
+        ("b", 3, 21, "if", True),
+        ("a", 3, 35, "attribute", True),
+        ("a", 3, 43, "text", False),
+        ("c", 3, 52, "text", True),
+        ("c", 4, 26, "schema", False),
     ]
 
 

@@ -52,10 +52,11 @@ def unknown_attribute(page: Page) -> Iterator[Fault]:
             plain = key.replace("-", "")
             if known is None or plain in known or key in _EVERYWHERE or ":" in key or (key, node.name) in _VERSIONS:
                 continue
-            near = [_INSTEAD.get(key, "").lower(), *difflib.get_close_matches(plain, known, 1, 0.75)]
+            near = [_INSTEAD.get(key, "").lower(), *difflib.get_close_matches(plain, known, 1, 0.65)]
             instead = next((known[name] for name in near if name in known), None)
             remedy = f"write {instead}" if instead else "remove it"
-            yield Fault(offset, len(key), f"POML has no attribute {key} of <{node.element.name}>", remedy)
+            written = page.text[offset : offset + len(key)]
+            yield Fault(offset, len(key), f"POML has no attribute {written} of <{node.element.name}>", remedy)
 
 
 def unknown_setting(page: Page) -> Iterator[Fault]:
@@ -129,7 +130,7 @@ def media_as_text(page: Page) -> Iterator[Fault]:
             continue
         if syntax == "multimedia" or "{{" in syntax or (picture and not alt and not syntax):
             continue
-        why = "the picture is not sent, only its alt text" if picture and alt else "it is not sent"
+        why = f"the {'picture' if picture else 'sound'} is not sent{', only its alt text' if picture and alt else ''}"
         width = len(node.element.name) + 1
         yield Fault(node.element.start, width, why, f'write <{node.element.name} syntax="multimedia" …/>')
 

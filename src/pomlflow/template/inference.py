@@ -80,17 +80,10 @@ _ENTITY = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
 def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
-    """Find what a markup takes.
+    """Find what a markup takes, without a process; it accepts any text, and reads the files that the markup includes.
 
-    It starts no process, accepts any text, and reads the files that the markup includes.
-
-    Args:
-        markup: The markup.
-        base: The folder that every ``src`` is relative to; None for the working folder.
-        read: Reads a file, or returns None for one that does not exist; by default from disk.
-
-    Returns:
-        What it takes.
+    `base` is the folder that every ``src`` is relative to, by default the working folder; `read` reads a file, by
+    default from disk, or returns None for one that does not exist.
 
     Example:
         >>> infer('<p for="fact in facts">{{loop.index + 1}}. {{fact}} for {{user.name}}</p>').variables
@@ -117,7 +110,6 @@ class _Scope(NamedTuple):
     guarded: frozenset[str] = frozenset()  # tested by `typeof` in an enclosing `if`
     depends: bool = False  # an enclosing `if` or `for` depends on more than the markup
     main: bool = False  # not in an include, whose schema, tools and runtime POML drops
-    in_loop: bool = False
 
 
 class _Place(NamedTuple):
@@ -235,7 +227,7 @@ class _Search:
             item, start, code = parts
             depends = self.read(code, start, _Place(loop, scope, "for", listed=True))
             own = dict.fromkeys(("loop", *self.bound(item)), depends)
-            scope = scope._replace(own={**scope.own, **own}, depends=scope.depends or depends, in_loop=True)
+            scope = scope._replace(own={**scope.own, **own}, depends=scope.depends or depends)
             self.defaults(loop._replace(text=item), scope, "for")
         if condition.text:
             start, code = unwrapped(condition.text)
@@ -325,7 +317,7 @@ class _Search:
             depends = True
             offset = place.passage.at(start + at)
             guarded = how == TESTED or name in analysis.tested or name in scope.guarded
-            use = Use(name, scope.source, offset, place.kind, code, scope.in_loop, guarded)
+            use = Use(name, scope.source, offset, place.kind, code, guarded)
             self.uses.append((self.node, offset, use))
             if not guarded:
                 (self.listed if how == LENGTH or (place.listed and how == ALONE) else self.needed).add(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +12,7 @@ from pomlflow.engine.serialize import is_identifier
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by", "foreign_words", "is_prose", "quoted"]
+__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by"]
 
 _PLAIN = re.compile(
     r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
@@ -30,46 +29,6 @@ _FUNCTIONS = frozenset(
 )
 _RETURN = "return "  # POML evaluates `new Function(…names, "return " + expression)`
 _local = threading.local()
-
-# What is Python's, or Jinja's, by how it stands in an expression: by itself, in code that is not JavaScript, called, as
-# a method.
-_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
-_OPERATORS = {"and": "&&", "or": "||", "not": "!", "is": "===", "if": "condition ? a : b", "for": "xs.map(x => …)"}
-_CALLS = {
-    "len": "xs.length", "str": "String(x)", "int": "parseInt(x)", "float": "Number(x)", "bool": "Boolean(x)",
-    "list": "[...xs]", "sorted": "[...xs].sort()", "reversed": "[...xs].reverse()",
-    "sum": "xs.reduce((a, b) => a + b, 0)", "range": "Array.from({length: n}, (_, i) => i)",
-    "enumerate": "xs.map((x, i) => …), or loop.index in a for=",
-    "zip": "xs.map((x, i) => [x, ys[i]])", "abs": "Math.abs(x)", "round": "Math.round(x)", "min": "Math.min(...xs)",
-    "max": "Math.max(...xs)", "any": "xs.some(x => …)", "all": "xs.every(x => …)", "isinstance": "typeof x",
-    "dict": "{...x}", "set": "new Set(xs)", "print": "the value alone", "repr": "JSON.stringify(x)",
-}  # fmt: skip
-_METHODS = {
-    "items": "Object.entries(x)", "upper": "x.toUpperCase()", "lower": "x.toLowerCase()", "strip": "x.trim()",
-    "lstrip": "x.trimStart()", "rstrip": "x.trimEnd()", "append": "[...xs, x]", "startswith": "x.startsWith(y)",
-    "endswith": "x.endsWith(y)", "format": "`…${x}…`", "title": "x.charAt(0).toUpperCase() + x.slice(1)",
-    "isoformat": "x.toISOString()", "strftime": "x.toLocaleDateString()", "splitlines": "x.split('\\n')",
-}  # fmt: skip
-_FILTERS = {
-    **dict.fromkeys(
-        "batch capitalize dictsort groupby indent map max min pprint random reject rejectattr selectattr select slice "
-        "striptags sum title truncate unique urlencode wordcount wordwrap xmlattr".split(),
-        "it with JavaScript's own methods",
-    ),
-    **dict.fromkeys(("e", "escape", "safe", "string"), "the value alone"),
-    "abs": "Math.abs(x)", "count": "xs.length", "d": "x ?? y", "default": "x ?? y", "first": "xs[0]",
-    "float": "Number(x)", "int": "parseInt(x)", "items": "Object.entries(x)", "join": "xs.join(', ')",
-    "last": "xs.at(-1)", "length": "xs.length", "list": "[...xs]", "lower": "x.toLowerCase()",
-    "replace": "x.replaceAll(a, b)", "reverse": "[...xs].reverse()", "round": "Math.round(x)", "sort": "[...xs].sort()",
-    "tojson": "JSON.stringify(x)", "trim": "x.trim()", "upper": "x.toUpperCase()",
-}  # fmt: skip
-_PROSE = re.compile(r"[A-Za-z0-9][^(){}\[\]=+*<>|\"`]*")
-_SYNTAX = re.compile(r"(?<![\w.])f(?=[\"'])|\[\s*-?\w*\s*:\s*-?\w*\s*\]")
-_HANDLEBARS = re.compile(r"[#/>^]\s*[A-Za-z]+|else$")
-_TOKEN = re.compile(
-    r"(?P<text>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`)"
-    r"|(?P<before>\.\s*|(?<!\|)\|\s*)?(?P<word>[A-Za-z_$][A-Za-z0-9_$]*)(?P<called>\s*\()?(?P<key>\s*:)?"
-)
 
 
 class Name(NamedTuple):
@@ -226,43 +185,6 @@ def bound_by(pattern: str) -> list[str]:
     if arrow and arrow[0].type == "arrow_function":
         return _scope(arrow[0])
     return WORD.findall(pattern)
-
-
-def is_prose(code: str) -> bool:
-    """Whether code looks like a text without quotes: words, and no sign of an expression."""
-    return _PROSE.fullmatch(code) is not None
-
-
-def quoted(text: str) -> str:
-    """A text as JavaScript, for an attribute's value in double quotes."""
-    return f"`{text}`" if "'" in text else f"'{text}'"
-
-
-def foreign_words(code: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yield what is Python or Jinja in an expression: its offset, the word, the language and the JavaScript for it."""
-    if found := _HANDLEBARS.match(code):
-        yield 0, found[0], "Handlebars", "a for= or an if= of an element"
-        return
-    broken = analyse(code).broken
-    for found in _SYNTAX.finditer(code) if broken else ():
-        is_text = found[0] == "f"
-        yield found.start(), "f-string" if is_text else found[0], "Python", "`…${x}…`" if is_text else "xs.slice(1, 3)"
-    for token in _TOKEN.finditer(code):
-        word, before, called = token["word"], (token["before"] or "").strip(), token["called"]
-        if word is None or (token["key"] and not called and "?" not in code):
-            continue
-        instead: str | None = None
-        if before == "|" and word in _FILTERS:
-            yield token.start("word"), word, "Jinja", _FILTERS[word]
-            continue
-        if before == ".":
-            instead = _METHODS.get(word) if called else None
-        elif called and word in _CALLS:
-            instead = _CALLS[word]
-        else:
-            instead = _CONSTANTS.get(word) or (_OPERATORS.get(word) if broken else None)
-        if instead:
-            yield token.start("word"), word, "Python", instead
 
 
 def _tree(code: str) -> Node:

@@ -21,6 +21,9 @@ __all__ = ["RULES", "Finding", "LintSettings", "lint", "lint_settings"]
 RULES: Mapping[str, Rule] = {**text_rules.RULES, **attribute_rules.RULES, **variable_rules.RULES}
 """Every rule by its name; each yields the faults of one page of markup."""
 
+_REPEATED = frozenset(
+    {"python-expression", "jinja-syntax", "let-value", "missing-file", "poml-version", "invalid-schema"}
+)
 _IGNORED = re.compile(r"<!--\s*pomlflow:\s*ignore\b(?P<rules>[^>]*?)-->")
 
 
@@ -120,6 +123,9 @@ def lint(
 
 
 def _is_about(problem: Problem, finding: Finding) -> bool:
+    """Whether a finding repeats what an error says."""
+    if finding.rule not in _REPEATED:
+        return False
     start = problem.column or 1
     same_line = (problem.file, problem.line) == (finding.file, finding.line)
     return same_line and start <= finding.column < start + problem.width

@@ -27,7 +27,6 @@ class Use(NamedTuple):
         kind: The kind of place: an element's text, the ``for``, the ``if`` or another attribute, the ``value`` of a
             ``<let>``, or a schema in JavaScript.
         expression: The whole expression, without braces.
-        in_loop: Whether an element around it has a ``for``.
         guarded: Whether ``typeof`` tests the variable, in the expression or in an ``if`` around it.
     """
 
@@ -36,7 +35,6 @@ class Use(NamedTuple):
     offset: int
     kind: Kind
     expression: str
-    in_loop: bool = False
     guarded: bool = False
 
     @property

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pomlflow.template.faults import Fault
-from pomlflow.template.javascript import foreign_words
+from pomlflow.template.foreign import foreign_words
 from pomlflow.template.markup import Passage, expressions
 from pomlflow.template.page import Node, Page, Rule
 

@@ -13,7 +13,8 @@ from pomlflow import engine
 from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
 from pomlflow.template.faults import find_fault
 from pomlflow.template.files import decode, read_file
-from pomlflow.template.javascript import analyse, foreign_words, is_prose, quoted
+from pomlflow.template.foreign import foreign_words, is_prose, quoted
+from pomlflow.template.javascript import analyse
 from pomlflow.template.markup import Element, Passage, SourceText, expressions, parse_markup
 from pomlflow.template.source import Inference, Snapshot, Use
 
@@ -197,6 +198,8 @@ def _diagnose(problem: Problem, snapshot: Snapshot, place: str | None) -> tuple[
     unknown = _UNKNOWN.match(problem.message)
     if unknown:
         return None, _INSTEAD.get(unknown[1].lower())
+    if problem.message.startswith("POML version"):
+        return None, f"poml {engine.poml_version()} is installed: change the version, or remove it"
     source = _source_of(problem, snapshot, place)
     if source is None or problem.line is None or problem.column is None:
         return None, None

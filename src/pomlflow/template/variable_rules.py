@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pomlflow.template.faults import Fault
-from pomlflow.template.javascript import WORD, analyse, bound_by, is_prose, quoted
+from pomlflow.template.foreign import is_prose, quoted
+from pomlflow.template.javascript import analyse, bound_by
 from pomlflow.template.markup import Element, split_loop
 from pomlflow.template.page import Page, Rule
 
 __all__ = ["RULES"]
 
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
+_WORD = re.compile(r"[\w$]+")
+_NUMBER = re.compile(r"\s*[-+]?\.?\d")  # POML takes what a text begins with
 _LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
 
 
@@ -37,7 +40,7 @@ def let_value(page: Page) -> Iterator[Fault]:
             yield Fault(
                 at, 1, "the content of the <let> is not JSON, and so a text", "write JSON, or value= with JavaScript"
             )
-        elif node.element.find("type").text in {"integer", "float", "number"} and not _is_number(text):
+        elif node.element.find("type").text in {"integer", "float", "number"} and not _NUMBER.match(text):
             at = body.at(0) if text else node.element.start
             yield Fault(at, max(len(text), 1), f"{text!r} is not a number", "write a number, or remove type=")
 
@@ -50,17 +53,9 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def unused_variable(page: Page) -> Iterator[Fault]:
     """Find variables that a ``<let>`` sets and nothing uses."""
-    used = {word for code in page.snapshot.inference.expressions for word in WORD.findall(code)}
+    used = {word for code in page.snapshot.inference.expressions for word in _WORD.findall(code)}
     for node in page.nodes:
         name = node.element.find("name")
         if node.name == "let" and name.text.strip() and not used & set(bound_by(name.text)):
@@ -95,7 +90,7 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
     name, value = element.find("name"), element.find("value").text
     for one in bound_by(name.text):
         before = lets.get(one)
-        own = set(WORD.findall(value))
+        own = set(_WORD.findall(value))
         if before is not None and one not in own:
             line = page.source.place(before.start)[0]
             also = (
