@@ -11,7 +11,7 @@ from tests.template.test_history import ONE, TWO, Notes
 from pomlflow.exceptions import MissingVariableError, RenderError, VariableError
 from pomlflow.template import Template
 
-# A file that is not there, and a component that is switched off: told though they stand under an `if`.
+# A missing file and a disabled component: reported although they are under an `if`.
 UNDER_IF = {"include-for-and-if", "state-components"}
 FINE = [one for one in cases() if not one.fails and one.name not in UNDER_IF]
 
@@ -78,7 +78,7 @@ def test_a_templates_own_problem_is_found(markup: str, place: tuple[int, int], m
     assert error.message.startswith(message)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     error = Template("<poml><tsk>{{x}}</tsk><p>{{ x. }}</p><p>{{ y.z }}</p></poml>").check().error
     assert error is not None
     assert [problem.message[:20] for problem in error.problems] == ["Component tsk not fo", "Unexpected token '}'"]

@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         values: What a variable is bound to where a text will not do.
-        broken: POML refuses the markup whatever is bound, so the engine has no say.
+        broken: POML refuses the markup with any variables, so that the engine proves nothing.
         hidden: Variables whose absence Node does not notice: in a branch not taken, or a name that Node knows too.
     """
 
@@ -289,12 +289,12 @@ def refusal(markup: str, variables: Mapping[str, Any], path: str | None = None) 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if not row.broken], ids=label)
 def test_engine_needs_exactly_these(row: Row) -> None:
-    """With all of them POML renders, and without any one of them it says which is not defined."""
+    """With all of them POML renders, and without any one of them it reports which is not defined."""
     given = bound(row)
     assert refusal(row.markup, given) == ""
     for name in names(row.variables):
-        said = refusal(row.markup, {key: value for key, value in given.items() if key != name})
-        assert (f"{name} is not defined" in said) != (name in names(row.hidden)), said
+        reported = refusal(row.markup, {key: value for key, value in given.items() if key != name})
+        assert (f"{name} is not defined" in reported) != (name in names(row.hidden)), reported
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.broken], ids=label)
@@ -346,8 +346,8 @@ def test_files_of_a_markup(folder: Path, markup: str, variables: str, values: di
     path = str(folder / "main.poml")
     assert refusal(markup, given, path) == ""
     for name in given:
-        said = refusal(markup, {key: value for key, value in given.items() if key != name}, path)
-        assert f"{name} is not defined" in said
+        reported = refusal(markup, {key: value for key, value in given.items() if key != name}, path)
+        assert f"{name} is not defined" in reported
 
 
 def test_includes_are_listed_in_order_once_with_missing_ones(folder: Path) -> None:
@@ -362,7 +362,7 @@ def test_includes_are_listed_in_order_once_with_missing_ones(folder: Path) -> No
 
 
 def test_assets_are_listed_where_poml_looks_for_them(folder: Path) -> None:
-    """What an included file names is beside the root for all elements, but for `<let>` and `<include>`."""
+    """A source in an included file is relative to the root's folder, but for `<let>` and `<include>`."""
     (folder / "sub" / "names.poml").write_text("<img src='a.png'/><let name='x' src='b.json'/>", encoding="utf-8")
     markup = (
         "<include src='sub/names.poml'/><Image src='a.png'/><doc src='c.txt'/><table src='d.csv'/><folder src='e'/>"

@@ -1,4 +1,4 @@
-"""Whether a text is POML, told by its content alone."""
+"""Whether a text is POML, by its content alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pomlflow.template import markup
 from pomlflow.template.markup import is_poml
 
-# What POML's own parser handles, beside its components.
+# What POML's own parser handles, apart from its components.
 SYNTAX = set("context include let meta outputschema runtime stylesheet tool tooldef tooldefinition".split())
 
 
@@ -46,7 +46,7 @@ def test_markup_is_known(text: str) -> None:
         '{"role": "user"}',
     ],
 )
-def test_other_text_is_told_apart(text: str) -> None:
+def test_other_text_is_not_poml(text: str) -> None:
     assert not is_poml(text)
 
 
@@ -57,7 +57,7 @@ def test_the_elements_are_those_of_the_installed_poml() -> None:
     components = re.findall(r"\(0, base_1\.component\)\('(\w+)'(?:, (\[[^\]]*\]|\{[^}]*\}))?\)", bundle)
     assert len(components) > 40
     names = {name for name, _ in components} | {
-        alias for _, told in components for alias in re.findall(r"'([\w-]+)'", told.split("requiredProps")[0])
+        alias for _, options in components for alias in re.findall(r"'([\w-]+)'", options.split("requiredProps")[0])
     }
     inner = {"tablemarkup", "tableserialize"}  # what <table> is made of
     assert {name.replace("-", "").lower() for name in names} - inner == markup._ELEMENTS - SYNTAX

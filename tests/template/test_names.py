@@ -156,4 +156,4 @@ def test_names_are_spelled_as_the_registry_allows(text: str, name: str | None) -
 def test_names_of_other_letters_stay_apart() -> None:
     names = [registry_name(f"files/{text}") for text in ("名", "字", "名字", "é", "e")]
     assert len(set(names[:3])) == 3
-    assert names[3:] == ["files.e", "files.e"]  # two files of one name are told apart by their paths
+    assert names[3:] == ["files.e", "files.e"]  # two files of one name have different paths

@@ -18,7 +18,7 @@ _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def stamp(file: Path) -> object:
-    """Return what a file's metadata says; it differs when the file has changed, and is None for a missing one."""
+    """Return a value of a file's metadata that changes with the file; None for a missing one."""
     try:
         at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
     except (OSError, ValueError):  # ValueError: a null character in an include's path

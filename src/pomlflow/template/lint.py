@@ -113,7 +113,7 @@ def lint(
         ignored = _ignored_lines(page.text)
         for name in rules:
             for fault in RULES[name](page):
-                line, column, text = page.source.place(fault.offset)
+                line, column, text = page.place(fault.offset)
                 unwanted = ignored.get(line)
                 if unwanted is None or (unwanted and name not in unwanted):
                     found[Finding(name, fault.message, fault.remedy, file, line, column, text, fault.width)] = None
@@ -123,7 +123,7 @@ def lint(
 
 
 def _is_about(problem: Problem, finding: Finding) -> bool:
-    """Whether a finding repeats what an error says."""
+    """Whether a finding repeats an error."""
     if finding.rule not in _REPEATED:
         return False
     start = problem.column or 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pomlflow.template.faults import Fault
 from pomlflow.template.markup import Element, Passage, SourceText, expressions, split_loop, unwrapped
-from pomlflow.template.source import Snapshot
+from pomlflow.template.source import Snapshot, Use
 
 __all__ = ["SCHEMAS", "Code", "Node", "Page", "Rule"]
 
@@ -49,6 +51,25 @@ class Page:
     def text(self) -> str:
         """The markup."""
         return self.source.text
+
+    @cached_property
+    def _lines(self) -> list[int]:
+        return [0, *(found.end() for found in re.finditer("\n", self.text)), len(self.text) + 1]
+
+    def place(self, offset: int) -> tuple[int, int, str]:
+        """Return the line and the column of an offset, both from 1, and the line's text."""
+        line = bisect_right(self._lines, offset)
+        begin, end = self._lines[line - 1 : line + 1]
+        return line, offset - begin + 1, self.text[begin : end - 1].rstrip("\r")
+
+    @cached_property
+    def first_uses(self) -> Mapping[str, Use]:
+        """The first use of each variable of the caller's in this file."""
+        found: dict[str, Use] = {}
+        for use in self.snapshot.inference.uses:
+            if use.file == self.source.file and (use.name not in found or use.offset < found[use.name].offset):
+                found[use.name] = use
+        return found
 
     @cached_property
     def nodes(self) -> list[Node]:

@@ -80,7 +80,7 @@ def shadowed_variable(page: Page) -> Iterator[Fault]:
             )
             hidden = outer or lets.get(item)
             if hidden is not None:
-                line = page.source.place(hidden.start)[0]
+                line = page.place(hidden.start)[0]
                 at = element.find("for").at(0)
                 yield Fault(at, len(item), f"the loop's {item} hides that of line {line}", "give it another name")
             loops.append((element, item, _end(element)))
@@ -92,16 +92,15 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
         before = lets.get(one)
         own = set(_WORD.findall(value))
         if before is not None and one not in own:
-            line = page.source.place(before.start)[0]
+            line = page.place(before.start)[0]
             also = (
                 ": POML (0.0.8) ignores the if= of a <let>" if element.find("if").text or before.find("if").text else ""
             )
             why = f"the variable {one} of line {line} is set again{also}"
             yield Fault(name.at(0), len(name.text), why, 'give it another name, or write value="condition ? a : b"')
         elif before is None and one not in own:
-            uses = [use for use in page.snapshot.inference.uses if use.name == one and use.file == page.source.file]
-            early = next((use for use in uses if use.offset < element.start), None)
-            if early is not None:
+            early = page.first_uses.get(one)
+            if early is not None and early.offset < element.start:
                 why = f"the variable {one} is used before, in line {early.line}, and there is the caller's"
                 yield Fault(name.at(0), len(name.text), why, "move the <let> up, or give it another name")
 
