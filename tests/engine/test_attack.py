@@ -190,7 +190,7 @@ def test_node_holds_the_worker_too(fresh: None, worker: Callable[[], int]) -> No
     allowed = [flag.partition("=")[2] for flag in command if flag.startswith("--allow-fs-read")]
     assert allowed
     for path in allowed:
-        assert path.endswith((".cjs", "/compiled", "poml/js/cli.js", "poml/node_modules/*")), path
+        assert path.endswith((".cjs", "/prepared", "poml/js/cli.js", "poml/node_modules/*")), path
 
 
 # --- what one render leaves for the next

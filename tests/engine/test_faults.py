@@ -62,7 +62,7 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))  # the write that passes it fails half-way
 print(text())
 engine.close()
-print(text(), len(list(Path(os.environ["POMLFLOW_CACHE_DIR"]).rglob("compiled"))))
+print(text(), len(list(Path(os.environ["POMLFLOW_CACHE_DIR"]).rglob("prepared"))))
 """
 
 

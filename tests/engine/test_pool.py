@@ -245,7 +245,7 @@ def test_what_the_engine_asks_for_itself_is_counted_as_no_render(
 ) -> None:
     monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path))  # a first start, whose compiled code is asked for
     text(n=0)
-    until(lambda: list(tmp_path.rglob("compiled")))
+    until(lambda: list(tmp_path.rglob("prepared")))
     assert engine.stats().rendered == 1
 
 

@@ -93,16 +93,15 @@ class _Engine:
         process = NodeProcess(found, sandbox=self.sandbox, trusted=trusted)
         with self._lock:
             if found.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
-                length = process.hello["length"]
                 with contextlib.suppress(RuntimeError):  # no thread can start: then it is not kept
-                    self._storing = self.pool.threads.submit(lambda: self._store(found, length, trusted))
+                    self._storing = self.pool.threads.submit(lambda: self._store(found, trusted))
         return process
 
-    def _store(self, found: installation.Installation, length: int, trusted: bool) -> None:
+    def _store(self, found: installation.Installation, trusted: bool) -> None:
         """Keep what V8 has compiled by now, for the next start; it queues after the first render."""
         try:
-            answer = self.pool.run(b'"op":"compiled"}', 30, self.pool.acquire(trusted=trusted, internal=True))
-            found.store(base64.b64decode(answer["ok"]), length)
+            answer = self.pool.run(b'"op":"prepare"}', 30, self.pool.acquire(trusted=trusted, internal=True))
+            found.store(base64.b64decode(answer["ok"]))
         except (OSError, EngineError, QueueTimeoutError, DeadlineError) as error:
             logger.info("POML's compiled code cannot be kept (%r): a first render takes half a second longer", error)
 

@@ -28,17 +28,16 @@ __all__ = ["Installation", "check_versions", "find", "poml_version", "requiremen
 
 WORKER = Path(__file__).parent / "js" / "worker.cjs"
 _PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
-# V8 lets its heap grow with the machine's memory: without a cap a worker comes to 470 MB where 24 GB are there. Under
-# this one it stays at 230, at the same speed, and a template that allocates without end is ended. Room enough for a
-# context of 30 MB. Smaller semi-spaces save 30 MB more, for a tenth of the speed.
-FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=16")
+# V8 lets its heap grow with the machine's memory; under this cap a template that allocates without end is ended, and a
+# context of 30 MB has room. Smaller semi-spaces than V8's 16 MB save 11 MB of each worker, at the same speed.
+FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=8")
 # Against templates. sharp, for pictures, is a native addon; the worker keeps all ways to load another one to itself.
 # Without zero-filled buffers a template could read what earlier renders left in memory.
 _SANDBOX = ("--permission", "--allow-addons", "--zero-fill-buffers")
 _POML = "0.0.8"
 _NODE = (22, 15), (25,)  # from registerHooks(), by which templates are refused import(), up to what the tests have seen
 _STALE = 3600.0  # seconds after which a file that was never finished never will be
-_KEPT = 4  # caches of other versions and environments that stay; one is about 10 MB
+_KEPT = 4  # caches of other versions and environments that stay; one is about 15 MB
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Installation:
         for file in (self.node, self.bundle, WORKER, *_PARTS):
             at = file.stat()
             key.update(f"{file}\0{at.st_size}\0{at.st_mtime_ns}\0".encode(errors="surrogateescape"))
-        return root / key.hexdigest()[:24] / "compiled"
+        return root / key.hexdigest()[:24] / "prepared"
 
     def command(self, *, sandbox: bool = True) -> list[str]:
         """The command line of a worker; with the sandbox, it may open nothing but its own parts."""
@@ -74,14 +73,13 @@ class Installation:
             flags += [*_SANDBOX, *(f"--allow-fs-read={file}" for file in readable)]
         return [str(self.node), *flags, str(WORKER), *arguments]
 
-    def store(self, compiled: bytes, length: int) -> None:
-        """Keep V8's cached data for later starts, which then read the bundle only up to its source map, ``length``."""
+    def store(self, content: bytes) -> None:
+        """Keep the patched source and V8's cached data for later starts, which then do not read the bundle."""
         cache = self.cache
         if cache is None:
             return
         folder = cache.parent
         folder.mkdir(mode=0o700, exist_ok=True)
-        content = length.to_bytes(8, "little") + compiled
         handle, temporary = tempfile.mkstemp(dir=folder)
         try:
             with os.fdopen(handle, "wb") as file:

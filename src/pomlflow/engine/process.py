@@ -51,7 +51,7 @@ class NodeProcess:
 
     Attributes:
         trusted: Whether it renders the user's own templates, or those that are not trusted.
-        hello: The handshake: ``node``, ``poml``, ``cache`` (hit, none, rejected), ``length``.
+        hello: The handshake: ``node``, ``poml``, ``cache`` (hit, none, rejected).
         deadline: When (`time.monotonic`) the watchdog ends it; infinity while nothing runs.
         timed_out: Whether it was ended for that.
         retired: Whether another one has been started in its place, and it is to end after its render.

@@ -1,7 +1,6 @@
 // POML's bundle: loaded once, and patched where poml 0.0.8 does not do what a process that stays needs.
 //
-// All patches are here: first those of the bundle's text, then those of its objects. Each that does not fit ends the
-// start: the poml package is another one.
+// The patches of its text are in patches.cjs, those of its objects here.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -9,101 +8,71 @@ const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
+const { moduleAt, patch } = require('./patches.cjs');
 
-// Of the bundle's text: what is found once, and what replaces it. poml 0.0.8 takes quadratic time in several places.
-const PATCHES = [
-  // The bundle is a command line. Its modules are wanted, through webpack's own require, and no run.
-  [
-    '__webpack_require__(__webpack_require__.s = "./packages/poml/cli.ts")',
-    '__webpack_require__;module.exports = __webpack_require__',
-  ],
-  // Development React, the only one in the bundle, captures an Error's stack for up to 10,000 elements a second, and
-  // hides four properties in each element, for warnings alone.
-  ['1e4 > ReactSharedInternals.recentlyCreatedOwnerStacks++', 'false'],
-  [
-    '      self = props.ref;\n      type = {',
-    '      return { $$typeof: REACT_ELEMENT_TYPE, type, key, props: Object.freeze(props), ref: null, _owner: owner };\n' +
-      '      type = {',
-  ],
-  // Quadratic in a run of blanks; the replacements after it make the same of either.
-  [String.raw`text = text.replace(/[\t\n\r ]*\n[\t\n\r ]*/g, '\n');`, String.raw`text = text.replace(/[\t\n\r ]+/g, ' ');`],
-  // Quadratic in elements: which part of the markup a part of the output comes from, which write() leaves out.
-  ['for (const m of result.mappings) {\n                if (start', 'for (const m of []) {\n                if (start'],
-  // Quadratic in elements: three searches through lists.
-  [
-    'return result.mappings.find(segment => segment.inputStart === startIndex && segment.inputEnd === endIndex);',
-    'const key = (one) => `${one.inputStart} ${one.inputEnd}`; ' +
-      'result.known ??= new Map(result.mappings.toReversed().map((one) => [key(one), one])); ' +
-      'return result.known.get(`${startIndex} ${endIndex}`);',
-  ],
-  ['const colorSpeakers =', 'const places = new Map(essentialIndices.map((index, place) => [index, place])); const colorSpeakers ='],
-  ['essentialIndices.findIndex(index => index == segment.start)', 'places.get(segment.start)'],
-  ['essentialIndices.findIndex(index => index == segment.end)', 'places.get(segment.end)'],
-];
+const MAP = '//# sourceMappingURL=data:'; // 24 of the bundle's 40 MB
 
-/** What Python stored: SHA-256, the bundle's length before its source map, V8's cached data. Any of it may be damaged. */
-function readCompiled(file) {
+/** What Python stored: SHA-256, the length of the source, the source, V8's cached data. Any of it may be damaged. */
+function readPrepared(file) {
   try {
     const stored = fs.readFileSync(file);
     const content = stored.subarray(32);
-    if (!crypto.createHash('sha256').update(content).digest().equals(stored.subarray(0, 32))) return {};
-    return { length: Number(content.readBigUInt64LE()), cachedData: content.subarray(8) };
+    if (!crypto.createHash('sha256').update(content).digest().equals(stored.subarray(0, 32))) return undefined;
+    const end = 8 + Number(content.readBigUInt64LE());
+    return { source: content.latin1Slice(8, end), cachedData: content.subarray(end) };
   } catch {
-    return {};
+    return undefined;
   }
 }
 
-/** The bundle without its inline source map, which is 24 of its 40 MB. */
-function readBundle(file, length) {
-  if (!length) {
-    const bytes = fs.readFileSync(file);
-    const map = bytes.lastIndexOf('//# sourceMappingURL=data:');
-    return map < 0 ? bytes : bytes.subarray(0, map);
-  }
-  const bytes = Buffer.allocUnsafe(length);
-  const descriptor = fs.openSync(file);
-  let read = 0;
-  for (let n = 1; n && read < length; read += n) n = fs.readSync(descriptor, bytes, read, length - read, null);
-  fs.closeSync(descriptor);
-  return bytes.subarray(0, read);
+function readBundle(bundle) {
+  const bytes = fs.readFileSync(bundle);
+  const map = bytes.lastIndexOf(MAP);
+  return map < 0 ? bytes : bytes.subarray(0, map);
 }
 
-function patched(text, bundle) {
-  const places = PATCHES.map(([found, instead]) => ({ at: text.lastIndexOf(found), found, instead }));
-  const parts = [];
-  let from = 0;
-  for (const { at, found, instead } of places.sort((one, other) => one.at - other.at)) {
-    if (at < 0) throw new Error(`the bundle ${bundle} is not that of poml 0.0.8: it does not hold ${found}`);
-    parts.push(text.slice(from, at), instead);
-    from = at + found.length;
-  }
-  return parts.join('') + text.slice(from);
-}
+/** What the patched text calls. */
+const helpers = (bundle, require) => ({
+  setImmediate,
+  /** A module that is loaded when something of it is used. */
+  deferred(load) {
+    let loaded;
+    return new Proxy({}, { get: (_, key) => (loaded ??= load())[key] });
+  },
+  /** The function of a module that was cut out of the text. */
+  module(id) {
+    const text = readBundle(bundle).toString();
+    const { start, end } = moduleAt(text, id);
+    return vm.runInThisContext(`(require) => ${text.slice(start, end)}`, { filename: bundle })(require);
+  },
+});
 
 /**
  * Loads the bundle.
  *
  * @param {string} bundle Its file.
- * @param {string | undefined} compiled The file of what V8 has compiled of it, from `cachedData`.
+ * @param {string | undefined} prepared The file of what Python stored, from `prepared`.
  * @param {(require: Function) => Function} restrict Gives the require() that the bundle gets.
  */
-function load(bundle, compiled, restrict) {
-  const { length, cachedData } = compiled ? readCompiled(compiled) : {};
-  const bytes = readBundle(bundle, length);
-  const source = Module.wrap(patched(bytes.toString(), bundle));
+function load(bundle, prepared, restrict) {
+  const { source = prepare(bundle), cachedData } = (prepared && readPrepared(prepared)) ?? {};
   const script = new vm.Script(source, { filename: bundle, cachedData }); // import() is refused in it
   const module = { exports: {} };
   const require = restrict(Module.createRequire(bundle));
-  script.runInThisContext()(module.exports, require, module, bundle, path.dirname(bundle));
+  script.runInThisContext()(module.exports, require, module, bundle, path.dirname(bundle), helpers(bundle, require));
   const from = module.exports;
   rememberComponents(from('./packages/poml/base.tsx'));
   matchNames(from('./node_modules/cheerio/dist/commonjs/cheerio.js'));
   const { PomlFile } = from('./packages/poml/file.tsx');
   const base = from('./packages/poml/base.tsx');
   return {
-    script,
-    length: bytes.length,
     cache: !cachedData ? 'none' : script.cachedDataRejected ? 'rejected' : 'hit',
+    /** What Python stores for later starts. */
+    prepared() {
+      const length = Buffer.alloc(8);
+      length.writeBigUInt64LE(BigInt(source.length));
+      return Buffer.concat([length, Buffer.from(source, 'latin1'), script.createCachedData()]);
+    },
     React: from('./node_modules/react/index.js'),
     base,
     PomlFile,
@@ -116,6 +85,15 @@ function load(bundle, compiled, restrict) {
     whitespace: keepWhitespace(PomlFile),
     settle: keepPromises(base),
   };
+}
+
+function prepare(bundle) {
+  try {
+    const text = patch(readBundle(bundle));
+    return `(function (exports, require, module, __filename, __dirname, pomlflow) { ${text}\n})`;
+  } catch (error) {
+    throw new Error(`the bundle ${bundle} is not that of poml 0.0.8: ${error.message}`);
+  }
 }
 
 /** POML searches all components and their documentation for each element: a sixth of a render's time. */
@@ -280,4 +258,4 @@ function keepPromises(base) {
   return () => (started.length ? Promise.allSettled(started.splice(0)) : undefined);
 }
 
-module.exports = { PATCHES, load };
+module.exports = { load };

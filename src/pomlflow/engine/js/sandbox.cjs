@@ -23,16 +23,10 @@ function denied(what) {
   return Object.assign(new Error(`${what} is closed: ${REMEDY}`), { code: 'ERR_ACCESS_DENIED' });
 }
 
-let loading = true;
-
-/**
- * A substitute for a module, class or function: everything can be looked up and extended, nothing can be called. While
- * the bundle loads, a call returns the like: its libraries for the network set themselves up then.
- */
+/** A substitute for a module, class or function: everything can be looked up and extended, nothing can be called. */
 function closed(name) {
   const refuse = () => {
-    if (!loading) throw denied(name);
-    return closed(name);
+    throw denied(name);
   };
   const parts = new Map();
   return new Proxy(function () {}, {
@@ -209,9 +203,6 @@ function makeReport() {
 function close() {
   define('console', makeConsole());
   define('process', makeProcess());
-  // The bundle's undici makes itself ready for requests while it is loaded, and may not make any.
-  define('WebAssembly', { compile: () => new Promise(() => {}) });
-  define(Symbol.for('undici.globalDispatcher.1'), closed('fetch'));
   Buffer.poolSize = 0; // small buffers share memory, and show what earlier renders had in theirs
 }
 
@@ -229,7 +220,6 @@ function refuseImports() {
 
 /** After the bundle is loaded; throws where something cannot be closed. */
 function finish() {
-  loading = false;
   refuseImports();
   define('performance', { now: () => performance.now() });
   define('crypto', { randomUUID: () => crypto.randomUUID() });

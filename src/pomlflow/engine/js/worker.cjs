@@ -1,12 +1,12 @@
 // A warm POML: loads the poml package's bundle once, then renders one request after another.
 //
-//   node worker.cjs BUNDLE [COMPILED]
+//   node worker.cjs BUNDLE [PREPARED]
 //
 // One JSON value a line. The first line out is the handshake {id: 0, ready: {…}} or {id: 0, fatal: "why", node}; then one
 // answer for each request, in order:
 //   {id, markup, context, stylesheet, path, chat, revive, natives, keep_whitespace} -> {id, ok: frame} | {id, problems: […]}
 //   the same with placeholders, names of variables without a value -> the same, without problems that are theirs
-//   {id, op: "compiled"}                                           -> {id, ok: base64 of V8's cached data}
+//   {id, op: "prepare"}                                            -> {id, ok: base64 of what a later start reads}
 // An answer has also ms, from the request's JSON to the answer's; kept, if whitespace was; and now and then memory, the
 // resident bytes.
 // Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
@@ -33,16 +33,6 @@ process.on('unhandledRejection', (error) => console.error('unhandled in a templa
 const write = process.stdout.write.bind(process.stdout);
 process.stdout.write = process.stderr.write.bind(process.stderr);
 const send = (line, then) => write(`\n${line}\n`, then);
-
-/** require() for the bundle without the sandbox: with sharp (a native addon, 40 ms) loaded only when an image is met. */
-function lazily(require) {
-  const sharp = () => require('sharp');
-  const proxy = new Proxy(function () {}, {
-    apply: (_, self, args) => Reflect.apply(sharp(), self, args),
-    get: (_, key) => (key === '__esModule' ? undefined : sharp()[key]),
-  });
-  return (id) => (id === 'sharp' ? proxy : require(id));
-}
 
 /** Parsed files by source: parsing is half of a render. Bounded by the characters that it holds. */
 class Files {
@@ -156,7 +146,7 @@ function attempt(request, check, keep) {
 async function answer(text) {
   const request = JSON.parse(text);
   const { id, op, placeholders: names, keep_whitespace: keep } = request;
-  if (op === 'compiled') return JSON.stringify({ id, ok: poml.script.createCachedData().toString('base64') });
+  if (op === 'prepare') return JSON.stringify({ id, ok: poml.prepared().toString('base64') });
   const check = names && (checking ??= placeholders.install(poml.PomlFile));
   files.serve(id);
   const thrown = [];
@@ -218,15 +208,15 @@ const forgets = [];
 const parsedFiles = new Files(256 * 1024); // a parsed file takes 85 bytes a character, one of nothing but tags 210
 try {
   if (sandboxed) sandbox.close();
-  poml = load(process.argv[2], process.argv[3], (require) => (sandboxed ? sandbox.requireFor(require, files.reads) : lazily(require)));
+  poml = load(process.argv[2], process.argv[3], (require) => (sandboxed ? sandbox.requireFor(require, files.reads) : require));
   if (sandboxed) {
     forgets.push(endTimers());
     sandbox.finish();
   }
   forgets.push(forgetGlobals());
   serve();
-  const { version, cache, length } = poml;
-  send(JSON.stringify({ id: 0, ready: { node: process.version, poml: version, cache, length } }));
+  const { version, cache } = poml;
+  send(JSON.stringify({ id: 0, ready: { node: process.version, poml: version, cache } }));
 } catch (error) {
   send(JSON.stringify({ id: 0, fatal: String(error?.message ?? error), node: process.version }), () => process.exit(3));
 }

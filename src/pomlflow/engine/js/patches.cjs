@@ -1,0 +1,132 @@
+// What the text of POML's bundle is patched with, before it is compiled.
+//
+// Each text is found exactly once in the bundle of poml 0.0.8, or the start fails: the poml package is another one.
+'use strict';
+
+const PATCHES = [
+  {
+    why: 'The bundle is a command line. Its modules are wanted, through the require() of webpack, and no run.',
+    find: '__webpack_require__(__webpack_require__.s = "./packages/poml/cli.ts")',
+    replace: '__webpack_require__;module.exports = __webpack_require__',
+  },
+  {
+    // upstream: poml 0.0.8: it bundles development React, which captures a stack for up to 10,000 elements a second
+    why: 'Development React captures a stack for each element, for warnings alone.',
+    find: '1e4 > ReactSharedInternals.recentlyCreatedOwnerStacks++',
+    replace: 'false',
+  },
+  {
+    // upstream: poml 0.0.8: development React hides four properties in each element
+    why: 'Development React hides four properties in each element, for warnings alone.',
+    find: '      self = props.ref;\n      type = {',
+    replace:
+      '      return { $$typeof: REACT_ELEMENT_TYPE, type, key, props: Object.freeze(props), ref: null, _owner: owner };\n' +
+      '      type = {',
+  },
+  {
+    // upstream: poml 0.0.8: quadratic time in a run of blanks
+    why: 'Quadratic in a run of blanks; the replacements after it make the same of either.',
+    find: String.raw`text = text.replace(/[\t\n\r ]*\n[\t\n\r ]*/g, '\n');`,
+    replace: String.raw`text = text.replace(/[\t\n\r ]+/g, ' ');`,
+  },
+  {
+    // upstream: poml 0.0.8: quadratic time in elements, by the source map that write() leaves out
+    why: 'Quadratic in elements: which part of the markup a part of the output comes from, which write() leaves out.',
+    find: 'for (const m of result.mappings) {\n                if (start',
+    replace: 'for (const m of []) {\n                if (start',
+  },
+  {
+    // upstream: poml 0.0.8: quadratic time in elements, by a search through all mappings
+    why: 'Quadratic in elements: a search through a list.',
+    find: 'return result.mappings.find(segment => segment.inputStart === startIndex && segment.inputEnd === endIndex);',
+    replace:
+      'const key = (one) => `${one.inputStart} ${one.inputEnd}`; ' +
+      'result.known ??= new Map(result.mappings.toReversed().map((one) => [key(one), one])); ' +
+      'return result.known.get(`${startIndex} ${endIndex}`);',
+  },
+  {
+    // upstream: poml 0.0.8: quadratic time in messages, by searches for each speaker
+    why: 'Quadratic in messages: two searches through a list, which the next two patches replace.',
+    find: 'const colorSpeakers =',
+    replace: 'const places = new Map(essentialIndices.map((index, place) => [index, place])); const colorSpeakers =',
+  },
+  {
+    why: 'The first of them.',
+    find: 'essentialIndices.findIndex(index => index == segment.start)',
+    replace: 'places.get(segment.start)',
+  },
+  {
+    why: 'The second of them.',
+    find: 'essentialIndices.findIndex(index => index == segment.end)',
+    replace: 'places.get(segment.end)',
+  },
+  {
+    why: 'mammoth is loaded in a render, and its queue must not end with that one, as the timers of a template do.',
+    find: 'var GlobalSetImmediate = global.setImmediate;',
+    replace: 'var GlobalSetImmediate = pomlflow.setImmediate;',
+  },
+];
+
+// Imports of what a render without documents, token limits and XML output does not need, which is half of a start. Not
+// pdfjs: it redirects the console, which is fixed by then.
+// upstream: poml 0.0.8: a start loads the readers of all documents, and an HTTP client
+const DEFERRED = [
+  ['undici', '__importStar(__webpack_require__(/*! undici */ "./node_modules/undici/index.js"))'],
+  ['encoding_sniffer_1', '__webpack_require__(/*! encoding-sniffer */ "./node_modules/encoding-sniffer/dist/commonjs/index.js")'],
+  ['mammoth', '__importStar(__webpack_require__(/*! mammoth */ "./node_modules/mammoth/lib/index.js"))'],
+  ['XLSX', '__importStar(__webpack_require__(/*! xlsx */ "./node_modules/xlsx/xlsx.mjs"))'],
+  ['js_tiktoken_1', '__webpack_require__(/*! js-tiktoken */ "./node_modules/js-tiktoken/dist/index.cjs")'],
+  ['xmlbuilder', '__importStar(__webpack_require__(/*! xmlbuilder2 */ "./node_modules/xmlbuilder2/lib/index.js"))'],
+  ['sharp_1', '__importDefault(__webpack_require__(/*! sharp */ "sharp"))'],
+];
+for (const [name, load] of DEFERRED) {
+  PATCHES.push({
+    why: `A render that does not need ${name} does not load it.`,
+    find: `const ${name} = ${load};`,
+    replace: `const ${name} = pomlflow.deferred(() => ${load});`,
+  });
+}
+
+// The largest modules of those: V8 keeps the source of all that it may compile, so theirs is read when it is needed.
+const CUT = ['./node_modules/js-tiktoken/dist/index.cjs', './node_modules/xlsx/xlsx.mjs'];
+
+/** Where the function of a module begins and ends in the bundle's text. */
+function moduleAt(text, id) {
+  const head = `\n/***/ "${id}":\n`;
+  const start = text.indexOf(head) + head.length;
+  const end = text.indexOf('\n/***/ "', start);
+  if (start < head.length || end < 0) throw new Error(`it does not hold the module ${id}`);
+  return { start, end: text.lastIndexOf(',', end) };
+}
+
+function patchAt(text, { find, replace }) {
+  const start = text.lastIndexOf(find);
+  if (start < 0) throw new Error(`it does not hold ${find}`);
+  return { start, end: start + find.length, replace };
+}
+
+/**
+ * The patched text. Each of its characters is one byte, since V8 keeps a text in two bytes a character if a single one
+ * needs them.
+ *
+ * @param {Buffer} bytes The bundle's.
+ */
+function patch(bytes) {
+  const text = bytes.latin1Slice();
+  const edits = PATCHES.map((one) => patchAt(text, one));
+  for (const id of CUT) {
+    edits.push({ ...moduleAt(text, id), replace: `((...given) => pomlflow.module("${id}").apply(given[1], given))` });
+  }
+  const parts = [];
+  let from = 0;
+  for (const { start, end, replace } of edits.sort((one, other) => one.start - other.start)) {
+    parts.push(text.slice(from, start), replace);
+    from = end;
+  }
+  parts.push(text.slice(from));
+  return parts.join('').replace(/[\x80-\xff]+/g, (utf8) => escaped(Buffer.from(utf8, 'latin1').toString()));
+}
+
+const escaped = (text) => Array.from({ length: text.length }, (_, at) => `\\u${text.charCodeAt(at).toString(16).padStart(4, '0')}`).join('');
+
+module.exports = { CUT, PATCHES, moduleAt, patch };

@@ -1,0 +1,79 @@
+"""What the bundle's text is patched with (js/patches.cjs): each patch still applies, and still makes a difference."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomlflow import engine
+from pomlflow.engine import installation
+
+ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
+PROGRAM = """
+const { PATCHES, CUT, moduleAt } = require(process.argv[1]);
+const text = require('fs').readFileSync(process.argv[2]).latin1Slice();
+const code = text.slice(0, text.lastIndexOf('//# sourceMappingURL=data:'));
+const times = PATCHES.map(({ find, why }) => [why, code.split(find).length - 1]);
+const cut = CUT.map((id) => [id, moduleAt(code, id).end - moduleAt(code, id).start]);
+console.log(JSON.stringify({ times: Object.fromEntries(times), cut: Object.fromEntries(cut) }));
+"""
+
+
+@cache
+def report() -> dict[str, dict[str, int]]:
+    found = installation.find()
+    patches = installation.WORKER.parent / "patches.cjs"
+    command = [str(found.node), "-e", PROGRAM, str(patches), str(found.bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, dict[str, int]] = json.loads(done.stdout)
+    return result
+
+
+def test_each_patch_finds_its_text_once_in_the_bundle() -> None:
+    """Else the start fails, and with a newer poml the patch may no longer be needed: see docs/upstream.md."""
+    times = report()["times"]
+    assert len(times) >= 17
+    assert {why: count for why, count in times.items() if count != 1} == {}
+
+
+def test_the_modules_that_are_cut_out_are_the_largest() -> None:
+    sizes = report()["cut"]
+    assert len(sizes) == 2
+    assert min(sizes.values()) > 500_000
+
+
+@pytest.fixture
+def loaded_anew(fresh: None) -> None:
+    """A process of its own, in which nothing deferred is loaded."""
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        ('<document src="report.docx"/>', "# Quarterly report"),
+        ('<document src="report.pdf"/>', "First page"),
+        ('<table src="staff.xlsx"/>', "Ada"),
+        ('<p tokenLimit="3">one two three four five six seven</p>', "one two"),
+        ('<poml syntax="xml"><cp caption="a">b</cp></poml>', "<a>b</a>"),
+        ('<img src="box.gif"/>', "R0lGOD"),
+    ],
+    ids=["mammoth", "pdf", "xlsx", "js-tiktoken", "xmlbuilder2", "sharp"],
+)
+def test_a_module_that_is_loaded_in_a_render_serves_that_and_later_ones(
+    markup: str, expected: str, loaded_anew: None
+) -> None:
+    """Also after renders that took its timers along, as those of a template end with it."""
+    results: list[Any] = [engine.render(markup, {}, path=str(ASSETS / "prompt.poml")) for _ in range(3)]
+    assert expected in str(results[0])
+    assert results[1:] == results[:1] * 2
+
+
+def test_an_element_looks_like_react_s_own_to_components() -> None:
+    """React's elements without what only warnings need: a component still finds its children and their props."""
+    markup = '<poml><list listStyle="decimal"><item>{{x}}</item><item><b>{{x}}</b></item></list></poml>'
+    assert engine.render(markup, {"x": "a"})["messages"][0]["content"] == "1. a\n2. **a**"
