@@ -1,4 +1,4 @@
-"""`pomlflow.autolog`: plain renders and poml's own function, fetched back from the store."""
+"""`pomlflow.autolog`: the traces of plain renders and of poml's own function."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _off() -> Iterator[None]:
 
 @pytest.fixture
 def prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prompt's file in the working folder, whose name no other test has."""
+    """A prompt's file in the working folder, with a unique name."""
     monkeypatch.chdir(tmp_path)
     file = f"greet_{tmp_path.name}.poml"
     Path(file).write_text(HELLO, encoding="utf-8")
@@ -49,7 +49,7 @@ def prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def tree(trace: Trace) -> list[str]:
-    """Each span's name below its parent's, in the order of their starts."""
+    """Return the path of names to each span, in the order of their starts."""
     spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
     names: dict[str | None, str] = {None: ""}
     for span in spans:
@@ -67,7 +67,7 @@ def span_of(trace: Trace) -> Span:
     return span
 
 
-def test_outside_of_any_span_a_render_is_a_trace_and_inside_it_is_a_child(stored_traces: Fetch, prompt: str) -> None:
+def test_a_render_is_a_trace_outside_of_spans_and_a_child_in_one(stored_traces: Fetch, prompt: str) -> None:
     pomlflow.autolog()
     assert pomlflow.poml(prompt, {"name": "Ada"}) == ADA
     with mlflow.start_span("work"):
@@ -94,11 +94,11 @@ assert len(mlflow.search_traces(locations=[sys.argv[2]], return_type="list")) ==
 """
 
 
-def test_flush_stores_traces_that_no_prompt_is_registered_for(mlflow_store: str, mlflow_database: str) -> None:
+def test_flush_stores_traces_without_registered_prompts(mlflow_store: str, mlflow_database: str) -> None:
     subprocess.run([sys.executable, "-c", UNREGISTERED, mlflow_database, mlflow_store], check=True)
 
 
-def test_polms_own_function_is_traced_without_a_change(stored_traces: Fetch, prompt: str) -> None:
+def test_the_function_of_poml_is_traced_and_unchanged(stored_traces: Fetch, prompt: str) -> None:
     pomlflow.autolog()
     assert poml.poml(prompt, context={"name": "Ada"}) == ADA
     assert poml.api.poml(prompt, {"name": "Ada"}, format="openai_chat") == {
@@ -108,8 +108,8 @@ def test_polms_own_function_is_traced_without_a_change(stored_traces: Fetch, pro
     assert trees(stored_traces) == [["/poml"], ["/poml"]]
 
 
-def test_what_is_built_on_polms_function_is_traced_too(stored_traces: Fetch) -> None:
-    """Its builder, and its LangChain template, which had the function before autolog was called."""
+def test_the_builder_and_the_template_of_poml_are_traced(stored_traces: Fetch) -> None:
+    """They import the function before autolog is called."""
     from poml.integration.langchain import LangchainPomlTemplate
 
     pomlflow.autolog()
@@ -121,7 +121,7 @@ def test_what_is_built_on_polms_function_is_traced_too(stored_traces: Fetch) -> 
     assert trees(stored_traces) == [["/poml"], ["/poml"]]
 
 
-def test_calling_it_again_changes_nothing_but_what_is_given_anew(stored_traces: Fetch, prompt: str) -> None:
+def test_another_call_sets_new_options(stored_traces: Fetch, prompt: str) -> None:
     pomlflow.autolog()
     ours = poml.poml
     pomlflow.autolog()
@@ -136,7 +136,7 @@ def test_calling_it_again_changes_nothing_but_what_is_given_anew(stored_traces: 
     assert (span_of(second).inputs, span_of(second).outputs) == (["context", "prompt", "stylesheet"], None)
 
 
-def test_disabled_all_is_as_before(stored_traces: Fetch) -> None:
+def test_disable_restores_everything(stored_traces: Fetch) -> None:
     finders, filters = list(sys.meta_path), list(logging.getLogger("pomlflow").filters)
     pomlflow.autolog(silent=True)
     assert poml.poml is not ORIGINAL
@@ -146,7 +146,7 @@ def test_disabled_all_is_as_before(stored_traces: Fetch) -> None:
     assert (poml.poml, poml.api.poml, sys.modules["poml.prompt"].poml) == (ORIGINAL,) * 3
     assert (sys.meta_path, logging.getLogger("pomlflow").filters) == (finders, filters)
     pomlflow.render(HELLO, {"name": "Ada"})
-    assert held(HELLO, {"name": "Ada"}) == ADA  # by poml's own: whoever took ours by name is not left behind
+    assert held(HELLO, {"name": "Ada"}) == ADA  # ours, imported by name, calls poml's own
     assert trees(stored_traces) == []
 
 
@@ -171,7 +171,7 @@ def test_a_result_is_the_callers_to_change(stored_traces: Fetch, tmp_path: Path,
     assert span_of(trace).outputs["messages"][0]["content"] == "Hello"
 
 
-def test_a_failed_render_is_a_span_and_the_callers_error(stored_traces: Fetch) -> None:
+def test_a_failed_render_is_an_error_span(stored_traces: Fetch) -> None:
     pomlflow.autolog()
     with pytest.raises(RuntimeError, match="missing"):
         poml.poml("<p>{{missing}}</p>")
@@ -180,7 +180,7 @@ def test_a_failed_render_is_a_span_and_the_callers_error(stored_traces: Fetch) -
     assert "missing" in span_of(trace).attributes["poml.error"]
 
 
-def test_tasks_and_threads_each_find_their_own_span(stored_traces: Fetch) -> None:
+def test_tasks_and_threads_have_their_own_parent_spans(stored_traces: Fetch) -> None:
     async def work(name: str) -> None:
         with mlflow.start_span(name):
             await asyncio.sleep(0)
@@ -202,7 +202,7 @@ def test_tasks_and_threads_each_find_their_own_span(stored_traces: Fetch) -> Non
         assert span_of(trace).inputs["context"] == {"name": trace.data.spans[0].name}
 
 
-def test_without_traces_polms_function_is_warm_and_no_more(stored_traces: Fetch, tmp_path: Path) -> None:
+def test_without_traces_the_function_of_poml_is_only_warm(stored_traces: Fetch, tmp_path: Path) -> None:
     pomlflow.autolog(log_traces=False, trace_dir=tmp_path / "runs")
     assert poml.poml is not ORIGINAL
     assert poml.poml(HELLO, {"name": "Ada"}) == ADA
@@ -211,7 +211,7 @@ def test_without_traces_polms_function_is_warm_and_no_more(stored_traces: Fetch,
     assert markup.read_text(encoding="utf-8") == HELLO
 
 
-def test_options_of_the_command_line_are_left_to_poml(stored_traces: Fetch) -> None:
+def test_options_of_the_command_line_are_passed_to_poml(stored_traces: Fetch) -> None:
     pomlflow.autolog()
     assert poml.poml(HELLO, {"name": "Ada"}, format="raw", extra_args=["--prettyPrint", "true"]) == (
         "===== human =====\n\nHello Ada"
@@ -219,7 +219,7 @@ def test_options_of_the_command_line_are_left_to_poml(stored_traces: Fetch) -> N
     assert trees(stored_traces) == []
 
 
-def test_arguments_that_make_no_sense_are_refused_and_change_nothing(tmp_path: Path) -> None:
+def test_invalid_arguments_change_nothing(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(pomlflow.ConfigurationError, match="mask must be a function, not a str"):
@@ -231,7 +231,7 @@ def test_arguments_that_make_no_sense_are_refused_and_change_nothing(tmp_path: P
 
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module that has said ``from poml import poml as build``."""
+    """A module that ran ``from poml import poml as build``."""
     module = types.ModuleType("early_bird")
     module.build = ORIGINAL
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -240,7 +240,7 @@ def early(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
-def test_a_name_that_was_taken_before_is_said_once(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_earlier_import_by_name_is_warned_of_once(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     pomlflow.autolog()
     pomlflow.autolog(register=False)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -249,12 +249,12 @@ def test_a_name_that_was_taken_before_is_said_once(early: types.ModuleType, capl
     assert early.build is ORIGINAL
 
 
-def test_silent_keeps_it_back(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_suppresses_warnings(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     pomlflow.autolog(silent=True)
     assert caplog.records == []
 
 
-# Beside others who trace.
+# With other tracers.
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_in_every_order_there_is_one_trace_with_each_span_once(
     assert client[1].messages == [{"role": "user", "content": "Hello Ada"}]
     registered = MlflowClient().search_prompts(f"name LIKE '%{name}%'")
     assert [found.name for found in registered] == [name]
-    # What set_trace has asked for beside MLflow is still done.
+    # What set_trace enabled besides MLflow is still written.
     (entry,) = poml.get_trace()
     assert (entry["markup"], entry["result"]) == (HELLO, {"messages": ADA})
     (markup,) = Path("pomlruns").glob(f"*/0001.{name}.poml")
@@ -357,20 +357,20 @@ def check_program(experiment_id: str, names: dict[str, Any], client: tuple[opena
 
 
 @pytest.mark.usefixtures("_others_off")
-def test_polms_own_example_runs_with_one_line_changed(mlflow_store: str, program: Any, client: Any) -> None:
+def test_the_example_of_poml_runs_with_one_line_changed(mlflow_store: str, program: Any, client: Any) -> None:
     check_program(mlflow_store, program(mlflow_store), client)
 
 
 @pytest.mark.server
 @pytest.mark.usefixtures("_others_off")
-def test_polms_own_example_runs_against_a_server(
+def test_the_example_of_poml_runs_against_a_server(
     mlflow_server: MlflowServer, use_server: Callable[[MlflowServer], str], program: Any, client: Any
 ) -> None:
     experiment = use_server(mlflow_server)
     check_program(experiment, program(experiment), client)
 
 
-# What is imported when.
+# Imports.
 
 FIRST = """\
 import sys
@@ -408,7 +408,7 @@ assert pomlflow.flush()
 def test_frameworks_that_are_imported_later_are_traced_from_their_first_call(
     stored_traces: Fetch, mlflow_store: str, mlflow_database: str
 ) -> None:
-    """Also where no prompt of ours is there, whose import could tell."""
+    """Also without a prompt of ours."""
     pytest.importorskip("llama_index.core")
     subprocess.run([sys.executable, "-c", f"import sys\n{LATER}", mlflow_database, mlflow_store], check=True)
     assert trees(stored_traces) == [["/RunnableLambda", "/RunnableLambda/poml"], ["/MockLLM.complete"]]

@@ -1,4 +1,4 @@
-"""What is called when a module has been imported, and that the import itself is as it was."""
+"""Calls after a module's import, which is otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pomlflow._post_import import no_longer, when_imported
 
 @pytest.fixture
 def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A package that has not been imported; it reads a file of its own while it is."""
+    """A package that is not imported yet, and reads a resource during its import."""
     name = f"late_{tmp_path.name}"
     package = tmp_path / name
     package.mkdir()
@@ -37,7 +37,7 @@ def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         del sys.modules[module]
 
 
-def test_it_is_called_once_when_the_module_is_whole(late: str) -> None:
+def test_it_is_called_once_after_the_whole_import(late: str) -> None:
     seen: list[str] = []
     when_imported(late, lambda: seen.append(sys.modules[late].text))
     assert seen == []
@@ -47,7 +47,7 @@ def test_it_is_called_once_when_the_module_is_whole(late: str) -> None:
     assert module.part.__name__ == f"{late}.part"
 
 
-def test_the_module_looks_as_it_always_did(late: str) -> None:
+def test_the_module_keeps_its_own_loader(late: str) -> None:
     plain = type(importlib.util.find_spec(late).loader)
     when_imported(late, lambda: None)
     module = importlib.import_module(late)
@@ -55,28 +55,28 @@ def test_the_module_looks_as_it_always_did(late: str) -> None:
     importlib.reload(module)
 
 
-def test_a_module_that_is_there_already_is_not_waited_for(late: str) -> None:
+def test_it_is_called_now_for_an_imported_module(late: str) -> None:
     importlib.import_module(late)
     seen: list[int] = []
     when_imported(late, lambda: seen.append(1))
     assert seen == [1]
 
 
-def test_a_failure_is_logged_and_the_import_goes_on(late: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_logged_and_does_not_break_the_import(late: str, caplog: pytest.LogCaptureFixture) -> None:
     when_imported(late, lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert importlib.import_module(late).text == "resource"
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "ZeroDivisionError" in record.getMessage()
 
 
-def test_a_module_that_does_not_exist_is_not_found(late: str) -> None:
+def test_a_missing_module_is_not_found(late: str) -> None:
     when_imported(f"{late}_not", lambda: None)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"{late}_not")
     no_longer(f"{late}_not")
 
 
-def test_what_is_no_longer_wanted_is_not_called(late: str) -> None:
+def test_a_cancelled_call_is_not_made(late: str) -> None:
     called: list[int] = []
     when_imported(late, lambda: called.append(1))
     no_longer(late)

@@ -1,14 +1,14 @@
 """POML prompts for LangChain and LlamaIndex, rendered warm, traced and registered in MLflow.
 
-The prompt templates and callback handlers stand in `pomlflow.langchain` and `pomlflow.llama_index`. Importing this
+The prompt templates and callback handlers are in `pomlflow.langchain` and `pomlflow.llama_index`. Importing this
 package imports neither a framework nor MLflow.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pomlflow._lazy import lazy_names
 from pomlflow.api import arender, flush, poml, render
 from pomlflow.autolog import autolog
 from pomlflow.exceptions import (
@@ -38,6 +38,7 @@ from pomlflow.settings import configure, configured
 from pomlflow.template.lint import Finding
 
 if TYPE_CHECKING:
+    from pomlflow._version import __version__
     from pomlflow.tracking.replay import Replay, replay
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "TraceNotFoundError",
     "VariableError",
     "WorkerDiedError",
+    "__version__",
     "arender",
     "autolog",
     "configure",
@@ -74,11 +76,7 @@ __all__ = [
     "replay",
 ]
 
-_LATE = {"Replay": "pomlflow.tracking.replay", "replay": "pomlflow.tracking.replay"}  # which import MLflow
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_LATE[name]), name)
-    return value
+# Replays import MLflow, and the version reads the package's metadata.
+__getattr__, __dir__ = lazy_names(
+    __name__, {"Replay": "tracking.replay", "__version__": "_version", "replay": "tracking.replay"}
+)

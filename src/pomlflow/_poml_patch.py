@@ -1,30 +1,32 @@
 """The patch of ``poml.poml()``, which makes it warm and traced wherever it is called by that name.
 
 Its results stay exactly poml's own, faults included. What ``poml.set_trace()`` writes besides MLflow (its log, local
-files, Weave and AgentOps) is still written; MLflow's part is ours.
+files, Weave and AgentOps) is still written; we trace in MLflow instead of poml.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
 
 from pomlflow._log import warn_once
 from pomlflow.api import poml_record
 from pomlflow.frame.openai import Format, converted, raw
 from pomlflow.record import RenderRecord
 
-__all__ = ["install", "remove"]
+__all__ = ["attach", "detach"]
 
-_ours: list[Callable[..., Any]] = []  # the function that is installed now, or nothing
+_ours: Final[list[Callable[..., Any]]] = []  # the function that is installed now, or none
 
 
-def install() -> None:
+def attach(*_: object) -> None:
     """Replace ``poml.poml``; warn about modules that imported poml's own function by name before."""
     from poml import api
 
@@ -47,7 +49,7 @@ def install() -> None:
         )
 
 
-def remove() -> None:
+def detach() -> None:
     """Restore poml's own function; modules that imported ours by name call poml's own through it."""
     for ours in _ours:
         for module, name in list(_holders(ours)):
@@ -59,7 +61,7 @@ def remove() -> None:
 def _holders(function: Callable[..., Any]) -> Iterator[tuple[ModuleType, str]]:
     """Yield the modules that have a function, and its names there."""
     for module in list(sys.modules.values()):
-        # Not by getattr, which makes a lazy module import what it holds.
+        # Not by getattr, since a lazy module would import its content.
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is function:
                 yield module, name
@@ -70,29 +72,26 @@ def _is_in_poml(module: ModuleType) -> bool:
 
 
 def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
-    def poml(
-        markup: str | Path,
-        context: Mapping[str, Any] | str | Path | None = None,
-        stylesheet: Mapping[str, Any] | str | Path | None = None,
-        chat: bool = True,
-        output_file: str | Path | None = None,
-        format: Any = "message_dict",  # noqa: A002
-        extra_args: list[str] | None = None,
-    ) -> Any:
-        if poml not in _ours or extra_args:  # options of a command line, which we do not run
-            return original(markup, context, stylesheet, chat, output_file, format, extra_args)
-        record = poml_record(markup, context, stylesheet, chat, format)
-        _trace_as_poml(record, markup, context, stylesheet, format)
-        if output_file is not None:
-            Path(output_file).write_text(raw(record.result()), encoding="utf-8", newline="")
-        return _exactly(record, format)
+    def poml(*args: Any, **options: Any) -> Any:
+        call = signature.bind(*args, **options)
+        call.apply_defaults()
+        given = SimpleNamespace(**call.arguments)
+        if poml not in _ours or given.extra_args:  # options of a command line, which we do not run
+            return original(*args, **options)
+        record = poml_record(given.markup, given.context, given.stylesheet, given.chat, given.format)
+        _trace_as_poml(record, given)
+        if given.output_file is not None:
+            Path(given.output_file).write_text(raw(record.result()), encoding="utf-8", newline="")
+        return _exactly(record, given.format)
 
     return poml
 
 
 def _exactly(record: RenderRecord, format: Format) -> Any:  # noqa: A002
-    """Return what poml 0.0.8 makes of a frame, by its own functions where ours correct its faults."""
+    """Return the result of poml 0.0.8, by its own functions where ours correct its faults."""
     from poml import api
 
     if format not in ("openai_chat", "langchain"):
@@ -119,7 +118,7 @@ def _exactly(record: RenderRecord, format: Format) -> Any:  # noqa: A002
     return made | {api._camel_case_to_snake_case(key): value for key, value in (frame.runtime or {}).items()}
 
 
-def _trace_as_poml(record: RenderRecord, markup: Any, context: Any, stylesheet: Any, format: str) -> None:  # noqa: A002
+def _trace_as_poml(record: RenderRecord, given: SimpleNamespace) -> None:
     """Write what ``poml.set_trace()`` enabled besides MLflow, as poml 0.0.8 writes it."""
     from poml import api
 
@@ -127,26 +126,26 @@ def _trace_as_poml(record: RenderRecord, markup: Any, context: Any, stylesheet: 
         return
     entry: dict[str, Any] = {"markup": record.source}
     if record.path is not None:
-        entry["markup_path"] = str(markup)
-    for key, given, value in (
-        ("context", context, dict(record.variables)),
-        ("stylesheet", stylesheet, record.stylesheet),
+        entry["markup_path"] = str(given.markup)
+    for key, argument, value in (
+        ("context", given.context, dict(record.variables)),
+        ("stylesheet", given.stylesheet, record.stylesheet),
     ):
-        if given:
+        if argument:
             entry[key] = json.dumps(value)
-            if not isinstance(given, Mapping):
-                entry[f"{key}_path"] = str(given)
+            if not isinstance(argument, Mapping):
+                entry[f"{key}_path"] = str(argument)
     if record.output is not None:
-        entry["result"] = raw(record.output) if format == "raw" else dict(record.output)
+        entry["result"] = raw(record.output) if given.format == "raw" else dict(record.output)
     api._trace_log.append(entry)
     if api._trace_dir is None:
         return
     from pomlflow.tracking.trace_files import TraceFiles
 
-    file = None if record.path is None else Path(markup).absolute()
+    file = None if record.path is None else Path(given.markup).absolute()
     prefix = TraceFiles(Path(api._trace_dir)).write(record, file)
     for backend in ("weave", "agentops"):
         if getattr(api, f"_{backend}_enabled") and "result" in entry:
-            module = __import__(f"poml.integration.{backend}", fromlist=["log_poml_call"])
+            module = import_module(f"poml.integration.{backend}")
             variables = dict(record.variables) or None
             module.log_poml_call(prefix.name, record.source, variables, record.stylesheet, entry["result"])

@@ -1,33 +1,30 @@
-"""What is to be done as soon as a module is there, without importing it."""
+"""Calls that are made as soon as a module has been imported, without importing it."""
 
 from __future__ import annotations
 
-import importlib.machinery
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
+
+from pomlflow._log import logger
 
 __all__ = ["no_longer", "when_imported"]
 
-_log = logging.getLogger("pomlflow")
-_waiting: dict[str, Callable[[], None]] = {}
+_waiting: Final[dict[str, Callable[[], None]]] = {}
 
 
 def when_imported(module: str, call: Callable[[], None]) -> None:
-    """Call something when a module has been imported: now, where it has been, else right after its import.
+    """Call a function when a module has been imported: now if it has been, else right after its import.
 
-    What it raises is logged: it is not to break the user's import.
-
-    Args:
-        module: Its full name.
-        call: Takes nothing. For a module that is not there yet, the last call that was given for it is made.
+    A later call for the same module replaces the earlier one. An exception after the import is logged, since it must
+    not break the user's import.
 
     Example:
-        >>> when_imported("json", lambda: print("there"))
-        there
+        >>> when_imported("json", lambda: print("imported"))
+        imported
     """
     if module in sys.modules:
         call()
@@ -38,27 +35,27 @@ def when_imported(module: str, call: Callable[[], None]) -> None:
 
 
 def no_longer(module: str) -> None:
-    """Forget what is to be called when a module has been imported."""
+    """Cancel the call for a module."""
     _waiting.pop(module, None)
     if not _waiting and _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself: it has the other finders find the awaited modules, and adds to their loading."""
+    """Let the other finders find a module that is waited for, and wrap its loader."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         if fullname not in _waiting:
             return None
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)
-            spec = None if find is None else find(fullname, path, target)
+            spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _Loader(spec.loader)
-                return spec  # type: ignore[no-any-return]
+                return spec
         return None
 
 
@@ -66,11 +63,12 @@ class _Loader(Loader):
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # Before it runs: a module may ask its loader for its resources.
+        # Before the module runs, which may read its resources through its loader.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
@@ -80,8 +78,8 @@ class _Loader(Loader):
         if call is not None:
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - the user only imports something
-                _log.warning("What was to be done after the import of %s failed: %r", module.__name__, error)
+            except Exception as error:  # noqa: BLE001 - it must not break the user's import
+                logger.warning("a call after the import of %s failed: %r", module.__name__, error)
 
 
-_finder = _Finder()
+_finder: Final = _Finder()

@@ -1,8 +1,7 @@
 """One line that traces every POML render, in both frameworks and outside of them.
 
-Nothing of a framework is replaced, and none is imported: LangChain is given a handler through its own configure hook,
-LlamaIndex through its dispatcher, each as soon as it is there. The one function that is replaced is ``poml.poml``
-(`pomlflow._poml_patch`).
+No framework is patched or imported: each adapter attaches a handler by the framework's own means, as soon as the
+framework has been imported. The one function that is replaced is ``poml.poml`` (`pomlflow._poml_patch`).
 """
 
 from __future__ import annotations
@@ -11,10 +10,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
 
+from pomlflow._arguments import refuse_arguments
+from pomlflow._log import logger
 from pomlflow._post_import import no_longer, when_imported
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 
@@ -22,24 +24,24 @@ if TYPE_CHECKING:
     from pomlflow.record import RenderRecord
     from pomlflow.tracking.trace_files import TraceFiles
 
-__all__ = ["Options", "Part", "autolog", "switch"]
-
-_log = logging.getLogger("pomlflow")
+__all__ = ["AutologOptions", "Part", "autolog", "switch"]
 
 Part = Literal["plain", "langchain", "llama_index"]
 
 
-@dataclass(frozen=True)
-class Options:
-    """How one part of autolog is set.
+class AutologOptions(TypedDict, total=False):
+    """The keyword arguments of `autolog`, which describes them."""
 
-    Attributes:
-        log_traces: Whether renders are traced; where not, ``poml.poml()`` is warm all the same.
-        silent: Whether pomlflow's warnings are kept back.
-        register: Whether prompts are registered and linked.
-        mask: What may be stored of a span.
-        trace_dir: The folder for POML's local trace files, as it was given.
-    """
+    log_traces: bool
+    silent: bool
+    register: bool
+    mask: Mask | None
+    trace_dir: str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a part of autolog is set: the arguments of `autolog`, checked."""
 
     log_traces: bool = True
     silent: bool = False
@@ -48,237 +50,160 @@ class Options:
     trace_dir: str | None = None
 
 
-_lock = threading.RLock()
-_on: dict[Part, Options] = {}
-_files: dict[str, TraceFiles] = {}  # by trace_dir: calling autolog() twice makes one folder
-
-
-def autolog(
-    disable: bool = False,
-    log_traces: bool = True,
-    silent: bool = False,
-    register: bool = True,
-    mask: Mask | None = None,
-    trace_dir: str | os.PathLike[str] | None = None,
-) -> None:
+def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
     """Trace every POML render in MLflow, register its prompt, and link the two.
 
-    In a chain, agent or engine of LangChain or LlamaIndex the whole call is traced and the render stands in it, at its
-    place; elsewhere it stands under the span that is active, or is a trace of its own. ``poml.poml()`` becomes warm and
-    traced, too, wherever it is called by that name.
+    In a chain, agent or engine of LangChain or LlamaIndex the whole call is traced, with the render at its place in it;
+    elsewhere a render is a child of the active span, or a trace of its own. ``poml.poml()`` becomes warm and traced
+    too, wherever it is called by that name.
 
-    Call it once, at the top of a program, before or after MLflow's own autologs and imports of any framework. Calling
-    it again sets new arguments. What is traced already, by a handler of ours or by MLflow's autolog, is not traced
-    twice.
+    Call it once, at the top of a program, before or after MLflow's own autologs and imports of any framework. Another
+    call sets new options. What a handler of ours or MLflow's autolog traces already is not traced twice.
 
     Args:
-        disable: Undo it all.
-        log_traces: False traces and registers nothing: ``poml.poml()`` is only warm, and `trace_dir` written.
-        silent: Whether to keep back pomlflow's warnings.
-        register: Whether to register each prompt in MLflow's registry and link its version to the trace; a
-            template's own ``register=`` decides first.
-        mask: From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored, for spans and local files.
-        trace_dir: A folder for POML's own local trace files, in a new folder of this moment's name, as
+        disable: Whether to undo it.
+        log_traces: False traces and registers nothing: ``poml.poml()`` is warm, and `trace_dir` is written. The default
+            is True.
+        silent: Whether to suppress pomlflow's warnings. The default is False.
+        register: Whether to register each prompt in MLflow's registry and link its version to the trace. The default
+            is True; a template's own ``register=`` overrides it.
+        mask: Returns what may be stored of a span's ``{"inputs": …, "outputs": …}``, in MLflow and in local files.
+        trace_dir: A folder for POML's own local trace files: in a new folder named by the time, as
             ``poml.set_trace(trace_dir=…)`` writes them.
+        **options: The arguments above, but for `disable`.
 
     Raises:
-        ConfigurationError: `mask` is no function, or the folder cannot be made.
+        ConfigurationError: `mask` is not a function, or the folder cannot be made.
 
     Example:
         >>> import pomlflow
         >>> pomlflow.autolog()  # doctest: +SKIP
         >>> pomlflow.poml("explain_code.poml", {"code_path": "sample.py"})  # doctest: +SKIP
     """
-    for part in ("plain", "langchain", "llama_index"):
-        switch(part, disable, log_traces, silent, register, mask, trace_dir)
+    switch(("plain", "langchain", "llama_index"), disable=disable, **options)
 
 
-def switch(
-    part: Part,
-    disable: bool = False,
-    log_traces: bool = True,
-    silent: bool = False,
-    register: bool = True,
-    mask: Mask | None = None,
-    trace_dir: str | os.PathLike[str] | None = None,
-) -> None:
-    """Set one part of autolog; the other arguments are those of `autolog`."""
-    folder = None if trace_dir is None else os.path.abspath(trace_dir)  # noqa: PTH100
-    options = None if disable else Options(log_traces, silent, register, check_mask(mask), folder)
-    with _lock:
-        if options == _on.get(part):
-            return
-        if options is not None and folder is not None and folder not in _files:
-            from pomlflow.tracking.trace_files import TraceFiles
-
-            _files[folder] = TraceFiles.of_this_run(folder)
-        _on.pop(part, None)  # and back at the end: the last folder that was given is written to
-        if options is not None:
-            _on[part] = options
-        _silence()
-        _write_files()
-        _set_sink()
-        _SWITCHES[part](options)
+def switch(parts: tuple[Part, ...], *, disable: bool, **options: Unpack[AutologOptions]) -> None:
+    """Set parts of autolog; the other arguments are those of `autolog`."""
+    _state.set(parts, None if disable else _checked(**options))
 
 
-def _traced(options: Options | None) -> Options | None:
-    return options if options is not None and options.log_traces else None
+def _checked(**given: Any) -> _Options:
+    known = {field.name for field in fields(_Options)}
+    refuse_arguments(given.keys() - known, "autolog", known)
+    options = _Options(**given)
+    # Absolute, so that a call after a chdir is recognised as the same.
+    folder = None if options.trace_dir is None else os.path.abspath(options.trace_dir)  # noqa: PTH100
+    return replace(options, mask=check_mask(options.mask), trace_dir=folder)
 
 
-def _store(record: RenderRecord, context: RenderContext) -> bool:
-    """Sink: store a render that is part of no chain, agent or engine."""
-    part = context.framework
-    options = None if part == "llama_index" else _traced(_on.get(part))  # a handler traces all of LlamaIndex's
-    if options is None:
-        return False
-    from pomlflow.tracking.spans import log_render
-
-    log_render(record, parent=None, register=options.register, mask=options.mask)
-    return True
-
-
-def _set_sink() -> None:
-    if not any(_traced(_on.get(part)) for part in ("plain", "langchain")):
-        set_sink("autolog", None)
-        return
-    import pomlflow.tracking.spans  # noqa: F401 - MLflow, now: a first render is not to wait a second for it
-
-    set_sink("autolog", _store)
-
-
-def _plain(options: Options | None) -> None:
-    from pomlflow import _poml_patch
-
-    if options is None:
-        no_longer("poml")
-        _poml_patch.remove()
-    else:
-        when_imported("poml", _poml_patch.install)
-
-
-def _langchain(options: Options | None) -> None:
-    _hook.set(_traced(options))
-
-
-def _llama_index(options: Options | None) -> None:
-    if options is None:
-        no_longer("llama_index.core")
-    if options is None and "llama_index.core" not in sys.modules:
-        return
-    when_imported("llama_index.core", _attach)
-
-
-_SWITCHES: dict[Part, Callable[[Options | None], None]] = {
-    "plain": _plain,
-    "langchain": _langchain,
-    "llama_index": _llama_index,
+# After the import of which module each part is attached, and by which of ours, with `attach` and `detach`.
+_ATTACHED: Final[dict[Part, tuple[str, str]]] = {
+    "plain": ("poml", "pomlflow._poml_patch"),
+    "langchain": ("langchain_core.tracers.context", "pomlflow.langchain.configure_hook"),
+    "llama_index": ("llama_index.core", "pomlflow.llama_index.root_handler"),
 }
 
 
-class _Hook:
-    """What LangChain asks, at the start of each run, for a handler to add.
-
-    It stands where LangChain has a context variable, of which it uses `get` alone (langchain-core 1.0 to 1.7). A real
-    one would be set in the context of `autolog`'s caller only, not in other threads.
-    """
+class _State:
+    """The options of each part that is on, in the order in which they were set, and what they have in common."""
 
     def __init__(self) -> None:
-        self._options: Options | None = None
-        self._handler: Any = None
+        self._lock = threading.RLock()
+        self._options: dict[Part, _Options] = {}
+        self._files: dict[str, TraceFiles] = {}  # by trace_dir, so that calling autolog() twice makes one folder
 
-    def set(self, options: Options | None) -> None:
-        """Set how the handler is to be; None for no handler."""
-        self._options = options
-        if options is None:
-            no_longer(_CONTEXT)
-            self._withdraw()
-            return
-        self._handler = None
-        when_imported(_CONTEXT, self._register)
+    def set(self, parts: tuple[Part, ...], options: _Options | None) -> None:
+        with self._lock:
+            changed = [part for part in parts if self._options.get(part) != options]
+            if not changed:
+                return
+            self._make_folder(options)
+            for part in changed:
+                self._options.pop(part, None)  # the last folder that was set is written to
+                if options is not None:
+                    self._options[part] = options
+            self._set_filter()
+            self._set_files()
+            self._set_sink()
+            for part in changed:
+                if options is not None and (options.log_traces or part == "plain"):
+                    _attach(part, options)
+                else:
+                    _detach(part)
 
-    def get(self) -> Any:
-        """The handler. It is made here, in the first run, when all of LangChain is there."""
-        if self._handler is None and self._options is not None:
-            with _lock:
-                self._make()
-        # The last one also when it was just withdrawn: LangChain asks twice, and would call the second None.
-        return self._handler
+    def _make_folder(self, options: _Options | None) -> None:
+        if options is not None and options.trace_dir is not None and options.trace_dir not in self._files:
+            from pomlflow.tracking.trace_files import TraceFiles
 
-    def _make(self) -> None:
-        options = self._options
-        if self._handler is not None or options is None:
-            return
-        try:
-            from pomlflow.langchain.handler import PomlCallbackHandler
+            self._files[options.trace_dir] = TraceFiles.of_this_run(options.trace_dir)
 
-            self._handler = PomlCallbackHandler(options.register, options.mask)
-            self._handler.process_wide = True
-        except Exception as error:  # noqa: BLE001 - a LangChain or MLflow that lacks something must not stop a chain
-            self._options = None
-            _log.warning("LangChain is not traced: %r", error)
-
-    def _register(self) -> None:
-        from langchain_core.tracers import context
-
-        if all(known is not self for known, *_ in getattr(context, "_configure_hooks", ())):
-            context.register_configure_hook(cast("Any", self), inheritable=True)
-
-    def _withdraw(self) -> None:
-        hooks = getattr(sys.modules.get(_CONTEXT), "_configure_hooks", None)
-        if isinstance(hooks, list):
-            # In place: langchain-core 1.0 has the list under another name, too.
-            hooks[:] = [hook for hook in hooks if hook[0] is not self]
+    def _set_filter(self) -> None:
+        if any(options.silent for options in self._options.values()):
+            logger.addFilter(_errors_only)
         else:
-            self._handler = None  # it stays registered, and gives nothing
+            logger.removeFilter(_errors_only)
+
+    def _set_files(self) -> None:
+        files, mask = None, None
+        for options in self._options.values():
+            if options.trace_dir is not None:
+                files, mask = self._files[options.trace_dir], options.mask
+        if files is None:
+            self._files.clear()
+        set_sink("trace_files", None if files is None else partial(_write, files, mask))
+
+    def _set_sink(self) -> None:
+        if not (self._traced("plain") or self._traced("langchain")):
+            set_sink("autolog", None)
+            return
+        import pomlflow.tracking.spans  # noqa: F401 - imports MLflow, which else takes the first render a second
+
+        set_sink("autolog", self._store)
+
+    def _traced(self, part: Part) -> _Options | None:
+        options = self._options.get(part)
+        return options if options is not None and options.log_traces else None
+
+    def _store(self, record: RenderRecord, context: RenderContext) -> bool:
+        """Sink: store a render that is not part of a chain, agent or engine."""
+        part = context.framework
+        options = None if part == "llama_index" else self._traced(part)  # a handler stores all of LlamaIndex's
+        if options is None:
+            return False
+        from pomlflow.tracking.spans import log_render
+
+        log_render(record, parent=None, register=options.register, mask=options.mask)
+        return True
 
 
-def _attach() -> None:
-    """Attach a handler to all of LlamaIndex, as the options are now, in the place of the last one."""
-    global _attached
-    options = _traced(_on.get("llama_index"))
-    before, _attached = _attached, None
-    if options is not None:
+def _attach(part: Part, options: _Options) -> None:
+    imported, module = _ATTACHED[part]
+
+    def attach() -> None:
         try:
-            from pomlflow.llama_index.handler import PomlCallbackHandler
+            import_module(module).attach(options.register, options.mask)
+        except Exception as error:  # noqa: BLE001 - a framework or MLflow that lacks something must not stop a program
+            logger.warning("%s is not traced: %r", imported.partition(".")[0], error)
 
-            _attached = PomlCallbackHandler(options.register, options.mask).attach()
-        except Exception as error:  # noqa: BLE001 - a LlamaIndex or MLflow that lacks something must not stop a program
-            _log.warning("LlamaIndex is not traced: %r", error)
-    if before is not None:
-        before.detach()
+    when_imported(imported, attach)
 
 
-class _Quiet(logging.Filter):
-    """Keeps warnings back."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno > logging.WARNING
-
-
-def _silence() -> None:
-    if any(options.silent for options in _on.values()):
-        _log.addFilter(_quiet)
-    else:
-        _log.removeFilter(_quiet)
+def _detach(part: Part) -> None:
+    imported, module = _ATTACHED[part]
+    no_longer(imported)
+    if module in sys.modules:
+        sys.modules[module].detach()
 
 
-def _write_files() -> None:
-    wanted = [options for options in _on.values() if options.trace_dir is not None]
-    if not wanted:
-        set_sink("trace_files", None)
-        _files.clear()
-        return
-    options = wanted[-1]
-    files = _files[cast("str", options.trace_dir)]
-
-    def write(record: RenderRecord, context: RenderContext) -> bool:
-        files.write(record, context.file, mask=options.mask)
-        return False
-
-    set_sink("trace_files", write)
+def _write(files: TraceFiles, mask: Mask | None, record: RenderRecord, context: RenderContext) -> bool:
+    """Sink: write POML's local trace files."""
+    files.write(record, context.file, mask=mask)
+    return False
 
 
-_CONTEXT = "langchain_core.tracers.context"
-_hook = _Hook()
-_attached: Any = None
-_quiet = _Quiet()
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
+
+
+_state: Final = _State()

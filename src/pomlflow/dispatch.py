@@ -1,7 +1,7 @@
 """Dispatch render records to the sinks that trace them.
 
-What renders calls `dispatch` once for each render, also for one that failed, and knows no sink. What traces registers
-itself with `set_sink` on first use.
+An adapter calls `dispatch` once for each render, also a failed one, and knows no sink. Each sink is registered with
+`set_sink` on first use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RenderContext:
 
 
 Sink = Callable[[RenderRecord, RenderContext], bool]
-"""Takes a render; returns True if no further sink is to get it."""
+"""Stores a render; returns True if no further sink may get it."""
 
 _PLAIN: Final = RenderContext()
 # LangChain before LlamaIndex: its sink finds LlamaIndex's span where one is open inside a run.
@@ -60,7 +60,7 @@ def set_sink(name: SinkName, sink: Sink | None) -> None:
 
 
 def dispatch(record: RenderRecord, context: RenderContext = _PLAIN) -> None:
-    """Give a render to the sinks, in their order, until one has handled it. Never raises.
+    """Pass a render to the sinks, in their order, until one has handled it. Never raises.
 
     Example:
         >>> from pomlflow.template import Template

@@ -1,4 +1,4 @@
-"""The one record that every render makes, and that everything behind the engine reads."""
+"""The record of a render: the only data that tracing, registration and replay read."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import orjson
 
 from pomlflow.exceptions import PomlError
-
-if TYPE_CHECKING:
-    from poml.api import PomlFrame
+from pomlflow.types import Frame
 
 __all__ = ["JsonObject", "PromptFile", "RenderRecord", "content_digest", "frame_of", "well_formed"]
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A file that a prompt's markup names, and that so is part of the prompt.
+    """A file that a prompt's markup names, which makes it part of the prompt.
 
     Attributes:
-        path: Relative to the markup's folder, with forward slashes: ``parts/header.poml``, ``../shared/logo.png``; an
-            absolute one where the markup names it so.
-        sha256: Of its content when the prompt was read, in hexadecimal; of nothing where it was not there.
-        location: Where it is on this machine.
-        home: The markup's folder there, which says with others what may be read; None where it has none.
+        path: Relative to the markup's folder, with forward slashes: ``parts/header.poml``, ``../shared/logo.png``;
+            absolute if the markup names an absolute path.
+        sha256: The SHA-256 of its content when the prompt was read, in hexadecimal; of no bytes if it did not exist.
+        location: Its path on this machine.
+        home: The markup's folder on this machine, from which reads are allowed; None if it has none.
     """
 
     path: str
@@ -38,17 +36,10 @@ class PromptFile:
 
 
 def content_digest(source: str, files: Iterable[PromptFile]) -> str:
-    """Give the digest that a content is known by, everywhere.
+    """Return the digest that identifies a prompt's content: 64 hexadecimal digits.
 
-    It is SHA-256 of the source alone where there are no files, so that it can be checked by hand; each file adds a zero
-    byte, its path, a zero byte, and its own SHA-256 in hexadecimal, in the order of their first use, includes first.
-
-    Args:
-        source: The markup.
-        files: What it names.
-
-    Returns:
-        64 hexadecimal digits.
+    It is the SHA-256 of the source alone if there are no files, so that it can be checked by hand; each file adds a
+    zero byte, its path, a zero byte, and its own SHA-256 in hexadecimal, in the order of first use, includes first.
 
     Example:
         >>> content_digest("<p>Hello</p>", [])[:16]
@@ -61,7 +52,7 @@ def content_digest(source: str, files: Iterable[PromptFile]) -> str:
 
 
 def well_formed(text: str) -> str:
-    r"""Give a text without lone halves of UTF-16 pairs, which neither UTF-8, nor a store, nor any model can take.
+    r"""Return a text without lone UTF-16 surrogates, which neither UTF-8 nor a store nor a model accepts.
 
     Example:
         >>> well_formed("an \ud83d\ude00, and half of one: \ud83d")
@@ -71,13 +62,10 @@ def well_formed(text: str) -> str:
 
 
 class JsonObject(Mapping[str, Any]):
-    """A JSON object that is read when somebody looks into it.
+    """A JSON object that is parsed at its first use.
 
-    A record holds its variables so: they are what crossed the pipe, whatever happens to the user's own objects later,
-    and where no handler looks at the record, a megabyte of context costs nothing.
-
-    Args:
-        text: The JSON text.
+    A record's variables are the text that was sent to Node: later changes of the user's objects do not affect them, and
+    without a handler a megabyte of context is never parsed.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -103,33 +91,32 @@ class JsonObject(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class RenderRecord:
-    """What was rendered, with what, into what, and when.
+    """One render: the template, the variables, the output or the error, and the time.
 
-    Made once per render, also of one that failed, and never changed. It holds all that a trace, a prompt version or
-    a replay needs; whoever reads it asks nobody else.
+    Every render makes one, also a failed one. It holds all that a trace, a prompt version or a replay needs.
 
     Attributes:
         source: The complete markup.
-        digest: SHA-256, in hexadecimal, of the source and of every file that it names (`content_digest`).
+        digest: The identity of the content (`content_digest`).
         name: The prompt's name in the registry's spelling; None for inline markup without a name.
         path: The file, relative to the prompt root, with forward slashes; None for inline markup.
-        folder: The folder that relative sources are looked for in, relative to the prompt root, with forward slashes;
-            None where no path leads there (another drive).
+        folder: The folder that relative sources are resolved against, relative to the prompt root, with forward
+            slashes; None if it is on another drive.
         variables: The variables as POML got them: JSON's types only, mostly a `JsonObject`.
-        stylesheet: The stylesheet given beside the markup, or None.
-        chat: Whether messages were asked for (else one text, as ``poml.poml(chat=False)`` gives).
-        natives: The variables that were lists of a framework's own messages, which passed through untouched.
+        stylesheet: The stylesheet in addition to the markup's own, or None.
+        chat: Whether to render messages; else one text, as ``poml.poml(chat=False)`` returns.
+        natives: The variables that were lists of a framework's own messages, which were passed through unchanged.
         spaced: Whether texts kept whitespace that POML collapses.
-        output: What ``poml.poml(format="dict")`` gives: ``messages`` and, where the markup has them, ``schema``,
-            ``tools``, ``runtime``. None where the render failed.
-        error: Why the render failed, or None.
-        start_ns: When the render began, in nanoseconds since the epoch.
-        end_ns: When it ended.
+        output: The result of ``poml.poml(format="dict")``: ``messages`` and, if the markup has them, ``schema``,
+            ``tools``, ``runtime``. None for a failed render.
+        error: The error of a failed render, or None.
+        start_ns: The start of the render, in nanoseconds since the epoch.
+        end_ns: Its end.
         poml_version: The version of the ``poml`` package.
         static: Those of ``"schema"``, ``"tools"``, ``"runtime"`` that do not depend on any variable.
-        register: What the template asks of the registry: True, False, or None for what the handler is set to.
+        register: Whether the template is to be registered; None for the handler's setting.
         files: The files that the source names without a variable: its includes, then its pictures, documents and data.
-        version: The number of the registry's version that was rendered; None for what does not come from a registry.
+        version: The number of the registry's version that was rendered; None for a prompt from elsewhere.
     """
 
     source: str
@@ -153,7 +140,7 @@ class RenderRecord:
     version: int | None = None
 
     @cached_property
-    def frame(self) -> PomlFrame:
+    def frame(self) -> Frame:
         """The render's result in poml's own models.
 
         Raises:
@@ -162,7 +149,7 @@ class RenderRecord:
         return frame_of(self.result(), chat=self.chat)
 
     def result(self) -> Mapping[str, Any]:
-        """The output, or the render's own error raised.
+        """Return the output.
 
         Raises:
             PomlError: The error of a failed render.
@@ -172,26 +159,17 @@ class RenderRecord:
         return self.output
 
 
-def frame_of(output: Mapping[str, Any], *, chat: bool = True) -> PomlFrame:
-    """Give poml's own `PomlFrame` for what ``poml.poml(format="dict")`` gives, as ``format="pydantic"`` would.
-
-    Args:
-        output: ``messages`` (a list, or one text or list of parts with chat off), ``schema``, ``tools``, ``runtime``.
-        chat: Whether messages were asked for.
-
-    Returns:
-        The frame; with chat off its only message is a human's.
-    """
+def frame_of(output: Mapping[str, Any], *, chat: bool = True) -> Frame:
+    """Return poml's ``PomlFrame`` for a record's output; with chat off, its only message is a human's."""
     from poml.api import PomlFrame
 
     messages = output["messages"]
     if not (chat and isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)):
         messages = [{"speaker": "human", "content": messages}]
-    return PomlFrame.model_validate(
-        {
-            "messages": messages,
-            "output_schema": output.get("schema"),
-            "tools": output.get("tools"),
-            "runtime": output.get("runtime"),
-        }
-    )
+    fields = {
+        "messages": messages,
+        "output_schema": output.get("schema"),
+        "tools": output.get("tools"),
+        "runtime": output.get("runtime"),
+    }
+    return cast("Frame", PomlFrame.model_validate(fields))

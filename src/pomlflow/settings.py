@@ -9,17 +9,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Never
+from typing import Any, Final, Never, TypedDict, Unpack
 
+from pomlflow._arguments import refuse_arguments
 from pomlflow.exceptions import ConfigurationError
 
-__all__ = ["Settings", "configure", "configured", "refuse_removed", "settings"]
+__all__ = ["Settings", "SettingsOptions", "configure", "configured", "settings"]
 
 _MOST_WORKERS: Final = 8  # by default: each Node process takes 250 MB
-_REMOVED: Final = {
-    "cached_results": "keep results yourself, for example with functools.lru_cache",
-    "exact_openai_chat": 'poml.poml(…, format="openai_chat") returns what poml returns, also under pomlflow.autolog()',
-}
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,19 @@ def _usable_cores() -> int:
     return min(cores, _MOST_WORKERS)
 
 
+class SettingsOptions(TypedDict, total=False):
+    """The keyword arguments of `configure`, which describes them; None changes nothing."""
+
+    timeout: float | None
+    prompt_root: str | os.PathLike[str] | None
+    max_workers: int | None
+    max_queue: int | None
+    max_memory: int | None
+    max_content: int | None
+    allow_read: Iterable[str | os.PathLike[str]] | None
+    sandbox: bool | None
+
+
 _current: Settings | None = None
 _overrides: ContextVar[Mapping[str, Any] | None] = ContextVar("pomlflow_settings", default=None)
 
@@ -73,9 +83,8 @@ def settings() -> Settings:
 def _process_wide() -> Settings:
     global _current
     if _current is None:
-        for name in _REMOVED:
-            if os.environ.get(_variable(name)):
-                refuse_removed({_variable(name): name})
+        removed = [name for name in ("cached_results", "exact_openai_chat") if os.environ.get(_variable(name))]
+        refuse_arguments(removed, shown=_variable)
         given: dict[str, Any] = {name: os.environ.get(_variable(name)) or None for name in _CHECKS}
         if given["allow_read"] is not None:
             given["allow_read"] = [folder for folder in given["allow_read"].split(os.pathsep) if folder]
@@ -87,18 +96,7 @@ def _variable(name: str) -> str:
     return f"POMLFLOW_{name.upper()}"
 
 
-def configure(
-    *,
-    timeout: float | None = None,
-    prompt_root: str | os.PathLike[str] | None = None,
-    max_workers: int | None = None,
-    max_queue: int | None = None,
-    max_memory: int | None = None,
-    max_content: int | None = None,
-    allow_read: Iterable[str | os.PathLike[str]] | None = None,
-    sandbox: bool | None = None,
-    **removed: Never,
-) -> Settings:
+def configure(**changes: Unpack[SettingsOptions]) -> Settings:
     """Change settings of the whole process; settings that are not given keep their values.
 
     Args:
@@ -115,7 +113,7 @@ def configure(
         allow_read: Folders that templates may read, besides their own, the prompt root and the working folder; replaces
             the earlier value. Prompts from a registry never read them.
         sandbox: False disables the sandbox: templates then run with all rights of this process's user.
-        **removed: Settings of earlier versions, which raise an error that names the replacement.
+        **changes: The settings above.
 
     Returns:
         The settings now in force.
@@ -129,17 +127,7 @@ def configure(
         30.0
     """
     global _current
-    refuse_removed({name: name for name in removed})
-    changes = {
-        "timeout": timeout,
-        "prompt_root": prompt_root,
-        "max_workers": max_workers,
-        "max_queue": max_queue,
-        "max_memory": max_memory,
-        "max_content": max_content,
-        "allow_read": allow_read,
-        "sandbox": sandbox,
-    }
+    refuse_arguments(changes.keys() - _CHECKS.keys(), known=_CHECKS)
     _current = replace(_process_wide(), **_checked(changes))
     return _current
 
@@ -164,20 +152,12 @@ def configured(*, timeout: float | None = None, **removed: Never) -> Iterator[Se
         ...     pomlflow.render("<p>Hello</p>").messages[0].content
         'Hello'
     """
-    refuse_removed({name: name for name in removed})
+    refuse_arguments(removed)
     token = _overrides.set({**(_overrides.get() or {}), **_checked({"timeout": timeout})})
     try:
         yield settings()
     finally:
         _overrides.reset(token)
-
-
-def refuse_removed(given: Mapping[str, str]) -> None:
-    """Raise an error for a removed setting; `given` maps the name in the error to the setting."""
-    for shown, name in given.items():
-        if name not in _REMOVED:
-            raise TypeError(f"got an unexpected keyword argument {shown!r}")
-        raise ConfigurationError(f"{shown} was removed in pomlflow 0.2: {_REMOVED[name]}")
 
 
 def _checked(given: Mapping[str, Any], shown: Callable[[str], str] = str) -> dict[str, Any]:

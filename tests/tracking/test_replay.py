@@ -337,4 +337,4 @@ def test_a_trace_of_a_moment_ago_is_waited_for(mlflow_store: str, monkeypatch: p
 def test_what_a_span_holds_for_it_is_small(trace_of: Callable[..., str]) -> None:
     """What is as most prompts have it is left out."""
     trace: Trace = mlflow.get_trace(trace_of((Template(HELLO), {"name": "Ada"})))
-    assert trace.data.spans[1].attributes["poml.replay"] == {"pomlflow": "0.1.0"}
+    assert trace.data.spans[1].attributes["poml.replay"] == {"pomlflow": pomlflow.__version__}

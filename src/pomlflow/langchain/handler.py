@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import BaseMessage
 from mlflow.entities import LiveSpan
 
+from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
-from pomlflow.exceptions import ConfigurationError
 from pomlflow.frame.media import openai_part
 from pomlflow.langchain.context import ContextProxy, innermost, nearest, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, ended_early, missing_parts, open_run, span_in
@@ -31,10 +31,7 @@ class _Settings:
     """The handler's constructor, in its own class: MLflow's metaclass turns errors of methods into warnings."""
 
     def __init__(self, register: bool = True, mask: Mask | None = None, **unknown: Any) -> None:
-        if unknown:
-            name = next(iter(unknown))
-            hint = "; use register=" if name == "register_prompts" else ""
-            raise ConfigurationError(f"PomlCallbackHandler has no argument {name}={hint}")
+        refuse_arguments(unknown, "PomlCallbackHandler")
         super().__init__(run_inline=True)  # type: ignore[call-arg] # the tracer's
         self.register = register
         self.mask = check_mask(mask)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
+from pomlflow._arguments import refuse_arguments, refuse_foreign
 from pomlflow._log import warn_once
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame import match, named, tool_specs
@@ -30,7 +30,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.lint import Finding
 from pomlflow.template.source import Inference, Origin, Snapshot
-from pomlflow.tracking.constructors import PromptConstructors, restore_origin
+from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
 __all__ = ["PomlPromptTemplate"]
 
@@ -121,16 +121,10 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         now = core.current()
         fields = {
             **kwargs,
+            **source_fields(core),
             "registry_origin": registry_origin,
-            "registry_uri": None if registry_origin is None else registry_origin.uri,
-            "registry_refresh": None if registry_origin is None else registry_origin.refresh,
             "template": now.source,
-            "path": None if core.path is None else str(core.path),
             "name": name,
-            "base_dir": None if core.base_dir is None else str(core.base_dir),
-            "stylesheet": None if stylesheet is None else dict(stylesheet),
-            "chat": chat,
-            "register": register,
             "output_parser": output_parser,
             "metadata": metadata,
             "tags": tags,
@@ -355,12 +349,10 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
 def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
     # A copy gets all that the instance holds in its __dict__, LangChain's cached `_serialized` too.
-    known = {"register", *cls.model_fields}
-    for name in given:
-        if name not in known and not hasattr(cls, name) and not name.startswith("_"):
-            near = difflib.get_close_matches(name, [field for field in known if field != "register_prompt"], 1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}{meant}")
+    fields = cls.model_fields
+    unknown = [name for name in given if name not in fields and not hasattr(cls, name) and not name.startswith("_")]
+    refuse_foreign(unknown, cls.__name__)
+    refuse_arguments(unknown, cls.__name__, {"register", *fields} - {"register_prompt"})
 
 
 def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
-from pomlflow.autolog import switch
-from pomlflow.dispatch import Mask
-from pomlflow.llama_index.events import PomlRenderEvent
-from pomlflow.llama_index.prompt import PomlPromptTemplate
+from pomlflow._lazy import lazy_names
+from pomlflow.autolog import AutologOptions, switch
 
 if TYPE_CHECKING:
+    from pomlflow.llama_index.events import PomlRenderEvent
     from pomlflow.llama_index.handler import PomlCallbackHandler
+    from pomlflow.llama_index.prompt import PomlPromptTemplate
 
 __all__ = ["PomlCallbackHandler", "PomlPromptTemplate", "PomlRenderEvent", "autolog"]
 
+# The handler imports MLflow, which prompts do not need.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"PomlCallbackHandler": "handler", "PomlPromptTemplate": "prompt", "PomlRenderEvent": "events"},
+    requires={"llama_index": "pomlflow[llama-index]"},
+)
 
-def autolog(
-    disable: bool = False,
-    log_traces: bool = True,
-    silent: bool = False,
-    register: bool = True,
-    mask: Mask | None = None,
-    trace_dir: str | os.PathLike[str] | None = None,
-) -> None:
+
+def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
     """Trace each engine, agent and workflow of LlamaIndex, and each POML prompt of LlamaIndex's outside of them.
 
-    It is the part of `pomlflow.autolog` that is about LlamaIndex, and takes its arguments.
+    It is the part of `pomlflow.autolog` for LlamaIndex, with the same arguments; `trace_dir` gets all renders of the
+    process.
 
     Args:
-        disable: Undo it.
-        log_traces: False traces and registers nothing.
-        silent: Whether to keep back pomlflow's warnings.
-        register: Whether to register each POML prompt and link its version to the trace.
-        mask: From a span's ``{"inputs": …, "outputs": …}`` to what of it may be stored.
-        trace_dir: A folder for POML's own local trace files, of all renders of the process.
+        disable: Whether to undo it.
+        **options: ``log_traces``, ``silent``, ``register``, ``mask`` and ``trace_dir``.
 
     Raises:
-        ConfigurationError: `mask` is no function, or the folder cannot be made.
+        ConfigurationError: `mask` is not a function, or the folder cannot be made.
 
     Example:
         >>> import pomlflow.llama_index
         >>> pomlflow.llama_index.autolog()  # doctest: +SKIP
     """
-    switch("llama_index", disable, log_traces, silent, register, mask, trace_dir)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "PomlCallbackHandler":  # it brings MLflow, which an engine without tracing must not pay for
-        from pomlflow.llama_index.handler import PomlCallbackHandler
-
-        return PomlCallbackHandler
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    switch(("llama_index",), disable=disable, **options)

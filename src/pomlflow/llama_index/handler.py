@@ -27,6 +27,7 @@ from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.workflow import Workflow
 from mlflow.entities.model_registry import PromptVersion
 
+from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 from pomlflow.exceptions import ConfigurationError
@@ -74,11 +75,8 @@ class PomlCallbackHandler(BaseCallbackHandler):
         ...     index.as_query_engine(text_qa_template=prompt).query("What is POML?")
     """
 
-    def __init__(self, register: bool = True, mask: Mask | None = None, **removed: Any) -> None:
-        if "register_prompts" in removed:
-            raise ConfigurationError("register_prompts= is now register=")
-        if removed:
-            raise TypeError(f"PomlCallbackHandler has no arguments {', '.join(removed)}")
+    def __init__(self, register: bool = True, mask: Mask | None = None, **unknown: Any) -> None:
+        refuse_arguments(unknown, "PomlCallbackHandler")
         super().__init__(event_starts_to_ignore=list(CBEventType), event_ends_to_ignore=list(CBEventType))
         self.register = register
         self.mask = check_mask(mask)

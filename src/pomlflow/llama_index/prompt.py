@@ -18,6 +18,7 @@ from llama_index.core.types import BaseOutputParser
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
+from pomlflow._arguments import refuse_foreign
 from pomlflow.llama_index.binding import PomlLLM, agent_kwargs
 from pomlflow.llama_index.events import dispatch_render
 from pomlflow.llama_index.messages import MessageHistory, Rendered
@@ -28,7 +29,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.lint import Finding
 from pomlflow.template.source import Origin, Snapshot
-from pomlflow.tracking.constructors import PromptConstructors, restore_origin
+from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
 __all__ = ["PomlPromptTemplate"]
 
@@ -107,6 +108,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         registry_origin: Origin | None = None,
         **kwargs: Any,
     ) -> None:
+        # A variable may have the name `messages`.
+        refuse_foreign(kwargs.keys() - {"messages"}, type(self).__name__)
         if "template_str" in kwargs:  # the fields of a dump, by `model_validate`
             template, register, prompt_type = kwargs["template_str"], kwargs["register_prompt"], metadata["prompt_type"]  # type: ignore[index]
             if kwargs["registry_uri"] is not None:
@@ -130,9 +133,11 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             "template_var_mappings": template_var_mappings,
             "function_mappings": function_mappings,
             "name": name,
+            "template_str": core.source,
+            "template_vars": [],
         }
         # Not the bases' own, which expect their kind of template.
-        BasePromptTemplate.__init__(self, **fields, **_fields_of(core))
+        BasePromptTemplate.__init__(self, **fields, **source_fields(core))
         self._core = core
         self._take(core.current())
 
@@ -379,21 +384,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             return markdown(title, self.render(shown, quiet=True).messages)
         except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display must not
             return f"**{title}**\n\n{fenced(self.source, 'xml')}"
-
-
-def _fields_of(core: Template) -> dict[str, Any]:
-    """Return the fields that show what a template was made of, also in dumps."""
-    return {
-        "template_str": core.source,
-        "template_vars": [],
-        "path": None if core.path is None else str(core.path),
-        "base_dir": None if core.base_dir is None else str(core.base_dir),
-        "stylesheet": core.stylesheet,
-        "chat": core.chat,
-        "register_prompt": core.register,
-        "registry_uri": None if core.origin is None else core.origin.uri,
-        "registry_refresh": None if core.origin is None else core.origin.refresh,
-    }
 
 
 PromptText.prompt_class = PomlPromptTemplate

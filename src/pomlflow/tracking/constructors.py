@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.template.source import Origin
 
-__all__ = ["PromptConstructors", "restore_origin"]
+__all__ = ["PromptConstructors", "restore_origin", "source_fields"]
 
 
 class PromptConstructors:
@@ -144,3 +144,16 @@ def restore_origin(uri: str, refresh: float, markup: str | None, base_dir: str |
     from pomlflow.tracking.follow import open_prompt
 
     return open_prompt(uri, refresh=refresh, markup=markup, base_dir=base_dir)
+
+
+def source_fields(core: Template) -> dict[str, Any]:
+    """Return the fields of a framework's prompt that show what its template was made of, also in dumps."""
+    return {
+        "path": None if core.path is None else str(core.path),
+        "base_dir": None if core.base_dir is None else str(core.base_dir),
+        "stylesheet": core.stylesheet,
+        "chat": core.chat,
+        "register_prompt": core.register,
+        "registry_uri": None if core.origin is None else core.origin.uri,
+        "registry_refresh": None if core.origin is None else core.origin.refresh,
+    }

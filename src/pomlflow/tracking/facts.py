@@ -20,12 +20,11 @@ most prompts:
 
 from __future__ import annotations
 
-import importlib.metadata
 import posixpath
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Final
 
+from pomlflow._version import __version__
 from pomlflow.record import RenderRecord
 
 __all__ = ["ATTRIBUTE", "bare_media", "facts_of", "folder_of", "is_attachment"]
@@ -36,7 +35,7 @@ _DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has 
 
 def facts_of(record: RenderRecord) -> dict[str, Any]:
     """Return the value of ``poml.replay`` for a render, except ``bare``, ``masked`` and ``cut``."""
-    facts: dict[str, Any] = {"pomlflow": _version()}
+    facts: dict[str, Any] = {"pomlflow": __version__}
     if record.folder != folder_of(record.path):
         facts["folder"] = record.folder
     if record.files:
@@ -55,11 +54,6 @@ def facts_of(record: RenderRecord) -> dict[str, Any]:
 def folder_of(path: str | None) -> str:
     """Return the folder of a prompt's path; that of inline markup is the prompt root."""
     return posixpath.dirname(path or "") or "."
-
-
-@lru_cache(maxsize=1)
-def _version() -> str:
-    return importlib.metadata.version("pomlflow")
 
 
 def is_attachment(value: object) -> bool:

@@ -1,0 +1,58 @@
+"""Errors for arguments that do not exist: of earlier versions, of other libraries' templates, and misspelled ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from pomlflow.exceptions import ConfigurationError
+
+__all__ = ["refuse_arguments", "refuse_foreign"]
+
+_REMOVED: Final = {
+    "cached_results": "keep results yourself, for example with functools.lru_cache",
+    "exact_openai_chat": 'poml.poml(…, format="openai_chat") returns what poml returns, also under pomlflow.autolog()',
+    "register_prompts": "use register=",
+}
+_FOREIGN: Final = {
+    "template_file": "use PomlPromptTemplate.from_file(path)",
+    "speaker_mode": "use chat=True for messages and chat=False for one text",
+    "messages": "write the messages in the markup, as <system-msg>, <human-msg> and <ai-msg>",
+    "message_templates": "write the messages in the markup, as <system-msg>, <human-msg> and <ai-msg>",
+    "template_format": "POML is the only format, in which a variable is written {{name}}",
+}
+
+
+def refuse_arguments(
+    unknown: Iterable[str], owner: str = "", known: Iterable[str] = (), shown: Callable[[str], str] = str
+) -> None:
+    """Raise an error for the first of some unknown arguments, if there are any.
+
+    Args:
+        unknown: The names of the arguments.
+        owner: The class or function that got them.
+        known: The names of its own arguments.
+        shown: Returns a name as the error shows it.
+
+    Raises:
+        ConfigurationError: The argument was removed; the error names the replacement.
+        TypeError: There was no such argument.
+    """
+    for name in unknown:
+        if name in _REMOVED:
+            raise ConfigurationError(f"{shown(name)} was removed in pomlflow 0.2: {_REMOVED[name]}")
+        near = difflib.get_close_matches(name, known, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{f'{owner} ' if owner else ''}got an unexpected keyword argument {name!r}{meant}")
+
+
+def refuse_foreign(given: Iterable[str], owner: str) -> None:
+    """Raise an error for an argument of another library's template.
+
+    Raises:
+        ConfigurationError: It names the replacement.
+    """
+    for name in given:
+        if name in _FOREIGN:
+            raise ConfigurationError(f"{owner} has no argument {name}=: {_FOREIGN[name]}")

@@ -1,0 +1,36 @@
+"""Names of a package that are imported from its modules at their first use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+__all__ = ["lazy_names"]
+
+
+def lazy_names(
+    package: str, modules: Mapping[str, str], requires: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's ``__getattr__`` and ``__dir__``.
+
+    Args:
+        package: Its full name.
+        modules: The module of each name, relative to the package.
+        requires: What to install where a top-level module is missing.
+    """
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            module = import_module(f"{package}.{modules[name]}")
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in (requires or {}):
+                raise
+            raise ImportError(f"{name} needs {missing}: pip install {(requires or {})[missing]!r}") from error
+        return getattr(module, name)
+
+    return find, lambda: sorted({*vars(sys.modules[package]), *modules})

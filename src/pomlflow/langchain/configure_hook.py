@@ -1,0 +1,70 @@
+"""The handler that LangChain adds to every run while `pomlflow.autolog` is on.
+
+LangChain reads it from a hook, as it does with the handlers of its own context managers.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final, cast
+
+from langchain_core.tracers import context
+
+from pomlflow._log import logger
+from pomlflow.dispatch import Mask
+
+__all__ = ["attach", "detach"]
+
+
+class _Hook:
+    """The variable of which LangChain reads a handler at the start of each run.
+
+    upstream: langchain-core 1.4-1.7: it has to be a ContextVar, which is set in the context of `autolog`'s caller
+    alone, and not in other threads. Of it, LangChain calls `get` only.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._options: tuple[bool, Mask | None] | None = None
+        self._handler: Any = None
+
+    def set(self, register: bool, mask: Mask | None) -> None:
+        with self._lock:
+            self._options, self._handler = (register, mask), None
+
+    def get(self) -> Any:
+        """Return the handler. It is made in the first run, when all of LangChain has been imported."""
+        if self._handler is None and self._options is not None:
+            with self._lock:
+                self._make()
+        # Also after `detach`: LangChain reads it twice, and calls the second result if that is None.
+        return self._handler
+
+    def _make(self) -> None:
+        if self._handler is not None or self._options is None:
+            return
+        try:
+            from pomlflow.langchain.handler import PomlCallbackHandler
+
+            self._handler = PomlCallbackHandler(*self._options)
+            self._handler.process_wide = True
+        except Exception as error:  # noqa: BLE001 - a LangChain or MLflow that lacks something must not stop a chain
+            self._options = None
+            logger.warning("LangChain is not traced: %r", error)
+
+
+_hook: Final = _Hook()
+
+
+def attach(register: bool, mask: Mask | None) -> None:
+    """Have LangChain add a handler to every run, instead of the one that was set before."""
+    _hook.set(register, mask)
+    if all(hook is not _hook for hook, *_ in getattr(context, "_configure_hooks", ())):
+        context.register_configure_hook(cast("Any", _hook), inheritable=True)
+
+
+def detach() -> None:
+    """Have LangChain add no handler any more."""
+    # upstream: langchain-core 1.4-1.7: a hook can be registered and not removed
+    hooks = getattr(context, "_configure_hooks", [])
+    hooks[:] = [hook for hook in hooks if hook[0] is not _hook]
