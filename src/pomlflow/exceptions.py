@@ -4,15 +4,15 @@
 
     PomlError                      (also a RuntimeError, as poml.poml() raises)
     ├── TemplateNotFoundError      the .poml file does not exist (also a FileNotFoundError)
-    ├── VariableError              a variable cannot be given to POML
+    ├── VariableError              POML cannot take a variable's name or value
     │   └── MissingVariableError   a variable that the template needs was not given (also a KeyError)
     ├── RenderError                POML refused the template: message, file, line, column, caret
     │   └── RenderTimeoutError     the render outlasted its limit (also a TimeoutError)
-    ├── EngineError                the Node side failed, not the template
+    ├── EngineError                Node failed, not the template
     │   ├── EngineBusyError        too many renders wait for a Node process
-    │   ├── NodeNotFoundError      no Node.js to run (also a FileNotFoundError)
+    │   ├── NodeNotFoundError      there is no Node.js (also a FileNotFoundError)
     │   └── WorkerDiedError        the Node process ended, or broke its protocol, in a render
-    ├── SettingError               the model does not take a setting of <runtime> (also a ValueError)
+    ├── SettingError               the model does not have a setting of <runtime> (also a ValueError)
     ├── ToolError                  a tool without a function, or a function without a tool (also a ValueError)
     │   └── ToolArgumentsError     a model called a tool with arguments that do not match its schema
     ├── SchemaError                a schema of the template is not a JSON Schema (also a ValueError)
@@ -25,7 +25,7 @@
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
 
-A render never raises a ValueError or a TypeError: LlamaIndex's query engines (0.14) log those, and answer
+No error of a render is a ValueError or a TypeError: LlamaIndex's query engines (0.14) log those, and return
 "Empty Response".
 """
 
@@ -63,9 +63,26 @@ __all__ = [
 class PomlError(RuntimeError):
     """Root of all errors that pomlflow raises; a RuntimeError, as `poml.poml()` raises for every failure."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[PomlError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> PomlError:
+    """Return a pickled error; its constructor may take other arguments than the text."""
+    base = OSError if issubclass(kind, OSError) else RuntimeError
+    error: PomlError = base.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
 
 class TemplateNotFoundError(FileNotFoundError, PomlError):  # in this order: OSError reads errno and filename
-    """A template's file does not exist or cannot be read."""
+    """A template's file does not exist or cannot be read.
+
+    Attributes:
+        errno: The operating system's error number.
+        filename: The file.
+    """
 
 
 class VariableError(PomlError):
@@ -79,17 +96,14 @@ class VariableError(PomlError):
         super().__init__(_bounded(message))
         self.variable = variable
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.variable)
 
-
-_LINES: Final = 25  # of an error's text, whatever it is about
+_LINES: Final = 25  # the maximum length of an error's text
 _CHARACTERS: Final = 2_000
-_LINE: Final = 160  # characters that are shown of an offending line
+_LINE: Final = 160  # characters of an offending line
 
 
 def _bounded(first: str, others: Iterable[str] = (), remedy: str | None = None) -> str:
-    """Join the text of an error: as many lines of the others as there is room for, how many more, the remedy."""
+    """Join the text of an error: the first line, as many of the others as fit, the number of the rest, the remedy."""
     remedy = _cut(remedy or "", _LINES // 3, _CHARACTERS // 2)
     rest = list(others)
     room = _CHARACTERS - len(remedy) - 40
@@ -105,7 +119,7 @@ def _bounded(first: str, others: Iterable[str] = (), remedy: str | None = None) 
 
 
 def _cut(text: str, lines: int, characters: int) -> str:
-    """Cut what is too long out of the middle: an error begins with its place and ends with its remedy."""
+    """Cut a text that is too long in its middle: an error begins with its place and ends with its remedy."""
     rows = text.split("\n")
     if len(rows) > lines:
         rows[lines // 2 : len(rows) - (lines - lines // 2 - 1)] = ["…"]
@@ -123,11 +137,11 @@ class Problem:
     Attributes:
         message: POML's message.
         kind: POML's own class: ``ReadError``, ``WriteError``, ``SystemError`` …
-        file: The file it stands in, ``None`` for inline markup. An included file where the error is there.
-        line: From 1; None where POML gives no place.
+        file: The file with the error, which may be an included one; None for inline markup.
+        line: From 1; None if POML reports no place.
         column: From 1, in characters (not UTF-16 units, nor bytes).
         text: The offending line.
-        width: How many characters of that line are meant.
+        width: The number of offending characters in that line.
     """
 
     message: str
@@ -140,7 +154,7 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """``file:line:column``, as far as it is known."""
+        """``file:line:column``, or what of it is known."""
         parts = [self.file or "<inline>", self.line, self.column]
         return ":".join(str(part) for part in parts if part is not None)
 
@@ -161,11 +175,11 @@ class MissingVariableError(VariableError, KeyError):
     """A variable that the template needs was not given.
 
     Attributes:
-        variable: The first that is missing.
-        problem: The same as a `Problem`, with its place; None where it is unknown.
-        file: The file that uses it first; None for inline markup.
-        line: Of its first use, from 1; None where it is not found in the text.
-        column: From 1, in characters.
+        variable: The first missing variable.
+        problem: The same as a `Problem`, with its place; None if the place is unknown.
+        file: The file with its first use; None for inline markup.
+        line: The line of its first use, from 1; None if the place is unknown.
+        column: The column, from 1, in characters.
     """
 
     __str__ = Exception.__str__  # KeyError's own shows repr(message), with quotes and escaped newlines
@@ -173,27 +187,21 @@ class MissingVariableError(VariableError, KeyError):
     def __init__(self, message: str, variable: str, problem: Problem | None = None) -> None:
         super().__init__(message, variable)
         self.problem = problem
-        self.file = problem and problem.file
-        self.line = problem and problem.line
-        self.column = problem and problem.column
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.variable, self.problem)
+        self.file = None if problem is None else problem.file
+        self.line = None if problem is None else problem.line
+        self.column = None if problem is None else problem.column
 
 
 class RegistryError(PomlError):
     """MLflow's registry cannot return or store a prompt: it is unreachable, refuses it, or was changed by hand.
 
     Attributes:
-        uri: The prompt's, ``prompts:/support@production``.
+        uri: The prompt's URI, for example ``prompts:/support@production``.
     """
 
     def __init__(self, message: str, uri: str) -> None:
         super().__init__(message)
         self.uri = uri
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.uri)
 
 
 class PromptNotFoundError(RegistryError, LookupError):
@@ -205,7 +213,15 @@ class NotPomlError(RegistryError):
 
 
 class TraceNotFoundError(PomlError, LookupError):
-    """A trace is not in the store that MLflow is set to."""
+    """A trace is not in MLflow's current store.
+
+    Attributes:
+        trace_id: The id of the trace.
+    """
+
+    def __init__(self, message: str, trace_id: str) -> None:
+        super().__init__(message)
+        self.trace_id = trace_id
 
 
 class ConfigurationError(PomlError):
@@ -213,22 +229,27 @@ class ConfigurationError(PomlError):
 
 
 class SettingError(PomlError, ValueError):
-    """The model does not take a setting of ``<runtime>``.
+    """The model does not have a setting of ``<runtime>``.
 
     Attributes:
-        setting: The setting, as it is written in POML's frame.
+        setting: The setting's name in POML's frame.
     """
 
     def __init__(self, message: str, setting: str) -> None:
         super().__init__(message)
         self.setting = setting
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.setting)
-
 
 class SchemaError(PomlError, ValueError):
-    """A schema of the template is not a JSON Schema; POML accepts any object."""
+    """A schema of the template is not a JSON Schema; POML accepts any object.
+
+    Attributes:
+        place: The template's file, or ``<inline>``.
+    """
+
+    def __init__(self, message: str, place: str) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class ToolError(PomlError, ValueError):
@@ -241,9 +262,6 @@ class ToolError(PomlError, ValueError):
     def __init__(self, message: str, tool: str) -> None:
         super().__init__(message)
         self.tool = tool
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.tool)
 
 
 class ToolArgumentsError(ToolError):
@@ -260,16 +278,13 @@ class ToolArgumentsError(ToolError):
         self.arguments = dict(arguments)
         self.problems = tuple(problems)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.tool, self.arguments, self.problems)
-
 
 class AnswerError(PomlError, ValueError):
     """A model's answer does not match ``<output-schema>``.
 
     Attributes:
         answer: The model's answer.
-        problems: The mismatches, each with its place; none where the answer is not JSON.
+        problems: The mismatches, each with its place; none if the answer is not JSON.
     """
 
     def __init__(self, message: str, answer: str, problems: Iterable[str] = ()) -> None:
@@ -277,27 +292,32 @@ class AnswerError(PomlError, ValueError):
         self.answer = answer
         self.problems = tuple(problems)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.answer, self.problems)
-
 
 class EngineError(PomlError):
     """Node failed, for a reason other than the template."""
 
 
 class EngineBusyError(EngineError):
-    """More renders wait for a Node process than `pomlflow.configure` allows with ``max_queue``."""
+    """More renders wait for a Node process than `pomlflow.configure` allows with ``max_queue``.
+
+    Attributes:
+        waiting: The number of renders that wait.
+    """
+
+    def __init__(self, message: str, waiting: int) -> None:
+        super().__init__(message)
+        self.waiting = waiting
 
 
 class NodeNotFoundError(EngineError, FileNotFoundError):
-    """There is no Node.js to run POML with."""
+    """There is no Node.js."""
 
 
 class WorkerDiedError(EngineError):
     """The Node process ended, or broke its protocol, while it rendered.
 
     Attributes:
-        returncode: The process's exit code, negative for a signal; None where it is not known.
+        returncode: The process's exit code, negative for a signal; None if it is unknown.
         stderr: The last lines that the process printed.
     """
 
@@ -306,21 +326,18 @@ class WorkerDiedError(EngineError):
         self.returncode = returncode
         self.stderr = stderr
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.returncode, self.stderr)
-
 
 class RenderError(PomlError):
     """POML refused the template or could not render it with these variables.
 
-    Its text is the first problem with its place, the offending line and a caret, then the others, a line each, and the
-    remedy: 25 lines and 2,000 characters at most.
+    Its text has the first problem with its place, the offending line and a caret, then the others, one per line, and
+    the remedy: at most 25 lines and 2,000 characters.
 
     Attributes:
-        problems: All that POML collected; the first is the one that the attributes below describe.
+        problems: All problems that POML collected; the attributes below describe the first.
         hint: The remedy, or None.
         message: POML's message.
-        file: The file, an included one where the error is there; None for inline markup.
+        file: The file with the error, which may be an included one; None for inline markup.
         line: From 1, or None.
         column: From 1, or None.
 
@@ -335,13 +352,10 @@ class RenderError(PomlError):
         self.hint = hint
         first = self.problems[0]
         self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
-        # One mistake is often collected at several places of one expression: say each line once.
+        # POML often collects one mistake several times: each line is shown once.
         others = dict.fromkeys(f"{p.place}: {p.message}" for p in self.problems[1:])
         others.pop(f"{first.place}: {first.message}", None)
         super().__init__(_bounded(str(first), (f"also {_cut(other, 4, 300)}" for other in others), hint))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.problems, self.hint)
 
 
 class RenderTimeoutError(RenderError, TimeoutError):

@@ -124,7 +124,8 @@ class Pool:
                 self._counts["refused"] += 1
                 raise EngineBusyError(
                     f"{waiting} renders wait for {len(self._all)} Node processes already: render less at once, or "
-                    "raise pomlflow.configure(max_workers=…, max_queue=…)"
+                    "raise pomlflow.configure(max_workers=…, max_queue=…)",
+                    waiting,
                 )
             else:
                 self._waiting[trusted].append(position)

@@ -204,9 +204,9 @@ def _errors(value: Any, schema: Any, root: Mapping[str, Any], place: str) -> lis
     try:
         return list(_validator(orjson.dumps(root)).evolve(schema=schema).iter_errors(value))
     except Unresolvable as error:
-        raise SchemaError(f"{place}: a schema refers to something outside of itself: {error}") from error
+        raise SchemaError(f"{place}: a schema refers to something outside of itself: {error}", place) from error
     except InvalidSchema as error:
-        raise SchemaError(f"{place}: a schema is invalid at {error.json_path}: {error.message}") from error
+        raise SchemaError(f"{place}: a schema is invalid at {error.json_path}: {error.message}", place) from error
 
 
 @lru_cache(maxsize=256)

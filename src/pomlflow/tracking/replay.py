@@ -160,7 +160,8 @@ def _fetch_trace(trace_id: str) -> Trace:
             raise
         raise TraceNotFoundError(
             f"no trace {trace_id} in {shown(mlflow.get_tracking_uri())} ({error.message}): choose its store with "
-            "MLFLOW_TRACKING_URI or mlflow.set_tracking_uri()"
+            "MLFLOW_TRACKING_URI or mlflow.set_tracking_uri()",
+            trace_id,
         ) from error
     return trace
 
