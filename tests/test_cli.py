@@ -55,6 +55,27 @@ def run() -> Run:
     return run
 
 
+# --- settings ---
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back what a command sets: it ends with its process, which tests share."""
+    monkeypatch.setattr(settings, "_current", settings.settings())
+
+
+@pytest.mark.usefixtures("unset")
+def test_settings_are_options_of_every_command(run: Run, folder: Path) -> None:
+    write(folder / "endless.poml", "<p>{{ (() => { while (true) ; })() }}</p>")
+    done = run("render", "endless.poml", "--timeout", "0.2", "--prompt-root", "p")
+    assert done.exit_code == 1
+    assert "the render took longer than 0.2 s" in done.output
+    assert settings.settings().prompt_root == folder / "p"
+    assert run("check", "p", "--timeout", "soon").output == (
+        "Error: timeout must be a number of seconds above 0, got 'soon'\n"
+    )
+
+
 # --- render ---
 
 
@@ -287,6 +308,14 @@ def test_a_folder_is_registered_compared_and_fetched(run: Run, folder: Path, mlf
     assert (folder / "out" / "parts" / "tone.poml").read_text() == "<p>Be kind.</p>"
 
 
+def test_a_prompt_may_be_registered_and_compared_under_another_name(run: Run, mlflow_store: str) -> None:
+    name = f"named{os.getpid()}"
+    assert lines(run("register", "p/support.poml", "--name", name)) == [f"new {name}/1 p/support.poml"]
+    assert run("diff", "p/support.poml", "--name", name).exit_code == 0
+    both = run("register", "p/support.poml", "p/parts/tone.poml", "--name", name)
+    assert (both.exit_code, "--name is for one prompt, and there are 2" in both.stderr) == (2, True)
+
+
 def test_what_does_not_render_is_not_registered(run: Run, folder: Path, mlflow_store: str) -> None:
     write(folder / "r" / f"wrong{os.getpid()}.poml", "<tsk/>")
     done = run("register", "r")
@@ -386,7 +415,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 def test_it_runs_as_a_module_and_tells_its_version() -> None:
     done = program("--version")
-    assert (done.returncode, done.stdout) == (0, "pomlflow 0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, f"pomlflow {pomlflow.__version__}\n")
     assert program("render", "-", "-c").returncode == 2
 
 

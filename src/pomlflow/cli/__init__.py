@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from pomlflow.cli.options import settings_options
 from pomlflow.cli.prompts import check, render, variables
 from pomlflow.cli.registry import diff, pull, register, replay
 from pomlflow.exceptions import PomlError
@@ -76,7 +77,7 @@ def cli(ctx: click.Context) -> None:
 
 
 for _command in (render, variables, check, register, diff, pull, replay):
-    cli.add_command(_command)
+    cli.add_command(settings_options(_command))
 
 
 def main() -> None:

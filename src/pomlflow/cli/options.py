@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pomlflow.settings import configure
+
 if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.template.lint import LintSettings
@@ -21,9 +23,11 @@ __all__ = [
     "connect",
     "context_file_of",
     "mlflow_options",
+    "name_option",
     "prompts_in",
     "read_object",
     "rules_of",
+    "settings_options",
     "template_of",
     "values_of",
     "with_rules",
@@ -76,6 +80,32 @@ def rules_of(folder: Path, select: Sequence[str], ignore: Sequence[str], *, stri
         ignore=settings.ignore | chosen[1],
         strict=strict or settings.strict,
     )
+
+
+def settings_options(command: F) -> F:
+    """Add the options for pomlflow's settings to a command."""
+    root = click.option(
+        "--prompt-root", metavar="FOLDER", expose_value=False, callback=_configure,
+        help="The folder that prompt names are relative to; the default is POMLFLOW_PROMPT_ROOT.",
+    )  # fmt: skip
+    timeout = click.option(
+        "--timeout", metavar="SECONDS", expose_value=False, callback=_configure,
+        help="Seconds that a render may take; the default is POMLFLOW_TIMEOUT, or 30.",
+    )  # fmt: skip
+    return root(timeout(command))
+
+
+def _configure(_: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        setting: Any = {option.name: value}
+        configure(**setting)
+
+
+def name_option(command: F) -> F:
+    """Add the option for a prompt's name to a command."""
+    return click.option(
+        "--name", metavar="NAME", help="The prompt's name in the registry; the default is its file's path.",
+    )(command)  # fmt: skip
 
 
 def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
@@ -137,7 +167,7 @@ def _text(file: str) -> str:
         raise click.UsageError(f"{file}: cannot be read ({error.strerror})") from error
 
 
-def template_of(file: str, *, stylesheet: str | None = None, chat: bool = True) -> Template:
+def template_of(file: str, *, name: str | None = None, stylesheet: str | None = None, chat: bool = True) -> Template:
     """Return the template of an argument: a file, ``-`` for standard input, or a URI of MLflow's registry.
 
     Raises:
@@ -148,7 +178,7 @@ def template_of(file: str, *, stylesheet: str | None = None, chat: bool = True) 
 
     style = None if stylesheet is None else read_object(stylesheet)
     if file == "-":
-        return Template(_text(file), stylesheet=style, chat=chat)
+        return Template(_text(file), name=name, stylesheet=style, chat=chat)
     if file.startswith("prompts:"):
         connect(None)
         from pomlflow.tracking.follow import open_prompt
@@ -156,7 +186,7 @@ def template_of(file: str, *, stylesheet: str | None = None, chat: bool = True) 
         return Template(origin=open_prompt(file), stylesheet=style, chat=chat)
     if os.path.isdir(file):  # noqa: PTH112
         raise click.UsageError(f"{file} is a folder: name a file in it")
-    return Template(path=file, stylesheet=style, chat=chat)
+    return Template(path=file, name=name, stylesheet=style, chat=chat)
 
 
 def prompts_in(paths: Sequence[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pomlflow.cli.options import FILE, connect, mlflow_options, prompts_in, template_of
+from pomlflow.cli.options import FILE, connect, mlflow_options, name_option, prompts_in, template_of
 from pomlflow.cli.prompts import show_problems
 
 if TYPE_CHECKING:
@@ -27,10 +27,16 @@ __all__ = ["diff", "pull", "register", "replay"]
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
 @click.option("--alias", help="Set this alias on the versions.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@name_option
 @mlflow_options
 @click.pass_context
 def register(
-    ctx: click.Context, paths: tuple[str, ...], alias: str | None, dry_run: bool, tracking_uri: str | None
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    alias: str | None,
+    dry_run: bool,
+    name: str | None,
+    tracking_uri: str | None,
 ) -> None:
     """Register prompts whose content is new.
 
@@ -48,14 +54,17 @@ def register(
     from pomlflow.template import Template
     from pomlflow.tracking.stores import shown
 
-    templates = _without_parts([Template(path=file) for file in prompts_in(paths)], {*map(os.path.abspath, paths)})
+    files = prompts_in(paths)
+    if name is not None and len(files) > 1:
+        raise click.UsageError(f"--name is for one prompt, and there are {len(files)}")
+    templates = _without_parts([Template(path=file, name=name) for file in files], {*map(os.path.abspath, paths)})
     counts: dict[str, int] = {}
     click.echo(f"registry: {shown(mlflow.get_registry_uri(), '***@')}", err=True)
     with _progress(templates) as steps:
         for template in steps:
             record = template.check()
             if record.error is not None:
-                state, name = "failed", str(template.name)
+                state, shown_name = "failed", str(template.name)
                 show_problems(str(template.path), record.error)
             else:
                 from pomlflow.tracking.publishing import register as publish
@@ -63,9 +72,9 @@ def register(
                 done = publish(template, record=record, alias=alias, dry_run=dry_run)
                 number = None if done.version is None else int(done.version.version)
                 state = _state(done.name, number, is_new=done.is_new)
-                name = done.name if number is None else f"{done.name}/{number}"
+                shown_name = done.name if number is None else f"{done.name}/{number}"
             counts[state] = counts.get(state, 0) + 1
-            click.echo(f"{state:<9}  {name}  {shown_path(str(template.path))}")
+            click.echo(f"{state:<9}  {shown_name}  {shown_path(str(template.path))}")
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     click.echo(f"{summary}{' (nothing was written)' if dry_run else ''}", err=True)
     ctx.exit(1 if counts.get("failed") else 0)
@@ -101,9 +110,10 @@ def _progress(templates: Sequence[Template]) -> Iterator[Iterator[Template]]:
 @click.command()
 @click.argument("file", type=FILE)
 @click.argument("uri", required=False, metavar="[prompts:/NAME@ALIAS]")
+@name_option
 @mlflow_options
 @click.pass_context
-def diff(ctx: click.Context, file: str, uri: str | None, tracking_uri: str | None) -> None:
+def diff(ctx: click.Context, file: str, uri: str | None, name: str | None, tracking_uri: str | None) -> None:
     """Compare a prompt, and the files that it reads, with a version in the registry, word by word.
 
     The default is the newest version of the prompt's own name. The exit code is 1 where they differ.
@@ -116,9 +126,9 @@ def diff(ctx: click.Context, file: str, uri: str | None, tracking_uri: str | Non
     from pomlflow.cli.output import word_diff
     from pomlflow.tracking.load import load
 
-    template = template_of(file)
+    template = template_of(file, name=name)
     if uri is None and template.name is None:
-        raise click.UsageError("name the version: prompts:/name@alias or prompts:/name/3")
+        raise click.UsageError("give --name, or the version: prompts:/name@alias or prompts:/name/3")
     content = load(uri or f"prompts:/{template.name}@latest")
     if content.digest == template.digest:
         click.echo(f"{file} is {content.uri}", err=True)
