@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
@@ -14,9 +14,7 @@ from pomlflow.exceptions import PomlError
 from pomlflow.langchain.messages import from_poml
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import REQUEST, RESPONSE
-
-if TYPE_CHECKING:
-    from poml.api import PomlFrame
+from pomlflow.types import Frame
 
 __all__ = ["PomlChatPromptValue", "PomlPromptValue", "PomlStringPromptValue", "prompt_value"]
 
@@ -30,7 +28,7 @@ class PomlChatPromptValue(ChatPromptValue):
     _record: RenderRecord | None = PrivateAttr(default=None)
 
     @property
-    def frame(self) -> PomlFrame:
+    def frame(self) -> Frame:
         """The frame: ``messages``, ``output_schema``, ``tools``, ``runtime``.
 
         Raises:
@@ -56,7 +54,7 @@ class PomlStringPromptValue(StringPromptValue):
     _messages: list[BaseMessage] = PrivateAttr(default_factory=list)
 
     @property
-    def frame(self) -> PomlFrame:
+    def frame(self) -> Frame:
         """The frame: ``messages`` (one, the human's), ``output_schema``, ``tools``, ``runtime``.
 
         Raises:
@@ -113,7 +111,7 @@ def _text(parts: Sequence[Any]) -> str:
     return text
 
 
-def _frame(record: RenderRecord | None) -> PomlFrame:
+def _frame(record: RenderRecord | None) -> Frame:
     if record is None:
         raise PomlError(
             "this prompt value holds no POML frame, since LangChain stores the messages alone. Render the prompt again"

@@ -1,0 +1,28 @@
+"""A user's program with every public name: mypy checks it with the source, and basedpyright here."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / "tests" / "typing" / "api.py"
+
+
+def test_basedpyright_accepts_it_strictly() -> None:
+    pytest.importorskip("basedpyright")
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "shown"), [("pomlflow", "pomlflow"), ("pomlflow.langchain", "lc"), ("pomlflow.llama_index", "li")]
+)
+def test_it_uses_every_public_name(package: str, shown: str) -> None:
+    program = PROGRAM.read_text(encoding="utf-8")
+    assert [name for name in importlib.import_module(package).__all__ if f"{shown}.{name}" not in program] == []

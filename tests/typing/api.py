@@ -1,0 +1,145 @@
+"""A program that uses every public name with its types. It is type-checked, and never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, assert_type
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from llama_index.core.llms import LLM, ChatMessage
+
+import pomlflow
+import pomlflow.langchain as lc
+import pomlflow.llama_index as li
+from pomlflow.types import Frame, FrameDict, MessageDict, Speaker
+
+
+def render(folder: Path) -> None:
+    frame = pomlflow.render("<p>Hello {{name}}</p>", {"name": "Ada"})
+    assert_type(frame, Frame)
+    assert_type(frame.messages[0].speaker, Speaker)
+    assert_type(frame.runtime, dict[str, Any] | None)
+    plain = pomlflow.render(folder / "a.poml", format="dict", name="a", timeout=5, register=False, chat=True)
+    assert_type(plain, FrameDict)
+    messages = pomlflow.render("<p>Hello</p>", format="message_dict", base_dir=folder, stylesheet={"p": {}})
+    assert_type(messages, list[MessageDict])
+    assert_type(messages[0]["speaker"], Speaker)
+
+
+async def arender() -> None:
+    frame = await pomlflow.arender("<p>Hello</p>")
+    assert_type(frame, Frame)
+    plain = await pomlflow.arender("<p>Hello</p>", format="dict")
+    assert_type(plain["messages"], list[MessageDict])
+
+
+def settings(folder: Path) -> None:
+    now = pomlflow.configure(timeout=5, prompt_root=folder, max_workers=2, allow_read=[folder], sandbox=True)
+    assert_type(now.timeout, float)
+    with pomlflow.configured(timeout=1) as block:
+        assert_type(block.max_workers, int)
+    assert_type(pomlflow.flush(timeout=1), bool)
+    assert_type(pomlflow.__version__, str)
+
+
+def mask(content: dict[str, Any]) -> dict[str, Any] | None:
+    return {"inputs": content["inputs"]}
+
+
+def tracing(folder: Path) -> None:
+    pomlflow.autolog(register=False, mask=mask, trace_dir=folder)
+    lc.autolog(silent=True)
+    li.autolog(disable=True)
+    replayed = pomlflow.replay("tr-1")
+    assert_type(replayed, pomlflow.Replay)
+    assert_type(replayed.identical, bool)
+
+
+def langchain(model: BaseChatModel, file: Path) -> None:
+    prompt = lc.PomlPromptTemplate.from_file(file, name="support", partial_variables={"name": "Ada"})
+    assert_type(prompt, lc.PomlPromptTemplate)
+    value = prompt.invoke({"question": "Why?"})
+    assert_type(value, lc.PomlChatPromptValue | lc.PomlStringPromptValue)
+    assert_type(value.frame, Frame)
+    assert_type(value.to_messages(), list[BaseMessage])
+    assert_type(prompt.format_messages(question="Why?"), list[BaseMessage])
+    assert_type(prompt.tools({"now": str}), list[BaseTool])
+    assert_type(prompt.registry_name, str | None)
+    handler = lc.PomlCallbackHandler(register=False, mask=mask)
+    chain: Runnable[dict[str, Any], str] = prompt | model | StrOutputParser()
+    assert_type(chain.invoke({"question": "Why?"}, config={"callbacks": [handler]}), str)
+    bound = prompt.bind_to(model, parse=True, tools={"now": str})
+    bound.invoke({"question": "Why?"}, config={"callbacks": [handler]})
+    middleware = lc.PomlMiddleware(prompt, tools={"now": str})
+    assert_type(middleware.prompt, lc.PomlPromptTemplate)
+
+
+async def langchain_async(prompt: lc.PomlPromptTemplate) -> None:
+    value = await prompt.ainvoke({"question": "Why?"})
+    assert_type(value.frame, Frame)
+    opened = await lc.PomlPromptTemplate.afrom_registry("prompts:/support@production")
+    assert_type(opened, lc.PomlPromptTemplate)
+    assert_type(opened.version, int | None)
+
+
+def llama_index(model: LLM, file: Path) -> None:
+    prompt = li.PomlPromptTemplate.from_file(file, name="support")
+    assert_type(prompt, li.PomlPromptTemplate)
+    assert_type(prompt.partial_format(name="Ada"), li.PomlPromptTemplate)
+    assert_type(prompt.format_messages(question="Why?"), list[ChatMessage])
+    assert_type(prompt.format(question="Why?"), str)
+    assert_type(prompt.bind_to(model).predict(question="Why?"), str)
+    assert_type(prompt.agent_kwargs(model), dict[str, Any])
+    with li.PomlCallbackHandler(register=False, mask=mask) as handler:
+        handler.attach(model)
+    registered = li.PomlPromptTemplate.from_registry("support", alias="production", fallback=file)
+    assert_type(registered.uri, str | None)
+
+
+def events(event: li.PomlRenderEvent) -> None:
+    assert_type(event.record.variables, Mapping[str, Any])
+
+
+def errors(question: str) -> int | None:  # noqa: C901
+    try:
+        pomlflow.poml("<p>{{question}}</p>", {"question": question})
+    except pomlflow.MissingVariableError as error:
+        assert_type(error.variable, str)
+        return error.line
+    except pomlflow.RenderTimeoutError as error:
+        assert_type(error.problems, tuple[pomlflow.Problem, ...])
+    except pomlflow.RenderError as error:
+        return error.column
+    except (pomlflow.EngineBusyError, pomlflow.NodeNotFoundError, pomlflow.WorkerDiedError) as error:
+        assert_type(str(error), str)
+    except (pomlflow.PromptNotFoundError, pomlflow.NotPomlError, pomlflow.RegistryError) as error:
+        assert_type(error.uri, str)
+    except pomlflow.ToolArgumentsError as error:
+        assert_type(error.problems, tuple[str, ...])
+    except pomlflow.ToolError as error:
+        assert_type(error.tool, str)
+    except pomlflow.AnswerError as error:
+        assert_type(error.answer, str)
+    except pomlflow.SettingError as error:
+        assert_type(error.setting, str)
+    except pomlflow.VariableError as error:
+        assert_type(error.variable, str)
+    except (pomlflow.ConfigurationError, pomlflow.SchemaError, pomlflow.TraceNotFoundError):
+        return None
+    except (pomlflow.TemplateNotFoundError, pomlflow.EngineError, pomlflow.PomlError):
+        raise
+    return None
+
+
+def outputs(error: lc.PomlOutputParserError | lc.PomlRefusalError) -> str:
+    return str(error)
+
+
+async def stream(chain: Runnable[dict[str, Any], str]) -> AsyncIterator[str]:
+    async for part in chain.astream({"question": "Why?"}):
+        yield part
