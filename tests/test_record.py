@@ -1,4 +1,4 @@
-"""What every render leaves behind."""
+"""The record of a render."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def record(**changes: Any) -> RenderRecord:
     return RenderRecord(**{**known, **changes})
 
 
-def test_a_json_object_is_read_when_somebody_looks() -> None:
-    unread = JsonObject(b"not json")  # a record that nobody looks at costs nothing
+def test_a_json_object_is_parsed_at_its_first_use() -> None:
+    unread = JsonObject(b"not json")
     with pytest.raises(ValueError, match="invalid literal"):
         len(unread)
     read = JsonObject(b'{"a": [1, null], "b": "\xc3\xa9"}')
@@ -38,14 +38,14 @@ def test_a_json_object_is_read_when_somebody_looks() -> None:
     assert read["a"] is read["a"]
 
 
-def test_variables_are_those_of_the_render_whatever_happens_to_them_later() -> None:
+def test_later_changes_of_the_variables_do_not_affect_the_record() -> None:
     mine = {"x": ["a"]}
     made = Template("<p>{{x[0]}}</p>").render(mine)
     mine["x"].append("b")
     assert made.variables == {"x": ["a"]}
 
 
-def test_a_record_never_changes() -> None:
+def test_a_record_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         record().digest = "other"  # type: ignore[misc]
 
@@ -63,7 +63,7 @@ def test_the_result_of_a_failed_render_is_its_error() -> None:
         record().result()
 
 
-def test_the_frame_is_pomls_own() -> None:
+def test_the_frame_is_of_the_class_of_poml() -> None:
     made = Template(MARKUP).render({"x": 1})
     assert isinstance(made.frame, PomlFrame)
     assert made.frame.model_dump(exclude_none=True) == {
@@ -74,14 +74,14 @@ def test_the_frame_is_pomls_own() -> None:
     assert made.frame is made.frame
 
 
-def test_the_frame_is_what_poml_gives_as_pydantic() -> None:
+def test_the_frame_equals_that_of_poml() -> None:
     import poml
 
     made = Template(MARKUP).render({"x": 1})
     assert made.frame == poml.poml(MARKUP, {"x": 1}, format="pydantic")
 
 
-def test_the_frame_of_a_text_is_one_message_of_the_humans() -> None:
+def test_the_frame_of_a_text_is_one_human_message() -> None:
     picture = {"type": "image/png", "base64": "AAAA"}
     for messages in ("text", ["a ", picture]):
         (message,) = frame_of({"messages": messages}).messages

@@ -1,4 +1,4 @@
-"""A frame's messages as OpenAI's API takes them."""
+"""A frame's messages in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def response(identity: str, content: Any) -> dict[str, Any]:
     return {"type": "application/vnd.poml.toolresponse", "id": identity, "name": "plot", "content": content}
 
 
-def test_pictures_of_tools_follow_when_all_of_them_have_answered() -> None:
-    """OpenAI takes text only in a tool's message, and all tools' messages right behind their requests."""
+def test_pictures_of_tools_follow_the_last_response() -> None:
+    """OpenAI accepts only text in a tool's message, and all tools' messages directly after their requests."""
     messages = chat_messages(
         [
             {"speaker": "ai", "content": ["Two plots.", request("1"), request("2")]},
@@ -44,24 +44,24 @@ def test_pictures_of_tools_follow_when_all_of_them_have_answered() -> None:
     ]
 
 
-def test_pictures_of_the_last_tool_are_not_lost() -> None:
+def test_media_of_a_last_response_are_kept() -> None:
     messages = chat_messages([{"speaker": "tool", "content": [response("1", [SOUND])]}])
     assert messages[0] == {"role": "tool", "tool_call_id": "1", "content": "[audio/mpeg]"}
     assert messages[1]["content"][1] == {"type": "input_audio", "input_audio": {"data": "SUQz", "format": "mp3"}}
 
 
-def test_a_message_without_content_is_left_out_and_one_without_text_has_no_content() -> None:
+def test_messages_without_content_are_left_out() -> None:
     messages = chat_messages([{"speaker": "human", "content": []}, {"speaker": "ai", "content": [request("1")]}])
     assert [sorted(message) for message in messages] == [["role", "tool_calls"]]
 
 
-def test_one_text_or_a_list_of_parts_is_a_users_message() -> None:
+def test_a_text_or_a_list_of_parts_is_one_user_message() -> None:
     assert chat_messages("Hello") == [{"role": "user", "content": "Hello"}]
     text = {"type": "text", "text": "Look:"}
     assert chat_messages(["Look:", PICTURE]) == [{"role": "user", "content": [text, SHOWN]}]
 
 
-def test_what_is_shown_keeps_pictures_where_they_were() -> None:
+def test_shown_messages_keep_pictures_in_responses() -> None:
     messages = shown_messages([{"speaker": "tool", "content": [response("1", [PICTURE])]}])
     assert messages == [
         {"role": "tool", "speaker": "tool", "tool_call_id": "1", "name": "plot", "content": [SHOWN]},

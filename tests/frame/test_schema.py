@@ -1,4 +1,4 @@
-"""Output schemas as response formats, and answers read by them."""
+"""Output schemas as response formats, and answers parsed by them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CLOSED = {"type": "object", "properties": {"a": TEXT}, "required": ["a"], "addit
 OPTIONAL = {"type": "object", "properties": {"a": TEXT, "b": {"type": "integer"}}, "required": ["a"]}
 
 
-def test_the_format_carries_the_title_and_what_it_is_for() -> None:
+def test_the_format_has_title_and_description() -> None:
     made = response_format({**CLOSED, "title": "Trip plan!", "description": "A plan."})["json_schema"]
     assert (made["name"], made["description"], made["strict"]) == ("Trip_plan", "A plan.", True)
     assert response_format(CLOSED)["json_schema"]["name"] == "answer"
 
 
-def test_a_schema_that_only_left_its_object_open_is_strict_and_closed() -> None:
+def test_a_schema_without_additional_properties_is_closed_and_strict() -> None:
     made = response_format({key: value for key, value in CLOSED.items() if key != "additionalProperties"})
     assert made["json_schema"] == {"name": "answer", "schema": CLOSED, "strict": True}
 
@@ -40,13 +40,13 @@ def test_a_schema_that_only_left_its_object_open_is_strict_and_closed() -> None:
         {"anyOf": [CLOSED], "type": "object"},
     ],
 )
-def test_what_strict_mode_cannot_say_is_asked_for_as_it_stands(schema: dict[str, Any]) -> None:
+def test_a_schema_beyond_strict_mode_is_unchanged(schema: dict[str, Any]) -> None:
     made = response_format(schema)["json_schema"]
     assert made["strict"] is False
     assert made["schema"] == schema
 
 
-def test_the_strict_form_closes_objects_and_makes_what_is_optional_nullable() -> None:
+def test_the_strict_form_closes_objects_and_makes_optional_properties_nullable() -> None:
     schema = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "type": "object",
@@ -82,18 +82,18 @@ def test_the_strict_form_closes_objects_and_makes_what_is_optional_nullable() ->
 
 
 @pytest.mark.parametrize("text", ['{"a": "x"}', '```json\n{"a": "x"}\n```', ' ```\n{"a": "x"}```\n'])
-def test_an_answer_is_read_also_where_it_is_fenced(text: str) -> None:
+def test_an_answer_may_be_in_a_markdown_fence(text: str) -> None:
     assert parse_answer(text, CLOSED) == {"a": "x"}
 
 
-def test_an_answer_that_is_no_json_is_an_error_that_holds_it() -> None:
+def test_an_answer_that_is_not_json_is_an_error_with_the_answer() -> None:
     with pytest.raises(AnswerError, match=r"a\.poml: the answer is not the JSON that .*'Sorry\.'") as caught:
         parse_answer("Sorry.", CLOSED, "a.poml")
     assert caught.value.answer == "Sorry."
     assert caught.value.problems == ()
 
 
-def test_an_answer_against_the_schema_is_an_error_that_says_where() -> None:
+def test_an_answer_that_violates_the_schema_is_an_error_with_places() -> None:
     text = '{"a": 1, "c": 2}'
     with pytest.raises(AnswerError, match=r"\$\.a: 1 is not of type 'string'") as caught:
         parse_answer(text, CLOSED)

@@ -1,4 +1,4 @@
-"""Tools of a POML file: what is told of them, the functions behind them, and their arguments."""
+"""The tools of a POML file, their functions, and the arguments of their calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_tools_of_a_render_are_read_in_order() -> None:
     assert tool_specs({"messages": []}) == []
 
 
-def test_openais_shape_plain_and_strict() -> None:
+def test_the_shape_of_openai_plain_and_strict() -> None:
     plain = WEATHER.openai()
     assert plain == {
         "type": "function",
@@ -47,7 +47,7 @@ def test_openais_shape_plain_and_strict() -> None:
     assert strict["parameters"]["properties"]["days"] == {"type": ["integer", "null"], "maximum": 7}
 
 
-def test_functions_are_found_by_their_names() -> None:
+def test_functions_are_keyed_by_their_names() -> None:
     tool = SimpleNamespace(name="now")
     assert named([weather, tool]) == {"weather": weather, "now": tool}
     assert named({"other": weather}) == {"other": weather}
@@ -61,24 +61,24 @@ def test_functions_are_found_by_their_names() -> None:
         ({"weather": "rain"}, "needs a function, not a str"),
     ],
 )
-def test_what_is_no_function_of_one_name_is_refused(given: Any, message: str) -> None:
+def test_invalid_functions_are_refused(given: Any, message: str) -> None:
     with pytest.raises(ToolError, match=message):
         named(given)
 
 
-def test_tools_and_functions_that_match_are_no_error() -> None:
+def test_matching_tools_and_functions_are_accepted() -> None:
     match([WEATHER], ["weather"])
     match([], [])
 
 
-def test_each_that_is_without_the_other_is_named() -> None:
+def test_an_error_names_unmatched_tools_and_functions() -> None:
     with pytest.raises(ToolError, match=r"a\.poml defines 'weather' without a function.*for the function 'now'") as e:
         match([WEATHER], ["now"], "a.poml")
     assert e.value.tool == "weather"
 
 
-def test_a_function_whose_tool_is_there_at_times_is_no_error() -> None:
-    """A name that is prose, or is nowhere, is one."""
+def test_a_function_of_a_conditional_tool_is_accepted() -> None:
+    """A name in prose, or nowhere, is an error."""
     source = '<tool-definition name="now" if="{{late}}">{"type": "object"}</tool-definition> You know weather.'
     match([], ["now"], source=source)
     with pytest.raises(ToolError, match="for the function 'weather'"):
@@ -86,18 +86,18 @@ def test_a_function_whose_tool_is_there_at_times_is_no_error() -> None:
     match([], ["looped_b"], source='<tool for="x in xs" name="looped_{{x}}">{"type": "object"}</tool>')
 
 
-def test_right_arguments_come_back_without_the_nulls_of_strict_mode() -> None:
+def test_valid_arguments_lose_the_nulls_of_strict_mode() -> None:
     assert check_arguments(WEATHER, {"city": "Oslo", "days": None}) == {"city": "Oslo"}
 
 
-def test_wrong_arguments_say_what_is_wrong() -> None:
+def test_invalid_arguments_are_an_error_with_places() -> None:
     with pytest.raises(ToolArgumentsError, match=r"weather: .*'city' is a required.*\$\.days: 9 is greater") as caught:
         check_arguments(WEATHER, {"days": 9}, "a.poml")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.tool, copy.arguments, len(copy.problems)) == ("weather", {"days": 9}, 2)
 
 
-def test_a_function_that_does_not_take_what_is_defined_is_named() -> None:
+def test_a_function_without_an_argument_of_its_tool_is_an_error() -> None:
     check_accepts(WEATHER, ["city", "days", "state"])
     with pytest.raises(
         ToolError, match=r"a\.poml: the function of <tool-definition> 'weather' does not accept 'days'"

@@ -1,4 +1,4 @@
-"""Values checked by a template's schemas, and the nulls that strict mode asks for."""
+"""Values checked by schemas, and the nulls of strict mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = {"type": "string"}
 OPTIONAL = {"type": "object", "properties": {"a": TEXT, "b": {"type": "integer"}}, "required": ["a"]}
 
 
-def test_nulls_for_what_was_left_out_are_taken_out_and_others_stay() -> None:
+def test_nulls_of_optional_properties_are_removed() -> None:
     schema = {
         "type": "object",
         "properties": {"rows": {"type": "array", "items": OPTIONAL}, "maybe": {"type": ["string", "null"]}},
@@ -22,12 +22,12 @@ def test_nulls_for_what_was_left_out_are_taken_out_and_others_stay() -> None:
     assert without_nulls(given, schema) == {"rows": [{"a": "x"}], "maybe": None, "other": None}
 
 
-def test_a_schema_is_read_by_the_draft_that_it_names() -> None:
+def test_a_schema_is_read_by_its_own_draft() -> None:
     tuple_of_text = {"items": [TEXT]}  # 2020-12 writes prefixItems
     assert problems([1], {"$schema": "http://json-schema.org/draft-07/schema#", **tuple_of_text})
 
 
-def test_nulls_are_found_behind_references_too() -> None:
+def test_nulls_are_removed_through_references() -> None:
     schema = {
         "type": "object",
         "properties": {"row": {"$ref": "#/$defs/row"}, "maybe": {"$ref": "#/$defs/maybe"}},
@@ -43,6 +43,6 @@ def test_nulls_are_found_behind_references_too() -> None:
         ({"type": "object", "properties": {"a": {"$ref": "#/$defs/gone"}}}, "refers to something outside of itself"),
     ],
 )
-def test_a_schema_that_is_none_is_named(schema: dict[str, Any], message: str) -> None:
+def test_an_error_names_the_template_of_an_invalid_schema(schema: dict[str, Any], message: str) -> None:
     with pytest.raises(SchemaError, match=rf"a\.poml: a schema {message}"):
         problems({"a": 1}, schema, "a.poml")
