@@ -17,10 +17,10 @@ __all__ = ["attach", "detach"]
 
 
 class _Hook:
-    """The variable of which LangChain reads a handler at the start of each run.
+    """The variable from which LangChain reads a handler at the start of each run.
 
-    upstream: langchain-core 1.4-1.7: it has to be a ContextVar, which is set in the context of `autolog`'s caller
-    alone, and not in other threads. Of it, LangChain calls `get` only.
+    It stands for a ``ContextVar``, which would be set in the context of `autolog`'s caller alone, and not in other
+    threads. LangChain (langchain-core 1.4 to 1.7) calls its `get` only.
     """
 
     def __init__(self) -> None:
