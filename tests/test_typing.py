@@ -1,16 +1,23 @@
-"""A user's program with every public name: mypy checks it with the source, and basedpyright here."""
+"""A user's program with every public name, for mypy (in ``make typecheck``) and basedpyright (here)."""
 
 from __future__ import annotations
 
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "typing" / "api.py"
+
+
+def test_mypy_checks_it_with_the_source() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    assert settings["strict"]
+    assert "tests/typing" in settings["files"]
 
 
 def test_basedpyright_accepts_it_strictly() -> None:

@@ -1,11 +1,10 @@
-"""One line, and every run of LangChain's with POML in it is traced. Mirrored in tests/llama_index/test_autolog.py."""
+"""`autolog` in LangChain. The tests of LlamaIndex mirror these: tests/llama_index/test_autolog.py."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import itertools
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -138,7 +137,7 @@ def hidden(_: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside MLflow's"])
 def test_new_arguments_take_effect(stored_traces: Fetch, beside: bool) -> None:
-    """Under MLflow's autolog, for the POML span, which is all that is ours there."""
+    """With MLflow's autolog too, for the POML span, which is ours there."""
     if beside:
         mlflow.langchain.autolog(silent=True)
     greet = chain()
@@ -154,7 +153,7 @@ def test_new_arguments_take_effect(stored_traces: Fetch, beside: bool) -> None:
 
 
 def test_disabled_all_is_as_before(stored_traces: Fetch) -> None:
-    """That LangChain's list of hooks is as it was, each test here checks."""
+    """Every test here checks that LangChain's list of hooks is restored."""
     pomlflow.autolog()
     pomlflow.langchain.autolog(disable=True)
     RunnableLambda(str).invoke(1)
@@ -174,8 +173,6 @@ def test_a_plain_render_in_a_step_belongs_to_the_step(stored_traces: Fetch, how:
     async def astep(name: str) -> Any:
         return await pomlflow.arender(HELLO, {"name": name})
 
-    if sys.version_info < (3, 11) and call.startswith("a") and how == "MLflow's":
-        pytest.skip("LangChain's context is lost in tasks there, and MLflow's tracer puts no span into its own")
     config = {"callbacks": [PomlCallbackHandler()]} if how == "a handler" else None
     if how != "a handler":
         pomlflow.autolog()

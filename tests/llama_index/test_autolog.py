@@ -1,4 +1,4 @@
-"""One line, and every call of LlamaIndex's with POML in it is traced. Mirrored in tests/langchain/test_autolog.py."""
+"""`autolog` in LlamaIndex. The tests of LangChain mirror these: tests/langchain/test_autolog.py."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def hidden(_: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside MLflow's"])
 def test_new_arguments_take_effect(traced: Any, engine: Any, beside: bool) -> None:
-    """Under MLflow's autolog, for the POML span, which is all that is ours there."""
+    """With MLflow's autolog too, for the POML span, which is ours there."""
     if beside:
         mlflow.llama_index.autolog()
     one = engine()
@@ -166,7 +166,7 @@ def test_new_arguments_take_effect(traced: Any, engine: Any, beside: bool) -> No
 
 
 def test_disabled_all_is_as_before(traced: Any, engine: Any) -> None:
-    """That LlamaIndex's dispatcher is as it was, each test here checks."""
+    """Every test here checks that LlamaIndex's dispatcher is restored."""
     pomlflow.autolog()
     pomlflow.llama_index.autolog(disable=True)
     assert traced(lambda: engine().query("What?")) == []
