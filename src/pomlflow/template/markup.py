@@ -226,6 +226,8 @@ def _tag(text: str, at: int) -> tuple[Element, bool]:
             if opening:
                 element.wrong.append((element.start, "open"))
             return element, close == ">"
+        if token.start() == at and value is not None:  # <imgsrc="…"/>
+            element.wrong.append((at, "nameless"))
         if token.start() == at or token[0].isspace():
             continue
         if value is not None:

@@ -230,7 +230,7 @@ def _remedy(element: Element, key: str, code: str) -> str | None:
 
 def _source_of(problem: Problem, snapshot: Snapshot, place: str | None) -> SourceText | None:
     if problem.file == place:
-        return SourceText(snapshot.source)
+        return SourceText(snapshot.source.removeprefix("\ufeff"))
     file = Path(problem.file or "")
     content = read_file(file) if file in snapshot.inference.includes else None
     return None if content is None else SourceText(decode(content, str(file))[0], file)
