@@ -200,6 +200,7 @@ def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
         ('<p title="{{ x["a"] }}">b</p>', 1, 16, "the value of the attribute title ends inside", "other quotes"),
         ('<p>a <imgsrc="b.png"/></p>', 1, 7, "imgsrc= follows < without the name", "<img src="),
         ("\ufeff<p>a & b</p>", 1, 6, "& in text is read as", "#amp; for &"),
+        ('<poml><p title="a" <b>c</b></p></poml>', 1, 7, "the tag <p is not closed", "close it with >"),
         ("<p>a</p><!-- b", 1, 9, "the comment has no end", "-->"),
         ('<?xml version="1.0"?><poml><p>a</p></poml>', 1, 1, "POML takes no XML declaration", "remove it"),
     ],

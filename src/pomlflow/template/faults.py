@@ -17,7 +17,7 @@ _EXPRESSION = (
 )
 _ONE_ROOT = "remove it, or put everything into one <poml>…</poml>"
 _BAD = re.compile(r"<(?!!--)|&(?!(?:[A-Za-z_:][\w:.\-]*|#[0-9]+|#x[0-9A-Fa-f]+);)")
-_NAME = re.compile(r"[^\s>/]+")
+_NAME = re.compile(r"[^\s>/=]+")
 _VALUE = re.compile(r"\s*=\s*(\{\{.*?\}\}|[^\s>]*)")
 _COMMENT = re.compile(r"<!--(?:(?!-->).)*\Z", re.DOTALL)
 
@@ -56,6 +56,9 @@ def _in_tag(text: str, element: Element) -> Iterator[Fault]:
             yield Fault(offset, len(element.name), why, 'write the name and a blank first: <img src="…"/>')
         elif kind == "unquoted" and is_tag:
             yield _unquoted(text, offset)
+        elif not is_tag and element.attributes and is_known(element.name):
+            why = f"the tag <{element.name} is not closed"
+            yield Fault(element.start, len(element.name) + 1, why, "close it with > before the next <")
         elif not is_tag:
             yield _stray(text, element.start)
         elif kind == "bare" and (cut := _cut_attribute(element)):
