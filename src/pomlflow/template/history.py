@@ -33,10 +33,8 @@ _TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
 class History(ABC, Generic[M]):
     """The native messages of one render; each framework's adapter has a subclass.
 
-    Attributes:
-        native: The framework's class of messages.
-        marks: By variable, the mark of each of its messages; what the engine wants.
-        placed: After `splice`: where in the output a native message stands, and which.
+    `native` is the framework's class of messages; `marks` has, by variable, the mark of each of its messages, for the
+    engine; `placed` has, after `splice`, the native message at each place of the output.
     """
 
     native: ClassVar[type]

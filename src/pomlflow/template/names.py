@@ -77,10 +77,6 @@ def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
     The name is the given one; else the path from the prompt root; else, in a Python package, the dotted path there;
     else the path from the working folder; else the file's folder and own name. The path is that from the prompt root or
     the working folder; else the one in the package; else the folder and the file.
-
-    Args:
-        path: The file, absolute.
-        name: The name that the user gave, if any.
     """
     root = settings().prompt_root
     in_root = (root and _relative(path, root)) or ((root := _project_root(path.parent)) and _relative(path, root))

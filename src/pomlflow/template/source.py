@@ -20,14 +20,9 @@ Kind = Literal["text", "attribute", "for", "if", "value", "schema"]
 class Use(NamedTuple):
     """One use of a variable in an expression.
 
-    Attributes:
-        name: The variable.
-        source: The markup that it stands in, and its file; None for the root, which the template knows.
-        offset: Where it stands there, in characters.
-        kind: The kind of place: an element's text, the ``for``, the ``if`` or another attribute, the ``value`` of a
-            ``<let>``, or a schema in JavaScript.
-        expression: The whole expression, without braces.
-        guarded: Whether ``typeof`` tests the variable, in the expression or in an ``if`` around it.
+    `offset` is its place in `source`, whose file is None for the root; `kind` is the kind of place: an element's text,
+    the ``for``, the ``if`` or another attribute, the ``value`` of a ``<let>``, or a schema in JavaScript. A `guarded`
+    variable is tested by ``typeof``, in the expression or in an ``if`` around it.
     """
 
     name: str
@@ -109,20 +104,12 @@ class Inference:
 class Snapshot:
     """A template at one moment.
 
-    Attributes:
-        source: The markup.
-        digest: The content's identity: `pomlflow.record.content_digest` of the markup and `files`.
-        inference: What it takes.
-        folder: The folder that relative sources are resolved against.
-        stamps: The metadata of each file before it was read.
-        files: The files that the markup names, includes first.
-        path: The markup's own file, absolute; None for inline markup.
-        relative: The same, relative to the prompt root.
-        version: The number of its version in the registry; None for other templates.
-        uri: The same as ``prompts:/name/version``.
-        roots: The only folders that it may read; None for trusted markup, for which the user's settings hold.
-        missing: Why a file that it names does not exist, by its absolute path.
-        register: False where it must never become a version of its own.
+    `digest` is the content's identity, `pomlflow.record.content_digest` of the markup and `files`, those that the
+    markup names, includes first; `stamps` has the metadata of each file before it was read. `folder` is what relative
+    sources are resolved against. `path` is the markup's own file, and `relative` the same from the prompt root. Of a
+    prompt in the registry: `version` is its number, `uri` its ``prompts:/name/version``, `roots` the only folders that
+    it may read (None for trusted markup, for which the user's settings hold), `missing` why a file that it names does
+    not exist, by its absolute path. `register` is False where it must never become a version of its own.
     """
 
     source: str

@@ -28,22 +28,9 @@ class Template:
     """One POML template.
 
     A file is read at construction and again when it, or a file that it names, has changed: that costs one ``stat``
-    for each file and render. No process is started before the first render.
-
-    Args:
-        source: The markup. With `path`, the file's last known content, for the case that it no longer exists.
-        path: The file. It is made absolute at construction: a later ``chdir`` changes nothing.
-        name: The prompt's name in the registry; by default from the file's place (`pomlflow.template.names`).
-        base_dir: The folder that relative sources in inline markup are resolved against; by default the working
-            folder at each render.
-        stylesheet: A stylesheet in addition to the markup's own.
-        chat: Whether to render messages, or one text.
-        register: Whether to register it as a prompt: yes, no, or as the handler is set.
-        origin: A prompt in a registry, instead of `source` and `path`; its name is then the origin's.
-
-    Raises:
-        TemplateNotFoundError: The file cannot be read, and there is no markup.
-        RenderError: The file is not UTF-8.
+    for each file and render. No process is started before the first render. With `path`, `source` is the file's last
+    known content, for the case that it no longer exists; `base_dir` is the folder that relative sources in inline
+    markup are resolved against, by default the working folder; an `origin`, a prompt in a registry, stands for both.
 
     Example:
         >>> Template("<p>Hello {{name}}</p>").render({"name": "Ada"}).output["messages"]
@@ -186,13 +173,8 @@ class Template:
     ) -> RenderRecord:
         """Render, and return the record, of a failed render too: `RenderRecord.result` raises its error.
 
-        Args:
-            variables: By name.
-            history: Takes a framework's own messages out of the variables, and holds them by place afterwards.
-            snapshot: The template to render, from `current`, which is the default.
-            timeout: Seconds; None for `pomlflow.configure`'s.
-            keep_whitespace: Whether a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
-                blanks, which POML collapses.
+        `history` takes a framework's own messages out of the variables and holds them by place afterwards. With
+        `keep_whitespace`, a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of blanks.
         """
         return self._prepare(variables, history, snapshot, keep_whitespace=keep_whitespace).run(timeout)
 
@@ -222,13 +204,6 @@ class Template:
         Missing variables are replaced by placeholders: expressions may do anything with one, a loop over it runs once,
         and the content of an ``if`` of it is rendered. Errors that a placeholder may have caused are suppressed.
 
-        Args:
-            variables: By name, possibly none.
-            history: As `render` takes it.
-
-        Returns:
-            The record; its `error` has all problems.
-
         Example:
             >>> Template("<p for='x in xs'>{{x.price.toFixed(2)}}</p>").check().error is None
             True
@@ -244,14 +219,9 @@ class Template:
         return self._prepare(given, history, now, placeholders=names).run(None)
 
     def lint(self, settings: LintSettings | None = None, errors: Iterable[Problem] = ()) -> list[Finding]:
-        """Return warnings about the markup and what it includes; none for the lines of `errors`.
+        """Return warnings about the markup and what it includes; none for what `errors`, those of a render, report.
 
-        Args:
-            settings: Which rules apply; by default those of the nearest pyproject.toml.
-            errors: What a render reported.
-
-        Raises:
-            ConfigurationError: The settings in pyproject.toml are invalid.
+        The rules are by default those of the nearest pyproject.toml; a `ConfigurationError` where they are invalid.
         """
         now = self.current()
         settings = settings or lint_settings(self._folder())
