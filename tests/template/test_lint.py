@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
+import poml
 import pytest
 from click.testing import CliRunner
 from tests.corpus.cases import Case, cases
@@ -16,6 +18,7 @@ import pomlflow
 from pomlflow.cli import cli
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.template import Template
+from pomlflow.template.components import attributes
 from pomlflow.template.lint import RULES, LintSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
@@ -271,3 +274,16 @@ def test_validate_returns_the_warnings(framework: str) -> None:
     assert (finding.rule, finding.line, finding.column, finding.file) == ("single-braces", 1, 10, None)
     assert prompt.from_template("<p>{{question}} {x}</p>").validate(question="Why?") != []
     assert prompt.from_template("<p>{{question}}</p>").validate() == []
+
+
+def test_the_attributes_are_those_of_pomls_own_python_api() -> None:
+    """`poml.Prompt` has a method for each documented element, made from the same documentation."""
+    found = attributes()
+    methods = {
+        name.replace("_", ""): set(inspect.signature(method).parameters) - {"self", "kwargs", "content"}
+        for name, method in inspect.getmembers(poml.Prompt, inspect.isfunction)
+        if name not in {"dump_xml", "render", "tag"} and not name.startswith("_")
+    }
+    assert len(methods) >= 40
+    for element, parameters in methods.items():
+        assert {parameter.lower() for parameter in parameters} <= found[element].keys()
