@@ -229,6 +229,14 @@ def test_a_missing_variable_that_is_none_gets_the_remedy_for_what_it_is(markup: 
     assert remedy in str(missing(Template(markup), **given))
 
 
+def test_an_entity_in_an_expression_is_named_with_and_without_the_variable() -> None:
+    template = Template("<p if='n &lt; 5'>a</p>")
+    for error in (template.render({}).error, template.render({"n": 1}).error, template.check().error):
+        assert isinstance(error, RenderError)
+        assert error.message == "&lt; is not decoded in an expression"
+        assert "a < b as b > a" in str(error).split("\n")[-1]
+
+
 def test_a_missing_variable_is_listed_after_the_fault() -> None:
     error = Template("<poml><tsk/><p>{{x}}</p></poml>").render({}).error
     assert isinstance(error, RenderError)

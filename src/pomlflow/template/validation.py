@@ -109,6 +109,12 @@ def _undefined(problem: Problem) -> str:
     return found[1] if found else ""
 
 
+def _named(problem: Problem) -> Problem:
+    """The problem of an entity by its name: JavaScript reads ``&lt;`` as a variable ``lt``."""
+    name = _undefined(problem)
+    return replace(problem, message=f"&{name}; is not decoded in an expression") if name in _ENTITIES else problem
+
+
 def has_entity(error: RenderError) -> bool:
     """Whether a problem is about an expression with an entity, which is a fault whatever the variables are."""
     return any(
@@ -120,11 +126,7 @@ def has_entity(error: RenderError) -> bool:
 def own_problems(error: RenderError, names: Sequence[str], again: RenderError | None) -> list[Problem]:
     """The problems that are not due to missing variables; `again` is the error of a render with placeholders."""
     again_problems = again.problems if again else ()
-    entities = [
-        replace(problem, message=f"&{name}; is not decoded in an expression")
-        for problem in again_problems
-        if (name := _undefined(problem)) in _ENTITIES
-    ]
+    entities = [_named(problem) for problem in again_problems if _undefined(problem) in _ENTITIES]
     return entities or [
         problem for problem in error.problems if _undefined(problem) not in names and problem in again_problems
     ]
@@ -185,13 +187,14 @@ def _is_empty(history: Any) -> bool:
 
 def with_hint(error: RenderError, snapshot: Snapshot, place: str | None) -> RenderError:
     """Put the true fault first, and add what to do about it and why files that it names do not exist."""
+    error = RenderError(map(_named, error.problems), error.hint)
     first = error.problems[0]
     fault, hint = _diagnose(first, snapshot, place)
     hints = [hint or error.hint, *(why for file, why in snapshot.missing if file in str(error))]
     found = "\n".join(dict.fromkeys(filter(None, hints)))
     if fault is not None:
         return RenderError([fault, *error.problems], found or None)
-    return RenderError(error.problems, found) if found and found != error.hint else error
+    return RenderError(error.problems, found or None)
 
 
 def _diagnose(problem: Problem, snapshot: Snapshot, place: str | None) -> tuple[Problem | None, str | None]:
