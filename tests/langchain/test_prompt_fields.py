@@ -107,7 +107,7 @@ def test_a_stylesheet_is_applied() -> None:
 
 
 def test_validate_says_early_what_is_wrong() -> None:
-    assert poml().validate(role="a", question="b") is None
+    assert poml().validate(role="a", question="b") == []
     with pytest.raises(MissingVariableError):
         poml().validate(role="a")
     with pytest.raises(PomlError, match="<inline>:1"):
