@@ -70,6 +70,9 @@ def langchain(model: BaseChatModel, file: Path) -> None:
     assert_type(prompt.format_messages(question="Why?"), list[BaseMessage])
     assert_type(prompt.tools({"now": str}), list[BaseTool])
     assert_type(prompt.registry_name, str | None)
+    for finding in prompt.validate():
+        assert_type(finding, pomlflow.Finding)
+        assert_type(finding.rule, str)
     handler = lc.PomlCallbackHandler(register=False, mask=mask)
     chain: Runnable[dict[str, Any], str] = prompt | model | StrOutputParser()
     assert_type(chain.invoke({"question": "Why?"}, config={"callbacks": [handler]}), str)
