@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.pending import finish, forget_pending
+from tests.recorded_trees import compare
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -47,6 +48,13 @@ def _prompt_flushes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_export_queue, "Queue", _PromptQueue)
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """After a test that passed, compare its traces with the recorded ones, while its store is still MLflow's own."""
+    yield
+    compare(item)
 
 
 @pytest.fixture(autouse=True)
