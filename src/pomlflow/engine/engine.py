@@ -43,7 +43,7 @@ class _Engine:
         except QueueTimeoutError as error:
             raise _queue_timeout(request, timeout) from error
         except DeadlineError as error:
-            message = f"the render took longer than {timeout:g} s and was ended"
+            message = f"the render took longer than {timeout:g} s and was ended{files.suspects}"
             hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
             raise RenderTimeoutError([Problem(message, "Timeout", request.file)], hint) from error
         except WorkerDiedError as error:
@@ -51,7 +51,7 @@ class _Engine:
                 why = "It was tried twice: something ends Node's processes, or the machine is short of memory"
             else:
                 why = "The template ended its Node process, or needs more memory than it has"
-            message = f"{request.name}: {error}\n{why}; the next render gets a new process"
+            message = f"{request.name}: {error}\n{why}; the next render gets a new process{files.suspects}"
             raise WorkerDiedError(message, error.returncode, error.stderr) from error
         if "problems" in answer:
             raise render_error(answer["problems"], request, files)

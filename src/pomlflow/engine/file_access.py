@@ -23,6 +23,8 @@ from pomlflow.settings import settings
 __all__ = ["FileAccess", "is_under", "trusted_roots"]
 
 _OK, _FAILED, _REFUSED = range(3)
+_SUSPECTS = 3
+_LARGEST = 500_000_000  # bytes of a file: V8 has no longer text than 512 MB
 # O_NONBLOCK: opening a pipe that has no writer would wait for ever.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -66,12 +68,14 @@ class FileAccess:
 
     Attributes:
         refused: The paths that it requested and may not read, and the folder of each.
+        opened: The files that it has read.
     """
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._roots: tuple[str, ...] | None = None
         self.refused: dict[str, str] = {}
+        self.opened: dict[str, None] = {}
 
     def respond(self, line: bytes) -> bytes:
         """Respond to one request, ``{"op": "read" | "stat" | "list" | "exists", "path": …}`` as JSON.
@@ -88,6 +92,10 @@ class FileAccess:
                 if operation != "exists" or not path.endswith(".env"):
                     self.refused[path] = path if operation == "list" else os.path.dirname(path)  # noqa: PTH120
                 return _response(_REFUSED, f"reading {path!r} is not allowed".encode(errors="replace"))
+            if operation == "read" and (why := _unreadable(real)):
+                return _response(_REFUSED, f"cannot read {path!r}: {why}".encode(errors="replace"))
+            if operation == "read":
+                self.opened[path] = None
             return _response(_OK, _OPERATIONS[operation](real))
         except OSError as error:
             if not raised_by_system(error):
@@ -107,6 +115,12 @@ class FileAccess:
             return None
         except ValueError:
             return None
+
+    @property
+    def suspects(self) -> str:
+        """The last files that it read, to add to the error of a process that was ended; empty where it read none."""
+        names = [*self.opened][-_SUSPECTS:]
+        return f"; it had read {', '.join(map(repr, names))}" if names else ""
 
     @property
     def remedy(self) -> str | None:
@@ -144,13 +158,22 @@ class FileAccess:
         return real if is_under(real, self.roots) else None
 
 
+def _unreadable(path: str) -> str:
+    """Why a file is not read at all; empty where it is."""
+    at = os.lstat(path)
+    if stat.S_ISREG(at.st_mode):
+        size = f"it has {at.st_size / 1e6:.0f} MB, and a render reads at most {_LARGEST / 1e6:.0f} MB"
+        return size if at.st_size > _LARGEST else ""
+    return "" if stat.S_ISDIR(at.st_mode) or stat.S_ISLNK(at.st_mode) else "it is a pipe or a device, not a file"
+
+
 def _read(path: str) -> bytes:
     descriptor = os.open(path, _FLAGS)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         at = os.fstat(descriptor)
         if stat.S_ISDIR(at.st_mode):
             raise IsADirectoryError(errno.EISDIR, "")
-        if not stat.S_ISREG(at.st_mode):  # a pipe, a device: they may never end
+        if not stat.S_ISREG(at.st_mode):  # it has become a pipe or a device
             raise PermissionError(errno.EACCES, "")
         # A folder on the way may have become a link since the path was resolved.
         if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):

@@ -14,7 +14,7 @@ from pomlflow.exceptions import Problem
 
 __all__ = ["decode", "read_file", "sha256", "stamp", "stamps"]
 
-_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 
 def stamp(file: Path) -> object:
@@ -41,20 +41,21 @@ def read_file(file: Path) -> bytes | None:
 
 def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
     """Decode UTF-8, without a byte-order mark; what is not UTF-8 is replaced, and reported as a problem."""
-    encoding = _MARKS.get(content[:2], "UTF-16" if b"\0" in content else None)
+    head = content[:2]
+    is_wide = head in _MARKS or (len(head) == 2 and head.count(0) == 1)  # noqa: PLR2004
     try:
         text = content.decode("utf-8-sig")
-        if encoding is None or "\0" not in text:
+        if not is_wide:
             return text, None
-        wrong = content.index(b"\0")
+        wrong = 0
     except UnicodeDecodeError as error:
-        text, wrong = content.decode("utf-8-sig", "replace"), error.start
+        text, wrong = content.decode("utf-8-sig", "replace"), 0 if is_wide else error.start
     begin = content.rfind(b"\n", 0, wrong) + 1
     line = content[begin:].split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
     column = len(content[begin:wrong].decode("utf-8", "replace")) + 1
     message = (
         f"the file is not UTF-8: its byte {wrong + 1} is {content[wrong]:#04x}"
-        f"{f' (it looks like {encoding})' if encoding else ''}. Save it as UTF-8"
+        f"{' (it looks like UTF-16)' if is_wide else ''}. Save it as UTF-8"
     )
     number = content.count(b"\n", 0, wrong) + 1
     return text, Problem(message, "EncodingError", file, number, column, line.replace("\0", "\ufffd"))

@@ -4,6 +4,7 @@
 // stdin, is a status (0: the content, 1: an errno's name, 2: refused, and why), a length, and as many bytes.
 'use strict';
 
+const { isUtf8 } = require('node:buffer');
 const fs = require('node:fs');
 const path = require('node:path');
 const process = require('node:process');
@@ -12,6 +13,8 @@ const util = require('node:util');
 
 const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 const { wait } = Atomics;
+const REPLACEMENT = Buffer.from('\ufffd');
+const LARGEST = 500e6; // bytes of a file: V8 has no longer text than 512 MB
 const SYSCALLS = { read: 'open', stat: 'stat', list: 'scandir' };
 const errors = new Map([...util.getSystemErrorMap()].map(([number, [name, text]]) => [name, { number, text }]));
 let current; // the id of the request that is being rendered
@@ -67,10 +70,42 @@ function named(file) {
   return name;
 }
 
-const decoded = (bytes, options) => {
+const names = new WeakMap(); // of the files whose bytes were read
+const { toString } = Buffer.prototype; // a template can replace it
+
+/** Whether text of UTF-16 begins here: its mark, or two bytes of which one is null. */
+const looksUtf16 = ([first, second]) => [first, second].includes(0) ? first !== second : first + second === 0xff + 0xfe;
+
+/** Where a text that was decoded from bytes differs from them first: the place in it, and its byte. */
+function firstWrong(text, bytes) {
+  for (let at = text.indexOf('\ufffd'); at >= 0; at = text.indexOf('\ufffd', at + 1)) {
+    const byte = Buffer.byteLength(text.slice(0, at));
+    if (!REPLACEMENT.equals(bytes.subarray(byte, byte + 3))) return [at, byte];
+  }
+  return [0, 0];
+}
+
+/** The text of a file without its byte-order mark, which POML (0.0.8) takes for data; an error where it is not UTF-8. */
+function textOf(bytes, file) {
+  const text = toString.call(bytes);
+  const wide = looksUtf16(bytes);
+  if (!wide && isUtf8(bytes)) return text.startsWith('\ufeff') ? text.slice(1) : text;
+  const [at, byte] = wide ? [0, 0] : firstWrong(text, bytes);
+  const before = text.slice(0, at).split('\n');
+  const place = `${file}:${before.length}:${[...before.at(-1)].length + 1}`;
+  const what = `its byte ${byte + 1} is 0x${bytes[byte].toString(16).padStart(2, '0')}`;
+  throw new Error(`${place}: the file is not UTF-8: ${what}${wide ? ' (it looks like UTF-16)' : ''}. Save it as UTF-8`);
+}
+
+/** What was read, as readFileSync gives it. Of bytes POML makes text itself: they know which file they are of. */
+function decoded(bytes, file, options) {
   const encoding = typeof options === 'string' ? options : options?.encoding;
-  return encoding ? bytes.toString(encoding) : bytes;
-};
+  const toText = (name = 'utf8', ...range) =>
+    range.length || !/^utf-?8$/i.test(name) ? toString.call(bytes, name, ...range) : textOf(bytes, file);
+  if (encoding) return toText(encoding);
+  names.set(bytes, file);
+  return Object.defineProperty(bytes, 'toString', { value: toText });
+}
 const entry = ({ kind, ...rest }) => ({
   ...rest,
   isDirectory: () => kind === 'directory',
@@ -87,7 +122,7 @@ const reads = {
       return false;
     }
   },
-  readFileSync: (file, options) => decoded(request('read', named(file)), options),
+  readFileSync: (file, options) => decoded(request('read', named(file)), named(file), options),
   statSync: (file) => entry(JSON.parse(request('stat', named(file)))),
   readdirSync(file, options) {
     const found = JSON.parse(request('list', named(file)));
@@ -107,8 +142,37 @@ const reads = {
   },
 };
 
+/** Refuses what may never end, or no text can hold, as file_access.py does; what does not exist is left to the read. */
+function checkRegular(file) {
+  const at = fs.statSync(file, { throwIfNoEntry: false });
+  if (!at || at.isDirectory()) return;
+  if (!at.isFile()) throw new Error(`cannot read '${file}': it is a pipe or a device, not a file`);
+  const size = `it has ${Math.round(at.size / 1e6)} MB, and a render reads at most ${LARGEST / 1e6} MB`;
+  if (at.size > LARGEST) throw new Error(`cannot read '${file}': ${size}`);
+}
+
+/** The module fs without the sandbox: text is read as in it. */
+const open = {
+  ...fs,
+  readFileSync(file, options) {
+    checkRegular(file);
+    return decoded(fs.readFileSync(file), file, options);
+  },
+};
+
+/** require() for the bundle without the sandbox. */
+function requireFor(require) {
+  const apply = (sharp, self, args) => {
+    if (typeof args[0] === 'string') checkRegular(args[0]);
+    return Reflect.apply(sharp, self, args);
+  };
+  return (id) => (id === 'fs' ? open : id === 'sharp' ? new Proxy(require(id), { apply }) : require(id));
+}
+
 module.exports = {
+  nameOf: (bytes) => names.get(bytes),
   reads,
+  requireFor,
   /** Sets the id of the render that reads from here on; undefined for none. */
   serve: (id) => (current = id),
 };
