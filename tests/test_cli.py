@@ -220,7 +220,7 @@ def test_broken_example_values_are_reported_and_the_rest_is_checked(run: Run, fo
     write(folder / "c" / "a.context.json", "{")
     done = run("check", "c")
     assert (done.exit_code, done.stderr) == (1, "2 checked, 2 with problems\n")
-    assert [line.split(": ")[0] for line in done.stdout.splitlines()][:2] == ["c/a.context.json:1:1", "c/b.poml:1:2"]
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()][:2] == ["c/a.context.json:1:2", "c/b.poml:1:2"]
 
 
 @pytest.mark.parametrize("command", ["check", "render"])

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pomlflow.exceptions import Problem
 from pomlflow.settings import configure
+from pomlflow.template.files import decode
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE",
+    "InputError",
     "connect",
     "context_file_of",
+    "lost_values",
     "mlflow_options",
     "name_option",
     "prompts_in",
@@ -36,7 +40,20 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(allow_dash=True)
+_CONTEXT = ".context.json"
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
+
+
+class InputError(click.UsageError):
+    """A file of variables, or standard input, that holds something else.
+
+    Attributes:
+        problem: What is wrong with it, and where.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 def with_values(command: F) -> F:
@@ -134,7 +151,7 @@ def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
 
 def context_file_of(file: Path) -> Path:
     """Return the file of a prompt's example values: ``answer.context.json`` next to ``answer.poml``."""
-    return file.with_suffix(".context.json")
+    return file.with_suffix(_CONTEXT)
 
 
 def read_object(file: str) -> dict[str, Any]:
@@ -145,15 +162,18 @@ def read_object(file: str) -> dict[str, Any]:
     """
     value = _json(_text(file), file)
     if not isinstance(value, dict):
-        raise click.UsageError(f"{file}: must hold a JSON object, not {json.dumps(value)[:40]}")
+        raise InputError(Problem(f"must hold a JSON object, not {json.dumps(value)[:40]}", "JSON", file))
     return value
 
 
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = () if place.startswith("-c ") else (error.lineno, error.colno)
+        raise InputError(Problem(f"invalid JSON: {error.msg}", "JSON", place, *at)) from error
     except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"{place}: invalid JSON: {error}") from error
+        raise InputError(Problem(f"invalid JSON: {error}", "JSON", place)) from error
 
 
 def _text(file: str) -> str:
@@ -161,10 +181,15 @@ def _text(file: str) -> str:
         if file == "-":
             if sys.stdin is None:
                 raise click.UsageError("-: there is no standard input")
-            return sys.stdin.buffer.read().decode("utf-8-sig", "replace")
-        return Path(file).read_text("utf-8-sig", "replace")
+            content = sys.stdin.buffer.read()
+        else:
+            content = Path(file).read_bytes()
     except OSError as error:
         raise click.UsageError(f"{file}: cannot be read ({error.strerror})") from error
+    text, problem = decode(content, file)
+    if problem is not None:
+        raise InputError(problem)
+    return text
 
 
 def template_of(file: str, *, name: str | None = None, stylesheet: str | None = None, chat: bool = True) -> Template:
@@ -205,10 +230,16 @@ def prompts_in(paths: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def _under(folder: Path) -> Iterator[Path]:
+def lost_values(paths: Sequence[str]) -> list[Path]:
+    """Return the files of example values under folders that are next to no prompt."""
+    found = [file for path in map(Path, paths) if path.is_dir() for file in _under(path, _CONTEXT)]
+    return sorted(file for file in found if not Path(f"{str(file)[: -len(_CONTEXT)]}.poml").is_file())
+
+
+def _under(folder: Path, suffix: str = ".poml") -> Iterator[Path]:
     for here, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
-        yield from (Path(here, name) for name in files if name.endswith(".poml"))
+        yield from (Path(here, name) for name in files if name.endswith(suffix))
 
 
 def mlflow_options(command: F) -> F:

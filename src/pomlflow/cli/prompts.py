@@ -11,7 +11,9 @@ import click
 
 from pomlflow.cli.options import (
     FILE,
+    InputError,
     context_file_of,
+    lost_values,
     prompts_in,
     read_object,
     rules_of,
@@ -24,6 +26,7 @@ from pomlflow.exceptions import EngineError, MissingVariableError, PomlError, Pr
 
 if TYPE_CHECKING:
     from pomlflow.frame.openai import Format
+    from pomlflow.template import Template
 
 __all__ = ["check", "render", "show_problems", "variables"]
 
@@ -118,7 +121,8 @@ def check(
     """Check prompts, with or without values for their variables.
 
     Each prompt is parsed and rendered. Missing variables are replaced by placeholders, and errors that a placeholder
-    may have caused are suppressed. Values come from the options and from support.context.json next to support.poml.
+    may have caused are suppressed. Values come from the options and from support.context.json next to support.poml;
+    one that its prompt does not take, and such a file without a prompt, are warnings.
     Problems are printed as FILE:LINE:COLUMN: MESSAGE, in GitHub Actions as annotations.
 
     What renders, but probably not as it is meant, is a warning: FILE:LINE:COLUMN: warning: MESSAGE: REMEDY [RULE].
@@ -132,6 +136,10 @@ def check(
     """
     values, found = values_of(files, given), prompts_in(paths)
     done = [_check(file, values, rules) for file in found]
+    for example in lost_values(paths):
+        _show(
+            str(example), [Problem(f"there is no {example.name[: -len('.context.json')]}.poml next to it")], "warning"
+        )
     failed, warned = sum(fails for fails, _ in done), sum(warns for _, warns in done)
     if not quiet:
         warnings = f", {warned} with warnings" if warned else ""
@@ -143,16 +151,18 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     """Check a prompt; return whether it fails, and whether it has warnings."""
     from pomlflow.template import Template
 
-    settings = rules_of(file.parent, **rules)
+    settings, place = rules_of(file.parent, **rules), context_file_of(file)
     try:
-        example = _example_values(file)
+        example = read_object(str(place)) if place.is_file() else {}
     except click.UsageError as refused:
-        _show(str(context_file_of(file)), [Problem(refused.message)])
+        _show(str(place), [refused.problem if isinstance(refused, InputError) else Problem(refused.message)])
         return True, False
     template = Template(path=file)
     error = template.check({**example, **values}).error
     if error is not None:
         show_problems(str(file), error)
+    elif unknown := sorted(example.keys() - _names(template)):
+        _show(str(place), [Problem(f"{file.name} takes no variable {', '.join(map(repr, unknown))}")], "warning")
     findings = template.lint(settings, getattr(error, "problems", ()))
     warnings = [
         Problem(f"{one.message}: {one.remedy} [{one.rule}]", "", one.file, one.line, one.column) for one in findings
@@ -161,10 +171,9 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     return error is not None or (settings.strict and bool(findings)), bool(findings)
 
 
-def _example_values(file: Path) -> Mapping[str, Any]:
-    """Return a prompt's example values; none where there is no file of them."""
-    example = context_file_of(file)
-    return read_object(str(example)) if example.is_file() else {}
+def _names(template: Template) -> set[str]:
+    inference = template.inference
+    return {*inference.variables, *inference.optional, *inference.patterns}
 
 
 def show_problems(file: str, error: PomlError) -> None:

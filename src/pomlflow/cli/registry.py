@@ -15,6 +15,7 @@ import click
 
 from pomlflow.cli.options import FILE, connect, mlflow_options, name_option, prompts_in, template_of
 from pomlflow.cli.prompts import show_problems
+from pomlflow.template.files import read_file
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
@@ -153,9 +154,9 @@ def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
         elif before.sha256 != after.sha256:
             yield f"{path}: changed"
             try:
-                yield from word_diff((before.content or b"").decode(), after.location.read_bytes().decode())
-            except (UnicodeDecodeError, OSError):
-                continue  # a picture, or a file that does not exist
+                yield from word_diff((before.content or b"").decode(), (read_file(after.location) or b"").decode())
+            except UnicodeDecodeError:
+                continue  # a picture
 
 
 @click.command()
