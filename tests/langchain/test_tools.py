@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolArg, ToolException, tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pomlflow import ToolArgumentsError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
@@ -185,3 +186,24 @@ def test_a_graph_of_the_users_own_with_a_tool_node() -> None:
     assert (done.content, done.status) == ("Oslo after 2", "success")
     assert refused.status == "error"
     assert "'city' is a required property" in refused.content
+
+
+def test_langgraphs_tool_node_still_leaves_out_errors_without_a_location() -> None:
+    if ToolNode is None:
+        pytest.skip("this langgraph and this langgraph-prebuilt do not go together")
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    @tool
+    def refusing(city: str) -> str:
+        """Refuse."""
+        kind = PydanticCustomError("refused", "there is no such city")
+        raise ValidationError.from_exception_data("refusing", [InitErrorDetails(type=kind, loc=(), input=city)])
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("tools", ToolNode([refusing]))
+    graph.add_edge(START, "tools")
+    call = {"name": "refusing", "args": {"city": "Atlantis"}, "id": "1"}
+    *_, answer = graph.compile().invoke({"messages": [HumanMessage("Hi"), AIMessage("", tool_calls=[call])]})[
+        "messages"
+    ]
+    assert "there is no such city" not in answer.content

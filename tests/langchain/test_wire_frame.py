@@ -82,6 +82,16 @@ def test_ollamas_own_options_stay_beside_the_settings(clients: dict[str, Any], s
     assert options[1] == {"num_ctx": 77, "temperature": 0.5, "stop": ["X"], "seed": 1}
 
 
+def test_ollamas_client_still_drops_its_own_options(clients: dict[str, Any], server: ModelServer) -> None:
+    _given(clients, "ChatOllama").invoke("Hi", options={"seed": 1})
+    assert server.bodies[0]["options"] == {"seed": 1}
+
+
+def test_googles_client_still_ignores_the_model_of_a_call(clients: dict[str, Any], server: ModelServer) -> None:
+    _given(clients, "ChatGoogleGenerativeAI").invoke("Hi", model="another")
+    assert "another" not in server.paths[0]
+
+
 @pytest.mark.parametrize(
     ("client", "bound", "path", "value"),
     [

@@ -1,6 +1,6 @@
 """LlamaIndex's spans as MLflow spans.
 
-The tree is that of MLflow's own LlamaIndex tracer, without its faults (3.12 to 3.18), each with a test that finds it:
+upstream: mlflow 3.12-3.18: the tree is that of MLflow's own LlamaIndex tracer, without these faults, each with a test:
 
 1. A streaming query leaves its spans in memory; if it is not read to its end, its trace stays in progress.
 2. Async streams are taken for results, and the spans above them never end.
