@@ -70,10 +70,10 @@ def span_of(trace: Trace) -> Span:
 def test_a_render_is_a_trace_outside_of_spans_and_a_child_in_one(stored_traces: Fetch, prompt: str) -> None:
     pomlflow.autolog()
     assert pomlflow.poml(prompt, {"name": "Ada"}) == ADA
-    with mlflow.start_span("work"):
+    with mlflow.start_span("job"):
         pomlflow.render(Path(prompt), {"name": "Ada"})
     name = prompt.removesuffix(".poml")
-    assert trees(stored_traces) == [["/poml"], ["/work", f"/work/poml {name}"]]
+    assert trees(stored_traces) == [["/poml"], ["/job", f"/job/poml {name}"]]
     root, child = map(span_of, stored_traces())
     assert root.inputs == child.inputs == {"prompt": HELLO, "context": {"name": "Ada"}, "stylesheet": None}
     assert root.outputs == {"messages": [{"role": "user", **ADA[0]}]}

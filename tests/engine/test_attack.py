@@ -50,7 +50,7 @@ OUT = {
     "exit": "process.exit(0)",
     "really exit": "process.reallyExit(0)",
     "abort": "process.abort()",
-    "report": "process.report.writeReport('/tmp/x')",
+    "report": "process.report.writeReport('/x')",
     "env file": "process.loadEnvFile('/etc/environment')",
     "handles": "process._getActiveHandles()",
     "stdout's class": "new process.stdout.constructor(1).fd.x",

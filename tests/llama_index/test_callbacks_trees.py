@@ -231,8 +231,13 @@ class Failing(Workflow):
 
 
 class Slow(Workflow):
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.started = asyncio.Event()
+
     @step
     async def only(self, event: StartEvent) -> StopEvent:
+        self.started.set()
         await asyncio.sleep(3600)
         return StopEvent()
 
@@ -253,8 +258,9 @@ def test_a_workflow_that_fails_is_an_error_up_to_the_root(same: Any) -> None:
 @pytest.mark.parametrize("how", ["cancelled", "too late"])
 def test_a_workflow_that_does_not_finish_ends_its_trace(same: Any, how: str) -> None:
     async def cancelled() -> None:
-        running = Slow().run()
-        await asyncio.sleep(0.01)
+        workflow = Slow()
+        running = workflow.run()
+        await workflow.started.wait()
         await running.cancel_run()
 
     async def too_late() -> None:
@@ -264,7 +270,10 @@ def test_a_workflow_that_does_not_finish_ends_its_trace(same: Any, how: str) -> 
     same(lambda: waited(cancelled if how == "cancelled" else too_late))
 
 
-def test_a_failed_render_is_an_error_up_to_the_root(traced: Any, scripted: Any, tmp_path: Any) -> None:
+def test_a_failed_render_is_an_error_up_to_the_root(
+    traced: Any, scripted: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "broken.poml"
     file.write_text("<poml>\n  <p>{{topic.nothing.here}}</p>\n</poml>")
     prompt = PomlPromptTemplate.from_file(file)

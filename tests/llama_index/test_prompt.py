@@ -259,7 +259,7 @@ PROMPTS = {
     "all": lambda: PomlPromptTemplate(
         HELLO,
         name="n",
-        base_dir="/tmp",
+        base_dir=str(Path(__file__).parent),
         stylesheet={"p": {"x": 1}},
         chat=False,
         register=True,
