@@ -275,6 +275,21 @@ def test_broken_values_leave_the_other_prompts_checked(command_line: Callable[..
     assert "d.context.json" in shown
 
 
+@pytest.mark.parametrize("command", [["check"], ["register", "--dry-run"]], ids=lambda given: given[0])
+def test_a_prompt_that_is_no_text_leaves_the_others_checked(
+    command_line: Callable[..., tuple[int, str]], command: list[str]
+) -> None:
+    Path("a.poml").write_bytes((CASES / "latin1.poml").read_bytes())
+    Path("b.poml").write_text("<p>fine</p>", encoding="utf-8")
+    Path("c.poml").write_text("<tsk/>", encoding="utf-8")
+    code, shown = command_line(
+        *command, ".", MLFLOW_TRACKING_URI=f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
+    )
+    assert code == 1
+    assert "a.poml:2:5: the file is not UTF-8" in shown
+    assert "c.poml:1:2" in shown
+
+
 # --- files and values ---
 
 

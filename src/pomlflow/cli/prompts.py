@@ -22,13 +22,21 @@ from pomlflow.cli.options import (
     with_rules,
     with_values,
 )
-from pomlflow.exceptions import EngineError, MissingVariableError, PomlError, Problem, RenderError, WorkerDiedError
+from pomlflow.exceptions import (
+    EngineError,
+    MissingVariableError,
+    PomlError,
+    Problem,
+    RenderError,
+    TemplateNotFoundError,
+    WorkerDiedError,
+)
 
 if TYPE_CHECKING:
     from pomlflow.frame.openai import Format
     from pomlflow.template import Template
 
-__all__ = ["check", "render", "show_problems", "variables"]
+__all__ = ["check", "opened", "render", "show_problems", "variables"]
 
 _LINES: Final = 15  # of one prompt's problems; the remedy is added
 _CHARACTERS: Final = 900
@@ -149,15 +157,15 @@ def check(
 
 def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> tuple[bool, bool]:
     """Check a prompt; return whether it fails, and whether it has warnings."""
-    from pomlflow.template import Template
-
     settings, place = rules_of(file.parent, **rules), context_file_of(file)
     try:
         example = read_object(str(place)) if place.is_file() else {}
     except click.UsageError as refused:
         _show(str(place), [refused.problem if isinstance(refused, InputError) else Problem(refused.message)])
         return True, False
-    template = Template(path=file)
+    template = opened(file)
+    if template is None:
+        return True, False
     error = template.check({**example, **values}).error
     if error is not None:
         show_problems(str(file), error)
@@ -174,6 +182,17 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
 def _names(template: Template) -> set[str]:
     inference = template.inference
     return {*inference.variables, *inference.optional, *inference.patterns}
+
+
+def opened(file: Path, name: str | None = None) -> Template | None:
+    """Return the template of a file; None where it cannot be read, which is printed."""
+    from pomlflow.template import Template
+
+    try:
+        return Template(path=file, name=name)
+    except (RenderError, TemplateNotFoundError) as error:
+        show_problems(str(file), error)
+        return None
 
 
 def show_problems(file: str, error: PomlError) -> None:

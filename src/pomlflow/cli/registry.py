@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pomlflow.cli.options import FILE, connect, mlflow_options, name_option, prompts_in, template_of
-from pomlflow.cli.prompts import show_problems
+from pomlflow.cli.prompts import opened, show_problems
 from pomlflow.template.files import read_file
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def register(
     import mlflow
 
     from pomlflow.cli.output import shown_path
-    from pomlflow.template import Template
     from pomlflow.tracking.stores import shown
 
     files = prompts_in(paths)
     if name is not None and len(files) > 1:
         raise click.UsageError(f"--name is for one prompt, and there are {len(files)}")
-    templates = _without_parts([Template(path=file, name=name) for file in files], {*map(os.path.abspath, paths)})
-    counts: dict[str, int] = {}
+    readable = [template for file in files if (template := opened(file, name)) is not None]
+    templates = _without_parts(readable, {*map(os.path.abspath, paths)})
+    counts = {"failed": len(files) - len(readable)} if len(files) > len(readable) else {}
     click.echo(f"registry: {shown(mlflow.get_registry_uri(), '***@')}", err=True)
     with _progress(templates) as steps:
         for template in steps:
