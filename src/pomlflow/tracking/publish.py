@@ -139,9 +139,9 @@ class Publisher:
             version = content.version
         if lookup is not None:
             is_first = content.checked is None and not self._worker.is_unreachable(place.registry)
-            if is_first and asyncio._get_running_loop() is None:
+            if is_first and not _in_event_loop():
                 lookup.done.wait(self._wait)
-            if lookup.wait_for(trace, None if self._worker.is_unreachable(place.registry) else on_version):
+            if self._wait_for(lookup, trace, None if self._worker.is_unreachable(place.registry) else on_version):
                 return None
             version = content.version
         if version is not None and content.is_fresh:
@@ -184,7 +184,18 @@ class Publisher:
             content.lookup = lookup
             self._lookups += 1
 
-    def _finish(self, lookup: _Lookup, version: PromptVersion | None, *, is_rejected: bool = False) -> None:
+    def _wait_for(self, lookup: _Lookup, trace: TraceLink, on_version: OnVersion | None) -> bool:
+        """Have a trace linked when the version is known; return False if it is already."""
+        with self._lock:
+            if lookup.done.is_set():
+                return False
+            if len(lookup.traces) >= _MAX_TRACES:
+                self._worker.lost += 1
+            else:
+                lookup.traces.append((trace, on_version))
+            return True
+
+    def finish(self, lookup: _Lookup, version: PromptVersion | None, *, is_rejected: bool = False) -> None:
         """Note the result of a lookup, and link the traces that wait for it. Called on the worker's thread."""
         with self._lock:
             content = lookup.content
@@ -238,6 +249,14 @@ class Publisher:
             self._worker.submit(task)
 
 
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _is_databricks(place: Place) -> bool:
     return bool(is_databricks_uri(place.tracking))  # type: ignore[no-untyped-call] # in MLflow
 
@@ -253,26 +272,15 @@ class _Lookup(Task):
     traces: deque[tuple[TraceLink, OnVersion | None]] = field(default_factory=deque)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def wait_for(self, trace: TraceLink, on_version: OnVersion | None) -> bool:
-        """Have a trace linked when the version is known; return False if it is already."""
-        with self.publisher._lock:
-            if self.done.is_set():
-                return False
-            if len(self.traces) >= _MAX_TRACES:
-                self.publisher._worker.lost += 1
-            else:
-                self.traces.append((trace, on_version))
-            return True
-
     def run(self) -> State:
         """Find or make the version."""
         registry = Registry(self.key.place.client(), self.uri)
-        self.publisher._finish(self, registry.find(self.draft, create=self.key.create))
+        self.publisher.finish(self, registry.find(self.draft, create=self.key.create))
         return State.DONE
 
     def dropped(self) -> None:
         """Do not look it up again."""
-        self.publisher._finish(self, None, is_rejected=True)
+        self.publisher.finish(self, None, is_rejected=True)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
