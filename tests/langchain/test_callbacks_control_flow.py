@@ -1,33 +1,33 @@
-"""What ends a run without being an error, what is cancelled, and what goes on after its trace."""
+"""Control flow of LangGraph is no error: interrupts, resumes, commands to a parent graph, handoffs, pauses."""
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from langchain_core.language_models.fake_chat_models import FakeListChatModel
-from langchain_core.messages import AIMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.outputs import ChatResult
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
-from langchain_core.tools import tool
+from langchain_core.tools import InjectedToolCallId, tool
 from mlflow.entities import Trace
-from tests.langchain.prompts import Model
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, greeting, tree, trees, under
+from tests.langchain.agents import Agent
+from tests.langchain.trees import GIVEN, QUIET, greeting, trees, under
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
 
 graphs = pytest.importorskip("langgraph.graph")
 types = pytest.importorskip("langgraph.types")
+func = pytest.importorskip("langgraph.func")
 memory = pytest.importorskip("langgraph.checkpoint.memory")
 agents = pytest.importorskip("langchain.agents")
+middleware = pytest.importorskip("langchain.agents.middleware")
 
 pytestmark = QUIET
 Fetch = Callable[[], list[Trace]]
+Pausing = tuple[Any, Any]  # a graph that pauses for a person, and its input
 
 
 class State(TypedDict, total=False):
@@ -46,6 +46,7 @@ def config() -> RunnableConfig:
 
 
 def graph(**nodes: Any) -> Any:
+    """A graph of one node after the other."""
     made = graphs.StateGraph(State)
     before = graphs.START
     for name, node in nodes.items():
@@ -55,40 +56,169 @@ def graph(**nodes: Any) -> Any:
     return made
 
 
+def ask(state: State) -> State:
+    return {"answer": types.interrupt("Sure?")}
+
+
+def same(state: State) -> State:
+    return state
+
+
 def errors(fetch: Fetch) -> list[str]:
-    """The names of all spans that are errors, and of all that hold an exception."""
+    """The names of all spans that are errors, that have not ended, or that hold an exception."""
     spans = [span for trace in fetch() for span in trace.data.spans]
-    return [span.name for span in spans if span.status.status_code.value != "OK" or span.events]
+    return [
+        span.name
+        for span in spans
+        if span.status.status_code.value != "OK" or any(event.name == "exception" for event in span.events)
+    ]
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
-async def test_an_interrupt_and_its_resume_are_no_errors(
-    mode: str, config: RunnableConfig, stored_traces: Fetch
-) -> None:
-    def ask(state: State) -> State:
-        greeting().invoke({"name": state["name"]})
-        return {"answer": types.interrupt("Sure?")}
-
-    made = graph(ask=ask).compile(checkpointer=memory.InMemorySaver())
-    for value in (GIVEN, types.Command(resume="yes")):
-        given: Any = value
-        state = await made.ainvoke(given, config) if mode == "async" else made.invoke(given, config)
-    assert state["answer"] == "yes"
-    ask_span = under("ask CHAIN", "greet CHAIN\n  poml greet PROMPT\n")
-    assert trees(stored_traces) == [under("LangGraph CHAIN", ask_span)] * 2
-    assert errors(stored_traces) == []
+def in_a_node() -> Pausing:
+    return graph(ask=ask).compile(checkpointer=memory.InMemorySaver()), GIVEN
 
 
-def test_a_tool_that_waits_for_a_person_is_no_error(config: RunnableConfig, stored_traces: Fetch) -> None:
+def in_a_subgraph_of_a_subgraph() -> Pausing:
+    inner = graph(middle=graph(ask=ask).compile(), after=same).compile()
+    return graph(before=same, inner=inner).compile(checkpointer=memory.InMemorySaver()), GIVEN
+
+
+def in_a_graph_that_a_node_calls() -> Pausing:
+    inner = graph(ask=ask).compile()
+
+    def call(state: State) -> Any:
+        return inner.invoke(state)
+
+    return graph(call=call).compile(checkpointer=memory.InMemorySaver()), GIVEN
+
+
+def in_a_chain_that_a_node_calls() -> Pausing:
+    chain = RunnableLambda(ask) | RunnableLambda(same)
+
+    def call(state: State) -> Any:
+        return chain.invoke(state)
+
+    return graph(call=call).compile(checkpointer=memory.InMemorySaver()), GIVEN
+
+
+def in_two_nodes_at_once() -> Pausing:
+    made = graphs.StateGraph(State)
+    for key in ("name", "answer"):
+        made.add_node(f"ask {key}", lambda state, key=key: {key: types.interrupt("Sure?")})
+        made.add_edge(graphs.START, f"ask {key}")
+    return made.compile(checkpointer=memory.InMemorySaver()), GIVEN
+
+
+def in_a_node_that_is_retried() -> Pausing:
+    made = graphs.StateGraph(State)
+    made.add_node("ask", ask, retry_policy=types.RetryPolicy())
+    made.add_edge(graphs.START, "ask")
+    return made.compile(checkpointer=memory.InMemorySaver()), GIVEN
+
+
+def before_a_node() -> Pausing:
+    made = graph(one=same, two=same)
+    return made.compile(checkpointer=memory.InMemorySaver(), interrupt_before=["two"]), GIVEN
+
+
+def in_a_task_of_the_functional_interface() -> Pausing:
+    step = func.task(lambda given: types.interrupt("Sure?"), name="step")
+    flow = func.entrypoint(checkpointer=memory.InMemorySaver())(lambda given: step(given).result())
+    return flow, "Ada"
+
+
+def in_a_tool_of_an_agent() -> Pausing:
     @tool
     def pay(amount: int) -> str:
         """Pay."""
         return str(types.interrupt(f"Pay {amount}?"))
 
+    return _agent(pay), {"messages": [("user", "Pay 5")]}
+
+
+def by_middleware() -> Pausing:
+    @tool
+    def pay(amount: int) -> str:
+        """Pay."""
+        return f"Paid {amount}"
+
+    person = middleware.HumanInTheLoopMiddleware(interrupt_on={"pay": True})
+    return _agent(pay, middleware=[person]), {"messages": [("user", "Pay 5")]}
+
+
+def _agent(pay: Any, **options: Any) -> Any:
     call = AIMessage("", tool_calls=[{"id": "1", "name": "pay", "args": {"amount": 5}}])
-    agent = agents.create_agent(Model(answers=[call, "Done."]), [pay], checkpointer=memory.InMemorySaver())
-    agent.invoke({"messages": [("user", "Pay 5")]}, config)
+    return agents.create_agent(Agent(answers=[call, "Done."]), [pay], checkpointer=memory.InMemorySaver(), **options)
+
+
+PAUSES = [
+    in_a_node,
+    in_a_subgraph_of_a_subgraph,
+    in_a_graph_that_a_node_calls,
+    in_a_chain_that_a_node_calls,
+    in_two_nodes_at_once,
+    in_a_node_that_is_retried,
+    before_a_node,
+    in_a_task_of_the_functional_interface,
+    in_a_tool_of_an_agent,
+    by_middleware,
+]
+
+
+def resumed(made: Any, config: Any) -> Any:
+    """The input that resumes a paused graph."""
+    interrupts = made.get_state(config).interrupts
+    if not interrupts:  # of `interrupt_before`
+        return None
+    value = {"decisions": [{"type": "approve"}]} if isinstance(interrupts[0].value, dict) else "yes"
+    return types.Command(resume={one.id: value for one in interrupts})
+
+
+@pytest.mark.parametrize("pause", PAUSES)
+def test_an_interrupt_and_its_resume_are_no_errors(
+    pause: Callable[[], Pausing], config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    made, given = pause()
+    made.invoke(given, config)
+    list(made.stream(resumed(made, config), config))
+    assert not made.get_state(config).next
+    assert len(stored_traces()) == 2
     assert errors(stored_traces) == []
+
+
+@pytest.mark.parametrize("pause", [in_a_node, in_a_subgraph_of_a_subgraph, in_a_tool_of_an_agent, by_middleware])
+async def test_an_interrupt_of_an_async_graph_is_no_error(
+    pause: Callable[[], Pausing], config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    made, given = pause()
+    [_ async for _ in made.astream(given, config, subgraphs=True, stream_mode="messages")]
+    [_ async for _ in made.astream_events(resumed(made, config), config, version="v2")]
+    assert not made.get_state(config).next
+    assert len(stored_traces()) == 2
+    assert errors(stored_traces) == []
+
+
+def test_what_runs_before_an_interrupt_is_in_its_trace(config: RunnableConfig, stored_traces: Fetch) -> None:
+    def greet_and_ask(state: State) -> State:
+        greeting().invoke({"name": state["name"]})
+        return ask(state)
+
+    made = graph(ask=greet_and_ask).compile(checkpointer=memory.InMemorySaver())
+    made.invoke(GIVEN, config)
+    assert made.invoke(types.Command(resume="yes"), config)["answer"] == "yes"
+    step = under("greet_and_ask CHAIN", "greet CHAIN\n  poml greet PROMPT\n").replace("greet_and_ask", "ask")
+    assert trees(stored_traces) == [under("LangGraph CHAIN", step)] * 2
+
+
+def test_a_node_that_fails_after_its_resume_is_an_error(config: RunnableConfig, stored_traces: Fetch) -> None:
+    def fail(state: State) -> State:
+        raise ValueError(types.interrupt("Sure?"))
+
+    made = graph(fail=fail).compile(checkpointer=memory.InMemorySaver())
+    made.invoke(GIVEN, config)
+    with pytest.raises(ValueError, match="yes"):
+        made.invoke(types.Command(resume="yes"), config)
+    assert errors(stored_traces) == ["LangGraph", "fail"]
 
 
 def test_a_command_to_the_parent_graph_is_no_error(config: RunnableConfig, stored_traces: Fetch) -> None:
@@ -103,87 +233,66 @@ def test_a_command_to_the_parent_graph_is_no_error(config: RunnableConfig, store
     assert errors(stored_traces) == []
 
 
+@pytest.fixture(params=["swarm", "supervisor"])
+def crew(request: pytest.FixtureRequest) -> Any:
+    """Two agents, of which the first hands over to the second by a tool; a supervisor gets the word back."""
+
+    @tool
+    def hand_over(tool_call_id: Annotated[str, InjectedToolCallId]) -> Any:
+        """Hand over."""
+        message = ToolMessage("handed over", tool_call_id=tool_call_id)
+        return types.Command(goto="second", graph=types.Command.PARENT, update={"messages": [message]})
+
+    call = AIMessage("", tool_calls=[{"id": "1", "name": "hand_over", "args": {}}])
+    made = graphs.StateGraph(graphs.MessagesState)
+    first = agents.create_agent(Agent(answers=[call, "All done."]), [hand_over], name="first")
+    made.add_node("first", first, destinations=("second",))
+    made.add_node("second", agents.create_agent(Agent(answers=["Done."]), [], name="second"))
+    made.add_edge(graphs.START, "first")
+    if request.param == "supervisor":
+        made.add_edge("second", "first")
+    return made.compile()
+
+
+def test_a_handoff_is_no_error(crew: Any, config: RunnableConfig, stored_traces: Fetch) -> None:
+    assert crew.invoke({"messages": [("user", "Go")]}, config)["messages"][-1].content in ("Done.", "All done.")
+    assert len(stored_traces()) == 1
+    assert errors(stored_traces) == []
+
+
+async def test_a_handoff_of_async_agents_is_no_error(crew: Any, config: RunnableConfig, stored_traces: Fetch) -> None:
+    [_ async for _ in crew.astream_events({"messages": [("user", "Go")]}, config, version="v2")]
+    assert len(stored_traces()) == 1
+    assert errors(stored_traces) == []
+
+
+class Ending:
+    """A callable without a name of its own."""
+
+    def __call__(self, state: State) -> str:
+        return str(graphs.END)
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        lambda state: [types.Send("greet", state)],
+        functools.partial(lambda state, to: to, to="greet"),
+        RunnableLambda(lambda state: "greet", name=""),
+        Ending(),
+    ],
+    ids=["lambda", "partial", "runnable", "object"],
+)
 def test_an_anonymous_edge_has_a_name_and_gives_no_warning(
-    config: RunnableConfig, stored_traces: Fetch, caplog: pytest.LogCaptureFixture
+    edge: Any, config: RunnableConfig, stored_traces: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = graphs.StateGraph(State)
-    made.add_node("greet", lambda state: {"answer": state["name"]})
-    made.add_conditional_edges(graphs.START, lambda state: [types.Send("greet", state)], ["greet"])
+    made.add_node("before", lambda state: state)
+    made.add_node("greet", functools.partial(lambda state, answer: {"answer": answer}, answer="Hi"))
+    made.add_edge(graphs.START, "before")
+    made.add_conditional_edges("before", edge, ["greet", graphs.END])
     with caplog.at_level(logging.WARNING):
         made.compile().invoke(GIVEN, config)
     assert [record.getMessage() for record in caplog.records] == []
     (trace,) = stored_traces()
     assert all(span.name and span.name != "None" for span in trace.data.spans)
-
-
-async def test_shielded_work_of_a_cancelled_call_is_in_its_trace_or_nowhere(
-    config: RunnableConfig, stored_traces: Fetch
-) -> None:
-    started, go, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def late(given: Any) -> str:
-        started.set()
-        await go.wait()
-        answer = await chain().ainvoke(given)
-        done.set()
-        return answer
-
-    async def step(given: Any) -> Any:
-        return await asyncio.shield((RunnableLambda(late) | StrOutputParser()).ainvoke(given))
-
-    call = asyncio.ensure_future(RunnableLambda(step).ainvoke(GIVEN, config))
-    await started.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    go.set()
-    await asyncio.wait_for(done.wait(), 30)
-    while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - the shielded work's own tasks
-        await asyncio.sleep(0)
-    (trace,) = stored_traces()
-    assert tree(trace) == under("step CHAIN ERROR", under("RunnableSequence CHAIN", "late CHAIN\n"))
-
-
-async def test_siblings_of_a_part_that_failed_are_no_errors(config: RunnableConfig, stored_traces: Fetch) -> None:
-    go, done = asyncio.Event(), asyncio.Event()
-
-    async def fail(given: Any) -> None:
-        raise ValueError("broken")
-
-    async def go_on(given: Any) -> str:
-        await go.wait()
-        done.set()
-        return "fine"
-
-    from langchain_core.runnables import RunnableParallel
-
-    with pytest.raises(ValueError, match="broken"):
-        await RunnableParallel(fail=RunnableLambda(fail), go_on=RunnableLambda(go_on)).ainvoke(GIVEN, config)
-    go.set()
-    await done.wait()
-    while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - LangChain's own task around it
-        await asyncio.sleep(0)
-    (trace,) = stored_traces()
-    assert tree(trace) == under("RunnableParallel<fail,go_on> CHAIN ERROR", "fail CHAIN ERROR\n", "go_on CHAIN\n")
-
-
-async def test_a_model_that_is_cancelled_with_its_chain_is_an_error(
-    config: RunnableConfig, stored_traces: Fetch
-) -> None:
-    called = asyncio.Event()
-
-    class Stuck(FakeListChatModel):
-        async def _agenerate(self, *_: Any, **__: Any) -> ChatResult:
-            called.set()
-            await asyncio.Event().wait()
-            raise AssertionError
-
-    call = asyncio.ensure_future((greeting() | Stuck(responses=["Hi"])).ainvoke(GIVEN, config))
-    await called.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    (trace,) = stored_traces()
-    head = CHAIN.replace("RunnableSequence CHAIN", "RunnableSequence CHAIN ERROR")
-    expected = head.replace("FakeListChatModel CHAT_MODEL", "Stuck CHAT_MODEL ERROR")
-    assert tree(trace) == expected.replace("  StrOutputParser CHAIN\n", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from mlflow.entities import Trace
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, Broken, chain, greeting, trees
+from tests.langchain.trees import CHAIN, GIVEN, QUIET, Broken, all_stored, chain, greeting, trees
 
 from pomlflow.langchain import PomlCallbackHandler
 
@@ -100,7 +99,7 @@ async def test_an_async_stream_whose_reader_breaks_off_is_stored_and_is_no_error
     async for _ in chain().astream(GIVEN, {"callbacks": [handler]}):
         break
     await chain().ainvoke(GIVEN, {"callbacks": [handler]})
-    await _all_stored(2, stored_traces)
+    await all_stored(2, stored_traces)
     assert mlflow.get_current_active_span() is None
     assert trees(stored_traces) == [CHAIN, CHAIN]
 
@@ -110,19 +109,9 @@ async def test_an_async_stream_that_is_closed_is_stored(handler: PomlCallbackHan
         async for _ in chunks:
             break
         await chain().ainvoke(GIVEN, {"callbacks": [handler]})
-    await _all_stored(2, stored_traces)
+    await all_stored(2, stored_traces)
     assert mlflow.get_current_active_span() is None
     assert trees(stored_traces) == [CHAIN, CHAIN]
-
-
-async def test_events_whose_reader_breaks_off_are_stored(handler: PomlCallbackHandler, stored_traces: Fetch) -> None:
-    """As errors, as MLflow's tracer has them: LangChain cancels its own task, as for a call that is cancelled."""
-    async for event in chain().astream_events(GIVEN, {"callbacks": [handler]}, version="v2"):
-        if event["event"] == "on_parser_stream":
-            break
-    await _all_stored(1, stored_traces)
-    (stored,) = trees(stored_traces)
-    assert stored.replace(" ERROR", "") == CHAIN
 
 
 async def test_what_an_async_reader_does_between_two_chunks_is_no_part_of_the_stream(
@@ -155,14 +144,3 @@ async def test_a_call_that_is_cancelled_is_stored_with_all_its_runs(
         await call
     await chain().ainvoke(GIVEN, {"callbacks": [handler]})
     assert trees(stored_traces) == [CHAIN, CANCELLED]
-
-
-async def _all_stored(count: int, stored_traces: Fetch) -> None:
-    """Wait for the ends that LangChain's generators report when the event loop closes them."""
-
-    async def stored() -> None:
-        while sum(trace.info.state.value != "IN_PROGRESS" for trace in stored_traces()) < count:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-    gc.collect()
-    await asyncio.wait_for(stored(), 30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -104,3 +106,14 @@ def agent_trees(fetch: Callable[[], Sequence[Trace]]) -> list[str]:
 def under(head: str, *parts: str) -> str:
     """A tree of a root and subtrees."""
     return f"{head}\n" + textwrap.indent("".join(sorted(parts)), "  ")
+
+
+async def all_stored(count: int, stored_traces: Callable[[], Sequence[Trace]]) -> None:
+    """Wait for the ends that LangChain's generators report when the event loop closes them."""
+
+    async def stored() -> None:
+        while sum(trace.info.state.value != "IN_PROGRESS" for trace in stored_traces()) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    gc.collect()
+    await asyncio.wait_for(stored(), 30)

@@ -11,8 +11,8 @@ from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 from pomlflow.frame.media import openai_part
-from pomlflow.langchain.context import ContextProxy, innermost, nearest, surroundings
-from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, ended_early, missing_parts, open_run, span_in
+from pomlflow.langchain.runs import ContextProxy, ended_early, innermost, nearest, open_run, surroundings
+from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.redaction import GuardedSpan, plain
 from pomlflow.tracking.spans import log_render, raise_limits

@@ -22,10 +22,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
-from contextvars import Token
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from contextlib import nullcontext
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -35,8 +32,9 @@ from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode, SpanType
 from mlflow.entities.span import NoOpSpan
 from mlflow.tracing import provider
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
+from opentelemetry.trace import Span
 
-from pomlflow.langchain.context import ContextProxy, nearest, run_id_here, user_span
+from pomlflow.langchain.runs import Run, drop, ended_early, forget, nearest, open_run, run_id_here, user_span
 from pomlflow.tracking.redaction import GuardedSpan, within_limit
 from pomlflow.tracking.spans import active
 
@@ -44,20 +42,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # upstream: mlflow 3.17: importing it warns of its own type hints
     from mlflow.langchain.langchain_tracer import MlflowLangchainTracer
 
-__all__ = [
-    "MlflowLangchainTracer",
-    "Run",
-    "Tracer",
-    "ended_early",
-    "missing_parts",
-    "open_run",
-    "span_in",
-]
+__all__ = ["MlflowLangchainTracer", "Tracer", "missing_parts", "span_in"]
 
 _OK: Final = SpanStatus(SpanStatusCode.OK)
-_CANCELLED: Final = SpanStatus(SpanStatusCode.ERROR, asyncio.CancelledError.__name__)
 _STREAM_INPUT: Final = {"input": ""}  # what LangChain reports as the inputs when a stream starts
-_MOST_ENDED_EARLY: Final = 10_000
+_EVENTS_TASK: Final = "_astream_events_implementation_v2.<locals>.consume_astream"
 _PARTS: Final = {
     "_start_span": {"span_name", "parent_run_id", "span_type", "run_id", "inputs", "attributes"},
     "_end_span": {"run_id", "span", "outputs", "attributes", "status"},
@@ -65,9 +54,6 @@ _PARTS: Final = {
     "_assign_span_name": {"serialized", "default_name"},
     "_serialize_invocation_params": {"attributes"},
 }
-
-_runs: dict[UUID, Run] = {}  # the open runs of all handlers: a run is traced once, however many are in its list
-_ended_early: dict[UUID, None] = {}  # runs that go on after the end of the run that they are part of
 
 
 def missing_parts(tracer: type) -> list[str]:
@@ -79,75 +65,6 @@ def missing_parts(tracer: type) -> list[str]:
             missing.append(name)
     functions = ("get_current_otel_span", "set_span_in_context")
     return missing + [name for name in functions if not hasattr(provider, name)]
-
-
-@dataclass(eq=False)
-class Run:
-    """A LangChain run that is being traced.
-
-    Attributes:
-        run_id: LangChain's id of it.
-        tracer: The handler that traces it.
-        span: Its span.
-        parent: The run that it is part of.
-        generator: Whether its body is a generator, which runs in the context of its reader.
-        task: The asyncio task that it was started in.
-        parts: The open runs that are part of it.
-        chunk: The last chunk that was streamed.
-    """
-
-    run_id: UUID
-    tracer: Tracer
-    span: GuardedSpan
-    parent: Run | None
-    generator: bool
-    task: asyncio.Task[Any] | None
-    parts: dict[Run, None] = field(default_factory=dict)
-    chunk: Any = None
-    _proxy: ContextProxy = field(init=False)
-    _tokens: list[tuple[Token[Any], Any]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        _runs[self.run_id] = self
-        if self.parent is not None:
-            self.parent.parts[self] = None
-        self._proxy = ContextProxy(self.span._span, self.run_id, generator=self.generator)
-        token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
-        tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
-        self._tokens = [(token, token.var.get()) for token in tokens]
-
-    def end(self, outputs: Any = None, status: SpanStatus = _OK) -> None:
-        """End the span, and take the run out of the context, or where that is not possible, close its proxy there."""
-        try:
-            if outputs is not None:
-                self.span.set_outputs(outputs)
-            self.span.end(status)
-        finally:
-            _runs.pop(self.run_id, None)
-            if self.parent is not None:
-                self.parent.parts.pop(self, None)
-                self.parent.parts.update(self.parts)
-            for part in self.parts:
-                part.parent = self.parent
-            self._proxy.close()
-            for token, value in self._tokens:
-                if token.var.get(None) is value:
-                    with suppress(ValueError):  # this is a copy of the context that it was set in
-                        token.var.reset(token)
-
-    def end_parts(self, cancelled: asyncio.Task[Any] | None = None) -> None:
-        """End the runs that are still open in this one: LangChain reports their end later, or never.
-
-        Args:
-            cancelled: The task that was cancelled, if that is what ended the run. A part is an error only if it ran in
-                this task or was cancelled as well; what goes on elsewhere (``asyncio.shield``, threads) is none.
-        """
-        for part in list(self.parts):
-            part.end_parts(cancelled)
-            task = part.task
-            stopped = task is not None and (task is cancelled or task.done() or task.cancelling() > 0)
-            part.end(status=_CANCELLED if cancelled is not None and stopped else _OK)
-            _mark_ended_early(part.run_id)
 
 
 class Tracer(MlflowLangchainTracer):
@@ -189,8 +106,7 @@ class Tracer(MlflowLangchainTracer):
     ) -> LiveSpan:
         if not self._traces(run_id, parent_run_id):
             return _no_span()
-        parent = _runs.get(parent_run_id) if parent_run_id is not None else None
-        parent = parent or open_run(run_id_here())  # a call inside a run that was given callbacks of its own
+        parent = open_run(parent_run_id) or open_run(run_id_here())  # a call in a run may have callbacks of its own
         with active(user_span()) if parent is None else nullcontext():
             above = nearest(parent.span.span) if parent is not None else mlflow.get_current_active_span()
             if parent is None and _is_the_same_run(above, span_name, span_type, attributes or {}):
@@ -206,18 +122,19 @@ class Tracer(MlflowLangchainTracer):
             task = parent.task
         generator = _is_generator(span_type, inputs, attributes)
         run = Run(run_id, self, self.guarded(span), parent, generator=generator, task=task)
+        run.open(cast("Span", span._span))
         if inputs is not None:
             run.span.set_inputs(inputs)
         return cast("LiveSpan", run.span)
 
     def _traces(self, run_id: UUID, parent_run_id: UUID | None) -> bool:
-        if run_id in _runs:  # this handler is in the list twice, or another one of ours comes first
+        if open_run(run_id) is not None:  # this handler is in the list twice, or another one of ours comes first
             return False
-        if parent_run_id in _ended_early:
-            _mark_ended_early(run_id)
+        if ended_early(parent_run_id or run_id_here()):
+            drop(run_id)
             return False
         # MLflow's autolog adds no tracer to a run that inherits one, so a run below one of ours is ours alone.
-        ours = parent_run_id in _runs if parent_run_id is not None else not self.process_wide
+        ours = open_run(parent_run_id) is not None if parent_run_id is not None else not self.process_wide
         return ours or not _mlflow_autolog_is_on()
 
     def _end_span(
@@ -228,9 +145,9 @@ class Tracer(MlflowLangchainTracer):
         attributes: dict[str, Any] | None = None,
         status: SpanStatus = _OK,
     ) -> None:
-        run = _runs.get(run_id)
+        run = open_run(run_id)
         if run is None:
-            _ended_early.pop(run_id, None)
+            forget(run_id)
         elif run.tracer is self:
             if run.generator or run.parent is None:
                 run.end_parts()
@@ -242,7 +159,7 @@ class Tracer(MlflowLangchainTracer):
         return _no_span() if run is None else cast("LiveSpan", run.span)
 
     def _own(self, run_id: UUID) -> Run | None:
-        run = _runs.get(run_id)
+        run = open_run(run_id)
         return run if run is not None and run.tracer is self else None
 
     def _assign_span_name(self, serialized: dict[str, Any] | None, default_name: str = "unknown") -> str:
@@ -252,33 +169,39 @@ class Tracer(MlflowLangchainTracer):
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **options: Any) -> None:
         """Store the error, if it is one."""
-        if not self._ended_by_control_flow(error, run_id, inputs):
+        if not self._stopped(error, run_id, inputs):
             super().on_chain_error(error, run_id=run_id, inputs=inputs, **options)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
         """Store the error, if it is one."""
-        if not self._ended_by_control_flow(error, run_id):
+        if not self._stopped(error, run_id):
             super().on_tool_error(error, run_id=run_id, **options)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
         """Store the error, if it is one."""
-        if not self._ended_by_control_flow(error, run_id):
+        if not self._stopped(error, run_id):
             super().on_llm_error(error, run_id=run_id, **options)
 
-    def _ended_by_control_flow(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
-        """End a run whose exception is no error; end the parts of one that was cancelled."""
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
+        """Store the error, if it is one."""
+        if not self._stopped(error, run_id):
+            super().on_retriever_error(error, run_id=run_id, **options)
+
+    def _stopped(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
+        """End a run that control flow or a cancellation stopped; return whether that is so."""
         run = self._own(run_id)
         if run is None:
             return False
-        if isinstance(error, asyncio.CancelledError):
-            run.end_parts(run.task)
-        elif isinstance(error, (GeneratorExit, *_graph_control_flow())):
-            if inputs:
-                run.span.set_inputs(inputs)
-            run.end_parts()
-            run.end()
-            return True
-        return False
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if not cancelled and not isinstance(error, (GeneratorExit, *_graph_control_flow())):
+            return False
+        if inputs:
+            run.span.set_inputs(inputs)
+        if isinstance(error, asyncio.CancelledError) and not _reader_left(run.task):
+            run.cancel(error)
+        else:
+            run.stop()
+        return True
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
         """Store a streamed token, once where this handler is in the list twice."""
@@ -286,16 +209,6 @@ class Tracer(MlflowLangchainTracer):
         if run is not None and (chunk is None or run.chunk is not chunk):
             run.chunk = chunk
             super().on_llm_new_token(token, run_id=run_id, chunk=chunk, **options)
-
-
-def open_run(run_id: UUID | None) -> Run | None:
-    """Return the run, if one of our handlers has it open."""
-    return None if run_id is None else _runs.get(run_id)
-
-
-def ended_early(run_id: UUID | None) -> bool:
-    """Return whether the run goes on after the end of its trace."""
-    return run_id in _ended_early
 
 
 def span_in(handler: BaseCallbackHandler, run_id: UUID | None) -> LiveSpan | None:
@@ -316,6 +229,15 @@ def _graph_control_flow() -> tuple[type[BaseException], ...]:
     return () if errors is None else (errors.GraphBubbleUp,)
 
 
+def _reader_left(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether LangChain cancels the task of an `astream_events` because its reader has left.
+
+    It cancels it once then, and twice where the reader was cancelled.
+    """
+    name = getattr(None if task is None else task.get_coro(), "__qualname__", "")
+    return task is not None and name == _EVENTS_TASK and task.cancelling() == 1
+
+
 def _is_the_same_run(above: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
     """Return whether the active span is the one that MLflow's autolog has just started for this very run.
 
@@ -330,12 +252,6 @@ def _mlflow_autolog_is_on() -> bool:
     if autologging_is_disabled("langchain"):  # type: ignore[no-untyped-call]
         return False
     return bool(get_autologging_config("langchain", "log_traces", True))  # type: ignore[no-untyped-call]
-
-
-def _mark_ended_early(run_id: UUID) -> None:
-    _ended_early[run_id] = None
-    if len(_ended_early) > _MOST_ENDED_EARLY:  # of a model that is cancelled, LangChain never reports the end
-        _ended_early.pop(next(iter(_ended_early)), None)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -1,0 +1,271 @@
+"""Cancelled and shielded work: one trace; a part is an error only if it failed or was cancelled itself."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
+from mlflow.entities import Trace
+from tests.langchain.trees import GIVEN, QUIET, Broken, all_stored, chain, greeting, tree, trees, under
+from typing_extensions import TypedDict
+
+from pomlflow.langchain import PomlCallbackHandler
+
+graphs = pytest.importorskip("langgraph.graph")
+
+pytestmark = QUIET
+Fetch = Callable[[], list[Trace]]
+
+
+class State(TypedDict, total=False):
+    name: str
+    answer: str
+
+
+class Endless(Broken):
+    """A model that streams two chunks and then nothing more."""
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **_: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        for text in ("one", "two"):
+            chunk = ChatGenerationChunk(message=AIMessageChunk(text))
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(text, chunk=chunk)
+            yield chunk
+        await asyncio.Event().wait()
+
+
+@pytest.fixture(autouse=True)
+def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+
+
+@pytest.fixture
+def config() -> RunnableConfig:
+    return {"callbacks": [PomlCallbackHandler(register=False)]}
+
+
+def endless() -> Runnable[Any, Any]:
+    return greeting() | Endless()
+
+
+def graph(node: Any) -> Any:
+    """A graph of one node."""
+    made = graphs.StateGraph(State)
+    made.add_node("node", node)
+    made.add_edge(graphs.START, "node")
+    return made.compile()
+
+
+async def call_endless(state: Any) -> Any:
+    return {"answer": await endless().ainvoke(state)}
+
+
+def nested() -> Any:
+    return graph(graph(call_endless))
+
+
+async def cancel(reading: AsyncIterator[Any]) -> None:
+    """Read a stream in a task, and cancel that after the first chunk of the model."""
+    first = asyncio.Event()
+
+    async def read() -> None:
+        async for chunk in reading:
+            if _is_a_chunk(chunk):
+                first.set()
+
+    reader = asyncio.ensure_future(read())
+    await first.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+
+async def leave(reading: AsyncIterator[Any]) -> None:
+    """Read a stream up to the first chunk of the model."""
+    async for chunk in reading:
+        if _is_a_chunk(chunk):
+            break
+    del reading
+
+
+def _is_a_chunk(chunk: Any) -> bool:
+    return "AIMessageChunk" in repr(chunk)
+
+
+async def settled() -> None:
+    """Wait for the other tasks."""
+    gc.collect()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), 30)
+
+
+def streams(config: RunnableConfig) -> dict[str, Callable[[], AsyncIterator[Any]]]:
+    messages: Any = {"stream_mode": "messages"}
+    return {
+        "a chain": lambda: endless().astream(GIVEN, config),
+        "a graph": lambda: graph(call_endless).astream(GIVEN, config, **messages),
+        "a subgraph": lambda: nested().astream(GIVEN, config, subgraphs=True, **messages),
+        "events of a chain": lambda: endless().astream_events(GIVEN, config, version="v2"),
+        "events of a graph": lambda: nested().astream_events(GIVEN, config, version="v2"),
+    }
+
+
+STREAMS = list(streams({}))
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+async def test_a_reader_who_leaves_a_stream_makes_no_error(
+    stream: str, config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    await leave(streams(config)[stream]())
+    await all_stored(1, stored_traces)
+    (trace,) = stored_traces()
+    assert "  Endless CHAT_MODEL\n" in tree(trace)
+    assert "ERROR" not in tree(trace)
+    assert not [event for span in trace.data.spans for event in span.events if event.name == "exception"]
+    await chain().ainvoke(GIVEN, config)
+    assert len(stored_traces()) == 2
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+async def test_a_reader_who_is_cancelled_makes_errors_of_what_was_running(
+    stream: str, config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    await cancel(streams(config)[stream]())
+    await all_stored(1, stored_traces)
+    (trace,) = stored_traces()
+    assert trace.info.state.value == "ERROR"
+    lines = [line.strip() for line in tree(trace).splitlines()]
+    assert [line for line in lines if not line.endswith("ERROR")] == ["greet CHAIN", "poml greet PROMPT"]
+    assert {span.status.description for span in trace.data.spans} == {"", "CancelledError"}
+
+
+async def test_a_part_that_times_out_is_an_error_and_its_caller_is_none(
+    config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    async def step(given: Any) -> str:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(endless().ainvoke(given), 0.05)
+        return "no answer"
+
+    await RunnableLambda(step).ainvoke(GIVEN, config)
+    (shown,) = trees(stored_traces)
+    assert shown.startswith("step CHAIN\n  RunnableSequence CHAIN ERROR\n")
+
+
+@pytest.mark.parametrize("late_start", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize("callbacks", [False, True], ids=["inherited", "its own callbacks"])
+async def test_shielded_work_of_a_cancelled_call_is_in_its_trace_or_nowhere(
+    late_start: bool, callbacks: bool, config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def late(given: Any) -> str:
+        started.set()
+        await go.wait()
+        return await chain().ainvoke(given, config if callbacks else None)
+
+    async def step(given: Any) -> Any:
+        work = late(given) if late_start else RunnableLambda(late).ainvoke(given)
+        return await asyncio.shield(work)
+
+    call = asyncio.ensure_future(RunnableLambda(step).ainvoke(GIVEN, config))
+    await started.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go.set()
+    await settled()
+    assert trees(stored_traces) == ["step CHAIN ERROR\n" + ("" if late_start else "  late CHAIN\n")]
+
+
+@pytest.mark.parametrize("leaves", [leave, cancel])
+async def test_shielded_work_of_a_graph_whose_client_disconnects_is_no_error(
+    leaves: Any, config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    go = asyncio.Event()
+
+    async def work(state: State) -> str:
+        answer = await chain().ainvoke(state)
+        await go.wait()
+        return await (greeting() | RunnableLambda(lambda _: answer)).ainvoke(state)
+
+    async def node(state: State) -> State:
+        return {"answer": await asyncio.shield(RunnableLambda(work).ainvoke(state))}
+
+    await leaves(graph(node).astream(GIVEN, config, stream_mode="messages"))
+    go.set()
+    await all_stored(1, stored_traces)
+    await settled()
+    (shown,) = trees(stored_traces)
+    assert "work CHAIN\n" in shown
+    assert ("ERROR" in shown) == (leaves is cancel)
+
+
+async def test_work_in_a_thread_goes_on_after_a_cancellation_without_a_trace_of_its_own(
+    config: RunnableConfig, stored_traces: Fetch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    def node(state: State) -> State:
+        started.set()
+        go.wait(30)
+        chain().invoke(state)
+        done.set()
+        return state
+
+    call = asyncio.ensure_future(graph(node).ainvoke(GIVEN, config))
+    await asyncio.to_thread(started.wait, 30)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go.set()
+    await asyncio.to_thread(done.wait, 30)
+    assert trees(stored_traces) == [under("LangGraph CHAIN ERROR", "node CHAIN ERROR\n")]
+    assert caplog.records == []
+
+
+async def test_siblings_of_a_part_that_failed_are_no_errors(config: RunnableConfig, stored_traces: Fetch) -> None:
+    failed, done = asyncio.Event(), asyncio.Event()
+
+    async def fail(given: Any) -> None:
+        failed.set()
+        raise ValueError("broken")
+
+    async def go_on(given: Any) -> str:
+        await failed.wait()
+        await asyncio.sleep(0.05)
+        done.set()
+        return "fine"
+
+    with pytest.raises(ValueError, match="broken"):
+        await RunnableParallel(fail=RunnableLambda(fail), go_on=RunnableLambda(go_on)).ainvoke(GIVEN, config)
+    await done.wait()
+    await settled()
+    (trace,) = stored_traces()
+    assert tree(trace) == under("RunnableParallel<fail,go_on> CHAIN ERROR", "fail CHAIN ERROR\n", "go_on CHAIN\n")
+
+
+def test_an_id_that_two_calls_share_leaves_two_traces(config: RunnableConfig, stored_traces: Fetch) -> None:
+    shared: RunnableConfig = {**config, "run_id": uuid.uuid4()}
+    for _ in chain().stream(GIVEN, shared):
+        break
+    chain().invoke(GIVEN, shared)
+    first, second = trees(stored_traces)
+    assert first == second
