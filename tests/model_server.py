@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Call", "ModelServer", "model_server"]
+__all__ = ["Call", "ModelServer", "Raw", "model_server"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,27 @@ class Call:
     id: str = "call_1"
 
 
+@dataclass(frozen=True)
+class Raw:
+    """An answer in the words of one provider: its response, or the events of a stream."""
+
+    events: list[dict[str, Any]]
+
+
 @dataclass
 class ModelServer:
     """What the server is, and what it got.
 
     Attributes:
         url: Its address, without a path; OpenAI's clients want ``{url}/v1``.
-        answers: What it answers, by turns; a text or a list of calls.
+        answers: What it answers, by turns; a text, a list of calls, or a response as it is.
         bodies: The request bodies, in order.
         paths: Their paths.
         headers: Their headers, with keys in lower case.
     """
 
     url: str
-    answers: list[str | list[Call]] = field(default_factory=lambda: ["the answer"])
+    answers: list[str | list[Call] | Raw] = field(default_factory=lambda: ["the answer"])
     bodies: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -67,10 +74,11 @@ def model_server() -> Iterator[ModelServer]:
             state.bodies.append(dict(body))
             state.paths.append(self.path)
             state.headers.append({key.lower(): value for key, value in self.headers.items()})
-            speak = _speaker(self.path)
+            protocol = _speaker(self.path)
+            speak = (lambda *_: iter(answer.events)) if isinstance(answer, Raw) else protocol
             body["stream"] = body.get("stream", "streamGenerateContent" in self.path)
             self.send_response(200)
-            if speak is _ollama:
+            if protocol is _ollama:
                 self.send_header("content-type", "application/x-ndjson")
                 self.end_headers()
                 for line in speak(body, answer):
@@ -81,7 +89,7 @@ def model_server() -> Iterator[ModelServer]:
                 for event in speak(body, answer):
                     name = f"event: {event['type']}\n" if "type" in event else ""
                     self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
-                if speak is _openai:
+                if protocol is _openai:
                     self.wfile.write(b"data: [DONE]\n\n")
             else:
                 (whole,) = speak(body, answer)

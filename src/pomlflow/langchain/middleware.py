@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
-from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain.agents.structured_output import ProviderStrategy, StructuredOutputValidationError, ToolStrategy
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, SystemMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.tools import BaseTool
@@ -26,7 +27,7 @@ from pomlflow.langchain.model_arguments import (
     place_of,
     speaks_chat_completions,
 )
-from pomlflow.langchain.output import PomlOutputParserError
+from pomlflow.langchain.output import PomlOutputParserError, parse_message, raise_refusal
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
@@ -65,7 +66,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         ToolError: Two functions have one name.
 
     A call of the agent raises `ToolError` if a tool has no function or a function no tool, `SettingError` if the model
-    does not support a setting, and `PomlOutputParserError` if the answer does not match the schema.
+    does not support a setting, `PomlOutputParserError` if the answer does not match the schema, and `PomlRefusalError`
+    if the model refused to answer.
 
     Example:
         >>> from langchain.agents import create_agent
@@ -107,7 +109,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Render the prompt and call the model with it."""
         value = self.prompt.invoke(self._variables(request.state, request.runtime, request.messages))
         call = _Call(self, request, value)
-        with call.explain_refusals():
+        with call.explain_errors():
             return call.checked(handler(call.request))
 
     @override
@@ -117,7 +119,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Render the prompt and call the model with it."""
         value = await self.prompt.ainvoke(self._variables(request.state, request.runtime, request.messages))
         call = _Call(self, request, value)
-        with call.explain_refusals():
+        with call.explain_errors():
             return call.checked(await handler(call.request))
 
     @override
@@ -210,10 +212,21 @@ class _Call:
             overrides["messages"] = media_after_tools(overrides["messages"])
         self.request = request.override(**overrides)
 
-    def explain_refusals(self) -> Any:
-        """Raise an error that names the template where the client refuses an argument."""
+    @contextmanager
+    def explain_errors(self) -> Iterator[None]:
+        """Raise errors that name the template, for an argument that the client refuses, and for an answer."""
         origins = self.settings.unknown if self.schema is None else {**self.settings.unknown, **SCHEMA_ARGUMENTS}
-        return explain_refusals(origins, self.settings.model, self.place)
+        try:
+            with explain_refusals(origins, self.settings.model, self.place):
+                yield
+        except StructuredOutputValidationError as error:
+            try:
+                raise_refusal(error.ai_message, self.place)
+                if self.schema is not None:
+                    parse_message(error.ai_message, self.record)
+            except PomlOutputParserError as ours:
+                raise ours from error
+            raise
 
     def checked(self, response: Any) -> Any:
         """Return the model's response, with its object checked by the schema."""

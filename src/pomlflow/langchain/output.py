@@ -15,7 +15,7 @@ from pomlflow.frame import parse_answer
 from pomlflow.langchain.model_arguments import place_of
 from pomlflow.record import RenderRecord
 
-__all__ = ["PartialObject", "PomlOutputParserError", "PomlRefusalError", "parse_message"]
+__all__ = ["PartialObject", "PomlOutputParserError", "PomlRefusalError", "parse_message", "raise_refusal"]
 
 # Google's finish reasons of an answer that was withheld.
 _WITHHELD: Final = {"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"}
@@ -67,9 +67,7 @@ def parse_message(answer: Any, record: RenderRecord) -> Any:
         PomlOutputParserError: The answer is a tool call, or does not match the schema.
     """
     place = place_of(record)
-    if isinstance(answer, AIMessage) and (refusal := next(_refusals(answer), None)) is not None:
-        text = refusal or answer.text
-        raise PomlRefusalError(f"{place}: the model refused{f': {text}' if text else ''}", text, raw=answer)
+    raise_refusal(answer, place)
     if isinstance(answer, AIMessage) and answer.tool_calls:
         names = ", ".join(call["name"] for call in answer.tool_calls)
         raise PomlOutputParserError(
@@ -84,6 +82,17 @@ def parse_message(answer: Any, record: RenderRecord) -> Any:
     except AnswerError as error:
         raw = answer if isinstance(answer, BaseMessage) else None
         raise PomlOutputParserError(str(error), text, error.problems, raw) from error
+
+
+def raise_refusal(answer: Any, place: str) -> None:
+    """Raise a `PomlRefusalError` if a message is a refusal.
+
+    Raises:
+        PomlRefusalError: The model refused.
+    """
+    if isinstance(answer, AIMessage) and (refusal := next(_refusals(answer), None)) is not None:
+        text = refusal or str(answer.text)
+        raise PomlRefusalError(f"{place}: the model refused{f': {text}' if text else ''}", text, raw=answer)
 
 
 def _refusals(message: AIMessage) -> Iterator[str]:
