@@ -7,7 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
-__all__ = ["alt_text", "bare_data_uris", "data_uri", "heading", "kind_of_media", "media_after_tools", "openai_part"]
+__all__ = [
+    "alt_text",
+    "bare_data_uris",
+    "data_uri",
+    "heading",
+    "kind_of_media",
+    "media_after_tools",
+    "openai_part",
+    "with_openai_parts",
+]
 
 _AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
 _DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
@@ -66,6 +75,26 @@ def openai_part(mime_type: str, data: str, name: str | None = None) -> dict[str,
     if major == "image":
         return {"type": "image_url", "image_url": {"url": uri}}
     return {"type": "file", "file": {"filename": name or f"file.{minor or 'bin'}", "file_data": uri}}
+
+
+def with_openai_parts(value: Any) -> Any:
+    """Return plain data with LangChain's media blocks as OpenAI's content parts; the same object where there are none.
+
+    upstream: mlflow 3.12-3.18: it makes attachments of media in OpenAI's shape alone, and stores LangChain's inline.
+
+    Blocks: https://docs.langchain.com/oss/python/langchain/messages#content-block-reference, and those before
+    LangChain 1.0, with ``data`` for ``base64``.
+    """
+    if isinstance(value, dict):
+        data, kind = value.get("base64") or value.get("data"), value.get("mime_type")
+        if value.get("type") in ("image", "audio", "video", "file") and isinstance(data, str) and isinstance(kind, str):
+            return openai_part(kind, data, value.get("filename"))
+        items: Any = {key: with_openai_parts(item) for key, item in value.items()}
+        return items if any(items[key] is not item for key, item in value.items()) else value
+    if isinstance(value, list):
+        items = [with_openai_parts(item) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
 
 
 def bare_data_uris(value: Any) -> Any:

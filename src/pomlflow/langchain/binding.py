@@ -17,6 +17,7 @@ from langchain_core.runnables import (
     RunnableWithFallbacks,
 )
 from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
+from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 from typing_extensions import override
 
@@ -31,6 +32,7 @@ from pomlflow.langchain.model_arguments import (
     speaks_chat_completions,
 )
 from pomlflow.langchain.output import PartialObject, parse_message
+from pomlflow.langchain.prompt_value import PomlPromptValue
 from pomlflow.record import RenderRecord
 
 __all__ = ["PomlChain", "PomlModel", "wrap_models"]
@@ -143,7 +145,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         if not isinstance(model, BaseLanguageModel):  # the configuration selected a runnable that holds several models
             inner = wrap_models(model.bind(**bound) if bound else model, parse=self.parse, functions=self.functions)
             return _Call(inner, value, config, given)
-        record: RenderRecord | None = getattr(value, "_record", None)
+        record = value.record if isinstance(value, PomlPromptValue) else None
         if record is None:
             if self.parse:
                 raise PomlError("parse=True needs the prompt value of a POML prompt, which holds the schema")
@@ -313,13 +315,18 @@ def _resolve(
     while True:
         if isinstance(runnable, RunnableBinding):
             binding: RunnableBinding[Any, Any] = runnable
-            bound, config, runnable = {**binding.kwargs, **bound}, binding._merge_configs(config), binding.bound
+            bound, config, runnable = {**binding.kwargs, **bound}, _merged_config(binding, config), binding.bound
         elif isinstance(runnable, DynamicRunnable):
             runnable, config = runnable.prepare(config)
         elif _is_configurable(runnable):
             runnable = cast("Any", runnable)._model(config)
         else:
             return runnable, bound, config
+
+
+def _merged_config(binding: RunnableBinding[Any, Any], config: RunnableConfig) -> RunnableConfig:
+    merged = merge_configs(binding.config, config)
+    return merge_configs(merged, *(make(merged) for make in binding.config_factories))
 
 
 def _is_configurable(runnable: Any) -> bool:

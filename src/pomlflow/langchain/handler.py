@@ -10,7 +10,7 @@ from mlflow.entities import LiveSpan
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
-from pomlflow.frame.media import openai_part
+from pomlflow.frame.media import with_openai_parts
 from pomlflow.langchain.runs import ContextProxy, ended_early, innermost, nearest, open_run, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
 from pomlflow.record import RenderRecord
@@ -20,6 +20,7 @@ from pomlflow.tracking.spans import log_render, raise_limits
 __all__ = ["PomlCallbackHandler", "trace_in_run"]
 
 _MISSING = missing_parts(MlflowLangchainTracer)
+_TWO_TRACERS = "A call has both MlflowLangchainTracer and PomlCallbackHandler, so it is traced twice; remove the former"
 
 if TYPE_CHECKING:
     _Tracer = Tracer
@@ -72,13 +73,13 @@ class PomlCallbackHandler(_Settings, _Tracer):
 
     def guarded(self, span: LiveSpan) -> GuardedSpan:
         """Return the span with the mask applied to what is written to it."""
-        return GuardedSpan(span, self.mask, to_plain=_plain, media=_openai_media)
+        return GuardedSpan(span, self.mask, to_plain=_plain, media=with_openai_parts)
 
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **options: Any
     ) -> None:
         """Store the messages in OpenAI's shape, in which MLflow shows pictures."""
-        messages = [[_with_openai_media(message) for message in batch] for batch in messages]
+        messages = [[_in_openai_shape(message) for message in batch] for batch in messages]
         super().on_chat_model_start(serialized, messages, **options)
 
     # Without the private parts that a mask needs, MLflow's tracer would store everything.
@@ -106,6 +107,8 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
     if ended_early(run_id):
         return True
     if (run := open_run(run_id)) is not None:
+        if any(isinstance(handler, MlflowLangchainTracer) and not isinstance(handler, Tracer) for handler in handlers):
+            warn_once("two tracers", _TWO_TRACERS)
         owner: Any = run.tracer
         log_render(record, parent=nearest(run.span.span), register=owner.register, mask=owner.mask)
         return True
@@ -122,31 +125,11 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return a value as the JSON data that MLflow would store, with its media in OpenAI's shape."""
-    return _openai_media(plain(value))
+    return with_openai_parts(plain(value))
 
 
-def _with_openai_media(message: BaseMessage) -> BaseMessage:
+def _in_openai_shape(message: BaseMessage) -> BaseMessage:
     content = message.content
-    if isinstance(content, str) or (shown := _openai_media(content)) is content:
+    if isinstance(content, str) or (shown := with_openai_parts(content)) is content:
         return message
     return message.model_copy(update={"content": shown})
-
-
-def _openai_media(value: Any) -> Any:
-    """Return plain data with LangChain's media blocks in OpenAI's shape; the same object where there are none.
-
-    upstream: mlflow 3.12-3.18: it makes attachments of media in OpenAI's shape alone, and stores LangChain's inline.
-
-    Blocks: https://docs.langchain.com/oss/python/langchain/messages#content-block-reference, and those before
-    LangChain 1.0, with ``data`` for ``base64``.
-    """
-    if isinstance(value, dict):
-        data, kind = value.get("base64") or value.get("data"), value.get("mime_type")
-        if value.get("type") in ("image", "audio", "video", "file") and isinstance(data, str) and isinstance(kind, str):
-            return openai_part(kind, data, value.get("filename"))
-        items: Any = {key: _openai_media(item) for key, item in value.items()}
-        return items if any(items[key] is not item for key, item in value.items()) else value
-    if isinstance(value, list):
-        items = [_openai_media(item) for item in value]
-        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
-    return value

@@ -127,7 +127,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Check the tool's arguments, which a person or other middleware may have edited."""
         specs = self._static_tools()
         if specs is None:
-            specs = self._tools_of(self.prompt._render(self._variables_for(request))[0])
+            specs = self.tools_of(self.prompt.render_record(self._variables_for(request))[0])
         return handler(self._checking(request, specs))
 
     @override
@@ -135,8 +135,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Check the tool's arguments, which a person or other middleware may have edited."""
         specs = self._static_tools()
         if specs is None:
-            record, _ = await self.prompt._arender(self._variables_for(request))
-            specs = self._tools_of(record)
+            record, _ = await self.prompt.arender_record(self._variables_for(request))
+            specs = self.tools_of(record)
         return await handler(self._checking(request, specs))
 
     def _checking(self, request: Any, specs: Sequence[ToolSpec]) -> Any:
@@ -144,7 +144,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         spec = next((spec for spec in specs if spec.name == request.tool_call["name"]), None)
         if spec is None or request.tool is None:
             return request
-        place = self.prompt._core.relative or self.prompt.name or "<inline>"
+        place = self.prompt.core.relative or self.prompt.name or "<inline>"
         return request.override(tool=PomlTool.of(request.tool, spec, place))
 
     def _variables(self, state: Any, runtime: Any, messages: Sequence[BaseMessage] | None = None) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         if messages is not None:
             given["messages"] = list(messages)
         given |= self.variables(state, runtime) if self.variables else {}
-        takes = self.prompt._core.inference
+        takes = self.prompt.core.inference
         return {name: given[name] for name in (*takes.variables, *takes.optional) if name in given}
 
     def _variables_for(self, request: Any) -> dict[str, Any]:
@@ -172,9 +172,10 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     def _static_tools(self) -> list[ToolSpec] | None:
         """Return the tools of an earlier render if no variable changes them, else None."""
         static = self._static
-        return static[1] if static is not None and static[0] == self.prompt._core.digest else None
+        return static[1] if static is not None and static[0] == self.prompt.core.digest else None
 
-    def _tools_of(self, record: RenderRecord) -> list[ToolSpec]:
+    def tools_of(self, record: RenderRecord) -> list[ToolSpec]:
+        """Return the tools of a render, and keep them if no variable changes them."""
         specs = tool_specs(record.result())
         # Every element name of a tool definition contains "tool".
         if "tools" in record.static or "tool" not in record.source.lower():
@@ -186,12 +187,12 @@ class _Call:
     """One call of an agent's model, with the request that the render makes of it."""
 
     def __init__(self, middleware: PomlMiddleware, request: ModelRequest[Any], value: PromptValue) -> None:
-        record: RenderRecord = value._record  # type: ignore[attr-defined]
+        record: RenderRecord = value.record  # type: ignore[attr-defined]
         output, place = record.result(), place_of(record)
         self.record, self.place = record, place
         self.settings: Arguments = model_settings(request.model, output.get("runtime"), place)
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
-        specs = middleware._tools_of(record)
+        specs = middleware.tools_of(record)
         completions = speaks_chat_completions(request.model)
         formats = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
         strict = completions and formats
@@ -205,7 +206,7 @@ class _Call:
         if self.schema is not None:
             overrides["response_format"] = _strategy(self.schema)
         rendered, asked = value.to_messages(), {id(message) for message in request.messages}
-        placed = "messages" in middleware.prompt._core.inference.messages
+        placed = "messages" in middleware.prompt.core.inference.messages
         placed = placed or any(id(message) in asked for message in rendered)
         overrides |= _messages(rendered, request, placed=placed)
         if completions:

@@ -144,6 +144,11 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         return self._core, dict(self.partial_variables), self.output_parser, self.metadata, self.tags
 
     @property
+    def core(self) -> Template:
+        """The template, which knows no framework."""
+        return self._core
+
+    @property
     def _prompt_type(self) -> str:
         return "poml"
 
@@ -167,7 +172,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             PomlError: The error that a render would raise.
         """
         if variables:
-            self._render(variables)[0].result()
+            self.render_record(variables)[0].result()
         elif (error := self._core.check(self._validate_input({}), history=MessageHistory()).error) is not None:
             raise error
         return self._core.lint()
@@ -233,7 +238,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             >>> add.invoke({"a": 1, "b": 2})
             3
         """
-        record, _ = self._render(variables)
+        record, _ = self.render_record(variables)
         specs, given, place = tool_specs(record.result()), named(functions), place_of(record)
         match(specs, given, place, changing_source(record))
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
@@ -297,12 +302,12 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         return combined
 
     def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PomlPromptValue:
-        record, history = self._render(given)
+        record, history = self.render_record(given)
         self._dispatch(record, run)
         return prompt_value(record, history.placed)
 
     async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PomlPromptValue:
-        record, history = await self._arender(given)
+        record, history = await self.arender_record(given)
         self._dispatch(record, run)
         return prompt_value(record, history.placed)
 
@@ -312,12 +317,13 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         set_sink("langchain", _trace_in_run)
         dispatch(record, RenderContext("langchain", run, self._core.path))
 
-    def _render(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
-        """Render without dispatching the record."""
+    def render_record(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
+        """Render without dispatching the record; for this package."""
         now, history = self._refreshed(), MessageHistory()
         return self._core.render(self._validate_input(given), history=history, snapshot=now), history
 
-    async def _arender(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
+    async def arender_record(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
+        """Render without dispatching the record and without blocking the event loop; for this package."""
         now, history = self._refreshed(), MessageHistory()
         return await self._core.arender(self._validate_input(given), history=history, snapshot=now), history
 

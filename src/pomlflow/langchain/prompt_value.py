@@ -27,6 +27,15 @@ class PomlChatPromptValue(ChatPromptValue):
 
     _record: RenderRecord | None = PrivateAttr(default=None)
 
+    def __init__(self, messages: Sequence[BaseMessage], *, record: RenderRecord | None = None, **fields: Any) -> None:
+        super().__init__(messages=messages, **fields)
+        self._record = record
+
+    @property
+    def record(self) -> RenderRecord | None:
+        """The render; None for a value that was loaded from a checkpoint."""
+        return self._record
+
     @property
     def frame(self) -> Frame:
         """The frame: ``messages``, ``output_schema``, ``tools``, ``runtime``.
@@ -52,6 +61,22 @@ class PomlStringPromptValue(StringPromptValue):
 
     _record: RenderRecord | None = PrivateAttr(default=None)
     _messages: list[BaseMessage] = PrivateAttr(default_factory=list)
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        record: RenderRecord | None = None,
+        messages: Sequence[BaseMessage] = (),
+        **fields: Any,
+    ) -> None:
+        super().__init__(text=text, **fields)
+        self._record, self._messages = record, list(messages)
+
+    @property
+    def record(self) -> RenderRecord | None:
+        """The render; None for a value that was loaded from a checkpoint."""
+        return self._record
 
     @property
     def frame(self) -> Frame:
@@ -90,15 +115,11 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Po
     """
     content = record.result()["messages"]
     if record.chat:
-        value = PomlChatPromptValue(messages=from_poml(content, natives))
-        value._record = record
-        return value
+        return PomlChatPromptValue(from_poml(content, natives), record=record)
     parts = [content] if isinstance(content, str) else content
-    text = PomlStringPromptValue(text=_text(parts))
     shown = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
-    text._messages = from_poml([{"speaker": "human", "content": shown}])
-    text._record = record
-    return text
+    messages = from_poml([{"speaker": "human", "content": shown}])
+    return PomlStringPromptValue(_text(parts), record=record, messages=messages)
 
 
 def _text(parts: Sequence[Any]) -> str:

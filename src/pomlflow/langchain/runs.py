@@ -89,7 +89,7 @@ class Run:
             return
         self.parent.parts[self] = None
         if self.parent.run_id not in _open:  # it has ended meanwhile, in another thread
-            self._end_early()
+            self.end_early()
 
     def end(self, outputs: Any = None, status: SpanStatus = _OK, *, by_control_flow: bool = False) -> None:
         """End the span, and those of cancelled parts, which are errors unless control flow cancelled them."""
@@ -107,14 +107,14 @@ class Run:
     def stop(self) -> None:
         """End the run and its open parts by control flow, which is no error."""
         self.end_parts(by_control_flow=True)
-        self._end_early(by_control_flow=True)
+        self.end_early(by_control_flow=True)
 
     def end_parts(self, *, by_control_flow: bool = False) -> None:
         """End the runs that are still open in this one: LangChain reports their end later, or never."""
         for part in list(self.parts):
             if part.cancelled is None:
                 part.end_parts(by_control_flow=by_control_flow)
-                part._end_early(by_control_flow=by_control_flow)
+                part.end_early(by_control_flow=by_control_flow)
 
     def cancel(self, error: asyncio.CancelledError) -> None:
         """Close a run that was cancelled. Its parent settles whether that is an error: see `settle`.
@@ -133,7 +133,7 @@ class Run:
                 part.cancel(asyncio.CancelledError())
             else:
                 part.end_parts()
-                part._end_early()
+                part.end_early()
         if self.parent is None:
             self.settle(by_control_flow=False)
 
@@ -154,7 +154,8 @@ class Run:
         finally:
             self._leave()
 
-    def _end_early(self, *, by_control_flow: bool = False) -> None:
+    def end_early(self, *, by_control_flow: bool = False) -> None:
+        """End the run; what LangChain still starts in it is in no trace."""
         drop(self.run_id)
         self.end(by_control_flow=by_control_flow)
 
@@ -223,30 +224,30 @@ class ContextProxy(Span):
     def __init__(self, span: Span, run_id: UUID, *, generator: bool) -> None:
         before = provider.get_current_otel_span() or INVALID_SPAN
         self.run_id = run_id
-        self._span: Span | None = span
-        self._generator = generator
+        self.span: Span | None = span
+        self.generator = generator
         # Never a closed one: in a context that is never cleaned up they would make an endless chain.
-        self._before: Span = before.resolved(open_only=True) if isinstance(before, ContextProxy) else before
-        self.outside: Span = self._before.outside if isinstance(self._before, ContextProxy) else self._before
-        self._reader = run_id_here() if generator else None
+        self.before: Span = before.resolved(open_only=True) if isinstance(before, ContextProxy) else before
+        self.outside: Span = self.before.outside if isinstance(self.before, ContextProxy) else self.before
+        self.reader = run_id_here() if generator else None
 
     def close(self) -> None:
         """Stop standing for the run."""
-        self._span = None
+        self.span = None
 
     def resolved(self, *, open_only: bool = False) -> Span:
         """Return the proxy of the run that this code is part of, or the span outside of all runs."""
         found: Span = self
         while isinstance(found, ContextProxy) and (
-            found._span is None or (not open_only and found._generator and run_id_here() == found._reader)
+            found.span is None or (not open_only and found.generator and run_id_here() == found.reader)
         ):
-            found = found._before
+            found = found.before
         return found
 
     def _now(self) -> Span:
         found = self.resolved()
         if isinstance(found, ContextProxy):
-            return found._span or INVALID_SPAN
+            return found.span or INVALID_SPAN
         return _unless_ended(found)
 
     @property
