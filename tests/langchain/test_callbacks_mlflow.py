@@ -118,10 +118,8 @@ def test_mlflows_own_tracer_with_ours_is_one_warning(
     handlers: list[Any] = [PomlCallbackHandler(register=False), MlflowLangchainTracer()][::order]
     for _ in range(2):
         _apart(lambda: chain().invoke(GIVEN, {"callbacks": handlers}))
-    assert [record.getMessage() for record in caplog.records if record.name == "pomlflow"] == [
-        "A call has both MlflowLangchainTracer and PomlCallbackHandler, so it is traced twice; remove the former "
-        "(further warnings suppressed)"
-    ]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "pomlflow"]
+    assert warning.startswith("A call has both MlflowLangchainTracer and PomlCallbackHandler, so it is traced twice;")
 
 
 def test_mlflows_tracer_still_merges_the_items_of_a_batch(stored_traces: Fetch) -> None:

@@ -126,7 +126,9 @@ def test_a_chain_raises_the_refusal_of_its_provider(provider: str, client: Any, 
     with pytest.raises(PomlRefusalError, match="count: the model refused") as caught:
         counting(client).invoke({})
     assert caught.value.answer == text
-    falling_back = counting(client).with_fallbacks([counting(Model(answers=['{"n": 1}']))], (REFUSAL,))
+    falling_back = counting(client).with_fallbacks(
+        [counting(Model(answers=['{"n": 1}']))], exceptions_to_handle=(REFUSAL,)
+    )
     assert falling_back.invoke({}) == {"n": 1}
     inside = counting(client.with_fallbacks([Model(answers=['{"n": 1}'])], exceptions_to_handle=(REFUSAL,)))
     assert inside.invoke({}) == {"n": 1}
