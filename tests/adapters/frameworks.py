@@ -6,6 +6,7 @@ import copy
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 Answer = str | Callable[[list[str]], str]  # what a model answers: a text, or a function of its messages' texts
@@ -32,7 +33,10 @@ class Framework(ABC):
 
     @abstractmethod
     def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Give the prompt to a model as its users do, traced by a handler; gives the model's answer."""
+        """Give the prompt to a model as its users do; gives the model's answer.
+
+        A handler of its own traces it; the one that is given, or none where that is False.
+        """
 
     @abstractmethod
     async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
@@ -41,6 +45,18 @@ class Framework(ABC):
     @abstractmethod
     def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
         """Do that with a stream, to its end."""
+
+    @abstractmethod
+    def autolog(self, **options: Any) -> None:
+        """Switch pomlflow's autolog of this framework alone."""
+
+    @abstractmethod
+    def mlflow_autolog(self, *, disable: bool = False) -> None:
+        """Switch MLflow's autolog of this framework."""
+
+    @abstractmethod
+    def hooked(self) -> list[Any]:
+        """What is registered with the framework in the whole process."""
 
     @abstractmethod
     def partial(self, prompt: Any, **variables: Any) -> Any:
@@ -106,8 +122,23 @@ class LangChain(Framework):
             AIMessage([{"type": "text", "text": "Grey."}], id="a1", name="mate"),
         ]
 
+    def autolog(self, **options: Any) -> None:
+        import pomlflow.langchain
+
+        pomlflow.langchain.autolog(**options)
+
+    def mlflow_autolog(self, *, disable: bool = False) -> None:
+        import mlflow
+
+        mlflow.langchain.autolog(disable=disable, silent=True)
+
+    def hooked(self) -> list[Any]:
+        from langchain_core.tracers import context
+
+        return list(context._configure_hooks)
+
     def _config(self, handler: Any) -> Any:
-        return {"callbacks": [handler or self.handler()]}
+        return {} if handler is False else {"callbacks": [handler or self.handler()]}
 
     @staticmethod
     def _chain(prompt: Any, answer: Answer) -> Any:
@@ -140,15 +171,15 @@ class LlamaIndex(Framework):
         return _texts(await prompt.aformat_messages(**variables))
 
     def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        with handler or self.handler():
+        with self._handler(handler):
             return str(self._model(answer).predict(prompt, **variables))
 
     async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        with handler or self.handler():
+        with self._handler(handler):
             return str(await self._model(answer).apredict(prompt, **variables))
 
     def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        with handler or self.handler():
+        with self._handler(handler):
             return "".join(self._model(answer).stream(prompt, **variables))
 
     def partial(self, prompt: Any, **variables: Any) -> Any:
@@ -170,6 +201,25 @@ class LlamaIndex(Framework):
             ChatMessage(role="tool", content="grey", additional_kwargs={"tool_call_id": "c1", "name": "look"}),
             ChatMessage(role="assistant", content="Grey."),
         ]
+
+    def autolog(self, **options: Any) -> None:
+        import pomlflow.llama_index
+
+        pomlflow.llama_index.autolog(**options)
+
+    def mlflow_autolog(self, *, disable: bool = False) -> None:
+        import mlflow
+
+        mlflow.llama_index.autolog(disable=disable, silent=True)
+
+    def hooked(self) -> list[Any]:
+        from llama_index.core.instrumentation import get_dispatcher
+
+        root = get_dispatcher()
+        return [*root.event_handlers, *root.span_handlers]
+
+    def _handler(self, handler: Any) -> Any:
+        return nullcontext() if handler is False else handler or self.handler()
 
     @staticmethod
     def _model(answer: Answer) -> Any:

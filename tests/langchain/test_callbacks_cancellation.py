@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.messages import AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
 from mlflow.entities import Trace
 from tests.langchain.trees import GIVEN, QUIET, Broken, all_stored, chain, greeting, tree, trees, under
@@ -33,7 +33,11 @@ class State(TypedDict, total=False):
 
 
 class Endless(Broken):
-    """A model that streams two chunks and then nothing more."""
+    """A model that streams two chunks and then nothing more, and answers nothing without a stream."""
+
+    async def _agenerate(self, *_: Any, **__: Any) -> ChatResult:
+        await asyncio.Event().wait()
+        raise AssertionError
 
     async def _astream(
         self,

@@ -1,0 +1,176 @@
+"""One line, and every call of a framework with POML in it is traced, once, in the tree that the handler makes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Span, Trace
+from tests.adapters.frameworks import Framework
+
+import pomlflow
+
+Fetch = Callable[[], list[Trace]]
+Tree = list[tuple[str, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _off(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    hooked = framework.hooked()
+    yield
+    pomlflow.autolog(disable=True)
+    framework.mlflow_autolog(disable=True)
+    assert framework.hooked() == hooked
+
+
+@pytest.fixture
+def prompt(framework: Framework) -> Any:
+    return framework.prompts.from_template("<p>Hello {{name}}</p>", name="greet")
+
+
+def tree(trace: Trace) -> Tree:
+    """The name, type and parent's name of each span."""
+    names = {span.span_id: span.name for span in trace.data.spans}
+    return sorted((span.name, span.span_type, names.get(span.parent_id, "")) for span in trace.data.spans)
+
+
+def trees(fetch: Fetch) -> list[Tree]:
+    return sorted(map(tree, fetch()))
+
+
+def poml_span(trace: Trace) -> Span:
+    (span,) = [span for span in trace.data.spans if span.span_type == "PROMPT"]
+    return span
+
+
+def _in_threads(call: Callable[[], Any]) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(call) for _ in range(3)]:
+            done.result()
+
+
+async def _at_once(call: Callable[[], Awaitable[Any]]) -> None:
+    await asyncio.gather(call(), call())
+
+
+# How often each calls, and the call; "handler" is False for none.
+CALLS: dict[str, tuple[int, Callable[[Framework, Any, Any], Any]]] = {
+    "run": (1, lambda f, prompt, handler: f.run(prompt, handler=handler, name="Ada")),
+    "async": (1, lambda f, prompt, handler: f.arun(prompt, handler=handler, name="Ada")),
+    "stream": (1, lambda f, prompt, handler: f.stream(prompt, handler=handler, name="Ada")),
+    "at once": (2, lambda f, prompt, handler: _at_once(lambda: f.arun(prompt, handler=handler, name="Ada"))),
+    "threads": (3, lambda f, prompt, handler: _in_threads(lambda: f.run(prompt, handler=handler, name="Ada"))),
+}
+
+
+def make(call: str, framework: Framework, prompt: Any, handler: Any = False) -> None:
+    made = CALLS[call][1](framework, prompt, handler)
+    if inspect.isawaitable(made):
+        asyncio.run(_awaited(made))
+
+
+async def _awaited(made: Awaitable[Any]) -> Any:
+    return await made
+
+
+@pytest.mark.parametrize("part", ["all", "one"])
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_is_traced_as_with_the_handler(
+    framework: Framework, prompt: Any, stored_traces: Fetch, call: str, part: str
+) -> None:
+    single = "async" if call in ("async", "at once") else "run" if call == "threads" else call
+    make(single, framework, prompt, framework.handler())
+    (expected,) = trees(stored_traces)
+    (pomlflow.autolog if part == "all" else framework.autolog)()
+    make(call, framework, prompt)
+    assert trees(stored_traces) == [expected] * (1 + CALLS[call][0])
+
+
+ORDERS = [*itertools.permutations(["ours", "mlflow"]), ("ours", "mlflow", "ours"), ("mlflow", "ours", "mlflow")]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=" ".join)
+@pytest.mark.parametrize("call", ["run", "async"])
+def test_nothing_is_traced_twice_with_the_autolog_of_mlflow(
+    framework: Framework, prompt: Any, stored_traces: Fetch, order: tuple[str, ...], call: str
+) -> None:
+    make(call, framework, prompt, framework.handler())
+    steps = {"ours": pomlflow.autolog, "mlflow": framework.mlflow_autolog}
+    for step in order:
+        steps[step]()
+    make(call, framework, prompt)
+    expected, found = trees(stored_traces)
+    assert found == expected
+
+
+def test_the_autolog_of_mlflow_stays_when_ours_is_disabled(
+    framework: Framework, prompt: Any, stored_traces: Fetch
+) -> None:
+    make("run", framework, prompt, framework.handler())
+    framework.mlflow_autolog()
+    pomlflow.autolog()
+    pomlflow.autolog(disable=True)
+    make("run", framework, prompt)
+    expected, found = trees(stored_traces)
+    assert found == expected
+    framework.mlflow_autolog(disable=True)
+    make("run", framework, prompt)
+    assert len(stored_traces()) == 2
+
+
+def test_a_handler_in_the_call_makes_no_second_trace(framework: Framework, prompt: Any, stored_traces: Fetch) -> None:
+    make("run", framework, prompt, framework.handler())
+    pomlflow.autolog()
+    make("run", framework, prompt, framework.handler())
+    expected, found = trees(stored_traces)
+    assert found == expected
+
+
+def hidden(_: dict[str, Any]) -> dict[str, Any]:
+    return {"inputs": "hidden"}
+
+
+@pytest.mark.parametrize("with_mlflow", [False, True], ids=["alone", "with MLflow's"])
+def test_new_arguments_take_effect(framework: Framework, prompt: Any, stored_traces: Fetch, with_mlflow: bool) -> None:
+    """With MLflow's autolog, for the POML span, which is all that is ours there."""
+    if with_mlflow:
+        framework.mlflow_autolog()
+    for options in ({}, {"mask": hidden, "register": False}, {"log_traces": False}):
+        framework.autolog(**options)
+        make("run", framework, prompt)
+    pomlflow.flush()
+    traces = stored_traces()
+    assert ["mlflow.linkedPrompts" in trace.info.tags for trace in traces[:2]] == [True, False]
+    assert poml_span(traces[0]).inputs["context"] == {"name": "Ada"}
+    assert poml_span(traces[1]).inputs == "hidden"
+    assert len(traces) == 2 + with_mlflow
+
+
+def test_nothing_is_traced_when_it_is_disabled(framework: Framework, prompt: Any, stored_traces: Fetch) -> None:
+    pomlflow.autolog()
+    framework.autolog(disable=True)
+    make("run", framework, prompt)
+    pomlflow.autolog(disable=True)
+    make("run", framework, prompt)
+    framework.messages(prompt, name="Ada")
+    assert stored_traces() == []
+
+
+def test_a_prompt_outside_every_call_is_a_trace_of_its_own(
+    framework: Framework, prompt: Any, stored_traces: Fetch
+) -> None:
+    framework.autolog()
+    framework.text(prompt, name="Ada")
+    with mlflow.start_span("work"):
+        asyncio.run(framework.amessages(prompt, name="Ada"))
+    assert trees(stored_traces) == [
+        [("poml", "PROMPT", "")],
+        [("poml greet", "PROMPT", "work"), ("work", "UNKNOWN", "")],
+    ]
