@@ -183,9 +183,22 @@ def test_no_stored_text_is_longer_than_the_limit(
         assert poml_span(trace).inputs["context"] == {"text": LONG[:300] + "… [700 more characters: max_content]"}
 
 
-def test_half_an_emoji_costs_no_trace(framework: Framework, stored_traces: Fetch) -> None:
-    """No store takes one, and MLflow would lose the trace."""
-    assert framework.run(greeting(framework), "so \ud83d", name="\ud83d and \ud83d\ude00") == "so \ud83d"
-    (trace,) = stored_traces()
-    assert poml_span(trace).inputs["context"] == {"name": "\ufffd and 😀"}
-    assert "so \\ufffd" in everything(trace)
+@pytest.mark.parametrize("mask", [None, lambda content: {**content, "inputs": "\udc00"}], ids=["plain", "masked"])
+def test_half_an_emoji_costs_no_trace(framework: Framework, stored_traces: Fetch, mask: Any) -> None:
+    """In values, answers, streams and errors; no store takes one, and MLflow would lose the trace."""
+    handler, given = framework.handler(mask=mask), {"name": "\ud83d and \ud83d\ude00"}
+
+    def fail(messages: list[str]) -> str:
+        raise ValueError(f"cannot answer {messages[-1]} \ud83d")
+
+    assert framework.run(greeting(framework), "so \ud83d", handler=handler, **given) == "so \ud83d"
+    assert framework.stream(greeting(framework), "so \ud83d", handler=handler, **given) == "so \ud83d"
+    with pytest.raises(ValueError, match="cannot answer"):
+        framework.run(greeting(framework), fail, handler=handler, **given)
+    traces = stored_traces()
+    assert [trace.info.state.value for trace in traces] == ["OK", "OK", "ERROR"]
+    for trace in traces:
+        assert all(span.end_time_ns for span in trace.data.spans)
+    inputs = poml_span(traces[0]).inputs
+    assert inputs == "\ufffd" if mask else inputs["context"] == {"name": "\ufffd and 😀"}
+    assert "so \\ufffd" in everything(traces[0])

@@ -209,26 +209,6 @@ def test_no_text_is_longer_than_the_limit_and_no_large_media_are_stored(
     assert traces[4].data.spans[0].status.description == cut
 
 
-@pytest.mark.parametrize("mask", [None, lambda content: {**content, "inputs": "\udc00"}])
-def test_half_an_emoji_in_what_is_stored_costs_no_trace(traced: Any, index: Any, scripted: Any, mask: Any) -> None:
-    """In values, answers, streams and errors; no store takes one, and MLflow would lose the trace."""
-    prompt = PomlPromptTemplate("<p>{{context_str}} {{query_str}}</p>", name="qa")
-
-    def call() -> None:
-        engine = index.as_query_engine(llm=scripted("so \ud83d"), text_qa_template=prompt)
-        assert engine.query("\ud83d and \ud83d\ude00").response == "so \ud83d"
-        assert [*scripted("so \ud83d").stream_complete("Hi", formatted=True)]
-        with pytest.raises(ValueError, match="no"):
-            scripted(ValueError("no \ud83d")).chat([ChatMessage("\ud83d")])
-
-    with PomlCallbackHandler(mask=mask):
-        traces = traced(call)
-    assert [str(trace.info.state) for trace in traces] == ["OK", "OK", "ERROR"]
-    assert all(span.end_time_ns for trace in traces for span in trace.data.spans)
-    assert traces[0].data.spans[0].inputs == ({"str_or_query_bundle": "\ufffd and 😀"} if mask is None else "\ufffd")
-    assert traces[0].data.spans[0].outputs["response"] == "so \ufffd"
-
-
 def test_a_handler_that_fails_is_told_once_and_hurts_nobody(
     traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
 ) -> None:
