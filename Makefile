@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install example test lint format typecheck bench soak lock clean
+.PHONY: install example test lint format typecheck bench soak langchain-core lock clean
 
 install: .venv/ready
 
@@ -39,8 +39,16 @@ soak: install
 	  tests/engine/test_hostile_values.py tests/engine/test_soak.py
 	$(BIN)/python tests/benchmarks/run.py --soak
 
+# langchain-core's own tests with our handler in every run; about half an hour.
+langchain-core: install
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python .venv-langchain-core
+	$(BIN)/uv pip install --quiet --python .venv-langchain-core --editable '.[langchain]' --constraints requirements.lock \
+	  pytest pytest-asyncio pytest-mock pytest-socket pytest-benchmark pytest-codspeed syrupy freezegun responses \
+	  'blockbuster<1.6' grandalf numpy langchain-tests
+	.venv-langchain-core/bin/python tests/benchmarks/langchain_core_tests.py
+
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --python-version 3.11 --upgrade --no-annotate --no-header --output-file requirements.lock
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-langchain-core build dist .pytest_cache .mypy_cache .ruff_cache
