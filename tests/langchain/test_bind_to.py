@@ -118,7 +118,7 @@ def test_each_call_and_each_item_of_a_batch_has_its_own_frame() -> None:
     assert model.options == [heard(OSLO), heard(ROME), heard(OSLO)]
 
 
-def test_a_file_that_says_nothing_else_changes_nothing() -> None:
+def test_a_file_with_messages_alone_changes_no_argument() -> None:
     model = Model()
     prompt("<p>Go.</p>").bind_to(model).invoke({})
     assert model.options == [{"stop": None}]
@@ -130,7 +130,7 @@ def test_a_prompt_of_one_text_brings_its_frame_too() -> None:
     assert model.options == [{"stop": None, "temperature": 0.5}]
 
 
-def test_who_leaves_out_what_a_variable_decides_is_told() -> None:
+def test_a_function_whose_tool_a_variable_leaves_out_is_named_with_the_remedy() -> None:
     with pytest.raises(KeyError, match="heat"):
         prompt().bind_to(Model()).invoke({"place": "x", "days": [], "field": "f"})
 
@@ -184,7 +184,7 @@ BOUND: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("way", BOUND)
-async def test_what_is_bound_to_the_chain_reaches_the_model_and_wins(way: str) -> None:
+async def test_arguments_bound_to_the_chain_override_the_file(way: str) -> None:
     model = Model()
     llm = model.with_fallbacks([model]) if way == "model with fallbacks" else model
     chain = BOUND[way](prompt(SETTING).bind_to(llm))
@@ -274,7 +274,7 @@ def test_a_chain_goes_through_langchains_own_serialisation() -> None:
     assert twin.last.bound.model_name == "gpt-4o"
 
 
-def test_a_model_of_text_hears_the_settings_and_refuses_the_rest() -> None:
+def test_a_text_model_gets_the_settings_and_refuses_the_rest() -> None:
     assert prompt('<poml><runtime temperature="0.5"/><p>Go.</p></poml>').bind_to(TextModel()).invoke({}) == "the answer"
     with pytest.raises(ToolError, match="TextModel is a text model and takes no tools"):
         prompt(TOOL).bind_to(TextModel()).invoke({})
@@ -338,7 +338,7 @@ def test_functions_and_tools_that_do_not_match_are_refused_at_the_call() -> None
     assert len(model.received) == 2
 
 
-def test_a_model_that_hears_poml_takes_other_inputs_as_they_are() -> None:
+def test_a_bound_model_takes_other_inputs_unchanged() -> None:
     model = Model()
     step = prompt().bind_to(model).last
     step.invoke("Hi", seed=1)

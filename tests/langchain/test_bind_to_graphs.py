@@ -69,7 +69,7 @@ def graph(model: Any) -> Any:
     return builder.compile()
 
 
-def test_an_agent_by_hand_hears_the_whole_file_and_is_told_of_wrong_arguments() -> None:
+def test_an_agent_made_by_hand_gets_the_whole_file_and_errors_for_wrong_arguments() -> None:
     model = Agent(answers=calls("Oz", "Oslo"))
     messages = graph(model).invoke(ASKED)["messages"]
     refused, told = (message for message in messages if isinstance(message, ToolMessage))

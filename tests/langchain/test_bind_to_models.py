@@ -44,7 +44,7 @@ class Failing(Model):
         raise RuntimeError("out of order")
 
 
-def test_fallbacks_hear_the_frame_too() -> None:
+def test_fallbacks_get_the_frame_too() -> None:
     first, second = Failing(), Model()
     chain = prompt(SETTING).bind_to(first.with_fallbacks([second]))
     assert chain.invoke({}).content == "the answer"
@@ -57,7 +57,7 @@ def test_what_is_bound_around_fallbacks_gives_way_to_the_frame() -> None:
     assert first.options == second.options == [{"stop": None, "temperature": 0.5, "seed": 1}]
 
 
-def test_a_model_that_is_tried_again_hears_the_frame_each_time() -> None:
+def test_a_retried_model_gets_the_frame_each_time() -> None:
     model = Failing()
     again = {"stop_after_attempt": 3, "wait_exponential_jitter": False}
     for llm in (
@@ -85,7 +85,7 @@ def test_a_model_with_configurable_fields() -> None:
     assert chain.with_config(configurable={"answers": ["bound"]}).invoke({}).content == "bound"
 
 
-def test_a_model_with_alternatives_each_in_its_own_words() -> None:
+def test_each_alternative_of_a_model_gets_its_own_parameters() -> None:
     first, second, third = Model(), Model(), Model()
     llm = first.configurable_alternatives(
         ConfigurableField(id="llm"), default_key="first", second=second, third=third.with_fallbacks([first])

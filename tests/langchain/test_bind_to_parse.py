@@ -60,7 +60,7 @@ def test_a_fenced_answer_is_read() -> None:
     assert list(counting.stream(N))[-1] == {"n": 1}
 
 
-def test_a_model_of_text_may_answer_by_a_schema_that_the_prompt_itself_tells() -> None:
+def test_a_text_model_takes_no_schema() -> None:
     """Its client takes no schema, so that is an error before the call."""
     with pytest.raises(PomlError, match="takes no <output-schema>"):
         PROMPT.bind_to(TextModel(answers=['{"n": 1}']), parse=True).invoke(N)
@@ -133,7 +133,7 @@ def test_a_stream_that_ends_wrong_gives_what_was_right_first() -> None:
         next(stream)
 
 
-def test_a_wrong_answer_may_be_asked_for_again() -> None:
+def test_a_wrong_answer_can_be_retried() -> None:
     model = Model(answers=["Sorry.", '{"n": 1}'])
     counting = PROMPT.bind_to(model, parse=True)
     trying = counting.with_retry(retry_if_exception_type=(OutputParserException,), wait_exponential_jitter=False)
@@ -141,7 +141,7 @@ def test_a_wrong_answer_may_be_asked_for_again() -> None:
     assert len(model.received) == 2
 
 
-def test_a_file_without_a_schema_is_told_before_the_call() -> None:
+def test_a_file_without_a_schema_is_an_error_before_the_call() -> None:
     model = Model()
     with pytest.raises(PomlError, match="plain has no <output-schema>"):
         PomlPromptTemplate.from_template("<p>Go.</p>", name="plain").bind_to(model, parse=True).invoke({})

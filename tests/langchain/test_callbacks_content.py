@@ -182,7 +182,7 @@ def test_a_mask_reaches_all_that_is_stored(stored_traces: Fetch) -> None:
 # --- what goes wrong in tracing
 
 
-def test_a_render_that_cannot_be_traced_is_told_once_and_hurts_nobody(
+def test_a_render_that_cannot_be_traced_is_one_warning(
     stored_traces: Fetch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:

@@ -199,7 +199,7 @@ async def test_other_handlers_get_a_text_models_start_next_to_ours(mlflow_store:
     assert await _heard(PomlCallbackHandler(register=False)) == ["start", "end"]
 
 
-async def test_langchain_still_hides_a_text_models_start_beside_an_inline_handler(mlflow_store: str) -> None:
+async def test_langchain_still_hides_a_text_models_start_with_an_inline_handler(mlflow_store: str) -> None:
     class Inline(BaseCallbackHandler):
         run_inline = True
 

@@ -81,7 +81,7 @@ def test_variables_come_from_the_context_and_the_state() -> None:
     ]
 
 
-def test_a_missing_variable_is_told_by_its_name() -> None:
+def test_a_missing_variable_is_named() -> None:
     with pytest.raises(KeyError, match="ship"):
         made(Agent(), variables=None).invoke(ASKED)
 
@@ -118,7 +118,7 @@ def test_the_agents_own_system_prompt_and_that_of_other_middleware_stay() -> Non
     assert messages[-1].content == "Added."
 
 
-def test_what_other_middleware_has_set_wins() -> None:
+def test_settings_of_other_middleware_override_the_file() -> None:
     class Before(middlewares.AgentMiddleware):
         def wrap_model_call(self, request: Any, handler: Any) -> Any:
             return handler(request.override(model_settings={"temperature": 0}, tool_choice="auto"))
@@ -137,7 +137,7 @@ def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
     assert [block["type"] for block in model.received[0][0].content] == ["text", "image", "text"]
 
 
-def test_a_model_that_another_middleware_chooses_hears_its_own_words() -> None:
+def test_a_model_that_another_middleware_selects_gets_its_own_parameters() -> None:
     """OpenAI has no top_k: the file is refused there, and the fallback is asked."""
     openai, anthropic = pytest.importorskip("langchain_openai"), pytest.importorskip("langchain_anthropic")
     from tests.model_server import model_server
@@ -188,7 +188,7 @@ def test_an_object_against_the_schema_is_an_error_that_holds_the_answer() -> Non
     assert caught.value.answer == '{"n": "x"}'
 
 
-def test_a_response_format_of_the_agents_own_wins() -> None:
+def test_a_response_format_of_the_agents_own_overrides_the_schema() -> None:
     own = {"title": "Own", "type": "object", "properties": {"m": {"type": "integer"}}}
     strategy = pytest.importorskip("langchain.agents.structured_output").ProviderStrategy(own)
     model = Agent(answers=['{"m": 1}'])
@@ -262,7 +262,7 @@ def test_a_real_client_gets_what_openai_wants_and_the_function_what_it_takes() -
     }
 
 
-def test_without_langchain_itself_the_middleware_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_langchain_the_middleware_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import pomlflow.langchain
 
     for name in [name for name in sys.modules if name == "langchain" or name.startswith("langchain.")]:

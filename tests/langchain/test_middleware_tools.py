@@ -59,7 +59,7 @@ def located(city: str, runtime: ToolRuntime, days: int = 1) -> str:
 
 
 @pytest.mark.skipif(ToolRuntime is None, reason="it came with langchain 1.0.1")
-def test_a_function_gets_the_runtime_beside_checked_arguments() -> None:
+def test_a_function_gets_the_runtime_with_checked_arguments() -> None:
     model = Agent(answers=[call("7", city="Oslo", runtime="mine"), call("8", city="Oslo"), "So."])
     markup = MARKUP.replace('"required": ["city"]', '"required": ["city"], "additionalProperties": false')
     state = made(model, markup=markup, tools={"weather": located}).invoke(ASKED)

@@ -50,7 +50,7 @@ def server() -> Iterator[ModelServer]:
 
 @pytest.mark.filterwarnings("ignore:.*non-text parts")
 @pytest.mark.parametrize("client", CLIENTS)
-def test_each_providers_agent_sends_what_the_file_says_and_the_tools_picture(client: str, server: ModelServer) -> None:
+def test_each_providers_agent_sends_the_files_settings_and_the_tools_picture(client: str, server: ModelServer) -> None:
     model = client_of(client, server.url)
     if model is None:
         pytest.skip(f"no {client} that can be sent to this machine")

@@ -50,7 +50,7 @@ async def test_a_bare_list_is_the_only_history() -> None:
     assert (await prompt.ainvoke(given)).to_messages() == expected
 
 
-def test_a_bare_value_beside_history_is_the_required_variable() -> None:
+def test_a_bare_value_is_the_required_variable_and_not_the_history() -> None:
     prompt = PomlPromptTemplate('<poml><conversation messages="{{h}}"/><human-msg>{{q}}</human-msg></poml>')
     assert prompt.invoke("Why?").to_messages() == [HumanMessage("Why?")]
 

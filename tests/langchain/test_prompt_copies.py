@@ -136,7 +136,7 @@ def test_loads_follows_the_file_where_it_is(file: Path) -> None:
 
 
 @pytest.mark.skipif(not ASKS, reason="this LangChain asks for no classes")
-def test_loads_needs_the_class_and_the_namespace_as_langchain_asks_for_them() -> None:
+def test_loads_needs_the_class_and_the_namespace() -> None:
     """LangChain revives nothing that it does not know and that is not named."""
     text = dumps(poml())
     for options in ({"allowed_objects": "all"}, {"allowed_objects": [PomlPromptTemplate]}):
@@ -153,7 +153,7 @@ def test_chains_and_templates_with_a_prompt_are_serialised(file: Path) -> None:
     assert loads(dumps(outer), **loading(type(outer[1]), type(outer[1].prompt))) == outer
 
 
-def test_what_is_no_json_is_told_and_not_hidden() -> None:
+def test_a_field_that_is_no_json_is_an_error() -> None:
     serialised = dumpd(poml(partial_variables={"role": lambda: "a poet"}))
     assert serialised["kwargs"]["partial_variables"]["role"]["type"] == "not_implemented"
 
@@ -210,7 +210,7 @@ def test_copies_of_a_prompt_value_keep_the_frame(value: Any) -> None:
         assert one.to_messages() == value.to_messages()
 
 
-def test_a_value_of_messages_alone_says_that_it_has_no_frame() -> None:
+def test_a_value_of_messages_alone_has_no_frame() -> None:
     for value in (PomlChatPromptValue(messages=SHORT), PomlStringPromptValue(text="x")):
         with pytest.raises(PomlError, match="no POML frame"):
             _ = value.frame

@@ -33,7 +33,7 @@ def test_names_that_pydantic_has_for_itself_are_names_in_schemas(name: str) -> N
     assert (list(schema["properties"]), schema["required"]) == ([name], [name])
 
 
-def test_a_chain_tells_its_prompts(prompt: Any) -> None:
+def test_a_chain_lists_its_prompts(prompt: Any) -> None:
     assert (prompt | Model()).get_prompts() == [prompt]
 
 
@@ -106,7 +106,7 @@ def test_a_stylesheet_is_applied() -> None:
     assert prompt.invoke("a").to_string() != PomlPromptTemplate(markup).invoke("a").to_string()
 
 
-def test_validate_says_early_what_is_wrong() -> None:
+def test_validate_raises_before_a_render() -> None:
     assert poml().validate(role="a", question="b") == []
     with pytest.raises(MissingVariableError):
         poml().validate(role="a")
@@ -136,7 +136,7 @@ async def test_the_prompt_value_carries_the_frame() -> None:
     ("name", "meant"),
     [("chatt", "chat"), ("base_dri", "base_dir"), ("template_format", None), ("regsiter", "register")],
 )
-def test_a_keyword_that_nobody_knows_is_refused(name: str, meant: str | None) -> None:
+def test_an_unknown_keyword_is_refused(name: str, meant: str | None) -> None:
     """LangChain's own prompts swallow it, and do something else than was asked for."""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'") as refused:
         PomlPromptTemplate.from_template("<p>Hi</p>", **{name: False})

@@ -55,7 +55,7 @@ def test_options_of_both_ways_to_make_one(file: Path) -> None:
         assert prompt.invoke("Why?").to_string() == "You are a poet.\nWhy?"
 
 
-def test_a_changed_file_changes_the_prompt_and_what_it_tells(file: Path) -> None:
+def test_a_changed_file_changes_the_prompt_and_its_fields(file: Path) -> None:
     prompt = PomlPromptTemplate.from_file(file)
     chain = prompt | Model()
     chain.invoke(GIVEN)
@@ -101,7 +101,7 @@ def test_partial_variables_stay_over_a_change(file: Path) -> None:
     assert prompt.partial_variables["role"] == "a poet"
 
 
-async def test_a_render_asks_once_for_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_render_reads_the_files_state_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = PomlPromptTemplate.from_file(file)
     prompt.invoke(GIVEN)
     asked: list[Any] = []
@@ -127,7 +127,7 @@ def test_a_deleted_file_and_a_changed_folder(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_relative_sources_are_beside_the_file(file: Path, tmp_path: Path) -> None:
+def test_relative_sources_are_relative_to_the_file(file: Path, tmp_path: Path) -> None:
     (file.parent / "note.txt").write_text("a note", encoding="utf-8")
     rewrite(file, "<poml><document src='note.txt'/></poml>")
     assert PomlPromptTemplate.from_file(file).format() == "Human: a note"

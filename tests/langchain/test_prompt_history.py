@@ -161,7 +161,7 @@ def test_the_roles_of_free_text_around_a_history_are_those_of_poml() -> None:
     assert [message.type for message in value.to_messages()] == ["system", "human", "ai", "human"]
 
 
-def test_free_text_is_not_changed_by_a_history_beside_it() -> None:
+def test_free_text_is_not_changed_by_a_history() -> None:
     """Its blank lines are its own."""
     text = '<system-msg><text whiteSpace="pre">\n\n x \n\n</text></system-msg>'
     alone = PomlPromptTemplate(f"<poml>{text}<human-msg>q</human-msg></poml>").invoke({}).to_messages()

@@ -23,7 +23,7 @@ def test_a_chain_under_trio_runs_in_a_thread(chain: Runnable[dict[str, str], str
     assert anyio.run(main, backend="trio") == ("Hi!", ["Hi!"])
 
 
-def test_an_async_render_under_trio_says_what_to_do() -> None:
+def test_an_async_render_under_trio_is_an_error_with_its_remedy() -> None:
     """LangChain's own ways, such as `ainvoke`, need asyncio too, and mostly fail before a prompt is asked."""
 
     async def main() -> None:

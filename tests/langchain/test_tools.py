@@ -42,7 +42,7 @@ def weather(city: str, days: int = 1) -> str:
     return f"Rain in {city} for {days}"
 
 
-def test_a_tool_is_told_as_the_file_says_and_runs_the_function() -> None:
+def test_a_tool_has_the_files_description_and_runs_the_function() -> None:
     found = made(weather)
     assert convert_to_openai_tool(found)["function"] == {
         "name": "weather",
@@ -90,7 +90,7 @@ class Day(BaseModel):
     city: str
 
 
-def test_langchain_makes_of_the_json_what_the_functions_signature_says() -> None:
+def test_langchain_converts_arguments_to_the_types_of_the_function() -> None:
     markup = '<poml><tool-definition name="plan">{"type": "object"}</tool-definition><p>Go.</p></poml>'
     (found,) = PomlPromptTemplate.from_template(markup).tools({"plan": lambda day: day})
     assert found.invoke({"day": {"city": "Oslo"}}) == {"city": "Oslo"}

@@ -73,7 +73,7 @@ def test_the_documentation_has_the_table() -> None:
     assert documented() == table(), "write it anew: python -m tests.langchain.wire_table"
 
 
-def test_ollamas_own_options_stay_beside_the_settings(clients: dict[str, Any], server: ModelServer) -> None:
+def test_ollamas_own_options_are_kept_with_the_settings(clients: dict[str, Any], server: ModelServer) -> None:
     """Given options, ChatOllama forgets its fields."""
     chain = prompt('<runtime temperature="0.5" stop="END"/><p>Hi</p>').bind_to(_given(clients, "ChatOllama"))
     chain.invoke({})
@@ -106,7 +106,7 @@ def test_googles_client_still_takes_no_model_in_a_call(clients: dict[str, Any], 
         ("ChatOllama", {"stop": ["X"]}, "options.stop", ["X"]),
     ],
 )
-def test_what_is_bound_to_the_chain_wins_in_the_clients_own_word_too(
+def test_arguments_bound_to_the_chain_override_the_file_in_the_clients_own_names(
     client: str, bound: dict[str, Any], path: str, value: Any, clients: dict[str, Any], server: ModelServer
 ) -> None:
     markup = "<runtime temperature='0.5' max-tokens='50' stop-sequences='[\"END\"]'/><p>Hi</p>"
@@ -129,7 +129,7 @@ async def test_a_stream_carries_the_frame_and_comes_in_pieces(
         assert found(body, "", path[CLIENTS.index(client)]) == 0.5
 
 
-def test_fallbacks_hear_the_same_file_in_their_own_words(clients: dict[str, Any], server: ModelServer) -> None:
+def test_fallbacks_get_the_same_file_in_their_own_parameters(clients: dict[str, Any], server: ModelServer) -> None:
     """OpenAI has no top_k; the file is refused there, and Anthropic takes it."""
     llm = _given(clients, "ChatOpenAI").with_fallbacks([_given(clients, "ChatAnthropic")])
     prompt('<runtime top-k="5" max-tokens="9" stop="END"/><p>Hi</p>').bind_to(llm).invoke({})
@@ -184,7 +184,7 @@ def test_what_openai_lacks_goes_to_a_server_that_has_it_by_an_extra_body(
     assert server.bodies[0]["top_k"] == 5
 
 
-def test_bound_tools_are_made_strict_beside_a_schema(clients: dict[str, Any], server: ModelServer) -> None:
+def test_bound_tools_are_made_strict_with_a_schema(clients: dict[str, Any], server: ModelServer) -> None:
     """The OpenAI SDK refuses the request else."""
     server.answers[:] = ['{"n": 1}', [Call("now", {"zone": None})]]
     openai = _given(clients, "ChatOpenAI").bind_tools(

@@ -149,7 +149,7 @@ def _without_media(message: BaseMessage) -> tuple[BaseMessage, list[Any]]:
     found = [block for block in message.content if _is_media(block)]
     if not found:
         return message, []
-    text = "\n\n".join(_told(block) for block in message.content)
+    text = "\n\n".join(_as_text(block) for block in message.content)
     head = {"type": "text", "text": media.heading(message.name or "tool", message.tool_call_id)}
     return message.model_copy(update={"content": text}), [head, *found]
 
@@ -158,8 +158,8 @@ def _is_media(block: str | Mapping[str, Any]) -> bool:
     return isinstance(block, Mapping) and str(block.get("type")) in _MEDIA
 
 
-def _told(block: str | Mapping[str, Any]) -> str:
-    """A block of a tool's response as text: media by what they are."""
+def _as_text(block: str | Mapping[str, Any]) -> str:
+    """Return a block of a tool's response as text; for media, what they are."""
     if not _is_media(block):
         return block if isinstance(block, str) else str(block.get("text", ""))
     part = _part(block)
