@@ -128,6 +128,9 @@ def pytest_configure() -> None:
         made = PomlCallbackHandler(register=False)
     hook: Any = _Hook(made)
     register_configure_hook(hook, inheritable=True)
+    from langchain_core.language_models import FakeListChatModel
+
+    FakeListChatModel(responses=["Hi"]).invoke("Hello")
 
 
 @contextmanager
