@@ -169,9 +169,9 @@ def test_a_prompt_outside_every_call_is_a_trace_of_its_own(
     framework: Framework, prompt: Any, stored_traces: Fetch
 ) -> None:
     framework.autolog()
-    framework.text(prompt, name="Ada")
+    prompt.format_messages(name="Ada")
     with mlflow.start_span("work"):
-        asyncio.run(framework.amessages(prompt, name="Ada"))
+        asyncio.run(prompt.aformat_messages(name="Ada"))
     assert trees(stored_traces) == [
         [("poml", "PROMPT", "")],
         [("poml greet", "PROMPT", "work"), ("work", "UNKNOWN", "")],
