@@ -319,7 +319,7 @@ def _resolve(
         elif isinstance(runnable, DynamicRunnable):
             runnable, config = runnable.prepare(config)
         elif _is_configurable(runnable):
-            runnable = cast("Any", runnable)._model(config)
+            runnable = cast("Any", runnable)._model(config)  # noqa: SLF001 - see _is_configurable
         else:
             return runnable, bound, config
 
