@@ -40,7 +40,7 @@ def reference(**options: Any) -> ChatPromptTemplate:
 
 
 class Model(BaseChatModel):
-    """A chat model that gives scripted answers (texts, messages) by turns, and keeps the messages that it was given."""
+    """A chat model with scripted answers (texts, messages), in rotation, that records the messages it receives."""
 
     answers: list[Any] = Field(default_factory=lambda: ["the answer"])
     received: list[list[BaseMessage]] = Field(default_factory=list)
@@ -68,7 +68,7 @@ class Model(BaseChatModel):
 
 
 class TextModel(LLM):
-    """A model of text that gives scripted answers, by turns, and keeps the texts that it was given."""
+    """A text model with scripted answers, in rotation, that records the texts it receives."""
 
     answers: list[str] = Field(default_factory=lambda: ["the answer"])
     received: list[str] = Field(default_factory=list)
@@ -89,14 +89,14 @@ class TextModel(LLM):
 
 
 class Runs(BaseCallbackHandler):
-    """Keeps what LangChain tells about the runs of prompts and chains."""
+    """Records the callbacks of prompts and chains."""
 
     def __init__(self) -> None:
         self.started: list[dict[str, Any]] = []
         self.ended: list[Any] = []
 
-    def on_chain_start(self, serialized: Any, inputs: Any, **told: Any) -> None:
-        self.started.append({key: told[key] for key in ("name", "run_type", "tags", "metadata")})
+    def on_chain_start(self, serialized: Any, inputs: Any, **options: Any) -> None:
+        self.started.append({key: options[key] for key in ("name", "run_type", "tags", "metadata")})
 
     def on_chain_end(self, outputs: Any, **_: Any) -> None:
         self.ended.append(outputs)

@@ -1,4 +1,4 @@
-"""What else a POML file says reaches the model: in every verb, at each call anew, and the caller's own word wins."""
+"""`bind_to`: settings, tools and schema reach the model in every method; call-time arguments override them."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_function_whose_tool_a_variable_leaves_out_is_named_with_the_remedy() 
 
 
 class Slow(Model):
-    """A model that streams its answer by letters, and says how many it has given."""
+    """A model that streams its answer by letters and counts them."""
 
     given: list[str] = []  # noqa: RUF012 - pydantic copies it for each model
 

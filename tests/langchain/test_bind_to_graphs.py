@@ -92,7 +92,7 @@ def test_its_trace_has_the_renders_in_its_nodes(stored_traces: Callable[[], list
 @pytest.mark.filterwarnings("ignore:create_react_agent has been moved")
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_langgraphs_react_agent_takes_the_prompt_and_its_tools() -> None:
-    """Its own binding tells the model of the tools; the prompt gives the messages."""
+    """The tools are bound to the model; the prompt makes the messages."""
     model = Agent(answers=calls("Oz", "Oslo"))
     agent = prebuilt.create_react_agent(model, PROMPT.tools([weather], messages=[]), prompt=PROMPT)
     messages = agent.invoke(ASKED)["messages"]

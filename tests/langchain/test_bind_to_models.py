@@ -37,7 +37,7 @@ def now() -> str:
 
 
 class Failing(Model):
-    """A model that fails, after it was told."""
+    """A model that records its arguments and fails."""
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
         super()._generate(messages, *args, **kwargs)

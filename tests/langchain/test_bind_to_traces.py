@@ -1,4 +1,4 @@
-"""What is stored of a chain to a model that hears POML: no span more, and the settings on the model's."""
+"""Traces of `bind_to`: no additional span, and the settings on the model's span."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_tree_is_that_of_prompt_and_model_and_the_settings_are_on_the_models
 ) -> None:
     config = {"callbacks": [PomlCallbackHandler()]}
     CALLS[call](prompt().bind_to(model()) | StrOutputParser(), config)
-    # LangChain nests a model right under its fallbacks where something is bound to it, and else beside them.
+    # LangChain nests a model right under its fallbacks where something is bound to it, and else as their sibling.
     bound = model().bind(seed=1)
     for llm in (bound.with_retry(), bound.with_fallbacks([model()])):
         CALLS[call](prompt() | llm | StrOutputParser(), config)

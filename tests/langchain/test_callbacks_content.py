@@ -51,7 +51,7 @@ def poml_span(trace: Trace) -> Span:
 
 
 class Documents(BaseRetriever):
-    """Finds what it is asked for."""
+    """Finds a document about the query."""
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         return [Document(f"about {query}", metadata={"doc_uri": "a.txt"})]
@@ -95,7 +95,7 @@ def _lasting(value: Any) -> Any:
 
 
 def test_media_are_attachments_and_not_inline(stored_traces: Fetch) -> None:
-    """Those that a prompt shows, that a caller gives, and that a model answers with, in every span."""
+    """In every span: media of a prompt, of a caller and of a model's answer."""
     file = (ASSETS / "box.jpg").as_posix()  # a smaller one is text in a prompt's variables: `tracking.spans._LONG`
     prompt = PomlPromptTemplate.from_template(
         f'<poml><human-msg>See <img src="{file}" syntax="multimedia"/></human-msg>'
@@ -144,7 +144,7 @@ def hide(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class Repeating(Broken):
-    """A model whose failure tells what it was given."""
+    """A model whose error contains its input."""
 
     def _call(self, messages: Any, *_: Any, **__: Any) -> str:
         raise ValueError(f"cannot answer {messages[-1].content}")

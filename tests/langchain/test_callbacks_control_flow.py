@@ -235,7 +235,7 @@ def test_a_command_to_the_parent_graph_is_no_error(config: RunnableConfig, store
 
 @pytest.fixture(params=["swarm", "supervisor"])
 def crew(request: pytest.FixtureRequest) -> Any:
-    """Two agents, of which the first hands over to the second by a tool; a supervisor gets the word back."""
+    """Two agents, of which the first hands over to the second by a tool; a supervisor continues afterwards."""
 
     @tool
     def hand_over(tool_call_id: Annotated[str, InjectedToolCallId]) -> Any:

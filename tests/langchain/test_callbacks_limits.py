@@ -38,7 +38,7 @@ def fail(_: Any) -> None:
 def test_no_text_is_longer_and_no_large_media_are_stored(
     mask: Any, stored_traces: Callable[[], list[Trace]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the chain, the prompt, the model, streams, errors; the model itself gets and gives all."""
+    """In spans of the chain, the prompt, the model, streams and errors; the model itself is not limited."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=300))
     config: Any = {"callbacks": [PomlCallbackHandler(register=False, mask=mask)]}

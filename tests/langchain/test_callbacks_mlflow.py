@@ -166,8 +166,8 @@ def test_mlflows_autolog_and_tracer_still_trace_a_model_twice(stored_traces: Fet
     assert sum(tree.count("FakeListChatModel") for tree in _trees_or_less(stored_traces)) == 2, NO_LONGER
 
 
-class Heard(AsyncCallbackHandler):
-    """A handler as users write them; keeps the names of what it was told."""
+class Recording(AsyncCallbackHandler):
+    """A user's handler that records the names of its callbacks."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -179,10 +179,10 @@ class Heard(AsyncCallbackHandler):
         self.events.append("end")
 
 
-async def _heard(other: BaseCallbackHandler) -> list[str]:
-    heard = Heard()
-    await (greeting() | TextModel()).ainvoke(GIVEN, {"callbacks": [other, heard]})
-    return heard.events
+async def _recorded(other: BaseCallbackHandler) -> list[str]:
+    recording = Recording()
+    await (greeting() | TextModel()).ainvoke(GIVEN, {"callbacks": [other, recording]})
+    return recording.events
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -196,14 +196,14 @@ async def test_events_of_a_text_model_report_its_start(stored_traces: Fetch, ver
 
 
 async def test_other_handlers_get_a_text_models_start_next_to_ours(mlflow_store: str) -> None:
-    assert await _heard(PomlCallbackHandler(register=False)) == ["start", "end"]
+    assert await _recorded(PomlCallbackHandler(register=False)) == ["start", "end"]
 
 
 async def test_langchain_still_hides_a_text_models_start_with_an_inline_handler(mlflow_store: str) -> None:
     class Inline(BaseCallbackHandler):
         run_inline = True
 
-    assert await _heard(Inline()) == ["end"], "LangChain mends this: `Tracer.run_inline` can be a plain True"
+    assert await _recorded(Inline()) == ["end"], "LangChain mends this: `Tracer.run_inline` can be a plain True"
 
 
 def _apart(call: Call) -> None:
@@ -219,7 +219,7 @@ async def _after(call: Call) -> Any:
 
 
 def _places(traces: list[Trace]) -> list[str]:
-    """The names of what each poml span stands below."""
+    """Return the name of each poml span's parent."""
     found = []
     for trace in traces:
         names = {span.span_id: span.name for span in trace.data.spans}

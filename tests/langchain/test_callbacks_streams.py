@@ -28,12 +28,12 @@ RunnableSequence CHAIN ERROR
 
 
 class Stuck(Broken):
-    """A model that never answers; `asked` is set when it is asked."""
+    """A model that never answers; `called` is set when it is called."""
 
-    asked: Any = None
+    called: Any = None
 
     async def _agenerate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
-        self.asked.set()
+        self.called.set()
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -135,10 +135,10 @@ async def test_chains_called_between_two_chunks_have_traces_of_their_own(
 async def test_a_call_that_is_cancelled_is_stored_with_all_its_runs(
     background: None, handler: PomlCallbackHandler, stored_traces: Fetch
 ) -> None:
-    """LangChain never tells of the end of a model that is cancelled; MLflow would hold the trace back for ever."""
-    asked = asyncio.Event()
-    call = asyncio.ensure_future((greeting() | Stuck(asked=asked)).ainvoke(GIVEN, {"callbacks": [handler]}))
-    await asked.wait()
+    """LangChain does not report the end of a cancelled model; MLflow would never store the trace."""
+    called = asyncio.Event()
+    call = asyncio.ensure_future((greeting() | Stuck(called=called)).ainvoke(GIVEN, {"callbacks": [handler]}))
+    await called.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

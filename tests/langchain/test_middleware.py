@@ -138,7 +138,7 @@ def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
 
 
 def test_a_model_that_another_middleware_selects_gets_its_own_parameters() -> None:
-    """OpenAI has no top_k: the file is refused there, and the fallback is asked."""
+    """OpenAI has no top_k: the file is refused there, and the fallback is called."""
     openai, anthropic = pytest.importorskip("langchain_openai"), pytest.importorskip("langchain_anthropic")
     from tests.model_server import model_server
 
@@ -153,7 +153,7 @@ def test_a_model_that_another_middleware_selects_gets_its_own_parameters() -> No
 
 
 def test_only_what_the_file_names_is_rendered_with() -> None:
-    """An agent's state may hold megabytes, and what nobody is to see in a trace."""
+    """An agent's state may hold megabytes, and data that must not be stored in a trace."""
     seen = []
 
     class Watched(PomlPromptTemplate):

@@ -46,7 +46,7 @@ async def test_wrong_arguments_go_back_to_an_async_agents_model_too() -> None:
 
 def test_a_tool_whose_schema_the_state_decides_is_checked_by_the_state() -> None:
     markup = MARKUP.replace('"maximum": 7', '"maximum": {{limit}} ')
-    limits = iter([1, 1, 9, 9, 9])  # asked for by each call of the model, and of the tool
+    limits = iter([1, 1, 9, 9, 9])  # read by each call of the model, and of the tool
     model = Agent(answers=[call("1", city="Oslo", days=5), call("2", city="Oslo", days=5), "It rains."])
     agent = made(model, markup=markup, variables=lambda state, runtime: {"ship": "x", "limit": next(limits)})
     messages = agent.invoke(ASKED)["messages"]
@@ -54,7 +54,7 @@ def test_a_tool_whose_schema_the_state_decides_is_checked_by_the_state() -> None
 
 
 def located(city: str, runtime: ToolRuntime, days: int = 1) -> str:
-    """A function that is given what no model gives."""
+    """A function with an argument that LangChain injects."""
     return f"{city} after {len(runtime.state['messages'])}, call {runtime.tool_call_id}, {days}"
 
 
@@ -82,7 +82,7 @@ def test_a_tool_that_is_there_only_at_times_is_offered_and_checked_when_it_is() 
 
 @tool("weather")
 def agents_weather(city: str, days: int = 1) -> str:
-    """LangChain's words."""
+    """With LangChain's own message."""
     return f"Sun in {city}"
 
 

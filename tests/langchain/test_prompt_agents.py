@@ -152,7 +152,7 @@ def test_stuffing_documents(prompt: Any, document_prompt: Any) -> None:
 
 
 class Documents(BaseRetriever):
-    """Finds what it is asked for."""
+    """Finds a document about the query."""
 
     def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
         return [Document(query)]

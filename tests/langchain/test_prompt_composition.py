@@ -1,4 +1,4 @@
-"""POML prompts beside, before and inside LangChain's own templates; each test runs with both kinds."""
+"""POML prompts combined with LangChain's own templates; each test runs with both kinds."""
 
 from __future__ import annotations
 

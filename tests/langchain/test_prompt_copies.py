@@ -1,4 +1,4 @@
-"""Copies of a POML prompt and of what it gives: pickled, deep, serialised, checkpointed."""
+"""Copies of a POML prompt and of its values: pickled, deep, serialised, checkpointed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pomlflow import PomlError
 from pomlflow.langchain import PomlChatPromptValue, PomlPromptTemplate, PomlStringPromptValue
 
 CLASSES = [PomlPromptTemplate, ChatPromptTemplate, RunnableSequence, StrOutputParser, AIMessage]
-# LangChain 1.0 does not ask for the classes.
+# LangChain 1.0 does not need the classes.
 ASKS = "allowed_objects" in inspect.signature(loads).parameters
 
 
@@ -116,7 +116,7 @@ def test_a_pickle_travels_to_another_process(tmp_path: Path) -> None:
 
 
 def test_a_prompt_of_a_file_is_loaded_where_the_file_is_not(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What it said travels with it, as one warning tells."""
+    """The pickle holds the file's content, and one warning is logged."""
     prompt = PomlPromptTemplate.from_file(file)
     text, pickled = dumps(prompt), pickle.dumps(prompt)
     file.unlink()
@@ -223,7 +223,7 @@ class State(TypedDict, total=False):
 
 
 async def test_a_checkpoint_of_a_prompt_value_is_that_of_langchains_own(caplog: pytest.LogCaptureFixture) -> None:
-    """LangGraph stores it and gives it back, and says no more about it than about ChatPromptValue."""
+    """LangGraph stores and loads it with the same warnings as ChatPromptValue."""
     checkpoint = pytest.importorskip("langgraph.checkpoint.memory")
     graph = pytest.importorskip("langgraph.graph")
     said = {}
@@ -237,7 +237,7 @@ async def test_a_checkpoint_of_a_prompt_value_is_that_of_langchains_own(caplog: 
         with caplog.at_level(logging.DEBUG):
             compiled.invoke({"question": "Why?"}, config)
             restored = compiled.get_state(config).values["asked"]
-        # LangGraph 1.2 gives the messages back as plain BaseMessages, LangChain's own too.
+        # LangGraph 1.2 returns the messages as plain BaseMessages, LangChain's own too.
         found = [(type(message), message.type, message.content) for message in restored.to_messages()]
         assert [content for _, _, content in found] == ["You are a poet.", "Why?"]
         assert (await compiled.ainvoke({"question": "How?"}, config))["asked"].to_messages()[1].content == "How?"

@@ -1,4 +1,4 @@
-"""What a POML prompt tells about itself, and what its values carry."""
+"""The fields of a POML prompt and of its values."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_with_chat_off_roles_are_gone_and_a_chat_model_gets_a_human_message() ->
 
 @pytest.mark.parametrize("field", ["template", "path", "chat", "base_dir", "stylesheet", "register_prompt"])
 def test_what_a_prompt_is_made_of_cannot_be_set_afterwards(field: str) -> None:
-    """It would change what the prompt says of itself, and not what it renders."""
+    """It would change the prompt's fields, and not its renders."""
     with pytest.raises(ValueError, match="frozen"):
         setattr(poml(), field, None)
 
@@ -137,7 +137,7 @@ async def test_the_prompt_value_carries_the_frame() -> None:
     [("chatt", "chat"), ("base_dri", "base_dir"), ("template_format", None), ("regsiter", "register")],
 )
 def test_an_unknown_keyword_is_refused(name: str, meant: str | None) -> None:
-    """LangChain's own prompts swallow it, and do something else than was asked for."""
+    """LangChain's own prompts ignore it."""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'") as refused:
         PomlPromptTemplate.from_template("<p>Hi</p>", **{name: False})
     assert meant is None or f"did you mean '{meant}'?" in str(refused.value)

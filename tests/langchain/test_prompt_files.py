@@ -1,4 +1,4 @@
-"""A prompt of a file follows its file, and says so in the fields that LangChain reads."""
+"""A prompt of a file follows its file, also in the fields that LangChain reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A history reaches the model as it is: the very messages, in the place that POML gives them."""
+"""A history reaches the model unchanged: the same messages, at their place in the markup."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def test_a_refused_template_with_a_history_is_an_error() -> None:
 
 
 def test_a_text_is_no_history(prompt: Any) -> None:
-    """Whose words it holds, nobody has said; `MessagesPlaceholder` refuses it too."""
+    """Its role is unknown; `MessagesPlaceholder` refuses it too."""
     with pytest.raises((ValueError, VariableError), match="list of"):
         prompt.invoke({**GIVEN, "history": "Hi"})
 
@@ -320,7 +320,7 @@ def test_a_text_is_no_history(prompt: Any) -> None:
     "expression", ["h.slice(-2)", "(h || []).slice(-2)", "[...h].slice(-2)", "s.messages.slice(-2)", "[h[1], h[2]]"]
 )
 def test_an_expression_may_choose_among_pairs(expression: str) -> None:
-    """POML (0.0.8) makes an empty message of each pair that it gets, in silence."""
+    """POML (0.0.8) makes an empty message of each pair, without an error."""
     prompt = PomlPromptTemplate.from_template(f'<poml><p>Go</p><conversation messages="{{{{{expression}}}}}"/></poml>')
     pairs = [("human", "a"), ("ai", "b"), ("human", "c")]
     assert prompt.invoke({"h": pairs, "s": {"messages": pairs}}).to_messages()[1:] == [

@@ -24,7 +24,7 @@ def test_a_chain_under_trio_runs_in_a_thread(chain: Runnable[dict[str, str], str
 
 
 def test_an_async_render_under_trio_is_an_error_with_its_remedy() -> None:
-    """LangChain's own ways, such as `ainvoke`, need asyncio too, and mostly fail before a prompt is asked."""
+    """LangChain's own ways, such as `ainvoke`, need asyncio too, and mostly fail before the prompt is called."""
 
     async def main() -> None:
         with pytest.raises(EngineError, match=r"await anyio\.to_thread\.run_sync"):

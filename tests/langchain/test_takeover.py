@@ -1,4 +1,4 @@
-"""README's lines that take users of POML's own integrations over, run as they stand there."""
+"""README's lines for users of POML's own integrations, run as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that stand for the tools of a POML file: described as it does, and their arguments checked by it."""
+"""Functions for the tools of a POML file: it describes them and checks their arguments."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def made(function: Any) -> BaseTool:
 
 
 def weather(city: str, days: int = 1) -> str:
-    """The function's own words."""
+    """The function's own docstring."""
     return f"Rain in {city} for {days}"
 
 
@@ -115,7 +115,7 @@ def test_a_function_that_takes_anything_gets_all(function: Any) -> None:
 
 
 def test_a_function_that_lacks_an_argument_of_the_definition_is_refused() -> None:
-    """LangChain would drop what the model says of it."""
+    """LangChain would drop the argument."""
     with pytest.raises(ToolError, match="sky: the function of <tool-definition> 'weather' does not accept 'days'"):
         made(lambda city: city)
 
@@ -126,7 +126,7 @@ def test_a_null_of_strict_mode_does_not_reach_the_function() -> None:
 
 @tool("other_name", response_format="content_and_artifact", return_direct=True)
 def own(city: str, days: int = 1, secret: Annotated[str, InjectedToolArg] = "") -> tuple[str, str]:
-    """LangChain's words."""
+    """With LangChain's own message."""
     if city == "Nowhere":
         raise ToolException("no such city")
     return f"Sun in {city}", secret

@@ -176,7 +176,7 @@ def test_tools_that_the_client_has_bound_are_merged_by_name(
 def test_what_openai_lacks_goes_to_a_server_that_has_it_by_an_extra_body(
     clients: dict[str, Any], server: ModelServer
 ) -> None:
-    """As the error says."""
+    """With the remedy of the error."""
     openai = _given(clients, "ChatOpenAI")
     with pytest.raises(SettingError, match=re.escape("extra-body='{\"top_k\": …}'")):
         prompt('<runtime top-k="5"/><p>Hi</p>').bind_to(openai).invoke({})

@@ -47,7 +47,7 @@ LOOK = (
 
 @dataclass(frozen=True)
 class Feature:
-    """One thing that a POML file can say.
+    """One feature of a POML file.
 
     Attributes:
         label: What the documentation calls it.
@@ -64,7 +64,7 @@ class Feature:
     given: dict[str, Any] = field(default_factory=dict)
 
     def value(self, client: str) -> Any:
-        """What stands there for a client."""
+        """The value for a client."""
         return self.values[CLIENTS.index(client) if len(self.values) > 1 else 0]
 
 
@@ -274,7 +274,7 @@ FEATURES = [
 
 
 def found(body: dict[str, Any], address: str, path: str) -> Any:
-    """What stands at a place in a request."""
+    """Return the value at a place in a request."""
     if path == "the address":
         return address.rpartition("/")[2].partition(":")[0]
     value: Any = body
