@@ -82,7 +82,7 @@ def test_a_tool_that_is_there_only_at_times_is_offered_and_checked_when_it_is() 
 
 @tool("weather")
 def agents_weather(city: str, days: int = 1) -> str:
-    """With LangChain's own message."""
+    """Tell the weather, by a LangChain tool."""
     return f"Sun in {city}"
 
 

@@ -38,7 +38,7 @@ def made(function: Any) -> BaseTool:
 
 
 def weather(city: str, days: int = 1) -> str:
-    """The function's own docstring."""
+    """The function's own description."""
     return f"Rain in {city} for {days}"
 
 
@@ -126,7 +126,7 @@ def test_a_null_of_strict_mode_does_not_reach_the_function() -> None:
 
 @tool("other_name", response_format="content_and_artifact", return_direct=True)
 def own(city: str, days: int = 1, secret: Annotated[str, InjectedToolArg] = "") -> tuple[str, str]:
-    """With LangChain's own message."""
+    """Tell the weather, by a LangChain tool."""
     if city == "Nowhere":
         raise ToolException("no such city")
     return f"Sun in {city}", secret
