@@ -9,11 +9,11 @@ from contextlib import suppress
 from contextvars import Token
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 import mlflow
-from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.tracing import provider
@@ -23,9 +23,6 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanContext
 
 from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.spans import active, within
-
-if TYPE_CHECKING:
-    from pomlflow.langchain.tracer import Tracer
 
 __all__ = [
     "ContextProxy",
@@ -66,7 +63,7 @@ class Run:
     """
 
     run_id: UUID
-    tracer: Tracer
+    tracer: BaseCallbackHandler
     span: GuardedSpan
     parent: Run | None
     generator: bool
