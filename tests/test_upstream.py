@@ -57,7 +57,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_report_still_holds(code: str, printed: str, empty_store: Path, tmp_path: Path) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "MLFLOW_EXPERIMENT_ID"},  # of another test
         "MLFLOW_TRACKING_URI": f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }

@@ -134,7 +134,7 @@ async def test_the_prompt_value_carries_the_frame() -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("chatt", "chat"), ("base_dri", "base_dir"), ("template_format", None), ("regsiter", "register")],
+    [("chatt", "chat"), ("base_dri", "base_dir"), ("colour", None), ("regsiter", "register")],
 )
 def test_an_unknown_keyword_is_refused(name: str, meant: str | None) -> None:
     """LangChain's own prompts ignore it."""
