@@ -180,8 +180,8 @@ def bound_by(pattern: str) -> list[str]:
     pattern = pattern.strip()
     if is_identifier(pattern):
         return [pattern]
-    statement = _tree(f"({pattern}) => 0").named_children[:1]
-    arrow = statement[0].named_children[:1] if statement else []
+    root = _tree(f"({pattern}) => 0")
+    arrow = root.named_children[0].named_children[:1] if root.named_children and not root.has_error else []
     if arrow and arrow[0].type == "arrow_function":
         return _scope(arrow[0])
     return WORD.findall(pattern)

@@ -18,7 +18,7 @@ from pomlflow.template.source import Snapshot
 from pomlflow.template.validation import (
     check_names,
     encode_variables,
-    has_entity,
+    is_suspicious,
     missing_names,
     missing_variables,
     nameable,
@@ -155,7 +155,7 @@ class Render:
                 self._missing = missing_names(error, self._snapshot.inference, self._variables)
             if not self._missing:
                 self.error = with_hint(error, self._snapshot, self._place)
-            elif len(self._missing) == len(error.problems) and not has_entity(error):
+            elif len(self._missing) == len(error.problems) and not is_suspicious(self._snapshot):
                 self._decide(None)
             else:
                 self.request = request._replace(placeholders=self._missing)

@@ -15,13 +15,13 @@ from pomlflow.template.faults import find_fault
 from pomlflow.template.files import decode, read_file
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import analyse
-from pomlflow.template.markup import Element, Passage, SourceText, expressions, parse_markup
+from pomlflow.template.markup import Element, Passage, SourceText, expressions, is_known, parse_markup, split_loop
 from pomlflow.template.source import Inference, Snapshot, Use
 
 __all__ = [
     "check_names",
     "encode_variables",
-    "has_entity",
+    "is_suspicious",
     "missing_names",
     "missing_variables",
     "nameable",
@@ -34,6 +34,8 @@ _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos);")
 _ENTITIES = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _SHOWN = 20  # names in a message
 
+# Problems that no value of a variable can cause.
+_STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpected)(?! .*JSON)")
 _UNKNOWN = re.compile(r"Component (\S+) not found")
 _TEXT = "value= is a JavaScript expression: put a text in quotes of its own, "
 _DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, and a < b as b > a"
@@ -115,21 +117,25 @@ def _named(problem: Problem) -> Problem:
     return replace(problem, message=f"&{name}; is not decoded in an expression") if name in _ENTITIES else problem
 
 
-def has_entity(error: RenderError) -> bool:
-    """Whether a problem is about an expression with an entity, which is a fault whatever the variables are."""
-    return any(
-        problem.text and problem.column and _ENTITY.search(problem.text[problem.column - 1 :][: problem.width])
-        for problem in error.problems
-    )
+def is_suspicious(snapshot: Snapshot) -> bool:
+    """Whether the markup may have a fault of its own, which comes before a missing variable."""
+    if any(_ENTITY.search(code) or analyse(code).broken for code in snapshot.inference.expressions):
+        return True
+    for element in parse_markup(snapshot.source).walk():
+        loop = split_loop(element.find("for").text)
+        if not is_known(element.name) or (loop and analyse(f"({loop[0]}) => 0").broken):
+            return True
+    return False
 
 
 def own_problems(error: RenderError, names: Sequence[str], again: RenderError | None) -> list[Problem]:
     """The problems that are not due to missing variables; `again` is the error of a render with placeholders."""
-    again_problems = again.problems if again else ()
-    entities = [_named(problem) for problem in again_problems if _undefined(problem) in _ENTITIES]
-    return entities or [
-        problem for problem in error.problems if _undefined(problem) not in names and problem in again_problems
-    ]
+    own: list[Problem] = []
+    for problem in again.problems if again else ():
+        also_before = problem in error.problems and _undefined(problem) not in names
+        if also_before or _STATIC.match(problem.message) or _undefined(problem) in _ENTITIES:
+            own.append(problem)
+    return own
 
 
 def missing_variables(
