@@ -42,9 +42,9 @@ def _prompt_flushes() -> Iterator[None]:
     """Flush in milliseconds: every test of traces flushes at least twice."""
     from mlflow.tracing.export import async_export_queue
 
-    from pomlflow.tracking.spans import raise_limits
+    from pomlflow.tracking.spans import prepare
 
-    raise_limits()  # no test is to be the first
+    prepare()  # no test is to be the first
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_export_queue, "Queue", _PromptQueue)
         yield

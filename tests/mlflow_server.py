@@ -17,24 +17,25 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MlflowServer", "mlflow_server", "until", "use_server"]
+__all__ = ["MlflowServer", "free_port", "mlflow_server", "until", "use_server"]
 
 _numbers = itertools.count(1)
 _START = 100.0  # seconds; a start takes 5 to 40 on a busy machine: migrations and imports
 
 
 class MlflowServer:
-    """One server; its database and its files are in a folder of its own.
+    """One server; its files, and its database where no store is given, are in a folder of its own.
 
     Example:
         >>> with MlflowServer(tmp_path) as server:  # doctest: +SKIP
         ...     mlflow.set_tracking_uri(server.uri)
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str | None = None) -> None:
         self._folder = folder
+        self._store = store or f"sqlite:///{(folder / 'store.db').as_posix()}"
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> MlflowServer:  # noqa: PYI034 - Self is in typing from 3.11 on
@@ -46,10 +47,9 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        store = f"sqlite:///{(self._folder / 'store.db').as_posix()}"
         artifacts = (self._folder / "artifacts").as_uri()
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]
+        command += ["--backend-store-uri", self._store, "--artifacts-destination", artifacts, "--workers", "1"]
         environment = {
             **os.environ,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that outlive SIGTERM
@@ -125,7 +125,7 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

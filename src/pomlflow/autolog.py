@@ -157,8 +157,9 @@ class _State:
         if not (self._traced("plain") or self._traced("langchain")):
             set_sink("autolog", None)
             return
-        import pomlflow.tracking.spans  # noqa: F401 - imports MLflow, which else takes the first render a second
+        from pomlflow.tracking.spans import prepare  # imports MLflow, which else takes the first render a second
 
+        prepare()
         set_sink("autolog", self._store)
 
     def _traced(self, part: Part) -> _Options | None:

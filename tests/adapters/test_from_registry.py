@@ -86,6 +86,30 @@ def test_mlflows_optimiser_makes_it_better(
         assert linked(trace) == ([] if tried else [f"{name}/1"])
 
 
+@pytest.mark.parametrize("candidate", ["Answer briefly: {{question}}", "```xml\n" + LONG + "\n```"])
+def test_an_optimisers_trial_fails_as_its_version_would(
+    framework: Framework, mlflow_store: str, name: str, candidate: str
+) -> None:
+    """A text that is no POML, or has a Markdown fence, would be refused as a version: it must not win."""
+    publish(name, LONG)
+    prompt = framework.partial(production(framework, name), how="at length")
+    errors = []
+
+    def predict(question: str) -> str:
+        try:
+            return framework.run(
+                prompt, lambda messages: "" if "at length" in messages[0] else "Paris", question=question
+            )
+        except NotPomlError as error:
+            errors.append(error)
+            raise
+
+    result = optimised(name, predict, lambda _: candidate)
+    assert len(errors) == 3
+    assert sources(name) == [LONG] * len(sources(name))
+    assert result.final_eval_score == 0
+
+
 def test_its_files_come_along(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -> None:
     publish_with_files(name, tmp_path)
     prompt = production(framework, name)

@@ -64,7 +64,7 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "MLFLOW_EXPERIMENT_ID"}
 
 
-def run(text: str, folder: Path, **environment: str) -> str:
+def run(text: str, folder: Path, *, timeout: float = 100, **environment: str) -> str:
     """Run it to its end, with all that it forked; gives what it printed."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", text],  # forking in threads, from Python 3.12 on
@@ -76,7 +76,7 @@ def run(text: str, folder: Path, **environment: str) -> str:
         start_new_session=True,
     )
     try:
-        printed, _ = process.communicate(timeout=100)
+        printed, _ = process.communicate(timeout=timeout)
     finally:
         if hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError):

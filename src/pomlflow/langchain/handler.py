@@ -15,7 +15,7 @@ from pomlflow.langchain.runs import ContextProxy, ended_early, innermost, neares
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.redaction import GuardedSpan, plain
-from pomlflow.tracking.spans import log_render, raise_limits
+from pomlflow.tracking.spans import log_render, prepare
 
 __all__ = ["PomlCallbackHandler", "trace_in_run"]
 
@@ -36,7 +36,7 @@ class _Settings:
         super().__init__(run_inline=True)  # type: ignore[call-arg] # the tracer's
         self.register = register
         self.mask = check_mask(mask)
-        raise_limits()
+        prepare()
         self.untraced = bool(_MISSING) and mask is not None
         set_sink("langchain", trace_in_run)
         if _MISSING:

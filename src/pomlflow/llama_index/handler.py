@@ -37,7 +37,7 @@ from pomlflow.llama_index.mlflow_tracer import autolog_handler, has_outlived_tra
 from pomlflow.llama_index.span_handler import SpanHandler
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.spans import log_render, raise_limits
+from pomlflow.tracking.spans import log_render, prepare
 
 __all__ = ["PomlCallbackHandler", "trace_in_span"]
 
@@ -80,7 +80,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
         super().__init__(event_starts_to_ignore=list(CBEventType), event_ends_to_ignore=list(CBEventType))
         self.register = register
         self.mask = check_mask(mask)
-        raise_limits()
+        prepare()
         # Now, since adding it to a callback manager calls nothing, and a span is seen from its start or not at all.
         _attachments.add(self)
 

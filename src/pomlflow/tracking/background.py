@@ -28,7 +28,7 @@ __all__ = ["RejectedError", "State", "Task", "Worker", "worker"]
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
 _MAX_PAUSE: Final = 600.0  # seconds between tries of what a server refuses for now
 _FLUSH_PAUSE: Final = 0.2  # seconds between tries during a flush
-_MAX_TRIES: Final = 3  # of what a server says is wrong
+_MAX_TRIES: Final = 3  # of what a server rejects
 _MAX_TASKS: Final = 50_000  # waiting
 
 
@@ -77,7 +77,7 @@ class Task:
         return True
 
     def run(self) -> State:
-        """Do it, however long that takes."""
+        """Do it; it may block for long."""
         raise NotImplementedError
 
     def dropped(self) -> None:
@@ -106,7 +106,7 @@ class _Flush:
 
 
 class Worker:
-    """Runs tasks one after another in a daemon thread that starts with the first; a forked child starts afresh.
+    """Runs tasks one after another in a daemon thread that starts with the first; a forked child starts with none.
 
     Tasks and flushes reach the thread through a queue, and all else belongs to the thread alone. So `wake` needs no
     lock, and may be called from a weak reference's callback.
@@ -211,7 +211,7 @@ class Worker:
             self._receive(timeout)
 
     def _receive(self, timeout: float | None) -> None:
-        """Take in what has come, waiting for it if there is nothing."""
+        """Accept what was submitted, and wait for it if there is nothing."""
         try:
             due, item = self._inbox.get(timeout=timeout)
             while True:
@@ -240,7 +240,7 @@ class Worker:
         heapq.heapify(self._entries[1])
 
     def _settle(self) -> None:
-        """End the flushes that have nothing left to wait for; no task is due now."""
+        """End the flushes that wait for no task any more; none is due now."""
         for flush in list(self._flushes):
             waiting = self._waiting()
             if all(self._is_blocked(task, flush) for task in waiting):

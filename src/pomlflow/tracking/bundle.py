@@ -38,7 +38,7 @@ __all__ = ["FILES_TAG", "Bundle", "BundledFile", "ExtractedFiles", "FileChangedE
 
 FILES_TAG: Final = "poml_files"
 _CONTENT_TAG: Final = "poml_file_"
-# Characters of one tag. MLflow takes 100,000 (mlflow.utils.validation), MySQL's TEXT 65,535 bytes.
+# Characters of one tag. MLflow's limit is 100,000 (mlflow.utils.validation), MySQL's TEXT 65,535 bytes.
 _MAX_TAG: Final = 60_000
 # Characters of all files of one version: MLflow sends all tags with every version that it lists or finds.
 _MAX_PACKED: Final = 500_000

@@ -22,7 +22,7 @@ from pomlflow.template.inference import infer
 from pomlflow.template.source import Snapshot
 from pomlflow.tracking.background import State, Task, worker
 from pomlflow.tracking.bundle import ExtractedFiles
-from pomlflow.tracking.load import PromptContent, Reference, load_reference, run_bounded
+from pomlflow.tracking.load import PromptContent, Reference, check_poml, load_reference, run_bounded
 from pomlflow.tracking.stores import Place
 
 __all__ = ["RegistryOrigin", "open_prompt"]
@@ -43,8 +43,8 @@ def open_prompt(
 ) -> RegistryOrigin:
     """Load a prompt from the registry that is set now, and follow it there.
 
-    The arguments are those of `pomlflow.tracking.constructors.PromptConstructors.from_registry`, and `markup`: what the
-    registry once gave, instead of a fallback file; it is trusted no more than what the registry gives.
+    The arguments are those of `pomlflow.tracking.constructors.PromptConstructors.from_registry`, and `markup`: content
+    that was loaded before, instead of a fallback file; it is trusted no more than what the registry contains.
 
     Raises:
         PromptNotFoundError: There is no such version, and no fallback.
@@ -83,7 +83,7 @@ def open_prompt(
 
 @dataclass(frozen=True)
 class _State:
-    """What an origin gives, replaced in one piece.
+    """The content of an origin, replaced in one piece.
 
     `content` is None for the fallback. `made_from` is what the snapshot was made from: the version's text as MLflow
     gave it, or the fallback's own snapshot.
@@ -201,6 +201,8 @@ class RegistryOrigin:
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
+    if text != content.source:
+        check_poml(text, content.uri)  # an optimiser's trial fails as the version that it would register
     found = infer(text, files.folder, read=files.read)
     problems = {file: files.problem(file) for file in (*found.includes, *found.assets)}
     # A prompt from elsewhere may name files of this machine: they are no part of it.

@@ -65,7 +65,7 @@ class TraceLink(Task):
     _is_over: bool = False
 
     @classmethod
-    def of(cls, place: Place, trace_id: str, wake: Callable[[TraceLink], None]) -> TraceLink:
+    def of(cls, place: Place, trace_id: str, wake: Callable[[TraceLink], None] | None) -> TraceLink:
         """Return the link of a trace; `wake` is called when MLflow has exported it, in any thread and without locks."""
         link = cls(uri=place.tracking, workspace=place.workspace, trace_id=trace_id)
         with _manager().get_trace(trace_id) as trace:
@@ -76,7 +76,8 @@ class TraceLink(Task):
                 link.run_id = info.trace_metadata.get(TraceMetadataKey.SOURCE_RUN)
                 link.model_id = info.trace_metadata.get(TraceMetadataKey.MODEL_ID)
                 link._metadata = info.trace_metadata
-                link._info = weakref.ref(info, lambda _: wake(link))
+                if link.is_local and wake is not None:
+                    link._info = weakref.ref(info, lambda _: wake(link))
         return link
 
     @property
@@ -156,7 +157,7 @@ class TraceLink(Task):
         client = TracingClient(self.uri)
         info = client.get_trace_info(self.trace_id)
         is_final = self._is_released or TraceMetadataKey.TRACE_INFO_FINALIZED in info.trace_metadata
-        if not is_final and self._waited < _PATIENCE:  # some stores do not say that it is final
+        if not is_final and self._waited < _PATIENCE:  # some stores do not mark it as final
             return False
         before = info.tags.get(_TAG)
         after = update_linked_prompts_tag(before, versions)
@@ -165,11 +166,9 @@ class TraceLink(Task):
         return True
 
     def _associate(self, versions: list[PromptVersion]) -> None:
-        """Store the associations, in one request.
-
-        Not `MlflowClient.link_prompt_versions_to_trace`: it reads the trace before, from whatever store is set at the
-        moment, and hides failures.
-        """
+        """Store the associations, in one request."""
+        # upstream: mlflow 3.12-3.18: it starts a thread for each linked trace, which no flush waits for. Its client's
+        # `link_prompt_versions_to_trace` reads the trace before, from the store that is set now, and hides failures.
         if is_server(self.uri):
             references = [{"name": one.name, "version": str(one.version)} for one in versions]
             body = {"trace_id": self.trace_id, "prompt_versions": references}

@@ -25,7 +25,7 @@ from pomlflow.template.markup import is_poml
 from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
 from pomlflow.tracking.stores import Place, check_reachable, store_errors
 
-__all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"]
+__all__ = ["PromptContent", "Reference", "check_poml", "load", "load_reference", "run_bounded"]
 
 _T = TypeVar("_T")
 _DIGEST_TAG: Final = "poml_sha256"
@@ -77,13 +77,8 @@ class PromptContent:
         if not version.is_text_prompt:
             raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
         source, stated = _text_of(version), version.tags.get(_DIGEST_TAG)
-        if stated is None and not is_poml(source):
-            start = source if len(source) <= 40 else f"{source[:39]}…"  # noqa: PLR2004 - fits into a line
-            raise NotPomlError(
-                f"{uri} is plain text, not POML ({start!r}): load it with mlflow.genai.load_prompt, or register it "
-                "with <poml> around it",
-                uri,
-            )
+        if stated is None:
+            check_poml(source, uri)
         try:
             bundle = unpack(inherited_tags or version.tags)
         except ValueError as error:
@@ -96,6 +91,21 @@ class PromptContent:
                 uri,
             )
         return cls(version, source, digest, bundle)
+
+
+def check_poml(text: str, uri: str) -> None:
+    """Check that the text of a version is POML.
+
+    Raises:
+        NotPomlError: It is plain text.
+    """
+    if not is_poml(text):
+        start = text if len(text) <= 40 else f"{text[:39]}…"  # noqa: PLR2004 - fits into a line
+        raise NotPomlError(
+            f"{uri} is plain text, not POML ({start!r}): load it with mlflow.genai.load_prompt, or register it "
+            "with <poml> around it",
+            uri,
+        )
 
 
 class Reference(NamedTuple):
@@ -139,7 +149,7 @@ class Reference(NamedTuple):
         return f"prompts:/{self.name}{version}"
 
     def fetch(self, place: Place) -> PromptContent:
-        """Read the version from the store, however long that takes.
+        """Read the version from the store; it may block for minutes.
 
         Raises:
             PromptNotFoundError: There is none.

@@ -65,7 +65,16 @@ class _Content:
 
     @property
     def is_fresh(self) -> bool:
-        return self.checked is not None and time.monotonic() - self.checked < _FRESH
+        return self._age < _FRESH
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to look it up again: before it is too old, so that spans of frequent renders name their version."""
+        return self.lookup is None and self._age > _FRESH / 2
+
+    @property
+    def _age(self) -> float:
+        return float("inf") if self.checked is None else time.monotonic() - self.checked
 
 
 class Publisher:
@@ -133,7 +142,7 @@ class Publisher:
             content = self._content(key)
             if content.is_rejected:
                 return None
-            if not content.is_fresh and content.lookup is None:
+            if content.is_due:
                 self._look_up(key, content, draft_of(record, name))
             lookup = content.lookup if not content.is_fresh else None
             version = content.version
@@ -158,8 +167,10 @@ class Publisher:
         with self._lock:
             link = self._links.get(trace_id)
             if link is None:
-                link = self._links[trace_id] = TraceLink.of(place, trace_id, self._worker.wake)
-                if link.is_noticed and not _is_databricks(place):
+                link = self._links[trace_id] = TraceLink.of(
+                    place, trace_id, None if _is_databricks(place) else self._worker.wake
+                )
+                if link.is_noticed:
                     self._worker.submit(link, after=_FRESH)
             return link
 

@@ -1,8 +1,7 @@
 """Flush what is pending: in `pomlflow.flush`, in MLflow's own flush, and at exit.
 
 At exit MLflow alone waits for minutes while its server is unreachable. So what is pending is flushed before Python
-joins threads (``threading._register_atexit``, which ``concurrent.futures`` uses too), within a limit, and what is for a
-server that does not respond then is given up. One that responds, however slowly, gets everything.
+joins threads, and what is for a server that does not respond then is dropped. One that responds gets everything.
 
 Only this module of tracking uses private parts of MLflow: its own flush has no time limit.
 """
@@ -20,14 +19,15 @@ from typing import Any, Final
 
 import mlflow
 from mlflow.tracing import provider
+from mlflow.tracing.client import TracingClient
 from mlflow.tracing.processor import base_mlflow
 from opentelemetry.sdk.trace.export import SpanExporter
 
-from pomlflow._log import logger
+from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.stores import check_reachable, shown
 
-__all__ = ["flush", "register_hooks"]
+__all__ = ["finish", "flush", "register_hooks"]
 
 _CHECK: Final = 2.0  # seconds that a server may take at exit to respond
 
@@ -37,85 +37,106 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
 
     def __init__(self) -> None:
         super().__init__(SpanExporter(), export_metrics=False)
-        self._local = threading.local()
-        self._away: set[str] = set()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_restart_exports)
         try:
             threading._register_atexit(self._exit_before_join)  # type: ignore[attr-defined]
         except (AttributeError, RuntimeError):  # another Python; or the first to trace is a thread that outlives main
-            atexit.register(self._exit)
+            atexit.register(finish)
             for _, _, queue in _exports():
                 if queue is not None:
                     queue.activate()  # while a thread can still start
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
-        """Flush with MLflow's own flush, unless that was called by ours."""
-        if not getattr(self._local, "is_flushing", False):
-            flush(min(timeout_millis / 1e3, _limit()))
+        """Flush what is ours, after MLflow's traces."""
+        deadline = time.monotonic() + min(timeout_millis / 1e3, _limit())
+        _drain_all(deadline)
+        worker.flush(max(0.0, deadline - time.monotonic()))
         return True
 
     def _exit_before_join(self) -> None:
-        atexit.register(self._exit)  # for threads that outlive main; registered last, so called before MLflow's hooks
-        self._exit()
-
-    def _exit(self) -> None:
-        deadline = time.monotonic() + (0.1 if self._away else _limit())
-        with suppress(Exception):  # another version of MLflow or Python
-            for uri, processor, queue in _exports():
-                try:
-                    if uri not in self._away:
-                        check_reachable(uri, _CHECK)
-                        _drain(processor, queue, deadline)
-                        continue
-                except Exception:  # noqa: BLE001 - whatever is wrong, it accepts nothing
-                    self._away.add(uri)
-                    logger.warning(
-                        "The program ends while MLflow's store %s is unreachable: its traces are lost", shown(uri)
-                    )
-                _abandon(queue)
-        worker.flush(max(0.1, deadline - time.monotonic()))
+        atexit.register(finish)  # for threads that outlive main; registered last, so called before MLflow's hooks
+        finish()
 
 
 _hooks: Final = cache(_Hooks)
+_unresponsive: Final[set[str]] = set()  # stores whose traces were dropped at exit
 
 
 def register_hooks() -> None:
     """Register with Python's exit and fork, and with MLflow's flush, which forgets it when it ends MLflow's threads."""
-    with suppress(AttributeError), base_mlflow._batch_processor_registry_lock:
-        base_mlflow._batch_processor_registry.add(_hooks())
+    try:
+        with base_mlflow._batch_processor_registry_lock:
+            base_mlflow._batch_processor_registry.add(_hooks())
+    except AttributeError as error:
+        warn_once("hooks", "This version of MLflow has unknown exporters (%s): call pomlflow.flush() at exit", error)
 
 
 def flush(timeout: float | None) -> bool:
-    """Flush traces, prompt versions and links; return whether all is stored. One warning counts what is not."""
+    """Flush traces, prompt versions and links; return whether all is stored. One warning counts what was lost."""
     deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
-    try:
-        drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
-    except AttributeError:  # another version of MLflow
-        _hooks()._local.is_flushing = True
+    drained = _drain_all(deadline)
+    if drained is None:
         mlflow.flush_trace_async_logging()
-        _hooks()._local.is_flushing = False
-        drained = []
+    pending, lost = _flush_worker(deadline)
+    return drained is not False and not pending and not lost
+
+
+def finish(limit: float | None = None) -> None:
+    """Store what is pending, with a limit for what does not respond; drop the rest of it. Never raises."""
+    deadline = time.monotonic() + (0.1 if _unresponsive else _limit() if limit is None else limit)
+    with suppress(Exception):  # another version of MLflow or Python
+        for uri, processor, queue in _exports():
+            if uri is None:
+                if limit is not None:  # else OpenTelemetry's own exit hook follows
+                    _drain(processor, queue, deadline)
+                continue
+            try:
+                if uri not in _unresponsive:
+                    check_reachable(uri, _CHECK)
+                    _drain(processor, queue, deadline)
+                    continue
+            except Exception:  # noqa: BLE001 - whatever is wrong, it accepts nothing
+                _unresponsive.add(uri)
+                logger.warning(
+                    "The program ends while MLflow's store %s is unreachable: its traces are lost", shown(uri)
+                )
+            _abandon(queue)
+    _flush_worker(max(deadline, time.monotonic() + 0.1))
+
+
+def _flush_worker(deadline: float) -> tuple[int, int]:
+    """Return how many traces and versions are pending and lost, and warn of the lost ones."""
     pending = worker.flush(max(0.0, deadline - time.monotonic()))
     lost = worker.take_lost()
     if lost:
         logger.warning("Not stored in MLflow: %d traces or prompt versions were lost, %d are pending", lost, pending)
-    return all(drained) and not pending and not lost
+    return pending, lost
 
 
-def _exports() -> list[tuple[str, Any, Any]]:
-    """Return the store, the processor and the queue (None if it exports at once) of each of MLflow's exporters."""
+def _exports() -> list[tuple[str | None, Any, Any]]:
+    """Return store (None for OTLP), processor and queue (None if it exports at once) of each of MLflow's exporters."""
     processors = {*base_mlflow._batch_processor_registry, provider._get_span_processor()}  # type: ignore[no-untyped-call]
-    exporters: list[tuple[Any, Any]] = [(each, getattr(each, "span_exporter", None)) for each in processors]
-    return [
-        (exporter._client.tracking_uri, processor, getattr(exporter, "_async_queue", None))
-        for processor, exporter in exporters
-        if hasattr(exporter, "_client")
-    ]
+    exports = []
+    for processor in processors:
+        if processor is not None and not isinstance(processor, _Hooks):
+            exporter: Any = getattr(processor, "span_exporter", None)
+            client = getattr(exporter, "_client", None)
+            uri = client.tracking_uri if isinstance(client, TracingClient) else None
+            exports.append((uri, processor, getattr(exporter, "_async_queue", None)))
+    return exports
+
+
+def _drain_all(deadline: float) -> bool | None:
+    """Return whether MLflow has tried to store all traces that have ended; None in another version of MLflow."""
+    try:
+        drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
+    except AttributeError:
+        return None
+    return all(drained)
 
 
 def _drain(processor: Any, queue: Any, deadline: float) -> bool:
-    """Wait until MLflow has tried to store all traces that have ended."""
     processor.force_flush()
     if queue is None:
         return True
@@ -133,7 +154,8 @@ def _restart_exports() -> None:
 
 
 def _abandon(queue: Any) -> None:
-    """Have Python end without joining MLflow's export threads, which retry for minutes; they are daemons."""
+    """Have Python end without joining MLflow's export threads."""
+    # upstream: mlflow 3.12-3.18: they retry for minutes while the server is unreachable, and a flush has no limit.
     if queue is None or not queue.is_active():
         return
     queue._worker_threadpool.shutdown(wait=False)

@@ -42,6 +42,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.redaction import GuardedSpan, masked, masked_exception, store_content
+from pomlflow.tracking.termination import finish_at_sigterm
 
 __all__ = [
     "SPAN_TYPE",
@@ -50,7 +51,7 @@ __all__ = [
     "log_render",
     "masked",
     "masked_exception",
-    "raise_limits",
+    "prepare",
     "span_content",
     "store_content",
     "warn_once",
@@ -85,7 +86,7 @@ def log_render(
         >>> log_render(Template("<p>Hello {{name}}</p>").render({"name": "Ada"}), parent=None)
     """
     try:
-        raise_limits()
+        _raise_limits()
         span = _start(record, None if root else parent or mlflow.get_current_active_span(), root=root)
         if span.trace_id == NO_OP_SPAN_TRACE_ID:  # tracing is off here, or this trace was not sampled
             return
@@ -186,12 +187,19 @@ def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
     publisher.link(record, span.trace_id, register=register, on_version=on_version)
 
 
+def prepare() -> None:
+    """Prepare MLflow for traces, before the first one."""
+    _raise_limits()
+    finish_at_sigterm()
+
+
 @cache
-def raise_limits() -> None:
+def _raise_limits() -> None:
     """Raise two limits of MLflow's, which it reads once: above them it drops traces, as of a large `batch`.
 
-    Call it before the first trace. The defaults are changed rather than the environment, which subprocesses inherit.
+    The defaults are changed rather than the environment, which subprocesses inherit.
     """
+    # upstream: mlflow 3.12-3.18: a trace that is evicted from its buffer is dropped without a warning.
     limits = [
         limit
         for limit in (MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE)

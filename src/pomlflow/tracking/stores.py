@@ -1,7 +1,6 @@
 """MLflow's stores: which are set now, requests to them that fail fast, and the meaning of their errors.
 
-MLflow's own client blocks for up to 247 s while a server is unreachable, and its retries can be set for the whole
-process only (``MLFLOW_HTTP_REQUEST_MAX_RETRIES``).
+MLflow's own client blocks for minutes while a server is unreachable.
 """
 
 from __future__ import annotations
@@ -70,6 +69,7 @@ def check_reachable(uri: str, timeout: float = _REQUEST_TIMEOUT) -> None:
 
 def send(uri: str, path: str, method: str, timeout: float = _REQUEST_TIMEOUT, **options: Any) -> Any:
     """Send one request to a server, without MLflow's retries, which last minutes; return the response."""
+    # upstream: mlflow 3.12-3.18: its client retries for 247 s, and the retries can be set for the whole process only.
 
     def once() -> Any:
         creds = get_default_host_creds(uri)  # type: ignore[no-untyped-call] # in MLflow

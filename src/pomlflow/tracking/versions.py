@@ -27,6 +27,7 @@ from mlflow.utils.gorilla import get_original_attribute
 from pydantic import ValidationError
 
 from pomlflow._log import logger, warn_once
+from pomlflow.frame.settings import canonical
 from pomlflow.record import PromptFile, RenderRecord
 from pomlflow.template.names import NAMES, registry_name
 from pomlflow.tracking.background import RejectedError
@@ -39,13 +40,7 @@ _MAX_NAME: Final = 256  # characters, on PostgreSQL
 _NEWEST: Final = 20  # versions whose text is compared where none has the digest
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
 _DIGEST: Final = "poml_sha256"
-# POML's names of model settings, in snake case, where MLflow's differ.
-_SETTINGS: Final = {
-    "model": "model_name",
-    "max_output_tokens": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "stop": "stop_sequences",
-}
+_SETTINGS: Final = {"model": "model_name", "stop": "stop_sequences"}  # MLflow's names, where they differ
 
 
 class _NameTakenError(Exception):
@@ -137,10 +132,10 @@ class Registry:
         if draft.number is not None:
             return self._numbered(draft)
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", draft.name):
-            raise RejectedError(f"MLflow takes no prompt named {draft.name!r}: use letters, digits, '_', '-' and '.'")
+            raise RejectedError(f"MLflow accepts no prompt named {draft.name!r}: use letters, digits, '_', '-' and '.'")
         if len(draft.source) > _MAX_SOURCE:
             raise RejectedError(
-                f"the prompt {draft.name!r} has {len(draft.source):,} characters and MLflow's registry takes "
+                f"the prompt {draft.name!r} has {len(draft.source):,} characters and the limit of MLflow's registry is "
                 f"{_MAX_SOURCE:,}: move data out of the markup, into variables or documents"
             )
         try:
@@ -203,11 +198,9 @@ class Registry:
         return [model_version_to_prompt_version(version) for version in found]
 
     def _make(self, draft: Draft, name: str, *, is_first: bool) -> PromptVersion:
-        """Make a version, and return the one that holds.
-
-        Not `MlflowClient.register_prompt`: it copies the version's tags, digest and path, to the prompt, writes the
-        current thread's experiment and starts a thread of its own for that.
-        """
+        """Make a version, and return the one that is valid, which may be another process's."""
+        # upstream: mlflow 3.12-3.18: `register_prompt` copies the version's tags to the prompt, changes their dict,
+        # writes the current thread's experiment and starts a thread for that.
         try:
             files = pack(draft.files, draft.folder)
         except FileChangedError as error:  # then the content is another one, and the next render has that
@@ -299,8 +292,8 @@ def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
     fields: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in runtime.items():
-        snake = re.sub("(?<=[a-z0-9])([A-Z])", r"_\1", key).lower()
-        field = _SETTINGS.get(snake, snake)
+        name = canonical(key)
+        field = _SETTINGS.get(name, name)
         if field in PromptModelConfig.model_fields and field != "extra_params":
             fields[field] = [value] if field == "stop_sequences" and isinstance(value, str) else value
         else:

@@ -1,0 +1,67 @@
+"""Store what is pending when SIGTERM ends the program, as container runtimes do: Python runs no exit hooks then.
+
+It takes effect where the program leaves SIGTERM to the operating system, and under uvicorn, which raises the signal
+again at the end of its own shutdown.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from pomlflow.tracking.shutdown import finish
+
+__all__ = ["finish_at_sigterm"]
+
+_LIMIT: Final = 20.0  # seconds; most container runtimes kill after 30
+_POLL: Final = 0.05  # seconds
+
+
+def finish_at_sigterm() -> None:
+    """Store what is pending before SIGTERM ends the program. Only the main thread can arrange that."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    with suppress(ValueError):  # another interpreter of the process
+        if before is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _finish_and_end)
+        elif _is_of_uvicorn(before) and hasattr(signal, "pthread_sigmask"):
+            atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+            signal.signal(signal.SIGTERM, partial(_finish_after, before))
+
+
+def _is_of_uvicorn(handler: Any) -> bool:
+    uvicorn = sys.modules.get("uvicorn")
+    return uvicorn is not None and isinstance(getattr(handler, "__self__", None), uvicorn.Server)
+
+
+def _finish_and_end(number: int, _frame: object) -> None:
+    # In a thread: the main thread was interrupted anywhere, and may hold a lock that is needed.
+    thread = threading.Thread(target=finish, args=(_LIMIT,), daemon=True)
+    with suppress(RuntimeError):  # no thread starts any more
+        thread.start()
+        thread.join(_LIMIT)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _finish_after(before: Any, number: int, frame: object) -> None:
+    """Let uvicorn shut down, and hold the signal back that it raises at the end."""
+    mine = signal.getsignal(number)
+    threading.Thread(target=_finish_when_restored, args=(mine, number), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})  # of this thread; the other one can still receive it
+    before(number, frame)
+
+
+def _finish_when_restored(mine: Any, number: int) -> None:
+    while signal.getsignal(number) is mine:
+        time.sleep(_POLL)
+    finish(_LIMIT)
+    os.kill(os.getpid(), number)
