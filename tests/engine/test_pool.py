@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -206,20 +207,40 @@ async def test_cancelling_ends_no_other_render() -> None:
     assert await atext(n="after") == "after"
 
 
-def test_a_process_that_has_grown_is_replaced_without_a_failed_render(until: Callable[[Any], Any]) -> None:
+def test_a_process_that_has_grown_is_replaced_without_a_failed_render() -> None:
     text(n=0)
     [first] = engine.stats().pids
     pomlflow.configure(max_memory=1)
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(lambda n: text(n=n), range(100))) == [str(n) for n in range(100)]
-        until(  # of two that are idle, only work for both reaches the other one
-            lambda: [*threads.map(lambda n: text(n=n), range(8))] and first not in engine.stats().pids
-        )
-    assert engine.stats().failed == 0
+        assert list(threads.map(lambda n: text(n=n), range(50))) == [str(n) for n in range(50)]
+    assert (engine.stats().failed, engine.stats().restarted) == (0, 0)
     assert engine.stats().recycled
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
     assert engine.stats().workers <= 2
+
+
+def test_a_pool_that_is_idle_shrinks_to_one_process(
+    until: Callable[[Any], Any], alive: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that rendered last stays, whichever set it is of; and the pool grows and shrinks again."""
+    monkeypatch.setattr("pomlflow.engine.pool._IDLE", 0.3)
+    for _ in range(2):
+        engine.prewarm(2)
+        registry_text()
+        pids = engine.stats().pids
+        assert len(pids) >= 2
+        until(lambda: engine.stats().workers == 1)
+        assert engine.stats().pids == pids[-1:]
+        until(lambda pids=pids: not any(map(alive, pids[:-1])))
+    assert (registry_text(1), text(n=2), engine.stats().failed) == ("1", "2", 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not report it")
+def test_the_private_memory_of_the_processes_is_reported() -> None:
+    text(n=0)
+    stats = engine.stats()
+    assert 30 << 20 < stats.private_memory < stats.memory
 
 
 def test_what_failed_and_what_was_started_again_is_counted(js: JS) -> None:

@@ -6,8 +6,7 @@ afresh in a forked child. It knows neither frameworks nor MLflow.
 
 from pomlflow.engine.engine import arender, arun, close, prewarm, render, run, stats
 from pomlflow.engine.installation import poml_version
-from pomlflow.engine.pool import Stats
-from pomlflow.engine.protocol import Request, Result
+from pomlflow.engine.protocol import Request, Result, Stats
 from pomlflow.engine.serialize import encode, is_identifier
 
 __all__ = [

@@ -16,9 +16,9 @@ from pomlflow._log import logger
 from pomlflow.engine import installation
 from pomlflow.engine.errors import render_error
 from pomlflow.engine.file_access import FileAccess
-from pomlflow.engine.pool import Pool, Position, QueueTimeoutError, Stats
+from pomlflow.engine.pool import Pool, Position, QueueTimeoutError
 from pomlflow.engine.process import FROM_OUTSIDE, DeadlineError, NodeProcess, watchdog
-from pomlflow.engine.protocol import Request, Result
+from pomlflow.engine.protocol import Request, Result, Stats
 from pomlflow.engine.serialize import encode
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings

@@ -4,63 +4,32 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pomlflow._log import logger
 from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess
+from pomlflow.engine.protocol import Stats
+from pomlflow.engine.system import private_memory
 from pomlflow.engine.threads import Threads
 from pomlflow.exceptions import EngineBusyError, EngineError, WorkerDiedError
 from pomlflow.settings import settings
 
-__all__ = ["Pool", "Position", "QueueTimeoutError", "Stats"]
+__all__ = ["Pool", "Position", "QueueTimeoutError"]
 
 _GRACE = 0.1  # seconds in which a render that was cancelled may end by itself: a start takes longer
 _LEAST = 0.01  # seconds that a render gets whose time went by while it waited, at the last moment
+_IDLE = 120.0  # seconds without a render after which all processes but one are ended
 _CLOSED = "the engine was closed while this render waited or ran"
 
 
 class QueueTimeoutError(Exception):
     """All of a request's time went by before a process was free."""
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What the engine of this Python process does, and has done since it started.
-
-    Attributes:
-        workers: Node processes that are there.
-        max_workers: How many there may be; one each for templates of your own and of registries is always possible.
-        starting: Those that are being started.
-        running: Renders that run.
-        waiting: Renders that wait for a process.
-        rendered: Renders that POML answered, with a frame or with an error of the template.
-        failed: Renders that the engine failed: out of time, or their process ended.
-        refused: Renders that were refused because too many waited.
-        cancelled: Async renders that were cancelled.
-        restarted: Processes that were started for one that had ended.
-        recycled: Processes that were replaced because of their memory.
-        memory: Resident bytes of the processes, as last reported.
-        pids: Process ids of the processes, those for templates of registries last.
-    """
-
-    workers: int = 0
-    max_workers: int = 0
-    starting: int = 0
-    running: int = 0
-    waiting: int = 0
-    rendered: int = 0
-    failed: int = 0
-    refused: int = 0
-    cancelled: int = 0
-    restarted: int = 0
-    recycled: int = 0
-    memory: int = 0
-    pids: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -90,7 +59,7 @@ class Pool:
     One set is for trusted templates, the other for those that are not. A process is started for a set's first request,
     and another, in the background, whenever as many requests of the set wait as it has processes.
     `settings().max_workers` is the cap for both sets together, but each may have one. At the cap, a set grows by taking
-    the place of an idle process of the other, which keeps one.
+    the place of an idle process of the other, which keeps one. After two minutes without a render, one process stays.
     """
 
     def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
@@ -102,7 +71,9 @@ class Pool:
         self._growing = False  # whether one is being started in the background
         self._waiting: dict[bool, collections.deque[Position]] = {True: collections.deque(), False: collections.deque()}
         self._counts: collections.Counter[str] = collections.Counter()
-        self._closed = False
+        self._closed = threading.Event()
+        self._used = 0.0  # when the last process started, or the last render ended
+        self._shrinking = False  # whether a thread waits for the pool to be idle
         self.threads = Threads()
 
     def acquire(self, *, trusted: bool = True, internal: bool = False) -> Position:
@@ -204,8 +175,7 @@ class Pool:
         with self._lock:
             process = position.granted.result()
             if process is None:
-                self._starting[position.trusted] -= 1
-                self._pass_place()
+                self._free_place(position.trusted)
             elif process in self._all:
                 self._hand_over(process)
 
@@ -223,23 +193,25 @@ class Pool:
                     self._hand_over(process)
 
     def stats(self) -> Stats:
-        """What runs, waits and has been."""
+        """Return what runs, waits and has been."""
         with self._lock:
-            return Stats(
+            pids = tuple(one.pid for one in sorted(self._all, key=lambda one: (not one.trusted, one.pid)))
+            found = Stats(
                 workers=len(self._all),
                 max_workers=settings().workers,
                 starting=sum(self._starting.values()),
                 running=len(self._all) - len(self._idle),
                 waiting=sum(map(len, self._waiting.values())),
                 memory=sum(process.memory for process in self._all),
-                pids=tuple(one.pid for one in sorted(self._all, key=lambda one: (not one.trusted, one.pid))),
+                pids=pids,
                 **self._counts,
             )
+        return replace(found, private_memory=sum(map(private_memory, pids)))
 
     def close(self) -> None:
         """End every process; renders in flight fail."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             idle, self._idle = self._idle, []
             busy = self._all.difference(idle)
             self._all.clear()
@@ -253,7 +225,7 @@ class Pool:
             process.kill()
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed.is_set():
             raise EngineError(_CLOSED)
 
     def _size(self, trusted: bool) -> int:
@@ -298,13 +270,14 @@ class Pool:
                 process = self._make(trusted)
         except BaseException:
             with self._lock:
-                self._starting[trusted] -= 1
-                self._pass_place()
+                self._free_place(trusted)
             raise
         with self._lock:
             self._starting[trusted] -= 1
-            if not self._closed:
+            if not self._closed.is_set():
                 self._all.add(process)
+                self._used = time.monotonic()
+                self._watch_for_idleness()
                 return process
         process.close()
         raise EngineError(_CLOSED)
@@ -331,23 +304,19 @@ class Pool:
             self._all.discard(surplus)
         self._start_in_background(trusted, surplus=surplus)
 
-    def _start_in_background(
-        self, trusted: bool, *, old: NodeProcess | None = None, surplus: NodeProcess | None = None
-    ) -> None:
-        """Start one, to grow, or to replace an old one; a surplus one is closed before. Under the lock."""
-        if self._growing:
-            return
+    def _start_in_background(self, trusted: bool, *, surplus: NodeProcess | None = None) -> None:
+        """Start a process; a surplus one is closed before. Under the lock."""
         self._growing = True
         self._starting[trusted] += 1
         try:
-            self.threads.submit(lambda: self._run_in_background(trusted, old, surplus))
+            self.threads.submit(lambda: self._run_in_background(trusted, surplus))
         except RuntimeError:  # no thread can start
             self._starting[trusted] -= 1
             self._growing = False
             if surplus is not None:
                 surplus.close()
 
-    def _run_in_background(self, trusted: bool, old: NodeProcess | None, surplus: NodeProcess | None) -> None:
+    def _run_in_background(self, trusted: bool, surplus: NodeProcess | None) -> None:
         try:
             if surplus is not None:
                 surplus.close()
@@ -358,20 +327,29 @@ class Pool:
             with self._lock:
                 if process in self._all:
                     self._hand_over(process)
-            if old is not None:
-                self._retire(old)
         finally:
             self._growing = False
 
-    def _retire(self, process: NodeProcess) -> None:
-        with self._lock:
-            process.retired = True
-            self._counts["recycled"] += 1
-            if process not in self._idle:
-                return  # the thread that has acquired it closes it
-            self._idle.remove(process)
-            self._all.discard(process)
-        process.close()
+    def _watch_for_idleness(self) -> None:
+        """Have a thread wait until the pool is idle, while there is more than one process. Under the lock."""
+        if len(self._all) > 1 and not self._shrinking:
+            with contextlib.suppress(RuntimeError):  # no thread can start: the next start tries again
+                self.threads.submit(self._shrink)
+                self._shrinking = True
+
+    def _shrink(self) -> None:
+        """End all processes but the one that was used last, once there was no render for a while."""
+        while not self._closed.wait(_IDLE):
+            with self._lock:
+                idle = len(self._idle) == len(self._all) and not sum(self._starting.values())
+                if not idle or time.monotonic() < self._used + _IDLE:
+                    continue
+                surplus, self._idle = self._idle[:-1], self._idle[-1:]
+                self._all.difference_update(surplus)
+                self._shrinking = False
+            for process in surplus:
+                process.close()
+            return
 
     def _release(self, process: NodeProcess, position: Position, *, answered: bool) -> None:
         usable = process.healthy if answered else process.alive
@@ -379,19 +357,18 @@ class Pool:
             if not (position.abandoned or position.internal):
                 self._counts["rendered" if answered else "failed"] += 1
             position.process = None
+            self._used = time.monotonic()
             there = process in self._all  # else the pool was closed, or another process has its place
-            usable = usable and there and not process.retired
-            if usable:
-                if process.memory > settings().max_memory << 20:
-                    self._start_in_background(process.trusted, old=process)
+            grown = usable and there and process.memory > settings().max_memory << 20
+            if usable and there and not grown:
                 self._hand_over(process)
-            else:
-                self._all.discard(process)
-        if not usable:
-            process.close()
-            if there:
-                with self._lock:
-                    self._pass_place()
+                return
+            self._all.discard(process)
+            self._counts["recycled"] += grown
+        process.close()
+        with self._lock:
+            if there and not self._pass_place() and grown and not self._growing:
+                self._start_in_background(process.trusted)
 
     def _hand_over(self, process: NodeProcess) -> None:
         """Give a free process to the request of its set that waits longest, or keep it; and even the sets out."""
@@ -403,11 +380,17 @@ class Pool:
             self._idle.remove(process)
             self._waiting[trusted].popleft().granted.set_result(process)
 
-    def _pass_place(self) -> None:
-        """Have the request that waits longest start a process where one may be started."""
+    def _free_place(self, trusted: bool) -> None:
+        """Give the place of a process that was to be started to the request that waits longest."""
+        self._starting[trusted] -= 1
+        self._pass_place()
+
+    def _pass_place(self) -> bool:
+        """Have the request that waits longest start a process, if one waits and may; return whether."""
         for waiting in sorted(filter(None, self._waiting.values()), key=lambda one: one[0].since):
             trusted = waiting[0].trusted
             if not self._is_full() or not self._size(trusted):
                 self._starting[trusted] += 1
                 waiting.popleft().granted.set_result(None)
-                return
+                return True
+        return False

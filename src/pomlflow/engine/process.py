@@ -54,7 +54,6 @@ class NodeProcess:
         hello: The handshake: ``node``, ``poml``, ``cache`` (hit, none, rejected).
         deadline: When (`time.monotonic`) the watchdog ends it; infinity while nothing runs.
         timed_out: Whether it was ended for that.
-        retired: Whether another one has been started in its place, and it is to end after its render.
         memory: Its resident bytes, as last reported.
 
     Raises:
@@ -66,7 +65,6 @@ class NodeProcess:
         self.trusted = trusted
         self.deadline = _NEVER
         self.timed_out = False
-        self.retired = False
         self.memory = 0
         self._count = 0
         self._tail = b""
@@ -140,7 +138,7 @@ class NodeProcess:
     @property
     def healthy(self) -> bool:
         """Whether it may be used again, as far as is known without a system call."""
-        return not (self.timed_out or self.retired)
+        return not self.timed_out
 
     @property
     def alive(self) -> bool:

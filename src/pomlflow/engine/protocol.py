@@ -1,13 +1,14 @@
-"""What a render is requested with, and what it results in."""
+"""What a render is requested with, what it results in, and what the engine reports of itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pomlflow.engine.serialize import dumps
 
-__all__ = ["Request", "Result"]
+__all__ = ["Request", "Result", "Stats"]
 
 _OPTIONAL = ("stylesheet", "path", "natives", "placeholders")
 
@@ -81,3 +82,40 @@ class Result(NamedTuple):
     output: dict[str, Any]
     node_ms: float
     kept_whitespace: bool
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the engine of this Python process does, and has done since it started.
+
+    Attributes:
+        workers: Node processes that are there.
+        max_workers: How many there may be; one each for templates of your own and of registries is always possible.
+        starting: Those that are being started.
+        running: Renders that run.
+        waiting: Renders that wait for a process.
+        rendered: Renders that POML answered, with a frame or with an error of the template.
+        failed: Renders that the engine failed: out of time, or their process ended.
+        refused: Renders that were refused because too many waited.
+        cancelled: Async renders that were cancelled.
+        restarted: Processes that were started for one that had ended.
+        recycled: Processes that were replaced because of their memory.
+        memory: Resident bytes of the processes, as last reported.
+        private_memory: Those bytes that they share with no other process; 0 on other systems than Linux.
+        pids: Process ids of the processes, those for templates of registries last.
+    """
+
+    workers: int = 0
+    max_workers: int = 0
+    starting: int = 0
+    running: int = 0
+    waiting: int = 0
+    rendered: int = 0
+    failed: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    restarted: int = 0
+    recycled: int = 0
+    memory: int = 0
+    private_memory: int = 0
+    pids: tuple[int, ...] = ()

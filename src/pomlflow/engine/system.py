@@ -13,7 +13,7 @@ if sys.platform == "linux":
     import fcntl
     import resource
 
-__all__ = ["Lifeline", "is_stopped", "limit_memory", "raised_by_system", "standard_numbers_reserved"]
+__all__ = ["Lifeline", "is_stopped", "limit_memory", "private_memory", "raised_by_system", "standard_numbers_reserved"]
 
 # Bytes that a sandboxed process may have: V8's heap has a cap of its own, and buffers lie outside of it.
 _DATA = 4 << 30
@@ -99,3 +99,12 @@ def is_stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
     except OSError:  # without /proc, or out of descriptors: the deadline is left
         return False
+
+
+def private_memory(pid: int) -> int:
+    """Return the bytes of a process that it shares with no other one; 0 where the system does not report them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
