@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install example test lint format typecheck bench soak langchain-core lock clean
+.PHONY: install example test docs lint format typecheck bench soak langchain-core lock clean
 
 install: .venv/ready
 
@@ -18,6 +18,11 @@ example: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+# The site of docs/, in site/; a broken link or reference is an error.
+docs: install
+	$(BIN)/uv pip install --quiet --python .venv --group docs --constraints requirements.lock
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -29,7 +34,7 @@ format: install
 typecheck: install
 	$(BIN)/mypy
 
-# About five minutes; it writes table and picture into README.
+# About five minutes; it writes table and picture into docs/figures.md.
 bench: install
 	$(BIN)/python tests/benchmarks/run.py --write
 
@@ -51,7 +56,7 @@ langchain-core: install
 	.venv-langchain-core/bin/python tests/benchmarks/langchain_core_tests.py
 
 lock: install
-	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --universal --python-version 3.11 --upgrade --no-annotate --no-header --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --group docs --universal --python-version 3.11 --upgrade --no-annotate --no-header --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-langchain-core build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-langchain-core build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -105,6 +105,16 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{(tmp_path_factory.mktemp('mlflow') / 'store.db').as_posix()}"
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store without traces, to copy: making one costs seconds of migrations."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    SqlAlchemyStore(f"sqlite:///{file.as_posix()}", (file.parent / "artifacts").as_uri())
+    return file
+
+
 @pytest.fixture
 def mlflow_store(mlflow_database: str, tmp_path: Path) -> Iterator[str]:
     """A fresh experiment in a real store, set as MLflow's own; gives its id, and puts everything back."""

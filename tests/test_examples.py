@@ -1,9 +1,10 @@
-"""Each example, run as README says it, in a folder of its own."""
+"""Each example, run as docs say it, in a folder of its own."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,23 @@ def run(name: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_tests_of_prompts_pass_and_notice_a_change(tmp_path: Path) -> None:
+    folder = shutil.copytree(EXAMPLES, tmp_path / "examples")
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "syrupy"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder / "test_prompts.py")]
+
+    def report() -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout
+
+    assert "4 snapshots passed." in report()
+    prompt = folder / "prompts" / "text_qa.poml"
+    prompt.write_text(prompt.read_text(encoding="utf-8").replace("Say so where", "Say so if"), encoding="utf-8")
+    changed = report()
+    assert "1 snapshot failed. 3 snapshots passed." in changed
+    assert "+ Quote the sentence that answers the question. Say so if none does." in changed
 
 
 def test_the_langchain_chain_shows_messages_answer_tree_and_linked_version(tmp_path: Path) -> None:

@@ -86,11 +86,11 @@ def test_an_error_names_the_environment_variable(monkeypatch: pytest.MonkeyPatch
         settings.settings()
 
 
-def test_each_setting_is_an_argument_an_environment_variable_and_a_row_of_readme(
+def test_each_setting_is_an_argument_an_environment_variable_and_a_row_of_its_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)=.*?\| `POMLFLOW_(\w+)`", readme, re.MULTILINE)
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)=.*?\| `POMLFLOW_(\w+)`", page, re.MULTILINE)
     names = [field.name for field in dataclasses.fields(settings.Settings)]
     assert names == list(EVERY)
     assert list(settings.SettingsOptions.__annotations__) == names

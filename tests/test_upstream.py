@@ -43,16 +43,6 @@ def test_each_workaround_has_a_row_and_each_row_a_test() -> None:
         assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without traces: making one costs seconds of migrations."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    SqlAlchemyStore(f"sqlite:///{file.as_posix()}", (file.parent / "artifacts").as_uri())
-    return file
-
-
 @pytest.mark.parametrize(("code", "printed"), [pytest.param(code, end, id=title) for title, code, end in REPORTS])
 def test_a_report_still_holds(code: str, printed: str, empty_store: Path, tmp_path: Path) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")

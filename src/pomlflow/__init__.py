@@ -34,6 +34,7 @@ from pomlflow.exceptions import (
     VariableError,
     WorkerDiedError,
 )
+from pomlflow.frame.transcript import transcript
 from pomlflow.settings import configure, configured
 from pomlflow.template.lint import Finding
 
@@ -74,6 +75,7 @@ __all__ = [
     "poml",
     "render",
     "replay",
+    "transcript",
 ]
 
 # Replays import MLflow, and the version reads the package's metadata.

@@ -1,4 +1,4 @@
-"""Measure what README claims, as ratios within one run; ``--write`` puts table and picture into README.
+"""Measure what docs/figures.md claims, as ratios within one run; ``--write`` puts table and picture there.
 
 make bench
 """
@@ -19,13 +19,13 @@ from renders import first_render, renders
 
 from pomlflow import engine
 
-README = HERE.parents[1] / "README.md"
-PICTURE = HERE.parents[1] / "examples" / "figures.svg"
+PAGE = HERE.parents[1] / "docs" / "figures.md"
+PICTURE = HERE.parents[1] / "docs" / "images" / "figures.svg"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put table and picture into README")
+    parser.add_argument("--write", action="store_true", help="put table and picture into docs/figures.md")
     parser.add_argument("--soak", action="store_true", help="only the growth, up to 50,000 renders")
     arguments = parser.parse_args()
     times: dict[str, tuple[float, float, float]] = {}
@@ -57,11 +57,11 @@ def main() -> None:
     print(lines[-1])
     if arguments.write:
         plot(times, latencies, PICTURE)
-        lines += ["", f"![Time of a render, and its spread under load](examples/{PICTURE.name})"]
+        lines += ["", f"![Time of a render, and its spread under load](images/{PICTURE.name})"]
         table = "\n".join(lines)
-        before, _, rest = README.read_text(encoding="utf-8").partition("<!-- bench -->\n")
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- bench -->\n")
         _, _, after = rest.partition("<!-- /bench -->\n")
-        README.write_text(f"{before}<!-- bench -->\n{table}\n<!-- /bench -->\n{after}", encoding="utf-8")
+        PAGE.write_text(f"{before}<!-- bench -->\n{table}\n<!-- /bench -->\n{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

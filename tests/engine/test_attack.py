@@ -1,6 +1,6 @@
 """What a template that was written to do harm comes to: nothing of the machine is in its reach.
 
-Each row of README's table of what is closed has its test here or in test_sandbox.py; so have those of what is open.
+Each row of the table in docs/security.md has its test here or in test_sandbox.py.
 What one template leaves for another is in test_leftovers.py.
 """
 

@@ -1,4 +1,4 @@
-"""README's lines for users of POML's own integrations, run as they are."""
+"""The page on migration: its lines for users of POML's own integrations, run as they are."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.model_server import model_server
 import pomlflow
 
 pytestmark = QUIET
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 
 
 def programs(name: str) -> tuple[str, str]:
-    """The program before and after a diff in README."""
-    found = re.search(rf"<!-- takeover: {name} -->\n```diff\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    """The program before and after a diff on the page."""
+    found = re.search(rf"<!-- takeover: {name} -->\n```diff\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     lines = found[1].splitlines()
     assert {line[0] for line in lines} <= {"-", "+", " "}

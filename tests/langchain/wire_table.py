@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["CLIENTS", "DOCUMENT", "FEATURES", "REFUSED", "Feature", "documented", "found", "table", "write"]
 
-DOCUMENT = Path(__file__).parents[2] / "examples" / "on-the-wire.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "on-the-wire.md"
 CLIENTS = ("ChatOpenAI", "ChatAnthropic", "ChatGoogleGenerativeAI", "ChatOllama")
 REFUSED = "refused"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pomlflow.template.history import REQUEST, RESPONSE
+from pomlflow.frame.transcript import sections
 
 __all__ = ["is_terminal", "show_chat", "show_json", "show_title", "shown_path", "word_diff"]
 
@@ -59,30 +59,13 @@ def show_title(title: str, style: str = "bold") -> None:
 
 def show_chat(output: Mapping[str, Any]) -> None:
     """Print the output of a render, in the form of ``poml.poml(format="dict")``, as a chat."""
-    messages = output["messages"]
-    if isinstance(messages, str) or not all(isinstance(one, dict) and "speaker" in one for one in messages):
-        click.echo("\n".join(_parts(messages)))
-    else:
-        for message in messages:
-            show_title(message["speaker"], f"bold {_COLOURS.get(message['speaker'], 'white')}")
-            click.echo("\n".join(_parts(message["content"])))
-    for key in ("tools", "schema", "runtime"):
-        if output.get(key) is not None:
-            show_title(key)
-            show_json(output[key])
-
-
-def _parts(content: str | list[Any]) -> Iterator[str]:
-    for part in [content] if isinstance(content, str) else content:
-        if isinstance(part, str):
-            yield part
-        elif part["type"] == REQUEST:
-            yield f"[calls {part['name']} {json.dumps(part['content'], ensure_ascii=False)}]"
-        elif part["type"] == RESPONSE:
-            yield f"[{part['name']} returns] " + "\n".join(_parts(part["content"]))
+    for title, content in sections(output):
+        if title:
+            show_title(title, f"bold {_COLOURS[title]}" if title in _COLOURS else "bold")
+        if isinstance(content, str):
+            click.echo(content)
         else:
-            size = len(part.get("base64", "")) * 3 // 4
-            yield f"[{part['type']}, {size:,} bytes{', ' + part['alt'] if part.get('alt') else ''}]"
+            show_json(content)
 
 
 def word_diff(before: str, after: str) -> Iterator[str]:

@@ -28,7 +28,7 @@ class PomlRenderEvent(BaseEvent):
     step), or None outside of all spans. The render has no LlamaIndex span; its times are in the record. Like
     LlamaIndex's own events about models, it holds content.
 
-    Args:
+    Attributes:
         record: The render.
 
     Example:

@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -30,6 +30,9 @@ from typing_extensions import override
 
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import REQUEST, RESPONSE, History
+
+if TYPE_CHECKING:
+    from poml.api import PomlFrame
 
 __all__ = ["DescribedImage", "MessageHistory", "Rendered", "describe", "from_poml", "to_poml", "with_data_uris"]
 
@@ -285,6 +288,11 @@ class Rendered:
     def place(self) -> str:
         """The template, for errors."""
         return self.record.path or self.record.name or "<inline>"
+
+    @property
+    def frame(self) -> PomlFrame:
+        """The POML frame: ``messages``, ``output_schema``, ``tools``, ``runtime``."""
+        return self.record.frame
 
     def format_messages(self, **_: Any) -> list[ChatMessage]:
         """Return the messages, with the additions of the prompt's output parser."""

@@ -1,0 +1,83 @@
+"""The result of a render as a text for people, on the command line and in tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pomlflow.template.history import REQUEST, RESPONSE
+
+if TYPE_CHECKING:
+    from poml.api import PomlFrame
+
+__all__ = ["sections", "transcript"]
+
+
+def transcript(rendered: Any) -> str:
+    """Return a render as a readable text: messages, tools, output schema and settings.
+
+    For snapshot tests. A picture or sound is shown by its type, a digest and its size, so that a change is seen.
+
+    Args:
+        rendered: What `pomlflow.render` returns, LangChain's ``prompt.invoke({…})``, or LlamaIndex's
+            ``prompt.render({…})``.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: It is none of these.
+
+    Example:
+        >>> import pomlflow
+        >>> print(pomlflow.transcript(pomlflow.render("<poml><p>Hello</p><runtime temperature='0'/></poml>")))
+        --- human
+        Hello
+        --- runtime
+        {
+          "temperature": 0
+        }
+    """
+    frame: PomlFrame | None = getattr(rendered, "frame", rendered)
+    if not hasattr(frame, "output_schema"):
+        raise TypeError(f"{type(rendered).__name__} is no render: give what render() or invoke() of a prompt returns")
+    output = frame.model_dump(mode="json")  # type: ignore[union-attr]
+    output["schema"] = output.pop("output_schema")
+    return "\n".join(f"--- {title}\n{_text(content)}" for title, content in sections(output))
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)
+
+
+def sections(output: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a render in the form of ``poml.poml(format="dict")``: a title, and a text or JSON data.
+
+    One text without a speaker has an empty title.
+    """
+    messages = output["messages"]
+    if isinstance(messages, str) or not all(isinstance(one, dict) and "speaker" in one for one in messages):
+        yield "", "\n".join(_parts(messages))
+    else:
+        for message in messages:
+            yield message["speaker"], "\n".join(_parts(message["content"]))
+    for key in ("tools", "schema", "runtime"):
+        if output.get(key) is not None:
+            yield key, output[key]
+
+
+def _parts(content: str | list[Any]) -> Iterator[str]:
+    for part in [content] if isinstance(content, str) else content:
+        if isinstance(part, str):
+            yield part
+        elif part["type"] == REQUEST:
+            yield f"[calls {part['name']} {json.dumps(part['content'], ensure_ascii=False)}]"
+        elif part["type"] == RESPONSE:
+            yield f"[{part['name']} returns] " + "\n".join(_parts(part["content"]))
+        else:
+            data = part.get("base64", "")
+            digest = hashlib.sha256(data.encode()).hexdigest()[:8]
+            alt = f", {part['alt']}" if part.get("alt") else ""
+            yield f"[{part['type']} {digest}, {len(data) * 3 // 4:,} bytes{alt}]"

@@ -1,0 +1,180 @@
+"""README and docs: each code block runs and prints what the page says, and each link of README has a target."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tests.markdown import ROOT, Block, blocks, links, slugs
+from tests.model_server import model_server
+
+import pomlflow
+from pomlflow.cli import cli
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README_LINES = 150
+STORE = "sqlite:///mlflow.db"  # in pages; each page has its own, by an absolute path, since MLflow keeps stores by URI
+EXIT_CODE = re.compile(r"  # exit code (\d)$")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The `__(fields|fields_set)__` attribute is deprecated:DeprecationWarning"),
+]
+
+
+def page_names() -> list[Any]:
+    runs = [page for page in PAGES if any(block.kind == "run" for block in blocks(page.read_text(encoding="utf-8")))]
+    return [pytest.param(page, id=page.stem) for page in runs]
+
+
+class Page:
+    """A page that is being run: its folder has the files that it shows, its blocks share their names."""
+
+    def __init__(self, folder: Path, path: Path, names: dict[str, Any]) -> None:
+        self.folder, self.path, self.names = folder, path, names
+        self.store = f"sqlite:///{(folder / 'mlflow.db').as_posix()}"
+        self.printed, self.error = "", ""
+
+    def run(self, page: list[Block]) -> None:
+        for block, following in zip(page, [*page[1:], None], strict=True):
+            place = f"{self.path.name}:{block.line}"
+            if block.kind == "file":
+                file = self.folder / block.title
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(block.text, encoding="utf-8")
+            elif block.kind == "run":
+                fails = following is not None and following.kind == "error"
+                self.printed = self.run_block(block, fails=fails).replace(self.store, STORE)
+            elif block.kind == "output":
+                assert_alike(self.printed, block.text, place)
+            elif block.kind == "error":
+                assert_alike(self.error, block.text, place)
+
+    def run_block(self, block: Block, *, fails: bool) -> str:
+        if block.language == "sh":
+            return "".join(self.run_command(line, f"{self.path.name}:{block.line}") for line in commands(block.text))
+        text = block.text.replace(STORE, self.store)
+        code = compile("\n" * (block.line - 1) + text, str(self.path), "exec", dont_inherit=True)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            if not fails:
+                exec(code, self.names)
+            else:
+                with pytest.raises(Exception) as raised:  # noqa: PT011 - the page shows which
+                    exec(code, self.names)
+                self.error = str(raised.value)
+        return printed.getvalue()
+
+    def run_command(self, line: str, place: str) -> str:
+        expected = EXIT_CODE.search(line)
+        code = int(expected[1]) if expected else 0
+        words = shlex.split(line, comments=True)
+        if words[0] == "pomlflow" and not set(line) & set("|>$"):
+            done = CliRunner().invoke(cli, words[1:], prog_name="pomlflow", catch_exceptions=False)
+            output, returned = done.output, done.exit_code
+        else:
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            process = subprocess.run(
+                ["bash", "-c", line],
+                cwd=self.folder,
+                env={**os.environ, "PATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "syrupy"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            output, returned = process.stdout, process.returncode
+        assert returned == code, f"{place}: {line}\n{output}"
+        return output
+
+
+def commands(text: str) -> list[str]:
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def assert_alike(shown: str, expected: str, place: str) -> None:
+    pattern = ".*?".join(re.escape(part) for part in tidy(expected).split("…"))
+    assert re.fullmatch(pattern, tidy(shown), re.DOTALL), f"{place} shows\n{expected}\nbut it is\n{shown}"
+
+
+def tidy(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+@pytest.fixture
+def names(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A page's names at its start: a server for its models, a store, a folder; all is put back at the end."""
+    import mlflow
+    import poml
+    from llama_index.core import Settings
+    from llama_index.core.instrumentation import get_dispatcher
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    store = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    root = get_dispatcher()
+    handlers = list(root.event_handlers), list(root.span_handlers)
+    with model_server() as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        monkeypatch.setenv("OPENAI_API_BASE", f"{server.url}/v1")
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        yield {"__name__": "__docs__", "server": server}
+    pomlflow.autolog(disable=True)
+    poml.set_trace(False)
+    for library in (mlflow.openai, mlflow.langchain, mlflow.llama_index):
+        library.autolog(disable=True, silent=True)
+    pomlflow.flush()
+    root.event_handlers, root.span_handlers = handlers
+    Settings._llm = Settings._embed_model = Settings._callback_manager = None
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+@pytest.mark.parametrize("page", page_names())
+def test_the_code_of_a_page_runs(page: Path, names: dict[str, Any], tmp_path: Path) -> None:
+    Page(tmp_path, page, names).run(list(blocks(page.read_text(encoding="utf-8"))))
+
+
+def test_readme_is_short_and_its_links_have_targets() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= README_LINES
+    missing = []
+    for target in links(text):
+        path, _, anchor = target.partition("#")
+        file = ROOT / path if path else ROOT / "README.md"
+        exists = file.exists() and (not anchor or anchor in slugs(file.read_text(encoding="utf-8")))
+        missing += [] if exists else [target]
+    assert missing == []
+
+
+def test_each_page_is_in_the_navigation() -> None:
+    configuration = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": (\S+\.md)$", configuration, re.MULTILINE))
+    assert named == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]}
+
+
+def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector notices wrong output, a wrong exit code and code that raises."""
+    monkeypatch.chdir(tmp_path)
+    fence = "```"
+    wrong: list[tuple[str, type[BaseException]]] = [
+        (f'{fence}python\nprint(1)\n{fence}\n\n{fence}text title="Output"\n2\n{fence}\n', AssertionError),
+        (f"{fence}sh\nexit 3\n{fence}\n", AssertionError),
+        (f"{fence}python\n1 / 0\n{fence}\n", ZeroDivisionError),
+    ]
+    for text, error in wrong:
+        with pytest.raises(error):
+            Page(tmp_path, tmp_path / "page.md", {}).run(list(blocks(text)))
