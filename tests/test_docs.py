@@ -118,6 +118,8 @@ def names(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     from llama_index.core.instrumentation import get_dispatcher
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = set(sys.modules)
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     store = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
@@ -132,6 +134,9 @@ def names(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
         monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
         yield {"__name__": "__docs__", "server": server}
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
     pomlflow.autolog(disable=True)
     poml.set_trace(False)
     for library in (mlflow.openai, mlflow.langchain, mlflow.llama_index):

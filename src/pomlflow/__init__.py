@@ -14,6 +14,7 @@ from pomlflow.autolog import autolog
 from pomlflow.exceptions import (
     AnswerError,
     ConfigurationError,
+    ConversionError,
     EngineBusyError,
     EngineError,
     MissingVariableError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerError",
     "ConfigurationError",
+    "ConversionError",
     "EngineBusyError",
     "EngineError",
     "Finding",

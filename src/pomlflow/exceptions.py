@@ -21,6 +21,7 @@
     │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
     │   └── NotPomlError           the prompt is not POML
     ├── TraceNotFoundError         no such trace in MLflow's store (also a LookupError)
+    ├── ConversionError            a prompt of a framework has no form in POML (also a ValueError)
     └── ConfigurationError         invalid configuration value
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
@@ -38,6 +39,7 @@ from typing import Any, Final
 __all__ = [
     "AnswerError",
     "ConfigurationError",
+    "ConversionError",
     "EngineBusyError",
     "EngineError",
     "MissingVariableError",
@@ -226,6 +228,21 @@ class TraceNotFoundError(PomlError, LookupError):
 
 class ConfigurationError(PomlError):
     """Invalid configuration value."""
+
+
+class ConversionError(PomlError, ValueError):
+    """A prompt of a framework has no form in POML.
+
+    Attributes:
+        part: The variable, message or field that has none.
+    """
+
+    def __init__(self, message: str, part: str) -> None:
+        super().__init__(message)
+        self.part = part
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.part)
 
 
 class SettingError(PomlError, ValueError):

@@ -8,6 +8,7 @@ from pomlflow._lazy import lazy_names
 from pomlflow.autolog import AutologOptions, switch
 
 if TYPE_CHECKING:
+    from pomlflow.langchain.convert import to_poml
     from pomlflow.langchain.handler import PomlCallbackHandler
     from pomlflow.langchain.middleware import PomlMiddleware
     from pomlflow.langchain.output import PomlOutputParserError, PomlRefusalError
@@ -23,6 +24,7 @@ __all__ = [
     "PomlRefusalError",
     "PomlStringPromptValue",
     "autolog",
+    "to_poml",
 ]
 
 # The handler imports MLflow, and the middleware LangChain's agents: prompts need neither.
@@ -36,6 +38,7 @@ __getattr__, __dir__ = lazy_names(
         "PomlPromptTemplate": "prompt",
         "PomlRefusalError": "output",
         "PomlStringPromptValue": "prompt_value",
+        "to_poml": "convert",
     },
     requires={
         "langchain_core": "pomlflow[langchain]",

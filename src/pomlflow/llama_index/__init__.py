@@ -8,16 +8,22 @@ from pomlflow._lazy import lazy_names
 from pomlflow.autolog import AutologOptions, switch
 
 if TYPE_CHECKING:
+    from pomlflow.llama_index.convert import to_poml
     from pomlflow.llama_index.events import PomlRenderEvent
     from pomlflow.llama_index.handler import PomlCallbackHandler
     from pomlflow.llama_index.prompt import PomlPromptTemplate
 
-__all__ = ["PomlCallbackHandler", "PomlPromptTemplate", "PomlRenderEvent", "autolog"]
+__all__ = ["PomlCallbackHandler", "PomlPromptTemplate", "PomlRenderEvent", "autolog", "to_poml"]
 
 # The handler imports MLflow, which prompts do not need.
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {"PomlCallbackHandler": "handler", "PomlPromptTemplate": "prompt", "PomlRenderEvent": "events"},
+    {
+        "PomlCallbackHandler": "handler",
+        "PomlPromptTemplate": "prompt",
+        "PomlRenderEvent": "events",
+        "to_poml": "convert",
+    },
     requires={"llama_index": "pomlflow[llama-index]"},
 )
 

@@ -1,0 +1,200 @@
+"""Convert LangChain's chat prompts to POML markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from string import Formatter
+from typing import Any, Final
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.prompts import (
+    AIMessagePromptTemplate,
+    BasePromptTemplate,
+    ChatPromptTemplate,
+    HumanMessagePromptTemplate,
+    MessagesPlaceholder,
+    PromptTemplate,
+    SystemMessagePromptTemplate,
+)
+from langchain_core.prompts.dict import DictPromptTemplate
+from langchain_core.prompts.image import ImagePromptTemplate
+
+from pomlflow.exceptions import ConversionError
+from pomlflow.template.writing import (
+    Conversation,
+    Message,
+    Part,
+    Picture,
+    Text,
+    ToolRequest,
+    ToolResponse,
+    Variable,
+    write,
+)
+
+__all__ = ["to_poml"]
+
+Item = Message | Conversation | ToolResponse
+
+_SPEAKERS: Final[dict[type, str]] = {
+    SystemMessagePromptTemplate: "system",
+    HumanMessagePromptTemplate: "human",
+    AIMessagePromptTemplate: "ai",
+    SystemMessage: "system",
+    HumanMessage: "human",
+    AIMessage: "ai",
+}
+_DATA_URI: Final = re.compile(r"data:(image/[\w.+-]+);base64,(.+)", re.DOTALL)
+
+
+def to_poml(prompt: BasePromptTemplate[Any]) -> str:
+    """Convert a ``ChatPromptTemplate`` to POML markup that renders to the same messages.
+
+    Values that are texts come out the same; other values are written as JavaScript writes them (``true`` is empty).
+    Pictures are encoded again by POML.
+
+    Args:
+        prompt: A ``ChatPromptTemplate`` or ``PromptTemplate`` of f-strings, with placeholders, partial variables that
+            are texts, messages, and pictures in base64.
+
+    Returns:
+        The markup.
+
+    Raises:
+        ConversionError: A part of the prompt has no form in POML; the message names it, and the remedy.
+
+    Example:
+        >>> print(to_poml(ChatPromptTemplate([("system", "Be {mood}."), ("placeholder", "{history}")])))
+        <poml>
+          <system-msg whiteSpace="pre">Be {{mood}}.</system-msg>
+          <conversation messages="{{history}}"/>
+        </poml>
+        <BLANKLINE>
+    """
+    if isinstance(prompt, PromptTemplate):
+        return write([Message("human", list(_parts(prompt, {})))])
+    if type(prompt) is not ChatPromptTemplate:
+        raise ConversionError(f"a {type(prompt).__name__} has no form in POML", type(prompt).__name__)
+    return write(list(_Converter(prompt.partial_variables).items(prompt.messages)))
+
+
+class _Converter:
+    """Converts the messages of one prompt; a tool's answer has the name of its call."""
+
+    def __init__(self, partial: Mapping[str, Any]) -> None:
+        self.partial = partial
+        self.calls: dict[str, str] = {}
+
+    def items(self, messages: Sequence[Any]) -> Iterator[Item]:
+        for message in messages:
+            if type(message) is ChatPromptTemplate:
+                inner = _Converter({**self.partial, **message.partial_variables})
+                yield from inner.items(message.messages)
+            elif isinstance(message, MessagesPlaceholder):
+                if self.partial.get(message.variable_name):
+                    raise _no_form(message.variable_name, "has messages as its partial value: give them with each call")
+                yield Conversation(message.variable_name, message.n_messages)
+            elif isinstance(message, ToolMessage) and isinstance(message.content, str):
+                name = message.name or self.calls.get(message.tool_call_id, "tool")
+                yield ToolResponse(message.tool_call_id, name, message.content)
+            elif type(message) in _SPEAKERS:
+                yield Message(_SPEAKERS[type(message)], list(self._content(message)))
+            else:
+                raise _no_form(type(message).__name__, "has no form in POML")
+
+    def _content(self, message: Any) -> Iterator[Part]:
+        for field in ("additional_kwargs", "name", "id", "response_metadata"):
+            if getattr(message, field, None):
+                raise _no_form(field, f"of a {type(message).__name__} has no form in POML: remove it")
+        if not isinstance(message, BaseMessage):
+            prompts = message.prompt if isinstance(message.prompt, list) else [message.prompt]
+            for prompt in prompts:
+                yield from _parts(prompt, self.partial)
+            return
+        for part in [message.content] if isinstance(message.content, str) else message.content:
+            yield from [Text(part)] if isinstance(part, str) else _literal(part)
+        for call in message.tool_calls if isinstance(message, AIMessage) else ():
+            self.calls[call["id"] or ""] = call["name"]
+            yield ToolRequest(call["id"] or "", call["name"], call["args"])
+
+
+def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[Part]:
+    """Convert a template of a text, a picture or a content block."""
+    if isinstance(prompt, PromptTemplate):
+        yield from _fields(prompt.template, prompt.template_format, {**partial, **prompt.partial_variables})
+    elif isinstance(prompt, ImagePromptTemplate):
+        yield _picture({"type": "image_url", "image_url": prompt.template}, prompt.template_format, partial)
+    elif isinstance(prompt, DictPromptTemplate):
+        yield _picture(prompt.template, prompt.template_format, partial)
+    else:
+        raise _no_form(type(prompt).__name__, "has no form in POML")
+
+
+def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[Text | Variable]:
+    """Convert an f-string, or a template of another kind without anything but variables."""
+    if kind == "f-string":
+        for text, name, spec, conversion in Formatter().parse(template):
+            if text:
+                yield Text(text)
+            if name is not None:
+                if spec or conversion:
+                    shown = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+                    raise _no_form(shown, "has a format: write it in JavaScript, as {{price.toFixed(2)}}")
+                yield _variable(name, partial)
+        return
+    pieces = re.split(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}" if kind == "jinja2" else r"\{\{[{&]\s*(\w+)\s*\}?\}\}", template)
+    for text, name in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+        if found := re.search(r"\{[{%#].{0,40}", text):
+            raise _no_form(found[0], f"of a {kind} template has no form here: write it with if=, for= or JavaScript")
+        if text:
+            yield Text(text)
+        if name is not None:
+            yield _variable(name, partial)
+
+
+def _variable(name: str, partial: Mapping[str, Any]) -> Variable:
+    value = partial.get(name)
+    if value is not None and not isinstance(value, str):
+        kind = "a function" if callable(value) else f"a {type(value).__name__}"
+        raise _no_form(
+            name, f"has {kind} as its partial value: leave it out, and give it to the new prompt's partial()"
+        )
+    return Variable(name, value)
+
+
+def _picture(block: Mapping[str, Any], kind: str, partial: Mapping[str, Any]) -> Picture:
+    """Convert a content block of a picture whose data is a text or one variable."""
+    found = _picture_data(block)
+    data = list(_fields(found[1], kind, partial))
+    if len(data) != 1:
+        raise _no_form("image", "must be one variable or base64")
+    return Picture(found[0], data[0] if isinstance(data[0], Variable) else data[0].text)
+
+
+def _picture_data(block: Mapping[str, Any]) -> tuple[str, str]:
+    if block.get("type") == "image_url":
+        url = block["image_url"]
+        fields = {"url": url} if isinstance(url, str) else dict(url)
+        if (uri := _DATA_URI.fullmatch(fields.pop("url", ""))) and not fields:
+            return uri[1], uri[2]
+        what = f"with {', '.join(fields)}" if fields else "by its address"
+        raise _no_form("image_url", f"{what} has no form in POML: use data:image/png;base64,{{name}}")
+    data = block.get("base64", block.get("data"))
+    rest = set(block) - {"type", "base64", "data", "mime_type", "source_type"}
+    if block.get("type") == "image" and isinstance(data, str) and not rest and "mime_type" in block:
+        return block["mime_type"], data
+    raise _no_form(str(block.get("type")), f"with {', '.join(block)} is a content block without a form in POML")
+
+
+def _literal(block: Mapping[str, Any]) -> Iterator[Part]:
+    """Convert a content block of a message that is no template."""
+    if block.get("type") == "text" and set(block) == {"type", "text"}:
+        yield Text(block["text"])
+        return
+    mime_type, data = _picture_data(block)
+    yield Picture(mime_type, data)
+
+
+def _no_form(part: str, why: str) -> ConversionError:
+    return ConversionError(f"{part} {why}", part)

@@ -1,0 +1,100 @@
+"""Convert LlamaIndex's prompts to POML markup."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
+from llama_index.core.prompts.base import BasePromptTemplate
+
+from pomlflow.exceptions import ConversionError
+from pomlflow.template.writing import Message, Part, Picture, Text, Variable, write
+
+__all__ = ["to_poml"]
+
+_SPEAKERS: Final = {"system": "system", "user": "human", "assistant": "ai"}
+_FIELD: Final = re.compile(r"\{([a-zA-Z_]\w*)\}", re.ASCII)  # LlamaIndex leaves all other braces as they are
+
+
+def to_poml(prompt: BasePromptTemplate) -> str:
+    """Convert a ``ChatPromptTemplate`` or ``PromptTemplate`` to POML markup that renders to the same messages.
+
+    Values that are texts come out the same. Pictures are encoded again by POML.
+
+    Args:
+        prompt: The prompt, with partial values that are texts, variable mappings, and pictures.
+
+    Returns:
+        The markup.
+
+    Raises:
+        ConversionError: A part of the prompt has no form in POML; the message names it, and the remedy.
+
+    Example:
+        >>> print(to_poml(PromptTemplate("From {context_str}: {query_str}")))
+        <poml>
+          <human-msg whiteSpace="pre">From {{context_str}}: {{query_str}}</human-msg>
+        </poml>
+        <BLANKLINE>
+    """
+    if type(prompt) not in (ChatPromptTemplate, PromptTemplate):
+        raise _no_form(type(prompt).__name__, "has no form here: convert the prompts in it, or write it anew")
+    if prompt.output_parser is not None:
+        raise _no_form("output_parser", "has no form in POML: give it to the new prompt")
+    for name in prompt.function_mappings or {}:
+        raise _no_form(name, "is a function: give function_mappings to the new prompt")
+    fields = _Fields(prompt)
+    if isinstance(prompt, PromptTemplate):
+        return write([Message("human", list(fields.parts(prompt.template)))])
+    assert isinstance(prompt, ChatPromptTemplate)  # noqa: S101
+    return write([_message(message, fields) for message in prompt.message_templates])
+
+
+class _Fields:
+    """Converts texts with the variables and partial values of one prompt."""
+
+    def __init__(self, prompt: BasePromptTemplate) -> None:
+        self._values = prompt.kwargs
+        self._names = {inner: outer for outer, inner in (prompt.template_var_mappings or {}).items()}
+
+    def parts(self, template: str) -> Iterator[Text | Variable]:
+        pieces = _FIELD.split(template)
+        for text, name in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+            if text:
+                yield Text(text)
+            if name is not None:
+                yield self._variable(self._names.get(name, name))
+
+    def _variable(self, name: str) -> Variable:
+        value: Any = self._values.get(name)
+        if value is not None and not isinstance(value, str):
+            raise _no_form(name, f"has a {type(value).__name__} as its partial value: give it to the new prompt")
+        return Variable(name, value)
+
+
+def _message(message: ChatMessage, fields: _Fields) -> Message:
+    role = str(message.role.value)
+    if role not in _SPEAKERS:
+        raise _no_form(f"the role {role}", "has no form in POML")
+    if message.additional_kwargs:
+        raise _no_form("additional_kwargs", "have no form in POML: remove them")
+    return Message(_SPEAKERS[role], [part for block in message.blocks for part in _block(block, fields)])
+
+
+def _block(block: Any, fields: _Fields) -> Iterator[Part]:
+    if isinstance(block, TextBlock):
+        yield from fields.parts(block.text)
+    elif isinstance(block, ImageBlock) and block.url is None and block.detail is None:
+        data = base64.b64encode(block.resolve_image().read()).decode()
+        yield Picture(block.image_mimetype or "image/png", data)
+    else:
+        kind = getattr(block, "block_type", type(block).__name__)
+        raise _no_form(f"a content block of type {kind}", "has no form in POML, unless it is a picture in base64")
+
+
+def _no_form(part: str, why: str) -> ConversionError:
+    return ConversionError(f"{part} {why}", part)

@@ -1,0 +1,225 @@
+"""A framework's own prompt as POML markup: it renders to the same messages, or an error names what has no form."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.adapters.frameworks import Framework, LangChain
+
+from pomlflow import ConversionError
+
+ODD = "  <b> & \"x\" 'y' #lt; # h {{z}} } {\n\n\ttab  end\u2028\r\n \U0001f600\ue000 "
+
+
+def picture() -> str:
+    """A red picture of two by one pixels, in base64."""
+    file = io.BytesIO()
+    Image.new("RGB", (2, 1), "red").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def chat(framework: Framework, *messages: tuple[str, Any], **partial: Any) -> Any:
+    """The framework's own chat prompt."""
+    if isinstance(framework, LangChain):
+        from langchain_core.prompts import ChatPromptTemplate
+
+        return ChatPromptTemplate(list(messages), partial_variables=partial)
+    from llama_index.core.prompts import ChatPromptTemplate as LlamaIndexPrompt
+
+    return LlamaIndexPrompt.from_messages(list(messages), **partial)
+
+
+def to_poml(framework: Framework, prompt: Any) -> str:
+    package = "langchain" if isinstance(framework, LangChain) else "llama_index"
+    markup: str = importlib.import_module(f"pomlflow.{package}").to_poml(prompt)
+    return markup
+
+
+def test_texts_and_values_come_out_the_same(framework: Framework) -> None:
+    escaped = ODD.replace("{", "{{").replace("}", "}}") if isinstance(framework, LangChain) else ODD
+    prompt = chat(framework, ("system", f"{escaped}{{a}}{escaped}"), ("user", "{b}{a}"), ("assistant", '{{"k": {a}}}'))
+    converted = framework.prompts.from_template(to_poml(framework, prompt))
+    values = {"a": ODD, "b": "<system-msg>{{1 + 1}}</system-msg>"}
+    assert framework.messages(converted, **values) == framework.messages(prompt, **values)
+    assert framework.variables(converted) == ["a", "b"]
+
+
+def test_a_partial_value_is_the_default(framework: Framework) -> None:
+    prompt = chat(framework, ("user", "{greeting} {name}"), greeting="It's <Hello> & {so}:")
+    converted = framework.prompts.from_template(to_poml(framework, prompt))
+    for values in ({"name": "Ada"}, {"name": "Ada", "greeting": "Hi"}):
+        assert framework.messages(converted, **values) == framework.messages(prompt, **values)
+
+
+def test_the_markup_is_what_one_would_write(framework: Framework) -> None:
+    prompt = chat(framework, ("system", "Answer for {shop}:\n- in one line"), ("user", "{question}"))
+    assert to_poml(framework, prompt) == (
+        "<poml>\n"
+        '  <system-msg whiteSpace="pre">Answer for {{shop}}:\n- in one line</system-msg>\n'
+        '  <human-msg whiteSpace="pre">{{question}}</human-msg>\n'
+        "</poml>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "partial", "part", "words"),
+    [
+        ([("user", "a"), ("user", "b")], {}, "messages", "two human messages in a row are one message in POML"),
+        ([("system", ""), ("user", "b")], {}, "messages", "an empty system message disappears in POML"),
+        ([("user", "{class}")], {}, "class", "'class' is not a name in JavaScript: rename it"),
+        ([("user", "{n}")], {"n": 3}, "n", "n has a int as its partial value"),
+    ],
+)
+def test_what_has_no_form_is_named(
+    framework: Framework, messages: Any, partial: dict[str, Any], part: str, words: str
+) -> None:
+    with pytest.raises(ConversionError, match=words) as raised:
+        to_poml(framework, chat(framework, *messages, **partial))
+    assert raised.value.part == part
+
+
+def test_other_prompts_are_refused_by_name(framework: Framework) -> None:
+    with pytest.raises(ConversionError, match="PomlPromptTemplate has no form"):
+        to_poml(framework, framework.prompts.from_template("<p>Hello</p>"))
+
+
+class TestLangChain:
+    """What only LangChain has."""
+
+    def same(self, prompt: Any, **values: Any) -> str:
+        from pomlflow.langchain import PomlPromptTemplate, to_poml
+
+        markup = to_poml(prompt)
+        old, new = prompt.invoke(values).to_messages(), PomlPromptTemplate.from_template(markup).invoke(values)
+        assert [(type(m), m.text, getattr(m, "tool_calls", None)) for m in new.to_messages()] == [
+            (type(m), m.text, getattr(m, "tool_calls", None)) for m in old
+        ]
+        return markup
+
+    @pytest.mark.parametrize("values", [{}, {"history": [("human", "1"), ("ai", "2"), ("human", "3")]}])
+    def test_placeholders(self, values: dict[str, Any]) -> None:
+        from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+
+        prompt = ChatPromptTemplate([("system", "s"), ("placeholder", "{history}"), ("ai", "{q}")])
+        assert '<conversation messages="{{history}}"/>' in self.same(prompt, q="?", **values)
+        last = MessagesPlaceholder("history", optional=True, n_messages=2)
+        self.same(ChatPromptTemplate([("system", "s"), last, ("human", "{q}")]), q="?", **values)
+
+    def test_messages_and_tool_calls(self) -> None:
+        from langchain_core.messages import AIMessage, SystemMessage, ToolMessage
+        from langchain_core.prompts import ChatPromptTemplate
+
+        call = {"name": "look", "args": {"at": {"x": [1, None, True, f"{ODD}}}}}"]}}, "id": "c1", "type": "tool_call"}
+        asked, answered = AIMessage("One moment.", tool_calls=[call]), ToolMessage(ODD.strip(), tool_call_id="c1")
+        inner = ChatPromptTemplate([("human", "{q}")], partial_variables={"q": "Look!"})
+        self.same(ChatPromptTemplate([SystemMessage("{literal}"), inner, asked, answered, ("human", "{r}")]), r="Why?")
+
+    def test_jinja_and_mustache_with_variables_alone(self) -> None:
+        from langchain_core.prompts import ChatPromptTemplate
+
+        for kind, template in (("jinja2", "{{ a }} {b} {{c}}"), ("mustache", "{{{a}}} {b} {{&c}}")):
+            self.same(ChatPromptTemplate([("human", template)], template_format=kind), a="<a>", c="c & c")
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,{picture}"}},
+            {"type": "image", "base64": "{picture}", "mime_type": "image/png"},
+            {"type": "image_url", "image_url": f"data:image/png;base64,{picture()}"},
+        ],
+        ids=["url", "block", "constant"],
+    )
+    def test_pictures(self, part: dict[str, Any]) -> None:
+        from langchain_core.prompts import ChatPromptTemplate
+
+        from pomlflow.langchain import PomlPromptTemplate, to_poml
+
+        prompt = ChatPromptTemplate([("human", [{"type": "text", "text": "Look at {what}:"}, part])])
+        converted = PomlPromptTemplate.from_template(to_poml(prompt))
+        [message] = converted.invoke({"what": "this", "picture": picture()}).to_messages()
+        text, image = message.content_blocks
+        assert text["text"] == "Look at this:"
+        shown = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).convert("RGB")
+        assert (shown.size, shown.getpixel((0, 0))) == ((2, 1), (255, 0, 0))
+
+    @pytest.mark.parametrize(
+        ("message", "kind", "words"),
+        [
+            (("human", "{x:.2f}"), "f-string", r"\{x:.2f\} has a format"),
+            (("human", "{% if x %}y{% endif %}"), "jinja2", r"\{% if x %\}"),
+            (("human", "{{#a}}x{{/a}}"), "mustache", r"\{\{#a\}\}"),
+            (("human", [{"type": "image_url", "image_url": "https://a/{b}.png"}]), "f-string", "image_url by its addr"),
+            (("human", [{"type": "file", "file_id": "{x}"}]), "f-string", "file with type, file_id"),
+        ],
+    )
+    def test_templates_without_a_form(self, message: Any, kind: str, words: str) -> None:
+        from langchain_core.prompts import ChatPromptTemplate
+
+        from pomlflow.langchain import to_poml
+
+        with pytest.raises(ConversionError, match=words):
+            to_poml(ChatPromptTemplate([message], template_format=kind))
+
+    def test_messages_without_a_form(self) -> None:
+        from langchain_core.messages import ChatMessage, HumanMessage
+        from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+
+        from pomlflow.langchain import to_poml
+
+        for message, words in (
+            (HumanMessage("x", name="bob"), "name of a HumanMessage"),
+            (ChatMessage("x", role="critic"), "ChatMessage"),
+            (MessagesPlaceholder("h", optional=True), "h has messages as its partial value"),
+        ):
+            with pytest.raises(ConversionError, match=words):
+                to_poml(ChatPromptTemplate([message], partial_variables={"h": [HumanMessage("x")]}))
+        with pytest.raises(ConversionError, match="today has a function as its partial value"):
+            to_poml(ChatPromptTemplate([("human", "{today}")], partial_variables={"today": lambda: "Monday"}))
+
+
+class TestLlamaIndex:
+    """What only LlamaIndex has."""
+
+    def test_a_text_prompt_with_mappings(self) -> None:
+        from llama_index.core.prompts import PromptTemplate
+
+        from pomlflow.llama_index import PomlPromptTemplate, to_poml
+
+        prompt = PromptTemplate("{passages}\n\n{query_str}", template_var_mappings={"context_str": "passages"})
+        converted = PomlPromptTemplate.from_template(to_poml(prompt))
+        values = {"context_str": ODD, "query_str": "Why?"}
+        assert converted.format(**values) == prompt.format(**values)
+
+    def test_pictures(self) -> None:
+        from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+        from llama_index.core.prompts import ChatPromptTemplate
+
+        from pomlflow.llama_index import PomlPromptTemplate, to_poml
+
+        block = ImageBlock(image=picture().encode(), image_mimetype="image/png")
+        message = ChatMessage(role="user", blocks=[TextBlock(text="Look at {what}:"), block])
+        converted = PomlPromptTemplate.from_template(to_poml(ChatPromptTemplate([message])))
+        text, image = converted.format_messages(what="this")[0].blocks
+        assert text.text == "Look at this:"
+        shown = Image.open(image.resolve_image()).convert("RGB")
+        assert (shown.size, shown.getpixel((0, 0))) == ((2, 1), (255, 0, 0))
+
+    def test_what_has_no_form_is_named(self) -> None:
+        from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+        from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
+
+        from pomlflow.llama_index import to_poml
+
+        by_address = ChatMessage(role="user", blocks=[ImageBlock(url="https://example.org/a.png")])
+        for prompt, words in (
+            (PromptTemplate("{x}", function_mappings={"x": lambda **_: "1"}), "x is a function"),
+            (ChatPromptTemplate([ChatMessage(role="tool", content="x")]), "the role tool"),
+            (ChatPromptTemplate([by_address]), "a content block of type image"),
+        ):
+            with pytest.raises(ConversionError, match=words):
+                to_poml(prompt)
