@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_pictures_and_tools_are_told(run: Run) -> None:
         '<tool-response id="1" name="look">grey</tool-response></poml>'
     )
     shown = run("render", "-", given=markup).output
-    assert "[image/png, 1" in shown
+    assert re.search(r"\[image/png [0-9a-f]{8}, 1", shown)
     assert " bytes, a box]" in shown
     assert '[calls look {"at": "sea"}]' in shown
     assert "[look returns] grey" in shown
