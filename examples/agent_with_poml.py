@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
 
 import mlflow
 from langchain.agents import create_agent
@@ -38,12 +38,12 @@ STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
 
 
 def forecast(station: int, hours: int = 6) -> str:
-    """What stands behind the file's tool, in both frameworks."""
+    """Return the forecast: the function of the file's tool, in both frameworks."""
     return f"station {station}: gale for {hours} hours"
 
 
 class ScriptedChatModel(GenericFakeChatModel):
-    """A model of LangChain's that calls the tool, then answers."""
+    """A LangChain model that calls the tool, then answers."""
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
         """Take the tools and settings as a client of a provider does."""
@@ -58,14 +58,14 @@ def langchain_agent() -> dict[str, Any]:
 
     agent = create_agent(model, middleware=[langchain.PomlMiddleware(pilot, tools=[forecast])])
     state = agent.invoke({"messages": [("human", QUESTION)]}, config={"callbacks": [langchain.PomlCallbackHandler()]})
-    print("the tool said:", state["messages"][2].content)
+    print("the tool returned:", state["messages"][2].content)
     return dict(state["structured_response"])
 
 
 def llama_index_agent() -> dict[str, Any]:
     """LlamaIndex's agent: the POML file gives the arguments that it is built with."""
     pilot = llama_index.PomlPromptTemplate.from_file(PILOT)
-    calls = [("forecast", CALL), ("Answer", json.loads(ANSWER))]  # the answer is asked for as a call of a function
+    calls = [("forecast", CALL), ("Answer", json.loads(ANSWER))]  # LlamaIndex requests a structured answer as a call
     first, last = (
         ChatMessage(role="assistant", blocks=[ToolCallBlock(tool_call_id="1", tool_name=name, tool_kwargs=arguments)])
         for name, arguments in calls
@@ -80,7 +80,7 @@ def llama_index_agent() -> dict[str, Any]:
 
     with llama_index.PomlCallbackHandler():
         response = asyncio.run(run())
-    print("the tool said:", response.tool_calls[0].tool_output.content)
+    print("the tool returned:", response.tool_calls[0].tool_output.content)
     return dict(response.structured_response)
 
 
@@ -97,7 +97,7 @@ def show() -> None:
         called_with = span.inputs.get("kwargs") if isinstance(span.inputs, dict) else None  # LlamaIndex's
         settings = called_with or span.attributes.get("invocation_params") or span.attributes
         if "temperature" in settings:  # LlamaIndex wraps the model for a structured answer
-            print(f"  {span.name} heard: temperature {settings['temperature']}, tokens {settings['max_tokens']}")
+            print(f"  {span.name} called with: temperature {settings['temperature']}, tokens {settings['max_tokens']}")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""An agent that somebody already has, in each framework, traced by one added line. Runs offline, without a key.
+"""An existing agent of each framework, traced by one added line. Runs offline, without a key.
 
     python examples/attach_to_existing_agent.py
 
-Both agents call a tool that renders a POML prompt; its span stands under the tool's.
+Both agents call a tool that renders a POML prompt; its span is the child of the tool's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
 
 import mlflow
 from langchain.agents import create_agent
@@ -33,7 +33,7 @@ STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
 
 
 def langchain_agent() -> None:
-    """LangChain's agent: the handler stands in the call's config."""
+    """LangChain's agent: the handler is in the call's config."""
     advice = langchain.PomlPromptTemplate.from_template(MARKUP, name="advice")
     writer = GenericFakeChatModel(messages=iter([AIMessage("Stay on board.")]))
 
@@ -58,11 +58,11 @@ def langchain_agent() -> None:
 
 
 class Model(CustomLLM):
-    """A model of LlamaIndex's that calls the tool, then answers; asked for advice, it gives it."""
+    """A LlamaIndex model that calls the tool, then answers, and that writes the advice."""
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex asks of a model."""
+        """Return the model's properties."""
         return LLMMetadata(model_name="scripted")
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -106,7 +106,7 @@ def main() -> None:
         assert trace is not None
         names = {span.span_id: span.name for span in trace.data.spans}
         poml = next(span for span in trace.data.spans if span.span_type == "PROMPT")
-        print(f"  {len(names)} spans; {poml.name!r} stands under {names[poml.parent_id]!r}")
+        print(f"  {len(names)} spans; {poml.name!r} is a child of {names[poml.parent_id]!r}")
         print(f"  linked prompts: {trace.info.tags['mlflow.linkedPrompts']}\n")
     print(f"look at them: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
 
 import mlflow
 from llama_index.core import Document, VectorStoreIndex
@@ -89,7 +89,7 @@ _STOP = frozenset("a an and at by did do does for in is it of on the there to wa
 
 
 def words(text: str) -> set[str]:
-    """The words of a text that mean something."""
+    """Return the words of a text without the most frequent ones."""
     return set(re.findall(r"[a-z]+", text.lower())) - _STOP
 
 
@@ -98,7 +98,7 @@ class QuotingLLM(CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex asks of a model."""
+        """Return the model's properties."""
         return LLMMetadata(model_name="quoting", context_window=2048, num_output=256)
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -159,7 +159,7 @@ class MiniLM(BaseEmbedding):
 
 
 def embedding() -> BaseEmbedding:
-    """The real model where it is installed, else the words."""
+    """Return the real model if it is installed, else the words."""
     try:
         return MiniLM()
     except ImportError:

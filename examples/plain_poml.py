@@ -2,7 +2,7 @@
 
     python examples/plain_poml.py
 
-It needs OpenAI's client (`pip install openai`); an HTTP transport that answers by itself stands in for OpenAI.
+It needs OpenAI's client (`pip install openai`); a local HTTP transport answers in OpenAI's place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
 
 import httpx
 import mlflow

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # this example talks to nobody
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
 
 import mlflow
 
@@ -44,7 +44,7 @@ def main() -> None:
 
     mlflow.genai.register_prompt("briefing", "<poml><task>Answer in one word: {{question}}</task></poml>")
     mlflow.genai.set_prompt_alias("briefing", "production", version=2)
-    while chat.version != 2 or query.version != 2:  # noqa: PLR2004 - nobody else waits for it
+    while chat.version != 2 or query.version != 2:  # noqa: PLR2004
         time.sleep(0.1)
     print(f"after the move: {chat.invoke(GIVEN).to_messages()[0].content!r}")
     print(f"after the move: {query.format(**GIVEN)!r}")

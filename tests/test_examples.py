@@ -77,7 +77,7 @@ def test_the_query_engine_streams_an_answer_and_shows_what_was_sent(tmp_path: Pa
     assert "linked prompts: [{'name': 'prompts.text_qa', 'version': '1'}]" in shown
 
 
-def test_polms_own_example_has_the_call_and_the_render_in_one_trace(tmp_path: Path) -> None:
+def test_pomls_own_example_has_the_call_and_the_render_in_one_trace(tmp_path: Path) -> None:
     shown = run("plain_poml.py", tmp_path)
     assert "sent:  {'temperature': 0.2, 'stop': ['END'], 'max_completion_tokens': 200}" in shown
     assert "answer: It multiplies speed by time." in shown
@@ -91,21 +91,21 @@ def test_one_added_line_traces_an_agent_of_either_framework(tmp_path: Path) -> N
     pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
     shown = run("attach_to_existing_agent.py", tmp_path)
     assert shown.count("They should stay on board.") == 2
-    assert "'poml advice' stands under 'advice'" in shown
-    assert "'poml advice' stands under 'Model.predict'" in shown
+    assert "'poml advice' is a child of 'advice'" in shown
+    assert "'poml advice' is a child of 'Model.predict'" in shown
     assert shown.count('linked prompts: [{"name": "advice", "version": "1"}]') == 2
 
 
 def test_one_poml_file_drives_an_agent_and_its_settings_are_on_the_models_spans(tmp_path: Path) -> None:
     pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
     shown = run("agent_with_poml.py", tmp_path)
-    assert shown.count("the tool said: station 4: gale for 6 hours") == 2
+    assert shown.count("the tool returned: station 4: gale for 6 hours") == 2
     for framework in ("LangChain", "LlamaIndex"):
         assert f'{framework}: {{"ashore": false, "reason": "Gale until noon."}}' in shown
     assert '2 renders, linked: [{"name": "prompts.harbour", "version": "1"}]' in shown
-    assert shown.count("ScriptedChatModel heard: temperature 0.2, tokens 300") == 2
+    assert shown.count("ScriptedChatModel called with: temperature 0.2, tokens 300") == 2
     assert '0 renders, linked: [{"name": "prompts.harbour", "version": "1"}]' in shown
-    assert shown.count("MockFunctionCallingLLM.astream_chat heard: temperature 0.2, tokens 300") == 2
+    assert shown.count("MockFunctionCallingLLM.astream_chat called with: temperature 0.2, tokens 300") == 2
 
 
 def test_a_prompt_of_the_registry_brings_its_files_and_follows_its_alias(tmp_path: Path) -> None:
