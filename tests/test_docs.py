@@ -27,7 +27,7 @@ README_LINES = 150
 STORE = "sqlite:///mlflow.db"  # in pages; each page has its own, by an absolute path, since MLflow keeps stores by URI
 EXIT_CODE = re.compile(r"  # exit code (\d)$")
 # Pages use other packages as their users do, with whatever warnings those have; ours are errors.
-pytestmark = pytest.mark.filterwarnings("default", "error:::pomlflow")
+pytestmark = pytest.mark.filterwarnings("ignore", "error:::pomlflow")
 
 
 def page_names() -> list[Any]:

@@ -72,7 +72,7 @@ class _Fields:
     def _variable(self, name: str) -> Variable:
         value: Any = self._values.get(name)
         if value is not None and not isinstance(value, str):
-            raise _no_form(name, f"has a {type(value).__name__} as its partial value: give it to the new prompt")
+            raise _no_form(name, f"has a partial value of type {type(value).__name__}: give it to the new prompt")
         return Variable(name, value)
 
 
