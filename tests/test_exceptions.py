@@ -16,6 +16,7 @@ PROBLEM = Problem("a", file="f.poml", line=1, column=2)
 ERRORS = [
     exceptions.AnswerError("m", "answer", ["p"]),
     exceptions.ConfigurationError("m"),
+    exceptions.ConversionError("m", "x"),
     exceptions.EngineBusyError("m", 3),
     exceptions.EngineError("m"),
     exceptions.MissingVariableError("m", "x", PROBLEM),

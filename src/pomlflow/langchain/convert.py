@@ -156,10 +156,8 @@ def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[Te
 def _variable(name: str, partial: Mapping[str, Any]) -> Variable:
     value = partial.get(name)
     if value is not None and not isinstance(value, str):
-        kind = "a function" if callable(value) else f"a {type(value).__name__}"
-        raise _no_form(
-            name, f"has {kind} as its partial value: leave it out, and give it to the new prompt's partial()"
-        )
+        kind = "function" if callable(value) else type(value).__name__
+        raise _no_form(name, f"has a partial value of type {kind}: give it to the new prompt's partial()")
     return Variable(name, value)
 
 
