@@ -241,9 +241,6 @@ class ConversionError(PomlError, ValueError):
         super().__init__(message)
         self.part = part
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.part)
-
 
 class SettingError(PomlError, ValueError):
     """The model does not have a setting of ``<runtime>``.
