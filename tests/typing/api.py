@@ -9,9 +9,11 @@ from typing import Any, assert_type
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from llama_index.core.llms import LLM, ChatMessage
+from llama_index.core.prompts import PromptTemplate
 
 import pomlflow
 import pomlflow.langchain as lc
@@ -24,6 +26,7 @@ def render(folder: Path) -> None:
     assert_type(frame, Frame)
     assert_type(frame.messages[0].speaker, Speaker)
     assert_type(frame.runtime, dict[str, Any] | None)
+    assert_type(pomlflow.transcript(frame), str)
     plain = pomlflow.render(folder / "a.poml", format="dict", name="a", timeout=5, register=False, chat=True)
     assert_type(plain, FrameDict)
     messages = pomlflow.render("<p>Hello</p>", format="message_dict", base_dir=folder, stylesheet={"p": {}})
@@ -76,6 +79,7 @@ def langchain(model: BaseChatModel, file: Path) -> None:
     handler = lc.PomlCallbackHandler(register=False, mask=mask)
     chain: Runnable[dict[str, Any], str] = prompt | model | StrOutputParser()
     assert_type(chain.invoke({"question": "Why?"}, config={"callbacks": [handler]}), str)
+    assert_type(lc.to_poml(ChatPromptTemplate.from_messages([("human", "Hi")])), str)
     bound = prompt.bind_to(model, parse=True, tools={"now": str})
     bound.invoke({"question": "Why?"}, config={"callbacks": [handler]})
     middleware = lc.PomlMiddleware(prompt, tools={"now": str})
@@ -100,6 +104,7 @@ def llama_index(model: LLM, file: Path) -> None:
     assert_type(prompt.agent_kwargs(model), dict[str, Any])
     with li.PomlCallbackHandler(register=False, mask=mask) as handler:
         handler.attach(model)
+    assert_type(li.to_poml(PromptTemplate("Hi")), str)
     registered = li.PomlPromptTemplate.from_registry("support", alias="production", fallback=file)
     assert_type(registered.uri, str | None)
 
@@ -108,7 +113,7 @@ def events(event: li.PomlRenderEvent) -> None:
     assert_type(event.record.variables, Mapping[str, Any])
 
 
-def errors(question: str) -> int | None:  # noqa: C901
+def errors(question: str) -> int | None:  # noqa: C901, PLR0912
     try:
         pomlflow.poml("<p>{{question}}</p>", {"question": question})
     except pomlflow.MissingVariableError as error:
@@ -132,6 +137,8 @@ def errors(question: str) -> int | None:  # noqa: C901
         assert_type(error.setting, str)
     except pomlflow.VariableError as error:
         assert_type(error.variable, str)
+    except pomlflow.ConversionError as error:
+        assert_type(error.part, str)
     except (pomlflow.ConfigurationError, pomlflow.SchemaError, pomlflow.TraceNotFoundError):
         return None
     except (pomlflow.TemplateNotFoundError, pomlflow.EngineError, pomlflow.PomlError):
