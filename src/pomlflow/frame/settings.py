@@ -18,7 +18,7 @@ from pomlflow.exceptions import SettingError
 
 __all__ = ["Provider", "Settings", "canonical", "provider_of", "settings"]
 
-Provider = Literal["openai", "anthropic", "google", "ollama"]
+Provider = Literal["openai", "openai_responses", "anthropic", "google", "ollama"]
 
 # By the package of a model's class, or by the full name of the class.
 _PROVIDERS: Final[dict[str, Provider]] = {
@@ -28,6 +28,7 @@ _PROVIDERS: Final[dict[str, Provider]] = {
     "langchain_google_vertexai": "google",
     "langchain_ollama": "ollama",
     "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
+    "llama_index.llms.openai.responses.OpenAIResponses": "openai_responses",
     "llama_index.llms.anthropic.base.Anthropic": "anthropic",
 }
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -49,12 +50,16 @@ _COMMON: Final = frozenset(
 _NOT_FOR_MODELS: Final = frozenset({"provider", "stream", "if", "for"})
 _NAMES: Final[dict[Provider, dict[str, str]]] = {
     "openai": {},
+    "openai_responses": {"max_tokens": "max_output_tokens"},
     "anthropic": {"stop": "stop_sequences"},
     "google": {"max_tokens": "max_output_tokens", "stop": "stop_sequences", "n": "candidate_count"},
     "ollama": {"max_tokens": "num_predict"},
 }
 _LACKS: Final[dict[Provider, frozenset[str]]] = {
     "openai": frozenset({"top_k"}),
+    "openai_responses": frozenset(
+        {"top_k", "stop", "seed", "frequency_penalty", "presence_penalty", "n", "logit_bias"}
+    ),
     "anthropic": frozenset({"seed", "frequency_penalty", "presence_penalty", "n", "logit_bias"}),
     "google": frozenset({"logit_bias"}),
     "ollama": frozenset({"n", "logit_bias"}),
@@ -113,7 +118,13 @@ def settings(runtime: Mapping[str, Any] | None, provider: Provider | None, place
 
 
 def _unsupported(provider: Provider, key: str, name: str) -> str:
-    title = {"openai": "OpenAI", "anthropic": "Anthropic", "google": "Google", "ollama": "Ollama"}[provider]
+    title = (
+        "OpenAI's Responses API"
+        if provider == "openai_responses"
+        else "OpenAI"
+        if provider == "openai"
+        else provider.capitalize()
+    )
     extra = f"; for a compatible server that does, write extra-body='{{\"{name}\": …}}'" if provider == "openai" else ""
     return (
         f"{title} does not support the <runtime> setting {key}. Remove it, or make it conditional with if= on a "

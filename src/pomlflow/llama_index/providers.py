@@ -24,6 +24,7 @@ from llama_index.core.llms import LLM
 from pomlflow.exceptions import PomlError, SettingError, ToolError
 from pomlflow.frame import Provider, media, response_format, settings
 from pomlflow.frame.settings import provider_of as provider_of_class
+from pomlflow.llama_index.internals import has_structured_output
 
 __all__ = [
     "apply_fields",
@@ -37,7 +38,6 @@ __all__ = [
 
 L = TypeVar("L", bound=LLM)
 
-_RESPONSES = "llama_index.llms.openai.responses.OpenAIResponses"  # OpenAI's other API, which names some differently
 _REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
 # Fields of model classes that add to a call's arguments, instead of being their defaults.
 _ADDED = frozenset({"tools", "mcp_servers"})
@@ -45,22 +45,10 @@ _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 
 def provider_of(llm: Any) -> Provider | None:
-    """Return the provider of a model, or None if it is unknown."""
-    return provider_of_class(_kind(llm))
-
-
-def _kind(llm: Any) -> type:
-    """Return the class of a model, or of the model to which it delegates."""
-    return type(getattr(llm, "__dict__", {}).get("delegate", llm))  # getattr alone is slow on a pydantic model
-
-
-@lru_cache(maxsize=256)
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
-
-
-def _responds(llm: Any) -> bool:
-    return _RESPONSES in _names(_kind(llm))
+    """Return the provider of a model, or of the model to which it delegates; None if it is unknown."""
+    # Not getattr(llm, …): that is slow on a pydantic model without the field.
+    kind: type = type(getattr(llm, "__dict__", {}).get("delegate", llm))
+    return provider_of_class(kind)
 
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -71,8 +59,6 @@ def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, 
     provider = provider_of(llm)
     given = settings(runtime, provider, place)
     values = dict(given.values)
-    if _responds(llm) and "max_tokens" in values:
-        values["max_output_tokens"] = values.pop("max_tokens")
     if "max_completion_tokens" in own:  # OpenAI's newer name for it
         values.pop("max_tokens", None)
     if provider is not None and given.unknown and (known := _parameters(provider)):
@@ -131,6 +117,8 @@ def _parameters(provider: Provider) -> frozenset[str]:
     try:
         if provider == "openai":
             from openai.resources.chat.completions import Completions as Chat
+        elif provider == "openai_responses":
+            from openai.resources.responses import Responses as Chat  # type: ignore[assignment]
         else:
             from anthropic.resources.messages import Messages as Chat  # type: ignore[assignment]
     except ImportError:  # another version of the SDK
@@ -143,22 +131,25 @@ def tool_choice(llm: LLM, choice: Any) -> Any:
     if isinstance(choice, Mapping) and "toolName" in choice:
         choice = choice["toolName"]
     provider = provider_of(llm)
-    if not isinstance(choice, str) or (provider is None and not _responds(llm)):
+    if not isinstance(choice, str) or provider is None:
         return choice
     if provider == "anthropic":
         kinds = {"auto": "auto", "none": "none", "required": "any"}
         return {"type": kinds[choice]} if choice in kinds else {"type": "tool", "name": choice}
     if choice in ("auto", "none", "required"):
         return choice
-    return {"type": "function", **({"name": choice} if _responds(llm) else {"function": {"name": choice}})}
+    return {
+        "type": "function",
+        **({"name": choice} if provider == "openai_responses" else {"function": {"name": choice}}),
+    }
 
 
 def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments for structured output by a schema, or None if the model has no structured output."""
     provider = provider_of(llm)
-    if provider == "openai" and getattr(llm, "_should_use_structure_outputs", lambda: False)():
+    if provider == "openai" and has_structured_output(llm):
         return {"response_format": response_format(schema)}
-    if _responds(llm):
+    if provider == "openai_responses":
         return {"text": {"format": {"type": "json_schema", **response_format(schema)["json_schema"]}}}
     if provider == "anthropic" and "output_config" in _parameters(provider):
         from anthropic import transform_schema

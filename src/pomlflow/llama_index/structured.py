@@ -1,6 +1,6 @@
 """Structured answers: a pydantic class for an ``<output-schema>``, the request for it, and reading the answer.
 
-LlamaIndex's structured prediction is based on pydantic classes: models are asked for them, and agents take one as
+LlamaIndex's structured prediction is based on pydantic classes: models return them, and agents take one as
 `output_cls`. Instances are validated by the schema itself, since pydantic knows only a part of JSON Schema.
 """
 
@@ -35,6 +35,10 @@ class Answer(BaseModel):
     _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # None for an object within another
     _poml_place: ClassVar[str] = "<inline>"
 
+    def __init_subclass__(cls, schema: Mapping[str, Any] | None = None, place: str = "<inline>", **_: Any) -> None:
+        if schema is not None:
+            cls._poml_schema, cls._poml_place = schema, place
+
     @model_validator(mode="before")
     @classmethod
     def _by_the_schema(cls, given: Any) -> Any:
@@ -55,10 +59,10 @@ class Answer(BaseModel):
     def __reduce__(self) -> Any:
         if self._poml_schema is None:
             return super().__reduce__()
-        return _again, (self._poml_schema, self._poml_place, self.model_dump(exclude_unset=True))
+        return _restore, (self._poml_schema, self._poml_place, self.model_dump(exclude_unset=True))
 
 
-def _again(schema: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> Answer:
+def _restore(schema: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> Answer:
     return output_class(schema, place).model_validate(values)
 
 
@@ -77,25 +81,23 @@ def output_class(schema: Mapping[str, Any] | None, place: str = "<inline>") -> t
             f"{place}: <output-schema> describes {schema['type']!r}, but models answer with objects only: make it a "
             "property of an object"
         )
-    return _made(json.dumps(schema), place)
+    return _class_for(json.dumps(schema), place)
 
 
 @lru_cache(maxsize=256)
-def _made(text: str, place: str) -> type[Answer]:
+def _class_for(text: str, place: str) -> type[Answer]:
     schema = json.loads(text)
-    made = _class(schema, _capitalised(schema_name(schema)))
-    made._poml_schema, made._poml_place = schema, place
-    return made
+    return _class(schema, _capitalised(schema_name(schema)), {"schema": schema, "place": place})
 
 
-def _class(schema: Mapping[str, Any], name: str) -> type[Answer]:
+def _class(schema: Mapping[str, Any], name: str, arguments: dict[str, Any] | None = None) -> type[Answer]:
     fields: dict[str, Any] = {}
     required = schema.get("required", ())
     for key, inner in schema.get("properties", {}).items():
         if key.isidentifier() and not keyword.iskeyword(key) and key[0] != "_" and not hasattr(Answer, key):
             kind = _type(inner, name + _capitalised(key))
             fields[key] = (kind, ...) if key in required else (kind | None if isinstance(kind, type) else kind, None)
-    return create_model(name, __base__=Answer, __doc__=schema.get("description"), **fields)
+    return create_model(name, __base__=Answer, __doc__=schema.get("description"), __cls_kwargs__=arguments, **fields)
 
 
 def _type(schema: Any, name: str) -> Any:

@@ -15,9 +15,10 @@ from llama_index.core.workflow import Context
 from typing_extensions import override
 
 from pomlflow.frame import ToolSpec, check_arguments, match, named
+from pomlflow.llama_index.internals import callbacks
 from pomlflow.llama_index.structured import output_class
 
-__all__ = ["described", "tied"]
+__all__ = ["bind_tools", "describe_tool"]
 
 
 class _Metadata(ToolMetadata):
@@ -38,20 +39,20 @@ def _metadata(spec: ToolSpec, *, return_direct: bool = False) -> ToolMetadata:
     return made
 
 
-def described(spec: ToolSpec) -> BaseTool:
+def describe_tool(spec: ToolSpec) -> BaseTool:
     """Return a tool that only describes itself to a model."""
-    return _described(spec.name, spec.description, json.dumps(spec.parameters))
+    return _describe_tool(spec.name, spec.description, json.dumps(spec.parameters))
 
 
 @lru_cache(maxsize=256)
-def _described(name: str, description: str, parameters: str) -> BaseTool:
+def _describe_tool(name: str, description: str, parameters: str) -> BaseTool:
     def not_callable(**_: Any) -> NoReturn:
         raise NotImplementedError(f"{name} only describes a tool to the model: the caller of the model calls it")
 
     return FunctionTool(not_callable, metadata=_metadata(ToolSpec(name, description, json.loads(parameters))))
 
 
-def tied(
+def bind_tools(
     specs: list[ToolSpec], functions: Mapping[str, Any] | Iterable[Any] | None, place: str = "<inline>"
 ) -> list[BaseTool]:
     """Return the tools of a POML file with their functions, given by name or under their own names.
@@ -60,22 +61,21 @@ def tied(
     the function is not called. A tool without a function, or a function without a tool, is a `ToolError`.
 
     Example:
-        >>> (tool,) = tied([ToolSpec("add", "Adds.", {"required": ["a"]})], {"add": lambda a, b=1: a + b})
+        >>> (tool,) = bind_tools([ToolSpec("add", "Adds.", {"required": ["a"]})], {"add": lambda a, b=1: a + b})
         >>> tool(a=2).raw_output
         3
     """
     by_name = named(functions or {})
     match(specs, by_name, place)
-    return [_tied(spec, by_name[spec.name], place) for spec in specs]
+    return [_bind_tool(spec, by_name[spec.name], place) for spec in specs]
 
 
-def _tied(spec: ToolSpec, function: Any, place: str) -> BaseTool:
+def _bind_tool(spec: ToolSpec, function: Any, place: str) -> BaseTool:
     if isinstance(function, FunctionTool):
         return FunctionTool(
             _checked(spec, function.real_fn, place, frozenset(function.partial_params)),
             metadata=_metadata(spec, return_direct=function.metadata.return_direct),
-            callback=function._callback,
-            async_callback=function._async_callback,
+            **callbacks(function),
             partial_params=function.partial_params,
         )
     if isinstance(function, BaseTool):
