@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Call", "ModelServer", "Raw", "model_server"]
+__all__ = ["Call", "ModelServer", "Raw", "Refusal", "model_server"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Raw:
     """An answer in the words of one provider: its response, or the events of a stream."""
 
     events: list[dict[str, Any]]
+
+
+class Refusal(str):
+    """An answer that is a refusal, by OpenAI's and Anthropic's protocols."""
+
+    __slots__ = ()
 
 
 @dataclass
@@ -131,9 +137,9 @@ def _openai(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str
         }
         for index, call in enumerate(() if isinstance(answer, str) else answer)
     ]
-    why = "tool_calls" if calls else "stop"
+    key, why = "refusal" if isinstance(answer, Refusal) else "content", "tool_calls" if calls else "stop"
     if not body.get("stream"):
-        message = {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
+        message = {"role": "assistant", "content": None, key: text, **({"tool_calls": calls} if calls else {})}
         choice = {"index": 0, "message": message, "finish_reason": why}
         yield {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
         return
@@ -141,7 +147,7 @@ def _openai(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str
     pieces: list[dict[str, Any]] = (
         [{"role": "assistant", "content": None}, {"tool_calls": calls}]
         if text is None
-        else [{"role": "assistant", "content": text[:half]}, {"content": text[half:]}]
+        else [{"role": "assistant", key: text[:half]}, {key: text[half:]}]
     )
     for delta, end in [*((piece, None) for piece in pieces), ({}, why)]:
         choice = {"index": 0, "delta": delta, "finish_reason": end}
@@ -151,7 +157,7 @@ def _openai(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str
 
 def _anthropic(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str, Any]]:
     """The message, or its events."""
-    why = "end_turn" if isinstance(answer, str) else "tool_use"
+    why = "refusal" if isinstance(answer, Refusal) else "end_turn" if isinstance(answer, str) else "tool_use"
     content: list[dict[str, Any]] = (
         [{"type": "text", "text": answer}]
         if isinstance(answer, str)

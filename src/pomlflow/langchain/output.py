@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from langchain_core import exceptions
 from langchain_core.exceptions import OutputParserException
@@ -12,13 +12,11 @@ from langchain_core.utils.json import parse_partial_json
 
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame import parse_answer
+from pomlflow.frame.refusals import WITHHELD, reason_name
 from pomlflow.langchain.model_arguments import place_of
 from pomlflow.record import RenderRecord
 
 __all__ = ["PartialObject", "PomlOutputParserError", "PomlRefusalError", "parse_message", "raise_refusal"]
-
-# Google's finish reasons of an answer that was withheld.
-_WITHHELD: Final = {"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"}
 
 if TYPE_CHECKING:
 
@@ -108,17 +106,12 @@ def _refusals(message: AIMessage) -> Iterator[str]:
         details = metadata.get("stop_details")
         yield str((details.get("explanation") if isinstance(details, Mapping) else None) or "")
     feedback = metadata.get("prompt_feedback")
-    blocked = _reason(feedback.get("block_reason")) if isinstance(feedback, Mapping) else ""
-    finish = _reason(metadata.get("finish_reason"))
-    if finish in _WITHHELD or (blocked and blocked not in ("0", "BLOCKED_REASON_UNSPECIFIED")):  # Google
-        yield str(metadata.get("finish_message") or "") or (finish if finish in _WITHHELD else blocked)
+    blocked = reason_name(feedback.get("block_reason")) if isinstance(feedback, Mapping) else ""
+    finish = reason_name(metadata.get("finish_reason"))
+    if finish in WITHHELD or (blocked and blocked not in ("0", "BLOCKED_REASON_UNSPECIFIED")):  # Google
+        yield str(metadata.get("finish_message") or "") or (finish if finish in WITHHELD else blocked)
     elif finish == "content_filter":  # OpenAI and Azure
         yield ""
-
-
-def _reason(value: Any) -> str:
-    """Return the name of a finish or block reason, which is a text or a member of an enum."""
-    return str(getattr(value, "name", value) or "").rsplit(".", 1)[-1]
 
 
 class PartialObject:

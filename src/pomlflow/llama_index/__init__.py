@@ -1,4 +1,10 @@
-"""POML prompts for LlamaIndex."""
+"""POML prompts for LlamaIndex.
+
+Where LlamaIndex takes a prompt as plain text, it gets the prompt's text without a POML span and without a link to its
+version: ``system_prompt`` of agents, chat engines and models, the ``str`` templates of extractors, and
+``code_act_system_prompt`` of a `CodeActAgent`, which joins it to its ``system_prompt``.
+`PomlPromptTemplate.agent_kwargs` renders an agent's prompt with a span and a link.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +18,16 @@ if TYPE_CHECKING:
     from pomlflow.llama_index.events import PomlRenderEvent
     from pomlflow.llama_index.handler import PomlCallbackHandler
     from pomlflow.llama_index.prompt import PomlPromptTemplate
+    from pomlflow.llama_index.refusals import PomlRefusalError
 
-__all__ = ["PomlCallbackHandler", "PomlPromptTemplate", "PomlRenderEvent", "autolog", "to_poml"]
+__all__ = [
+    "PomlCallbackHandler",
+    "PomlPromptTemplate",
+    "PomlRefusalError",
+    "PomlRenderEvent",
+    "autolog",
+    "to_poml",
+]
 
 # The handler imports MLflow, which prompts do not need.
 __getattr__, __dir__ = lazy_names(
@@ -21,6 +35,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "PomlCallbackHandler": "handler",
         "PomlPromptTemplate": "prompt",
+        "PomlRefusalError": "refusals",
         "PomlRenderEvent": "events",
         "to_poml": "convert",
     },

@@ -34,7 +34,7 @@ from pomlflow.llama_index.llm import BoundLLM, Options, Request
 from pomlflow.llama_index.messages import Rendered
 from pomlflow.llama_index.providers import settings_for
 from pomlflow.llama_index.structured import AnswerReader, output_class
-from pomlflow.llama_index.tools import tied
+from pomlflow.llama_index.tools import bind_tools
 
 __all__ = ["PomlLLM", "agent_kwargs"]
 
@@ -252,7 +252,7 @@ def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[s
     made: dict[str, Any] = {
         "llm": BoundLLM.of(llm, settings, own, examples=examples, place=place, record=record),
         "system_prompt": system,
-        "tools": tied(tool_specs(output), tools, place),
+        "tools": bind_tools(tool_specs(output), tools, place),
     }
     if choice is not None and llm.metadata.is_function_calling_model:
         made["initial_tool_choice"] = choice

@@ -1,4 +1,4 @@
-"""The model that delegates to another one and adds to its calls what a POML file says besides the messages.
+"""A model that delegates to another one and adds a POML file's settings, examples, tools and schema to its calls.
 
 An agent gets such a model; `bind_to` makes one for each render.
 """
@@ -37,6 +37,7 @@ from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
 from pomlflow.frame import ToolSpec
+from pomlflow.llama_index.internals import prepare_chat_with_tools, validate_chat_with_tools
 from pomlflow.llama_index.providers import (
     apply_fields,
     for_provider,
@@ -44,8 +45,9 @@ from pomlflow.llama_index.providers import (
     refused_argument,
     tool_choice,
 )
+from pomlflow.llama_index.refusals import astream_checked, checked, google_refusals, stream_checked, text_of
 from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
-from pomlflow.llama_index.tools import described
+from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
 
 __all__ = ["BoundLLM", "Options", "Request", "earlier_render"]
@@ -70,7 +72,7 @@ class BoundLLM(LLM):
     Attributes:
         delegate: The model, with the settings for which its class has fields.
         settings: Arguments of its chat from ``<runtime>``; the caller's arguments override them.
-        own: Arguments of its chat from the user, which override `settings`.
+        llm_kwargs: Arguments of its chat from the caller, which override `settings`.
         examples: Messages that follow the system message of each chat.
         place: The template, for errors.
         record: The render, if it was made before the calls; without content.
@@ -78,19 +80,19 @@ class BoundLLM(LLM):
 
     delegate: SerializeAsAny[LLM]
     settings: dict[str, Any] = Field(default_factory=dict)
-    own: dict[str, Any] = Field(default_factory=dict)
+    llm_kwargs: dict[str, Any] = Field(default_factory=dict)
     examples: list[ChatMessage] = Field(default_factory=list)
     place: str = "<inline>"
     record: InstanceOf[RenderRecord] | None = Field(default=None, exclude=True)
 
     @classmethod
-    def of(cls, llm: LLM, settings: Mapping[str, Any], own: Mapping[str, Any], **fields: Any) -> BoundLLM:
+    def of(cls, llm: LLM, settings: Mapping[str, Any], llm_kwargs: Mapping[str, Any], **fields: Any) -> BoundLLM:
         """Bind a model; one that calls functions gives one that does."""
         kind = BoundFunctionCallingLLM if isinstance(llm, FunctionCallingLLM) else BoundLLM
-        delegate = apply_fields(llm, {**settings, **own})
+        delegate = apply_fields(llm, {**settings, **llm_kwargs})
         shared = {name: getattr(delegate, name) for name in LLM.model_fields}
-        added = {"delegate": delegate, "settings": dict(settings), "own": dict(own), **fields}
-        return _blank(kind).model_copy(update={**shared, **added})
+        added = {"delegate": delegate, "settings": dict(settings), "llm_kwargs": dict(llm_kwargs), **fields}
+        return _unvalidated(kind).model_copy(update={**shared, **added})
 
     @classmethod
     @override
@@ -112,16 +114,17 @@ class BoundLLM(LLM):
         return for_provider(self.delegate, [*messages[:first], *examples, *messages[first:]])
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self.settings, **self.own, **given}
+        return {**self.settings, **self.llm_kwargs, **given}
 
     @contextmanager
     def _call(self) -> Iterator[None]:
         """Report the earlier render to the handler, and explain an argument that the delegate's class refuses."""
         token = earlier_render.set(self.record)
         try:
-            yield
+            with google_refusals(self.place):
+                yield
         except TypeError as error:
-            refusal = refused_argument(error, self.delegate, self.settings.keys() - self.own.keys(), self.place)
+            refusal = refused_argument(error, self.delegate, self.settings.keys() - self.llm_kwargs.keys(), self.place)
             if refusal is None:
                 raise
             raise refusal from error
@@ -132,52 +135,62 @@ class BoundLLM(LLM):
     @override
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         with self._call():
-            return self.delegate.chat(self._messages(messages), **self._options(kwargs))
+            return checked(self.delegate.chat(self._messages(messages), **self._options(kwargs)), self.place)
 
     @_without_span
     @override
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         with self._call():
-            return await self.delegate.achat(self._messages(messages), **self._options(kwargs))
+            return checked(await self.delegate.achat(self._messages(messages), **self._options(kwargs)), self.place)
 
     @_without_span
     @override
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         with self._call():
-            return self.delegate.stream_chat(self._messages(messages), **self._options(kwargs))
+            return stream_checked(
+                self.delegate.stream_chat(self._messages(messages), **self._options(kwargs)), self.place
+            )
 
     @_without_span
     @override
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         with self._call():
-            return await self.delegate.astream_chat(self._messages(messages), **self._options(kwargs))
+            return astream_checked(
+                await self.delegate.astream_chat(self._messages(messages), **self._options(kwargs)), self.place
+            )
 
     @_without_span
     @override
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         with self._call():
-            return self.delegate.complete(prompt, formatted=formatted, **self._options(kwargs))
+            return checked(self.delegate.complete(prompt, formatted=formatted, **self._options(kwargs)), self.place)
 
     @_without_span
     @override
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         with self._call():
-            return await self.delegate.acomplete(prompt, formatted=formatted, **self._options(kwargs))
+            return checked(
+                await self.delegate.acomplete(prompt, formatted=formatted, **self._options(kwargs)), self.place
+            )
 
     @_without_span
     @override
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         with self._call():
-            return self.delegate.stream_complete(prompt, formatted=formatted, **self._options(kwargs))
+            return stream_checked(
+                self.delegate.stream_complete(prompt, formatted=formatted, **self._options(kwargs)), self.place
+            )
 
     @_without_span
     @override
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         with self._call():
-            return await self.delegate.astream_complete(prompt, formatted=formatted, **self._options(kwargs))
+            return astream_checked(
+                await self.delegate.astream_complete(prompt, formatted=formatted, **self._options(kwargs)), self.place
+            )
 
-    # Structured answers by the same rules as those of `PomlLLM`: settings are sent with them, and classes of a
-    # provider's own way to ask for them (Anthropic's) are not needed.
+    # Structured answers by the same rules as those of `PomlLLM`, settings included; the delegate's own methods, such as
+    # Anthropic's, are not called.
 
     @_without_span
     @override
@@ -237,8 +250,9 @@ class BoundLLM(LLM):
             addition = instructions(output_class(schema, self.place))
         messages = with_instructions(self._get_messages(prompt, **variables), addition)
         if tools and isinstance(self, FunctionCallingLLM):
-            prepared = self._prepare_chat_with_tools_compat(
-                [described(spec) for spec in tools],
+            prepared = prepare_chat_with_tools(
+                self.delegate,
+                [describe_tool(spec) for spec in tools],
                 chat_history=messages,
                 allow_parallel_tool_calls=not answers_by_tool,
                 tool_required=answers_by_tool,
@@ -269,7 +283,7 @@ class BoundLLM(LLM):
 
 
 @lru_cache
-def _blank(kind: type[BoundLLM]) -> BoundLLM:
+def _unvalidated(kind: type[BoundLLM]) -> BoundLLM:
     """Return an instance to copy: validation would take as long as all the rest of a call."""
     return kind.model_construct()
 
@@ -282,17 +296,11 @@ class BoundFunctionCallingLLM(BoundLLM, FunctionCallingLLM):
     def _prepare_chat_with_tools(
         self, tools: Sequence[BaseTool], *args: Any, tool_required: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        delegate: Any = self.delegate
-        prepared: dict[str, Any] = delegate._prepare_chat_with_tools_compat(
-            tools, *args, tool_required=tool_required, **kwargs
-        )
-        return prepared
+        return prepare_chat_with_tools(self.delegate, tools, *args, tool_required=tool_required, **kwargs)
 
     @override
     def _validate_chat_with_tools_response(self, response: ChatResponse, *args: Any, **kwargs: Any) -> ChatResponse:
-        delegate: Any = self.delegate
-        validated: ChatResponse = delegate._validate_chat_with_tools_response(response, *args, **kwargs)
-        return validated
+        return validate_chat_with_tools(self.delegate, response, *args, **kwargs)
 
     @override
     def get_tool_calls_from_response(self, response: ChatResponse, *args: Any, **kwargs: Any) -> list[ToolSelection]:
@@ -364,8 +372,3 @@ class Request:
             if calls:
                 return json.dumps(calls[0].tool_kwargs)
         return "" if response is None else text_of(response)
-
-
-def text_of(response: Response) -> str:
-    """Return the text of a model's response."""
-    return (response.message.content if isinstance(response, ChatResponse) else response.text) or ""

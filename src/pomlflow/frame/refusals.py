@@ -1,0 +1,73 @@
+"""Find a model's refusal in a response, in the shapes of OpenAI, Anthropic and Google."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+__all__ = ["WITHHELD", "RefusalReader", "reason_name"]
+
+# Google's finish reasons of an answer that was withheld.
+WITHHELD: Final = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"})
+
+
+def reason_name(value: Any) -> str:
+    """Return the name of a finish or block reason, which is a text or a member of an enum."""
+    return str(getattr(value, "name", value) or "").rsplit(".", 1)[-1]
+
+
+class RefusalReader:
+    """The refusal in a response, or in the pieces of a streamed one.
+
+    Attributes:
+        text: The text of the refusal, empty if the provider gives none; None if the model has not refused.
+
+    Example:
+        >>> reader = RefusalReader()
+        >>> reader.take({"choices": [{"message": {"refusal": "I cannot help."}}]})
+        >>> reader.text
+        'I cannot help.'
+    """
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+
+    def take(self, raw: Any) -> None:
+        """Read a provider's response, or a piece of it: an object of its SDK or a dict."""
+        for choice in _items(raw, "choices"):  # OpenAI's chat completions
+            message = _get(choice, "message") or _get(choice, "delta")
+            if piece := _get(message, "refusal"):
+                self.text = (self.text or "") + str(piece)
+            elif _get(choice, "finish_reason") == "content_filter":
+                self.text = self.text or ""
+        found = next(_whole(raw), None)
+        if found is not None:
+            self.text = found or self.text or ""
+
+
+def _whole(raw: Any) -> Iterator[str]:
+    """Yield the complete texts of refusals."""
+    if isinstance(text := _get(raw, "refusal"), str) and text:  # also the last event about it of OpenAI's Responses
+        yield text
+    response = _get(raw, "response") or raw  # in the last event of a stream
+    for part in (part for item in _items(response, "output") for part in _items(item, "content")):
+        if _get(part, "type") == "refusal":
+            yield str(_get(part, "refusal") or "")
+    if _get(_get(response, "incomplete_details"), "reason") == "content_filter":
+        yield ""
+    for place in (raw, _get(raw, "delta")):  # Anthropic
+        if _get(place, "stop_reason") == "refusal":
+            yield str(_get(_get(place, "stop_details"), "explanation") or "")
+    finish = reason_name(_get(raw, "finish_reason"))  # Google
+    blocked = reason_name(_get(raw, "block_reason") or _get(_get(raw, "prompt_feedback"), "block_reason"))
+    if finish in WITHHELD or blocked not in ("", "0", "BLOCKED_REASON_UNSPECIFIED"):
+        yield str(_get(raw, "finish_message") or "") or (finish if finish in WITHHELD else blocked)
+
+
+def _get(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def _items(value: Any, name: str) -> list[Any]:
+    found = _get(value, name)
+    return found if isinstance(found, list) else []
