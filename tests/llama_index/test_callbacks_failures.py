@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 pytest.importorskip("llama_index.core")
 pytest.importorskip("mlflow")
 
+import mlflow
 from llama_index.core import get_response_synthesizer
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage
@@ -54,6 +58,22 @@ class Slow(Workflow):
         held = await event.make()
         await asyncio.sleep(60)
         return StopEvent(result=held)
+
+
+class Wrapped(StopEvent):
+    stream: Any
+
+
+class Wrapping(Workflow):
+    @step
+    async def only(self, event: StartEvent) -> Wrapped:
+        return Wrapped(stream=await event.make())
+
+
+class Listing(Workflow):
+    @step
+    async def only(self, event: StartEvent) -> StopEvent:
+        return StopEvent(result=[await event.make()])
 
 
 class Engine(CustomQueryEngine):
@@ -146,6 +166,32 @@ def test_a_workflow_that_is_stopped(traced: Any, streams: Any, how: str) -> None
     assert tree(trace).splitlines()[0] == f"Slow.run CHAIN{' ERROR' if how == 'late' else ''}"
 
 
+@pytest.mark.parametrize("end", ["read", "dropped", "failed"])
+@pytest.mark.parametrize("flow", [Wrapping, Listing])
+def test_a_stream_within_another_result(traced: Any, streams: Any, flow: Any, end: str) -> None:
+    """A span that waits for a stream below it does not keep the result that holds the stream."""
+
+    async def run() -> None:
+        result = await flow().run(make=streams["query"])
+        stream = result.stream if flow is Wrapping else result[0]
+        del result
+        if end == "read":
+            assert [piece async for piece in stream.async_response_gen()] == ["Word", " by", " word."]
+        elif end == "failed":
+            await anext(aiter(stream.async_response_gen()))
+            raise ValueError("broken")
+
+    def call() -> None:
+        with contextlib.suppress(ValueError):
+            asyncio.run(run())
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+        assert open_spans() == 0
+    assert tree(trace).splitlines()[0] == f"{flow.__name__}.run CHAIN"
+    assert "ERROR" not in tree(trace)
+
+
 def test_an_engine_and_a_tool_that_fail(traced: Any, index: Any, scripted: Any) -> None:
     held: list[Any] = []
 
@@ -172,7 +218,7 @@ def test_an_engine_and_a_tool_that_fail(traced: Any, index: Any, scripted: Any) 
     ]
 
 
-def test_a_tool_that_fails_in_an_agent_that_goes_on(traced: Any, index: Any, scripted: Any, tool_call: Any) -> None:
+def test_a_tool_that_fails_in_an_agent_that_continues(traced: Any, index: Any, scripted: Any, tool_call: Any) -> None:
     held: list[Any] = []
 
     async def look() -> str:
@@ -189,3 +235,30 @@ def test_a_tool_that_fails_in_an_agent_that_goes_on(traced: Any, index: Any, scr
     assert trace.info.state == "OK"
     failed = [line.split()[0] for line in tree(trace).splitlines() if line.endswith("ERROR")]
     assert failed == ["FunctionTool.acall"]
+
+
+SCRIPT = """
+from llama_index.core import VectorStoreIndex
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.llms import MockLLM
+from llama_index.core.schema import TextNode
+from pomlflow.llama_index import PomlCallbackHandler
+
+handler = PomlCallbackHandler().attach()
+index = VectorStoreIndex([TextNode(text="a")], embed_model=MockEmbedding(embed_dim=4))
+response = index.as_query_engine(llm=MockLLM(), streaming=True).query("What?")
+next(iter(response.response_gen))
+raise ValueError("broken")
+"""
+
+
+def test_a_program_that_fails(mlflow_store: str, stored_traces: Any) -> None:
+    """A stream that a module holds is dropped only when MLflow stores nothing any more."""
+    store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_ID": mlflow_store}
+    environment = {**os.environ, **store, "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert "ValueError: broken" in done.stderr
+    (trace,) = stored_traces()
+    assert tree(trace).splitlines()[0] == "RetrieverQueryEngine.query CHAIN"

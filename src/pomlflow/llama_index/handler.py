@@ -54,7 +54,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
       ``ThreadPoolExecutor`` do not see the block, like any context variable: attach the engine for those;
     - ``CallbackManager([handler])``, given to ``Settings``, an engine or a model: what that component does, until
       ``manager.remove_handler(handler)``; `detach` does not change callback managers, and LlamaIndex's
-      ``CallbackManager([])`` takes over the handlers of ``Settings``.
+      ``CallbackManager([])`` uses the handlers of ``Settings``.
 
     What several handlers would trace is one trace, by the handler that is attached most closely. With
     ``mlflow.llama_index.autolog()`` on, MLflow traces, and only the POML spans are added.

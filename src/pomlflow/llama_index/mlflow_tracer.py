@@ -1,7 +1,7 @@
 """The private and internal parts of MLflow on which LlamaIndex spans rely.
 
-MLflow's own LlamaIndex tracer knows the types of spans and the attributes of models, tools and events. If a version of
-MLflow lacks one of these parts, one warning is logged, and spans do without.
+MLflow's own LlamaIndex tracer defines the types of spans and the attributes of models, tools and events. If a version
+of MLflow lacks one of these parts, one warning is logged, and spans do without.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def documents(span: LiveSpan, outputs: Any) -> Any:
 
 
 def set_chat_tools(span: LiveSpan, tools: Any) -> None:
-    """Store the tools of a model's call, if they have a form that MLflow knows."""
+    """Store the tools of a model's call, if MLflow supports their form."""
     with suppress(Exception):
         set_span_chat_tools(span, tools)
 

@@ -15,7 +15,7 @@ trace. A span that failed ends everything below it that LlamaIndex has left: no 
 
 from __future__ import annotations
 
-import sys
+import inspect
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,6 +60,7 @@ from pomlflow.llama_index.mlflow_tracer import (
 )
 from pomlflow.llama_index.streams import Deferred, follow, frame_of, has_ended, holds_stream, response_of, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
+from pomlflow.tracking.shutdown import call_before_exit
 
 __all__ = ["Owner", "SpanHandler"]
 
@@ -99,7 +100,7 @@ class TracedSpan:
     frame: int = 0  # the id of the stream's frame
     runs_lazily: bool = False  # whether spans below it have begun while its stream was read
     below: dict[str, TracedSpan] = field(default_factory=dict)  # those that have not ended
-    outputs: Any = None  # its result; of a stream, the last piece
+    outputs: Any = None  # the last piece of its stream
     text: str | None = None  # of its stream, or of one below it
     error: BaseException | None = None
 
@@ -124,7 +125,7 @@ class TracedSpan:
         return None if text is None else str(text)
 
     def take_stream_of(self, child: TracedSpan) -> None:
-        """Take over the text and error of a stream below it that has ended."""
+        """Use the text and error of a stream below it that has ended."""
         self.text = child.streamed_text()
         # The generators of a model are made of one another: that of LLM.stream of that of LLM.stream_chat.
         if self.is_model and not self.runs_lazily and self.state is State.STREAMING:
@@ -133,9 +134,9 @@ class TracedSpan:
             self.error = self.error or child.error
 
     def end(self) -> None:
-        """Store its content and end it."""
-        outputs = self.text if self.streamed and self.outputs is None else self.outputs
-        self.guarded.set_outputs(documents(self.guarded.span, outputs))
+        """Store the content of its stream and its status, and end it."""
+        if self.streamed:
+            self.guarded.set_outputs(self.text if self.outputs is None else self.outputs)
         status = SpanStatus(SpanStatusCode.OK)
         if self.error is not None:
             self.guarded.record_exception(self.error)  # type: ignore[arg-type]  # MLflow takes any exception
@@ -162,6 +163,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         self.choose = choose
         self.autolog_owners = AutologOwners()
         self.deferred = Deferred()
+        call_before_exit(self.end_streams)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SpanHandler:
         return self
@@ -175,6 +177,12 @@ class SpanHandler(BaseSpanHandler[Any]):
         """Prepare for the first span."""
         self.details = self.details or Details(self._guarded)
         self.deferred.start()
+
+    def end_streams(self) -> None:
+        """End the spans that LlamaIndex has left, as at exit: a stream may be held and not read."""
+        for span in reversed(list(self.alive.values())):  # those below first
+            if span.state is not State.OPEN:
+                self._end(span)
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Owner | None]:
         """Return the MLflow span around a LlamaIndex span's content, ours or autolog's, and its handler."""
@@ -194,9 +202,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         try:
             self._catch_up()
             parent = self._around(parent_span_id)
-            owner = (
-                parent.owner if parent is not None else self.autolog_owners.get(parent_span_id) or self.choose(instance)
-            )
+            owner = parent.owner if parent else self.autolog_owners.get(parent_span_id) or self.choose(instance)
             if owner is None:
                 return None
             if autolog_handler() is not None:  # it traces, and only POML spans are added
@@ -244,7 +250,7 @@ class SpanHandler(BaseSpanHandler[Any]):
     def _around(self, span_id: str | None) -> TracedSpan | None:
         """Return the span around what happens now: LlamaIndex's active one, or that of a generator being read in it."""
         found: TracedSpan | None = self.alive.get(span_id or "")
-        frame = sys._getframe(1) if self.lazy else None
+        frame = inspect.currentframe() if self.lazy else None
         while frame is not None:
             lazy: TracedSpan | None = self.lazy.get(id(frame))
             stream = None if lazy is None else lazy.stream()
@@ -278,18 +284,16 @@ class SpanHandler(BaseSpanHandler[Any]):
     def _leave(self, id_: str, how: Callable[[TracedSpan], None]) -> TracedSpan | None:
         span: TracedSpan | None = self.alive.get(id_)
         if span is not None:
-            try:
-                deactivate(span.token)
-                span.token = None
-                how(span)
-            except Exception as error:  # noqa: BLE001
-                warn_once("llama-index span end", "A LlamaIndex span could not be ended properly: %r", error)
+            deactivate(span.token)
+            span.token = None
+            self.deferred.do(partial(how, span))  # a coroutine may be collected while it is awaited
         return span
 
     def _exit(self, span: TracedSpan, result: Any) -> None:
         state = State.EXITED
         if not holds_stream(result):
-            span.outputs = result
+            # Now: a span that waits must not keep a result, which may hold the very stream that it waits for.
+            span.guarded.set_outputs(documents(span.guarded.span, result))
         else:
             span.streamed = True
             if (response := response_of(result)) is not None:
@@ -306,7 +310,7 @@ class SpanHandler(BaseSpanHandler[Any]):
                 span.frame = id(frame_of(stream))
                 self.lazy[span.frame] = span
                 state = State.STREAMING
-            # else it is followed already, or read by a thread of LlamaIndex's: the spans below know its end
+            # otherwise it is followed already, or a thread of LlamaIndex's reads it: the spans below end with it
         span.state = state  # last, since a span below may end on another thread now
         self._settle(span)
 
@@ -338,16 +342,13 @@ class SpanHandler(BaseSpanHandler[Any]):
                 self._end_stream(span, None, None)
 
     def _end_stream(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
-        try:
-            span.text = text or span.text
-            if error is not None and not isinstance(error, GeneratorExit):  # a reader who stops has not failed
-                span.error = error
-            self._end_streams_below(span)
-            if span.state is State.STREAMING:
-                span.state = State.EXITED
-            self._settle(span)
-        except Exception as failed:  # noqa: BLE001 - this runs in the user's reading of the stream
-            warn_once("llama-index span end", "A LlamaIndex span could not be ended properly: %r", failed)
+        span.text = text or span.text
+        if error is not None and not isinstance(error, GeneratorExit):  # a reader that stops has not failed
+            span.error = error
+        self._end_streams_below(span)
+        if span.state is State.STREAMING:
+            span.state = State.EXITED
+        self._settle(span)
 
     def _end_streams_below(self, span: TracedSpan) -> None:
         """End the spans of generators that have ended together with the one around them."""
@@ -388,8 +389,7 @@ class SpanHandler(BaseSpanHandler[Any]):
                 self._end_stream(span, None, None)
 
     def _guarded(self, span_id: str | None) -> GuardedSpan | None:
-        span = self.alive.get(span_id or "")
-        return None if span is None else span.guarded
+        return getattr(self.alive.get(span_id or ""), "guarded", None)
 
 
 def _origin(span: TracedSpan, response: Any) -> TracedSpan:

@@ -12,13 +12,15 @@ import inspect
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
 from llama_index.core.workflow import StopEvent
+
+from pomlflow._log import warn_once
 
 __all__ = ["Deferred", "Ended", "follow", "frame_of", "has_ended", "holds_stream", "response_of", "stream_of"]
 
@@ -76,52 +78,50 @@ def follow(
 
 
 def _follower(stream: Any, inside: Callable[[], AbstractContextManager[None]], ended: Ended) -> Iterator[Any]:
-    pieces: list[str] = []
-    error: BaseException | None = None
     pending = iter(stream)
-    try:
-        while True:
-            with inside():
-                try:
-                    piece = next(pending)
-                except StopIteration:
-                    break
-            pieces.append(str(piece))
-            yield piece
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
+    with _reported(ended) as pieces:
         try:
+            while True:
+                with inside():
+                    try:
+                        piece = next(pending)
+                    except StopIteration:
+                        return
+                pieces.append(str(piece))
+                yield piece
+        finally:
             if close := getattr(pending, "close", None):
                 close()
-        finally:
-            ended("".join(pieces), error)
 
 
 async def _afollower(
     stream: Any, inside: Callable[[], AbstractContextManager[None]], ended: Ended
 ) -> AsyncIterator[Any]:
-    pieces: list[str] = []
-    error: BaseException | None = None
-    try:
-        while True:
-            with inside():
-                try:
-                    piece = await stream.__anext__()
-                except StopAsyncIteration:
-                    break
-            pieces.append(str(piece))
-            yield piece
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
+    with _reported(ended) as pieces:
         try:
+            while True:
+                with inside():
+                    try:
+                        piece = await stream.__anext__()
+                    except StopAsyncIteration:
+                        return
+                pieces.append(str(piece))
+                yield piece
+        finally:
             if close := getattr(stream, "aclose", None):
                 await close()
-        finally:
-            ended("".join(pieces), error)
+
+
+@contextmanager
+def _reported(ended: Ended) -> Iterator[list[str]]:
+    """Report the end of a stream, with the pieces that were read and the error."""
+    pieces: list[str] = []
+    try:
+        yield pieces
+    except BaseException as error:
+        ended("".join(pieces), error)
+        raise
+    ended("".join(pieces), None)
 
 
 def _inner(result: Any) -> Any:
@@ -137,11 +137,12 @@ class Deferred:
 
     def __init__(self) -> None:
         self._work: deque[Callable[[], None]] = deque()
-        self._collecting = False
+        self._collector: int | None = None  # the thread that collects now
 
     def start(self) -> None:
         """Watch garbage collection."""
         if self._on_collection not in gc.callbacks:
+            self._collector = None  # `stop` may have been called in the middle of a collection
             gc.callbacks.append(self._on_collection)
 
     def stop(self) -> None:
@@ -150,21 +151,28 @@ class Deferred:
             gc.callbacks.remove(self._on_collection)
 
     def _on_collection(self, phase: str, _: dict[str, int]) -> None:
-        self._collecting = phase == "start"
-        if self._work and not self._collecting:
+        self._collector = _thread.get_ident() if phase == "start" else None
+        if self._work and self._collector is None:
             with suppress(RuntimeError):  # the interpreter is shutting down; `run` is also called by the next span
                 # Not threading.Thread, whose start takes locks that this thread may hold.
                 _thread.start_new_thread(self.run, ())
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do work now or, in the middle of a collection, afterwards."""
-        if self._collecting:
+        """Do work now or, in the middle of a collection by this thread, afterwards. Never raises."""
+        if self._collector == _thread.get_ident():
             self._work.append(work)
         else:
-            work()
+            _do_safely(work)
 
     def run(self) -> None:
         """Do the deferred work."""
-        while self._work and not self._collecting:
+        while self._work and self._collector != _thread.get_ident():
             with suppress(IndexError):  # another thread was faster
-                self._work.popleft()()
+                _do_safely(self._work.popleft())
+
+
+def _do_safely(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - this runs in the user's reading of a stream
+        warn_once("llama-index span end", "A LlamaIndex span could not be ended properly: %r", error)

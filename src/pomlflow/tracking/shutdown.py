@@ -13,6 +13,7 @@ import concurrent.futures.thread
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any, Final
@@ -27,7 +28,7 @@ from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.stores import check_reachable, shown
 
-__all__ = ["finish", "flush", "register_hooks"]
+__all__ = ["call_before_exit", "finish", "flush", "register_hooks"]
 
 _CHECK: Final = 2.0  # seconds that a server may take at exit to respond
 
@@ -37,6 +38,7 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
 
     def __init__(self) -> None:
         super().__init__(SpanExporter(), export_metrics=False)
+        self.before_exit: list[Callable[[], None]] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_restart_exports)
         try:
@@ -55,6 +57,9 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
         return True
 
     def _exit_before_join(self) -> None:
+        for callback in self.before_exit:
+            with suppress(Exception):
+                callback()
         atexit.register(finish)  # for threads that outlive main; registered last, so called before MLflow's hooks
         finish()
 
@@ -70,6 +75,12 @@ def register_hooks() -> None:
             base_mlflow._batch_processor_registry.add(_hooks())
     except AttributeError as error:
         warn_once("hooks", "This version of MLflow has unknown exporters (%s): call pomlflow.flush() at exit", error)
+
+
+def call_before_exit(callback: Callable[[], None]) -> None:
+    """Call a function at exit, before what is pending is flushed."""
+    with suppress(AttributeError):
+        _hooks().before_exit.append(callback)
 
 
 def flush(timeout: float | None) -> bool:
