@@ -44,7 +44,7 @@ class Instruct(BaseOutputParser):
 # Formatting, as LlamaIndex's own prompts do it.
 
 
-def test_both_bases_are_its_own_and_its_methods_come_first() -> None:
+def test_both_bases_are_there_and_the_own_methods_come_first() -> None:
     """Each method that LlamaIndex calls is ours or one that both bases share; a newcomer must be looked at."""
     assert [cls for cls in PomlPromptTemplate.__mro__ if cls.__module__.startswith(("pomlflow", "llama_index"))] == [
         PomlPromptTemplate,
@@ -73,7 +73,7 @@ def test_both_bases_are_its_own_and_its_methods_come_first() -> None:
     }
 
 
-def test_partial_values_join_later_ones(either) -> None:
+def test_partial_values_are_merged_with_later_ones(either) -> None:
     prompt = either(HELLO, "hello {{ text }} {{ foo }}")
     partly = prompt.partial_format(foo="bar")
     assert type(partly) is type(prompt)
@@ -83,7 +83,7 @@ def test_partial_values_join_later_ones(either) -> None:
     assert PomlPromptTemplate(HELLO, foo="bar").format(text="world") == "hello world bar"
 
 
-def test_a_later_value_wins() -> None:
+def test_a_later_value_overrides() -> None:
     assert PomlPromptTemplate(HELLO, foo="bar").format(text="world", foo="baz") == "hello world baz"
 
 
@@ -113,7 +113,7 @@ def test_variables_have_other_names_in_the_markup() -> None:
     assert prompt.template_vars == reference.template_vars
 
 
-def test_functions_give_values() -> None:
+def test_function_mappings_return_values() -> None:
     """A function sees all variables, by LlamaIndex's names, and wins over a given value."""
     both = {"abc": lambda **given: f"{given['abc']}-{given['xyz']}"}
     assert PomlPromptTemplate("<p>{{abc}} {{xyz}}</p>", function_mappings=both).format(abc="1", xyz="2") == "1-2 2"
@@ -149,28 +149,28 @@ def test_a_loop_over_objects_reads_them(either) -> None:
     assert prompt.format(nodes=[TextNode(text="a"), TextNode(text="b")]).strip() == "- a\n- b"
 
 
-def test_a_picture_is_a_block() -> None:
+def test_an_image_is_a_block() -> None:
     prompt = PomlPromptTemplate(f'<p>See <img base64="{PIXEL}" syntax="multimedia" alt="dot"/> {{{{x}}}}</p>')
     (message,) = prompt.format_messages(x="there")
-    picture = next(block for block in message.blocks if isinstance(block, ImageBlock))
-    assert picture.image.startswith(PIXEL[:40].encode())  # POML writes the picture anew
-    assert picture.image_mimetype == "image/png"
+    image = next(block for block in message.blocks if isinstance(block, ImageBlock))
+    assert image.image.startswith(PIXEL[:40].encode())  # POML encodes the image again
+    assert image.image_mimetype == "image/png"
 
 
-def test_metadata_of_the_caller_stays_as_it_is() -> None:
+def test_the_callers_metadata_is_not_changed() -> None:
     given = {"team": "rag", "prompt_type": "theirs"}
     first = PomlPromptTemplate(HELLO, metadata=given)
     second = PomlPromptTemplate(HELLO, metadata=given, prompt_type="custom_two")
     assert given == {"team": "rag", "prompt_type": "theirs"}
-    assert first.metadata == {"team": "rag", "prompt_type": PromptType.CUSTOM}
+    assert first.metadata == {"team": "rag", "prompt_type": PromptType.CUSTOM, "poml": HELLO}
     assert second.metadata["prompt_type"] == "custom_two"
     first.partial_format(text="x").metadata["more"] = 1
     assert "more" not in first.metadata
-    assert PomlPromptTemplate(HELLO).metadata == {"prompt_type": PromptType.CUSTOM}
+    assert PomlPromptTemplate(HELLO).metadata == {"prompt_type": PromptType.CUSTOM, "poml": HELLO}
 
 
 def test_one_text_instead_of_messages() -> None:
-    """chat=False gives a text, even of markup with messages; pictures stay in the user's message."""
+    """chat=False gives a text, even of markup with messages; images stay in the user's message."""
     prompt = PomlPromptTemplate("<p>Hi {{name}}</p>", chat=False)
     assert prompt.format(name="Ada") == "Hi Ada"
     assert prompt.format_messages(name="Ada") == [ChatMessage(role="user", content="Hi Ada")]
@@ -181,7 +181,7 @@ def test_one_text_instead_of_messages() -> None:
     assert not PomlPromptTemplate(CHAT, chat=False).is_chat_template
 
 
-async def test_messages_can_be_awaited(renders) -> None:
+async def test_messages_are_rendered_without_blocking_the_event_loop(renders) -> None:
     """Without holding up the event loop."""
     prompt = PomlPromptTemplate(HELLO, output_parser=Instruct())
     assert await prompt.aformat_messages(text="a\nb", foo="c") == prompt.format_messages(text="a\nb", foo="c")
@@ -192,7 +192,7 @@ async def test_messages_can_be_awaited(renders) -> None:
 
 
 def test_missing_variables_are_named(renders) -> None:
-    """An error that is a KeyError, and a failed render is told as well."""
+    """The error is a KeyError, and the failed render is dispatched too."""
     with pytest.raises(MissingVariableError, match=r"needs the variable foo; given: text") as caught:
         PomlPromptTemplate(HELLO).format(text="a")
     assert isinstance(caught.value, KeyError)
@@ -201,14 +201,14 @@ def test_missing_variables_are_named(renders) -> None:
     assert [type(event.record.error) for event in renders] == [MissingVariableError] * 2
 
 
-def test_a_text_without_any_variables_keeps_them_in_braces() -> None:
-    """As PromptTemplate does it, where a component formats a prompt before it knows them."""
+def test_a_text_without_values_keeps_the_variables_in_braces() -> None:
+    """As PromptTemplate does it, where a component formats a prompt before it has them."""
     assert PomlPromptTemplate(HELLO).format() == PromptTemplate("hello {text} {foo}").format() == "hello {text} {foo}"
     assert PomlPromptTemplate(HELLO, foo="bar").format() == "hello {text} bar"
     assert PomlPromptTemplate("<p>hello</p>").format() == "hello"
 
 
-def test_a_render_error_tells_its_place(tmp_path: Path) -> None:
+def test_a_render_error_holds_its_place(tmp_path: Path) -> None:
     file = tmp_path / "bad.poml"
     file.write_text("<poml>\n  <p>{{ 1 + }}</p>\n</poml>")
     with pytest.raises(RenderError) as caught:
@@ -222,7 +222,7 @@ def test_a_prompt_is_checked_early() -> None:
     PomlPromptTemplate(HELLO).validate(text="a", foo="b")
 
 
-def test_a_missing_file_is_told_and_markup_is_never_a_path(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_and_markup_is_never_a_path(tmp_path: Path) -> None:
     with pytest.raises(TemplateNotFoundError):
         PomlPromptTemplate.from_file(tmp_path / "no.poml")
     assert PomlPromptTemplate.from_template("no.poml").format() == "no.poml"
@@ -291,7 +291,7 @@ def test_copies_are_equal_and_work(make, again) -> None:
     assert changed != prompt
 
 
-def test_its_texts_survive_copies() -> None:
+def test_the_prompts_texts_survive_copies() -> None:
     """Workflows keep them in a context that may be copied."""
     for text in (PomlPromptTemplate(HELLO).get_template(), PomlPromptTemplate(HELLO).template):
         for other in (copy.deepcopy(text), pickle.loads(pickle.dumps(text))):
@@ -313,7 +313,7 @@ def test_prompts_that_differ_are_not_equal() -> None:
         assert other != same
 
 
-def test_a_deep_copy_shares_what_never_changes() -> None:
+def test_a_deep_copy_shares_the_immutable_template() -> None:
     """get_prompts copies deeply at each call; the template itself is not read and measured again."""
     prompt = PomlPromptTemplate(HELLO, metadata={"a": [1]})
     other = copy.deepcopy(prompt)
@@ -321,8 +321,8 @@ def test_a_deep_copy_shares_what_never_changes() -> None:
     assert other.metadata["a"] is not prompt.metadata["a"]
 
 
-def test_its_own_events_can_be_written_down() -> None:
+def test_events_of_the_handler_can_be_serialised() -> None:
     """LlamaIndex's events hold prompts, and listeners dump them."""
     event = LLMPredictStartEvent(template=PomlPromptTemplate(HELLO, name="n"), template_args={"text": "a"})
-    told = json.loads(event.model_dump_json())["template"]
-    assert (told["template_str"], told["template_vars"], told["name"]) == (HELLO, ["text", "foo"], "n")
+    dumped = json.loads(event.model_dump_json())["template"]
+    assert (dumped["template_str"], dumped["template_vars"], dumped["name"]) == (HELLO, ["text", "foo"], "n")

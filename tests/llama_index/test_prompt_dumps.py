@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,21 @@ pytest.importorskip("llama_index.core")
 
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.graph_stores import SimplePropertyGraphStore
-from llama_index.core.indices.property_graph import LLMSynonymRetriever, SimpleLLMPathExtractor
+from llama_index.core.indices.property_graph import (
+    DynamicLLMPathExtractor,
+    LLMSynonymRetriever,
+    SchemaLLMPathExtractor,
+    SimpleLLMPathExtractor,
+)
 from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
+from llama_index.core.memory import FactExtractionMemoryBlock, Memory
+from llama_index.core.postprocessor import LLMRerank
+from llama_index.core.postprocessor.structured_llm_rerank import StructuredLLMRerank
+from llama_index.core.prompts import SelectorPromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.workflow import Context, JsonSerializer
+from workflows.context.serializers import PickleSerializer
 
 from pomlflow.llama_index import PomlPromptTemplate
 
@@ -82,7 +95,7 @@ def test_a_prompt_is_read_from_its_own_dump(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Skipping serialization of known unserializable key")
 async def test_a_handoff_prompt_formats_in_every_run_of_one_context(scripted: Any, tool_call: Any) -> None:
-    """Also after the context went through JSON."""
+    """Also after the context went through JSON or pickle."""
     prompt = PomlPromptTemplate("<p>HO {{to_agent}} because {{reason}}</p>")
 
     def flow() -> tuple[Any, AgentWorkflow]:
@@ -94,11 +107,53 @@ async def test_a_handoff_prompt_formats_in_every_run_of_one_context(scripted: An
     context = Context(first)
     await first.run("go", ctx=context)
     llm, second = flow()
-    for again in (context, Context.from_dict(second, json.loads(json.dumps(context.to_dict())))):
+    pickled = PickleSerializer()
+    for again in (
+        context,
+        Context.from_dict(second, json.loads(json.dumps(context.to_dict()))),
+        Context.from_dict(second, context.to_dict(pickled), pickled),
+    ):
         await again.store.set("current_agent_name", "a")
         llm, second = flow()
         await second.run("go", ctx=again)
         assert [m.content for m in llm.sent[-1] if m.role == "tool"][-1] == "HO b because r"
+
+
+# Each component that stores a prompt in a field, with that field.
+COMPONENTS: dict[str, Callable[[Any, Any], tuple[Any, str]]] = {
+    "simple": lambda llm, prompt: (SimpleLLMPathExtractor(llm=llm, extract_prompt=prompt), "extract_prompt"),
+    "schema": lambda llm, prompt: (SchemaLLMPathExtractor(llm=llm, extract_prompt=prompt), "extract_prompt"),
+    "dynamic": lambda llm, prompt: (DynamicLLMPathExtractor(llm=llm, extract_prompt=prompt), "extract_prompt"),
+    "rerank": lambda llm, prompt: (LLMRerank(llm=llm, choice_select_prompt=prompt), "choice_select_prompt"),
+    "structured": lambda llm, prompt: (
+        StructuredLLMRerank(llm=llm, choice_select_prompt=prompt),
+        "choice_select_prompt",
+    ),
+    "memory": lambda _, prompt: (Memory.from_defaults(memory_blocks_template=prompt), "memory_blocks_template"),
+    "facts": lambda llm, prompt: (
+        FactExtractionMemoryBlock(llm=llm, fact_extraction_prompt_template=prompt),
+        "fact_extraction_prompt_template",
+    ),
+    "selector": lambda _, prompt: (SelectorPromptTemplate(default_template=prompt), "default_template"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:<aiosqlite.core.Connection object:ResourceWarning")
+@pytest.mark.parametrize("kind", COMPONENTS)
+def test_each_component_keeps_its_prompt(kind: str, scripted: Any) -> None:
+    def content(markup: str, **values: Any) -> str:
+        component, _ = COMPONENTS[kind](scripted(), PomlPromptTemplate(markup, **values))
+        dumped = component.to_dict() if hasattr(component, "to_dict") else component.model_dump()
+        return re.sub(r"0x[0-9a-f]+|[0-9a-f-]{36}", "", str(dumped))
+
+    contents = [content(EXTRACT), content(f"<p>!</p>{EXTRACT}"), content(EXTRACT, text="given")]
+    assert len(set(contents)) == 3
+    assert content(EXTRACT) == contents[0]
+    component, field = COMPONENTS[kind](scripted(), PomlPromptTemplate(EXTRACT))
+    for again in (pickle.loads(pickle.dumps(component)), copy.deepcopy(component), component.model_copy(deep=True)):
+        prompt = getattr(again, field)
+        assert prompt == getattr(component, field)
+        assert prompt.format(text="Ada", max_knowledge_triplets=3) == "Ada 3"
 
 
 def test_components_with_a_prompt_survive_pickles(scripted: Any) -> None:

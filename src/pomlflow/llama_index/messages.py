@@ -40,7 +40,7 @@ _ROLES = {
     "human": MessageRole.USER,
     "ai": MessageRole.ASSISTANT,
     "system": MessageRole.SYSTEM,
-    "tool": MessageRole.USER,  # what is no response answers no call
+    "tool": MessageRole.USER,  # a message of the role "tool" needs the id of a call
 }
 _SPEAKERS = {
     "system": "system",

@@ -74,7 +74,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         '# Task\n\nAnswer from this:\n\n1 + 1\n= 2\n\nWhy?'
     """
 
-    # What an instance holds of it is for dumps by PromptTemplate's fields; to read it gives the f-string, see below.
+    # An instance holds the markup for dumps; reading the attribute returns the f-string, see below.
     template: str = Field(default="", exclude=True)
     kwargs: dict[str, Any]  # declared as str by LlamaIndex, which passes any value
     name: str | None = Field(default=None, frozen=True)
@@ -88,7 +88,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     registry_refresh: float | None = Field(default=None, frozen=True)
 
     _core: Template = PrivateAttr()
-    _seen: Snapshot = PrivateAttr()
+    _snapshot: Snapshot = PrivateAttr()
 
     def __init__(
         self,
@@ -139,12 +139,15 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         # Not the bases' own, which expect their kind of template.
         BasePromptTemplate.__init__(self, **fields, **source_fields(core))
         self._core = core
-        self._take(core.current())
+        self._set_snapshot(core.current())
 
-    def _take(self, now: Snapshot) -> None:
-        self._seen = now
+    def _set_snapshot(self, now: Snapshot) -> None:
+        self._snapshot = now
         self.template_str = now.source
-        self.__dict__["template"] = f"{now.source}<!-- {now.digest} -->" if now.files else now.source
+        content = f"{now.source}<!-- {now.digest} -->" if now.files else now.source
+        # For components that store and hash a prompt as a PromptTemplate, or as a BasePromptTemplate.
+        self.__dict__["template"] = content
+        self.metadata = {**self.metadata, "poml": content}
         self.template_vars = [*now.inference.variables, *now.inference.optional]
 
     def __eq__(self, other: object) -> bool:
@@ -353,7 +356,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     def _open_variables(self) -> list[str]:
         """Return the required variables, as the markup names them, that have no value yet."""
         filled = self._map_template_vars({**self.kwargs, **(self.function_mappings or {})})
-        return [name for name in self._seen.inference.variables if name not in filled]
+        return [name for name in self._snapshot.inference.variables if name not in filled]
 
     def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], MessageHistory, Snapshot]:
         now = self._refreshed()
@@ -372,8 +375,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     def _refreshed(self) -> Snapshot:
         """Return the template as its files are now, after an update of the fields that are read from it."""
         now = self._core.current()
-        if now is not self._seen:
-            self._take(now)
+        if now is not self._snapshot:
+            self._set_snapshot(now)
         return now
 
     def _repr_markdown_(self) -> str:
