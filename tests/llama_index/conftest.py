@@ -1,4 +1,4 @@
-"""What the LlamaIndex tests share: a model with a script, a small index, and LlamaIndex's globals put back."""
+"""Shared by the LlamaIndex tests: a scripted model, a small index, and restored globals of LlamaIndex."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Answer = str | ChatMessage | Exception | Callable[[Any], Any]
 
 
 class ScriptedLLM(FunctionCallingLLM):
-    """A model that answers from a script, the last answer for ever, and keeps what it was sent.
+    """A model that answers from a script, repeats the last answer, and records its requests.
 
     An answer is a text, a message, an error to raise, or a function of what was sent. The first three kinds of entry
     are used in order; `sent` holds the messages of each chat, `prompts` the text of each completion, `options` the
@@ -88,11 +88,11 @@ class ScriptedLLM(FunctionCallingLLM):
             model_name="scripted",
         )
 
-    def _answer(self, asked: Any, options: dict[str, Any]) -> ChatMessage:
+    def _answer(self, request: Any, options: dict[str, Any]) -> ChatMessage:
         self._options.append(options)
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if callable(answer):
-            answer = answer(asked)
+            answer = answer(request)
         if isinstance(answer, Exception):
             raise answer
         return deepcopy(answer) if isinstance(answer, ChatMessage) else ChatMessage(role="assistant", content=answer)
@@ -218,7 +218,7 @@ def tool_call() -> Callable[..., ChatMessage]:
 
 @pytest.fixture(params=["poml", "rich"])
 def either(request: pytest.FixtureRequest) -> Callable[..., PomlPromptTemplate | RichPromptTemplate]:
-    """Make a prompt of POML and, in a test of its own, of the reference's Jinja: ``either(markup, jinja)``."""
+    """Make a prompt of POML and, in a second run of the test, of the reference's Jinja: ``either(markup, jinja)``."""
 
     def make(markup: str, jinja: str, **options: Any) -> PomlPromptTemplate | RichPromptTemplate:
         if request.param == "poml":
@@ -236,7 +236,7 @@ TEXTS = (
 
 @pytest.fixture
 def texts() -> tuple[str, ...]:
-    """What the nodes of `index` hold: indented, over lines, with braces and angle brackets."""
+    """The texts of the nodes of `index`: indented, with several lines, braces and angle brackets."""
     return TEXTS
 
 
@@ -249,7 +249,7 @@ def index() -> VectorStoreIndex:
 
 @pytest.fixture(autouse=True)
 def llama_index_globals(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Put LlamaIndex's settings and the root dispatcher's handlers back; without a test's own, no model is there."""
+    """Restore LlamaIndex's settings and the root dispatcher's handlers; no default model is set."""
     if not inspect.iscoroutinefunction(request.function):
         # Else LlamaIndex's asyncio_run (0.14.25) makes a loop in the main thread and never closes it.
         asyncio.set_event_loop(None)
@@ -273,7 +273,7 @@ class _Recorder(BaseEventHandler):
 
 @pytest.fixture
 def renders() -> list[PomlRenderEvent]:
-    """The event of each render, in order, as any listener at the root dispatcher gets it."""
+    """The event of each render, in order, as any event handler at the root dispatcher receives it."""
     recorder = _Recorder()
     get_dispatcher().add_event_handler(recorder)
     return recorder._events

@@ -1,4 +1,4 @@
-"""Agents built of a POML file: its system prompt, examples, tools, settings and schema, in real agents."""
+"""Agents built from a POML file: its system prompt, examples, tools, settings and schema, in real agents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SCHEMA = (
     '"required": ["degrees"]}</output-schema>'
 )
 SYSTEM = "<system-msg>You tell of the weather, in a {{tone}} tone, and of nothing else.</system-msg>"
-SAID = "You tell of the weather, in a kind tone, and of nothing else."
+SYSTEM_TEXT = "You tell of the weather, in a kind tone, and of nothing else."
 EXAMPLES = "<human-msg>Rome?</human-msg><ai-msg>Warm.</ai-msg>"
 SHOWN = [ChatMessage(role="user", content="Rome?"), ChatMessage(role="assistant", content="Warm.")]
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
@@ -54,7 +54,7 @@ def weather(city: str) -> str:
     return f"3 degrees in {city}"
 
 
-def told(city: str, unit: str) -> str:
+def forecast(city: str, unit: str) -> str:
     return f"3 {unit} in {city}"
 
 
@@ -66,20 +66,20 @@ def contents(messages: list[ChatMessage]) -> list[str | None]:
     return [message.content for message in messages]
 
 
-async def test_a_function_agent_is_sent_all_that_the_file_says(scripted: Any, tool_call: Any, renders: Any) -> None:
+async def test_a_function_agent_sends_the_whole_file(scripted: Any, tool_call: Any, renders: Any) -> None:
     llm = scripted(tool_call("weather", city="Oslo"), "Cold.")
     agent = FunctionAgent(
         **prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES).agent_kwargs(llm, tools=[weather], tone="kind"), name="a"
     )
     assert str(await run(agent)) == "Cold."
-    assert contents(llm.sent[0]) == [SAID, "Rome?", "Warm.", "Oslo?"]
-    assert contents(llm.sent[1])[:4] == [SAID, "Rome?", "Warm.", "Oslo?"]
+    assert contents(llm.sent[0]) == [SYSTEM_TEXT, "Rome?", "Warm.", "Oslo?"]
+    assert contents(llm.sent[1])[:4] == [SYSTEM_TEXT, "Rome?", "Warm.", "Oslo?"]
     assert llm.sent[1][-1].content == "3 degrees in Oslo"
     assert llm.options == [{**SETTINGS, "tools": ["weather"]}] * 2
     assert len(renders) == 1
 
 
-async def test_a_react_agent_too(scripted: Any) -> None:
+async def test_a_react_agent_sends_the_whole_file(scripted: Any) -> None:
     llm = scripted(
         'Thought: I look.\nAction: weather\nAction Input: {"city": "Oslo"}',
         "Thought: I can answer.\nAnswer: Cold.",
@@ -88,14 +88,14 @@ async def test_a_react_agent_too(scripted: Any) -> None:
     agent = ReActAgent(**prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES).agent_kwargs(llm, tools=[weather], tone="kind"))
     assert str(await run(agent)) == "Cold."
     system, *rest = llm.sent[0]
-    assert SAID in system.content
+    assert SYSTEM_TEXT in system.content
     assert "Tells the weather." in system.content
     assert '"minLength": 2' in system.content
     assert contents(rest) == ["Rome?", "Warm.", "Oslo?"]
     assert llm.options == [SETTINGS] * 2
 
 
-async def test_a_workflow_of_two_agents_each_of_its_own_file(scripted: Any, tool_call: Any) -> None:
+async def test_a_workflow_of_two_agents_from_two_files(scripted: Any, tool_call: Any) -> None:
     llm = scripted(tool_call("handoff", to_agent="b", reason="tired"), "Done.")
     first, second = (
         prompt(f'<runtime temperature="{heat}"/>', f"<p>I am {who}.</p>") for heat, who in [(0, "a"), (1, "b")]
@@ -109,7 +109,7 @@ async def test_a_workflow_of_two_agents_each_of_its_own_file(scripted: Any, tool
     assert [options["temperature"] for options in llm.options] == [0, 1]
 
 
-async def test_the_structured_response_is_by_the_files_schema(scripted: Any, tool_call: Any) -> None:
+async def test_the_structured_response_matches_the_files_schema(scripted: Any, tool_call: Any) -> None:
     llm = scripted("Three.", tool_call("Report", degrees=3))
     agent = FunctionAgent(**prompt(RUNTIME, SCHEMA, SYSTEM).agent_kwargs(llm, tone="kind"))
     assert (await run(agent)).structured_response == {"degrees": 3}
@@ -120,7 +120,7 @@ async def test_the_structured_response_is_by_the_files_schema(scripted: Any, too
     assert (await run(flow)).structured_response == {"degrees": 3}
 
 
-async def test_what_the_schema_refuses_is_told_to_the_model_and_not_to_the_function(
+async def test_invalid_arguments_are_reported_to_the_model_and_the_function_is_not_called(
     scripted: Any, tool_call: Any
 ) -> None:
     called: list[str] = []
@@ -139,7 +139,7 @@ async def test_what_the_schema_refuses_is_told_to_the_model_and_not_to_the_funct
     assert "'unit' was unexpected" in llm.sent[1][-1].content
 
 
-def test_a_refused_call_is_an_error_of_its_own(scripted: Any) -> None:
+def test_a_refused_call_is_a_tool_arguments_error(scripted: Any) -> None:
     (tool,) = prompt(TOOL, SYSTEM).agent_kwargs(scripted(), tools=[weather], tone="kind")["tools"]
     with pytest.raises(ToolArgumentsError) as caught:
         tool.call(city="O")
@@ -154,7 +154,7 @@ def test_tools_and_functions_must_match(scripted: Any) -> None:
 
 
 class Engine:
-    """What a function may be, too."""
+    """A callable object and a bound method."""
 
     def weather(self, city: str) -> str:
         return f"engine of {city}"
@@ -174,7 +174,7 @@ Engine.in_context.__annotations__["ctx"] = Context
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ([weather], "3 degrees in Oslo"),
         ({"weather": Engine().weather}, "engine of Oslo"),
@@ -191,14 +191,16 @@ Engine.in_context.__annotations__["ctx"] = Context
     ],
     ids="function method async context object lambda tool async-tool partial".split(),
 )
-async def test_a_tool_may_be_whatever_llama_index_calls(scripted: Any, tool_call: Any, given: Any, said: str) -> None:
+async def test_a_tool_may_be_whatever_llama_index_calls(
+    scripted: Any, tool_call: Any, given: Any, expected: str
+) -> None:
     llm = scripted(tool_call("weather", city="Oslo"), "Cold.")
     await run(FunctionAgent(**prompt(TOOL, SYSTEM).agent_kwargs(llm, tools=given, tone="kind")))
-    assert llm.sent[1][-1].content == said
+    assert llm.sent[1][-1].content == expected
 
 
-async def test_a_tool_of_llama_indexs_keeps_its_ways(scripted: Any, tool_call: Any, index: Any) -> None:
-    """It returns its answer directly; a query engine is asked; the model is told what the file says."""
+async def test_a_tool_of_llama_index_keeps_its_behaviour(scripted: Any, tool_call: Any, index: Any) -> None:
+    """It returns its answer directly; a query engine is called; the model receives the file's description."""
     llm = scripted(tool_call("weather", city="Oslo"), "never")
     direct = FunctionTool.from_defaults(weather, return_direct=True)
     agent = FunctionAgent(**prompt(TOOL, SYSTEM).agent_kwargs(llm, tools=[direct], tone="kind"))
@@ -223,7 +225,7 @@ async def test_one_text_is_the_system_prompt(scripted: Any) -> None:
     assert contents(llm.sent[0]) == ["# Role\n\nYou are Ada.", "Oslo?"]
 
 
-async def test_what_the_user_says_wins_and_the_model_itself_stays_as_it_was(scripted: Any) -> None:
+async def test_the_callers_arguments_override_the_file_and_the_model_is_not_changed(scripted: Any) -> None:
     llm = scripted("Fine.")
     Settings.llm = llm
     await run(FunctionAgent(**prompt(RUNTIME, SYSTEM).agent_kwargs(llm_kwargs={"temperature": 1}, tone="kind")))
@@ -239,7 +241,7 @@ def test_a_tool_that_must_be_called_is_the_agents_first(scripted: Any) -> None:
     assert FunctionAgent(**made).initial_tool_choice == "weather"
 
 
-def test_the_model_calls_functions_if_the_users_does_and_survives_copies(scripted: Any) -> None:
+def test_the_bound_model_calls_functions_like_its_delegate_and_can_be_copied(scripted: Any) -> None:
     file = prompt('<runtime max-tokens="2"/>', SYSTEM, EXAMPLES)
     model = file.agent_kwargs(MockLLM(), tone="kind")["llm"]
     assert isinstance(model, LLM)
@@ -251,13 +253,13 @@ def test_the_model_calls_functions_if_the_users_does_and_survives_copies(scripte
         assert one.metadata.num_output == 2
 
 
-def test_a_system_prompt_cannot_hold_a_picture(scripted: Any) -> None:
-    picture = f'<img src="{ASSETS.as_posix()}/box.png" syntax="multimedia"/>'
+def test_a_system_prompt_cannot_hold_an_image(scripted: Any) -> None:
+    image = f'<img src="{ASSETS.as_posix()}/box.png" syntax="multimedia"/>'
     with pytest.raises(PomlError, match="an agent's system prompt is a text, which cannot hold its image"):
-        prompt(f"<system-msg>See {picture}</system-msg>").agent_kwargs(scripted())
+        prompt(f"<system-msg>See {image}</system-msg>").agent_kwargs(scripted())
 
 
-def test_a_class_for_a_schema_that_there_is_not(scripted: Any) -> None:
+def test_output_cls_without_a_schema_is_an_error(scripted: Any) -> None:
     with pytest.raises(ConfigurationError, match="has no <output-schema>"):
         prompt(SYSTEM).output_cls()
 

@@ -1,4 +1,4 @@
-"""A model bound to a POML prompt: each verb renders once and hands on all that the frame says."""
+"""A model bound to a POML prompt: each method renders once and passes on the whole frame."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEMA = (
 )
 TALK = "<system-msg>Be {{tone}}.</system-msg><human-msg>{{q}}</human-msg>"
 GIVEN = {"tone": "kind", "q": "Why?"}
-SAID = [ChatMessage(role="system", content="Be kind."), ChatMessage(role="user", content="Why?")]
+MESSAGES = [ChatMessage(role="system", content="Be kind."), ChatMessage(role="user", content="Why?")]
 SETTINGS = {"temperature": 0.2, "max_tokens": 300, "stop": ["END"]}
 ANSWER = '{"city": "Oslo", "degrees": 3}'
 
@@ -91,43 +91,43 @@ COMPLETIONS = [_complete, _acomplete, _stream_complete, _astream_complete]
 PREDICTIONS = [_predict, _apredict, _stream, _astream]
 
 
-@pytest.mark.parametrize("verb", [*CHATS, *PREDICTIONS])
-async def test_a_chat_is_sent_the_whole_frame_of_one_render(verb: Any, scripted: Any, renders: Any) -> None:
+@pytest.mark.parametrize("method", [*CHATS, *PREDICTIONS])
+async def test_a_chat_sends_the_whole_frame_of_one_render(method: Any, scripted: Any, renders: Any) -> None:
     llm = scripted("So it is.")
-    said = await verb(prompt(RUNTIME, TOOL, TALK).bind_to(llm))
-    assert said == ("So| it| is." if "stream" in verb.__name__ else "So it is.")
-    assert llm.sent == [SAID]
+    answer = await method(prompt(RUNTIME, TOOL, TALK).bind_to(llm))
+    assert answer == ("So| it| is." if "stream" in method.__name__ else "So it is.")
+    assert llm.sent == [MESSAGES]
     assert llm.options == [{**SETTINGS, "tools": ["weather"]}]
     assert len(renders) == 1
-    assert renders[0].span_id.startswith(f"PomlLLM.{verb.__name__[1:]}-")
+    assert renders[0].span_id.startswith(f"PomlLLM.{method.__name__[1:]}-")
 
 
-@pytest.mark.parametrize("verb", [*COMPLETIONS, *PREDICTIONS])
-async def test_a_completion_is_sent_one_text(verb: Any, scripted: Any, renders: Any) -> None:
+@pytest.mark.parametrize("method", [*COMPLETIONS, *PREDICTIONS])
+async def test_a_completion_sends_one_text(method: Any, scripted: Any, renders: Any) -> None:
     llm = scripted("So it is.", chat_model=False)
-    said = await verb(prompt(RUNTIME, TALK).bind_to(llm))
-    assert said == ("So| it| is." if "stream" in verb.__name__ else "So it is.")
+    answer = await method(prompt(RUNTIME, TALK).bind_to(llm))
+    assert answer == ("So| it| is." if "stream" in method.__name__ else "So it is.")
     assert llm.prompts == ["system: Be kind.\nuser: Why?\nassistant: "]
     assert llm.options == [SETTINGS]
     assert len(renders) == 1
 
 
-def test_a_stream_stays_one(scripted: Any) -> None:
-    """The first piece is there before the model has said the second."""
-    said: list[str] = []
+def test_a_stream_stays_a_stream(scripted: Any) -> None:
+    """The first piece is there before the model has produced the second."""
+    answer: list[str] = []
 
     class Slow(type(scripted())):
         def stream_chat(self, messages: Any, **options: Any) -> Any:
             for piece in ("a", "b"):
-                said.append(piece)
+                answer.append(piece)
                 yield from super().stream_chat(messages, **options)
 
     stream = prompt(TALK).bind_to(Slow.of("x")).stream_chat(**GIVEN)
     next(stream)
-    assert said == ["a"]
+    assert answer == ["a"]
 
 
-def test_what_the_user_says_wins_and_the_call_before_the_binding(scripted: Any) -> None:
+def test_the_callers_arguments_override_the_file_and_the_calls_override_the_bindings(scripted: Any) -> None:
     llm = scripted()
     bound = prompt(RUNTIME, TALK).bind_to(llm, temperature=0.5, seed=7)
     bound.chat(**GIVEN)
@@ -138,7 +138,7 @@ def test_what_the_user_says_wins_and_the_call_before_the_binding(scripted: Any) 
     ]
 
 
-def test_what_depends_on_variables_is_of_each_call(scripted: Any) -> None:
+def test_parts_that_depend_on_variables_differ_with_each_call(scripted: Any) -> None:
     llm = scripted()
     bound = prompt("<runtime temperature='{{heat}}'/>", "<p>{{q}}</p>").bind_to(llm)
     for heat in (0.1, 0.9):
@@ -146,8 +146,8 @@ def test_what_depends_on_variables_is_of_each_call(scripted: Any) -> None:
     assert [options["temperature"] for options in llm.options] == [0.1, 0.9]
 
 
-def test_a_models_fields_are_set_for_the_call_alone() -> None:
-    """MockLLM goes by its field and looks at no argument."""
+def test_a_models_fields_are_set_for_one_call_only() -> None:
+    """MockLLM reads its field and ignores arguments."""
     llm = MockLLM(max_tokens=2)
     assert prompt('<runtime max-tokens="3"/>', TALK).bind_to(llm).predict(**GIVEN) == "text text text"
     assert prompt('<runtime max-tokens="3"/>', TALK).bind_to(llm, max_tokens=1).predict(**GIVEN) == "text"
@@ -155,7 +155,7 @@ def test_a_models_fields_are_set_for_the_call_alone() -> None:
 
 
 class Own(CustomLLM):
-    """A model of somebody's own, with arguments of its own."""
+    """A user's model class with arguments of its own."""
 
     temperature: float = 1.0
     seen: list[Any] = []  # noqa: RUF012 - pydantic copies it
@@ -174,13 +174,13 @@ class Own(CustomLLM):
         yield self.complete(prompt, formatted, seed=seed)
 
 
-def test_a_custom_model_gets_what_its_class_takes() -> None:
+def test_a_custom_model_receives_the_arguments_of_its_class() -> None:
     llm = Own()
     assert prompt('<runtime random-seed="7"/>', TALK).bind_to(llm).predict(**GIVEN) == "Fine."
     assert llm.seen == [(1.0, 7)]
 
 
-def test_a_custom_model_refuses_what_its_class_does_not_take() -> None:
+def test_an_argument_that_a_custom_model_lacks_is_an_error() -> None:
     with pytest.raises(SettingError, match="<inline>: Own does not support the <runtime> setting wit") as caught:
         prompt('<runtime wit="2"/>', TALK).bind_to(Own()).predict(**GIVEN)
     assert caught.value.setting == "wit"
@@ -190,14 +190,14 @@ def test_a_custom_model_refuses_what_its_class_does_not_take() -> None:
         prompt(TALK).bind_to(Own(), wit=2).predict(**GIVEN)
 
 
-def test_a_missing_variable_is_an_error_before_the_model_is_asked(scripted: Any) -> None:
+def test_a_missing_variable_is_an_error_before_the_model_is_called(scripted: Any) -> None:
     llm = scripted()
     with pytest.raises(MissingVariableError, match="tone"):
         prompt(TALK).bind_to(llm).chat(q="Why?")
     assert llm.sent == []
 
 
-def test_what_llama_index_adds_to_a_prediction_is_added(scripted: Any) -> None:
+def test_llama_indexs_additions_to_a_prediction_are_applied(scripted: Any) -> None:
     """The model's system prompt and output parser, the prompt's parser, partial variables and mappings."""
 
     class Parser(BaseOutputParser):
@@ -224,15 +224,15 @@ def test_a_function_calling_model_answers_by_calling_the_schema(scripted: Any, t
     assert len(renders) == 1
 
 
-def test_tools_are_called_by_chatting_also_with_a_model_that_completes(scripted: Any, tool_call: Any) -> None:
-    """As LlamaIndex's own ``chat_with_tools`` does; its mock model is such a one."""
+def test_tools_are_called_in_chats_also_with_a_completion_model(scripted: Any, tool_call: Any) -> None:
+    """As LlamaIndex's own ``chat_with_tools`` does; its mock model is such a model."""
     llm = scripted(tool_call("Report", city="Oslo", degrees=3), "So.", chat_model=False)
     assert prompt(SCHEMA, TALK).bind_to(llm).structured_predict(**GIVEN).degrees == 3
     assert prompt(TOOL, TALK).bind_to(llm).predict(**GIVEN) == "So."
-    assert llm.sent == [SAID, SAID]
+    assert llm.sent == [MESSAGES, MESSAGES]
 
 
-def test_the_schema_is_told_behind_a_conversation_that_the_user_does_not_end(scripted: Any) -> None:
+def test_instructions_follow_a_conversation_that_does_not_end_with_the_user(scripted: Any) -> None:
     llm = scripted(ANSWER, calls_functions=False)
     prompt(SCHEMA, TALK, "<ai-msg>Because.</ai-msg>").bind_to(llm).structured_predict(**GIVEN)
     assert [message.role for message in llm.sent[0]] == ["system", "user", "assistant", "user"]
@@ -240,18 +240,18 @@ def test_the_schema_is_told_behind_a_conversation_that_the_user_does_not_end(scr
 
 
 @pytest.mark.parametrize("chat_model", [True, False])
-def test_another_model_is_told_the_schema(scripted: Any, chat_model: bool) -> None:
+def test_a_model_without_structured_output_receives_instructions(scripted: Any, chat_model: bool) -> None:
     llm = scripted(f"```json\n{ANSWER}\n```", calls_functions=False, chat_model=chat_model)
     bound = prompt(SCHEMA, TALK).bind_to(llm)
     assert bound.structured_predict(**GIVEN).degrees == 3
     bound.predict(**GIVEN)
-    for asked in [call[-1].content for call in llm.sent] if chat_model else llm.prompts:
-        assert '"degrees": {"type": "integer"}' in asked
-        assert "Output a valid JSON object" in asked
-        assert asked.count("{{") == 0
+    for sent in [call[-1].content for call in llm.sent] if chat_model else llm.prompts:
+        assert '"degrees": {"type": "integer"}' in sent
+        assert "Output a valid JSON object" in sent
+        assert sent.count("{{") == 0
 
 
-async def test_structured_answers_stream_and_await(scripted: Any) -> None:
+async def test_structured_answers_in_streams_and_async(scripted: Any) -> None:
     llm = scripted('{"city": "Oslo by the sea", "degrees": 3}', calls_functions=False)
     bound = prompt(SCHEMA, TALK).bind_to(llm)
     assert (await bound.astructured_predict(**GIVEN)).degrees == 3
@@ -262,7 +262,7 @@ async def test_structured_answers_stream_and_await(scripted: Any) -> None:
     assert agrown == grown
 
 
-def test_an_answer_that_the_schema_refuses_is_an_error_that_holds_it(scripted: Any, tool_call: Any) -> None:
+def test_an_answer_that_violates_the_schema_is_an_error_that_holds_it(scripted: Any, tool_call: Any) -> None:
     bound = prompt(SCHEMA, TALK).bind_to(scripted(tool_call("Report", city="Oslo", degrees="three"), "I do not know."))
     with pytest.raises(AnswerError, match="'three' is not of type 'integer'") as caught:
         bound.structured_predict(**GIVEN)
@@ -276,7 +276,7 @@ class City(BaseModel):
     city: str
 
 
-def test_a_class_of_the_users_own_may_read_the_answer(scripted: Any, tool_call: Any) -> None:
+def test_a_users_class_may_read_the_answer(scripted: Any, tool_call: Any) -> None:
     llm = scripted(tool_call("City", city="Oslo", degrees=3), tool_call("City", city="Oslo"))
     assert prompt(SCHEMA, TALK).bind_to(llm).structured_predict(City, **GIVEN) == City(city="Oslo")
     assert prompt(TALK).bind_to(llm).structured_predict(City, **GIVEN) == City(city="Oslo")
@@ -284,12 +284,12 @@ def test_a_class_of_the_users_own_may_read_the_answer(scripted: Any, tool_call: 
         prompt(TALK).bind_to(llm).structured_predict(**GIVEN)
 
 
-def test_a_schema_that_is_no_objects_is_refused(scripted: Any) -> None:
+def test_a_schema_that_describes_no_object_is_an_error(scripted: Any) -> None:
     with pytest.raises(ConfigurationError, match="models answer with objects only"):
         prompt('<output-schema>{"type": "array"}</output-schema>', TALK).bind_to(scripted()).structured_predict(**GIVEN)
 
 
-def test_a_completion_cannot_hold_a_picture(scripted: Any) -> None:
+def test_a_completion_cannot_hold_an_image(scripted: Any) -> None:
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
     bound = prompt(f'<p><img base64="{pixel}" syntax="multimedia"/></p>').bind_to(scripted(chat_model=False))
     with pytest.raises(PomlError, match="a completion is a text, which cannot hold the prompt's image: use chat"):

@@ -1,4 +1,4 @@
-"""What is stored of calls of a bound model."""
+"""The traces of calls of a bound model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _drain(bound: Any) -> None:
 
 
 def _tree(verb: str, inner: str, *, tools: bool = True) -> str:
-    """As of any call with tools: LlamaIndex has a span for putting them into the model's shape."""
+    """As for any call with tools: LlamaIndex has a span for the conversion of tools."""
     prepared = "  ScriptedLLM._prepare_chat_with_tools LLM\n" if tools else ""
     return f"PomlLLM.{verb} CHAIN\n  poml ask PROMPT\n{prepared}  ScriptedLLM.{inner} CHAT_MODEL"
 
@@ -68,7 +68,7 @@ def test_a_call_is_one_trace_with_the_settings_on_the_models_span(traced: Any, s
     assert trace.data.spans[0].outputs["message"]["blocks"][0]["text"] == "So."
 
 
-def test_streams_and_awaited_calls_are_whole(traced: Any, scripted: Any, prompt: Any) -> None:
+def test_streams_and_async_calls_are_traced_completely(traced: Any, scripted: Any, prompt: Any) -> None:
     with PomlCallbackHandler():
         traces = traced(lambda: _drain(prompt.bind_to(scripted("So it is."))))
     assert [tree(trace) for trace in traces] == TREES
@@ -77,7 +77,7 @@ def test_streams_and_awaited_calls_are_whole(traced: Any, scripted: Any, prompt:
         assert "So it is." in str(trace.data.spans[0].outputs)
 
 
-def test_a_structured_stream_is_whole(traced: Any, scripted: Any) -> None:
+def test_a_structured_stream_is_traced_completely(traced: Any, scripted: Any) -> None:
     schema = '<output-schema>{"type": "object", "properties": {"a": {"type": "string"}}}</output-schema>'
     prompt = PomlPromptTemplate(f"<poml>{schema}<p>{{{{q}}}}</p></poml>", name="ask")
     bound = prompt.bind_to(scripted('{"a": "b c d"}', calls_functions=False))

@@ -1,4 +1,4 @@
-"""Where a handler is attached decides what is traced."""
+"""The place where a handler is attached decides what is traced."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_mask_must_be_a_function() -> None:
         PomlCallbackHandler(mask="secret")  # type: ignore[arg-type]
 
 
-def test_a_block_is_traced_and_nothing_around_it(traced: Any, handler: Any, engine: Any) -> None:
+def test_a_block_is_traced_and_nothing_before_or_after_it(traced: Any, handler: Any, engine: Any) -> None:
     def calls() -> None:
         engine.query("Before?")
         with handler as entered:
@@ -148,7 +148,7 @@ def test_a_block_inside_a_block_of_the_same_handler_changes_nothing(traced: Any,
     assert roots(traced(calls)) == ["RetrieverQueryEngine.query"] * 2
 
 
-def test_a_block_is_left_when_an_error_leaves_it(traced: Any, handler: Any, engine: Any) -> None:
+def test_a_block_ends_when_an_error_is_raised(traced: Any, handler: Any, engine: Any) -> None:
     def calls() -> None:
         with pytest.raises(ZeroDivisionError), handler:
             raise ZeroDivisionError
@@ -205,7 +205,7 @@ def test_a_block_in_a_thread_traces_that_thread(traced: Any, handler: Any, engin
 
 
 def test_a_run_that_is_begun_in_a_block_is_traced_to_its_end(traced: Any, handler: Any, agent: Any) -> None:
-    """The run's own span begins only in the task that LlamaIndex makes for it, after the block."""
+    """The run's span begins only in the task that LlamaIndex starts for it, after the block."""
 
     async def answer() -> None:
         with handler:
@@ -218,7 +218,7 @@ def test_a_run_that_is_begun_in_a_block_is_traced_to_its_end(traced: Any, handle
     assert tree(trace) == tree(reference[0])
 
 
-def test_detach_in_the_middle_of_a_run_lets_it_be_traced_to_its_end(
+def test_a_run_is_traced_to_its_end_after_detach(
     traced: Any, handler: Any, index: Any, scripted: Any, prompt: Any
 ) -> None:
     def detach(_: Any) -> str:
@@ -258,10 +258,10 @@ def test_a_handler_in_an_engines_callback_manager_traces_that_engine(
     assert traced(lambda: other.query("What?")) == []
 
 
-def test_a_handler_in_a_models_callback_manager_traces_what_works_with_it(
+def test_a_handler_in_a_models_callback_manager_traces_components_with_that_model(
     traced: Any, handler: Any, scripted: Any, prompt: Any
 ) -> None:
-    """The first run of an agent too is one trace: nothing is attached only when the first callback comes."""
+    """The first run of an agent is one trace too: the handler is attached before the first callback."""
     llm = scripted("Fine.", callback_manager=CallbackManager([handler]))
     (answer,) = traced(lambda: run(FunctionAgent(llm=llm)))
     assert roots([answer]) == ["FunctionAgent.run"]
@@ -269,13 +269,13 @@ def test_a_handler_in_a_models_callback_manager_traces_what_works_with_it(
     assert tree(trace) == "ScriptedLLM.predict LLM\n  poml qa PROMPT\n  ScriptedLLM.chat CHAT_MODEL"
 
 
-def test_looking_for_callback_managers_calls_no_code_of_the_component(traced: Any, handler: Any) -> None:
-    """A property may load a model, or ask for one that needs a key."""
+def test_searching_for_callback_managers_calls_no_code_of_the_component(traced: Any, handler: Any) -> None:
+    """A property may load a model, or construct one that needs a key."""
 
     class Careful(CustomQueryEngine):
         @property
         def llm(self) -> Any:
-            raise AssertionError("asked for the model")
+            raise AssertionError("the model was read")
 
         def custom_query(self, query_str: str) -> str:
             return "Fine."
@@ -310,7 +310,7 @@ def test_one_handler_attached_in_all_ways_makes_one_trace(traced: Any, handler: 
 
 
 def test_the_closest_handler_owns_the_trace(traced: Any, handler: Any, engine: Any) -> None:
-    """What is stored tells whose trace it is: that handler's mask was asked."""
+    """The stored content shows whose trace it is: that handler's mask was called."""
     hiding = PomlCallbackHandler(mask=lambda _: None)
     handler.attach()
     hiding.attach(engine)
@@ -321,8 +321,8 @@ def test_the_closest_handler_owns_the_trace(traced: Any, handler: Any, engine: A
     assert trace.data.spans[0].inputs == {"str_or_query_bundle": "What?"}
 
 
-def test_the_users_own_spans_are_around_and_inside(traced: Any, handler: Any, scripted: Any, prompt: Any) -> None:
-    """A tool that opens a span and works in it: what LlamaIndex does there belongs under that span."""
+def test_the_users_own_spans_are_parents_and_children(traced: Any, handler: Any, scripted: Any, prompt: Any) -> None:
+    """A tool starts a span: LlamaIndex's work in it belongs under that span."""
     inner = scripted("Inner.")
 
     def think(_: Any) -> str:
@@ -345,8 +345,8 @@ def test_the_users_own_spans_are_around_and_inside(traced: Any, handler: Any, sc
     ]
 
 
-def test_a_task_that_outlives_its_trace_begins_another(traced: Any, handler: Any, scripted: Any) -> None:
-    """MLflow's own tracer takes the ended span for the parent, and loses what comes."""
+def test_a_task_that_outlives_its_trace_starts_a_trace(traced: Any, handler: Any, scripted: Any) -> None:
+    """MLflow's own tracer uses the ended span as the parent, and loses later spans."""
     llm = scripted("Fine.")
     later: list[asyncio.Task[Any]] = []
 
@@ -370,7 +370,7 @@ def test_a_task_that_outlives_its_trace_begins_another(traced: Any, handler: Any
     assert [trace.data.spans[0].inputs["args"] for trace in traces] == [["First"], ["Later"]]
 
 
-def test_a_render_outside_of_all_is_a_trace_of_its_own(traced: Any, handler: Any, prompt: Any) -> None:
+def test_a_render_outside_of_all_spans_is_a_trace_of_its_own(traced: Any, handler: Any, prompt: Any) -> None:
     handler.attach()
     (trace,) = traced(lambda: prompt.format_messages(context_str="a", query_str="b"))
     assert tree(trace) == "poml PROMPT"
@@ -423,7 +423,7 @@ def test_tracing_switched_off_in_mlflow_is_respected(traced: Any, handler: Any, 
     assert open_spans() == 0
 
 
-def test_a_trace_that_is_not_sampled_is_dropped_whole(
+def test_a_trace_that_is_not_sampled_is_dropped_completely(
     traced: Any, handler: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler.attach()

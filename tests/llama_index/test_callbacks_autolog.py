@@ -1,4 +1,4 @@
-"""With ``mlflow.llama_index.autolog()`` on as well, no span comes twice and none is lost."""
+"""With ``mlflow.llama_index.autolog()`` on as well, no span is stored twice and none is lost."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def switched(*steps: Callable[[], Any]) -> None:
         one()
 
 
-def test_in_every_order_there_is_one_trace_of_all(traced: Any, engine: Any, expected: str) -> None:
-    """Autolog before the handler and after it, off and on again; the trace is whole as long as one of them is there."""
+def test_in_every_order_there_is_one_complete_trace(traced: Any, engine: Any, expected: str) -> None:
+    """Autolog before the handler and after it, off and on again; the trace is complete while one of them is on."""
     handler = PomlCallbackHandler()
     attach, detach = handler.attach, handler.detach
     for steps in ([on, attach], [off], [on], [detach], [attach], [off, on], [off, detach, attach], [on, on], [attach]):
@@ -73,8 +73,8 @@ def test_in_every_order_there_is_one_trace_of_all(traced: Any, engine: Any, expe
     assert traced(lambda: engine.query("What?")) == []
 
 
-def test_a_handler_that_is_not_attached_never_stands_in_autologs_way(traced: Any, engine: Any, expected: str) -> None:
-    """MLflow looks for a handler of its own kind in the dispatcher, and sets itself up where it finds none."""
+def test_a_handler_that_is_not_attached_does_not_affect_autolog(traced: Any, engine: Any, expected: str) -> None:
+    """MLflow adds its handler only if the dispatcher has none of its class."""
     handler = PomlCallbackHandler()
     on()
     assert [tree(trace) for trace in traced(lambda: engine.query("What?"))] == [expected]
@@ -134,7 +134,7 @@ def test_the_poml_span_is_in_autologs_trace(
 def test_the_handlers_settings_hold_for_the_poml_span_in_autologs_trace(
     traced: Any, scripted: Any, prompt: Any
 ) -> None:
-    """Of the handler that is attached to the model, not of one that is attached elsewhere."""
+    """The settings of the handler that is attached to the model, not of another one."""
     llm, other = scripted("Fine."), scripted("Fine.")
     handler = PomlCallbackHandler(mask=lambda _: {"inputs": "hidden"}).attach(llm)
     on()
@@ -145,8 +145,8 @@ def test_the_handlers_settings_hold_for_the_poml_span_in_autologs_trace(
     handler.detach()
 
 
-def test_mlflows_own_tracer_still_nests_beside_the_users_span(traced: Any, by_autolog: Any, scripted: Any) -> None:
-    """When this fails, MLflow nests in the user's own spans by itself, and reason 3 in `span_handler.py` is gone."""
+def test_mlflows_own_tracer_still_does_not_nest_in_the_users_span(traced: Any, by_autolog: Any, scripted: Any) -> None:
+    """When this fails, MLflow nests in the user's own spans by itself, and fault 3 in `span_handler.py` is gone."""
 
     def think(_: Any) -> str:
         with mlflow.start_span("thought"):
@@ -160,8 +160,8 @@ def test_mlflows_own_tracer_still_nests_beside_the_users_span(traced: Any, by_au
     assert without_poml(tree(trace)).splitlines()[1:] == ["  thought UNKNOWN", "    ScriptedLLM.complete LLM"]
 
 
-def test_mlflows_own_tracer_still_loses_what_outlives_its_trace(by_autolog: Any, scripted: Any) -> None:
-    """When this fails, MLflow begins a new trace by itself, and the fourth reason in `span_handler.py` is gone."""
+def test_mlflows_own_tracer_still_loses_tasks_that_outlive_their_trace(by_autolog: Any, scripted: Any) -> None:
+    """When this fails, MLflow begins a new trace by itself, and fault 4 in `span_handler.py` is gone."""
     llm = scripted("Fine.")
     later: list[asyncio.Task[Any]] = []
 

@@ -1,4 +1,4 @@
-"""What fails above an unread, half-read or dropped stream ends its trace, though the stream is still held."""
+"""A failure above an unread, half-read or dropped stream ends the trace, though the stream is still held."""
 
 from __future__ import annotations
 
@@ -244,8 +244,8 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import TextNode
 from pomlflow.llama_index import PomlCallbackHandler
 
-handler = PomlCallbackHandler().attach()
 index = VectorStoreIndex([TextNode(text="a")], embed_model=MockEmbedding(embed_dim=4))
+handler = PomlCallbackHandler().attach()
 response = index.as_query_engine(llm=MockLLM(), streaming=True).query("What?")
 next(iter(response.response_gen))
 raise ValueError("broken")

@@ -1,4 +1,4 @@
-"""A model's own verbs, outside of every engine: alike under the handler, under MLflow's autolog, and under both."""
+"""A model's methods outside of every engine, alike under the handler, under MLflow's autolog, and under both."""
 
 from __future__ import annotations
 
@@ -46,32 +46,32 @@ def switched_off() -> Iterator[None]:
     _off()
 
 
-def use(llm: Any, verb: str, most: int) -> None:
-    """Call a verb, and read so many pieces of what streams; without any, the stream is not begun."""
+def use(llm: Any, method: str, most: int) -> None:
+    """Call a method, and read some pieces of its stream; with none, the stream is not started."""
 
     async def acall() -> None:
-        result = await VERBS[verb](llm)
+        result = await VERBS[method](llm)
         for _ in range(most if inspect.isasyncgen(result) else 0):
             await anext(result, None)
 
-    if verb.startswith("a"):
+    if method.startswith("a"):
         asyncio.run(acall())
         return
-    result = VERBS[verb](llm)
+    result = VERBS[method](llm)
     for _ in range(most if inspect.isgenerator(result) else 0):
         next(result, None)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if "stream" not in verb])
-def test_a_models_verb_is_traced_alike_with_autolog(traced: Any, scripted: Any, verb: str) -> None:
-    """Whichever came first."""
+@pytest.mark.parametrize("method", [method for method in VERBS if "stream" not in method])
+def test_a_models_method_is_traced_alike_with_autolog(traced: Any, scripted: Any, method: str) -> None:
+    """In either order."""
     handler = PomlCallbackHandler()
     on, off, attach, detach = mlflow.llama_index.autolog, _off, handler.attach, handler.detach
     stored = []
     for begin, end in (((attach,), (detach,)), ((on, attach), (detach, off)), ((attach, on), (off, detach))):
         for switch in begin:
             switch()
-        (trace,) = traced(lambda: use(scripted("One two."), verb, 0))
+        (trace,) = traced(lambda: use(scripted("One two."), method, 0))
         for switch in end:
             switch()
         stored.append((tree(trace), trace.data.spans[0].outputs))
@@ -80,13 +80,13 @@ def test_a_models_verb_is_traced_alike_with_autolog(traced: Any, scripted: Any, 
     assert open_spans() == 0
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if "stream" in verb])
-def test_a_models_stream_is_traced_to_where_it_is_read(traced: Any, scripted: Any, verb: str) -> None:
-    """Also one that is read in part, or not at all; and nothing is left open."""
+@pytest.mark.parametrize("method", [method for method in VERBS if "stream" in method])
+def test_a_models_stream_is_traced_to_where_it_is_read(traced: Any, scripted: Any, method: str) -> None:
+    """Also a stream that is read in part, or not at all; no span stays open."""
     trees = set()
     for most in (3, 1, 0):
         with PomlCallbackHandler():
-            (trace,) = traced(lambda most=most: use(scripted("One two."), verb, most))
+            (trace,) = traced(lambda most=most: use(scripted("One two."), method, most))
         text = str(trace.data.spans[0].outputs)
         assert ("One" in text, "two" in text) == (most > 0, most > 1)
         trees.add(tree(trace))
@@ -95,10 +95,12 @@ def test_a_models_stream_is_traced_to_where_it_is_read(traced: Any, scripted: An
     assert open_spans() == 0
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_models_verb_has_the_tree_of_autolog_alone(traced: Any, by_autolog: Any, scripted: Any, verb: str) -> None:
-    """MLflow ends an async stream's span before it begins, and has a generator's address for its answer."""
-    call = partial(use, scripted("One two."), verb, 3)
+@pytest.mark.parametrize("method", VERBS)
+def test_a_models_method_has_the_tree_of_autolog_alone(
+    traced: Any, by_autolog: Any, scripted: Any, method: str
+) -> None:
+    """MLflow ends an async stream's span before its start, and stores a generator's repr as the answer."""
+    call = partial(use, scripted("One two."), method, 3)
     with PomlCallbackHandler():
         (trace,) = traced(call)
     assert [without_poml(tree(trace))] == by_autolog(call)
@@ -115,7 +117,7 @@ def city(scripted: Any, tool_call: Any) -> Callable[[], Any]:
 
 
 def test_a_structured_stream_has_its_render_and_its_model_in_it(traced: Any, city: Any) -> None:
-    """LlamaIndex renders and asks only when the first piece is read, and has left the span by then."""
+    """LlamaIndex renders and calls the model only when the first piece is read, and has left the span by then."""
     calls: list[Callable[[], Any]] = [
         lambda: list(city().stream_structured_predict(City, PROMPT, topic="POML"))[-1],
         lambda: asyncio.run(_last(city().astream_structured_predict(City, PROMPT, topic="POML"))),
@@ -149,8 +151,8 @@ def test_a_structured_stream_in_an_engine_is_in_its_place(traced: Any, index: An
     assert {len(line) - len(line.lstrip()) for line in lines[at + 1 :]} == {lines[at].index("S") + 2}
 
 
-def test_mlflows_own_tracer_still_parts_a_structured_stream(traced: Any, city: Any) -> None:
-    """When this fails, MLflow has all of it in one trace by itself, and reason 5 in `span_handler.py` is gone."""
+def test_mlflows_own_tracer_still_splits_a_structured_stream(traced: Any, city: Any) -> None:
+    """When this fails, MLflow stores all of it in one trace by itself, and fault 5 in `span_handler.py` is gone."""
     mlflow.llama_index.autolog()
     traces = traced(lambda: list(city().stream_structured_predict(City, PROMPT, topic="POML")))
     assert "poml" in [span.name for trace in traces for span in trace.data.spans if span.parent_id is None]

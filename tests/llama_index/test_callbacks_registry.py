@@ -27,7 +27,7 @@ __all__ = ["linked", "traced"]
 
 @pytest.fixture
 def unique() -> str:
-    """A name that no other test has: the registry is the whole run's."""
+    """A name that no other test uses: all tests share one registry."""
     return f"qa-{uuid.uuid4().hex[:8]}"
 
 
@@ -67,7 +67,7 @@ SYSTEM = "<p>You are a patient teacher of {{subject}}, and you never give the an
 
 
 def test_an_agents_prompt_is_linked_to_each_run(traced: Any, linked: Any, scripted: Any, unique: str) -> None:
-    """It is rendered before there is a handler, and its model knows the render."""
+    """It is rendered before there is a handler, and its model holds the record of the render."""
     system = PomlPromptTemplate(SYSTEM, name=unique)
     agents = [
         FunctionAgent(**system.agent_kwargs(scripted("Fine."), subject="algebra")),
@@ -104,7 +104,7 @@ def test_an_agents_model_is_linked_in_its_other_calls(traced: Any, linked: Any, 
     assert "poml.prompts" not in other.data.spans[0].attributes
 
 
-def test_what_was_rendered_in_a_trace_marks_no_model(traced: Any, make: Any) -> None:
+def test_a_prompt_rendered_in_a_trace_is_linked_to_no_models_span(traced: Any, make: Any) -> None:
     """Its own span is in the trace already."""
     with PomlCallbackHandler():
         (trace,) = traced(lambda: make().query("What?"))

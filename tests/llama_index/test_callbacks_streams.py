@@ -1,4 +1,4 @@
-"""A span that streams lasts as long as its stream, however that ends, and nothing is left behind."""
+"""A span that streams lasts as long as its stream, however that ends, and leaves nothing in memory."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_stream_that_is_read_after_the_block_is_traced_whole(traced: Any, make
     assert tree(trace) == tree(reference)
 
 
-def test_an_answer_that_is_refined_ends_with_the_last(traced: Any, make: Any) -> None:
+def test_a_refined_answer_ends_with_its_last_stream(traced: Any, make: Any) -> None:
     refine = PomlPromptTemplate(REFINE, name="refine")
 
     def call() -> None:
@@ -133,7 +133,7 @@ def test_an_answer_that_is_refined_ends_with_the_last(traced: Any, make: Any) ->
     assert trace.data.spans[0].outputs == "Second."
 
 
-def test_who_stops_reading_ends_the_trace_with_what_was_read(traced: Any, make: Any) -> None:
+def test_a_reader_that_stops_ends_the_trace_with_the_text_so_far(traced: Any, make: Any) -> None:
     def call() -> None:
         response = make().query("What?")
         for _ in response.response_gen:
@@ -147,7 +147,7 @@ def test_who_stops_reading_ends_the_trace_with_what_was_read(traced: Any, make: 
     assert [parent(trace, span) for span in poml_spans(trace)] == ["ScriptedLLM.stream"]
 
 
-def test_who_drops_an_answer_half_read_ends_the_trace(traced: Any, make: Any) -> None:
+def test_a_half_read_answer_that_is_dropped_ends_the_trace(traced: Any, make: Any) -> None:
     def call() -> None:
         for _ in make().query("What?").response_gen:
             break
@@ -164,7 +164,7 @@ def test_who_drops_an_answer_half_read_ends_the_trace(traced: Any, make: Any) ->
     assert as_sync(tree(atrace)) == tree(trace)
 
 
-def test_an_answer_that_nobody_reads_ends_its_trace_when_it_is_dropped(traced: Any, make: Any) -> None:
+def test_an_unread_answer_ends_its_trace_when_it_is_dropped(traced: Any, make: Any) -> None:
     with PomlCallbackHandler():
         (trace,) = traced(lambda: make().query("What?") and None)
     assert tree(trace).startswith("RetrieverQueryEngine.query CHAIN")
@@ -172,7 +172,7 @@ def test_an_answer_that_nobody_reads_ends_its_trace_when_it_is_dropped(traced: A
 
 
 def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, make: Any) -> None:
-    """Ending a span inside of garbage collection could wait for a lock that this very thread holds."""
+    """Ending a span during garbage collection could wait for a lock that the same thread holds."""
 
     def call() -> None:
         response = make().query("What?")
@@ -281,7 +281,7 @@ class Streaming(Workflow):
         return StopEvent(result=await self.llm.astream(self.prompt, context_str="a", query_str="b"))
 
 
-def test_a_workflow_gives_a_stream_that_is_read_after_the_run(traced: Any, scripted: Any, prompt: Any) -> None:
+def test_a_workflow_returns_a_stream_that_is_read_after_the_run(traced: Any, scripted: Any, prompt: Any) -> None:
     async def call() -> None:
         flow = Streaming()
         flow.llm, flow.prompt = scripted("Word by word."), prompt
@@ -301,7 +301,7 @@ def test_a_workflow_gives_a_stream_that_is_read_after_the_run(traced: Any, scrip
 
 
 class Lazy(CustomQueryEngine):
-    """Asks its model twice while it is being read."""
+    """Calls its model twice while its stream is read."""
 
     llm: Any
 
@@ -314,7 +314,7 @@ class Lazy(CustomQueryEngine):
         return StreamingResponse(pieces())
 
 
-def test_what_a_lazy_stream_does_is_part_of_the_trace(traced: Any, scripted: Any) -> None:
+def test_work_of_a_lazy_stream_is_part_of_the_trace(traced: Any, scripted: Any) -> None:
     def call() -> None:
         with PomlCallbackHandler():
             response = Lazy(llm=scripted("1", "2")).query("What?")
@@ -333,7 +333,7 @@ def test_what_a_lazy_stream_does_is_part_of_the_trace(traced: Any, scripted: Any
 
 
 def test_many_streams_leave_nothing_behind(mlflow_store: str, make: Any, scripted: Any) -> None:
-    """A thousand, read and not: no span is kept, no generator, and no wrapper. MLflow itself stores nothing here."""
+    """A thousand, read and unread: no span, generator or wrapper stays in memory. MLflow itself stores nothing here."""
     streams: weakref.WeakSet[Any] = weakref.WeakSet()
     llm, engine, plain = scripted("One two."), make("One two."), PromptTemplate("{query_str}")
     mlflow.tracing.disable()
@@ -359,8 +359,8 @@ def test_many_streams_leave_nothing_behind(mlflow_store: str, make: Any, scripte
     assert open_spans() == 0
 
 
-def test_mlflows_own_tracer_still_keeps_what_streamed(traced: Any, make: Any) -> None:
-    """When this fails, MLflow lets go of streams by itself, and the first reason in `span_handler.py` is gone."""
+def test_mlflows_own_tracer_still_leaks_spans_of_streams(traced: Any, make: Any) -> None:
+    """When this fails, MLflow releases streams by itself, and fault 1 in `span_handler.py` is gone."""
     mlflow.llama_index.autolog()
     try:
         (handler,) = [one for one in get_dispatcher().span_handlers if one.class_name() == "MlflowSpanHandler"]
@@ -371,7 +371,7 @@ def test_mlflows_own_tracer_still_keeps_what_streamed(traced: Any, make: Any) ->
 
 
 def test_mlflows_own_tracer_still_loses_async_streams(traced: Any, make: Any) -> None:
-    """When this fails, MLflow ends async streams by itself, and the second reason in `span_handler.py` is gone."""
+    """When this fails, MLflow ends async streams by itself, and fault 2 in `span_handler.py` is gone."""
 
     async def call() -> None:
         await read(await make().aquery("What?"))

@@ -1,4 +1,4 @@
-"""The handler's trees are those of MLflow's own tracer, with POML's spans in them."""
+"""The handler's trees are those of MLflow's own tracer, with POML's spans added."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def prompt() -> PomlPromptTemplate:
 
 @pytest.fixture
 def same(traced: Any, by_autolog: Any) -> Callable[..., Any]:
-    """Run something twice, under autolog and under the handler, and compare; gives the handler's only trace.
+    """Run something twice, under autolog and under the handler, compare, and return the handler's only trace.
 
     What is run is made anew for each, because scripts and memories are used up.
     """
@@ -147,7 +147,7 @@ def test_a_react_agent(same: Any, scripted: Any) -> None:
     assert len(poml_spans(same(make))) == 1
 
 
-def test_agents_that_hand_over(same: Any, scripted: Any, tool_call: Any) -> None:
+def test_agents_with_handoffs(same: Any, scripted: Any, tool_call: Any) -> None:
     def make() -> Callable[[], Any]:
         over = scripted(tool_call("handoff", to_agent="second", reason="work"), "Done.")
         first = FunctionAgent(name="first", description="1", llm=over, can_handoff_to=["second"])
@@ -208,7 +208,7 @@ def test_workflows(same: Any, scripted: Any, kind: Any, parents: list[str]) -> N
     assert [parent(trace, span) for span in poml_spans(trace)] == parents
 
 
-def test_runs_of_one_workflow_at_once_are_traces_of_their_own(traced: Any, scripted: Any) -> None:
+def test_concurrent_runs_of_one_workflow_are_separate_traces(traced: Any, scripted: Any) -> None:
     flow = Flow()
     flow.llm = scripted("Fine.")
 
@@ -276,7 +276,7 @@ def test_a_failed_render_is_an_error_up_to_the_root(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "broken.poml"
     file.write_text("<poml>\n  <p>{{topic.nothing.here}}</p>\n</poml>")
-    prompt = PomlPromptTemplate.from_file(file)
+    prompt = PomlPromptTemplate.from_file(file, name="broken")
 
     def call() -> None:
         with pytest.raises(RenderError):

@@ -1,4 +1,4 @@
-"""The public event of each render, as any listener of LlamaIndex's instrumentation gets it."""
+"""The public event of each render, as any event handler of LlamaIndex receives it."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def names() -> Names:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", ["sync", "async", "thread"])
-async def test_a_render_is_told_in_the_span_of_its_model_call(way, streaming, index, scripted, renders, names):
+async def test_a_render_is_dispatched_in_the_span_of_its_model_call(way, streaming, index, scripted, renders, names):
     """In a query engine the event's span is the LLM's predict, under the query.
 
-    A streamed answer asks the model when it is read, after the query: LlamaIndex gives that span no parent.
+    A streamed answer calls the model when it is read, after the query: LlamaIndex gives that span no parent.
     """
     engine = index.as_query_engine(llm=scripted(), text_qa_template=PomlPromptTemplate(QA), streaming=streaming)
     if way == "async":
@@ -76,7 +76,7 @@ async def test_a_render_is_told_in_the_span_of_its_model_call(way, streaming, in
         assert around[-1] == ("RetrieverQueryEngine.aquery" if way == "async" else "RetrieverQueryEngine.query")
 
 
-async def test_queries_at_once_tell_their_own_spans(index, scripted, renders, names):
+async def test_concurrent_queries_dispatch_in_their_own_spans(index, scripted, renders, names):
     """Concurrent queries in one loop: each event leads to its own query."""
     engine = index.as_query_engine(llm=scripted(), text_qa_template=PomlPromptTemplate(QA))
     await asyncio.gather(*(engine.aquery(f"q{number}") for number in range(5)))
@@ -90,7 +90,7 @@ async def test_queries_at_once_tell_their_own_spans(index, scripted, renders, na
     assert len(roots) == 5
 
 
-def test_a_failed_render_is_told_before_it_is_raised(renders, scripted, names):
+def test_a_failed_render_is_dispatched_before_it_is_raised(renders, scripted, names):
     """With its error, in the span of the call that fails by it."""
     with pytest.raises(RenderError):
         scripted().predict(PomlPromptTemplate("<p>{{x.y.z}}</p>"), x=1)
@@ -99,22 +99,22 @@ def test_a_failed_render_is_told_before_it_is_raised(renders, scripted, names):
     assert names.above(event.span_id) == ["ScriptedLLM.predict"]
 
 
-def test_an_event_can_be_written_down(renders):
+def test_an_event_can_be_serialised(renders):
     """As JSON: what was rendered, with what, into what, when."""
     PomlPromptTemplate(QA, name="qa").format(context_str="a\nb", query_str="why?")
-    told = json.loads(renders[0].model_dump_json())
-    record = told["record"]
+    dumped = json.loads(renders[0].model_dump_json())
+    record = dumped["record"]
     assert record["name"] == "qa"
     assert record["source"] == QA
     assert record["variables"] == {"context_str": "a\nb", "query_str": "why?"}
     assert record["output"] == {"messages": [{"speaker": "human", "content": "a\nb\n\nwhy?"}]}
     assert record["error"] is None
     assert record["start_ns"] < record["end_ns"]
-    assert (told["span_id"], renders[0].model_dump()["class_name"]) == (None, "PomlRenderEvent")
+    assert (dumped["span_id"], renders[0].model_dump()["class_name"]) == (None, "PomlRenderEvent")
     assert json.loads(json.dumps(renders[0].model_dump(mode="json")))["record"] == record
 
 
-def test_a_failed_renders_event_tells_its_error(renders):
+def test_a_failed_renders_event_holds_its_error(renders):
     with pytest.raises(KeyError):
         PomlPromptTemplate(QA).format(context_str="a")
     record = renders[0].model_dump()["record"]
@@ -122,8 +122,8 @@ def test_a_failed_renders_event_tells_its_error(renders):
     assert "needs the variable query_str" in record["error"]
 
 
-def test_without_a_listener_no_event_is_made(monkeypatch):
-    """LlamaIndex's own root handler, which does nothing, is no listener."""
+def test_without_a_handler_no_event_is_made(monkeypatch):
+    """LlamaIndex's own root handler, which does nothing, does not count."""
     monkeypatch.setattr(events, "PomlRenderEvent", None)
     assert PomlPromptTemplate("<p>{{x}}</p>").format(x="a") == "a"
     get_dispatcher().add_event_handler(_Ignoring())
@@ -131,8 +131,8 @@ def test_without_a_listener_no_event_is_made(monkeypatch):
         PomlPromptTemplate("<p>{{x}}</p>").format(x="a")
 
 
-def test_a_failing_listener_changes_nothing(renders):
-    """LlamaIndex keeps a listener's error from the call, and from other listeners."""
+def test_a_failing_handler_changes_nothing(renders):
+    """LlamaIndex hides a handler's error from the call, and from other handlers."""
     get_dispatcher().event_handlers.insert(0, _Failing())
     assert PomlPromptTemplate("<p>{{x}}</p>").format(x="a") == "a"
     assert len(renders) == 1

@@ -1,4 +1,4 @@
-"""What only LlamaIndex does with prompts from MLflow's registry; the rest is in tests/adapters."""
+"""Prompts from MLflow's registry in LlamaIndex alone; the rest is in tests/adapters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pomlflow.llama_index import PomlPromptTemplate
 pytestmark = FOREIGN_WARNINGS
 
 
-def test_components_read_its_text(mlflow_store):
-    """Those of LlamaIndex that format or join a prompt's text get that of the version."""
+def test_components_read_the_prompts_text(mlflow_store):
+    """Components that format or join a prompt's text use the text of the version."""
     name = f"hello-{uuid.uuid4().hex[:8]}"
     publish(name, HELLO)
     prompt = PomlPromptTemplate.from_registry(f"prompts:/{name}@production")

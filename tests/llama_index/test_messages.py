@@ -28,7 +28,7 @@ from pomlflow.llama_index.messages import describe, from_poml, to_poml
 
 REQUEST = {"type": "application/vnd.poml.toolrequest", "id": "c1", "name": "look", "content": {"x": 1}}
 RESPONSE = {"type": "application/vnd.poml.toolresponse", "id": "c1", "name": "look", "content": "seen"}
-PICTURE = {"type": "image/png", "base64": "AAAA"}
+IMAGE = {"type": "image/png", "base64": "AAAA"}
 BLOCK = ImageBlock(image=b"AAAA", image_mimetype="image/png")
 CALL = ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs={"x": 1})
 
@@ -37,7 +37,7 @@ def poml(speaker: str, content: Any) -> dict[str, Any]:
     return {"speaker": speaker, "content": content}
 
 
-def said(role: str, *blocks: Any, **more: Any) -> ChatMessage:
+def message(role: str, *blocks: Any, **more: Any) -> ChatMessage:
     made = [TextBlock(text=block) if isinstance(block, str) else block for block in blocks]
     return ChatMessage(role=role, blocks=made, additional_kwargs=more)
 
@@ -45,33 +45,36 @@ def said(role: str, *blocks: Any, **more: Any) -> ChatMessage:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (poml("human", "Hi"), [said("user", "Hi")]),
-        (poml("ai", "Hi"), [said("assistant", "Hi")]),
-        (poml("system", "Hi"), [said("system", "Hi")]),
-        (poml("tool", "Hi"), [said("user", "Hi")]),  # without an id it answers no call
-        (poml("human", []), [said("user", "")]),
-        (poml("human", ""), [said("user", "")]),
-        (poml("human", ["a", "b"]), [said("user", "a", "b")]),
-        (poml("human", ["a ", PICTURE, " b"]), [said("user", "a ", BLOCK, " b")]),
-        (poml("ai", [REQUEST]), [said("assistant", CALL)]),
-        (poml("ai", ["I look", REQUEST]), [said("assistant", "I look", CALL)]),
-        (poml("human", [REQUEST]), [said("assistant", CALL)]),
-        (poml("ai", [{**REQUEST, "content": '{"x": 1}'}]), [said("assistant", CALL)]),
+        (poml("human", "Hi"), [message("user", "Hi")]),
+        (poml("ai", "Hi"), [message("assistant", "Hi")]),
+        (poml("system", "Hi"), [message("system", "Hi")]),
+        (poml("tool", "Hi"), [message("user", "Hi")]),  # a response needs the id of a call
+        (poml("human", []), [message("user", "")]),
+        (poml("human", ""), [message("user", "")]),
+        (poml("human", ["a", "b"]), [message("user", "a", "b")]),
+        (poml("human", ["a ", IMAGE, " b"]), [message("user", "a ", BLOCK, " b")]),
+        (poml("ai", [REQUEST]), [message("assistant", CALL)]),
+        (poml("ai", ["I look", REQUEST]), [message("assistant", "I look", CALL)]),
+        (poml("human", [REQUEST]), [message("assistant", CALL)]),
+        (poml("ai", [{**REQUEST, "content": '{"x": 1}'}]), [message("assistant", CALL)]),
         (
             poml("ai", [{**REQUEST, "content": "x"}]),
-            [said("assistant", ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs={"input": "x"}))],
+            [message("assistant", ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs={"input": "x"}))],
         ),
-        (poml("tool", [RESPONSE]), [said("tool", "seen", tool_call_id="c1")]),
+        (poml("tool", [RESPONSE]), [message("tool", "seen", tool_call_id="c1")]),
         (
             poml("tool", [RESPONSE, {**RESPONSE, "id": "c2"}]),
-            [said("tool", "seen", tool_call_id="c1"), said("tool", "seen", tool_call_id="c2")],
+            [message("tool", "seen", tool_call_id="c1"), message("tool", "seen", tool_call_id="c2")],
         ),
         (
-            poml("tool", [{**RESPONSE, "content": ["a", PICTURE]}]),
-            [said("tool", "a", BLOCK, tool_call_id="c1")],
+            poml("tool", [{**RESPONSE, "content": ["a", IMAGE]}]),
+            [message("tool", "a", BLOCK, tool_call_id="c1")],
         ),
-        (poml("tool", [{**RESPONSE, "content": []}]), [said("tool", "", tool_call_id="c1")]),
-        (poml("ai", ["a", REQUEST, RESPONSE]), [said("assistant", "a", CALL), said("tool", "seen", tool_call_id="c1")]),
+        (poml("tool", [{**RESPONSE, "content": []}]), [message("tool", "", tool_call_id="c1")]),
+        (
+            poml("ai", ["a", REQUEST, RESPONSE]),
+            [message("assistant", "a", CALL), message("tool", "seen", tool_call_id="c1")],
+        ),
     ],
     ids=str,
 )
@@ -91,38 +94,38 @@ def test_from_poml(message: dict[str, Any], expected: list[ChatMessage]) -> None
     ],
 )
 def test_media_become_blocks_of_their_kind(mime: str, expected: Any) -> None:
-    """The bytes stay base64, and the kind is told, never guessed."""
+    """The bytes stay base64, and the type is the given one, never guessed."""
     assert from_poml([poml("human", [{"type": mime, "base64": "AAAA"}])])[0].blocks == [expected]
 
 
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (said("user", "Hi"), poml("human", "Hi")),
-        (said("system", "Hi"), poml("system", "Hi")),
-        (said("developer", "Hi"), poml("system", "Hi")),
-        (said("chatbot", "Hi"), poml("ai", "Hi")),
-        (said("model", "Hi"), poml("ai", "Hi")),
-        (said("user"), poml("human", "")),
-        (said("user", "a", "b"), poml("human", ["a", "b"])),
-        (said("user", "a", BLOCK), poml("human", ["a", PICTURE])),
-        (said("user", ImageBlock(url="https://x.y/z.png")), poml("human", "[image https://x.y/z.png]")),
+        (message("user", "Hi"), poml("human", "Hi")),
+        (message("system", "Hi"), poml("system", "Hi")),
+        (message("developer", "Hi"), poml("system", "Hi")),
+        (message("chatbot", "Hi"), poml("ai", "Hi")),
+        (message("model", "Hi"), poml("ai", "Hi")),
+        (message("user"), poml("human", "")),
+        (message("user", "a", "b"), poml("human", ["a", "b"])),
+        (message("user", "a", BLOCK), poml("human", ["a", IMAGE])),
+        (message("user", ImageBlock(url="https://x.y/z.png")), poml("human", "[image https://x.y/z.png]")),
         (
-            said("user", AudioBlock(audio=b"AAAA", format="mp3")),
+            message("user", AudioBlock(audio=b"AAAA", format="mp3")),
             poml("human", [{"type": "audio/mpeg", "base64": "AAAA"}]),
         ),
         (
-            said("user", VideoBlock(video=b"AAAA", video_mimetype="video/mp4")),
+            message("user", VideoBlock(video=b"AAAA", video_mimetype="video/mp4")),
             poml("human", [{"type": "video/mp4", "base64": "AAAA"}]),
         ),
         (
-            said("user", DocumentBlock(data=b"AAAA", document_mimetype="application/pdf")),
+            message("user", DocumentBlock(data=b"AAAA", document_mimetype="application/pdf")),
             poml("human", [{"type": "application/pdf", "base64": "AAAA"}]),
         ),
-        (said("assistant", ThinkingBlock(content="hm"), "a", CALL), poml("ai", ["a", REQUEST])),
-        (said("user", "a", CachePoint(cache_control={"type": "ephemeral"})), poml("human", "a")),
-        (said("tool", "seen", tool_call_id="c1", name="look"), poml("tool", [RESPONSE])),
-        (said("tool", "seen"), poml("tool", "seen")),
+        (message("assistant", ThinkingBlock(content="hm"), "a", CALL), poml("ai", ["a", REQUEST])),
+        (message("user", "a", CachePoint(cache_control={"type": "ephemeral"})), poml("human", "a")),
+        (message("tool", "seen", tool_call_id="c1", name="look"), poml("tool", [RESPONSE])),
+        (message("tool", "seen"), poml("tool", "seen")),
     ],
     ids=str,
 )
@@ -134,8 +137,8 @@ FRAMES = [case for case in cases() if case.chat and not case.fails]
 
 
 @pytest.mark.parametrize("case", FRAMES, ids=lambda case: case.name)
-def test_every_frame_of_the_corpus_goes_there_and_back(case) -> None:
-    """What POML can say arrives in LlamaIndex's messages, and is the same to POML afterwards."""
+def test_every_frame_of_the_corpus_survives_conversion_and_back(case) -> None:
+    """Conversion to LlamaIndex's messages and back loses nothing that POML can express."""
     messages = case.expected["messages"]
     made = from_poml(messages)
     assert all(message.blocks for message in made)
@@ -146,19 +149,19 @@ def test_every_frame_of_the_corpus_goes_there_and_back(case) -> None:
     assert shown == [part for part in parts if isinstance(part, str) and part]
 
 
-def test_a_history_is_spliced_in_as_it_is() -> None:
+def test_a_history_is_inserted_unchanged() -> None:
     """Tool messages, thoughts and ids survive, in new messages with new blocks."""
     history = [
-        said("user", "look", BLOCK),
-        said("assistant", ThinkingBlock(content="hm"), CALL, extra="x"),
-        said("tool", "seen", tool_call_id="c1"),
+        message("user", "look", BLOCK),
+        message("assistant", ThinkingBlock(content="hm"), CALL, extra="x"),
+        message("tool", "seen", tool_call_id="c1"),
     ]
     prompt = PomlPromptTemplate(
         '<system-msg>S</system-msg><conversation messages="{{chat_history}}"/><human-msg>{{q}}</human-msg>'
     )
     messages = prompt.format_messages(chat_history=history, q="why?")
-    assert messages == [said("system", "S"), *history, said("user", "why?")]
-    assert prompt.format_messages(q="why?") == [said("system", "S"), said("user", "why?")]
+    assert messages == [message("system", "S"), *history, message("user", "why?")]
+    assert prompt.format_messages(q="why?") == [message("system", "S"), message("user", "why?")]
     for given, made in zip(history, messages[1:], strict=False):
         assert made is not given
         assert made.blocks[0] is not given.blocks[0]
@@ -171,26 +174,26 @@ def test_a_history_is_spliced_in_as_it_is() -> None:
         [("user", "Hi"), ("assistant", "Hello")],
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
         [{"speaker": "human", "content": "Hi"}, {"speaker": "ai", "content": "Hello"}],
-        ["Hi", said("assistant", "Hello")],
+        ["Hi", message("assistant", "Hello")],
     ],
     ids=["pairs", "dicts", "poml", "mixed"],
 )
-def test_a_history_takes_whatever_tells_role_and_text(history: Any) -> None:
+def test_a_history_accepts_each_form_of_role_and_text(history: Any) -> None:
     prompt = PomlPromptTemplate('<conversation messages="{{chat_history}}"/>')
-    assert prompt.format_messages(chat_history=history) == [said("user", "Hi"), said("assistant", "Hello")]
+    assert prompt.format_messages(chat_history=history) == [message("user", "Hi"), message("assistant", "Hello")]
 
 
 def test_a_history_may_be_one_text() -> None:
-    """Condensing chat engines give the history as a text."""
+    """Condensing chat engines pass the history as a text."""
     prompt = PomlPromptTemplate('<conversation messages="{{chat_history}}"/><human-msg>Q</human-msg>')
-    assert prompt.format_messages(chat_history="user: Hi") == [said("user", "user: Hi"), said("user", "Q")]
-    assert prompt.format_messages(chat_history="") == [said("user", "Q")]
+    assert prompt.format_messages(chat_history="user: Hi") == [message("user", "user: Hi"), message("user", "Q")]
+    assert prompt.format_messages(chat_history="") == [message("user", "Q")]
     with pytest.raises(VariableError, match="'chat_history' holds no messages"):
         prompt.format_messages(chat_history=7)
 
 
-def test_expressions_see_llama_indexs_objects_as_plain_ones() -> None:
-    """Nodes tell id, text, metadata and score; messages speaker, role and content; prompts and queries are text."""
+def test_expressions_read_llama_indexs_objects_as_plain_data() -> None:
+    """Nodes have id, text, metadata and score; messages speaker, role and content; prompts and queries are text."""
     node = TextNode(id_="n1", text="some text", metadata={"page": 3})
     prompt = PomlPromptTemplate(
         '<p for="n in nodes">{{n.id}} {{n.text}} {{n.metadata.page}} {{n.score}}</p><p>{{one.text}} {{m.role}} '
@@ -199,7 +202,7 @@ def test_expressions_see_llama_indexs_objects_as_plain_ones() -> None:
     text = prompt.format(
         nodes=[NodeWithScore(node=node, score=0.5), NodeWithScore(node=Document(id_="d1", text="doc"))],
         one=node,
-        m=said("assistant", "Hi"),
+        m=message("assistant", "Hi"),
         other=PromptTemplate("see {this}"),
         query=QueryBundle("why?"),
         answer=Response("so"),
@@ -207,5 +210,5 @@ def test_expressions_see_llama_indexs_objects_as_plain_ones() -> None:
     assert text == "n1 some text 3 0.5\n\nd1 doc\n\nsome text assistant Hi see {this} why? so"
 
 
-def test_describe_tells_what_templates_ask_for() -> None:
-    assert describe(said("user", "Hi")) == {"speaker": "human", "content": "Hi", "role": "user"}
+def test_describe_returns_the_fields_that_templates_read() -> None:
+    assert describe(message("user", "Hi")) == {"speaker": "human", "content": "Hi", "role": "user"}

@@ -49,7 +49,7 @@ def test_properties_are_attributes_objects_within_objects_too(report: type[Answe
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({}, "'city' is a required property"),
         ({"city": "O"}, "'O' is too short"),
@@ -57,13 +57,13 @@ def test_properties_are_attributes_objects_within_objects_too(report: type[Answe
         ({"city": "Oslo", "wind": 3}, "'wind' was unexpected"),
     ],
 )
-def test_the_schema_decides_what_is_right(report: type[Answer], wrong: dict[str, Any], said: str) -> None:
-    """Pydantic would take most of these."""
-    with pytest.raises(ValidationError, match=said):
+def test_the_schema_decides_what_is_valid(report: type[Answer], wrong: dict[str, Any], message: str) -> None:
+    """Pydantic would accept most of these."""
+    with pytest.raises(ValidationError, match=message):
         report.model_validate(wrong)
 
 
-def test_llama_index_and_clients_are_given_the_schema_itself(report: type[Answer]) -> None:
+def test_llama_index_and_clients_receive_the_schema_itself(report: type[Answer]) -> None:
     named = {**SCHEMA, "title": "WeatherReport"}
     assert report.model_json_schema() == TypeAdapter(report).json_schema() == named
     report.model_json_schema()["properties"].clear()
@@ -74,7 +74,7 @@ def test_llama_index_and_clients_are_given_the_schema_itself(report: type[Answer
     assert PydanticOutputParser(report).parse(f"Here: {report(**GIVEN).model_dump_json()}") == report(**GIVEN)
 
 
-def test_names_that_python_or_pydantic_has_are_kept(report: type[Answer]) -> None:
+def test_names_reserved_by_python_or_pydantic_are_kept(report: type[Answer]) -> None:
     names = ["class", "my-key", "_private", "copy", "model_name", "place", "schema", "model_dump", "self"]
     made = output_class({"type": "object", "properties": {name: {"type": "string"} for name in names}})
     given = {name: name.upper() for name in names}
@@ -83,13 +83,13 @@ def test_names_that_python_or_pydantic_has_are_kept(report: type[Answer]) -> Non
     assert (answer.place, answer.model_name) == ("PLACE", "MODEL_NAME")
 
 
-def test_one_class_for_one_schema_and_its_answers_travel(report: type[Answer]) -> None:
+def test_one_class_for_one_schema_whose_answers_can_be_pickled(report: type[Answer]) -> None:
     assert output_class(copy.deepcopy(SCHEMA)) is report
     answer = report(**GIVEN)
     assert pickle.loads(pickle.dumps(answer)) == copy.deepcopy(answer) == answer
 
 
-def test_what_has_come_of_an_answer(report: type[Answer]) -> None:
+def test_a_partial_answer_has_its_properties_so_far(report: type[Answer]) -> None:
     partial = AnswerReader.of(report, SCHEMA, "<inline>").partial('{"city": "O"}')
     assert partial is not None
     assert partial.model_dump() == {
@@ -101,7 +101,7 @@ def test_what_has_come_of_an_answer(report: type[Answer]) -> None:
 
 
 def test_a_prompt_gives_the_class_of_its_schema() -> None:
-    """Without variables where the schema has none, and with them where it has."""
+    """Without variables if the schema has none, and with them if it has."""
     static = '<poml><output-schema>{"type": "object", "title": "a"}</output-schema><p>{{q}}</p></poml>'
     assert PomlPromptTemplate(static).output_cls().__name__ == "A"
     open_ = "<poml><output-schema>z.object({ n: z.number().max(most) })</output-schema><p>{{q}}</p></poml>"
@@ -111,7 +111,7 @@ def test_a_prompt_gives_the_class_of_its_schema() -> None:
         made.model_validate({"n": 4})
 
 
-def test_what_is_no_object_is_refused() -> None:
+def test_a_schema_of_no_object_is_an_error() -> None:
     for schema in (None, {"type": "array"}):
         with pytest.raises(ConfigurationError):
             output_class(schema)

@@ -45,7 +45,7 @@ class Instruct(BaseOutputParser):
 
 
 def test_both_bases_are_there_and_the_own_methods_come_first() -> None:
-    """Each method that LlamaIndex calls is ours or one that both bases share; a newcomer must be looked at."""
+    """Each method that LlamaIndex calls is ours or shared by both bases; a new one must be reviewed."""
     assert [cls for cls in PomlPromptTemplate.__mro__ if cls.__module__.startswith(("pomlflow", "llama_index"))] == [
         PomlPromptTemplate,
         PromptConstructors,
@@ -114,7 +114,7 @@ def test_variables_have_other_names_in_the_markup() -> None:
 
 
 def test_function_mappings_return_values() -> None:
-    """A function sees all variables, by LlamaIndex's names, and wins over a given value."""
+    """A function receives all variables, by LlamaIndex's names, and overrides a given value."""
     both = {"abc": lambda **given: f"{given['abc']}-{given['xyz']}"}
     assert PomlPromptTemplate("<p>{{abc}} {{xyz}}</p>", function_mappings=both).format(abc="1", xyz="2") == "1-2 2"
     partly = PomlPromptTemplate("<p>{{abc}} {{xyz}}</p>", function_mappings=both).partial_format(xyz="2")
@@ -182,7 +182,7 @@ def test_one_text_instead_of_messages() -> None:
 
 
 async def test_messages_are_rendered_without_blocking_the_event_loop(renders) -> None:
-    """Without holding up the event loop."""
+    """The event loop is not blocked."""
     prompt = PomlPromptTemplate(HELLO, output_parser=Instruct())
     assert await prompt.aformat_messages(text="a\nb", foo="c") == prompt.format_messages(text="a\nb", foo="c")
     assert len(renders) == 2
@@ -322,7 +322,7 @@ def test_a_deep_copy_shares_the_immutable_template() -> None:
 
 
 def test_events_of_the_handler_can_be_serialised() -> None:
-    """LlamaIndex's events hold prompts, and listeners dump them."""
+    """LlamaIndex's events hold prompts, and handlers dump them."""
     event = LLMPredictStartEvent(template=PomlPromptTemplate(HELLO, name="n"), template_args={"text": "a"})
     dumped = json.loads(event.model_dump_json())["template"]
     assert (dumped["template_str"], dumped["template_vars"], dumped["name"]) == (HELLO, ["text", "foo"], "n")

@@ -47,7 +47,7 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-async def test_an_agents_state_prompt_sees_the_state_as_an_object(either, scripted, tool_call, renders):
+async def test_an_agents_state_prompt_reads_the_state_as_an_object(either, scripted, tool_call, renders):
     """A function agent puts its state into the user's message, once."""
     llm = scripted(tool_call("add", a=1, b=2), "three")
     agent = FunctionAgent(tools=[add], llm=llm, state_prompt=either(*STATE), initial_state={"done": 1, "all": 3})
@@ -58,7 +58,7 @@ async def test_an_agents_state_prompt_sees_the_state_as_an_object(either, script
 
 
 async def test_a_react_agents_header_is_rendered_at_each_step(scripted, renders):
-    """update_prompts formats the header with nothing; each step fills the tools in, where the render is."""
+    """update_prompts formats the header without values; each step fills in the tools and renders."""
     llm = scripted(
         'Thought: I add.\nAction: add\nAction Input: {"a": 1, "b": 2}', "Thought: I can answer.\nAnswer: three"
     )
@@ -128,7 +128,7 @@ def test_a_code_agent_alone_cannot_take_a_prompt(scripted):
 
 
 async def test_a_system_prompt_is_the_rendered_text(scripted, tool_call):
-    """Where LlamaIndex takes strings alone, format() gives one."""
+    """Where LlamaIndex accepts only strings, format() returns one."""
     prompt = PomlPromptTemplate("<role>You are {{who}}</role>")
     llm = scripted("hi")
     await FunctionAgent(tools=[add], llm=llm, system_prompt=prompt.format(who="Ada")).run("hi")
@@ -158,7 +158,7 @@ async def test_memory_blocks_are_shown_by_a_prompt(either, scripted, renders):
     await memory.sql_store._async_engine.dispose()
 
 
-async def test_a_fact_memory_asks_with_its_prompts(either, scripted):
+async def test_a_fact_memory_uses_its_prompts(either, scripted):
     """FactExtractionMemoryBlock formats messages with the facts that it has."""
     llm = scripted("<facts><fact>Ada likes tea</fact></facts>")
     block = FactExtractionMemoryBlock(
@@ -170,15 +170,15 @@ async def test_a_fact_memory_asks_with_its_prompts(either, scripted):
     assert [message.content for message in llm.sent[0]] == ["I like tea", "Known: Go"]
 
 
-class Told(Event):
+class Topic(Event):
     topic: str
 
 
-class Said(Event):
+class Rendered(Event):
     text: str
 
 
-class Chorus(Workflow):
+class Fan(Workflow):
     """Two steps of several workers render one prompt at once, in the loop and in a thread."""
 
     def __init__(self, prompt, llm, topics):
@@ -186,21 +186,21 @@ class Chorus(Workflow):
         self.prompt, self.llm, self.topics = prompt, llm, topics
 
     @step
-    async def tell(self, ctx: Context, ev: StartEvent) -> Told | None:
+    async def start(self, ctx: Context, ev: StartEvent) -> Topic | None:
         for topic in self.topics:
-            ctx.send_event(Told(topic=topic))
+            ctx.send_event(Topic(topic=topic))
 
     @step(num_workers=4)
-    async def say(self, ctx: Context, ev: Told) -> Said:
+    async def render(self, ctx: Context, ev: Topic) -> Rendered:
         await self.llm.apredict(self.prompt, topic=ev.topic)
         here = await self.prompt.aformat_messages(topic=f"{ev.topic} here")
         there = await asyncio.to_thread(self.prompt.format_messages, topic=f"{ev.topic} there")
-        return Said(text=f"{here[0].content}, {there[0].content}")
+        return Rendered(text=f"{here[0].content}, {there[0].content}")
 
     @step
-    async def gather(self, ctx: Context, ev: Said) -> StopEvent | None:
-        said = ctx.collect_events(ev, [Said] * len(self.topics))
-        return StopEvent(result=sorted(one.text for one in said)) if said else None
+    async def gather(self, ctx: Context, ev: Rendered) -> StopEvent | None:
+        results = ctx.collect_events(ev, [Rendered] * len(self.topics))
+        return StopEvent(result=sorted(one.text for one in results)) if results else None
 
 
 async def test_concurrent_steps_render_in_their_own_spans(scripted, renders):
@@ -209,14 +209,14 @@ async def test_concurrent_steps_render_in_their_own_spans(scripted, renders):
     get_dispatcher().add_span_handler(spans)
     topics = [f"t{number}" for number in range(6)]
     prompt = PomlPromptTemplate("<p>On {{topic}}</p>")
-    result = await Chorus(prompt, scripted(), topics).run()
+    result = await Fan(prompt, scripted(), topics).run()
     assert result == [f"On {topic} here, On {topic} there" for topic in topics]
     placed = {event.record.variables["topic"]: spans.entered[event.span_id] for event in renders}
     assert len(renders) == len(placed) == 18
     for topic in topics:
         name, arguments, parent = placed[topic]
         assert (name, arguments["topic"]) == ("predict", topic)
-        assert spans.entered[parent][0] == "say"
+        assert spans.entered[parent][0] == "render"
         for place in ("here", "there"):
             name, arguments, _ = placed[f"{topic} {place}"]
-            assert (name, arguments["ev"].topic) == ("say", topic)
+            assert (name, arguments["ev"].topic) == ("render", topic)

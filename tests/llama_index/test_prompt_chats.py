@@ -22,9 +22,9 @@ CONTEXT = '<p>Use #lbrace;"a": #lbrace;b#rbrace;#rbrace; #amp; that:</p><p>{{con
 SHOWN = 'Use {"a": {b}} & that:'
 
 
-def memory(*said: str) -> ChatMemoryBuffer:
+def memory(*texts: str) -> ChatMemoryBuffer:
     roles = itertools.cycle(["user", "assistant"])
-    history = [ChatMessage(role=role, content=text) for text, role in zip(said, roles, strict=False)]
+    history = [ChatMessage(role=role, content=text) for text, role in zip(texts, roles, strict=False)]
     return ChatMemoryBuffer.from_defaults(token_limit=3000, chat_history=history)
 
 
@@ -69,7 +69,7 @@ def test_a_condense_plus_context_engine_shows_both_prompts(index, texts, scripte
     assert [event.record.name for event in renders] == ["condense", "context"]
 
 
-async def test_a_condense_question_engine_asks_with_it(either, index, scripted, renders):
+async def test_a_condense_question_engine_uses_the_prompt(either, index, scripted, renders):
     """CondenseQuestionChatEngine predicts with the history as one text."""
     llm = scripted("Why is it so?", "Fine.")
     engine = CondenseQuestionChatEngine.from_defaults(
@@ -91,7 +91,7 @@ def test_the_reference_has_no_f_string():
         _ = RichPromptTemplate("{{ context_str }}").template
 
 
-def test_a_fusion_retriever_asks_with_it(index, scripted, renders):
+def test_a_fusion_retriever_uses_the_prompt(index, scripted, renders):
     """QueryFusionRetriever keeps .template and formats it as a Python string: there it is a render of its own."""
     llm = scripted("how?\nwhen?")
     retriever = QueryFusionRetriever([index.as_retriever()], llm=llm, num_queries=3, use_async=False)
@@ -103,7 +103,7 @@ def test_a_fusion_retriever_asks_with_it(index, scripted, renders):
     assert [(event.record.name, event.span_id is None) for event in renders] == [("fuse", False)]
 
 
-def test_hyde_asks_with_it(either, scripted):
+def test_hyde_uses_the_prompt(either, scripted):
     """HyDEQueryTransform predicts with context_str for the query."""
     llm = scripted("Because.")
     transform = HyDEQueryTransform(
@@ -122,8 +122,8 @@ def test_the_f_string_can_be_filled_like_a_prompt_templates():
     assert str(prompt.template) == f"{SHOWN}\n\n{{context_str}}"
 
 
-def test_the_f_string_holds_what_is_filled_already_and_llama_indexs_own_names():
-    """partial_format's values stand in it; a mapped variable has the name that the component uses."""
+def test_the_f_string_holds_partial_values_and_llama_indexs_names():
+    """It contains partial_format's values; a mapped variable has the name that the component uses."""
     prompt = PomlPromptTemplate(
         "<p>{{tone}} {{stuff}} {{now}}</p>",
         tone="Be\n  kind",
@@ -133,8 +133,8 @@ def test_the_f_string_holds_what_is_filled_already_and_llama_indexs_own_names():
     assert prompt.template == "Be\n  kind {context_str} {now}"
 
 
-def test_an_f_string_that_would_lie_is_refused():
-    """An expression that computes with a variable, or a picture, cannot be an f-string."""
+def test_an_f_string_that_would_be_wrong_is_an_error():
+    """An expression that computes with a variable, or an image, cannot be an f-string."""
     with pytest.raises(VariableError, match=r"show 'context_str' but not compute .*trim"):
         _ = PomlPromptTemplate("<p>{{context_str.trim()}}</p>").template
     assert PomlPromptTemplate("<p>{{context_str.trim()}}</p>", context_str=" a ").template == "a"
@@ -144,7 +144,7 @@ def test_an_f_string_that_would_lie_is_refused():
 
 
 def test_a_template_read_outside_of_any_run_is_no_event(renders):
-    """Setting things up is not a call; inside a span it is one, see the chat engines above."""
+    """Reading it during set-up dispatches no event; inside a span it does, see the chat engines above."""
     prompt = PomlPromptTemplate(CONTEXT)
     assert prompt.template
     assert prompt.format()

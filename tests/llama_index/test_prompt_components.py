@@ -41,7 +41,7 @@ from pomlflow.llama_index import PomlPromptTemplate
 PIXEL = b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
-def asked(llm) -> list[str]:
+def requests(llm) -> list[str]:
     return [call[-1].content for call in llm.sent]
 
 
@@ -60,7 +60,7 @@ SYNTHESIS = "<p>{{query_str}}: {{sql_query}}</p><p>{{context_str}}</p>"
 REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"
 
 
-def test_an_sql_engine_asks_with_its_prompts(database, scripted, renders):
+def test_an_sql_engine_uses_its_prompts(database, scripted, renders):
     """It compares variables with an ordered list, which RichPromptTemplate fails; the schema keeps its lines."""
     llm = scripted("select minutes from cake", "40 minutes")
     engine = NLSQLTableQueryEngine(
@@ -73,9 +73,9 @@ def test_an_sql_engine_asks_with_its_prompts(database, scripted, renders):
     )
     assert str(engine.query("how long?")) == "40 minutes"
     schema = database.get_single_table_info("cake")
-    assert asked(llm)[0] == f"sqlite:\n\n{schema}\n\nQuestion: how long?"
-    assert asked(llm)[1].startswith("how long?: select minutes from cake\n\n")
-    assert "[(40,)]" in asked(llm)[1]
+    assert requests(llm)[0] == f"sqlite:\n\n{schema}\n\nQuestion: how long?"
+    assert requests(llm)[1].startswith("how long?: select minutes from cake\n\n")
+    assert "[(40,)]" in requests(llm)[1]
     assert len(renders) == 2
 
 
@@ -86,7 +86,7 @@ def test_the_order_of_variables_is_that_of_their_first_use():
     assert sorted(PomlPromptTemplate(SQL).template_vars) == sorted(DEFAULT_TEXT_TO_SQL_PROMPT.template_vars)
 
 
-async def test_path_extractors_ask_with_it(scripted, renders):
+async def test_path_extractors_use_the_prompt(scripted, renders):
     """Their fields are typed PromptTemplate, which RichPromptTemplate is not."""
     node = TextNode(text="Ada likes tea.\n  Tea is hot.")
     llm = scripted("(Ada, likes, tea)")
@@ -103,11 +103,11 @@ async def test_path_extractors_ask_with_it(scripted, renders):
         allowed_entity_types=["PERSON"],
     )
     await dynamic.acall([TextNode(text="Ada")])
-    assert asked(llm) == ["At most 10:\n\nAda likes tea.\n  Tea is hot.", "10 of PERSON\n\nAda"]
+    assert requests(llm) == ["At most 10:\n\nAda likes tea.\n  Tea is hot.", "10 of PERSON\n\nAda"]
     assert len(renders) == 2
 
 
-async def test_a_schema_path_extractor_asks_with_it(scripted, tool_call):
+async def test_a_schema_path_extractor_uses_the_prompt(scripted, tool_call):
     """It predicts a structure, with the schema of the graph as a function."""
     llm = scripted(tool_call("KGSchema", triplets=[]))
     extractor = SchemaLLMPathExtractor(
@@ -118,10 +118,10 @@ async def test_a_schema_path_extractor_asks_with_it(scripted, tool_call):
         strict=False,
     )
     await extractor.acall([TextNode(text="Ada")])
-    assert asked(llm)[0] == "At most 10: Ada"
+    assert requests(llm)[0] == "At most 10: Ada"
 
 
-def test_a_synonym_retriever_asks_with_it(either, scripted):
+def test_a_synonym_retriever_uses_the_prompt(either, scripted):
     """LLMSynonymRetriever predicts keywords."""
     llm = scripted("tea^coffee")
     retriever = LLMSynonymRetriever(
@@ -130,7 +130,7 @@ def test_a_synonym_retriever_asks_with_it(either, scripted):
         synonym_prompt=either("<p>{{max_keywords}} for {{query_str}}</p>", "{{ max_keywords }} for {{ query_str }}"),
     )
     assert retriever.retrieve("drinks") == []
-    assert asked(llm) == ["10 for drinks"]
+    assert requests(llm) == ["10 for drinks"]
 
 
 class Cake(BaseModel):
@@ -145,14 +145,14 @@ CAKE = ("<p>Make one of</p><p>{{stuff}}</p>", "Make one of\n\n{{ stuff }}")
 
 @pytest.mark.parametrize("way", ["sync", "async"])
 async def test_structured_predict_fills_a_class(way, either, scripted, tool_call, renders):
-    """By a function call, where the model can."""
+    """By a function call, if the model supports it."""
     llm = scripted(tool_call("Cake", name="plum", minutes=40))
     if way == "sync":
         cake = llm.structured_predict(Cake, either(*CAKE), stuff="plums\n  flour")
     else:
         cake = await llm.astructured_predict(Cake, either(*CAKE), stuff="plums\n  flour")
     assert cake == Cake(name="plum", minutes=40)
-    assert asked(llm) == ["Make one of\n\nplums\n  flour"]
+    assert requests(llm) == ["Make one of\n\nplums\n  flour"]
     assert len(renders) in (0, 1)
     assert all(event.span_id for event in renders)
 
@@ -162,9 +162,9 @@ def test_a_text_program_adds_its_output_format(chat_model, scripted):
     """LLMTextCompletionProgram writes its output parser into the prompt, which adds the JSON schema to its text."""
     llm = scripted('{"name": "plum", "minutes": 40}', chat_model=chat_model, calls_functions=False)
     assert llm.structured_predict(Cake, PomlPromptTemplate(CAKE[0]), stuff="plums") == Cake(name="plum", minutes=40)
-    said = asked(llm)[0] if chat_model else llm.prompts[0]
-    assert said.startswith("Make one of\n\nplums\n\n")
-    assert '"minutes"' in said
+    sent = requests(llm)[0] if chat_model else llm.prompts[0]
+    assert sent.startswith("Make one of\n\nplums\n\n")
+    assert '"minutes"' in sent
 
 
 def test_a_text_program_formats_a_system_message(scripted):
@@ -180,12 +180,12 @@ def test_a_text_program_formats_a_system_message(scripted):
     assert llm.sent[0][1].content == "plums"
 
 
-def test_a_function_program_asks_with_it(either, scripted, tool_call):
+def test_a_function_program_uses_the_prompt(either, scripted, tool_call):
     """FunctionCallingProgram renders messages for the model's tool call."""
     llm = scripted(tool_call("Cake", name="plum", minutes=40))
     program = FunctionCallingProgram.from_defaults(output_cls=Cake, prompt=either(*CAKE), llm=llm)
     assert program(stuff="plums").minutes == 40
-    assert asked(llm) == ["Make one of\n\nplums"]
+    assert requests(llm) == ["Make one of\n\nplums"]
 
 
 EVALUATORS = {
@@ -200,7 +200,7 @@ EVALUATORS = {
 
 
 @pytest.mark.parametrize("kind", EVALUATORS)
-async def test_evaluators_ask_with_it(kind, either, scripted):
+async def test_evaluators_use_the_prompt(kind, either, scripted):
     """Each evaluator's own variables arrive, and its verdict is read."""
     names, verdict = EVALUATORS[kind]
     markup = "".join(f"<p>{name}: {{{{{name}}}}}</p>" for name in names.split())
@@ -212,14 +212,14 @@ async def test_evaluators_ask_with_it(kind, either, scripted):
         query="why?", response="because\n  so", contexts=["some\n  text"], reference="R", second_response="not"
     )
     assert result.passing is not False
-    said = asked(llm)[0]
-    assert ("because\n  so" if kind is FaithfulnessEvaluator else "why?") in said
-    assert ("some\n  text" if "context_str" in names else "because\n  so") in said
-    assert [line.split(":")[0] for line in said.split("\n\n") if ": " in line][: len(names.split())] == names.split()
+    sent = requests(llm)[0]
+    assert ("because\n  so" if kind is FaithfulnessEvaluator else "why?") in sent
+    assert ("some\n  text" if "context_str" in names else "because\n  so") in sent
+    assert [line.split(":")[0] for line in sent.split("\n\n") if ": " in line][: len(names.split())] == names.split()
 
 
-def test_a_tree_index_is_built_and_searched_with_it(either, scripted, renders):
-    """Summaries of nodes, then the choice of a branch, which is measured before it is asked."""
+def test_a_tree_index_is_built_and_searched_with_the_prompt(either, scripted, renders):
+    """Summaries of nodes, then the choice of a branch, whose prompt is measured before it is sent."""
     nodes = [TextNode(text=f"note {number}") for number in range(3)]
     llm = scripted("sum one", "sum two", "ANSWER: 1", "Found.")
     summary = either("<p>Sum up:</p><p>{{context_str}}</p>", "Sum up:\n\n{{ context_str }}")
@@ -232,39 +232,39 @@ def test_a_tree_index_is_built_and_searched_with_it(either, scripted, renders):
         llm=llm, query_template=choose, text_qa_template=either("<p>{{context_str}}!</p>", "{{ context_str }}!")
     )
     engine.query("why?")
-    assert [text.split() for text in asked(llm)[:2]] == ["Sum up: note 0 note 1".split(), "Sum up: note 2".split()]
-    assert asked(llm)[2].startswith("1 to 2: (1)")
+    assert [text.split() for text in requests(llm)[:2]] == ["Sum up: note 0 note 1".split(), "Sum up: note 2".split()]
+    assert requests(llm)[2].startswith("1 to 2: (1)")
     assert len(renders) in (0, len(llm.sent))
 
 
-def test_a_keyword_index_asks_with_it(either, scripted):
+def test_a_keyword_index_uses_the_prompt(either, scripted):
     """The template is filled partly, with a number, when the index is made."""
     llm = scripted("KEYWORDS: tea, cake")
     template = either("<p>{{max_keywords}} of {{text}}</p>", "{{ max_keywords }} of {{ text }}")
     index = KeywordTableIndex([TextNode(text="tea\n  time")], llm=llm, keyword_extract_template=template)
     assert "tea" in index.index_struct.keywords
-    assert asked(llm)[0] == "10 of tea\n  time"
+    assert requests(llm)[0] == "10 of tea\n  time"
 
 
-async def test_extractors_take_its_f_string(scripted):
+async def test_extractors_take_the_prompts_f_string(scripted):
     """Their templates are typed str."""
     llm = scripted("A title")
     node = PomlPromptTemplate("<p>Title of #lbrace;this#rbrace;:</p><p>{{context_str}}</p>")
     extractor = TitleExtractor(llm=llm, node_template=node.template, combine_template=node.template)
     assert await extractor.aextract([TextNode(text="some\n  text")]) == [{"document_title": "A title"}]
-    assert llm.prompts + asked(llm) != []
-    assert (llm.prompts + asked(llm))[0] == "Title of {this}:\n\nsome\n  text"
+    assert llm.prompts + requests(llm) != []
+    assert (llm.prompts + requests(llm))[0] == "Title of {this}:\n\nsome\n  text"
     for kind, key in ((SummaryExtractor, "section_summary"), (KeywordExtractor, "excerpt_keywords")):
         llm = scripted("Short")
         extractor = kind(llm=llm, prompt_template=node.template)
         assert await extractor.aextract([TextNode(text="some\n  text")]) == [{key: "Short"}]
-        assert (llm.prompts + asked(llm))[0].startswith("Title of {this}:\n\n")
+        assert (llm.prompts + requests(llm))[0].startswith("Title of {this}:\n\n")
 
 
 RANK = ("<p>{{query_str}}</p><p>{{context_str}}</p>", "{{ query_str }}\n\n{{ context_str }}")
 
 
-def test_a_reranker_asks_with_it(either, scripted):
+def test_a_reranker_uses_the_prompt(either, scripted):
     """LLMRerank predicts with numbered documents, whose lines stay lines."""
     llm = scripted("Doc: 2, Relevance: 9\nDoc: 1, Relevance: 3", chat_model=False)
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in ("a\n  b", "c")]
@@ -273,8 +273,8 @@ def test_a_reranker_asks_with_it(either, scripted):
     assert llm.prompts == ["why?\n\nDocument 1:\na\n  b\n\nDocument 2:\nc"]
 
 
-def test_context_that_is_messages_reaches_the_model_as_it_is(scripted, renders):
-    """With multimodal=True the retrieved pictures are blocks of messages, as is an LLMRerank's context for a chat."""
+def test_context_of_messages_reaches_the_model_unchanged(scripted, renders):
+    """With multimodal=True the retrieved images are blocks of messages, as is an LLMRerank's context for a chat."""
     prompt = PomlPromptTemplate(
         '<system-msg>Look:</system-msg><conversation messages="{{context_messages}}"/>'
         "<human-msg>{{query_str}}</human-msg>"
@@ -299,8 +299,8 @@ def test_context_that_is_messages_reaches_the_model_as_it_is(scripted, renders):
     assert "a\n  b" in llm.sent[0][1].content
 
 
-def test_a_prompt_for_text_tells_what_it_misses_where_messages_come(scripted):
-    """An LLMRerank gives a chat model's prompt context_messages in place of context_str."""
+def test_a_prompt_with_chat_off_names_what_it_lacks(scripted):
+    """An LLMRerank passes context_messages instead of context_str to a chat model's prompt."""
     rerank = LLMRerank(llm=scripted(), choice_select_prompt=PomlPromptTemplate(RANK[0]))
     with pytest.raises(
         MissingVariableError, match=r"needs the variable context_str; given: context_messages, query_str"
@@ -308,17 +308,17 @@ def test_a_prompt_for_text_tells_what_it_misses_where_messages_come(scripted):
         rerank.postprocess_nodes([NodeWithScore(node=TextNode(text="a"))], QueryBundle("why?"))
 
 
-def test_a_question_generator_asks_with_it(either, scripted):
+def test_a_question_generator_uses_the_prompt(either, scripted):
     """LLMQuestionGenerator reads the model's answer with the prompt's output parser."""
     llm = scripted('```json\n{"items": [{"sub_question": "why?", "tool_name": "a"}]}\n```')
     prompt = either("<p>{{tools_str}}</p><p>{{query_str}}</p>", "{{ tools_str }}\n\n{{ query_str }}")
     prompt.output_parser = SubQuestionOutputParser()
     (question,) = LLMQuestionGenerator(llm, prompt).generate([ToolMetadata("tool a", "a")], QueryBundle("why?"))
     assert question.sub_question == "why?"
-    assert asked(llm) == ['{\n    "a": "tool a"\n}\n\nwhy?']
+    assert requests(llm) == ['{\n    "a": "tool a"\n}\n\nwhy?']
 
 
-def test_a_models_query_wrapper_wraps_with_it(either, scripted):
+def test_a_models_query_wrapper_can_be_a_prompt(either, scripted):
     """An LLM's query_wrapper_prompt is typed BasePromptTemplate and formatted around a completion's text."""
     wrapper = either("<p>Q: {{query_str}}</p>", "Q: {{ query_str }}")
     llm = scripted(chat_model=False, query_wrapper_prompt=wrapper)

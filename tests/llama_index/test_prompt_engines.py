@@ -1,4 +1,4 @@
-"""A POML prompt in LlamaIndex's query engines, with RichPromptTemplate beside it."""
+"""A POML prompt in LlamaIndex's query engines, compared with RichPromptTemplate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refine(answer: str, context: str) -> str:
 
 
 def expected(mode: str, texts: tuple[str, ...], prompts: dict) -> list[str]:
-    """The texts that the model is asked, in order, when it answers "one", then "two"."""
+    """The texts that the model receives, in order, when it answers "one", then "two"."""
     if mode == "simple_summarize":
         text = "\n".join(texts)
         # LlamaIndex passes a list of one text, which its own prompts show as such.
@@ -59,19 +59,19 @@ def prompts(either):
 
 
 def counted(prompts, renders, number):
-    """Whether each of so many model calls was one render, where the prompts are POML's."""
+    """Return whether each of this many model calls was one render, if the prompts are POML's."""
     return len(renders) == (number if isinstance(prompts["text_qa_template"], PomlPromptTemplate) else 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_response_mode_asks_what_the_prompts_say(mode, prompts, index, texts, scripted, renders):
+def test_each_response_mode_sends_the_prompts(mode, prompts, index, texts, scripted, renders):
     """Sync: the context reaches the model as it was retrieved, with one render per model call."""
     llm = scripted("one", "two")
     engine = index.as_query_engine(llm=llm, response_mode=mode, **prompts)
     engine.query("why?")
-    asked = expected(mode, texts, prompts)
-    assert [[message.content for message in call] for call in llm.sent] == [[text] for text in asked]
-    assert counted(prompts, renders, len(asked))
+    requests = expected(mode, texts, prompts)
+    assert [[message.content for message in call] for call in llm.sent] == [[text] for text in requests]
+    assert counted(prompts, renders, len(requests))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -83,47 +83,47 @@ def test_an_engine_raises_what_a_prompt_raises(mode, streaming, index, scripted,
         prompts = dict.fromkeys(("text_qa_template", "summary_template"), PomlPromptTemplate(markup))
         return index.as_query_engine(llm=scripted("Fine."), response_mode=mode, streaming=streaming, **prompts)
 
-    def ask(engine):
+    def query(engine):
         response = engine.query("why?")
         return "".join(response.response_gen) if streaming else str(response)
 
     whole = engine(QA[0])
-    assert ask(whole) == "Fine."
+    assert query(whole) == "Fine."
     with pytest.raises(MissingVariableError, match="tone"):
-        ask(engine("<p>{{context_str}} in a {{tone}} way</p>"))
+        query(engine("<p>{{context_str}} in a {{tone}} way</p>"))
     with pytest.raises(RenderError, match="reading 'no'"):
-        ask(engine("<p>{{context_str.is.no}}</p>"))
+        query(engine("<p>{{context_str.is.no}}</p>"))
     monkeypatch.setattr(settings, "_current", None)
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
     with pytest.raises(ConfigurationError, match="POMLFLOW_TIMEOUT"):
-        ask(whole)
+        query(whole)
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_each_response_mode_works_async(mode, prompts, index, texts, scripted, renders):
-    """As above, through aquery; accumulated answers are asked for at once, so in any order."""
+    """As above, through aquery; accumulated answers are requested concurrently, in any order."""
     llm = scripted("one", "two")
     await index.as_query_engine(llm=llm, response_mode=mode, use_async=True, **prompts).aquery("why?")
-    asked = expected(mode, texts, prompts)
-    assert sorted(call[0].content for call in llm.sent) == sorted(asked)
-    assert counted(prompts, renders, len(asked))
+    requests = expected(mode, texts, prompts)
+    assert sorted(call[0].content for call in llm.sent) == sorted(requests)
+    assert counted(prompts, renders, len(requests))
 
 
 @pytest.mark.parametrize("mode", ["refine", "compact", "simple_summarize", "tree_summarize", "generation"])
-def test_streamed_answers_are_asked_for_alike(mode, prompts, index, texts, scripted, renders):
+def test_streamed_answers_are_requested_alike(mode, prompts, index, texts, scripted, renders):
     """A stream that is read later was rendered once, before."""
     llm = scripted("one", "two words")
     answer = index.as_query_engine(llm=llm, response_mode=mode, streaming=True, **prompts).query("why?")
     assert isinstance(answer, StreamingResponse)
     assert "".join(answer.response_gen) in ("one", "two words")
-    asked = expected(mode, texts, prompts)
-    assert [call[0].content for call in llm.sent] == asked
-    assert counted(prompts, renders, len(asked))
+    requests = expected(mode, texts, prompts)
+    assert [call[0].content for call in llm.sent] == requests
+    assert counted(prompts, renders, len(requests))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_completion_model_gets_the_same_text(mode, prompts, index, texts, scripted, renders):
-    """Models without messages are asked through format()."""
+def test_a_completion_model_receives_the_same_text(mode, prompts, index, texts, scripted, renders):
+    """Models without messages receive the text of format()."""
     llm = scripted("one", "two", chat_model=False)
     index.as_query_engine(llm=llm, response_mode=mode, **prompts).query("why?")
     assert llm.prompts == expected(mode, texts, prompts)
@@ -160,7 +160,7 @@ def test_messages_of_each_role_reach_a_chat_model(index, texts, scripted, render
     assert len(renders) == 1
 
 
-def test_a_long_context_is_packed_by_what_the_prompt_leaves(prompts, scripted, renders):
+def test_a_long_context_is_packed_into_the_room_that_the_prompt_leaves(prompts, scripted, renders):
     """Chunks are packed to the window less the prompt's own length, and still one render per call."""
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
@@ -169,8 +169,8 @@ def test_a_long_context_is_packed_by_what_the_prompt_leaves(prompts, scripted, r
     llm = scripted("one", context_window=900)
     VectorStoreIndex(nodes).as_query_engine(llm=llm, similarity_top_k=6, **prompts).query("why?")
     assert len(llm.sent) > 1
-    asked = " ".join(call[0].content for call in llm.sent)
-    assert all(f"w{number}x59" in asked for number in range(6))
+    requests = " ".join(call[0].content for call in llm.sent)
+    assert all(f"w{number}x59" in requests for number in range(6))
     assert counted(prompts, renders, len(llm.sent))
 
 
@@ -186,7 +186,7 @@ def test_prompts_are_read_and_replaced_in_an_engine(prompts, index, texts, scrip
     assert llm.sent[0][0].content == "why?!"
 
 
-def test_a_selector_chooses_it(either, index, texts, scripted, renders):
+def test_a_selector_chooses_the_prompt(either, index, texts, scripted, renders):
     """A SelectorPromptTemplate writes the output parser, drops the model, and is measured without an event."""
     selector = SelectorPromptTemplate(
         default_template=PromptTemplate("{context_str}{query_str}"),
@@ -209,7 +209,7 @@ def test_a_synthesizer_takes_variables_of_its_own(prompts, texts, scripted):
     assert llm.sent[0][0].content == qa("\n\n".join(text.strip() for text in texts))
 
 
-def test_a_citation_engine_asks_with_it(either, index, scripted):
+def test_a_citation_engine_uses_the_prompt(either, index, scripted):
     """CitationQueryEngine numbers its sources in the context."""
     llm = scripted("Bake [1]")
     engine = CitationQueryEngine.from_args(

@@ -1,4 +1,4 @@
-"""A prompt's length without its variables, and what notebooks and other readers show of it."""
+"""A prompt's length without its variables, and its display in notebooks and traces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def engine_calls(monkeypatch) -> Iterator[list[Any]]:
 
 
 def test_measuring_costs_no_render(renders, engine_calls) -> None:
-    """LlamaIndex asks several times per query how long the prompt is without its variables."""
+    """LlamaIndex measures the prompt without its variables several times per query."""
     prompt = PomlPromptTemplate(HELLO).partial_format(foo="a rather long value")
     measured = get_empty_prompt_txt(prompt)
     assert "hello" in measured
@@ -48,8 +48,8 @@ def test_measuring_costs_no_render(renders, engine_calls) -> None:
 @pytest.mark.parametrize(
     "markup", [HELLO, CHAT, "<task>a</task><output-format>b</output-format><list><item>{{c}}</item></list>"]
 )
-def test_a_measure_is_never_too_short(markup: str) -> None:
-    """Else what is packed beside it would not fit."""
+def test_a_measured_length_is_never_too_short(markup: str) -> None:
+    """Otherwise the packed context would not fit."""
     prompt = PomlPromptTemplate(markup)
     shown = prompt.format(llm=object(), **{str(name): "" for name in prompt.template_vars})
     assert len(get_empty_prompt_txt(prompt)) >= len(shown.removesuffix("assistant: "))
@@ -70,7 +70,7 @@ def test_measuring_never_raises_and_never_renders(tmp_path: Path, renders, engin
     assert (renders, engine_calls) == ([], [])
 
 
-def test_an_empty_value_that_is_meant_is_rendered(renders) -> None:
+def test_an_intended_empty_value_is_rendered(renders) -> None:
     """Only a component that measures gives ``llm=None``."""
     prompt = PomlPromptTemplate("<p>[{{x}}]</p>")
     assert prompt.format(x="") == "[]"
@@ -82,7 +82,7 @@ def test_an_empty_value_that_is_meant_is_rendered(renders) -> None:
 
 
 def test_a_notebook_shows_the_messages(renders) -> None:
-    """With what is given, else with the variables' names; with the markup where that cannot be."""
+    """With the given values, otherwise with the variables' names; with the markup if that fails."""
     shown = PomlPromptTemplate(CHAT, name="greet", text="wor```ld")._repr_markdown_()
     assert shown == (
         "**greet**\n\n*system*\n\n```text\nSystem {sys_param}\n```\n\n*user*\n\n````text\nhello wor```ld {foo}\n````"
@@ -99,12 +99,12 @@ def test_a_notebook_shows_the_messages(renders) -> None:
     assert renders == []
 
 
-def test_the_template_is_the_markup_for_who_prints_it() -> None:
+def test_the_template_prints_as_the_markup() -> None:
     """LlamaIndex's display_prompt_dict, its TEMPLATING callbacks and MLflow's tracer print get_template()."""
     assert f"{PomlPromptTemplate(HELLO).get_template()}" == HELLO
     assert json.loads(json.dumps(PomlPromptTemplate(HELLO).get_template(llm=None))) == HELLO
 
 
-def test_what_is_no_text_is_refused_as_a_text() -> None:
+def test_content_that_is_no_text_is_an_error_in_a_text() -> None:
     with pytest.raises(PomlError):
         _ = PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>').template

@@ -1,4 +1,4 @@
-"""Many renders at once use as many Node processes as are allowed, and each is its own."""
+"""Concurrent renders use all allowed Node processes, and each result is its own."""
 
 from __future__ import annotations
 

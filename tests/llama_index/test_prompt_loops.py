@@ -1,4 +1,4 @@
-"""A prompt on event loops other than asyncio's own, as far as LlamaIndex itself runs there."""
+"""A prompt on event loops other than asyncio's own, as far as LlamaIndex supports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LlamaIndex's traces rendered again where only LlamaIndex makes them so; the rest is in tests/adapters."""
+"""Replay of traces that only LlamaIndex makes; the rest is in tests/adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whitespace of retrieved text through POML: kept where markup shows it, left to POML elsewhere."""
+"""The whitespace of retrieved text: kept where the markup shows it, collapsed by POML elsewhere."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def shown(markup: str, **options) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_a_text_that_is_only_shown_is_kept(markup: str, expected: str) -> None:
-    """The plain ways of writing such a prompt, as PromptTemplate and RichPromptTemplate keep it."""
+def test_whitespace_of_a_text_that_is_only_shown_is_kept(markup: str, expected: str) -> None:
+    """In the usual forms of such a prompt, as PromptTemplate and RichPromptTemplate keep it."""
     value = TEXT.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") if "xml" in markup else TEXT
     assert shown(markup) == expected.replace("{}", value)
 
@@ -65,21 +65,21 @@ def test_a_text_that_is_only_shown_is_kept(markup: str, expected: str) -> None:
         '<p charLimit="1000">{{context_str}}</p>',
     ],
 )
-def test_elsewhere_it_is_left_to_poml(markup: str) -> None:
-    """Where an expression computes with the text, or newlines would break what is written, POML's own output stands."""
+def test_elsewhere_poml_collapses_whitespace(markup: str) -> None:
+    """Where an expression computes with the text, or newlines would break the output, POML's own output is kept."""
     ours = PomlPromptTemplate(markup).format_messages(context_str=TEXT, query_str="why?")
     record = pomlflow.template.Template(markup).render({"context_str": TEXT, "query_str": "why?"})
     assert [message.content for message in ours] == [message["content"] for message in record.result()["messages"]]
 
 
-def test_a_stylesheet_beside_the_markup_decides_as_well() -> None:
-    """A stylesheet that asks for JSON leaves JSON valid."""
+def test_an_additional_stylesheet_decides_as_well() -> None:
+    """A stylesheet with JSON output leaves the JSON valid."""
     assert COLLAPSED.partition(" & ")[0] in shown(
         '<cp caption="a">{{context_str}}</cp>', stylesheet={"cp": {"syntax": "json"}}
     )
 
 
-def test_schemas_tools_and_paths_get_the_text_as_it_is(tmp_path: Path, renders) -> None:
+def test_schemas_tools_and_paths_receive_the_text_unchanged(tmp_path: Path, renders) -> None:
     """A schema's JSON with newlines stays JSON, a path with two blanks a path."""
     (tmp_path / "a  b.txt").write_text("noted")
     PomlPromptTemplate('<output-schema>{{schema}}</output-schema><document src="{{path}}"/>', base_dir=tmp_path).format(
@@ -96,15 +96,15 @@ def test_each_place_keeps_or_collapses_by_itself() -> None:
     assert shown('<cp caption="{{context_str.length}}">{{context_str}}</cp>') == f"# {len(TEXT)}\n\n{TEXT}"
 
 
-def test_included_files_are_looked_at_too(tmp_path: Path) -> None:
-    """A variable that an included file shows is kept there; the text that an expression makes of it is not."""
+def test_included_files_are_treated_alike(tmp_path: Path) -> None:
+    """A variable that an included file shows keeps its whitespace; the result of an expression does not."""
     (tmp_path / "shows.poml").write_text("<p>{{context_str}}</p>")
     (tmp_path / "trims.poml").write_text("<p>{{context_str.trim()}}</p>")
     assert shown('<include src="shows.poml"/><p>{{query_str}}</p>', base_dir=tmp_path) == f"{TEXT}\n\nwhy?"
     assert shown('<include src="trims.poml"/><p>{{context_str}}</p>', base_dir=tmp_path) == f"{COLLAPSED}\n\n{TEXT}"
 
 
-def test_the_record_tells_the_text_as_it_was(renders) -> None:
+def test_the_record_holds_the_text_unchanged(renders) -> None:
     """Variables and messages of the render, and what failed renders were given."""
     shown("<p>{{context_str}}</p><tool-response id='1' name='x'>{{query_str}}</tool-response>")
     record = renders[0].record
@@ -116,22 +116,22 @@ def test_the_record_tells_the_text_as_it_was(renders) -> None:
     assert dict(renders[1].record.variables) == {"context_str": TEXT}
 
 
-def test_noncharacters_of_a_users_own_survive() -> None:
-    """A text that holds the signs that stand for whitespace is left to POML."""
+def test_noncharacters_in_values_survive() -> None:
+    """A text that holds the placeholders of whitespace is collapsed by POML."""
     text = "a\ufdd0b\n c\ufdd1"
     assert PomlPromptTemplate("<p>{{x}}</p>").format(x=text) == "a\ufdd0b c\ufdd1"
     other = PomlPromptTemplate("<p>{{x}} {{y}}</p>").format(x=text, y="d\n  e")
     assert other == "a\ufdd0b c\ufdd1 d e"
 
 
-def test_blanks_at_the_ends_are_kept() -> None:
+def test_whitespace_at_the_ends_is_kept() -> None:
     """Also a single one, which POML strips."""
     assert PomlPromptTemplate("<p>{{x}}</p><p>{{y}}</p>").format(x=" a b ", y="  c\n") == " a b \n\n  c\n"
     assert PomlPromptTemplate("<p>{{x}}</p>").format(x="") == ""
     assert PomlPromptTemplate("<p>{{x}}</p>").format(x=" ") == " "
 
 
-def test_tool_calls_beside_it_are_untouched() -> None:
+def test_tool_calls_next_to_the_text_are_unchanged() -> None:
     """Their arguments are no text."""
     markup = """<ai-msg><p>{{x}}</p><tool-request id="1" name="f" parameters='{"a": [1, null, "b  c"]}'/></ai-msg>"""
     (message,) = PomlPromptTemplate(markup).format_messages(x="a\n b")
@@ -139,12 +139,12 @@ def test_tool_calls_beside_it_are_untouched() -> None:
     assert message.blocks[1].tool_kwargs == {"a": [1, None, "b  c"]}
 
 
-def test_a_missing_include_is_pomls_to_tell(tmp_path: Path) -> None:
+def test_a_missing_include_is_pomls_error(tmp_path: Path) -> None:
     with pytest.raises(RenderError):
         shown('<include src="no.poml"/><p>{{context_str}}</p>', base_dir=tmp_path)
 
 
-def test_a_history_beside_it_is_untouched() -> None:
+def test_a_history_next_to_the_text_is_unchanged() -> None:
     """Native messages are placed as ever."""
     prompt = PomlPromptTemplate('<conversation messages="{{h}}"/><human-msg>{{x}}</human-msg>')
     history = [ChatMessage(role="user", content="a\n  b")]
@@ -152,7 +152,7 @@ def test_a_history_beside_it_is_untouched() -> None:
 
 
 def test_a_list_of_texts_for_the_context_is_their_text() -> None:
-    """SimpleSummarize of llama-index-core gives its text in a list, which PromptTemplate shows as a list."""
+    """SimpleSummarize of llama-index-core passes its text in a list, which PromptTemplate shows as a list."""
     prompt = PomlPromptTemplate("<p>{{context_str}}</p>")
     assert prompt.format(context_str=["a\n b", "c"]) == "a\n b\n\nc"
     assert PromptTemplate("{context_str}").format(context_str=["a"]) == "['a']"

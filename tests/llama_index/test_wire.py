@@ -68,8 +68,8 @@ def each_model(*names: str) -> Any:
     return pytest.mark.parametrize("model", names or EVERY, indirect=True)
 
 
-def picture(message: dict[str, Any]) -> bytes:
-    """The picture in a message, whichever protocol it was sent by."""
+def image(message: dict[str, Any]) -> bytes:
+    """The image in a message, in either provider's protocol."""
     for block in message["content"]:
         if block["type"] == "image_url":
             head, _, found = block["image_url"]["url"].partition(",")
@@ -82,7 +82,7 @@ def picture(message: dict[str, Any]) -> bytes:
 
 
 def words(content: Any) -> str:
-    """The text of a content, whichever protocol it was sent by."""
+    """The text of a content, in either provider's protocol."""
     return content if isinstance(content, str) else "".join(block["text"] for block in content)
 
 
@@ -94,11 +94,11 @@ def test_text(server: ModelServer, model: Any) -> None:
     assert model.predict(prompt(TALK), **GIVEN) == "the answer"
     assert prompt(TALK).bind_to(model).predict(**GIVEN) == "the answer"
     for body, path in zip(server.bodies, server.paths, strict=True):
-        told = [(message["role"], words(message["content"])) for message in body["messages"]]
+        sent = [(message["role"], words(message["content"])) for message in body["messages"]]
         if path == "/v1/messages":
             assert words(body["system"]) == "Be kind."
-            told.insert(0, ("system", "Be kind."))
-        assert told == [("system", "Be kind."), ("user", "Hi"), ("assistant", "Yo"), ("user", "Why?")]
+            sent.insert(0, ("system", "Be kind."))
+        assert sent == [("system", "Be kind."), ("user", "Hi"), ("assistant", "Yo"), ("user", "Why?")]
 
 
 @each_model()
@@ -120,22 +120,22 @@ def test_streams_and_async(server: ModelServer, model: Any) -> None:
 
 
 @each_model()
-def test_a_picture_between_texts(server: ModelServer, model: Any) -> None:
+def test_an_image_between_texts(server: ModelServer, model: Any) -> None:
     prompt(f"<p>Look: {PNG} nice?</p>").bind_to(model).chat()
     (message,) = server.messages
     assert [block["text"] for block in message["content"][::2]] == ["Look: ", " nice?"]
-    assert picture(message).startswith(b"\x89PNG")
+    assert image(message).startswith(b"\x89PNG")
 
 
 @each_model()
-def test_a_picture_without_text_and_with_chat_off(server: ModelServer, model: Any) -> None:
+def test_an_image_without_text_and_with_chat_off(server: ModelServer, model: Any) -> None:
     for chat in (True, False):
         prompt(PNG, chat=chat).bind_to(model).chat()
         assert len(server.messages[0]["content"]) == 1
-        assert picture(server.messages[0])
+        assert image(server.messages[0])
 
 
-def test_the_alt_text_stays_with_the_picture_and_off_the_wire(server: ModelServer, openai: Any) -> None:
+def test_the_alt_text_stays_with_the_image_and_is_not_sent(server: ModelServer, openai: Any) -> None:
     """OpenAI and Anthropic have no field for it; a template that shows the message again has it."""
     (message,) = prompt(PNG).format_messages()
     assert isinstance(message.blocks[0], ImageBlock)
@@ -149,7 +149,7 @@ def test_the_alt_text_stays_with_the_picture_and_off_the_wire(server: ModelServe
 @pytest.mark.parametrize(("file", "form"), [("tone.wav", "wav"), ("silence.mp3", "mp3")])
 @each_model("openai", "like")
 def test_sound(server: ModelServer, model: Any, file: str, form: str) -> None:
-    """Never as a picture, and in the two formats that OpenAI takes, by its names for them."""
+    """Never as an image, and in the two formats that OpenAI takes, by its names for them."""
     prompt(f"<p>Hear <audio src='{file}' syntax='multimedia'/></p>").bind_to(model).chat()
     text, sound = server.messages[0]["content"]
     assert text == {"type": "text", "text": "Hear "}
@@ -163,11 +163,11 @@ def test_sound_is_refused_where_the_provider_takes_none(server: ModelServer, ant
 
 
 @each_model()
-def test_a_document_is_its_text_and_its_pictures(server: ModelServer, model: Any) -> None:
+def test_a_document_becomes_its_text_and_its_images(server: ModelServer, model: Any) -> None:
     prompt("<document src='report.pdf'/>").bind_to(model).chat()
     assert "Second page: 42 percent" in words(server.messages[0]["content"])
     prompt("<document src='report.docx'/>").bind_to(model).chat()
-    assert picture(server.messages[0])
+    assert image(server.messages[0])
 
 
 @each_model()
@@ -196,7 +196,7 @@ CALLS = f"""
 @pytest.mark.parametrize("verb", ["bound", "predict"])
 @each_model("openai", "like")
 def test_tool_calls_and_results_to_openai(server: ModelServer, model: Any, verb: str) -> None:
-    """OpenAI takes pictures in user's messages alone: a mark stands for it, and it follows behind all results."""
+    """OpenAI accepts images only in user messages: a mark replaces it, and it follows after all results."""
     if verb == "bound":
         prompt(CALLS).bind_to(model).chat()
     else:
@@ -213,25 +213,25 @@ def test_tool_calls_and_results_to_openai(server: ModelServer, model: Any, verb:
     assert (second["role"], second["tool_call_id"]) == ("tool", "c2")
     assert second["content"] == "The screen:\n\n[image/png: a red box]"
     assert (shown["role"], shown["content"][0]["text"]) == ("user", "From shot (c2):")
-    assert picture(shown)
+    assert image(shown)
 
 
-def test_a_conversation_goes_on_behind_moved_pictures(server: ModelServer, openai: Any) -> None:
+def test_a_conversation_continues_after_moved_images(server: ModelServer, openai: Any) -> None:
     prompt(f"<system-msg>Like {PNG}</system-msg>{CALLS}<ai-msg>Wet.</ai-msg>").bind_to(openai).chat()
     roles = ["system", "user", "user", "assistant", "tool", "tool", "user", "assistant"]
     assert [message["role"] for message in server.messages] == roles
-    assert picture(server.messages[1])
-    assert picture(server.messages[6])
+    assert image(server.messages[1])
+    assert image(server.messages[6])
 
 
-def test_llama_indexs_openai_still_loses_the_pictures_of_tools(server: ModelServer, openai: Any) -> None:
+def test_llama_indexs_openai_still_loses_the_images_of_tools(server: ModelServer, openai: Any) -> None:
     """When this fails, `for_provider` is not needed any more (llama-index-llms-openai 0.8.3)."""
     openai.chat(prompt(CALLS).format_messages())
     assert server.messages[-1] == {"role": "tool", "tool_call_id": "c2", "content": "The screen:"}
 
 
 def test_tool_calls_and_results_to_anthropic(server: ModelServer, anthropic: Any) -> None:
-    """Anthropic takes pictures in results."""
+    """Anthropic accepts images in results."""
     prompt(CALLS).bind_to(anthropic).chat()
     user, ai, results = server.messages
     assert (user["role"], words(user["content"])) == ("user", "Weather?")
@@ -250,11 +250,11 @@ def test_tool_calls_and_results_to_anthropic(server: ModelServer, anthropic: Any
 
 
 @each_model()
-def test_a_models_calls_go_back_to_it_as_they_were(server: ModelServer, model: Any) -> None:
+def test_a_models_tool_calls_are_sent_back_unchanged(server: ModelServer, model: Any) -> None:
     bound = prompt(f"{TOOL}<human-msg>{{{{q}}}}</human-msg><conversation messages='{{{{steps}}}}'/>").bind_to(model)
     server.answers[:] = [[Call("weather", {"city": "Oslo"}, id="c9")], "It rains."]
-    asked = bound.chat(q="Oslo?").message
-    steps = [asked, ChatMessage(role="tool", content="Rain", additional_kwargs={"tool_call_id": "c9"})]
+    request = bound.chat(q="Oslo?").message
+    steps = [request, ChatMessage(role="tool", content="Rain", additional_kwargs={"tool_call_id": "c9"})]
     assert bound.predict(q="Oslo?", steps=steps) == "It rains."
     model.chat([ChatMessage("Oslo?"), *steps])
     through, without = (body["messages"] for body in server.bodies[1:])
@@ -328,7 +328,7 @@ def test_the_frame_to_anthropic(server: ModelServer, anthropic: Any) -> None:
 
 @each_model()
 def test_a_structured_answer(server: ModelServer, model: Any) -> None:
-    """By the provider's structured output; its settings are sent with it."""
+    """By the provider's structured output, together with the settings."""
     server.answers[:] = ['{"degrees": 3}']
     bound = prompt(RUNTIME + SCHEMA + TALK).bind_to(model)
     assert bound.structured_predict(**GIVEN).degrees == 3
@@ -369,7 +369,7 @@ def test_the_choice_of_a_tool(
 
 
 @each_model()
-def test_the_file_wins_over_the_model_and_the_user_over_both(server: ModelServer, model: Any) -> None:
+def test_the_file_overrides_the_model_and_the_caller_overrides_both(server: ModelServer, model: Any) -> None:
     model.max_tokens, model.additional_kwargs = 7, {"top_p": 0.1, "metadata": {"user_id": "me"}}
     bound = prompt(RUNTIME + TALK).bind_to(model)
     bound.chat(**GIVEN)
@@ -387,7 +387,7 @@ def test_llama_indexs_openai_still_prefers_its_own_settings(server: ModelServer,
 
 
 def test_clients_are_made_once(server: ModelServer, openai: Any) -> None:
-    """Though each call may work with a copy of the model."""
+    """Although each call may work with a copy of the model."""
     bound = prompt(RUNTIME + TALK).bind_to(openai)
     bound.chat(**GIVEN)
     first = openai._client
@@ -397,8 +397,8 @@ def test_clients_are_made_once(server: ModelServer, openai: Any) -> None:
 
 
 @each_model()
-def test_a_setting_that_nobody_knows(server: ModelServer, model: Any) -> None:
-    """Refused before anything is sent, also in a stream; the server's own go by ``extra-body``."""
+def test_an_unknown_setting(server: ModelServer, model: Any) -> None:
+    """An error before anything is sent, also in a stream; a server's own settings are passed in ``extra-body``."""
     bound = prompt(f'<runtime wit="2"/>{TALK}').bind_to(model)
     for call in (bound.chat, bound.stream_chat):
         with pytest.raises(SettingError, match="does not support the <runtime> setting wit"):
@@ -409,7 +409,7 @@ def test_a_setting_that_nobody_knows(server: ModelServer, model: Any) -> None:
 
 
 def test_openais_responses_take_the_frame(server: ModelServer) -> None:
-    """In that API's words; the stub does not speak it."""
+    """With that API's names; the stub does not serve it."""
     openai = pytest.importorskip("llama_index.llms.openai").OpenAIResponses(
         model="gpt-4o", api_base=f"{server.url}/v1", api_key="none", max_retries=0
     )
@@ -441,13 +441,13 @@ def test_an_agent(server: ModelServer, model: Any) -> None:
         stop = body.get("stop") or body.get("stop_sequences")
         assert (body["temperature"], body["max_tokens"], body["top_p"], stop) == (0.2, 300, 0.9, ["END"])
         assert "Tells the weather." in json.dumps(body["tools"])
-        told = [message for message in body["messages"] if message["role"] != "system"][:3]
-        assert [words(message["content"]) for message in told] == ["Hi", "Yo", "Oslo?"]
+        sent = [message for message in body["messages"] if message["role"] != "system"][:3]
+        assert [words(message["content"]) for message in sent] == ["Hi", "Yo", "Oslo?"]
     assert "Rain in Oslo" in json.dumps(server.bodies[1]["messages"][-1])
 
 
 @each_model()
-def test_a_picture_that_an_agents_tool_returns(server: ModelServer, model: Any) -> None:
+def test_an_image_that_an_agents_tool_returns(server: ModelServer, model: Any) -> None:
     block = ImageBlock(image=(ASSETS / "box.png").read_bytes(), image_mimetype="image/png")
     server.answers[:] = [[Call("weather", {"city": "Oslo"})], "It rains."]
 
@@ -459,7 +459,7 @@ def test_a_picture_that_an_agents_tool_returns(server: ModelServer, model: Any) 
     last = server.messages[-1]
     assert last["role"] == "user"
     results = [inner for part in last["content"] if part["type"] == "tool_result" for inner in part["content"]]
-    assert picture({"content": results or last["content"]}).startswith(b"\x89PNG")
+    assert image({"content": results or last["content"]}).startswith(b"\x89PNG")
 
 
 @each_model()

@@ -1,4 +1,4 @@
-"""LlamaIndex's real clients, held to the table in the documentation: each cell is sent and looked up."""
+"""LlamaIndex's real clients compared with the table in the documentation: each cell is sent and checked."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def clients(server: ModelServer) -> dict[str, Any]:
     like = pytest.importorskip("llama_index.llms.openai_like").OpenAILike
     anthropic = pytest.importorskip("llama_index.llms.anthropic").Anthropic
     options: dict[str, Any] = {"api_base": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
-    said = {"is_chat_model": True, "is_function_calling_model": True, "should_use_structured_outputs": True}
+    model_options = {"is_chat_model": True, "is_function_calling_model": True, "should_use_structured_outputs": True}
     return {
         "OpenAI": openai(model="gpt-4o", **options),
-        "OpenAILike": like(model="own", **options, **said),
+        "OpenAILike": like(model="own", **options, **model_options),
         "Anthropic": anthropic(model="claude-sonnet-4-5", base_url=server.url, api_key="none", max_retries=0),
     }
 

@@ -1,4 +1,4 @@
-"""Traces as text, to be compared whole."""
+"""Traces as text, for comparison as a whole."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOREIGN_WARNINGS = [
 def traced(
     mlflow_store: str, stored_traces: Callable[[], list[Trace]], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., list[Trace]]]:
-    """Run something and give the traces that came of it, oldest first; wait for some with ``at_least=1``.
+    """Run something and return its traces, oldest first; wait for some with ``at_least=1``.
 
     Traces are stored as they end: MLflow's background export (3.17) takes a second to be flushed, and two when idle.
     """
@@ -43,8 +43,8 @@ def traced(
 
     def run(call: Callable[[], Any], *, at_least: int = 0) -> list[Trace]:
         call()
-        assert mlflow.get_current_active_span() is None, "an active span was left behind"
-        if at_least:  # some end on a thread that nobody joins
+        assert mlflow.get_current_active_span() is None, "a span is still active"
+        if at_least:  # some end on a thread that is not joined
             until(lambda: len(new()) >= at_least)
         traces = new()
         seen.update(trace.info.trace_id for trace in traces)
@@ -58,7 +58,7 @@ def traced(
 
 @pytest.fixture
 def linked(stored_traces: Callable[[], list[Trace]]) -> Callable[[Trace], list[str]]:
-    """The prompt versions that a trace is linked to in the store, as ``name/version``, when all is done."""
+    """The prompt versions that a trace is linked to in the store, as ``name/version``, after a flush."""
 
     def of(trace: Trace) -> list[str]:
         assert flush(30)
@@ -90,7 +90,7 @@ def _lines(spans: list[Span], parent: str | None, depth: int) -> Iterator[str]:
 
 
 def without_poml(text: str) -> str:
-    """A tree as it was before POML: its spans have none below them."""
+    """A tree without POML's spans, which have none below them."""
     return "\n".join(line for line in text.splitlines() if not line.strip().startswith("poml"))
 
 
@@ -119,7 +119,7 @@ def open_spans() -> int:
 
 @pytest.fixture
 def by_autolog(traced: Callable[..., list[Trace]]) -> Callable[..., list[str]]:
-    """The trees of what is run as ``mlflow.llama_index.autolog()`` alone makes them, but for POML's spans."""
+    """The trees that ``mlflow.llama_index.autolog()`` alone makes, without POML's spans."""
     import mlflow
 
     def run(call: Callable[[], Any], **options: Any) -> list[str]:

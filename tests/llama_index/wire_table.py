@@ -1,9 +1,9 @@
-"""What each feature of POML is called in the requests of LlamaIndex's clients: the table in the documentation.
+"""The names of POML's features in the requests of LlamaIndex's clients: the table in the documentation.
 
     python -m tests.llama_index.wire_table
 
 writes it anew; `test_wire_table.py` holds the clients to it. The features are those of LangChain's table; most stand at
-the same place, because the provider says where.
+the same place, because the provider decides where.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _feature(feature: Feature) -> Feature:
         feature.paths[1],
         (feature.values[0], feature.values[1 if len(feature.values) > 1 else 0]),
     )
-    markup = feature.markup.replace('model="m-1"', "model='{{model}}'")  # LlamaIndex wants to know its models
+    markup = feature.markup.replace('model="m-1"', "model='{{model}}'")  # LlamaIndex accepts only models that it knows
     return replace(feature, markup=markup, paths=(first, first, last), values=(values[0], *values))
 
 
