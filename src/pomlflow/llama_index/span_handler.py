@@ -1,17 +1,17 @@
 """LlamaIndex's spans as MLflow spans.
 
-upstream: mlflow 3.12-3.18: the tree is that of MLflow's own LlamaIndex tracer, without these faults, each with a test:
-
-1. A streaming query leaves its spans in memory; if it is not read to its end, its trace stays in progress.
-2. Async streams are taken for results, and the spans above them never end.
-3. What LlamaIndex does in a span of the user's own (``@mlflow.trace``) in a tool is not nested in that span.
-4. A task that outlives its trace loses all later ones.
-5. What a generator does while it is read (`LLM.stream_structured_predict` renders and calls its model then) is not
-   nested in its span, which LlamaIndex has left by then.
+The tree is that of MLflow's own LlamaIndex tracer, without its faults.
 
 A span that LlamaIndex has left waits for the streams below it, so that the root ends last, when MLflow stores the
 trace. A span that failed ends everything below it that LlamaIndex has left: no later event would.
 """
+
+# upstream: mlflow 3.12-3.18: its own LlamaIndex tracer has five faults, each with a test that finds it
+# 1. A streaming query leaves its spans in memory; if it is not read to its end, its trace stays in progress.
+# 2. Async streams are taken for results, and the spans above them never end.
+# 3. What LlamaIndex does in a user's own span (`@mlflow.trace`) in a tool is not nested in that span.
+# 4. A task that outlives its trace loses all later ones.
+# 5. What a generator does while it is read is not nested in its span, which LlamaIndex has left by then.
 
 from __future__ import annotations
 
