@@ -18,7 +18,7 @@ from pomlflow.frame.refusals import WITHHELD, RefusalReader
 __all__ = ["PomlRefusalError", "astream_checked", "checked", "google_refusals", "stream_checked", "text_of"]
 
 R = TypeVar("R", ChatResponse, CompletionResponse)
-# upstream: llama-index-llms-google-genai 0.2-0.11: a withheld answer is an error of no class of its own
+# The texts of the errors that LlamaIndex's Google model raises for an answer that Google withheld.
 _EARLY_END: Final = re.compile(r"Response was terminated early: (\w+)")
 _NO_CANDIDATES: Final = "Response has no candidates"  # the prompt was blocked
 
