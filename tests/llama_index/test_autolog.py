@@ -79,7 +79,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize(("call", "around"), CALLS.values(), ids=CALLS)
-def test_every_way_to_run_is_traced_whole(traced: Any, engine: Any, call: Any, around: str) -> None:
+def test_every_way_to_run_is_traced_completely(traced: Any, engine: Any, call: Any, around: str) -> None:
     pomlflow.autolog()
     (trace,) = traced(lambda: run(lambda: call(engine)), at_least=1)
     assert [parent(trace, span) for span in poml_spans(trace)] == [around]
@@ -87,7 +87,7 @@ def test_every_way_to_run_is_traced_whole(traced: Any, engine: Any, call: Any, a
 
 
 @pytest.mark.parametrize("where", ["component", "everywhere"])
-def test_a_handler_that_is_given_too_makes_no_second_trace(traced: Any, engine: Any, expected: str, where: str) -> None:
+def test_an_additional_handler_makes_no_second_trace(traced: Any, engine: Any, expected: str, where: str) -> None:
     pomlflow.autolog()
     handler, one = PomlCallbackHandler(), engine()
     handler.attach(*([one] if where == "component" else []))

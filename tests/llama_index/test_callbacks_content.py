@@ -1,4 +1,4 @@
-"""What is stored of LlamaIndex's components, and what a mask leaves of it; see also tests/adapters."""
+"""The stored content of LlamaIndex's components, without and with a mask; see also tests/adapters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prompt() -> PomlPromptTemplate:
 
 
 def everything(trace: Trace) -> str:
-    """All that is stored of a trace, as one text."""
+    """Everything that is stored of a trace, as one text."""
     return json.dumps(trace.to_dict(), default=str)
 
 
@@ -49,7 +49,7 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def test_what_is_stored_is_what_autolog_stores(traced: Any, index: Any, scripted: Any, prompt: Any) -> None:
+def test_the_stored_content_is_that_of_autolog(traced: Any, index: Any, scripted: Any, prompt: Any) -> None:
     """Inputs, outputs and attributes of every span, but for ids and times."""
 
     def stored() -> list[Any]:
@@ -145,7 +145,7 @@ def hide(content: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(content).replace("secret", "***"))
 
 
-def test_a_mask_reaches_all_that_is_stored(traced: Any, index: Any, scripted: Any) -> None:
+def test_a_mask_applies_to_all_stored_content(traced: Any, index: Any, scripted: Any) -> None:
     """Also attributes, errors, streams, prompts and their variables."""
     prompt = PomlPromptTemplate("<p>secret {{context_str}} {{query_str}}</p>", name="qa")
 
@@ -178,7 +178,7 @@ def test_a_mask_reaches_all_that_is_stored(traced: Any, index: Any, scripted: An
 def test_no_text_is_longer_than_the_limit_and_no_large_media_are_stored(
     mask: Any, traced: Any, index: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of engines, models, prompts, streams and errors; the model itself gets and gives all."""
+    """In engines, models, prompts, streams and errors; the model's requests and answers stay complete."""
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=200))
     long = "all of it " * 100
     prompt = PomlPromptTemplate("<p>{{context_str}} {{query_str}}</p>", name="qa")
@@ -209,10 +209,10 @@ def test_no_text_is_longer_than_the_limit_and_no_large_media_are_stored(
     assert traces[4].data.spans[0].status.description == cut
 
 
-def test_a_handler_that_fails_is_told_once_and_hurts_nobody(
+def test_a_handler_that_fails_warns_once_and_affects_no_call(
     traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
 ) -> None:
-    """LlamaIndex swallows what its handlers raise, in silence."""
+    """LlamaIndex silently ignores exceptions of its handlers."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise LookupError("broken")
@@ -232,7 +232,7 @@ def _span_handler() -> Any:
     return ours
 
 
-def test_another_version_of_mlflows_tracer_costs_types_and_not_the_tree(
+def test_an_unknown_version_of_mlflows_tracer_loses_span_types_only(
     traced: Any, scripted: Any, prompt: Any, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.delattr(mlflow_tracer.MlflowSpanHandler, "_get_span_type")
@@ -247,9 +247,7 @@ def test_another_version_of_mlflows_tracer_costs_types_and_not_the_tree(
     assert tree(trace) == "ScriptedLLM.predict UNKNOWN\n  poml qa PROMPT\n  ScriptedLLM.chat UNKNOWN"
 
 
-def test_a_model_that_cannot_tell_its_attributes_is_traced(
-    traced: Any, scripted: Any, caplog: Any, monkeypatch: Any
-) -> None:
+def test_a_model_whose_attributes_raise_is_traced(traced: Any, scripted: Any, caplog: Any, monkeypatch: Any) -> None:
     model = scripted("Fine.")
     asked: list[str] = []
 
@@ -267,7 +265,7 @@ def test_a_model_that_cannot_tell_its_attributes_is_traced(
     assert "attributes could not be traced: LookupError('not yet')" in caplog.text
 
 
-def test_the_dispatchers_shutdown_ends_what_is_open(traced: Any, scripted: Any) -> None:
+def test_the_dispatchers_shutdown_ends_open_spans(traced: Any, scripted: Any) -> None:
     def end(_: Any) -> str:
         get_dispatcher().shutdown()
         return "Fine."
@@ -278,7 +276,7 @@ def test_the_dispatchers_shutdown_ends_what_is_open(traced: Any, scripted: Any) 
     assert open_spans() == 0
 
 
-def test_other_handlers_get_what_they_always_got(traced: Any, scripted: Any, prompt: Any) -> None:
+def test_other_handlers_receive_the_same_events(traced: Any, scripted: Any, prompt: Any) -> None:
     seen: list[str] = []
 
     class Other(BaseSpanHandler[Any]):
