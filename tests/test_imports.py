@@ -115,7 +115,6 @@ def oversized() -> Iterator[str]:
                     yield f"{file.name}: {node.name} has {end - node.lineno + 1} lines"
 
 
-@pytest.mark.xfail(reason="the packages are still being rebuilt")
 def test_files_and_functions_stay_small() -> None:
     assert list(oversized()) == []
 

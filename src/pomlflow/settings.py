@@ -16,7 +16,7 @@ from pomlflow.exceptions import ConfigurationError
 
 __all__ = ["Settings", "SettingsOptions", "configure", "configured", "settings"]
 
-_MOST_WORKERS: Final = 8  # by default: each Node process takes 250 MB
+_MOST_WORKERS: Final = 8  # by default: each Node process takes 130 MB
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import poml
 import pytest
 
 from pomlflow import engine
@@ -16,6 +18,7 @@ from pomlflow.engine import installation as install
 from pomlflow.engine.process import NodeProcess
 from pomlflow.exceptions import EngineError, NodeNotFoundError
 
+ASSETS = Path(__file__).parent.parent / "corpus" / "assets"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 
 
@@ -330,3 +333,23 @@ def test_a_node_in_which_something_cannot_be_closed_is_refused(
     monkeypatch.setattr(install, "FLAGS", flags)
     with pytest.raises(EngineError, match=r"POML cannot be rendered: Cannot (redefine|delete) property"):
         engine.render("<p>{{globalThis.process.env.HOME}}</p>", {})
+
+
+@posix
+def test_packages_behind_a_link_are_found(tmp_path: Path) -> None:
+    """A virtual environment that is a link: Node resolves the paths of what it loads for a picture."""
+    link = tmp_path / "site-packages"
+    link.symlink_to(Path(poml.__file__).parent.parent)
+    picture = ASSETS / "box.png"
+    code = (
+        "import sys, poml, pomlflow\n"
+        "assert poml.__file__.startswith(sys.argv[1])\n"
+        "output = pomlflow.render(sys.argv[2])\n"
+        "print(output.messages[0].content[0].type)"
+    )
+    arguments = [str(link), f'<img src="{picture}" maxWidth="8" syntax="multimedia"/>']
+    environment = {**os.environ, "PYTHONPATH": str(link)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "image/png\n", done.stderr

@@ -26,7 +26,7 @@ from pomlflow.exceptions import EngineError, NodeNotFoundError
 
 __all__ = ["Installation", "check_versions", "find", "poml_version", "requirements"]
 
-WORKER = Path(__file__).parent / "js" / "worker.cjs"
+WORKER = Path(__file__).resolve().parent / "js" / "worker.cjs"
 _PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
 # V8 lets its heap grow with the machine's memory; under this cap a template that allocates without end is ended, and a
 # context of 30 MB has room. Semi-spaces of 8 MB, not 16, save 20 MB of each worker for some 5 % of the time of a large
@@ -140,8 +140,9 @@ def poml_version() -> str:
 
 
 def _package(name: str) -> Path | None:
+    """Return the real folder of a package: Node resolves links before it looks what may be read."""
     spec = importlib.util.find_spec(name)
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+    return None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent
 
 
 def _cache_root() -> Path | None:
