@@ -15,7 +15,6 @@ __all__ = ["render_error"]
 
 _SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
 _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
-_MARK = "a byte-order mark stands there, which POML (0.0.8) refuses: save the file as UTF-8 without one"
 _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, write a < b as b > a"
 
 
@@ -30,8 +29,6 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files:
     hint = files.remedy
     if any(problem.message.startswith("unexpected character") for problem in problems):
         hint = _ESCAPES
-    elif any("'\ufeff'" in problem.message for problem in problems):
-        hint = _MARK
     elif reported[0].get("schema") and _SYNTAX.search(problems[0].message):
         hint = _SCHEMA
     return RenderError(problems, hint)
