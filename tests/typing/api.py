@@ -146,8 +146,8 @@ def errors(question: str) -> int | None:  # noqa: C901, PLR0912
     return None
 
 
-def outputs(error: lc.PomlOutputParserError | lc.PomlRefusalError) -> str:
-    return str(error)
+def outputs(error: lc.PomlOutputParserError | lc.PomlRefusalError | li.PomlRefusalError) -> str:
+    return error.answer
 
 
 async def stream(chain: Runnable[dict[str, Any], str]) -> AsyncIterator[str]:
