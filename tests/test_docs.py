@@ -82,10 +82,12 @@ class Page:
             output, returned = done.output, done.exit_code
         else:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+            environment |= {"PATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "syrupy"}
             process = subprocess.run(
                 ["bash", "-c", line],
                 cwd=self.folder,
-                env={**os.environ, "PATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "syrupy"},
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -128,6 +130,7 @@ def names(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     store = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
     mlflow.set_tracking_uri(store)
     mlflow.set_registry_uri(store)
+    mlflow.set_experiment(experiment_id="0")  # not that of an earlier test's store
     root = get_dispatcher()
     handlers = list(root.event_handlers), list(root.span_handlers)
     with model_server() as server:

@@ -29,9 +29,16 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, empty_store: Path) -> None:
+    """The store that examples use in their folder; making a new one costs seconds."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+
+
 def test_the_tests_of_prompts_pass_and_notice_a_change(tmp_path: Path) -> None:
     folder = shutil.copytree(EXAMPLES, tmp_path / "examples")
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "syrupy"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "syrupy"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder / "test_prompts.py")]
 
     def report() -> str:

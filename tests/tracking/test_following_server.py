@@ -33,6 +33,7 @@ def test_each_call_is_answered_with_the_best_that_is_known(
     from pomlflow.llama_index import PomlPromptTemplate as LlamaIndex
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own retries hold up a renewal for minutes
     name = f"life-{os.getpid()}"
     uri, fallback = f"prompts:/{name}@production", write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>")
     server = MlflowServer(tmp_path)
