@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,18 @@ def test_mlflows_client_of_a_registry_still_opens_the_tracking_store_too(mlflow_
 
     with pytest.raises(Exception, match="unsupported"):
         MlflowClient(tracking_uri="unsupported://store", registry_uri=mlflow_database)
+
+
+def test_mlflows_export_queue_still_needs_a_thread_that_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracing.export.async_export_queue import AsyncTraceExportQueue, Task
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    exports = AsyncTraceExportQueue()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        exports.put(Task(lambda: None, [], ""))
 
 
 def test_mlflow_still_stores_langchains_media_inline(mlflow_store: str, stored_traces: Any) -> None:

@@ -211,12 +211,12 @@ def test_what_is_not_possible_yet_is_retried(tasks):
     assert tasks.flush(30) == 0
 
 
+def refuse(_: object) -> None:
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+
 def test_where_no_thread_can_start_a_flush_does_the_work(tasks, monkeypatch):
     """From Python 3.12 on that is so while the interpreter ends; and another thread can submit meanwhile."""
-
-    def refuse(_: object) -> None:
-        raise RuntimeError("can't create new thread at interpreter shutdown")
-
     done: list[int] = []
     sent, flushing = threading.Event(), threading.Event()
     sender = threading.Thread(
@@ -233,8 +233,9 @@ def test_where_no_thread_can_start_a_flush_does_the_work(tasks, monkeypatch):
 
 
 def test_memory_is_bounded_and_what_is_dropped_is_counted(tasks, monkeypatch):
-    """While a store is unreachable."""
+    """While a store is unreachable. No thread takes a task meanwhile, which is counted nowhere for a moment then."""
     monkeypatch.setattr(background, "_MAX_TASKS", 3)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     taken = [tasks.submit(Do(lambda: None, DEAD), after=3600) for _ in range(5)]
     assert taken == [True] * 3 + [False] * 2
     assert tasks.take_lost() == 2

@@ -105,7 +105,6 @@ def test_the_exit_code_is_the_programs(mlflow_store, record, tmp_path):
         run(program(mlflow_store, [record()], TRACE + "trace(1); sys.exit(3)"), tmp_path)
 
 
-@pytest.mark.xfail(sys.version_info >= (3, 12), reason="the child's last links are lost where no thread starts at exit")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_that_ends_stores_its_traces(mlflow_store, record, tmp_path):
     """MLflow's queue comes without its threads into a child, which would wait for them for ever.

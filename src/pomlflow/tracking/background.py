@@ -204,7 +204,8 @@ class Worker:
                 if entries and entries[0].due <= now:
                     self._run(heapq.heappop(entries).task)
                     return
-            self._settle()
+            if self._settle():
+                return  # the flush may be this thread's own
             due = min((entries[0].due for entries in self._entries if entries), default=None)
             if due is not None:
                 timeout = max(0.0, due - now if timeout is None else min(due - now, timeout))
@@ -239,8 +240,9 @@ class Worker:
             entry.task.delays = 0
         heapq.heapify(self._entries[1])
 
-    def _settle(self) -> None:
-        """End the flushes that wait for no task any more; none is due now."""
+    def _settle(self) -> bool:
+        """End the flushes that wait for no task any more, and return whether there were any; no task is due now."""
+        before = len(self._flushes)
         for flush in list(self._flushes):
             waiting = self._waiting()
             if all(self._is_blocked(task, flush) for task in waiting):
@@ -248,6 +250,7 @@ class Worker:
                 flush.done.set()
             if flush.done.is_set():
                 self._flushes.remove(flush)
+        return len(self._flushes) < before
 
     def _waiting(self) -> list[Task]:
         return [entry.task for entry in list(self._entries[1]) if entry.task.state is not State.PARKED]

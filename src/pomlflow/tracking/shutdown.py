@@ -45,9 +45,6 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
             threading._register_atexit(self._exit_before_join)  # type: ignore[attr-defined]
         except (AttributeError, RuntimeError):  # another Python; or the first to trace is a thread that outlives main
             atexit.register(finish)
-            for _, _, queue in _exports():
-                if queue is not None:
-                    queue.activate()  # while a thread can still start
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Flush what is ours, after MLflow's traces."""
@@ -105,6 +102,7 @@ def finish(limit: float | None = None) -> None:
             try:
                 if uri not in _unresponsive:
                     check_reachable(uri, _CHECK)
+                    _open(queue)
                     _drain(processor, queue, deadline)
                     continue
             except Exception:  # noqa: BLE001 - whatever is wrong, it accepts nothing
@@ -155,6 +153,26 @@ def _drain(processor: Any, queue: Any, deadline: float) -> bool:
     with tasks.all_tasks_done:
         left = max(0.0, deadline - time.monotonic())
         return bool(tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, left))
+
+
+def _open(queue: Any) -> None:
+    """Have an export queue take traces where no thread can start: in Python's exit hooks, from 3.12 on."""
+    if queue is None or _can_start_threads():
+        return
+    # upstream: mlflow 3.12-3.18: the queue loses traces then, or stores one twice and stops, as it starts its threads.
+    if queue.is_active():
+        pool = queue._worker_threadpool
+        pool._max_workers = max(1, len(pool._threads))
+    else:
+        queue._stop_event.set()  # a stopped queue exports in the calling thread
+
+
+def _can_start_threads() -> bool:
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _restart_exports() -> None:
