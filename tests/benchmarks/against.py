@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from measure import CASES, HELLO, HERE, median_ms
+from measure import CASES, HELLO, HERE
 from sizes import CASES as SIZES
+from timing import median_ms
 
 ROOT = HERE.parents[1]
 FIGURES, PICTURE = ROOT / "docs" / "figures.md", ROOT / "examples" / "growth.svg"

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from measure import Case, Row, interleaved, median_ms, ratio
+from measure import Case, Row, interleaved, ratio
+from timing import median_ms
 
 from pomlflow import engine
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from measure import HELLO, RICH, Case, Row, median_ms, ratio, taken_ms
+from measure import HELLO, RICH, Case, Row, ratio
+from timing import median_ms, taken_ms
 
 import pomlflow
 from pomlflow import engine

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", LANGSMIT
 os.environ["MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"] = "100000"  # a full queue drops traces, which are then for free
 
 import poml
+from timing import median_ms
 
 from pomlflow import engine
 
@@ -31,21 +31,6 @@ ANALYSIS = {
 MEGABYTE = {"rows": [{"id": n, "text": "x" * 80} for n in range(10_000)]}
 
 Row = tuple[str, str, str]
-
-
-def median_ms(work: Callable[[], Any], times: int, pause: float = 0.0) -> float:
-    return statistics.median(taken_ms(work, times, pause))
-
-
-def taken_ms(work: Callable[[], Any], times: int, pause: float = 0.0) -> list[float]:
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-        if pause:
-            time.sleep(max(0.0, pause - taken[-1]))
-    return [one * 1e3 for one in taken]
 
 
 def interleaved(works: dict[str, Callable[[], Any]], rounds: int, times: int) -> dict[str, list[float]]:

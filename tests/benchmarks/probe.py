@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -15,19 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from timing import median_ms
+
 THREADS, SECONDS = 8, 1.0
 CHAIN = "<poml><system-msg>Be kind.</system-msg><human-msg>Hello {{name}}</human-msg></poml>"
-
-
-def median_ms(work: Callable[[], Any], times: int, pause: float = 0.0) -> float:
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-        if pause:
-            time.sleep(max(0.0, pause - taken[-1]))
-    return statistics.median(taken) * 1e3
 
 
 def renders(prompts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, float]:

@@ -9,7 +9,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from measure import CASES, HELLO, Row, median_ms, ratio
+from measure import CASES, HELLO, Row, ratio
+from timing import median_ms
 
 ROUNDS = 5
 

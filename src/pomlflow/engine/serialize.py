@@ -90,7 +90,7 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
     try:
         text = orjson.dumps(values, default=_convert, option=_OPTIONS)
         careful = b"null" in text and _has_non_finite(values.values())
-    except Exception:  # noqa: BLE001 - what a user's own object raises is told by the walk, with its place
+    except Exception:  # noqa: BLE001 - the walk reports what a user's own object raises, with its place
         careful = True
     if careful:
         text = orjson.dumps(_walk(values, "", 0))

@@ -1,5 +1,5 @@
 // Documents that are archives (.docx, .xlsx): unpacked once with a limit, before POML's readers (0.0.8) trust their
-// headers. Those have no limit of their own: a header that says 4 GB, or 1 MB that unpacks to 3 GB, ends the process.
+// headers. Those have no limit of their own: a header that declares 4 GB, or 1 MB that unpacks to 3 GB, ends the process.
 'use strict';
 
 const zlib = require('node:zlib');
@@ -48,7 +48,7 @@ function unpacked(data, room) {
 }
 
 /**
- * Throws where an archive unpacks to more than the limit, or its headers say another size than it has.
+ * Throws where an archive unpacks to more than the limit, or its headers declare another size than it has.
  *
  * @param {Uint8Array} bytes The document.
  * @param {string} name What it is called in the error.
@@ -69,10 +69,10 @@ function checkArchive(bytes, name, local) {
     if (real === undefined) return;
     total += real;
     if (total > LIMIT) throw large();
-    const told = [size, own || size].find((one) => one !== real);
-    if (told === undefined) continue;
+    const declared = [size, own || size].find((one) => one !== real);
+    if (declared === undefined) continue;
     const remedy = own === WHOLE ? 'POML (0.0.8) cannot read such an archive (zip64): save it anew' : 'it is damaged';
-    throw new Error(`${name}: ${part} has ${real} bytes unpacked, and its header says ${told}: ${remedy}`);
+    throw new Error(`${name}: ${part} has ${real} bytes unpacked, and its header says ${declared}: ${remedy}`);
   }
 }
 

@@ -239,7 +239,7 @@ function keepWhitespace({ prototype }) {
       variables = context;
       used = false;
     },
-    /** Whether a request's text has such a sign of its own, which could not be told apart. */
+    /** Whether a request's text has such a sign of its own, which could not be distinguished. */
     collides: (text) => /[\ufdd0-\ufdd4]/.test(text),
     /** Whether it would break the syntax of the output. */
     breaks: (intermediate) => used && STRUCTURE.test(intermediate),
