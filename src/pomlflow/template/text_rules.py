@@ -49,10 +49,13 @@ def _bound(page: Page) -> set[str]:
 
 def _without_expressions(text: str) -> str:
     """The text with blanks for its expressions, so that every offset stays."""
-    for start, code in list(expressions(text)):
-        begin, end = text.rfind("{{", 0, start + 1), text.find("}}", start + len(code)) + 2
-        text = f"{text[:begin]}{' ' * (end - begin)}{text[end:]}"
-    return text
+    parts: list[str] = []
+    last = 0
+    for start, code in expressions(text):
+        begin, end = text.rfind("{{", last, start + 1), text.find("}}", start + len(code)) + 2
+        parts += text[last:begin], " " * (end - begin)
+        last = end
+    return "".join((*parts, text[last:]))
 
 
 def unclosed_braces(page: Page) -> Iterator[Fault]:
