@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install example test docs lint format typecheck bench soak langchain-core lock clean
+.PHONY: install example test integration docs lint format typecheck bench soak langchain-core lock clean
 
 install: .venv/ready
 
@@ -17,6 +17,12 @@ example: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The tests that need what a plain machine lacks, which is installed where it can be; those that still lack it are skipped.
+integration: install
+	.ci/integration-packages
+	$(BIN)/uv pip install --quiet --python .venv --group integration --constraints requirements.lock
+	$(BIN)/python -m pytest -m integration tests/integration
 
 # The site of docs/, in site/; a broken link or reference is an error.
 docs: install
@@ -56,7 +62,7 @@ langchain-core: install
 	.venv-langchain-core/bin/python tests/benchmarks/langchain_core_tests.py
 
 lock: install
-	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --group docs --universal --python-version 3.11 --upgrade --no-annotate --no-header --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group dev --group docs --group integration --universal --python-version 3.11 --upgrade --no-annotate --no-header --output-file requirements.lock
 
 clean:
 	rm -rf .venv .venv-langchain-core build dist site .pytest_cache .mypy_cache .ruff_cache
