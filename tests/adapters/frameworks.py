@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
+
+import pytest
 
 Answer = str | Callable[[list[str]], str]  # what a model answers: a text, or a function of its messages' texts
 
@@ -45,6 +48,30 @@ class Framework(ABC):
     @abstractmethod
     def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
         """Do that with a stream, to its end."""
+
+    @abstractmethod
+    def client(self, name: str, url: str) -> Any:
+        """Make the real client of a provider, for a server at `url`; skip the test where it is not installed."""
+
+    @abstractmethod
+    def send(self, prompt: Any, client: Any, *, bound: bool = False, **variables: Any) -> str:
+        """Send the prompt to a real client, in a chain or bound; gives the answer."""
+
+    @abstractmethod
+    def streams(self, prompt: Any, client: Any, **variables: Any) -> list[str]:
+        """Send it for a stream, and for one on an event loop; gives both answers."""
+
+    @abstractmethod
+    def call_of_tool(self, prompt: Any, client: Any, **variables: Any) -> Any:
+        """Send it; gives the model's message, which calls a tool."""
+
+    @abstractmethod
+    def tool_result(self, text: str, call_id: str) -> Any:
+        """Make the message of a tool's result."""
+
+    @abstractmethod
+    def send_messages(self, client: Any, question: str, *messages: Any) -> None:
+        """Send a question and messages to the client, without a prompt."""
 
     @abstractmethod
     def autolog(self, **options: Any) -> None:
@@ -121,6 +148,34 @@ class LangChain(Framework):
             ToolMessage("grey", tool_call_id="c1", name="look"),
             AIMessage([{"type": "text", "text": "Grey."}], id="a1", name="mate"),
         ]
+
+    def client(self, name: str, url: str) -> Any:
+        if name == "openai":
+            module = pytest.importorskip("langchain_openai")
+            return module.ChatOpenAI(model="gpt-4o", base_url=f"{url}/v1", api_key="none", max_retries=0)
+        module = pytest.importorskip("langchain_anthropic")
+        return module.ChatAnthropic(model="claude-test", base_url=url, api_key="none", max_retries=0)
+
+    def send(self, prompt: Any, client: Any, *, bound: bool = False, **variables: Any) -> str:
+        chain = prompt.bind_to(client) if bound else prompt | client
+        return str(chain.invoke(variables).text)
+
+    def streams(self, prompt: Any, client: Any, **variables: Any) -> list[str]:
+        async def stream() -> str:
+            return "".join([chunk.text async for chunk in (prompt | client).astream(variables)])
+
+        return ["".join(chunk.text for chunk in (prompt | client).stream(variables)), asyncio.run(stream())]
+
+    def call_of_tool(self, prompt: Any, client: Any, **variables: Any) -> Any:
+        return (prompt | client).invoke(variables)
+
+    def tool_result(self, text: str, call_id: str) -> Any:
+        from langchain_core.messages import ToolMessage
+
+        return ToolMessage(text, tool_call_id=call_id)
+
+    def send_messages(self, client: Any, question: str, *messages: Any) -> None:
+        client.invoke([("human", question), *messages])
 
     def autolog(self, **options: Any) -> None:
         import pomlflow.langchain
@@ -201,6 +256,42 @@ class LlamaIndex(Framework):
             ChatMessage(role="tool", content="grey", additional_kwargs={"tool_call_id": "c1", "name": "look"}),
             ChatMessage(role="assistant", content="Grey."),
         ]
+
+    def client(self, name: str, url: str) -> Any:
+        if name == "anthropic":
+            module = pytest.importorskip("llama_index.llms.anthropic")
+            return module.Anthropic(model="claude-sonnet-4-5", base_url=url, api_key="none", max_retries=0)
+        options: dict[str, Any] = {"api_base": f"{url}/v1", "api_key": "none", "max_retries": 0}
+        if name == "openai":
+            return pytest.importorskip("llama_index.llms.openai").OpenAI(model="gpt-4o", **options)
+        options |= {"is_chat_model": True, "is_function_calling_model": True}
+        return pytest.importorskip("llama_index.llms.openai_like").OpenAILike(model="own", **options)
+
+    def send(self, prompt: Any, client: Any, *, bound: bool = False, **variables: Any) -> str:
+        if bound:
+            return str(prompt.bind_to(client).predict(**variables))
+        return str(client.predict(prompt, **variables))
+
+    def streams(self, prompt: Any, client: Any, **variables: Any) -> list[str]:
+        bound = prompt.bind_to(client)
+
+        async def stream() -> str:
+            return "".join([str(piece.delta) async for piece in await bound.astream_chat(**variables)])
+
+        return ["".join(str(piece.delta) for piece in bound.stream_chat(**variables)), asyncio.run(stream())]
+
+    def call_of_tool(self, prompt: Any, client: Any, **variables: Any) -> Any:
+        return prompt.bind_to(client).chat(**variables).message
+
+    def tool_result(self, text: str, call_id: str) -> Any:
+        from llama_index.core.base.llms.types import ChatMessage
+
+        return ChatMessage(role="tool", content=text, additional_kwargs={"tool_call_id": call_id})
+
+    def send_messages(self, client: Any, question: str, *messages: Any) -> None:
+        from llama_index.core.base.llms.types import ChatMessage
+
+        client.chat([ChatMessage(question), *messages])
 
     def autolog(self, **options: Any) -> None:
         import pomlflow.llama_index

@@ -238,3 +238,22 @@ def test_pictures_of_an_agents_own_tools_follow_for_openai(clients: dict[str, An
     assert server.messages[4]["content"][0] == {"type": "text", "text": "From shot (1):"}
     assert server.messages[4]["content"][1]["image_url"]["url"] == "data:image/png;base64,iVBORw0KGgo="
     assert history[2].content[1] == picture, "the user's own message was changed"
+
+
+def test_an_empty_message(clients: dict[str, Any], server: ModelServer) -> None:
+    openai = _given(clients, "ChatOpenAI")
+    (prompt("<conversation messages='{{h}}'/>") | openai).invoke({})
+    assert server.messages == [{"role": "user", "content": ""}]
+    (prompt("<conversation messages='{{h}}'/><human-msg>q</human-msg>") | openai).invoke({"h": [AIMessage("")]})
+    assert server.messages == [{"role": "assistant", "content": ""}, {"role": "user", "content": "q"}]
+
+
+def test_a_picture_in_a_tools_result_without_binding(clients: dict[str, Any], server: ModelServer) -> None:
+    """LangChain's own message of it is sent as it is: a chain without `bind_to` changes no message."""
+    result = (
+        "<tool-response id='c2' name='shot'><p>The screen:</p><img src='box.png' syntax='multimedia'/></tool-response>"
+    )
+    (prompt(f"<ai-msg><tool-request id='c2' name='shot'/></ai-msg>{result}") | _given(clients, "ChatOpenAI")).invoke({})
+    last = server.messages[-1]
+    assert (last["role"], last["tool_call_id"]) == ("tool", "c2")
+    assert [block["type"] for block in last["content"]] == ["text", "image_url"]
