@@ -15,7 +15,7 @@ from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.types import BaseOutputParser
 from pydantic import BaseModel
 
-from pomlflow import AnswerError, ConfigurationError, MissingVariableError, PomlError, SettingError, ToolError
+from pomlflow import AnswerError, ConfigurationError, MissingVariableError, PomlError
 from pomlflow.llama_index import PomlPromptTemplate
 
 RUNTIME = '<runtime temperature="0.2" max-tokens="300" stop-sequences=\'["END"]\'/>'
@@ -178,16 +178,6 @@ def test_a_custom_model_receives_the_arguments_of_its_class() -> None:
     llm = Own()
     assert prompt('<runtime random-seed="7"/>', TALK).bind_to(llm).predict(**GIVEN) == "Fine."
     assert llm.seen == [(1.0, 7)]
-
-
-def test_an_argument_that_a_custom_model_lacks_is_an_error() -> None:
-    with pytest.raises(SettingError, match="<inline>: Own does not support the <runtime> setting wit") as caught:
-        prompt('<runtime wit="2"/>', TALK).bind_to(Own()).predict(**GIVEN)
-    assert caught.value.setting == "wit"
-    with pytest.raises(ToolError, match="<inline> has tools, but Own does not support tools"):
-        prompt(TOOL, TALK).bind_to(Own()).predict(**GIVEN)
-    with pytest.raises(TypeError, match="'wit'"):  # the user's own mistake
-        prompt(TALK).bind_to(Own(), wit=2).predict(**GIVEN)
 
 
 def test_a_missing_variable_is_an_error_before_the_model_is_called(scripted: Any) -> None:

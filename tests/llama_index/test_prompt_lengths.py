@@ -1,4 +1,4 @@
-"""A prompt's length without its variables, and its display in notebooks and traces."""
+"""A prompt's length without its variables, and its display."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, DocumentBlock
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.prompts.prompt_utils import get_biggest_prompt, get_empty_prompt_messages, get_empty_prompt_txt
 
@@ -79,24 +79,6 @@ def test_an_intended_empty_value_is_rendered(renders) -> None:
 
 
 # Display.
-
-
-def test_a_notebook_shows_the_messages(renders) -> None:
-    """With the given values, otherwise with the variables' names; with the markup if that fails."""
-    shown = PomlPromptTemplate(CHAT, name="greet", text="wor```ld")._repr_markdown_()
-    assert shown == (
-        "**greet**\n\n*system*\n\n```text\nSystem {sys_param}\n```\n\n*user*\n\n````text\nhello wor```ld {foo}\n````"
-    )
-    assert f"data:image/png;base64,{PIXEL[:40]}" in (
-        PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>')._repr_markdown_()
-    )
-    pdf = PomlPromptTemplate('<conversation messages="{{h}}"/>', h=[ChatMessage(blocks=[DocumentBlock(data=b"AAAA")])])
-    assert "`[document]`" in pdf._repr_markdown_()
-    loop = '<p for="x in xs">{{x}}</p>'
-    assert loop in PomlPromptTemplate(loop)._repr_markdown_()
-    failing = PomlPromptTemplate("<p>{{x}}</p>", function_mappings={"x": lambda **_: 1 / 0})
-    assert "<p>{{x}}</p>" in failing._repr_markdown_()
-    assert renders == []
 
 
 def test_the_template_prints_as_the_markup() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -41,20 +41,6 @@ __all__ = ["PomlLLM", "agent_kwargs"]
 _dispatcher = get_dispatcher(__name__)
 
 
-class Renderer(Protocol):
-    """What is bound: a `PomlPromptTemplate`."""
-
-    @property
-    def label(self) -> str:
-        """The prompt's name, its file, or ``<inline>``."""
-
-    def render(self, variables: Mapping[str, Any], /) -> Rendered:
-        """Render once."""
-
-    async def arender(self, variables: Mapping[str, Any], /) -> Rendered:
-        """Render once, without blocking the event loop."""
-
-
 class PomlLLM:
     """A model bound to a POML prompt: LlamaIndex's methods, which take the prompt's variables.
 
@@ -75,7 +61,7 @@ class PomlLLM:
         'text text'
     """
 
-    def __init__(self, prompt: Renderer, llm: LLM, /, **llm_kwargs: Any) -> None:
+    def __init__(self, prompt: Any, llm: LLM, /, **llm_kwargs: Any) -> None:
         if not isinstance(llm, LLM):
             raise TypeError(f"bind_to takes one of LlamaIndex's LLMs, not a {type(llm).__name__}")
         self.prompt = prompt
@@ -90,7 +76,7 @@ class PomlLLM:
         own = {**self.llm_kwargs, **(llm_kwargs or {})}
         settings = settings_for(self.llm, output.get("runtime"), own, rendered.place)
         choice = settings.pop("tool_choice", None)
-        model = BoundLLM.of(self.llm, settings, own, place=rendered.place)
+        model = BoundLLM.of(self.llm, {**settings, **own}, rendered.place)
         options = {"tools": tool_specs(output), "choice": choice, "schema": output.get("schema"), **options}
         return model.request(rendered, **options)
 
@@ -230,14 +216,16 @@ class PomlLLM:
             Instances of the answer so far, unchecked, in which missing properties are None; the last one is complete
             and checked by the schema.
         """
-        return self._structured(self.prompt.render(variables), llm_kwargs, output_cls).stream()
+        request = self._structured(self.prompt.render(variables), llm_kwargs, output_cls)
+        return request.growing(request.send("stream_"))
 
     @_dispatcher.span
     async def astream_structured_predict(
         self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
     ) -> AsyncIterator[Any]:
         """Stream the object without blocking the event loop; otherwise like `stream_structured_predict`."""
-        return await self._structured(await self.prompt.arender(variables), llm_kwargs, output_cls).astream()
+        request = self._structured(await self.prompt.arender(variables), llm_kwargs, output_cls)
+        return request.agrowing(await request.send("astream_"))
 
 
 def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +238,7 @@ def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[s
     system, examples = _system_and_examples(rendered, place)
     record = dataclasses.replace(record, variables={}, output={**output, "messages": []})  # for the link, no content
     made: dict[str, Any] = {
-        "llm": BoundLLM.of(llm, settings, own, examples=examples, place=place, record=record),
+        "llm": BoundLLM.of(llm, {**settings, **own}, place, examples=examples, record=record),
         "system_prompt": system,
         "tools": bind_tools(tool_specs(output), tools, place),
     }

@@ -24,7 +24,7 @@ from pomlflow.llama_index.events import dispatch_render
 from pomlflow.llama_index.messages import MessageHistory, Rendered
 from pomlflow.llama_index.providers import for_provider
 from pomlflow.llama_index.structured import Answer, output_class
-from pomlflow.llama_index.text_views import PromptText, check_f_string, fenced, joined_text, markdown
+from pomlflow.llama_index.text_views import PromptText, check_f_string, joined_text
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.lint import Finding
@@ -378,15 +378,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         if now is not self._snapshot:
             self._set_snapshot(now)
         return now
-
-    def _repr_markdown_(self) -> str:
-        """Show the messages in a notebook, with the open variables' names as values; on errors the markup."""
-        title = self.name or self._core.name or "POML"
-        try:
-            shown = {name: f"{{{name}}}" for name in self._open_variables()}
-            return markdown(title, self.render(shown, quiet=True).messages)
-        except Exception:  # noqa: BLE001 - a function mapping may raise anything, and a display must not
-            return f"**{title}**\n\n{fenced(self.source, 'xml')}"
 
 
 PromptText.prompt_class = PomlPromptTemplate

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms import LLM
 
-from pomlflow.exceptions import PomlError, SettingError, ToolError
+from pomlflow.exceptions import SettingError
 from pomlflow.frame import Provider, media, response_format, settings
 from pomlflow.frame.settings import provider_of as provider_of_class
 from pomlflow.llama_index.internals import has_structured_output
@@ -31,14 +30,12 @@ __all__ = [
     "for_provider",
     "native_schema",
     "provider_of",
-    "refused_argument",
     "settings_for",
     "tool_choice",
 ]
 
 L = TypeVar("L", bound=LLM)
 
-_REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
 # Fields of model classes that add to a call's arguments, instead of being their defaults.
 _ADDED = frozenset({"tools", "mcp_servers"})
 _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
@@ -92,23 +89,6 @@ def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
     made = llm.model_copy(update=changed)
     object.__setattr__(made, "__pydantic_private__", llm.__pydantic_private__)  # also clients that are made later
     return made
-
-
-def refused_argument(error: TypeError, llm: LLM, names: Collection[str], place: str) -> PomlError | None:
-    """Return the error for an argument of the template's that a model's class refuses; None for another mistake."""
-    found = _REFUSED.search(str(error))
-    kind = type(llm).__name__
-    if found is None:
-        return None
-    if found[1] == "tools":
-        return ToolError(
-            f"{place} has tools, but {kind} does not support tools: use a model that calls functions, or an agent that "
-            "needs none (ReActAgent)",
-            "tools",
-        )
-    if found[1] not in names:
-        return None
-    return SettingError(f"{place}: {kind} does not support the <runtime> setting {found[1]}. Remove it", found[1])
 
 
 @lru_cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
@@ -15,9 +15,9 @@ from llama_index.core.instrumentation.span import active_span_id
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame.refusals import WITHHELD, RefusalReader
 
-__all__ = ["PomlRefusalError", "astream_checked", "checked", "google_refusals", "stream_checked", "text_of"]
+__all__ = ["PomlRefusalError", "Response", "checked", "google_refusals", "text_of"]
 
-R = TypeVar("R", ChatResponse, CompletionResponse)
+Response = ChatResponse | CompletionResponse
 # The texts of the errors that LlamaIndex's Google model raises for an answer that Google withheld.
 _EARLY_END: Final = re.compile(r"Response was terminated early: (\w+)")
 _NO_CANDIDATES: Final = "Response has no candidates"  # the prompt was blocked
@@ -33,58 +33,65 @@ class PomlRefusalError(AnswerError):
     """
 
 
-def text_of(response: ChatResponse | CompletionResponse) -> str:
+def text_of(response: Response) -> str:
     """Return the text of a model's response."""
     return (response.message.content if isinstance(response, ChatResponse) else response.text) or ""
 
 
-def checked(response: R, place: str, reader: RefusalReader | None = None) -> R:
-    """Return a complete response, or raise the refusal in it or in the pieces before it."""
-    if reader is None:
-        _take(reader := RefusalReader(), response)
-    if reader.text is not None:
-        raise _refusal(reader.text or text_of(response), place)
-    return response
+def checked(response: Any, place: str) -> Any:
+    """Return a complete response, or raise the refusal in it; return a stream that raises its refusal at its end."""
+    if isinstance(response, ChatResponse | CompletionResponse):
+        reader = RefusalReader()
+        _take(reader, response)
+        _raise_refusal(reader, response, place)
+        return response
+    return (_achecked if hasattr(response, "__anext__") else _checked)(response, place, active_span_id.get())
 
 
-def stream_checked(stream: Iterator[R], place: str) -> Generator[R, None, None]:
-    """Return a stream that raises its refusal at its end."""
-    span_id = active_span_id.get()
+def _checked(stream: Iterator[Response], place: str, span_id: str | None) -> Generator[Response, None, None]:
+    with _reading(place, span_id) as take:
+        for piece in stream:
+            yield take(piece)
 
-    def pieces() -> Generator[R, None, None]:
-        reader, last = RefusalReader(), None
-        with _reported(span_id), google_refusals(place):
-            for last in stream:
-                _take(reader, last)
-                yield last
+
+async def _achecked(stream: AsyncIterator[Response], place: str, span_id: str | None) -> AsyncGenerator[Response, None]:
+    with _reading(place, span_id) as take:
+        async for piece in stream:
+            yield take(piece)
+
+
+@contextmanager
+def _reading(place: str, span_id: str | None) -> Iterator[Callable[[Response], Response]]:
+    """Raise the refusal in a stream's pieces at its end, and report it to the span that returned the stream."""
+    reader, last = RefusalReader(), None
+
+    def take(piece: Response) -> Response:
+        nonlocal last
+        last = piece
+        _take(reader, piece)
+        return piece
+
+    try:
+        with google_refusals(place):
+            yield take
             if last is not None:
-                checked(last, place, reader)
-
-    return pieces()
-
-
-def astream_checked(stream: AsyncIterator[R], place: str) -> AsyncGenerator[R, None]:
-    """Return an async stream that raises its refusal at its end."""
-    span_id = active_span_id.get()
-
-    async def pieces() -> AsyncGenerator[R, None]:
-        reader, last = RefusalReader(), None
-        with _reported(span_id), google_refusals(place):
-            async for last in stream:
-                _take(reader, last)
-                yield last
-            if last is not None:
-                checked(last, place, reader)
-
-    return pieces()
+                _raise_refusal(reader, last, place)
+    except PomlRefusalError as error:
+        _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))  # the reader's span is another one
+        raise
 
 
-def _take(reader: RefusalReader, response: ChatResponse | CompletionResponse) -> None:
+def _take(reader: RefusalReader, response: Response) -> None:
     reader.take(response.raw)
     if reader.text is None:
         reader.take(response.additional_kwargs)
     if reader.text is None and isinstance(response, ChatResponse):
         reader.take(response.message.additional_kwargs)
+
+
+def _raise_refusal(reader: RefusalReader, response: Response, place: str) -> None:
+    if reader.text is not None:
+        raise _refusal(reader.text or text_of(response), place)
 
 
 @contextmanager
@@ -97,16 +104,6 @@ def google_refusals(place: str) -> Iterator[None]:
         if (found is None or found[1] not in WITHHELD) and text != _NO_CANDIDATES:
             raise
         raise _refusal("" if found is None else text.partition(": ")[2], place) from error
-
-
-@contextmanager
-def _reported(span_id: str | None) -> Iterator[None]:
-    """Report a refusal to the span that returned the stream: the reader's span is another one."""
-    try:
-        yield
-    except PomlRefusalError as error:
-        _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
-        raise
 
 
 def _refusal(text: str, place: str) -> PomlRefusalError:

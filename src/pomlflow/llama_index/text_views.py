@@ -1,19 +1,18 @@
-"""A POML prompt as the texts that LlamaIndex's components and notebooks use."""
+"""A POML prompt as the texts that LlamaIndex's components read."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.base.llms.types import ChatMessage, TextBlock
 from llama_index.core.prompts import BasePromptTemplate
 from typing_extensions import override
 
 from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.template.source import Use
 
-__all__ = ["PromptText", "check_f_string", "fenced", "joined_text", "markdown"]
+__all__ = ["PromptText", "check_f_string", "joined_text"]
 
 
 class PromptText(str):
@@ -87,25 +86,3 @@ def joined_text(messages: Iterable[ChatMessage], place: str) -> str:
                 f"{place}: a component reads this prompt as a text, which cannot hold its {block.block_type}"
             )
     return "\n\n".join(block.text for block in blocks if isinstance(block, TextBlock))
-
-
-def markdown(title: str, messages: Sequence[ChatMessage]) -> str:
-    """Return messages for a notebook: each one's role, its text verbatim, and its images."""
-    shown = [f"**{title}**"]
-    for message in messages:
-        shown.append(f"*{message.role.value}*")
-        for block in message.blocks:
-            if isinstance(block, TextBlock):
-                shown.append(fenced(block.text, "text"))
-            elif isinstance(block, ImageBlock) and isinstance(block.image, bytes):
-                shown.append(f"![picture](data:{block.image_mimetype};base64,{block.image.decode()})")
-            else:
-                shown.append(f"`[{block.block_type}]`")
-    return "\n\n".join(shown)
-
-
-def fenced(text: str, language: str) -> str:
-    """Return a Markdown code block of a text, which may hold fences itself."""
-    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"

@@ -6,7 +6,6 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import Any, NoReturn
 
 from llama_index.core.tools import BaseTool, FunctionTool, ToolMetadata
@@ -41,15 +40,11 @@ def _metadata(spec: ToolSpec, *, return_direct: bool = False) -> ToolMetadata:
 
 def describe_tool(spec: ToolSpec) -> BaseTool:
     """Return a tool that only describes itself to a model."""
-    return _describe_tool(spec.name, spec.description, json.dumps(spec.parameters))
 
-
-@lru_cache(maxsize=256)
-def _describe_tool(name: str, description: str, parameters: str) -> BaseTool:
     def not_callable(**_: Any) -> NoReturn:
-        raise NotImplementedError(f"{name} only describes a tool to the model: the caller of the model calls it")
+        raise NotImplementedError(f"{spec.name} only describes a tool to the model: the caller of the model calls it")
 
-    return FunctionTool(not_callable, metadata=_metadata(ToolSpec(name, description, json.loads(parameters))))
+    return FunctionTool(not_callable, metadata=_metadata(spec))
 
 
 def bind_tools(
