@@ -122,3 +122,17 @@ def test_a_prompt_of_the_registry_brings_its_files_and_follows_its_alias(tmp_pat
     assert "LlamaIndex renders prompts:/briefing/1: 2 messages" in shown
     assert re.search(r"came along: log\.txt \(\d+ bytes\), track\.png \(\d+ bytes\)", shown)
     assert shown.count("after the move: '# Task\\n\\nAnswer in one word: May we sample?'") == 2
+
+
+def test_two_versions_are_evaluated_compared_and_rolled_out(tmp_path: Path) -> None:
+    shown = run("evaluate_versions.py", tmp_path)
+    evaluated, production = shown.split("evaluated:\n")[1].split("in production:\n")
+    assert [line.split() for line in evaluated.splitlines()[2:4]] == [
+        ["1", "3", "0.0", "16.0", "0.0"],
+        ["2", "3", "0.0", "13.0", "1.0"],
+    ]
+    rows = [line.split() for line in production.splitlines()[2:4]]
+    assert sum(int(row[1]) for row in rows) == 20
+    assert all(int(row[1]) for row in rows)
+    assert [row[2:] for row in rows] == [["0.0", "0.0"], ["0.0", "1.0"]]
+    assert "0 of 20 users would go back" in production

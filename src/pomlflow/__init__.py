@@ -42,6 +42,7 @@ from pomlflow.template.lint import Finding
 if TYPE_CHECKING:
     from pomlflow._version import __version__
     from pomlflow.tracking.replay import Replay, replay
+    from pomlflow.tracking.version_metrics import compare_versions
 
 __all__ = [
     "AnswerError",
@@ -71,6 +72,7 @@ __all__ = [
     "__version__",
     "arender",
     "autolog",
+    "compare_versions",
     "configure",
     "configured",
     "flush",
@@ -80,7 +82,13 @@ __all__ = [
     "transcript",
 ]
 
-# Replays import MLflow, and the version reads the package's metadata.
+# These import MLflow, and the version reads the package's metadata.
 __getattr__, __dir__ = lazy_names(
-    __name__, {"Replay": "tracking.replay", "__version__": "_version", "replay": "tracking.replay"}
+    __name__,
+    {
+        "Replay": "tracking.replay",
+        "__version__": "_version",
+        "compare_versions": "tracking.version_metrics",
+        "replay": "tracking.replay",
+    },
 )

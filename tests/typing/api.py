@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -48,6 +49,10 @@ def settings(folder: Path) -> None:
         assert_type(block.max_workers, int)
     assert_type(pomlflow.flush(timeout=1), bool)
     assert_type(pomlflow.__version__, str)
+
+
+def versions(since: datetime) -> str:
+    return str(pomlflow.compare_versions("support", [3, "challenger"], experiment_ids=["1"], since=since, until=since))
 
 
 def mask(content: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,105 @@
+"""Latency, tokens, errors and assessments of prompt versions, from the traces that are linked to them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from statistics import fmean
+from typing import Final
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Feedback, TraceInfo, TraceState
+
+from pomlflow.tracking.load import load
+
+__all__ = ["compare_versions"]
+
+_TOKENS: Final = ["input_tokens", "output_tokens", "total_tokens"]
+_RATINGS: Final[Mapping[str, float]] = {"yes": 1.0, "no": 0.0}  # MLflow's judges answer so
+
+
+def compare_versions(
+    name: str,
+    versions: Iterable[int | str],
+    *,
+    experiment_ids: Sequence[str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> pd.DataFrame:
+    """Compare versions of a prompt by the traces that are linked to them.
+
+    A trace counts for each of the versions that it is linked to, and one that is in progress for none.
+
+    Args:
+        name: The prompt's name in MLflow's registry.
+        versions: Numbers, or aliases, which stand for the version that they name now.
+        experiment_ids: The experiments with the traces, by default MLflow's current one.
+        since: Only traces that started at this time or later; local time where it has no time zone.
+        until: Only traces that started before this time.
+
+    Returns:
+        A pandas DataFrame with one row for each version, in the order given, and the number as its index. `traces` and
+        `errors` are counts, `error_rate` is a share, `latency_p50` and `latency_p95` are milliseconds of whole traces,
+        `input_tokens`, `output_tokens` and `total_tokens` are means of the traces with a count of tokens. Each
+        assessment has a column with its mean, ``correctness/mean``, as in the metrics of `mlflow.genai.evaluate`:
+        numbers as they are, True and "yes" as 1, False and "no" as 0, other values left out. A value that no trace
+        has is NaN.
+
+    Raises:
+        RegistryError: An alias cannot be looked up, or does not exist (`PromptNotFoundError`).
+        MlflowException: The store failed or is unreachable.
+
+    Example:
+        >>> pomlflow.compare_versions("support", [3, 4])[["traces", "error_rate", "latency_p50", "correctness/mean"]]
+                 traces  error_rate  latency_p50  correctness/mean
+        version
+        3           940        0.01        812.0              0.81
+        4           102        0.00        655.0              0.92
+    """
+    locations = None if experiment_ids is None else list(experiment_ids)
+    window = [
+        f"timestamp_ms {sign} {round(moment.timestamp() * 1000)}"
+        for sign, moment in ((">=", since), ("<", until))
+        if moment is not None
+    ]
+    rows = {}
+    for number in (_number(name, version) for version in versions):
+        query = " AND ".join([f"prompt = '{name}/{number}'", *window])
+        found = mlflow.search_traces(locations=locations, filter_string=query, include_spans=False, return_type="list")
+        rows[number] = _metrics([trace.info for trace in found if trace.info.state != TraceState.IN_PROGRESS])
+    return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="version"))
+
+
+def _number(name: str, version: int | str) -> int:
+    return int(version) if str(version).isdecimal() else load(name, alias=str(version)).number
+
+
+def _metrics(traces: Sequence[TraceInfo]) -> dict[str, float]:
+    """Return a version's row."""
+    errors = pd.Series([trace.state == TraceState.ERROR for trace in traces], dtype="float")
+    latency = pd.Series([trace.execution_duration for trace in traces], dtype="float")
+    tokens = pd.DataFrame([trace.token_usage or {} for trace in traces], columns=_TOKENS, dtype="float")
+    assessments = pd.DataFrame([_assessments(trace) for trace in traces], dtype="float")
+    return {
+        "traces": len(traces),
+        "errors": int(errors.sum()),
+        "error_rate": errors.mean(),
+        "latency_p50": latency.quantile(0.5),
+        "latency_p95": latency.quantile(0.95),
+        **tokens.mean(),
+        **assessments.mean().sort_index().add_suffix("/mean"),
+    }
+
+
+def _assessments(trace: TraceInfo) -> dict[str, float]:
+    """Return the mean of each assessment of a trace, which several people may have made."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for assessment in trace.assessments:
+        if isinstance(assessment, Feedback) and assessment.valid is not False:  # False: replaced by a later one
+            value = assessment.value
+            rating = _RATINGS.get(value.lower()) if isinstance(value, str) else value
+            if isinstance(rating, int | float):
+                values[assessment.name].append(float(rating))
+    return {name: fmean(ratings) for name, ratings in values.items()}
