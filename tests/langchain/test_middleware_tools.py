@@ -105,7 +105,7 @@ def test_a_tool_without_a_function_and_a_function_without_a_tool_are_errors() ->
     with pytest.raises(ToolError, match="crew defines 'weather' without a function"):
         made(Agent(), tools=()).invoke(ASKED)
     with pytest.raises(ToolError, match="no <tool-definition> for the function 'now'"):
-        made(Agent(), tools=[weather, now]).invoke(ASKED)
+        made(Agent(), tools=[weather, now], markup=MARKUP.replace("At {{ship}}", "At sea")).invoke(ASKED)
     with pytest.raises(ToolError, match="two functions"):
         made(Agent(), tools=[weather, weather])
 

@@ -164,8 +164,13 @@ async def test_a_tool_of_any_class() -> None:
     ],
 )
 def test_tools_and_functions_that_do_not_match(functions: Any, message: str) -> None:
+    prompt = PomlPromptTemplate.from_template(MARKUP.replace("{{place}}", "sea"), name="sky")
     with pytest.raises(ToolError, match=message):
-        PROMPT.tools(functions, place="sea")
+        prompt.tools(functions)
+
+
+def test_a_function_is_no_error_where_another_render_may_define_its_tool() -> None:
+    assert [tool.name for tool in PROMPT.tools({"weather": weather, "now": len}, place="sea")] == ["weather"]
 
 
 def test_a_graph_of_the_users_own_with_a_tool_node() -> None:

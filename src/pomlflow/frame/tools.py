@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
 from pomlflow.frame.schema import problems, strict_form, without_nulls
-from pomlflow.template.markup import parse_markup
 
 __all__ = ["ToolSpec", "check_accepts", "check_arguments", "match", "named", "tool_specs"]
-
-_ELEMENTS: Final = frozenset({"tool", "tooldef", "tooldefinition"})
 
 
 @dataclass(frozen=True)
@@ -85,23 +82,21 @@ def _name(function: Any) -> str:
     return name
 
 
-def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline>", source: str | None = None) -> None:
-    """Check that each tool has a function and each function a tool.
+def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline>", *, exact: bool = True) -> None:
+    """Check that each tool has a function and, if `exact`, each function a tool.
 
     Args:
         specs: The tools of a render.
         names: The names of the functions.
         place: The template, for errors.
-        source: The markup, where variables decide on the tools: a function for one of its other tools is accepted.
+        exact: False where variables decide on the tools: another render may define the other functions' tools.
 
     Raises:
         ToolError: A tool or a function is left over; the error names them all.
     """
     known, given = [spec.name for spec in specs], list(names)
     without_function = [name for name in known if name not in given]
-    without_tool = [name for name in given if name not in known]
-    if without_tool and source is not None:
-        without_tool = [name for name in without_tool if not _may_define(source, name)]
+    without_tool = [name for name in given if name not in known] if exact else []
     if not without_function and not without_tool:
         return
     wrong = []
@@ -110,13 +105,6 @@ def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline
     if without_tool:
         wrong.append(f"has no <tool-definition> for the function {_listed(without_tool)} (add one, or remove it)")
     raise ToolError(f"{place} {' and '.join(wrong)}", [*without_function, *without_tool][0])
-
-
-def _may_define(source: str, name: str) -> bool:
-    """Whether markup may define a tool of that name for other variables."""
-    tools = [element for element in parse_markup(source).walk() if element.name.replace("-", "") in _ELEMENTS]
-    names = [tool.find("name").text for tool in tools]
-    return any(found == name or "{{" in found for found in names)
 
 
 def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:

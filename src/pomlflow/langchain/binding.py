@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
@@ -26,7 +26,6 @@ from pomlflow.frame import match, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import (
     arguments,
-    changing_source,
     explain_refusals,
     place_of,
     speaks_chat_completions,
@@ -140,7 +139,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     atransform = Runnable.atransform
 
     def _call(self, value: Any, config: RunnableConfig | None, given: Mapping[str, Any]) -> _Call:
-        given = {**self.kwargs, **given}
+        given = {**self.kwargs, **(value.arguments if isinstance(value, PomlPromptValue) else {}), **given}
         model, bound, config = _resolve(self.bound, self._merge_configs(config))
         if not isinstance(model, BaseLanguageModel):  # the configuration selected a runnable that holds several models
             inner = wrap_models(model.bind(**bound) if bound else model, parse=self.parse, functions=self.functions)
@@ -151,7 +150,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
                 raise PomlError("parse=True needs the prompt value of a POML prompt, which holds the schema")
             return _Call(model, value, config, {**bound, **given})
         if self.functions is not None:
-            match(tool_specs(record.result()), self.functions, place_of(record), changing_source(record))
+            match(tool_specs(record.result()), self.functions, place_of(record), exact="tools" in record.static)
         if self.parse and record.result().get("schema") is None:
             raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True needs to parse the answer")
         prepared = arguments(model, record, bound, given)
@@ -176,6 +175,7 @@ class PomlChain(RunnableSequence[Any, Any]):
     """
 
     # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step, which drops them.
+    # A POML prompt keeps those that it gets in its prompt value, for the model.
 
     def __init__(self, *steps: Any, name: str | None = None, **fields: Any) -> None:
         super().__init__(*steps, name=name, **fields)
@@ -208,103 +208,43 @@ class PomlChain(RunnableSequence[Any, Any]):
         steps = other.steps if isinstance(other, RunnableSequence) else [coerce_to_runnable(other)]
         return PomlChain(*steps, *self.steps, name=getattr(other, "name", None) or self.name)
 
-    # Arguments also arrive here from a `bind` on a wrapper of the chain: `chain.with_retry().bind(…)`.
-
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run the chain."""
-        return super(PomlChain, self.bind(**kwargs) if kwargs else self).invoke(input, config)
-
-    @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run the chain."""
-        return await super(PomlChain, self.bind(**kwargs) if kwargs else self).ainvoke(input, config)
-
-    @override
-    def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Run the chain for each input."""
-        chain = self.bind(**kwargs) if kwargs else self
-        return super(PomlChain, chain).batch(inputs, config, return_exceptions=return_exceptions)
-
-    @override
-    async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Run the chain for each input."""
-        chain = self.bind(**kwargs) if kwargs else self
-        return await super(PomlChain, chain).abatch(inputs, config, return_exceptions=return_exceptions)
-
-    @override
-    def transform(
-        self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
-    ) -> Iterator[Any]:
-        """Stream through the chain."""
-        yield from super(PomlChain, self.bind(**kwargs) if kwargs else self).transform(input, config)
-
-    @override
-    async def atransform(
-        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
-    ) -> AsyncIterator[Any]:
-        """Stream through the chain."""
-        async for chunk in super(PomlChain, self.bind(**kwargs) if kwargs else self).atransform(input, config):
-            yield chunk
-
 
 def wrap_models(
-    llm: Runnable[Any, Any], *, parse: bool = False, functions: Sequence[str] | None = None
+    llm: Runnable[Any, Any],
+    *,
+    parse: bool = False,
+    functions: list[str] | None = None,
+    bindings: tuple[RunnableBinding[Any, Any], ...] = (),
 ) -> Runnable[Any, Any]:
     """Wrap every model in the runnable in a `PomlModel`, so that each fallback gets parameters of its own provider.
+
+    Args:
+        llm: The runnable.
+        parse: As in `PomlModel`.
+        functions: As in `PomlModel`.
+        bindings: The bindings around the runnable, which are moved to each model, so that the frame overrides them.
 
     Raises:
         TypeError: `llm` is neither a model nor a runnable that LangChain makes from one.
     """
-    names = None if functions is None else list(functions)
+
+    def wrap(inner: Runnable[Any, Any]) -> Runnable[Any, Any]:
+        return wrap_models(inner, parse=parse, functions=functions, bindings=bindings)
+
+    if isinstance(llm, RunnableBinding):
+        return wrap_models(llm.bound, parse=parse, functions=functions, bindings=(llm, *bindings))
+    if isinstance(llm, RunnableBindingBase):  # RunnableRetry
+        return llm.model_copy(update={"bound": wrap(llm.bound)})
     if isinstance(llm, RunnableWithFallbacks):
-        return llm.model_copy(
-            update={
-                "runnable": wrap_models(llm.runnable, parse=parse, functions=names),
-                "fallbacks": [wrap_models(other, parse=parse, functions=names) for other in llm.fallbacks],
-            }
-        )
+        fallbacks = [wrap(other) for other in llm.fallbacks]
+        return llm.model_copy(update={"runnable": wrap(llm.runnable), "fallbacks": fallbacks})
     if isinstance(llm, RunnableSequence):
-        return RunnableSequence(wrap_models(llm.first, parse=parse, functions=names), *llm.steps[1:], name=llm.name)
-    if isinstance(llm, RunnableBinding) and _holds_several(llm.bound):
-        return wrap_models(_push_down(llm, llm.bound), parse=parse, functions=names)
-    if isinstance(llm, RunnableBindingBase) and not isinstance(llm, RunnableBinding):  # RunnableRetry
-        return llm.model_copy(update={"bound": wrap_models(llm.bound, parse=parse, functions=names)})
-    if not isinstance(llm, BaseLanguageModel | RunnableBinding | DynamicRunnable) and not _is_configurable(llm):
+        return RunnableSequence(wrap(llm.first), *llm.steps[1:], name=llm.name)
+    if not isinstance(llm, BaseLanguageModel | DynamicRunnable) and not _is_configurable(llm):
         raise TypeError(f"bind_to takes a LangChain model, or a runnable made from one, not a {type(llm).__name__}")
-    return PomlModel(bound=llm, parse=parse, functions=names)
-
-
-def _holds_several(runnable: Any) -> bool:
-    while isinstance(runnable, RunnableBinding):
-        runnable = runnable.bound
-    return isinstance(runnable, RunnableBindingBase | RunnableWithFallbacks | RunnableSequence)
-
-
-def _push_down(binding: RunnableBinding[Any, Any], inner: Any) -> Any:
-    """Move a binding from a runnable that holds several models to each of them, so that the frame overrides it."""
-    if isinstance(inner, RunnableWithFallbacks):
-        others = [_push_down(binding, other) for other in inner.fallbacks]
-        return inner.model_copy(update={"runnable": _push_down(binding, inner.runnable), "fallbacks": others})
-    if isinstance(inner, RunnableSequence):
-        return RunnableSequence(_push_down(binding, inner.first), *inner.steps[1:], name=inner.name)
-    if isinstance(inner, RunnableBindingBase):
-        return inner.model_copy(update={"bound": _push_down(binding, inner.bound)})
-    return binding.model_copy(update={"bound": inner})
+    for binding in bindings:
+        llm = binding.model_copy(update={"bound": llm})
+    return PomlModel(bound=llm, parse=parse, functions=functions)
 
 
 def _resolve(

@@ -5,7 +5,8 @@ LangChain reads it from a hook, as it does with the handlers of its own context 
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, cast
 
 from langchain_core.tracers import context
@@ -23,34 +24,11 @@ class _Hook:
     threads. LangChain (langchain-core 1.4 to 1.7) calls its `get` only.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._options: tuple[bool, Mask | None] | None = None
-        self._handler: Any = None
-
-    def set(self, register: bool, mask: Mask | None) -> None:
-        with self._lock:
-            self._options, self._handler = (register, mask), None
+    make: Callable[[], Any] | None = None
 
     def get(self) -> Any:
-        """Return the handler. It is made in the first run, when all of LangChain has been imported."""
-        if self._handler is None and self._options is not None:
-            with self._lock:
-                self._make()
-        # Also after `detach`: LangChain reads it twice, and calls the second result if that is None.
-        return self._handler
-
-    def _make(self) -> None:
-        if self._handler is not None or self._options is None:
-            return
-        try:
-            from pomlflow.langchain.handler import PomlCallbackHandler
-
-            self._handler = PomlCallbackHandler(*self._options)
-            self._handler.process_wide = True
-        except Exception as error:  # noqa: BLE001 - a LangChain or MLflow that lacks something must not stop a chain
-            self._options = None
-            logger.warning("LangChain is not traced: %r", error)
+        """Return the handler, also after `detach`: LangChain reads it twice, and calls the second result."""
+        return None if self.make is None else self.make()
 
 
 _hook: Final = _Hook()
@@ -58,7 +36,21 @@ _hook: Final = _Hook()
 
 def attach(register: bool, mask: Mask | None) -> None:
     """Have LangChain add a handler to every run, instead of the one that was set before."""
-    _hook.set(register, mask)
+
+    @cache
+    def make() -> Any:
+        """Make the handler, in the first run: when `attach` is called, LangChain may be half imported."""
+        try:
+            from pomlflow.langchain.handler import PomlCallbackHandler
+
+            handler = PomlCallbackHandler(register, mask)
+            handler.process_wide = True
+        except Exception as error:  # noqa: BLE001 - a LangChain or MLflow that lacks something must not stop a chain
+            logger.warning("LangChain is not traced: %r", error)
+            return None
+        return handler
+
+    _hook.make = make
     if all(hook is not _hook for hook, *_ in getattr(context, "_configure_hooks", ())):
         context.register_configure_hook(cast("Any", _hook), inheritable=True)
 

@@ -21,7 +21,6 @@ from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import (
     SCHEMA_ARGUMENTS,
     Arguments,
-    changing_source,
     explain_refusals,
     model_settings,
     place_of,
@@ -273,7 +272,7 @@ def _described(
     """Return the tools of a request, with the description of the markup where it defines them."""
     place, by_name, ours = place_of(record), {spec.name: spec for spec in specs}, {tool.name for tool in own}
     others = [tool.name for tool in offered if isinstance(tool, BaseTool) and tool.name in by_name]
-    match(specs, [*ours, *others], place, changing_source(record))
+    match(specs, [*ours, *others], place, exact="tools" in record.static)
     described: list[BaseTool | dict[str, Any]] = []
     for tool in offered:
         if isinstance(tool, BaseTool) and tool.name in by_name:

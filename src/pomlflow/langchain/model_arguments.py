@@ -18,7 +18,6 @@ __all__ = [
     "SCHEMA_ARGUMENTS",
     "Arguments",
     "arguments",
-    "changing_source",
     "explain_refusals",
     "model_settings",
     "place_of",
@@ -55,11 +54,6 @@ class Arguments:
 def place_of(record: RenderRecord) -> str:
     """Return the name of a render's template for errors."""
     return record.path or record.name or "<inline>"
-
-
-def changing_source(record: RenderRecord) -> str | None:
-    """Return the markup of a render if variables decide which tools it defines, else None."""
-    return None if "tools" in record.static else record.source
 
 
 def provider_of(model: BaseLanguageModel[Any]) -> Provider | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from langchain_core import exceptions
@@ -12,7 +12,7 @@ from langchain_core.utils.json import parse_partial_json
 
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame import parse_answer
-from pomlflow.frame.refusals import WITHHELD, reason_name
+from pomlflow.frame.refusals import RefusalReader
 from pomlflow.langchain.model_arguments import place_of
 from pomlflow.record import RenderRecord
 
@@ -88,30 +88,26 @@ def raise_refusal(answer: Any, place: str) -> None:
     Raises:
         PomlRefusalError: The model refused.
     """
-    if isinstance(answer, AIMessage) and (refusal := next(_refusals(answer), None)) is not None:
+    if isinstance(answer, AIMessage) and (refusal := _refusal(answer)) is not None:
         text = refusal or str(answer.text)
         raise PomlRefusalError(f"{place}: the model refused{f': {text}' if text else ''}", text, raw=answer)
 
 
-def _refusals(message: AIMessage) -> Iterator[str]:
-    """Yield the texts of the refusals in a message, in the shapes of all providers."""
-    if text := message.additional_kwargs.get("refusal"):  # OpenAI's chat completions
-        yield str(text)
-    for block in message.content if isinstance(message.content, list) else ():  # OpenAI's Responses, LangChain's blocks
-        inner = block.get("value", block) if isinstance(block, Mapping) else {}
-        if isinstance(inner, Mapping) and inner.get("type") == "refusal":
-            yield str(inner.get("refusal") or "")
+def _refusal(message: AIMessage) -> str | None:
+    """Return the text of a refusal, empty if there is none; None if the message is no refusal."""
+    blocks = message.content if isinstance(message.content, list) else []
+    content = [block.get("value", block) for block in blocks if isinstance(block, Mapping)]  # in LangChain's own blocks
     metadata = message.response_metadata
-    if metadata.get("stop_reason") == "refusal":  # Anthropic
-        details = metadata.get("stop_details")
-        yield str((details.get("explanation") if isinstance(details, Mapping) else None) or "")
-    feedback = metadata.get("prompt_feedback")
-    blocked = reason_name(feedback.get("block_reason")) if isinstance(feedback, Mapping) else ""
-    finish = reason_name(metadata.get("finish_reason"))
-    if finish in WITHHELD or (blocked and blocked not in ("0", "BLOCKED_REASON_UNSPECIFIED")):  # Google
-        yield str(metadata.get("finish_message") or "") or (finish if finish in WITHHELD else blocked)
-    elif finish == "content_filter":  # OpenAI and Azure
-        yield ""
+    reader = RefusalReader()
+    reader.take(
+        {
+            **metadata,
+            "refusal": message.additional_kwargs.get("refusal"),
+            "choices": [metadata],
+            "output": [{"content": content}],
+        }
+    )
+    return reader.text
 
 
 class PartialObject:

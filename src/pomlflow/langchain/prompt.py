@@ -10,6 +10,7 @@ from typing import Any, cast
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
+from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
@@ -23,7 +24,7 @@ from pomlflow.frame import match, named, tool_specs
 from pomlflow.langchain.batches import BatchedPromptTemplate
 from pomlflow.langchain.binding import PomlChain, wrap_models
 from pomlflow.langchain.messages import MessageHistory
-from pomlflow.langchain.model_arguments import changing_source, place_of
+from pomlflow.langchain.model_arguments import place_of
 from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
@@ -240,7 +241,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         """
         record, _ = self.render_record(variables)
         specs, given, place = tool_specs(record.result()), named(functions), place_of(record)
-        match(specs, given, place, changing_source(record))
+        match(specs, given, place, exact="tools" in record.static)
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
 
     # Below: methods that LangChain calls.
@@ -248,14 +249,20 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     @override
     def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> PomlPromptValue:
         """Render to a prompt value that carries the frame."""
-        return cast("PomlPromptValue", super().invoke(input, config, **kwargs))
+        return self._with_arguments(super().invoke(input, config), kwargs)
 
     @override
     async def ainvoke(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
     ) -> PomlPromptValue:
         """Render to a prompt value that carries the frame, without holding up the event loop."""
-        return cast("PomlPromptValue", await super().ainvoke(input, config, **kwargs))
+        return self._with_arguments(await super().ainvoke(input, config), kwargs)
+
+    def _with_arguments(self, value: PromptValue, arguments: Mapping[str, Any]) -> PomlPromptValue:
+        """Keep a chain's arguments, which LangChain passes to its first step, for the model after the prompt."""
+        made = cast("PomlPromptValue", value)
+        made.arguments.update(arguments)
+        return made
 
     @override
     def _format_prompt_with_error_handling(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
+from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 from pydantic import PrivateAttr
 from typing_extensions import override
 
@@ -19,17 +19,14 @@ from pomlflow.types import Frame
 __all__ = ["PomlChatPromptValue", "PomlPromptValue", "PomlStringPromptValue", "prompt_value"]
 
 
-class PomlChatPromptValue(ChatPromptValue):
-    """The messages of a render, with the POML frame.
+class _Rendered(PromptValue):
+    """A prompt value with the render that it is made of.
 
-    LangChain serialises it as a plain `ChatPromptValue`, which holds the messages alone.
+    LangChain serialises it as its own class, which holds the messages or the text alone.
     """
 
     _record: RenderRecord | None = PrivateAttr(default=None)
-
-    def __init__(self, messages: Sequence[BaseMessage], *, record: RenderRecord | None = None, **fields: Any) -> None:
-        super().__init__(messages=messages, **fields)
-        self._record = record
+    _arguments: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def record(self) -> RenderRecord | None:
@@ -37,13 +34,34 @@ class PomlChatPromptValue(ChatPromptValue):
         return self._record
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the call, which a `PomlModel` after the prompt passes to its model."""
+        return self._arguments
+
+    @property
     def frame(self) -> Frame:
         """The frame: ``messages``, ``output_schema``, ``tools``, ``runtime``.
 
         Raises:
-            PomlError: The value holds messages alone, because it was loaded from a checkpoint, for example.
+            PomlError: The value holds no frame, because it was loaded from a checkpoint, for example.
         """
-        return _frame(self._record)
+        if self._record is None:
+            raise PomlError(
+                "this prompt value holds no POML frame, since LangChain stores the messages alone. Render the prompt "
+                "again"
+            )
+        return self._record.frame
+
+
+class PomlChatPromptValue(ChatPromptValue, _Rendered):
+    """The messages of a render, with the POML frame.
+
+    LangChain serialises it as a plain `ChatPromptValue`, which holds the messages alone.
+    """
+
+    def __init__(self, messages: Sequence[BaseMessage], *, record: RenderRecord | None = None, **fields: Any) -> None:
+        super().__init__(messages=messages, **fields)
+        self._record = record
 
     @classmethod
     def lc_id(cls) -> list[str]:
@@ -56,10 +74,9 @@ class PomlChatPromptValue(ChatPromptValue):
     __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
 
 
-class PomlStringPromptValue(StringPromptValue):
+class PomlStringPromptValue(StringPromptValue, _Rendered):
     """The text of a render with ``chat=False``, with the POML frame."""
 
-    _record: RenderRecord | None = PrivateAttr(default=None)
     _messages: list[BaseMessage] = PrivateAttr(default_factory=list)
 
     def __init__(
@@ -72,20 +89,6 @@ class PomlStringPromptValue(StringPromptValue):
     ) -> None:
         super().__init__(text=text, **fields)
         self._record, self._messages = record, list(messages)
-
-    @property
-    def record(self) -> RenderRecord | None:
-        """The render; None for a value that was loaded from a checkpoint."""
-        return self._record
-
-    @property
-    def frame(self) -> Frame:
-        """The frame: ``messages`` (one, the human's), ``output_schema``, ``tools``, ``runtime``.
-
-        Raises:
-            PomlError: The value holds a text alone, because it was loaded from a checkpoint, for example.
-        """
-        return _frame(self._record)
 
     @override
     def to_messages(self) -> list[BaseMessage]:
@@ -130,11 +133,3 @@ def _text(parts: Sequence[Any]) -> str:
             joined = not text or text[-1].isspace() or part[:1].isspace()
             text += part if joined else f"\n{part}"
     return text
-
-
-def _frame(record: RenderRecord | None) -> Frame:
-    if record is None:
-        raise PomlError(
-            "this prompt value holds no POML frame, since LangChain stores the messages alone. Render the prompt again"
-        )
-    return record.frame
