@@ -20,6 +20,7 @@ from pomlflow.frame.schema import response_format
 from pomlflow.frame.settings import settings
 from pomlflow.frame.tools import tool_specs
 from pomlflow.record import RenderRecord
+from pomlflow.template.history import REQUEST, RESPONSE
 
 __all__ = [
     "Format",
@@ -36,8 +37,7 @@ Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pyd
 """As in poml 0.0.8; `converted` describes each."""
 
 _ROLES: Final = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
-_TOOL_REQUEST: Final = "application/vnd.poml.toolrequest"
-_TOOL_RESPONSE: Final = "application/vnd.poml.toolresponse"
+_HEAD: Final = frozenset({"role", "speaker", "content"})  # what every message has
 _SHOWN: Final = 100  # characters of a picture's JSON in `pretty`
 
 
@@ -118,22 +118,27 @@ def shown_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
         >>> shown_messages([{"speaker": "human", "content": "Hello"}])
         [{'role': 'user', 'speaker': 'human', 'content': 'Hello'}]
     """
-    return [shown for speaker, content in _spoken(messages) for shown in _shown_message(speaker, content)]
+    shown = list(_flat(messages))
+    for message in shown:
+        message["content"] = _content(message["content"]) or (None if "tool_calls" in message else "")
+    return shown
 
 
-def _shown_message(speaker: str, content: str | list[Any]) -> Iterator[dict[str, Any]]:
-    head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
-    if isinstance(content, str):
-        yield {**head, "content": content}
-        return
-    calls, responses, rest = _sorted(content)
-    if calls:
-        yield {**head, "content": _content(rest) or None, "tool_calls": calls}
-    elif rest or not responses:
-        yield {**head, "content": _content(rest)}
-    for part in responses:
-        shown = _content(part["content"])
-        yield {"role": "tool", "speaker": speaker, "tool_call_id": part["id"], "name": part["name"], "content": shown}
+def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield OpenAI's messages, each with POML's speaker, whose content is still POML's text or parts."""
+    for speaker, content in _spoken(messages):
+        head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
+        if isinstance(content, str):
+            yield {**head, "content": content}
+            continue
+        calls, responses, rest = _sorted(content)
+        if calls:
+            yield {**head, "content": rest, "tool_calls": [_tool_call(call) for call in calls]}
+        elif rest or not responses:
+            yield {**head, "content": rest}
+        for part in responses:
+            identity = {"tool_call_id": part["id"], "name": part["name"]}
+            yield {**head, "role": "tool", **identity, "content": part["content"]}
 
 
 def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
@@ -152,38 +157,31 @@ def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
         >>> chat_messages([{"speaker": "human", "content": ["Hello"]}])
         [{'role': 'user', 'content': 'Hello'}]
     """
-    flat = [message for speaker, content in _spoken(messages) for message in _chat_message(speaker, content)]
     return media_after_tools(
-        flat,
+        (message for message in _flat(messages) if message["content"] != [] or message.keys() > _HEAD),
         is_tool=lambda message: message["role"] == "tool",
-        split=_without_media,
+        split=_as_sent,
         user=lambda parts: {"role": "user", "content": parts},
     )
 
 
-def _chat_message(speaker: str, content: str | list[Any]) -> Iterator[dict[str, Any]]:
-    role = _ROLES.get(speaker, speaker)
-    if isinstance(content, str):  # an empty one is the author's own
-        yield {"role": role, "content": content}
-        return
-    calls, responses, rest = _sorted(content)
-    message = {**({"content": _content(rest)} if rest else {}), **({"tool_calls": calls} if calls else {})}
-    if message:
-        yield {"role": role, **message}
-    for part in responses:
-        yield {"role": "tool", "tool_call_id": part["id"], "content": part}
+def _as_sent(message: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a message as OpenAI's API accepts it, and the media of a tool's response, which it does not accept there.
 
-
-def _without_media(message: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Split a tool's response, whose content is still POML's part, into its text and its media."""
-    response = message.get("content")
-    if message["role"] != "tool" or not isinstance(response, dict):
-        return message, []
-    parts = _parts(response["content"])
-    text = "\n\n".join(part if isinstance(part, str) else alt_text(part) for part in parts)
+    A text that is empty is the author's own and stays; content without parts is left out.
+    """
+    content = message["content"]
+    sent = {key: value for key, value in message.items() if key not in ("speaker", "name") and value != []}
+    if message["role"] != "tool":
+        return ({**sent, "content": _content(content)} if "content" in sent else sent), []
+    parts = _parts(content)
     media = [_content_part(part) for part in parts if not isinstance(part, str)]
-    head = [{"type": "text", "text": heading(response["name"], response["id"])}] if media else []
-    return {**message, "content": text}, head + media
+    head = [{"type": "text", "text": heading(message["name"], message["tool_call_id"])}] if media else []
+    return {**sent, "content": _as_text(parts)}, head + media
+
+
+def _as_text(parts: list[Any]) -> str:
+    return "\n\n".join(part if isinstance(part, str) else alt_text(part) for part in parts)
 
 
 def _langchain_messages(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
@@ -191,15 +189,10 @@ def _langchain_messages(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
         if isinstance(content, str):
             yield {"type": speaker, "data": {"content": content}}
             continue
-        for part in content:
-            if _kind(part) == _TOOL_RESPONSE:
-                text = "\n\n".join(p if isinstance(p, str) else alt_text(p) for p in _parts(part["content"]))
-                yield {
-                    "type": "tool",
-                    "data": {"content": text, "tool_call_id": part["id"], "name": part["name"]},
-                }
-        calls = [part for part in content if _kind(part) == _TOOL_REQUEST]
-        rest = [part for part in content if _kind(part) not in (_TOOL_REQUEST, _TOOL_RESPONSE)]
+        calls, responses, rest = _sorted(content)
+        for part in responses:
+            text = _as_text(_parts(part["content"]))
+            yield {"type": "tool", "data": {"content": text, "tool_call_id": part["id"], "name": part["name"]}}
         data: dict[str, Any] = {"content": _langchain_content(rest)} if rest else {}
         if calls:
             data["tool_calls"] = [{"id": call["id"], "name": call["name"], "args": call["content"]} for call in calls]
@@ -244,11 +237,11 @@ def _kind(part: Any) -> str | None:
     return part.get("type") if isinstance(part, dict) else None
 
 
-def _sorted(parts: list[Any]) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
-    """Return OpenAI's tool calls, the tool responses, and all other parts."""
-    calls = [_tool_call(part) for part in parts if _kind(part) == _TOOL_REQUEST]
-    responses = [part for part in parts if _kind(part) == _TOOL_RESPONSE]
-    return calls, responses, [part for part in parts if _kind(part) not in (_TOOL_REQUEST, _TOOL_RESPONSE)]
+def _sorted(parts: list[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
+    """Return the tool requests, the tool responses, and all other parts."""
+    requests = [part for part in parts if _kind(part) == REQUEST]
+    responses = [part for part in parts if _kind(part) == RESPONSE]
+    return requests, responses, [part for part in parts if _kind(part) not in (REQUEST, RESPONSE)]
 
 
 def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage
-from mlflow.entities import LiveSpan
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
@@ -14,7 +13,6 @@ from pomlflow.frame.media import with_openai_parts
 from pomlflow.langchain.runs import ContextProxy, ended_early, innermost, nearest, open_run, surroundings
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
 from pomlflow.record import RenderRecord
-from pomlflow.tracking.redaction import GuardedSpan, plain
 from pomlflow.tracking.spans import log_render, prepare
 
 __all__ = ["PomlCallbackHandler", "trace_in_run"]
@@ -71,10 +69,6 @@ class PomlCallbackHandler(_Settings, _Tracer):
         >>> chain.invoke({"topic": "POML"}, config={"callbacks": [PomlCallbackHandler()]})
     """
 
-    def guarded(self, span: LiveSpan) -> GuardedSpan:
-        """Return the span with the mask applied to what is written to it."""
-        return GuardedSpan(span, self.mask, to_plain=_plain, media=with_openai_parts)
-
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **options: Any
     ) -> None:
@@ -121,11 +115,6 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
     register, mask = (True, None) if ours is None else (ours.register, ours.mask)
     log_render(record, parent=parent, register=register, mask=mask)
     return True
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as the JSON data that MLflow would store, with its media in OpenAI's shape."""
-    return with_openai_parts(plain(value))
 
 
 def _in_openai_shape(message: BaseMessage) -> BaseMessage:

@@ -12,7 +12,6 @@ from langchain.agents.structured_output import ProviderStrategy, StructuredOutpu
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, SystemMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.tools import BaseTool
-from pydantic import BaseModel
 from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError, ConfigurationError
@@ -292,12 +291,8 @@ def _strategy(schema: Mapping[str, Any]) -> ProviderStrategy[Any]:
 
 def _fields(holder: Any) -> dict[str, Any]:
     """Return the fields of a state or a context, by name."""
-    if holder is None:
-        return {}
     if isinstance(holder, Mapping):
-        return {str(name): value for name, value in holder.items()}
-    if isinstance(holder, BaseModel):
-        return {name: getattr(holder, name) for name in type(holder).model_fields}
-    if dataclasses.is_dataclass(holder):
+        return dict(holder)
+    if dataclasses.is_dataclass(holder):  # which may have slots
         return {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
-    return dict(vars(holder)) if hasattr(holder, "__dict__") else {}
+    return dict(getattr(holder, "__dict__", {}))

@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 
 from pomlflow.exceptions import PomlError, SettingError, ToolError
 from pomlflow.frame import Provider, ToolSpec, response_format, settings, strict_form, tool_specs
-from pomlflow.frame.settings import provider_of as provider_of_class
+from pomlflow.frame.settings import provider_of
 from pomlflow.record import RenderRecord
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "explain_refusals",
     "model_settings",
     "place_of",
-    "provider_of",
     "speaks_chat_completions",
 ]
 
@@ -54,11 +53,6 @@ class Arguments:
 def place_of(record: RenderRecord) -> str:
     """Return the name of a render's template for errors."""
     return record.path or record.name or "<inline>"
-
-
-def provider_of(model: BaseLanguageModel[Any]) -> Provider | None:
-    """Return the provider of a model's client, also of a subclass; None if unknown."""
-    return provider_of_class(type(model))
 
 
 def arguments(
@@ -98,7 +92,7 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
     """
     if not runtime:
         return Arguments(model)
-    provider = provider_of(model)
+    provider = provider_of(type(model))
     translated = settings(runtime, provider, place)
     values = dict(translated.values)
     choice = _tool_choice(values.pop("tool_choice", None), provider)
@@ -121,7 +115,7 @@ def speaks_chat_completions(model: BaseLanguageModel[Any]) -> bool:
 
     Its SDK requires strict tools with a response format, and text as a tool's response.
     """
-    return provider_of(model) == "openai" and not getattr(model, "use_responses_api", False)
+    return provider_of(type(model)) == "openai" and not getattr(model, "use_responses_api", False)
 
 
 @contextmanager
@@ -141,7 +135,7 @@ def explain_refusals(origins: Mapping[str, str], model: Any, place: str) -> Iter
 def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any], place: str) -> dict[str, Any]:
     if not isinstance(model, BaseChatModel):
         raise PomlError(f"{place}: {type(model).__name__} is a text model and takes no <output-schema>")
-    provider = provider_of(model)
+    provider = provider_of(type(model))
     if provider == "google":
         return {"response_mime_type": "application/json", "response_schema": dict(schema)}
     if provider == "ollama":
@@ -174,30 +168,26 @@ def _tool_choice(choice: Any, provider: Provider | None) -> Any:
 
 def _merged(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
     """Return both lists of tools; where both have a name, the tool of the second."""
-    again = {name for tool in after for name in _names(tool)}
-    return [*(kept for tool in before if (kept := _without(tool, again)) is not None), *after]
+    names = {_name(tool) for tool in _single(after)}
+    return [*(tool for tool in _single(before) if _name(tool) is None or _name(tool) not in names), *after]
 
 
-def _names(tool: Any) -> list[str]:
-    """Return the names in a tool, as a client has formatted it."""
+def _single(tools: Sequence[Any]) -> Iterator[Any]:
+    """Yield tools as a client has formatted them, Google's with one function each."""
+    for tool in tools:
+        if isinstance(tool, Mapping) and tool.get("function_declarations"):
+            yield from ({**tool, "function_declarations": [declared]} for declared in tool["function_declarations"])
+        else:
+            yield tool
+
+
+def _name(tool: Any) -> Any:
+    """Return the name of a tool's function; None for a provider's own tool."""
     if not isinstance(tool, Mapping):
-        name = getattr(tool, "name", None)
-        return [name] if isinstance(name, str) else []
-    inner = tool.get("function_declarations")  # Google's
-    if inner is not None:
-        return [name for declared in inner for name in _names(declared)]
-    name = tool.get("name") or (tool.get("function") or {}).get("name")
-    return [name] if isinstance(name, str) else []
-
-
-def _without(tool: Any, names: set[str]) -> Any:
-    found = _names(tool)
-    if names.isdisjoint(found):
-        return tool
-    if isinstance(tool, Mapping) and "function_declarations" in tool:
-        left = [declared for declared in tool["function_declarations"] if names.isdisjoint(_names(declared))]
-        return {**tool, "function_declarations": left} if left else None
-    return None
+        return getattr(tool, "name", None)
+    declared = tool.get("function_declarations")
+    function = declared[0] if declared else tool.get("function")
+    return tool.get("name") if function is None else _name(function)
 
 
 def _to_strict(tool: Any) -> Any:

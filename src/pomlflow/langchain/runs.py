@@ -101,16 +101,16 @@ class Run:
         finally:
             self._leave()
 
-    def stop(self) -> None:
-        """End the run and its open parts by control flow, which is no error."""
-        self.end_parts(by_control_flow=True)
-        self.end_early(by_control_flow=True)
+    def end_early(self, *, by_control_flow: bool = False) -> None:
+        """End the run and its open parts; what LangChain still starts in it is in no trace."""
+        self.end_parts(by_control_flow=by_control_flow)
+        drop(self.run_id)
+        self.end(by_control_flow=by_control_flow)
 
     def end_parts(self, *, by_control_flow: bool = False) -> None:
         """End the runs that are still open in this one: LangChain reports their end later, or never."""
         for part in list(self.parts):
             if part.cancelled is None:
-                part.end_parts(by_control_flow=by_control_flow)
                 part.end_early(by_control_flow=by_control_flow)
 
     def cancel(self, error: asyncio.CancelledError) -> None:
@@ -129,7 +129,6 @@ class Run:
             if part.task is not None and (part.task is self.task or part.task.done() or part.task.cancelling() > 0):
                 part.cancel(asyncio.CancelledError())
             else:
-                part.end_parts()
                 part.end_early()
         if self.parent is None:
             self.settle(by_control_flow=False)
@@ -150,11 +149,6 @@ class Run:
             self.span.end(_OK if by_control_flow else _CANCELLED, end_time_ns=end_time_ns)
         finally:
             self._leave()
-
-    def end_early(self, *, by_control_flow: bool = False) -> None:
-        """End the run; what LangChain still starts in it is in no trace."""
-        drop(self.run_id)
-        self.end(by_control_flow=by_control_flow)
 
     def _close(self) -> bool:
         """Take the run out of the context, or where that is not possible, close its proxy; return False a second time.

@@ -34,8 +34,10 @@ from mlflow.tracing import provider
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 from opentelemetry.trace import Span
 
+from pomlflow.dispatch import Mask
+from pomlflow.frame.media import with_openai_parts
 from pomlflow.langchain.runs import Run, drop, ended_early, forget, nearest, open_run, run_id_here, user_span
-from pomlflow.tracking.redaction import GuardedSpan, within_limit
+from pomlflow.tracking.redaction import GuardedSpan, plain, within_limit
 from pomlflow.tracking.spans import active
 
 with warnings.catch_warnings():
@@ -71,9 +73,13 @@ class Tracer(MlflowLangchainTracer):
     """MLflow's tracer without the faults that the module lists.
 
     Attributes:
+        register: Whether to register POML prompts, where a template does not say.
+        mask: What may be stored of a span's content.
         process_wide: Whether `pomlflow.autolog` made it: then it leaves all runs to MLflow's autolog while that is on.
     """
 
+    register: bool = True
+    mask: Mask | None = None
     process_wide: bool = False
 
     @property
@@ -90,10 +96,6 @@ class Tracer(MlflowLangchainTracer):
 
     @run_inline.setter
     def run_inline(self, value: bool) -> None: ...
-
-    def guarded(self, span: LiveSpan) -> GuardedSpan:
-        """Return the span as content is written to it."""
-        return GuardedSpan(span)
 
     def _start_span(
         self,
@@ -121,7 +123,8 @@ class Tracer(MlflowLangchainTracer):
         if task is None and span_type == SpanType.LLM and parent is not None:  # not called inline
             task = parent.task
         generator = _is_generator(span_type, inputs, attributes)
-        run = Run(run_id, self, self.guarded(span), parent, generator=generator, task=task)
+        guarded = GuardedSpan(span, self.mask, to_plain=_plain, media=with_openai_parts)
+        run = Run(run_id, self, guarded, parent, generator=generator, task=task)
         run.open(cast("Span", span._span))
         if inputs is not None:
             run.span.set_inputs(inputs)
@@ -190,17 +193,15 @@ class Tracer(MlflowLangchainTracer):
     def _stopped(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
         """End a run that control flow or a cancellation stopped; return whether that is so."""
         run = self._own(run_id)
-        if run is None:
-            return False
-        cancelled = isinstance(error, asyncio.CancelledError)
-        if not cancelled and not isinstance(error, (GeneratorExit, *_graph_control_flow())):
+        control_flow: tuple[type[BaseException], ...] = (asyncio.CancelledError, GeneratorExit, *_graph_control_flow())
+        if run is None or not isinstance(error, control_flow):
             return False
         if inputs:
             run.span.set_inputs(inputs)
         if isinstance(error, asyncio.CancelledError) and not _reader_left(run.task):
             run.cancel(error)
         else:
-            run.stop()
+            run.end_early(by_control_flow=True)
         return True
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
@@ -215,6 +216,11 @@ def span_in(handler: BaseCallbackHandler, run_id: UUID | None) -> LiveSpan | Non
     """Return the span that MLflow's own tracer has open for a run."""
     run = None if run_id is None else getattr(handler, "_run_span_mapping", {}).get(str(run_id))
     return None if run is None else cast("LiveSpan", run.span)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as the JSON data that MLflow would store, with its media in OpenAI's shape."""
+    return with_openai_parts(plain(value))
 
 
 def _is_generator(span_type: str, inputs: Any, attributes: Mapping[str, Any] | None) -> bool:
