@@ -31,7 +31,7 @@ MARKUP = """\
 SCHEMA = (
     '<output-schema>{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}</output-schema>'
 )
-ASKED = {"messages": [HumanMessage("Oslo?")]}
+QUESTION = {"messages": [HumanMessage("Oslo?")]}
 ADA = {"variables": lambda state, runtime: {"ship": "the Ada"}}
 
 

@@ -39,7 +39,7 @@ OSLO = {"heat": 0.5, "place": "Oslo", "days": ["Mon"], "field": "sky"}
 ROME = {"heat": 1, "place": "Rome", "days": ["Tue", "Wed"], "field": "sun"}
 
 
-def heard(given: dict[str, Any]) -> dict[str, Any]:
+def expected_options(given: dict[str, Any]) -> dict[str, Any]:
     """What the model is called with for these variables."""
     field = given["field"]
     schema = {"type": "object", "properties": {field: {"type": "string"}}, "required": [field]}
@@ -107,7 +107,7 @@ async def test_every_verb_brings_the_whole_frame(verb: str, parser: bool) -> Non
     if done is not None and hasattr(done, "__await__"):
         await done
     assert model.received == [[HumanMessage("Go.")]]
-    assert model.options == [heard(OSLO)]
+    assert model.options == [expected_options(OSLO)]
 
 
 def test_each_call_and_each_item_of_a_batch_has_its_own_frame() -> None:
@@ -115,7 +115,7 @@ def test_each_call_and_each_item_of_a_batch_has_its_own_frame() -> None:
     chain = prompt().bind_to(model)
     chain.batch([OSLO, ROME], {"max_concurrency": 1})
     chain.invoke(OSLO)
-    assert model.options == [heard(OSLO), heard(ROME), heard(OSLO)]
+    assert model.options == [expected_options(OSLO), expected_options(ROME), expected_options(OSLO)]
 
 
 def test_a_file_with_messages_alone_changes_no_argument() -> None:
@@ -262,12 +262,12 @@ def test_a_chain_goes_through_langchains_own_serialisation() -> None:
     openai = pytest.importorskip("langchain_openai").ChatOpenAI
     chain = prompt(SETTING).bind_to(openai(model="gpt-4o", api_key="none"), parse=True).bind(stop=["x"])
     classes = [PomlPromptTemplate, PomlChain, PomlModel, openai]
-    asks = "allowed_objects" in inspect.signature(loads).parameters
+    takes_classes = "allowed_objects" in inspect.signature(loads).parameters
     twin = loads(
         dumps(chain),
         valid_namespaces=["pomlflow", "langchain_openai"],
         secrets_map={"OPENAI_API_KEY": "none"},
-        **({"allowed_objects": classes} if asks else {}),
+        **({"allowed_objects": classes} if takes_classes else {}),
     )
     assert isinstance(twin, PomlChain)
     assert (twin.first, twin.last.kwargs, twin.last.parse) == (chain.first, {"stop": ["x"]}, True)

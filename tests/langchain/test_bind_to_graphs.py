@@ -33,7 +33,7 @@ PROMPT = PomlPromptTemplate.from_template(
 """,
     name="sky",
 )
-ASKED = {"messages": [HumanMessage("Oslo?")]}
+QUESTION = {"messages": [HumanMessage("Oslo?")]}
 
 
 def weather(city: str) -> str:
@@ -71,18 +71,18 @@ def graph(model: Any) -> Any:
 
 def test_an_agent_made_by_hand_gets_the_whole_file_and_errors_for_wrong_arguments() -> None:
     model = Agent(answers=calls("Oz", "Oslo"))
-    messages = graph(model).invoke(ASKED)["messages"]
-    refused, told = (message for message in messages if isinstance(message, ToolMessage))
+    messages = graph(model).invoke(QUESTION)["messages"]
+    refused, accepted = (message for message in messages if isinstance(message, ToolMessage))
     assert refused.status == "error"
     assert "'Oz' is too short" in refused.content
-    assert told.content == "Rain in Oslo"
+    assert accepted.content == "Rain in Oslo"
     assert [received[0].content for received in model.received] == ["1 so far.", "3 so far.", "5 so far."]
     assert {options["temperature"] for options in model.options} == {0.5}
     assert model.options[0]["tools"][0]["function"]["description"] == "The weather."
 
 
 def test_its_trace_has_the_renders_in_its_nodes(stored_traces: Callable[[], list[Trace]]) -> None:
-    graph(Agent(answers=calls("Oslo"))).invoke(ASKED, {"callbacks": [PomlCallbackHandler()]})
+    graph(Agent(answers=calls("Oslo"))).invoke(QUESTION, {"callbacks": [PomlCallbackHandler()]})
     (tree,) = trees(stored_traces)
     step = "  ask CHAIN\n    RunnableSequence CHAIN\n      Agent CHAT_MODEL\n      sky CHAIN\n        poml sky PROMPT\n"
     assert tree.count(step) == 2
@@ -95,7 +95,7 @@ def test_langgraphs_react_agent_takes_the_prompt_and_its_tools() -> None:
     """The tools are bound to the model; the prompt makes the messages."""
     model = Agent(answers=calls("Oz", "Oslo"))
     agent = prebuilt.create_react_agent(model, PROMPT.tools([weather], messages=[]), prompt=PROMPT)
-    messages = agent.invoke(ASKED)["messages"]
+    messages = agent.invoke(QUESTION)["messages"]
     assert [message.status for message in messages if isinstance(message, ToolMessage)] == ["error", "success"]
     assert model.received[2][0].content == "5 so far."
     assert model.options[0]["tools"][0].tool_call_schema["properties"]["city"]["minLength"] == 3

@@ -40,7 +40,7 @@ LangGraph CHAIN
       traced UNKNOWN
 """
 GRAPH = under("LangGraph CHAIN", under("first CHAIN", CHAIN), "second CHAIN\n  poml greet PROMPT\n  traced UNKNOWN\n")
-ASKED = {"messages": [("user", "Greet Ada")]}
+QUESTION = {"messages": [("user", "Greet Ada")]}
 
 
 @mlflow.trace
@@ -116,7 +116,7 @@ def graph(one: Any, two: Any) -> Any:
 
 
 def test_an_agent_is_traced_whole_and_so_is_the_next_chain(config: RunnableConfig, stored_traces: Fetch) -> None:
-    assert agent(greet).invoke(ASKED, config)["messages"][-1].content == "Done."
+    assert agent(greet).invoke(QUESTION, config)["messages"][-1].content == "Done."
     chain().invoke(GIVEN, config)
     assert agent_trees(stored_traces) == [AGENT, CHAIN]
 
@@ -125,26 +125,26 @@ def test_an_agent_is_traced_whole_and_so_is_the_next_chain(config: RunnableConfi
 async def test_an_async_agent_is_traced_whole_and_so_is_the_next_chain(
     config: RunnableConfig, stored_traces: Fetch
 ) -> None:
-    await agent(agreet).ainvoke(ASKED, config)
+    await agent(agreet).ainvoke(QUESTION, config)
     await chain().ainvoke(GIVEN, config)
     assert agent_trees(stored_traces) == [AGENT, CHAIN]
 
 
 def test_an_agent_that_is_streamed_is_apart_from_its_reader(config: RunnableConfig, stored_traces: Fetch) -> None:
-    for chunk in agent(greet).stream(ASKED, config):
+    for chunk in agent(greet).stream(QUESTION, config):
         traced(chunk)
     assert agent_trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
 
 
 @with_config_in_tasks
 async def test_agents_at_once_have_a_trace_each(config: RunnableConfig, stored_traces: Fetch) -> None:
-    await asyncio.gather(*(agent(agreet).ainvoke(ASKED, config) for _ in range(3)))
+    await asyncio.gather(*(agent(agreet).ainvoke(QUESTION, config) for _ in range(3)))
     assert agent_trees(stored_traces) == [AGENT] * 3
 
 
 @with_config_in_tasks
 async def test_events_of_an_agent_leave_one_trace(config: RunnableConfig, stored_traces: Fetch) -> None:
-    [_ async for _ in agent(agreet).astream_events(ASKED, config, version="v2")]
+    [_ async for _ in agent(agreet).astream_events(QUESTION, config, version="v2")]
     assert agent_trees(stored_traces) == [AGENT]
 
 

@@ -55,11 +55,11 @@ def test_no_text_is_longer_and_no_large_media_are_stored(
     assert tree(traces[0]) == TREE
     assert len(traces) == 4
     for trace in traces:
-        told = json.dumps([span.to_dict() for span in trace.data.spans], default=str)
-        assert "all of it " * 31 not in told
-        assert PICTURE[:100] not in told
-        assert "mlflow-attachment://" not in told
-        assert "max_content]" in told
+        stored = json.dumps([span.to_dict() for span in trace.data.spans], default=str)
+        assert "all of it " * 31 not in stored
+        assert PICTURE[:100] not in stored
+        assert "mlflow-attachment://" not in stored
+        assert "max_content]" in stored
     chain = traces[0].data.spans[0]
     assert chain.inputs == {"text": LONG[:300] + "… [700 more characters: max_content]"}
     assert chain.outputs["content"] == LONG[:300] + "… [700 more characters: max_content]"

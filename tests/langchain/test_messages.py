@@ -239,8 +239,8 @@ def _merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     """A message as it comes back: results are a tool's, no text is an empty one, two formats have other names."""
-    told = json.dumps(message["content"] or "").replace("audio/mpeg", "audio/mp3").replace("audio/x-wav", "audio/wav")
-    content = json.loads(told)
+    text = json.dumps(message["content"] or "").replace("audio/mpeg", "audio/mp3").replace("audio/x-wav", "audio/wav")
+    content = json.loads(text)
     results = isinstance(content, list) and all(
         isinstance(part, dict) and part["type"] == RESPONSE["type"] for part in content
     )

@@ -12,8 +12,8 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from tests.langchain.agents import (
     ADA,
-    ASKED,
     MARKUP,
+    QUESTION,
     SCHEMA,
     Agent,
     PomlMiddleware,
@@ -31,7 +31,7 @@ from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
 
 def test_prompt_examples_tools_and_settings_reach_the_model_anew_at_each_call() -> None:
     model = Agent(answers=[call(city="Oslo"), "It rains."])
-    state = made(model).invoke(ASKED)
+    state = made(model).invoke(QUESTION)
     assert [message.content for message in state["messages"]] == ["Oslo?", "", "Rain in Oslo for 1", "It rains."]
     first, second = model.received
     examples = [HumanMessage("Example?"), AIMessage("Yes.")]
@@ -51,7 +51,7 @@ async def test_an_async_agent_does_the_same_with_an_async_function() -> None:
         return f"Async rain in {city}"
 
     model = Agent(answers=[call(city="Oslo"), "It rains."])
-    state = await made(model, tools={"weather": aweather}).ainvoke(ASKED)
+    state = await made(model, tools={"weather": aweather}).ainvoke(QUESTION)
     assert state["messages"][2].content == "Async rain in Oslo"
     assert model.received[1][0] == SystemMessage("You serve the Ada. 3 so far.")
 
@@ -72,9 +72,9 @@ class Voyage(agents.AgentState):
 def test_variables_come_from_the_context_and_the_state() -> None:
     model = Agent(answers=["Aye."])
     by_context = made(model, variables=None, context_schema=Ship)
-    by_context.invoke(ASKED, context=Ship("the Bob"))
+    by_context.invoke(QUESTION, context=Ship("the Bob"))
     by_state = made(model, variables=None, state_schema=Voyage)
-    by_state.invoke({**ASKED, "ship": "the Cyd"})
+    by_state.invoke({**QUESTION, "ship": "the Cyd"})
     assert [messages[0].content for messages in model.received] == [
         "You serve the Bob. 1 so far.",
         "You serve the Cyd. 1 so far.",
@@ -83,7 +83,7 @@ def test_variables_come_from_the_context_and_the_state() -> None:
 
 def test_a_missing_variable_is_named() -> None:
     with pytest.raises(KeyError, match="ship"):
-        made(Agent(), variables=None).invoke(ASKED)
+        made(Agent(), variables=None).invoke(QUESTION)
 
 
 PLACED = """\
@@ -112,7 +112,7 @@ def test_the_agents_own_system_prompt_and_that_of_other_middleware_stay() -> Non
     model = Agent()
     poml = PomlMiddleware(prompt(), tools=[weather], **ADA)
     agent = agents.create_agent(model, middleware=[Before(), poml], system_prompt="Own.")
-    agent.invoke(ASKED)
+    agent.invoke(QUESTION)
     (messages,) = model.received
     assert messages[0].content == "You serve the Ada. 2 so far.\n\nOwn."
     assert messages[-1].content == "Added."
@@ -125,7 +125,7 @@ def test_settings_of_other_middleware_override_the_file() -> None:
 
     model = Agent()
     poml = PomlMiddleware(prompt(), tools=[weather], **ADA)
-    agents.create_agent(model, middleware=[Before(), poml]).invoke(ASKED)
+    agents.create_agent(model, middleware=[Before(), poml]).invoke(QUESTION)
     assert (model.options[0]["temperature"], model.options[0]["stop"]) == (0, ["END"])
 
 
@@ -133,7 +133,7 @@ def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
     dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     model = Agent()
     markup = f"<poml><system-msg>See <img base64='{dot}' type='image/png' syntax='multimedia'/></system-msg></poml>"
-    made(model, markup=markup, tools=(), system_prompt="Own.").invoke(ASKED)
+    made(model, markup=markup, tools=(), system_prompt="Own.").invoke(QUESTION)
     assert [block["type"] for block in model.received[0][0].content] == ["text", "image", "text"]
 
 
@@ -147,7 +147,7 @@ def test_a_model_that_another_middleware_selects_gets_its_own_parameters() -> No
         second = anthropic.ChatAnthropic(model="claude", base_url=server.url, api_key="none", max_retries=0)
         markup = '<poml><runtime top-k="5" stop="END"/><system-msg>Be kind.</system-msg></poml>'
         poml = PomlMiddleware(prompt(markup))
-        agents.create_agent(first, middleware=[middlewares.ModelFallbackMiddleware(second), poml]).invoke(ASKED)
+        agents.create_agent(first, middleware=[middlewares.ModelFallbackMiddleware(second), poml]).invoke(QUESTION)
     assert server.paths == ["/v1/messages"]
     assert (server.bodies[0]["top_k"], server.bodies[0]["stop_sequences"]) == (5, ["END"])
 
@@ -163,7 +163,7 @@ def test_only_what_the_file_names_is_rendered_with() -> None:
 
     poml = PomlMiddleware(Watched("<system-msg>You serve {{ship}}.</system-msg>"))
     agent = agents.create_agent(Agent(), middleware=[poml], state_schema=Voyage)
-    agent.invoke({**ASKED, "ship": "the Ada"})
+    agent.invoke({**QUESTION, "ship": "the Ada"})
     assert seen == [{"ship"}]
 
 
@@ -175,7 +175,7 @@ def test_only_poml_prompts_are_taken() -> None:
 
 def test_the_output_schema_is_the_response_format_and_its_object_is_in_the_state() -> None:
     model = Agent(answers=[call(city="Oslo"), '{"n": 1}'])
-    state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(ASKED)
+    state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(QUESTION)
     assert state["structured_response"] == {"n": 1}
     said = model.options[1]["response_format"]["json_schema"]
     assert said["name"] == "answer"
@@ -184,7 +184,7 @@ def test_the_output_schema_is_the_response_format_and_its_object_is_in_the_state
 
 def test_an_object_against_the_schema_is_an_error_that_holds_the_answer() -> None:
     with pytest.raises(PomlOutputParserError, match=r"\$\.n: 'x' is not of type 'integer'") as caught:
-        made(Agent(answers=['{"n": "x"}']), markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=()).invoke(ASKED)
+        made(Agent(answers=['{"n": "x"}']), markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=()).invoke(QUESTION)
     assert caught.value.answer == '{"n": "x"}'
 
 
@@ -193,7 +193,7 @@ def test_a_response_format_of_the_agents_own_overrides_the_schema() -> None:
     strategy = pytest.importorskip("langchain.agents.structured_output").ProviderStrategy(own)
     model = Agent(answers=['{"m": 1}'])
     agent = made(model, markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=(), response_format=strategy)
-    assert agent.invoke(ASKED)["structured_response"] == {"m": 1}
+    assert agent.invoke(QUESTION)["structured_response"] == {"m": 1}
     assert model.options[0]["response_format"]["json_schema"]["schema"] == own
 
 
@@ -201,7 +201,7 @@ def test_a_setting_that_the_model_lacks_is_named() -> None:
     anthropic = pytest.importorskip("langchain_anthropic").ChatAnthropic(model="claude", api_key="none")
     markup = '<poml><runtime seed="1"/><p>Hi</p></poml>'
     with pytest.raises(SettingError, match="crew: Anthropic does not support the <runtime> setting seed"):
-        made(anthropic, markup=markup, tools=()).invoke(ASKED)
+        made(anthropic, markup=markup, tools=()).invoke(QUESTION)
 
 
 def test_nothing_of_the_prompt_gets_into_the_checkpoint_and_a_thread_goes_on() -> None:
@@ -209,7 +209,7 @@ def test_nothing_of_the_prompt_gets_into_the_checkpoint_and_a_thread_goes_on() -
     model = Agent(answers=["One.", "Two."])
     agent = made(model, checkpointer=memory)
     config = {"configurable": {"thread_id": "1"}}
-    agent.invoke(ASKED, config)
+    agent.invoke(QUESTION, config)
     agent.invoke({"messages": [HumanMessage("More?")]}, config)
     kept: list[AnyMessage] = agent.get_state(config).values["messages"]
     assert [message.content for message in kept] == ["Oslo?", "One.", "More?", "Two."]
@@ -225,9 +225,9 @@ async def test_tokens_are_streamed_as_they_come() -> None:
     for streamed in ("sync", "async")[: 2 if sys.version_info >= (3, 11) else 1]:
         agent = made(Streaming(messages=iter([AIMessage("It rains today.")])))
         if streamed == "sync":
-            chunks = [chunk for chunk, _ in agent.stream(ASKED, stream_mode="messages")]
+            chunks = [chunk for chunk, _ in agent.stream(QUESTION, stream_mode="messages")]
         else:
-            chunks = [chunk async for chunk, _ in agent.astream(ASKED, stream_mode="messages")]
+            chunks = [chunk async for chunk, _ in agent.astream(QUESTION, stream_mode="messages")]
         texts = [chunk.content for chunk in chunks if chunk.content]
         assert texts[:5] == ["It", " ", "rains", " ", "today."]
 
@@ -235,7 +235,7 @@ async def test_tokens_are_streamed_as_they_come() -> None:
 def test_two_poml_files_may_make_one_agent() -> None:
     model = Agent()
     more = PomlMiddleware(PomlPromptTemplate.from_template("<system-msg>Be brief.</system-msg>", name="brief"))
-    made(model, more).invoke(ASKED)
+    made(model, more).invoke(QUESTION)
     assert model.received[0][0].content == "Be brief.\n\nYou serve the Ada. 1 so far."
 
 
@@ -247,7 +247,7 @@ def test_a_real_client_gets_what_openai_wants_and_the_function_what_it_takes() -
     with model_server() as server:
         server.answers[:] = [[Call("weather", {"city": "Oslo", "days": None})], '{"n": 1}']
         model = ChatOpenAI(model="gpt-4o", base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(ASKED)
+        state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(QUESTION)
     assert state["messages"][2].content == "Rain in Oslo for 1", "a null of strict mode reached the function"
     assert state["structured_response"] == {"n": 1}
     first, second = server.bodies

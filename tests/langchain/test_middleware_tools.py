@@ -7,8 +7,8 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from tests.langchain.agents import (
     ADA,
-    ASKED,
     MARKUP,
+    QUESTION,
     Agent,
     PomlMiddleware,
     agents,
@@ -30,7 +30,7 @@ except ImportError:
 def test_wrong_arguments_go_back_to_the_model_and_the_function_is_not_called() -> None:
     called = []
     model = Agent(answers=[call("1", city="Oslo", days=9), call("2", city="Oslo", days=7), "It rains."])
-    state = made(model, tools={"weather": lambda **given: called.append(given) or "Rain"}).invoke(ASKED)
+    state = made(model, tools={"weather": lambda **given: called.append(given) or "Rain"}).invoke(QUESTION)
     refused, accepted = (message for message in state["messages"] if isinstance(message, ToolMessage))
     assert (refused.status, refused.tool_call_id) == ("error", "1")
     assert "9 is greater than the maximum of 7" in refused.content
@@ -40,7 +40,7 @@ def test_wrong_arguments_go_back_to_the_model_and_the_function_is_not_called() -
 
 async def test_wrong_arguments_go_back_to_an_async_agents_model_too() -> None:
     model = Agent(answers=[call(days=1), "Sorry."])
-    state = await made(model).ainvoke(ASKED)
+    state = await made(model).ainvoke(QUESTION)
     assert state["messages"][2].status == "error"
 
 
@@ -49,7 +49,7 @@ def test_a_tool_whose_schema_the_state_decides_is_checked_by_the_state() -> None
     limits = iter([1, 1, 9, 9, 9])  # read by each call of the model, and of the tool
     model = Agent(answers=[call("1", city="Oslo", days=5), call("2", city="Oslo", days=5), "It rains."])
     agent = made(model, markup=markup, variables=lambda state, runtime: {"ship": "x", "limit": next(limits)})
-    messages = agent.invoke(ASKED)["messages"]
+    messages = agent.invoke(QUESTION)["messages"]
     assert [message.status for message in messages if isinstance(message, ToolMessage)] == ["error", "success"]
 
 
@@ -62,9 +62,9 @@ def located(city: str, runtime: ToolRuntime, days: int = 1) -> str:
 def test_a_function_gets_the_runtime_with_checked_arguments() -> None:
     model = Agent(answers=[call("7", city="Oslo", runtime="mine"), call("8", city="Oslo"), "So."])
     markup = MARKUP.replace('"required": ["city"]', '"required": ["city"], "additionalProperties": false')
-    state = made(model, markup=markup, tools={"weather": located}).invoke(ASKED)
-    told = [message.content for message in state["messages"] if isinstance(message, ToolMessage)]
-    assert told == ["Oslo after 2, call 7, 1", "Oslo after 4, call 8, 1"]
+    state = made(model, markup=markup, tools={"weather": located}).invoke(QUESTION)
+    results = [message.content for message in state["messages"] if isinstance(message, ToolMessage)]
+    assert results == ["Oslo after 2, call 7, 1", "Oslo after 4, call 8, 1"]
     (function,) = (found["function"] for found in model.options[0]["tools"])
     assert "runtime" not in function["parameters"]["properties"]
 
@@ -74,7 +74,7 @@ def test_a_tool_that_is_there_only_at_times_is_offered_and_checked_when_it_is() 
     markup = MARKUP.replace('name="weather"', 'name="weather" if="{{messages.length == 3}}"')
     model = Agent(answers=["Hm.", call(city="Oslo", days=9), "Sorry."])
     agent = made(model, markup=markup)
-    first = agent.invoke(ASKED)["messages"]
+    first = agent.invoke(QUESTION)["messages"]
     last = agent.invoke({"messages": [*first, HumanMessage("And?")]})["messages"]
     assert ["tools" in options for options in model.options] == [False, True, False]
     assert next(message for message in last if isinstance(message, ToolMessage)).status == "error"
@@ -95,7 +95,7 @@ def now() -> str:
 def test_a_tool_that_the_agent_has_is_described_too_and_others_stay() -> None:
     model = Agent(answers=[call(city="Oslo"), "It shines."])
     agent = agents.create_agent(model, tools=[agents_weather, now], middleware=[PomlMiddleware(prompt(), **ADA)])
-    state = agent.invoke(ASKED)
+    state = agent.invoke(QUESTION)
     assert state["messages"][2].content == "Sun in Oslo"
     described = {found["function"]["name"]: found["function"]["description"] for found in model.options[0]["tools"]}
     assert described == {"weather": "At the Ada", "now": "The time."}
@@ -103,9 +103,9 @@ def test_a_tool_that_the_agent_has_is_described_too_and_others_stay() -> None:
 
 def test_a_tool_without_a_function_and_a_function_without_a_tool_are_errors() -> None:
     with pytest.raises(ToolError, match="crew defines 'weather' without a function"):
-        made(Agent(), tools=()).invoke(ASKED)
+        made(Agent(), tools=()).invoke(QUESTION)
     with pytest.raises(ToolError, match="no <tool-definition> for the function 'now'"):
-        made(Agent(), tools=[weather, now], markup=MARKUP.replace("At {{ship}}", "At sea")).invoke(ASKED)
+        made(Agent(), tools=[weather, now], markup=MARKUP.replace("At {{ship}}", "At sea")).invoke(QUESTION)
     with pytest.raises(ToolError, match="two functions"):
         made(Agent(), tools=[weather, weather])
 
@@ -117,7 +117,7 @@ def test_a_human_who_edits_a_call_is_held_to_the_schema_too() -> None:
     human = middlewares.HumanInTheLoopMiddleware(interrupt_on={"weather": True})
     config = {"configurable": {"thread_id": "1"}}
     memory = InMemorySaver()
-    made(Agent(answers=[call(city="Oslo")]), human, checkpointer=memory).invoke(ASKED, config)
+    made(Agent(answers=[call(city="Oslo")]), human, checkpointer=memory).invoke(QUESTION, config)
     edited = {"name": "weather", "args": {"city": "Oslo", "days": 99}}
     resumed = made(Agent(answers=["Sorry."]), human, checkpointer=memory)  # as another process would
     state = resumed.invoke(Command(resume={"decisions": [{"type": "edit", "edited_action": edited}]}), config)

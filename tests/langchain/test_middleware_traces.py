@@ -34,7 +34,7 @@ STEP = """\
       poml crew PROMPT
 """
 TREE = f"LangGraph CHAIN\n{STEP}{STEP}  tools CHAIN\n    weather TOOL\n"
-ASKED = {"messages": [("user", "Oslo?")]}
+QUESTION = {"messages": [("user", "Oslo?")]}
 Fetch = Callable[[], list[Trace]]
 
 
@@ -56,8 +56,8 @@ def agent() -> Any:
 
 def test_each_render_stands_under_its_model_step_and_is_linked(stored_traces: Fetch) -> None:
     config = {"callbacks": [PomlCallbackHandler()]}
-    agent().invoke(ASKED, config)
-    list(agent().stream(ASKED, config))
+    agent().invoke(QUESTION, config)
+    list(agent().stream(QUESTION, config))
     pomlflow.flush()
     traces = stored_traces()
     assert agent_trees(stored_traces) == [TREE, TREE], "the render that a tool's call is checked by is no span"
@@ -75,5 +75,5 @@ def test_each_render_stands_under_its_model_step_and_is_linked(stored_traces: Fe
     sys.version_info < (3, 11), reason="LangChain's agents do not give their handlers to async middleware there"
 )
 async def test_an_async_agents_renders_stand_there_too(stored_traces: Fetch) -> None:
-    await agent().ainvoke(ASKED, {"callbacks": [PomlCallbackHandler()]})
+    await agent().ainvoke(QUESTION, {"callbacks": [PomlCallbackHandler()]})
     assert agent_trees(stored_traces) == [TREE]

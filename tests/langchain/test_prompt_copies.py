@@ -26,11 +26,11 @@ from pomlflow.langchain import PomlChatPromptValue, PomlPromptTemplate, PomlStri
 
 CLASSES = [PomlPromptTemplate, ChatPromptTemplate, RunnableSequence, StrOutputParser, AIMessage]
 # LangChain 1.0 does not need the classes.
-ASKS = "allowed_objects" in inspect.signature(loads).parameters
+TAKES_CLASSES = "allowed_objects" in inspect.signature(loads).parameters
 
 
 def loading(*classes: type, **options: Any) -> dict[str, Any]:
-    return {"valid_namespaces": ["pomlflow"], **options, **({"allowed_objects": [*CLASSES, *classes]} if ASKS else {})}
+    return {"valid_namespaces": ["pomlflow"], **options, **({"allowed_objects": [*CLASSES, *classes]} if TAKES_CLASSES else {})}
 
 
 OPTIONS = {
@@ -135,7 +135,7 @@ def test_loads_follows_the_file_where_it_is(file: Path) -> None:
     assert loads(text, **loading()).input_variables == ["question"]
 
 
-@pytest.mark.skipif(not ASKS, reason="this LangChain asks for no classes")
+@pytest.mark.skipif(not TAKES_CLASSES, reason="this LangChain takes no classes")
 def test_loads_needs_the_class_and_the_namespace() -> None:
     """LangChain revives nothing that it does not know and that is not named."""
     text = dumps(poml())

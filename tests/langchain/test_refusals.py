@@ -18,7 +18,7 @@ from pomlflow.langchain import PomlMiddleware, PomlOutputParserError, PomlPrompt
 structured_output = pytest.importorskip("langchain.agents.structured_output")
 
 MARKUP = f"<poml><p>Count.</p>{SCHEMA}</poml>"
-ASKED = {"messages": [("user", "Count.")]}
+QUESTION = {"messages": [("user", "Count.")]}
 REFUSED = AIMessage("", additional_kwargs={"refusal": "I won't."})
 # By LangChain's own class where langchain-core has it.
 REFUSAL = getattr(exceptions, "ModelRefusalError", PomlRefusalError)
@@ -146,7 +146,7 @@ def test_an_agent_raises_the_refusal_of_its_provider(provider: str, client: Any,
     _, response, _, text = PROVIDERS[provider]
     server.answers[:] = [Raw([response])]
     with pytest.raises(PomlRefusalError, match="crew: the model refused") as caught:
-        made(client, markup=MARKUP, tools=()).invoke(ASKED)
+        made(client, markup=MARKUP, tools=()).invoke(QUESTION)
     assert caught.value.answer == text
     assert isinstance(caught.value.message, AIMessage)
 
@@ -155,23 +155,23 @@ async def test_a_refusal_to_an_agent_falls_back_to_another_model() -> None:
     poml = PomlMiddleware(PomlPromptTemplate.from_template(MARKUP, name="count"))
     fallback = middlewares.ModelFallbackMiddleware(Agent(answers=['{"n": 1}']))
     agent = agents.create_agent(Agent(answers=[REFUSED]), middleware=[fallback, poml])
-    assert (await agent.ainvoke(ASKED))["structured_response"] == {"n": 1}
+    assert (await agent.ainvoke(QUESTION))["structured_response"] == {"n": 1}
 
 
 def test_a_refusal_in_place_of_the_agents_own_response_format_is_one_too() -> None:
     own = {"title": "Own", "type": "object", "properties": {"m": {"type": "integer"}}}
     strategy = structured_output.ProviderStrategy(own)
     with pytest.raises(PomlRefusalError, match=r"crew: the model refused: I won't\."):
-        made(Agent(answers=[REFUSED]), markup="<p>Hi</p>", tools=(), response_format=strategy).invoke(ASKED)
+        made(Agent(answers=[REFUSED]), markup="<p>Hi</p>", tools=(), response_format=strategy).invoke(QUESTION)
 
 
 def test_an_agents_answer_that_is_no_object_is_an_error_with_the_answer() -> None:
     with pytest.raises(PomlOutputParserError, match="crew: the answer is not the JSON") as caught:
-        made(Agent(answers=["Sorry."]), markup=MARKUP, tools=()).invoke(ASKED)
+        made(Agent(answers=["Sorry."]), markup=MARKUP, tools=()).invoke(QUESTION)
     assert not isinstance(caught.value, PomlRefusalError)
     assert caught.value.answer == "Sorry."
 
 
 def test_an_agent_without_a_schema_answers_with_the_refusal() -> None:
-    state = made(Agent(answers=[call(city="Oslo"), REFUSED])).invoke(ASKED)
+    state = made(Agent(answers=[call(city="Oslo"), REFUSED])).invoke(QUESTION)
     assert state["messages"][-1].additional_kwargs["refusal"] == "I won't."

@@ -169,8 +169,11 @@ def test_tools_that_the_client_has_bound_are_merged_by_name(
     prompt(markup).bind_to(_given(clients, client).bind_tools([weather, now])).invoke({})
     tools = server.bodies[0]["tools"]
     tools = [declared for found in tools for declared in found.get("functionDeclarations", [found])]
-    told = [found.get("function", found) for found in tools]
-    assert [(found["name"], found["description"]) for found in told] == [("now", "The time."), ("weather", "POML's.")]
+    functions = [found.get("function", found) for found in tools]
+    assert [(found["name"], found["description"]) for found in functions] == [
+        ("now", "The time."),
+        ("weather", "POML's."),
+    ]
 
 
 def test_what_openai_lacks_goes_to_a_server_that_has_it_by_an_extra_body(
