@@ -30,7 +30,11 @@ TAKES_CLASSES = "allowed_objects" in inspect.signature(loads).parameters
 
 
 def loading(*classes: type, **options: Any) -> dict[str, Any]:
-    return {"valid_namespaces": ["pomlflow"], **options, **({"allowed_objects": [*CLASSES, *classes]} if TAKES_CLASSES else {})}
+    return {
+        "valid_namespaces": ["pomlflow"],
+        **options,
+        **({"allowed_objects": [*CLASSES, *classes]} if TAKES_CLASSES else {}),
+    }
 
 
 OPTIONS = {
