@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from tests.mlflow_server import mlflow_server, use_server
 from tests.pending import waiting_publisher
 
 from pomlflow.record import RenderRecord
+from pomlflow.tracking.versions import Registry
 
 __all__ = ["mlflow_server", "use_server"]
 
@@ -22,6 +24,16 @@ def registry() -> Iterator[Any]:
     registry = waiting_publisher()
     yield registry
     assert registry.flush(30)
+
+
+@pytest.fixture
+def lookups_go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Hold all lookups of versions until this event is set; no flush of MLflow's waits for them."""
+    go_on, find = threading.Event(), Registry.find
+    monkeypatch.setenv("POMLFLOW_FLUSH_TIMEOUT", "0.1")
+    monkeypatch.setattr(Registry, "find", lambda *given, **named: go_on.wait(30) and find(*given, **named))
+    yield go_on
+    go_on.set()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.tracing.client import TracingClient
+from mlflow.tracing.trace_manager import InMemoryTraceManager
 from tests.mlflow_server import until
 from tests.pending import forget_pending, waiting_publisher
 
@@ -104,33 +105,49 @@ def test_another_process_finds_the_version(mlflow_store, registry, record):
     assert len(versions(record().name)) == 1
 
 
-def test_a_trace_in_the_store_is_linked_late(mlflow_store, registry, record):
+def test_a_trace_in_the_store_is_linked_late(mlflow_store, registry, record, lookups_go_on):
     """The trace is exported before its prompt is registered: a slow registry, a short chain."""
-    with mlflow.start_span("chain") as span:
-        pass
-    stored(span.trace_id)
-    registry.link(record(), span.trace_id)
+    trace_id = trace(record(), registry)
+    stored(trace_id)
+    lookups_go_on.set()
     assert registry.flush(30)
 
-    assert linked(span.trace_id) == [f"{record().name}/1"]
-    assert found_by(f"{record().name}/1", mlflow_store) == {span.trace_id}
+    assert linked(trace_id) == [f"{record().name}/1"]
+    assert found_by(f"{record().name}/1", mlflow_store) == {trace_id}
 
 
-def test_a_late_link_keeps_the_earlier_ones(mlflow_store, registry, record):
+def test_a_trace_that_mlflow_evicted_is_counted_as_lost(mlflow_store, registry, record):
+    """Its buffer is full where many root spans are open at once."""
+    with mlflow.start_span("chain") as span:
+        InMemoryTraceManager.get_instance().pop_trace(int(span.trace_id.removeprefix("tr-"), 16))
+        assert registry.link(record(), span.trace_id) is None
+    assert worker.take_lost() == 1
+
+
+def test_a_late_link_keeps_the_earlier_ones(mlflow_store, registry, record, lookups_go_on):
     early, late = record("early"), record("late")
+    lookups_go_on.set()
     trace(early, registry, wait=30)
-    trace_id = trace(early, registry)
+    lookups_go_on.clear()
+    with mlflow.start_span("chain") as span:
+        registry.link(early, span.trace_id)
+        registry.link(late, span.trace_id)
+    trace_id = span.trace_id
     stored(trace_id)
-    registry.link(late, trace_id)
+    lookups_go_on.set()
     assert registry.flush(30)
 
     assert linked(trace_id) == [f"{early.name}/1", f"{early.name}/2"]
     assert found_by(f"{early.name}/2", mlflow_store) == {trace_id}
 
 
-def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(mlflow_store, registry, record, monkeypatch):
+def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
+    mlflow_store, registry, record, lookups_go_on, monkeypatch
+):
     """MLflow stores spans first and the trace afterwards; a link made in between would be overwritten."""
+    lookups_go_on.set()
     trace(record("early"), registry, wait=30)
+    lookups_go_on.clear()
     late = record("late")
     arrived = threading.Event()
     start_trace = TracingClient.start_trace
@@ -142,10 +159,11 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(mlflow_store
     monkeypatch.setattr(TracingClient, "start_trace", slowly)
     with mlflow.start_span("chain") as span:
         registry.link(record("early"), span.trace_id)
+        registry.link(late, span.trace_id)
     exporting = threading.Thread(target=mlflow.flush_trace_async_logging)
     exporting.start()
     until(lambda: not _in_memory(span.trace_id))
-    registry.link(late, span.trace_id)
+    lookups_go_on.set()
     assert not registry.flush(0.5)
     arrived.set()
     exporting.join()
@@ -156,8 +174,6 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(mlflow_store
 
 
 def _in_memory(trace_id: str) -> bool:
-    from mlflow.tracing.trace_manager import InMemoryTraceManager
-
     with InMemoryTraceManager.get_instance().get_trace(trace_id) as live:
         return live is not None
 
@@ -264,9 +280,10 @@ def test_each_registry_gets_the_prompt(mlflow_store, registry, record, tmp_path)
     assert [v.template for v in versions(record().name)] == [record("first").source, record("second").source]
 
 
-def test_link_never_raises(registry, caplog):
-    assert registry.link(object(), "tr-1") is None
-    assert registry.link(object(), "tr-1") is None
+def test_link_never_raises(mlflow_store, registry, caplog):
+    with mlflow.start_span("chain") as span:
+        assert registry.link(object(), span.trace_id) is None
+        assert registry.link(object(), span.trace_id) is None
     assert len(warnings_in(caplog)) == 1
 
 
@@ -300,10 +317,11 @@ def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record
     monkeypatch.setattr(publish, "_MAX_LOOKUPS", 3)
     monkeypatch.setattr(publish, "_MAX_TRACES", 10)
     mlflow.set_registry_uri(DEAD)
-    for number in range(10):
-        registry.link(record(str(number)), "tr-1")
-    assert worker.take_lost() == 7
-    for number in range(20):
-        registry.link(record("0"), f"tr-{number}")
-    assert worker.take_lost() == 11
+    with mlflow.start_span("chain") as span:
+        for number in range(10):
+            registry.link(record(str(number)), span.trace_id)
+        assert worker.take_lost() == 7
+        for _ in range(20):
+            registry.link(record("0"), span.trace_id)
+        assert worker.take_lost() == 11
     forget_pending()

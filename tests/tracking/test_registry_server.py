@@ -86,12 +86,12 @@ def test_another_process_finds_the_version(mlflow_server, use_server, registry, 
     assert len(templates(record().name)) == 1
 
 
-def test_a_trace_in_the_store_is_linked_late(mlflow_server, use_server, registry, record):
+def test_a_trace_in_the_store_is_linked_late(mlflow_server, use_server, registry, record, lookups_go_on):
     experiment = use_server(mlflow_server)
     with mlflow.start_span("chain") as span:
-        pass
+        registry.link(record(), span.trace_id)
     mlflow.flush_trace_async_logging()
-    registry.link(record(), span.trace_id)
+    lookups_go_on.set()
     assert registry.flush(60)
 
     assert linked(span.trace_id) == [f"{record().name}/1"]

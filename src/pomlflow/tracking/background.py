@@ -26,6 +26,7 @@ from pomlflow.tracking.stores import check_reachable, is_outage, may_pass, shown
 __all__ = ["RejectedError", "State", "Task", "Worker", "worker"]
 
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
+_PAUSE: Final = 15.0  # seconds between tries of what is not possible yet; a flush, or `wake`, does not wait for that
 _MAX_PAUSE: Final = 600.0  # seconds between tries of what a server refuses for now
 _FLUSH_PAUSE: Final = 0.2  # seconds between tries during a flush
 _MAX_TRIES: Final = 3  # of what a server rejects
@@ -40,7 +41,7 @@ class State(Enum):
     """The result of a task's run."""
 
     DONE = "done"
-    NOT_YET = "not yet"  # to be tried again soon; a flush waits for it
+    NOT_YET = "not yet"  # to be tried again; a flush waits for it
     PARKED = "parked"  # depends on the user's program; a flush does not wait for it
     LOST = "lost"  # impossible for ever, and counted
 
@@ -53,7 +54,6 @@ class Task:
         uri: The store.
         workspace: The MLflow workspace that it belongs to, or None.
         tries: How often it failed.
-        delays: How often it was not possible yet.
         has_reached: Whether its last run reached the store.
         state: What its last run returned; None before.
     """
@@ -64,7 +64,6 @@ class Task:
     uri: str
     workspace: str | None = None
     tries: int = 0
-    delays: int = 0
     has_reached: bool = True
     state: State | None = None
 
@@ -237,7 +236,6 @@ class Worker:
             outage.until = 0.0
         for entry in self._entries[1]:
             entry.due = 0.0
-            entry.task.delays = 0
         heapq.heapify(self._entries[1])
 
     def _settle(self) -> bool:
@@ -282,10 +280,7 @@ class Worker:
         if task.state is State.LOST:
             logger.debug("Lost: %s", task)
             self.lost += 1
-        if task.state in {State.DONE, State.LOST}:
-            return None
-        task.delays += 1
-        return _MAX_OUTAGE_PAUSE if task.state is State.PARKED else min(0.05 * 2.0**task.delays, _MAX_OUTAGE_PAUSE)
+        return None if task.state in {State.DONE, State.LOST} else _PAUSE
 
     def _failed(self, task: Task, error: Exception) -> float | None:
         task.tries += 1

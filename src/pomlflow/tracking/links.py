@@ -8,14 +8,13 @@ size in its metadata if it tried to store it.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from mlflow import MlflowClient
-from mlflow.entities import TraceState
+from mlflow.entities import TraceInfo
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
@@ -33,8 +32,6 @@ _TAG: Final = TraceTagKey.LINKED_PROMPTS
 _EXPERIMENTS: Final = "_mlflow_experiment_ids"  # the prompt's tag that an experiment's page of prompts looks at
 _EXPORTED: Final = TraceMetadataKey.SIZE_STATS  # written by MLflow's exporter as it stores a trace
 _LINK: Final = "/api/2.0/mlflow/traces/link-prompts"
-_PATIENCE: Final = 10.0  # seconds for a trace that has ended to leave memory, and for one in the store to be complete
-_MAX_EXPORT: Final = 600.0  # seconds in which MLflow stores a trace, retries included
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -43,8 +40,8 @@ class TraceLink(Task):
 
     Attributes:
         trace_id: The trace.
-        experiment: Its experiment; None where it is not in memory, or goes to no experiment.
-        is_local: Whether it is exported by MLflow's own exporter.
+        experiment: Its experiment; None where it goes to none, as with OTLP alone.
+        is_evicted: Whether MLflow did not have it in its memory.
         run_id: The MLflow run that it is part of, or None.
         model_id: The LoggedModel, or None.
     """
@@ -53,100 +50,84 @@ class TraceLink(Task):
 
     trace_id: str
     experiment: str | None = None
-    is_local: bool = True
+    is_evicted: bool = False
     run_id: str | None = None
     model_id: str | None = None
+    _info: weakref.ref[TraceInfo] | None = None
+    _metadata: dict[str, str] = field(default_factory=dict)
     _versions: list[PromptVersion] = field(default_factory=list)
     _linked: int = 0  # of the versions, those whose association is stored
-    _is_late: bool = False
-    _info: weakref.ref[Any] | None = None
-    _metadata: dict[str, str] = field(default_factory=dict)
-    _since: float | None = None  # when it was first found not possible yet
-    _is_over: bool = False
+    is_late: bool = False  # whether a version came after the trace had left memory
 
     @classmethod
     def of(cls, place: Place, trace_id: str, wake: Callable[[TraceLink], None] | None) -> TraceLink:
         """Return the link of a trace; `wake` is called when MLflow has exported it, in any thread and without locks."""
         link = cls(uri=place.tracking, workspace=place.workspace, trace_id=trace_id)
         with _manager().get_trace(trace_id) as trace:
-            if trace is not None:
+            if trace is None:
+                link.is_evicted = True
+            else:
                 info = trace.info
                 link.experiment = info.experiment_id
-                link.is_local = info.experiment_id is not None
                 link.run_id = info.trace_metadata.get(TraceMetadataKey.SOURCE_RUN)
                 link.model_id = info.trace_metadata.get(TraceMetadataKey.MODEL_ID)
                 link._metadata = info.trace_metadata
-                if link.is_local and wake is not None:
+                if wake is not None and link.experiment is not None:
                     link._info = weakref.ref(info, lambda _: wake(link))
         return link
 
     @property
-    def wanted(self) -> bool:
-        """Whether the trace is not stored yet, or a version came after that."""
-        return not self._is_over or self._linked < len(self._versions)
-
-    @property
     def is_noticed(self) -> bool:
         """Whether it is known when MLflow has exported the trace, so that the task is woken then."""
-        return self.is_local and self._info is not None
+        return self._info is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the trace is not stored yet, or a version came after that."""
+        return self.state is not State.LOST and (self.state is not State.DONE or self._linked < len(self._versions))
 
     def add(self, version: PromptVersion) -> bool:
-        """Link a version; return whether that is new, and the task must be submitted."""
+        """Add a version; return False if it was there already, or the trace is not stored in MLflow."""
+        if self.experiment is None:
+            return False
         if any((one.name, one.version) == (version.name, version.version) for one in self._versions):
             return False
         with _manager().get_trace(self.trace_id) as trace:  # under MLflow's lock: the trace cannot leave in between
             if trace is None:
-                self._is_late = True
+                self.is_late = True
             else:
                 trace.info.tags[_TAG] = update_linked_prompts_tag(trace.info.tags.get(_TAG), [version])
         self._versions.append(version)
         return True
 
     def run(self) -> State:
-        """Write the associations, if the trace is stored."""
+        """Store the associations, if the trace is stored."""
         self.has_reached = False
-        state = self._run()
-        self._is_over = state in {State.DONE, State.LOST}
-        if state is State.LOST:
-            self._linked = len(self._versions)
-        return state
-
-    def _run(self) -> State:
         with _manager().get_trace(self.trace_id) as trace:
-            is_open = trace is not None and not _is_complete(trace)
-        if trace is not None:
-            return State.PARKED if is_open else self._not_yet(_PATIENCE)
-        if _EXPORTED not in self._metadata and self._info is not None:
-            return State.LOST if self._is_released else self._not_yet(_MAX_EXPORT)
+            if trace is not None:
+                return State.PARKED
+        missing = State.LOST if self._is_released else State.NOT_YET
+        if _EXPORTED not in self._metadata:
+            return missing
         versions = self._versions[self._linked :]
-        return self._link(versions) if versions else State.DONE
-
-    def _link(self, versions: list[PromptVersion]) -> State:
+        if not versions:
+            return State.DONE
         try:
-            if self._is_late and not self._tag_stored(versions):
-                return self._not_yet(_MAX_EXPORT)
+            if self.is_late and not self._tag_stored(versions):
+                return State.NOT_YET
             self._associate(versions)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return State.LOST if self._is_released else self._not_yet(_MAX_EXPORT if self._info else _PATIENCE)
+            return missing
         self.has_reached = True
         self._linked += len(versions)
         return State.DONE
 
     @property
     def _is_released(self) -> bool:
-        """Whether MLflow's exporter is known to be done with the trace."""
-        return self._info is not None and self._info() is None
-
-    @property
-    def _waited(self) -> float:
-        return 0.0 if self._since is None else time.monotonic() - self._since
-
-    def _not_yet(self, limit: float) -> State:
-        if self._since is None:
-            self._since = time.monotonic()
-        return State.NOT_YET if self._waited < limit else State.LOST
+        """Whether MLflow's exporter is done with the trace. Others, such as a notebook's display, may still hold it."""
+        return self._info is None or self._info() is None
 
     def _tag_stored(self, versions: list[PromptVersion]) -> bool:
         """Tag a trace that has left memory; return False where it is not complete in the store yet.
@@ -156,8 +137,7 @@ class TraceLink(Task):
         check_reachable(self.uri)
         client = TracingClient(self.uri)
         info = client.get_trace_info(self.trace_id)
-        is_final = self._is_released or TraceMetadataKey.TRACE_INFO_FINALIZED in info.trace_metadata
-        if not is_final and self._waited < _PATIENCE:  # some stores do not mark it as final
+        if not self._is_released and TraceMetadataKey.TRACE_INFO_FINALIZED not in info.trace_metadata:
             return False
         before = info.tags.get(_TAG)
         after = update_linked_prompts_tag(before, versions)
@@ -182,16 +162,10 @@ def _manager() -> InMemoryTraceManager:
     return manager
 
 
-def _is_complete(trace: Any) -> bool:
-    """Whether a trace in memory has ended, with all of its spans: MLflow is about to export it."""
-    ended = all(span.end_time_ns is not None for span in trace.span_dict.values())
-    return ended and trace.info.state != TraceState.IN_PROGRESS
-
-
 def list_in_experiment(client: MlflowClient, name: str, experiment: str) -> State:
     """Have an experiment's page show the prompt, as `mlflow.genai.register_prompt` does."""
     prompt = client.get_prompt(name)
-    if prompt is None:  # MLflow returns None for every failure
+    if prompt is None:  # MLflow returns None for each failure
         return State.NOT_YET
     listed = [one for one in prompt.tags.get(_EXPERIMENTS, "").split(",") if one]
     if experiment not in listed:

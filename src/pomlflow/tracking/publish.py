@@ -6,12 +6,10 @@ trace, to list a prompt in an experiment.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -25,7 +23,7 @@ from mlflow.utils.uri import is_databricks_uri
 
 from pomlflow._log import logger, warn_once
 from pomlflow.record import RenderRecord
-from pomlflow.tracking.background import State, Task, Worker, worker
+from pomlflow.tracking.background import State, Task, worker
 from pomlflow.tracking.links import TraceLink, link_model, link_run, list_in_experiment
 from pomlflow.tracking.shutdown import register_hooks
 from pomlflow.tracking.stores import Place
@@ -33,7 +31,6 @@ from pomlflow.tracking.versions import Draft, Registry, draft_of, name_of
 
 __all__ = ["Publisher", "publisher"]
 
-_WAIT: Final = 0.005  # seconds that a first render waits for its version: then its trace is linked when it is exported
 _FRESH: Final = 10.0  # seconds for which a version is known to have its content: versions get deleted and made anew
 _MAX_CONTENTS: Final = 1_000  # kept in memory; the oldest is looked up again by its digest
 _MAX_LOOKUPS: Final = 1_000  # contents that wait to be registered
@@ -48,7 +45,6 @@ class _Key(NamedTuple):
 
     place: Place
     name: str
-    path: str | None
     digest: str
     number: int | None
     create: bool
@@ -81,15 +77,9 @@ class Publisher:
     """Finds or makes the prompt version of each render, and links it to the render's trace, run and LoggedModel.
 
     Safe for many threads and event loops; a forked child keeps what its parent knew, and has nothing pending.
-
-    Args:
-        wait: Seconds that a first render waits for its version, where no event loop runs.
-        worker: Runs the background tasks.
     """
 
-    def __init__(self, wait: float = _WAIT, worker: Worker = worker) -> None:
-        self._wait = wait
-        self._worker = worker
+    def __init__(self) -> None:
         self._contents: dict[_Key, _Content] = {}
         self._associated: dict[tuple[str | None, ...], None] = {}
         self._is_hooked = False
@@ -109,7 +99,7 @@ class Publisher:
 
         A content that was checked lately is linked at once. Another is looked up in the background, in the registry
         that is set in the caller's context now, and linked then, whether the trace is in MLflow's memory, on its way to
-        the store, or there.
+        the store, or there. A trace that MLflow has evicted from its memory is counted as lost.
 
         Args:
             record: The render.
@@ -137,26 +127,22 @@ class Publisher:
         name = name_of(record) if register else None
         if name is None:
             return None
-        key = _Key(place, name, record.path, record.digest, record.version, record.error is None)
+        key = _Key(place, name, record.digest, record.version, record.error is None)
         with self._lock:
             content = self._content(key)
             if content.is_rejected:
                 return None
             if content.is_due:
                 self._look_up(key, content, draft_of(record, name))
-            lookup = content.lookup if not content.is_fresh else None
-            version = content.version
-        if lookup is not None:
-            is_first = content.checked is None and not self._worker.is_unreachable(place.registry)
-            if is_first and not _in_event_loop():
-                lookup.done.wait(self._wait)
-            if self._wait_for(lookup, trace, None if self._worker.is_unreachable(place.registry) else on_version):
+            if not content.is_fresh:
+                if content.lookup is not None:
+                    # Without a listener during an outage: it may hold the span.
+                    self._wait_for(content.lookup, trace, None if worker.is_unreachable(place.registry) else on_version)
                 return None
             version = content.version
-        if version is not None and content.is_fresh:
+        if version is not None:
             self._attach(place, trace, version, on_version)
-            return version
-        return None
+        return version
 
     def _trace(self, place: Place, trace_id: str) -> TraceLink:
         """Return the link of a trace, which notices from now on if the trace is lost."""
@@ -167,11 +153,11 @@ class Publisher:
         with self._lock:
             link = self._links.get(trace_id)
             if link is None:
-                link = self._links[trace_id] = TraceLink.of(
-                    place, trace_id, None if _is_databricks(place) else self._worker.wake
-                )
+                wake = None if _is_databricks(place) else worker.wake
+                link = self._links[trace_id] = TraceLink.of(place, trace_id, wake)
+                worker.lost += link.is_evicted
                 if link.is_noticed:
-                    self._worker.submit(link, after=_FRESH)
+                    worker.submit(link, after=_FRESH)
             return link
 
     def _content(self, key: _Key) -> _Content:
@@ -185,26 +171,22 @@ class Publisher:
     def _look_up(self, key: _Key, content: _Content, draft: Draft) -> None:
         if self._lookups >= _MAX_LOOKUPS:
             logger.debug("Too many prompts wait to be registered: %s is left out this time", key.name)
-            self._worker.lost += 1
+            worker.lost += 1
             return
         place = key.place
         lookup = _Lookup(
             uri=place.registry, workspace=place.workspace, publisher=self, key=key, content=content, draft=draft
         )
-        if self._worker.submit(lookup):
+        if worker.submit(lookup):
             content.lookup = lookup
             self._lookups += 1
 
-    def _wait_for(self, lookup: _Lookup, trace: TraceLink, on_version: OnVersion | None) -> bool:
-        """Have a trace linked when the version is known; return False if it is already."""
-        with self._lock:
-            if lookup.done.is_set():
-                return False
-            if len(lookup.traces) >= _MAX_TRACES:
-                self._worker.lost += 1
-            else:
-                lookup.traces.append((trace, on_version))
-            return True
+    def _wait_for(self, lookup: _Lookup, trace: TraceLink, on_version: OnVersion | None) -> None:
+        """Have a trace linked when the version is known."""
+        if len(lookup.traces) < _MAX_TRACES:
+            lookup.traces.append((trace, on_version))
+        else:
+            worker.lost += 1
 
     def finish(self, lookup: _Lookup, version: PromptVersion | None, *, is_rejected: bool = False) -> None:
         """Note the result of a lookup, and link the traces that wait for it. Called on the worker's thread."""
@@ -213,10 +195,8 @@ class Publisher:
             content.version, content.checked, content.lookup = version, time.monotonic(), None
             content.is_rejected = is_rejected
             self._lookups -= 1
-            lookup.done.set()
-            waiting = list(lookup.traces)
         if version is not None:
-            for trace, on_version in waiting:
+            for trace, on_version in lookup.traces:
                 self._attach(lookup.key.place, trace, version, on_version)
 
     def _attach(self, place: Place, trace: TraceLink, version: PromptVersion, on_version: OnVersion | None) -> None:
@@ -229,8 +209,8 @@ class Publisher:
             with InMemoryTraceManager.get_instance().get_trace(trace.trace_id) as live:  # type: ignore[no-untyped-call]
                 if live is not None:
                     InMemoryTraceManager.get_instance().register_prompt(trace.trace_id, version)  # type: ignore[no-untyped-call]
-        elif trace.is_local and trace.add(version):
-            self._worker.submit(trace, after=_FRESH if trace.is_noticed else 0.0)
+        elif trace.add(version):
+            worker.submit(trace, after=0.0 if trace.is_late else _FRESH)
         self._associate(place, trace, version)
 
     def _associate(self, place: Place, trace: TraceLink, version: PromptVersion) -> None:
@@ -257,15 +237,7 @@ class Publisher:
                 identity=identity,
                 version=version,
             )
-            self._worker.submit(task)
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+            worker.submit(task)
 
 
 def _is_databricks(place: Place) -> bool:
@@ -280,8 +252,7 @@ class _Lookup(Task):
     key: _Key
     content: _Content
     draft: Draft
-    traces: deque[tuple[TraceLink, OnVersion | None]] = field(default_factory=deque)
-    done: threading.Event = field(default_factory=threading.Event)
+    traces: list[tuple[TraceLink, OnVersion | None]] = field(default_factory=list)
 
     def run(self) -> State:
         """Find or make the version."""
