@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from dataclasses import replace
 from typing import Any
 
 import mlflow
@@ -188,33 +187,6 @@ def test_inline_markup_has_a_name_only_where_asked(record, changes, expected):
     assert name_of(record(**changes)) == expected
 
 
-@pytest.mark.parametrize(("one", "two", "name"), [("a b", "a-b", "a-b"), ("a/b", "a.b", "a.b")])
-def test_two_files_with_one_name_get_two(record, caplog, one, two, name):
-    """The second file has a name of its own, for all its contents and in every process; both files are told once."""
-    base = record().name
-    first = record("1", path=f"{base}/{one}.poml", name=f"{base}.{name}")
-    second = record("2", path=f"{base}/{two}.poml", name=f"{base}.{name}")
-    third = replace(record("3"), path=second.path, name=second.name)
-    got = [found(each).name for each in (first, second, third, second, first)]
-
-    own = got[1]
-    assert got == [first.name, own, own, own, first.name]
-    assert own.startswith(f"{first.name}-")
-    assert [version.template for version in versions(own)] == [second.source, third.source]
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelno >= logging.WARNING]
-    assert first.path in warning
-    assert second.path in warning
-    assert own in warning
-
-
-def test_two_files_with_the_same_content_stay_two(record):
-    base = record().name
-    first = record(path=f"{base}/x.poml", name=f"{base}.x")
-    second = record(path=f"{base}.x.poml", name=f"{base}.x")
-    assert found(first).name == f"{base}.x"
-    assert found(second).name.startswith(f"{base}.x-")
-
-
 def test_a_name_that_the_user_gave_holds_for_several_files(record, caplog):
     """So that a prompt can move from one file to another, and keep its history."""
     found(record("before", path="old/place.poml"))
@@ -261,15 +233,6 @@ def test_eight_processes_agree_on_one_version(record, known, caplog, monkeypatch
     assert len(left) == 1 + known
     assert {version.uri for version in got} == {left[-1].uri}
     assert "at the same time" in caplog.text
-
-
-def test_eight_files_at_once_get_eight_names(record):
-    """Each took the name for free a moment ago; one keeps it."""
-    base = record().name
-    paths = [f"{base}{' ' * number}x.poml" for number in range(1, 9)]
-    got = at_once(lambda number: found(record(path=paths[number], name=f"{base}-x")))
-    assert len({version.name for version in got}) == 8
-    assert [len(versions(version.name)) for version in got] == [1] * 8
 
 
 def at_once(make: Any) -> list[Any]:

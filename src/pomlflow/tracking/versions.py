@@ -12,7 +12,6 @@ one, and withdraws its own if there is one with the same digest.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -26,27 +25,20 @@ from mlflow.prompt.registry_utils import model_version_to_prompt_version
 from mlflow.utils.gorilla import get_original_attribute
 from pydantic import ValidationError
 
-from pomlflow._log import logger, warn_once
+from pomlflow._log import logger
 from pomlflow.frame.settings import canonical
 from pomlflow.record import PromptFile, RenderRecord
-from pomlflow.template.names import NAMES, registry_name
+from pomlflow.template.names import NAMES
 from pomlflow.tracking.background import RejectedError
 from pomlflow.tracking.bundle import FileChangedError, pack
 
 __all__ = ["Draft", "Registry", "draft_of", "model_config", "name_of"]
 
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
-_MAX_NAME: Final = 256  # characters, on PostgreSQL
 _NEWEST: Final = 20  # versions whose text is compared where none has the digest
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
 _DIGEST: Final = "poml_sha256"
 _SETTINGS: Final = {"model": "model_name", "stop": "stop_sequences"}  # MLflow's names, where they differ
-
-
-class _NameTakenError(Exception):
-    def __init__(self, owner: PromptVersion) -> None:
-        super().__init__(owner.uri)
-        self.path = owner.tags["poml_path"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +60,6 @@ class Draft:
     runtime: Mapping[str, Any] | None = None
     schema: Mapping[str, Any] | None = None
     number: int | None = None
-
-    @property
-    def derived(self) -> bool:
-        """Whether the name is the path's own, rather than one that the user gave."""
-        return self.path is not None and self.name == registry_name(self.path.removesuffix(".poml"))
 
 
 def name_of(record: RenderRecord) -> str | None:
@@ -138,43 +125,22 @@ class Registry:
                 f"the prompt {draft.name!r} has {len(draft.source):,} characters and the limit of MLflow's registry is "
                 f"{_MAX_SOURCE:,}: move data out of the markup, into variables or documents"
             )
-        try:
-            return self._find(draft, draft.name, create=create)
-        except _NameTakenError as taken:
-            own_name = _own_name(draft)
-            warn_once(
-                ("name", taken.path, draft.path),
-                "The files %s and %s would share the prompt name %r: the prompt of %s is named %r instead. Give one of "
-                "them a name= of its own.",
-                taken.path,
-                draft.path,
-                draft.name,
-                draft.path,
-                own_name,
-            )
-            return self._find(draft, own_name, create=create)
+        found = self._first(draft.name, draft.digest)
+        if found is not None:
+            return found
+        newest = self._search(draft.name, newest=True, limit=_NEWEST)
+        by_text = [version for version in newest if _has_content(version, draft)]
+        if by_text or not create:
+            return by_text[-1] if by_text else None
+        return self._make(draft, is_first=not newest)
 
     def _numbered(self, draft: Draft) -> PromptVersion | None:
         """Return the version that was rendered, if it still has that content: it may be deleted and made anew."""
         version = self.client.get_prompt_version(draft.name, draft.number)
         return version if version is not None and _has_content(version, draft) else None
 
-    def _find(self, draft: Draft, name: str, *, create: bool) -> PromptVersion | None:
-        """Find or make the version under this very name."""
-        found = self._first(name, draft.digest)
-        if found is not None and not _is_of_another_file(found, draft):
-            return found
-        newest = self._search(name, newest=True, limit=_NEWEST)
-        by_text = [version for version in newest if _has_content(version, draft)]
-        owner = newest[-1] if 0 < len(newest) < _NEWEST else self._first(name)
-        if owner is not None and _is_of_another_file(owner, draft):
-            raise _NameTakenError(owner)
-        if by_text or found is not None or not create:
-            return by_text[-1] if by_text else found
-        return self._make(draft, name, is_first=owner is None)
-
-    def _first(self, name: str, digest: str | None = None) -> PromptVersion | None:
-        """Return the first version of a prompt, or the first with a digest."""
+    def _first(self, name: str, digest: str) -> PromptVersion | None:
+        """Return the first version of a prompt with a digest."""
         found = self._search(name, digest, limit=1)
         return found[0] if found else None
 
@@ -197,10 +163,11 @@ class Registry:
             found = self.client.search_model_versions(query, max_results=limit, order_by=[order])
         return [model_version_to_prompt_version(version) for version in found]
 
-    def _make(self, draft: Draft, name: str, *, is_first: bool) -> PromptVersion:
+    def _make(self, draft: Draft, *, is_first: bool) -> PromptVersion:
         """Make a version, and return the one that is valid, which may be another process's."""
         # upstream: mlflow 3.12-3.18: `register_prompt` copies the version's tags to the prompt, changes their dict,
         # writes the current thread's experiment and starts a thread for that.
+        name = draft.name
         try:
             files = pack(draft.files, draft.folder)
         except FileChangedError as error:  # then the content is another one, and the next render has that
@@ -215,10 +182,6 @@ class Registry:
             response_format=_response_format(draft),
             model_config=model_config(draft.runtime) if draft.runtime else None,
         )
-        owner = self._first(name) if is_first else None
-        if owner is not None and _is_of_another_file(owner, draft):
-            self._withdraw(mine)
-            raise _NameTakenError(owner)
         lowest = self._first(name, draft.digest) or mine
         if lowest.version == mine.version:
             return mine
@@ -258,20 +221,6 @@ def _has_content(version: PromptVersion, draft: Draft) -> bool:
         return False
     # upstream: mlflow 3.12-3.18: optimize_prompts replaces the property `template` for all versions during its trials.
     return bool(get_original_attribute(version, "template") == draft.source)  # type: ignore[no-untyped-call]
-
-
-def _own_name(draft: Draft) -> str:
-    """Return a name for a file whose derived name another file has."""
-    return f"{draft.name[: _MAX_NAME - 9]}-{hashlib.sha256((draft.path or '').encode()).hexdigest()[:8]}"
-
-
-def _is_of_another_file(version: PromptVersion, draft: Draft) -> bool:
-    """Whether the name, if it was derived from the path, was first that of another file.
-
-    Several files may have a name that the user gave, so that a prompt can move.
-    """
-    path = version.tags.get("poml_path")
-    return version.name == draft.name and draft.derived and path is not None and path != draft.path
 
 
 def _response_format(draft: Draft) -> dict[str, Any] | None:
