@@ -109,11 +109,10 @@ def test_a_mask_holds_for_files_too(tmp_path: Path, autolog: Callable[..., None]
 
 
 def test_numbers_that_are_taken_are_passed_over(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
-    """POML's Node processes may write to the folder, too, and a process that died has left its claim."""
+    """POML's Node processes may write to the folder, too."""
     (tmp_path / "0001.other.poml").touch()
-    (tmp_path / "0003.other.result.json").touch()
-    (tmp_path / ".0002").mkdir()
-    assert TraceFiles(tmp_path).write(record(), None).name == f"0004.{record().name}"
+    (tmp_path / "0002.other.result.json").touch()
+    assert TraceFiles(tmp_path).write(record(), None).name == f"0003.{record().name}"
 
 
 def test_threads_and_processes_take_a_number_each(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:

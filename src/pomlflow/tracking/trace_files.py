@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime as dt
+import itertools
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ __all__ = ["TraceFiles"]
 
 
 class TraceFiles:
-    """An existing folder of trace files. Threads and processes may write to it at once, POML's Node ones too.
+    """An existing folder of trace files. Threads and processes may write to it at once.
 
     Example:
         >>> files = TraceFiles.of_this_run("pomlruns")
@@ -73,31 +73,14 @@ class TraceFiles:
 
     def _begin(self, name: str, markup: str) -> Path:
         """Write the markup under the first free number."""
-        taken = {entry.name[:4] for entry in os.scandir(self.folder) if entry.name[:4].isdigit()}
-        number = 1
-        while True:
+        taken = {entry.name[:4] for entry in os.scandir(self.folder)}
+        for number in itertools.count(1):
+            prefix = self.folder / f"{number:04}{f'.{name}' if name else ''}"
             if f"{number:04}" not in taken:
-                with self._claim(number) as claimed:
-                    # Look again: another process may have claimed, used and released the number in between.
-                    if claimed and not any(self.folder.glob(f"{number:04}*")):
-                        prefix = self.folder / f"{number:04}{f'.{name}' if name else ''}"
-                        _write(prefix, ".poml", markup, new=True)
-                        return prefix
-            number += 1
-
-    @contextlib.contextmanager
-    def _claim(self, number: int) -> Iterator[bool]:
-        """Claim a number by making a folder: one process succeeds, on every system. Yields whether this one did."""
-        claim = self.folder / f".{number:04}"
-        try:
-            claim.mkdir()
-        except FileExistsError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            claim.rmdir()
+                with contextlib.suppress(FileExistsError):  # by another process, a moment ago
+                    _write(prefix, ".poml", markup, new=True)
+                    break
+        return prefix
 
 
 def _content(record: RenderRecord) -> dict[str, str]:
@@ -115,7 +98,8 @@ def _content(record: RenderRecord) -> dict[str, str]:
 
 def _masked_content(record: RenderRecord, mask: Mask) -> dict[str, Any]:
     """Return what the mask leaves of the content, by suffix; the result has the shape of a span's outputs."""
-    from pomlflow.tracking.spans import masked, span_content
+    from pomlflow.tracking.redaction import masked
+    from pomlflow.tracking.spans import span_content
 
     kept = masked(mask, **copy.deepcopy(span_content(record)))
     inputs = kept.get("inputs")
