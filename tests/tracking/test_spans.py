@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracing.attachments import Attachment
 from mlflow.tracing.constant import SpanAttributeKey
 
-from pomlflow.tracking.spans import store_content
+from pomlflow.tracking.redaction import GuardedSpan
 
 BYTES = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(1).randbytes(90)
 DATA = base64.b64encode(BYTES).decode()
@@ -39,14 +39,14 @@ PLAIN: dict[str, Any] = {
 def test_content_is_stored_as_mlflow_stores_it(content: Any, key: str, mlflow_store: str) -> None:
     """The look into the JSON passes over nothing of which MLflow makes an attachment, in any provider's shape."""
     theirs, ours = mlflow.start_span_no_context("theirs"), mlflow.start_span_no_context("ours")
-    (theirs.set_inputs if key == SpanAttributeKey.INPUTS else theirs.set_outputs)(content)
-    store_content(ours, key, content)
+    for span in (theirs, GuardedSpan(ours)):
+        (span.set_inputs if key == SpanAttributeKey.INPUTS else span.set_outputs)(content)
 
-    def told(span: Any) -> tuple[Any, list[bytes]]:
+    def stored(span: Any) -> tuple[Any, list[bytes]]:
         files = [file.content_bytes for file in span._attachments.values()]
         return _without_ids(span.get_attribute(key)), files
 
-    assert told(ours) == told(theirs)
+    assert stored(ours) == stored(theirs)
     assert bool(ours._attachments) == (content in MEDIA.values())
     theirs.end()
     ours.end()

@@ -25,12 +25,8 @@ from pomlflow.settings import settings
 
 __all__ = [
     "GuardedSpan",
-    "LimitedSpan",
-    "event_within_limit",
     "masked",
-    "masked_exception",
     "plain",
-    "store_content",
     "within_limit",
 ]
 
@@ -105,7 +101,7 @@ class GuardedSpan:
     def add_event(self, event: SpanEvent) -> None:
         """Store an event; under a mask, only the type of an exception."""
         if self.mask is None:
-            self.span.add_event(event_within_limit(event))
+            self._store_event(event)
         elif event.name == "exception":
             self._error_type = str(event.attributes["exception.type"])
 
@@ -139,9 +135,15 @@ class GuardedSpan:
             if "outputs" in kept:
                 self._store("outputs", kept["outputs"])
             return status
-        event = masked_exception(self._error_type or "Error", kept)
-        self.span.add_event(event_within_limit(event))
-        return SpanStatus(status.status_code, self._message(str(event.attributes["exception.message"])))
+        kind, error = self._error_type or "Error", kept.get("outputs")
+        left = error.get("error") if isinstance(error, Mapping) else None
+        message = left if isinstance(left, str) else kind
+        attributes = {"exception.message": message, "exception.type": kind}
+        self._store_event(SpanEvent(name="exception", attributes=attributes))  # type: ignore[abstract] # as MLflow does
+        return SpanStatus(status.status_code, self._message(message))
+
+    def _store_event(self, event: SpanEvent) -> None:
+        self.span.add_event(replace(event, attributes=_sound(within_limit(event.attributes))))
 
     def _message(self, text: str) -> str:
         message = within_limit(text)
@@ -185,11 +187,6 @@ def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any] |
     return True
 
 
-def store_content(span: LiveSpan, key: str, content: Any) -> bool:
-    """Store a span's inputs or outputs as they are; return whether there may be media in them."""
-    return _write(span, key, content, None)
-
-
 def _warn_incomplete(error: Exception) -> None:
     warn_once("content", "A span is stored without all of its content: %r", error)
 
@@ -207,25 +204,10 @@ def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
     return {key: kept[key] for key in ("inputs", "outputs") if kept.get(key) is not None}
 
 
-def masked_exception(kind: str, kept: Mapping[str, Any]) -> SpanEvent:
-    """Return the event of an exception with the message that the mask left, and without a traceback."""
-    outputs = kept.get("outputs")
-    message = outputs.get("error") if isinstance(outputs, Mapping) else None
-    text = message if isinstance(message, str) else kind
-    return SpanEvent(  # type: ignore[abstract]  # MLflow makes them so itself
-        name="exception", attributes={"exception.message": text, "exception.type": kind}
-    )
-
-
-def within_limit(value: Any, to_plain: Callable[[Any], Any] | None = None) -> Any:
+def within_limit(value: Any) -> Any:
     """Cut the texts that are longer than `pomlflow.configure`'s ``max_content``, and leave out media that are.
 
-    Args:
-        value: The content.
-        to_plain: Makes plain data of it, where it is none; called only where there is a limit.
-
-    Returns:
-        The same with its texts cut; the very same object where nothing is.
+    The very same object is returned where nothing is too long.
 
     Example:
         >>> import pomlflow
@@ -236,9 +218,7 @@ def within_limit(value: Any, to_plain: Callable[[Any], Any] | None = None) -> An
         >>> _ = pomlflow.configure(max_content=before)
     """
     limit = settings().max_content
-    if not limit:
-        return value
-    return _cut(value if to_plain is None else to_plain(value), limit)
+    return _cut(value, limit) if limit else value
 
 
 def _cut(value: Any, limit: int) -> Any:
@@ -259,11 +239,6 @@ def _shortened(text: str, limit: int) -> str:
     return f"{text[:limit]}… [{len(text) - limit} more characters: max_content]"
 
 
-def event_within_limit(event: SpanEvent) -> SpanEvent:
-    """Cut an event's texts, such as an exception's message and traceback, and leave in them what a store can hold."""
-    return replace(event, attributes=_sound(within_limit(event.attributes)))
-
-
 def _sound(value: Any) -> Any:
     """Return plain data without half surrogate pairs, which no store can hold."""
     if isinstance(value, str):
@@ -273,25 +248,3 @@ def _sound(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_sound(item) for item in value]
     return value
-
-
-class LimitedSpan:
-    """A span whose attributes and events are cut; `GuardedSpan` replaces it."""
-
-    def __init__(self, span: Any) -> None:
-        self._span = span
-
-    def set_attribute(self, key: str, value: Any) -> None:
-        """Store an attribute."""
-        self._span.set_attribute(key, _sound(within_limit(value)))
-
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Store attributes."""
-        self._span.set_attributes(_sound(within_limit(attributes)))
-
-    def add_event(self, event: SpanEvent) -> None:
-        """Store an event."""
-        self._span.add_event(event_within_limit(event))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._span, name)

@@ -41,22 +41,10 @@ from pomlflow.frame.openai import shown_messages
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.redaction import GuardedSpan, masked, masked_exception, store_content
+from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.termination import finish_at_sigterm
 
-__all__ = [
-    "SPAN_TYPE",
-    "Mask",
-    "active",
-    "log_render",
-    "masked",
-    "masked_exception",
-    "prepare",
-    "span_content",
-    "store_content",
-    "warn_once",
-    "within",
-]
+__all__ = ["SPAN_TYPE", "active", "log_render", "prepare", "span_content", "within"]
 
 SPAN_TYPE: Final = "PROMPT"
 
