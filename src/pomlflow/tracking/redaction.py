@@ -138,7 +138,7 @@ class GuardedSpan:
         kind, error = self._error_type or "Error", kept.get("outputs")
         left = error.get("error") if isinstance(error, Mapping) else None
         message = left if isinstance(left, str) else kind
-        attributes = {"exception.message": message, "exception.type": kind}
+        attributes: dict[str, Any] = {"exception.message": message, "exception.type": kind}
         self._store_event(SpanEvent(name="exception", attributes=attributes))  # type: ignore[abstract] # as MLflow does
         return SpanStatus(status.status_code, self._message(message))
 
