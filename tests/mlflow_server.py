@@ -1,4 +1,4 @@
-"""A real ``mlflow server`` on loopback, that can be killed and started again on its port and store."""
+"""A real ``mlflow server`` on loopback, and a port that leads to it, which can be closed and opened again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MlflowServer", "free_port", "mlflow_server", "until", "use_server"]
+__all__ = ["MlflowServer", "ServerPort", "free_port", "mlflow_server", "until", "use_server"]
 
 _numbers = itertools.count(1)
 _START = 100.0  # seconds; a start takes 5 to 40 on a busy machine: migrations and imports
@@ -90,6 +91,59 @@ class MlflowServer:
             return False
 
 
+class ServerPort:
+    """A port that leads to a server: closed, it is as if the server had been killed, without the time of a new start.
+
+    Example:
+        >>> with ServerPort(server) as port:  # doctest: +SKIP
+        ...     mlflow.set_tracking_uri(port.uri)
+        ...     port.close()
+    """
+
+    def __init__(self, server: MlflowServer) -> None:
+        self._server = server
+        self._sockets: list[socket.socket] = []
+        self._port = free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> ServerPort:  # noqa: PYI034 - Self is in typing from 3.11 on
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Accept connections from now on."""
+        listener = socket.create_server(("127.0.0.1", self._port))
+        self._sockets.append(listener)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def close(self) -> None:
+        """Break all connections, and refuse new ones."""
+        while self._sockets:
+            one = self._sockets.pop()
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ends = listener.accept()[0], socket.create_connection(("127.0.0.1", self._server.port))
+                self._sockets += ends
+                for source, target in (ends, ends[::-1]):
+                    threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """One server for all tests that leave it as it is."""
@@ -98,13 +152,13 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 
 @pytest.fixture
-def use_server() -> Iterator[Callable[[MlflowServer], str]]:
+def use_server() -> Iterator[Callable[[MlflowServer | ServerPort], str]]:
     """Make a server MLflow's own, with a fresh experiment, whose id it gives; put back at the end."""
     import mlflow
 
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
 
-    def use(server: MlflowServer) -> str:
+    def use(server: MlflowServer | ServerPort) -> str:
         mlflow.set_tracking_uri(server.uri)
         mlflow.set_registry_uri(server.uri)
         identity = mlflow.create_experiment(f"test-{next(_numbers)}-{os.getpid()}")

@@ -25,7 +25,7 @@ def versions(name: str) -> list[Any]:
 
 
 def found_by(prompt: str, experiment: str) -> set[str]:
-    """What the prompt's page and a search find: written by a thread of MLflow's, so it is polled for."""
+    """Return the traces that the prompt's page and a search find."""
     traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{prompt}'", return_type="list")
     return {one.info.trace_id for one in traces}
 
@@ -64,8 +64,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "MLFLOW_EXPERIMENT_ID"}
 
 
-def run(text: str, folder: Path, *, timeout: float = 100, **environment: str) -> str:
-    """Run it to its end, with all that it forked; gives what it printed."""
+def run(text: str, folder: Path, *, timeout: float = 100, code: int = 0, **environment: str) -> str:
+    """Run it to its end, with all that it forked, and check its exit code; return what it printed."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", text],  # forking in threads, from Python 3.12 on
         stdout=subprocess.PIPE,
@@ -84,5 +84,5 @@ def run(text: str, folder: Path, *, timeout: float = 100, **environment: str) ->
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
-    assert process.returncode == 0, printed
+    assert process.returncode == code, printed
     return printed

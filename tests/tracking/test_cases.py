@@ -27,7 +27,7 @@ from pomlflow.tracking.spans import log_render
 from pomlflow.tracking.versions import Registry
 
 Fetch = Callable[[], list[Trace]]
-CALLS = int(os.environ.get("POMLFLOW_TRACED_CALLS", "60"))  # of one batch
+CALLS = int(os.environ.get("POMLFLOW_TRACED_CALLS", "30"))  # of one batch
 
 
 @pytest.fixture

@@ -55,15 +55,16 @@ threading.Thread(target=work).start()
 @pytest.mark.parametrize(
     "body",
     [
-        "trace()",
+        "trace(); sys.exit(3)",
         f"trace(){EXPORTING}trace()",
         "trace(); threading.Thread(target=lambda: (threading.main_thread().join(), trace())).start()",
     ],
     ids=["at once", "while MLflow exports", "also in a thread that outlives main"],
 )
 def test_all_traces_are_stored_linked_and_found(mlflow_store, record, tmp_path, body):
-    """MLflow alone links none of them from Python 3.12 on, and in 3.12.1 it stores none."""
-    printed = run(program(mlflow_store, [record()], TRACE + body), tmp_path, **(BUSY if EXPORTING in body else {}))
+    """MLflow alone links none of them from Python 3.12 on, and in 3.12.1 it stores none. The exit code stays."""
+    text, code = program(mlflow_store, [record()], TRACE + body), 3 if "sys.exit" in body else 0
+    printed = run(text, tmp_path, code=code, **(BUSY if EXPORTING in body else {}))
 
     traces = traces_in(printed)
     assert len(traces) in (12, 24)
@@ -74,9 +75,19 @@ def test_all_traces_are_stored_linked_and_found(mlflow_store, record, tmp_path, 
 
 
 def test_a_server_that_refuses_does_not_hold_the_end(record, tmp_path):
-    """No test of time here but the limit on the run: MLflow's retries, as they are by default, last four minutes."""
-    printed = run(program("0", [record()], TRACE + "trace()", uri=DEAD), tmp_path)
+    """Not with many prompts and a long limit either.
+
+    No time is measured, but for the limit on the run: MLflow's retries, as they are by default, last four minutes.
+    """
+    body = """
+for record in records:
+    with mlflow.start_span("chain") as span:
+        assert link(record, span.trace_id) is None
+"""
+    text = program("0", [record(str(number)) for number in range(20)], TRACE + "trace()" + body, uri=DEAD)
+    printed = run(text, tmp_path, POMLFLOW_FLUSH_TIMEOUT="600")
     assert printed.count("its traces are lost") == 1
+    assert printed.count("is unreachable. Calls go on") == 1
     assert "Traceback" not in printed
 
 
@@ -89,27 +100,11 @@ def test_a_server_that_never_answers_does_not_hold_the_end(record, tmp_path):
     assert "Traceback" not in printed
 
 
-def test_many_prompts_and_a_long_limit_do_not_hold_it(record, tmp_path):
-    body = """
-        for record in records:
-            with mlflow.start_span("chain") as span:
-                assert link(record, span.trace_id) is None
-    """
-    text = program("0", [record(str(number)) for number in range(20)], body, uri=DEAD)
-    printed = run(text, tmp_path, POMLFLOW_FLUSH_TIMEOUT="600")
-    assert printed.count("is unreachable. Calls go on") == 1
-
-
-def test_the_exit_code_is_the_programs(mlflow_store, record, tmp_path):
-    with pytest.raises(AssertionError):  # of `run`, which wants 0
-        run(program(mlflow_store, [record()], TRACE + "trace(1); sys.exit(3)"), tmp_path)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_that_ends_stores_its_traces(mlflow_store, record, tmp_path):
+def test_forked_children_register_on_their_own_and_store_their_traces(mlflow_store, record, tmp_path):
     """MLflow's queue comes without its threads into a child, which would wait for them for ever.
 
-    The child has nothing to do for the registry before its end, where Python 3.12.1 starts no thread any more.
+    The second child has nothing to do for the registry before its end, where Python 3.12.1 starts no thread any more.
     """
     body = f"""
 trace(3)
@@ -119,11 +114,22 @@ assert pomlflow.flush()
 trace(1)
 assert pomlflow.flush()
 child = os.fork()
+with mlflow.start_span("child" if child == 0 else "parent") as span:
+    got = [link(record, span.trace_id, wait=60).uri for record in records]
+assert pomlflow.flush(60)
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+os.write(1, f"{{got}}\\n".encode())
+child = os.fork()
 trace(4)
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
-    printed = run(program(mlflow_store, [record()], TRACE + body), tmp_path, **BUSY)
+    first, second = record(), record("second")
+    printed = run(program(mlflow_store, [first, second], TRACE + body), tmp_path, **BUSY)
     traces = traces_in(printed)
     assert len(traces) == 12
-    assert found_by(f"{record().name}/1", mlflow_store) == traces
+    assert found_by(f"{first.name}/1", mlflow_store) >= traces
+    assert str([f"prompts:/{first.name}/{number}" for number in (1, 2)]) in printed
+    assert [version.template for version in versions(first.name)] == [first.source, second.source]

@@ -1,4 +1,4 @@
-"""Prompts of both frameworks through the life of a real ``mlflow server``: not there yet, there, killed, and back."""
+"""Prompts of both frameworks through the life of a real ``mlflow server``: not there yet, there, gone, and back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import mlflow
 import pytest
-from tests.mlflow_server import MlflowServer, until
+from tests.mlflow_server import MlflowServer, ServerPort, until
 from tests.registry_prompts import BYE, publish, told
 from tests.templates import write
 
 from pomlflow.exceptions import RegistryError
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]  # two starts of a server
+pytestmark = pytest.mark.server
 
 
 def langchain(prompt: Any) -> str:
@@ -26,9 +26,13 @@ def llama_index(prompt: Any) -> str:
 
 
 def test_each_call_is_answered_with_the_best_that_is_known(
-    use_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mlflow_server: MlflowServer,
+    use_server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And each outage is told once, however many prompts and calls there are."""
+    """And each outage is one warning, however many prompts and calls there are."""
     from pomlflow.langchain import PomlPromptTemplate as LangChain
     from pomlflow.llama_index import PomlPromptTemplate as LlamaIndex
 
@@ -36,7 +40,7 @@ def test_each_call_is_answered_with_the_best_that_is_known(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own retries hold up a renewal for minutes
     name = f"life-{os.getpid()}"
     uri, fallback = f"prompts:/{name}@production", write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>")
-    server = MlflowServer(tmp_path)
+    server = ServerPort(mlflow_server)
     before = mlflow.get_registry_uri()
     mlflow.set_registry_uri(server.uri)
     for framework in (LangChain, LlamaIndex):
@@ -61,12 +65,12 @@ def test_each_call_is_answered_with_the_best_that_is_known(
         until(lambda: said() == {("Hello Ada", 1)}, 150)  # MLflow's own retries may be on their way on a busy machine
         assert outages() == 1
 
-        server.kill()
+        server.close()
         for _ in range(20):
             assert said() == {("Hello Ada", 1)}
         until(lambda: outages() == 2)
         assert said() == {("Hello Ada", 1)}
-        server.start()
+        server.open()
         publish(name, BYE)
         until(lambda: said() == {("Bye Ada", 2)}, 150)
         assert outages() == 2  # asked while the server is up: a renewal that is on its way meets the next outage
