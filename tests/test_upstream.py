@@ -181,10 +181,6 @@ def test_mlflow_still_stores_langchains_media_inline(mlflow_store: str, stored_t
     assert trace.data.spans[0].outputs == [block]
 
 
-def test_the_lowest_mlflow_is_still_3_12() -> None:
-    assert '"mlflow>=3.12,<4"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-
-
 def test_mlflow_still_has_no_type_of_spans_for_prompts() -> None:
     from mlflow.entities import SpanType
 

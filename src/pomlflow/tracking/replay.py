@@ -31,12 +31,14 @@ from pomlflow.template.history import REQUEST, RESPONSE, History
 from pomlflow.tracking.compare import Difference, Fetch, compare
 from pomlflow.tracking.facts import ATTRIBUTE, facts_of, folder_of, is_attachment
 from pomlflow.tracking.follow import open_prompt
+from pomlflow.tracking.shutdown import flush
 from pomlflow.tracking.spans import span_content
 from pomlflow.tracking.stores import shown
 
 __all__ = ["Replay", "ReplayedRender", "replay"]
 
 _NOT_FOUND: Final = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INVALID_PARAMETER_VALUE"}
+_FLUSH: Final = 30.0  # seconds
 _TOO_LARGE: Final = "[Attachment too large: "  # mlflow 3.12 to 3.18, under MLFLOW_TRACE_MAX_ATTACHMENT_SIZE
 _UNCHANGED: Final = "none of the files and versions that the trace names has changed"
 
@@ -143,18 +145,9 @@ def replay(trace_id: str) -> Replay:
 
 
 def _fetch_trace(trace_id: str) -> Trace:
-    client = MlflowClient()
+    flush(_FLUSH)  # this process may have made it a moment ago
     try:
-        trace: Trace = client.get_trace(trace_id, display=False)
-        if trace.info.state.value != "IN_PROGRESS":
-            return trace
-    except MlflowException as error:
-        # upstream: mlflow 3.12: a trace whose spans are stored before the rest of it has no "artifact location".
-        if error.error_code not in _NOT_FOUND and "artifact location" not in error.message:
-            raise
-    mlflow.flush_trace_async_logging()  # this process may have made it a moment ago
-    try:
-        trace = client.get_trace(trace_id, display=False)
+        trace: Trace = MlflowClient().get_trace(trace_id, display=False)
     except MlflowException as error:
         if error.error_code not in _NOT_FOUND:
             raise
