@@ -56,7 +56,7 @@ class MlflowServer:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that outlive SIGTERM
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # its import asks the network for a price list
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # its import would load a price list from the network
         }
         for inherited in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
             environment.pop(inherited, None)

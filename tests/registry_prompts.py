@@ -54,7 +54,7 @@ def linked(trace: Trace) -> list[str]:
     return [f"{link['name']}/{link['version']}" for link in links]
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Our warnings."""
     return [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelname == "WARNING"]
 

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from mlflow.entities import Span, Trace
 from tests.adapters.frameworks import Framework
-from tests.registry_prompts import told
+from tests.registry_prompts import warnings_of
 
 from pomlflow.exceptions import RenderError
 from pomlflow.settings import settings
@@ -155,7 +155,7 @@ def test_a_mask_that_fails_stores_nothing_and_logs_one_warning(
         framework.run(greeting(framework), "secret", handler=framework.handler(mask=fail), name="secret")
     assert len(stored_traces()) == 2
     assert all("secret" not in everything(trace) for trace in stored_traces())
-    assert told(caplog) == [
+    assert warnings_of(caplog) == [
         "The mask raised LookupError: spans are stored without inputs and outputs (further warnings suppressed)"
     ]
 

@@ -14,7 +14,7 @@ from mlflow.entities import Trace
 from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
 from tests.mlflow_server import until
 from tests.pending import forget_pending
-from tests.registry_prompts import linked, sources, told
+from tests.registry_prompts import linked, sources, warnings_of
 
 import pomlflow
 from pomlflow.exceptions import PomlError
@@ -148,8 +148,8 @@ def test_an_unreachable_server_costs_no_answer_and_one_warning(
     assert answers == ["the answer"] * 10
     assert not pomlflow.flush(0.5)
     if unreachable == "refuses":
-        until(lambda: told(caplog))
-    assert len(told(caplog)) == (unreachable == "refuses")  # the other one may still answer
+        until(lambda: warnings_of(caplog))
+    assert len(warnings_of(caplog)) == (unreachable == "refuses")  # the other one may still answer
 
 
 def test_both_frameworks_use_one_version(links: Any, unique: str) -> None:

@@ -1,4 +1,4 @@
-"""What stores and programs of people met: each case is a fault of the first version with its right outcome."""
+"""What users met in their stores and programs: each case is a fault of the first version with its right outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.mlflow_server import until
-from tests.registry_prompts import linked, sources, told
+from tests.registry_prompts import linked, sources, warnings_of
 from tests.templates import write
 from tests.tracking.programs import run
 
@@ -127,7 +127,9 @@ def test_a_lost_trace_is_counted_once_and_slows_no_later_flush(mlflow_store, sto
         patch.setattr(TracingClient, "log_spans", full)
         trace(hello, q=1)
         assert not pomlflow.flush(3600)
-    assert len([one for one in told(caplog) if "1 traces or prompt versions were lost, 0 are pending" in one]) == 1
+    assert (
+        len([one for one in warnings_of(caplog) if "1 traces or prompt versions were lost, 0 are pending" in one]) == 1
+    )
     trace(hello, q=2)
     assert pomlflow.flush(3600)
     assert [linked(one) for one in stored_traces()] == [[f"{name}/1"]] * 2

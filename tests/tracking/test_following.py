@@ -287,10 +287,10 @@ def test_an_omitted_file_is_named_where_it_is_missing(name: str, tmp_path: Path,
     assert text(template, large=False) == "Small"
     with pytest.raises(RenderError) as caught:
         template.render({"large": True}).result()
-    said = str(caught.value)
-    assert said.startswith(f"prompts:/{name}/1:")
-    assert f"{LARGE} was not stored with prompts:/{name}/1: it has 1,000,000 bytes" in said
-    assert "base_dir=" in said
+    message = str(caught.value)
+    assert message.startswith(f"prompts:/{name}/1:")
+    assert f"{LARGE} was not stored with prompts:/{name}/1: it has 1,000,000 bytes" in message
+    assert "base_dir=" in message
 
 
 def test_an_omitted_file_is_taken_from_base_dir(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 import pytest
 from tests.mlflow_server import MlflowServer, ServerPort, until
-from tests.registry_prompts import BYE, publish, told
+from tests.registry_prompts import BYE, publish, warnings_of
 from tests.templates import write
 
 from pomlflow.exceptions import RegistryError
@@ -47,31 +47,33 @@ def test_each_call_is_answered_with_the_best_that_is_known(
         with pytest.raises(RegistryError, match=uri):
             framework.from_registry(uri)
     prompts = [
-        (say, framework.from_registry(uri, refresh=0.1, fallback=fallback))
-        for framework, say in ((LangChain, langchain), (LlamaIndex, llama_index))
+        (answer, framework.from_registry(uri, refresh=0.1, fallback=fallback))
+        for framework, answer in ((LangChain, langchain), (LlamaIndex, llama_index))
     ]
 
     def outages() -> int:
-        return len([warning for warning in told(caplog) if "is unreachable. Calls go on" in warning])
+        return len([warning for warning in warnings_of(caplog) if "is unreachable. Calls go on" in warning])
 
-    def said() -> set[tuple[str, Any]]:
-        return {(say(prompt), prompt.version) for say, prompt in prompts}
+    def answers() -> set[tuple[str, Any]]:
+        return {(answer(prompt), prompt.version) for answer, prompt in prompts}
 
-    assert said() == {("Fallback Ada", None)}
+    assert answers() == {("Fallback Ada", None)}
     mlflow.set_registry_uri(before)
     with server:
         use_server(server)
         publish(name)
-        until(lambda: said() == {("Hello Ada", 1)}, 150)  # MLflow's own retries may be on their way on a busy machine
+        until(
+            lambda: answers() == {("Hello Ada", 1)}, 150
+        )  # MLflow's own retries may be on their way on a busy machine
         assert outages() == 1
 
         server.close()
         for _ in range(20):
-            assert said() == {("Hello Ada", 1)}
+            assert answers() == {("Hello Ada", 1)}
         until(lambda: outages() == 2)
-        assert said() == {("Hello Ada", 1)}
+        assert answers() == {("Hello Ada", 1)}
         server.open()
         publish(name, BYE)
-        until(lambda: said() == {("Bye Ada", 2)}, 150)
-        assert outages() == 2  # asked while the server is up: a renewal that is on its way meets the next outage
-    assert len(told(caplog)) <= 3  # and that it was not there yet, if it was looked for just then
+        until(lambda: answers() == {("Bye Ada", 2)}, 150)
+        assert outages() == 2  # counted while the server is up: an update that is on its way meets the next outage
+    assert len(warnings_of(caplog)) <= 3  # and that it was not there yet, if it was looked for just then

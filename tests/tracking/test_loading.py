@@ -199,7 +199,7 @@ def test_an_omitted_file_has_a_reason(name: str, tmp_path: Path) -> None:
 def test_a_file_that_no_render_could_read_is_not_stored(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the author of a prompt that others register, in CI say, would get at their files."""
+    """Else the author of a prompt that others register, for example in CI, would get at their files."""
     monkeypatch.setattr(settings, "_current", settings.Settings())
     secret = write(tmp_path / "other" / "secret.txt", "the secret")
     write(tmp_path / "home" / "note.txt", "note")

@@ -1,4 +1,4 @@
-"""`pomlflow.flush()` finishes MLflow's part and ours, within its limit, and tells the truth."""
+"""`pomlflow.flush()` finishes MLflow's part and ours, within its limit, and returns whether all is stored."""
 
 from __future__ import annotations
 

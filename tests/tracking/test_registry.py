@@ -48,7 +48,7 @@ def linked(trace_id: str) -> list[str]:
 
 
 def found_by(prompt: str, experiment: str) -> set[str]:
-    """What the prompt's page and a search find: written by a thread of MLflow's, so it is polled for."""
+    """Return the traces that the prompt's page and a search find."""
     traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{prompt}'", return_type="list")
     return {one.info.trace_id for one in traces}
 
@@ -178,19 +178,19 @@ def _in_memory(trace_id: str) -> bool:
         return live is not None
 
 
-def test_the_version_is_told_once_now_or_later(mlflow_store, registry, record):
-    told = []
+def test_the_version_is_reported_once_now_or_later(mlflow_store, registry, record):
+    reported = []
     with mlflow.start_span("chain") as span:
-        registry.link(record(), span.trace_id, on_version=told.append)
+        registry.link(record(), span.trace_id, on_version=reported.append)
         registry.flush(30)
-        assert [version.version for version in told] == [1]
-        registry.link(record(), span.trace_id, on_version=told.append)
-        registry.link(record("new"), span.trace_id, wait=30, on_version=told.append)
+        assert [version.version for version in reported] == [1]
+        registry.link(record(), span.trace_id, on_version=reported.append)
+        registry.link(record("new"), span.trace_id, wait=30, on_version=reported.append)
 
-    assert [version.version for version in told] == [1, 1, 2]
+    assert [version.version for version in reported] == [1, 1, 2]
 
 
-def test_a_listener_that_fails_hurts_nobody(mlflow_store, registry, record, caplog):
+def test_a_listener_that_fails_hurts_no_other(mlflow_store, registry, record, caplog):
     with mlflow.start_span("chain") as span:
         registry.link(record(), span.trace_id, on_version=lambda _: 1 / 0)
         registry.link(record(), span.trace_id)
@@ -233,13 +233,13 @@ def test_a_failed_render_links_to_a_version_that_exists(mlflow_store, registry, 
     assert [linked(one) for one in ids] == [[f"{failed.name}/1"]] * 2
 
 
-def test_inline_markup_is_registered_only_where_asked(mlflow_store, registry, record):
+def test_inline_markup_is_registered_only_where_wanted(mlflow_store, registry, record):
     with mlflow.start_span("chain") as span:
         assert registry.link(record(name=None), span.trace_id, wait=30) is None
         assert registry.link(record(register=False), span.trace_id, wait=30) is None
-        asked = registry.link(record(name=None, register=True), span.trace_id, wait=30)
+        registered = registry.link(record(name=None, register=True), span.trace_id, wait=30)
 
-    assert asked.name == f"inline-{record().digest[:12]}"
+    assert registered.name == f"inline-{record().digest[:12]}"
     assert versions(record().name) == []
 
 
@@ -287,7 +287,7 @@ def test_link_never_raises(mlflow_store, registry, caplog):
     assert len(warnings_in(caplog)) == 1
 
 
-def test_a_dead_server_is_warned_of_once_and_holds_nobody(mlflow_store, registry, record, caplog):
+def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, registry, record, caplog):
     """One warning for many prompts and renders; nothing of it on the user's thread; a flush within its bound."""
     mlflow.set_registry_uri(DEAD)
     for number in range(50):
@@ -303,7 +303,7 @@ def test_a_dead_server_is_warned_of_once_and_holds_nobody(mlflow_store, registry
     forget_pending()
 
 
-def test_a_server_that_never_answers_holds_nobody(mlflow_store, registry, record):
+def test_a_server_that_never_answers_blocks_no_call(mlflow_store, registry, record):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mlflow.set_registry_uri(f"http://127.0.0.1:{silent.getsockname()[1]}")
         for _ in range(10):

@@ -156,7 +156,7 @@ def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, registr
         assert sorted(linked(still_open.trace_id)) == [f"{before.name}/{index}" for index in (1, 2, 3)]
         assert linked(closed.trace_id) == [f"{before.name}/{number[during.source]}"]
         until(lambda: found_by(f"{before.name}/{number[both.source]}", experiment) == {still_open.trace_id})
-    said = [(one.levelname, one.getMessage()) for one in caplog.records if one.name == "pomlflow"]
-    assert [level for level, text in said if "is unreachable" in text] == ["WARNING"]
-    assert [level for level, text in said if text.endswith("is reachable again.")] == ["INFO"]
-    assert len([level for level, _ in said if level == "WARNING"]) == 1
+    logged = [(one.levelname, one.getMessage()) for one in caplog.records if one.name == "pomlflow"]
+    assert [level for level, text in logged if "is unreachable" in text] == ["WARNING"]
+    assert [level for level, text in logged if text.endswith("is reachable again.")] == ["INFO"]
+    assert len([level for level, _ in logged if level == "WARNING"]) == 1

@@ -48,7 +48,7 @@ def test_the_same_text_registered_by_hand_is_the_same_version(record):
 
 
 def test_a_text_registered_by_hand_is_another_version_where_it_names_files(record, tmp_path):
-    """Nothing tells what the files were."""
+    """Its text does not have the content of the files."""
     file = tmp_path / "a.txt"
     file.write_bytes(b"content")
     digest = hashlib.sha256(b"content").hexdigest()
