@@ -62,9 +62,7 @@ def test_each_call_is_answered_with_the_best_that_is_known(
     with server:
         use_server(server)
         publish(name)
-        until(
-            lambda: answers() == {("Hello Ada", 1)}, 150
-        )  # MLflow's own retries may be on their way on a busy machine
+        until(lambda: answers() == {("Hello Ada", 1)}, 150)  # MLflow may be retrying on a busy machine
         assert outages() == 1
 
         server.close()
