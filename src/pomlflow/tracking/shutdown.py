@@ -57,12 +57,11 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
         for callback in self.before_exit:
             with suppress(Exception):
                 callback()
-        atexit.register(finish)  # for threads that outlive main; registered last, so called before MLflow's hooks
-        finish()
+        if finish():
+            atexit.register(finish)  # for threads that outlive main; registered last, so called before MLflow's hooks
 
 
 _hooks: Final = cache(_Hooks)
-_unresponsive: Final[set[str]] = set()  # stores whose traces were dropped at exit
 
 
 def register_hooks() -> None:
@@ -90,9 +89,10 @@ def flush(timeout: float | None) -> bool:
     return drained is not False and not pending and not lost
 
 
-def finish(limit: float | None = None) -> None:
-    """Store what is pending, with a limit for what does not respond; drop the rest of it. Never raises."""
-    deadline = time.monotonic() + (0.1 if _unresponsive else _limit() if limit is None else limit)
+def finish(limit: float | None = None) -> bool:
+    """Store what is pending, drop what is for a store that does not respond; return whether all do. Never raises."""
+    deadline = time.monotonic() + (_limit() if limit is None else limit)
+    respond = True
     with suppress(Exception):  # another version of MLflow or Python
         for uri, processor, queue in _exports():
             if uri is None:
@@ -100,18 +100,17 @@ def finish(limit: float | None = None) -> None:
                     _drain(processor, queue, deadline)
                 continue
             try:
-                if uri not in _unresponsive:
-                    check_reachable(uri, _CHECK)
-                    _open(queue)
-                    _drain(processor, queue, deadline)
-                    continue
+                check_reachable(uri, _CHECK)
+                _open(queue)
+                _drain(processor, queue, deadline)
             except Exception:  # noqa: BLE001 - whatever is wrong, it accepts nothing
-                _unresponsive.add(uri)
+                respond = False
                 logger.warning(
                     "The program ends while MLflow's store %s is unreachable: its traces are lost", shown(uri)
                 )
-            _abandon(queue)
+                _abandon(queue)
     _flush_worker(max(deadline, time.monotonic() + 0.1))
+    return respond
 
 
 def _flush_worker(deadline: float) -> tuple[int, int]:
