@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import threading
 from typing import Any
 
 import mlflow
-import pytest
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from tests.mlflow_server import until
 from tests.pending import forget_pending, waiting_publisher
+from tests.registry_prompts import warnings_of
+from tests.tracking.programs import found_by, versions
 
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.tracking import publish
@@ -21,13 +21,6 @@ from pomlflow.tracking.background import worker
 
 LINKED = "mlflow.linkedPrompts"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
-
-
-def versions(name: str) -> list[Any]:
-    found = mlflow.MlflowClient().search_model_versions(
-        f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'", order_by=["version_number ASC"]
-    )
-    return [mlflow.MlflowClient().get_prompt_version(name, one.version) for one in found]
 
 
 def trace(record: Any, registry: Any, **options: Any) -> str:
@@ -45,16 +38,6 @@ def stored(trace_id: str) -> None:
 def linked(trace_id: str) -> list[str]:
     tag = TracingClient().get_trace_info(trace_id).tags.get(LINKED, "[]")
     return [f"{one['name']}/{one['version']}" for one in json.loads(tag)]
-
-
-def found_by(prompt: str, experiment: str) -> set[str]:
-    """Return the traces that the prompt's page and a search find."""
-    traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{prompt}'", return_type="list")
-    return {one.info.trace_id for one in traces}
-
-
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelno >= logging.WARNING]
 
 
 def test_a_first_render_is_linked_to_its_new_version(mlflow_store, registry, record):
@@ -199,7 +182,7 @@ def test_a_listener_that_fails_hurts_no_other(mlflow_store, registry, record, ca
     stored(span.trace_id)
 
     assert linked(span.trace_id) == [f"{record().name}/1"]
-    assert len(warnings_in(caplog)) == 1
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, caplog):
@@ -209,7 +192,7 @@ def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, cap
 
     assert versions(long.name) == []
     assert linked(ids[-1]) == []
-    (warning,) = warnings_in(caplog)
+    (warning,) = warnings_of(caplog)
     assert "100,001" in warning
     assert "100,000" in warning
 
@@ -284,7 +267,7 @@ def test_link_never_raises(mlflow_store, registry, caplog):
     with mlflow.start_span("chain") as span:
         assert registry.link(object(), span.trace_id) is None
         assert registry.link(object(), span.trace_id) is None
-    assert len(warnings_in(caplog)) == 1
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, registry, record, caplog):
@@ -293,7 +276,7 @@ def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, regist
     for number in range(50):
         trace(record(str(number % 5)), registry, wait=0.005)
     assert not registry.flush(0.5)
-    (warning,) = warnings_in(caplog)
+    (warning,) = warnings_of(caplog)
     assert DEAD in warning
 
     # The same thread goes on with a registry that is there.

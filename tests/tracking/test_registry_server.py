@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.tracing.client import TracingClient
 from tests.mlflow_server import ServerPort, until
 from tests.pending import waiting_publisher
+from tests.registry_prompts import sources
+from tests.tracking.programs import found_by
 
 from pomlflow.record import content_digest
 from pomlflow.tracking.load import load
@@ -24,20 +26,9 @@ pytestmark = pytest.mark.server
 LINKED = "mlflow.linkedPrompts"
 
 
-def templates(name: str) -> list[str]:
-    query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
-    found = MlflowClient().search_model_versions(query, order_by=["version_number ASC"])
-    return [one.tags["mlflow.prompt.text"] for one in found]
-
-
 def linked(trace_id: str) -> list[str]:
     tag = TracingClient().get_trace_info(trace_id).tags.get(LINKED, "[]")
     return [f"{one['name']}/{one['version']}" for one in json.loads(tag)]
-
-
-def found_by(prompt: str, experiment: str) -> set[str]:
-    traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{prompt}'", return_type="list")
-    return {one.info.trace_id for one in traces}
 
 
 def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, registry, record):
@@ -83,7 +74,7 @@ def test_another_process_finds_the_version(mlflow_server, use_server, registry, 
         first = registry.link(record(), span.trace_id, wait=60)
         second = waiting_publisher().link(record(), span.trace_id, wait=60)
     assert first.uri == second.uri
-    assert len(templates(record().name)) == 1
+    assert len(sources(record().name)) == 1
 
 
 def test_a_trace_in_the_store_is_linked_late(mlflow_server, use_server, registry, record, lookups_go_on):
@@ -120,7 +111,7 @@ def test_eight_processes_agree_on_one_version(mlflow_server, use_server, record)
         thread.join()
     assert len(got) == 8
     assert len(set(got)) == 1
-    assert len(templates(record().name)) == 1
+    assert len(sources(record().name)) == 1
 
 
 def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, registry, record, caplog, monkeypatch):
@@ -148,11 +139,11 @@ def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, registr
             assert set(got) == {None}
             assert not registry.flush(1)
             server.open()
-            until(lambda: sorted(templates(before.name)) == sorted([before.source, during.source, both.source]))
+            until(lambda: sorted(sources(before.name)) == sorted([before.source, during.source, both.source]))
         until(lambda: registry.flush(1), 150)
         mlflow.flush_trace_async_logging()
 
-        number = {template: index for index, template in enumerate(templates(before.name), 1)}
+        number = {template: index for index, template in enumerate(sources(before.name), 1)}
         assert sorted(linked(still_open.trace_id)) == [f"{before.name}/{index}" for index in (1, 2, 3)]
         assert linked(closed.trace_id) == [f"{before.name}/{number[during.source]}"]
         until(lambda: found_by(f"{before.name}/{number[both.source]}", experiment) == {still_open.trace_id})
