@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 __all__ = [
+    "AUDIO_FORMATS",
     "alt_text",
     "bare_data_uris",
     "data_uri",
@@ -18,7 +19,8 @@ __all__ = [
     "with_openai_parts",
 ]
 
-_AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+# OpenAI accepts "wav" and "mp3" only, and frameworks send the subtype as the format.
+AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
 _DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
 _LONG: Final = 256  # characters; a shorter run of letters is a word, or an id
@@ -70,7 +72,7 @@ def openai_part(mime_type: str, data: str, name: str | None = None) -> dict[str,
     major, _, minor = mime_type.partition("/")
     minor = minor.partition(";")[0]
     if major == "audio":
-        return {"type": "input_audio", "input_audio": {"data": data, "format": _AUDIO_FORMATS.get(minor, minor)}}
+        return {"type": "input_audio", "input_audio": {"data": data, "format": AUDIO_FORMATS.get(minor, minor)}}
     uri = data_uri(mime_type, data)
     if major == "image":
         return {"type": "image_url", "image_url": {"url": uri}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -49,9 +49,7 @@ class _Call:
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     def explain_refusals(self) -> AbstractContextManager[None]:
-        if self.record is None or not self.unknown:
-            return nullcontext()
-        return explain_refusals(self.unknown, self.model, place_of(self.record))
+        return explain_refusals(self.unknown, self.model, "" if self.record is None else place_of(self.record))
 
 
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):

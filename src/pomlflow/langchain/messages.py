@@ -29,8 +29,6 @@ _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "
 _SPEAKERS |= {f"{kind}MessageChunk": _SPEAKERS[kind.lower()] for kind in ("Human", "AI", "System", "Tool", "Function")}
 _ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
-# LangChain's OpenAI client sends the subtype as the format of a sound, and OpenAI accepts "wav" and "mp3" only.
-_SOUNDS = {"audio/mpeg": "audio/mp3", **dict.fromkeys(("audio/x-wav", "audio/wave", "audio/vnd.wave"), "audio/wav")}
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"})
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 
@@ -100,8 +98,10 @@ def _unwrapped(blocks: list[dict[str, Any]]) -> str | list[Any]:
 def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    mime = _SOUNDS.get(part["type"], part["type"])
-    kind = mime.split("/", 1)[0]
+    mime = part["type"]
+    kind, _, subtype = mime.partition("/")
+    if kind == "audio":
+        mime = f"audio/{media.AUDIO_FORMATS.get(subtype, subtype)}"
     block = {"type": kind, "base64": part["base64"], "mime_type": mime}
     if kind not in ("image", "audio", "video"):
         # OpenAI rejects a file without a name.

@@ -28,6 +28,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
 
+from pomlflow.frame.media import AUDIO_FORMATS
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import REQUEST, RESPONSE, History
 
@@ -51,8 +52,6 @@ _SPEAKERS = {
     "tool": "tool",
     "function": "tool",
 }
-# LlamaIndex names the format of a sound as OpenAI does, which takes "wav" and "mp3" alone.
-_SOUNDS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
 # By a block's kind: the fields of its data and of its type, and the default type.
 _BLOCKS: Final = {
     "image": ("image", "image_mimetype", "image/png"),
@@ -140,7 +139,7 @@ def _block(part: str | Mapping[str, Any]) -> ContentBlock:
         described = {"image": data, "image_mimetype": mime}
         return DescribedImage(**described, alt=alt) if alt else ImageBlock(**described)
     if kind == "audio":
-        return AudioBlock(audio=data, format=_SOUNDS.get(subtype, subtype))
+        return AudioBlock(audio=data, format=AUDIO_FORMATS.get(subtype, subtype))
     if kind == "video":
         return VideoBlock(video=data, video_mimetype=mime)
     title = f"document{mimetypes.guess_extension(mime) or ''}"
