@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -262,12 +261,11 @@ def test_a_chain_goes_through_langchains_own_serialisation() -> None:
     openai = pytest.importorskip("langchain_openai").ChatOpenAI
     chain = prompt(SETTING).bind_to(openai(model="gpt-4o", api_key="none"), parse=True).bind(stop=["x"])
     classes = [PomlPromptTemplate, PomlChain, PomlModel, openai]
-    takes_classes = "allowed_objects" in inspect.signature(loads).parameters
     twin = loads(
         dumps(chain),
         valid_namespaces=["pomlflow", "langchain_openai"],
         secrets_map={"OPENAI_API_KEY": "none"},
-        **({"allowed_objects": classes} if takes_classes else {}),
+        allowed_objects=classes,
     )
     assert isinstance(twin, PomlChain)
     assert (twin.first, twin.last.kwargs, twin.last.parse) == (chain.first, {"stop": ["x"]}, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +22,6 @@ graphs = pytest.importorskip("langgraph.graph")
 agents = pytest.importorskip("langchain.agents")
 
 pytestmark = QUIET
-with_config_in_tasks = pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="LangChain's agents do not give their handlers to an async model there"
-)
 Fetch = Callable[[], list[Trace]]
 
 AGENT = """\
@@ -121,7 +117,6 @@ def test_an_agent_is_traced_whole_and_so_is_the_next_chain(config: RunnableConfi
     assert agent_trees(stored_traces) == [AGENT, CHAIN]
 
 
-@with_config_in_tasks
 async def test_an_async_agent_is_traced_whole_and_so_is_the_next_chain(
     config: RunnableConfig, stored_traces: Fetch
 ) -> None:
@@ -136,13 +131,11 @@ def test_an_agent_that_is_streamed_is_apart_from_its_reader(config: RunnableConf
     assert agent_trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
 
 
-@with_config_in_tasks
 async def test_agents_at_once_have_a_trace_each(config: RunnableConfig, stored_traces: Fetch) -> None:
     await asyncio.gather(*(agent(agreet).ainvoke(QUESTION, config) for _ in range(3)))
     assert agent_trees(stored_traces) == [AGENT] * 3
 
 
-@with_config_in_tasks
 async def test_events_of_an_agent_leave_one_trace(config: RunnableConfig, stored_traces: Fetch) -> None:
     [_ async for _ in agent(agreet).astream_events(QUESTION, config, version="v2")]
     assert agent_trees(stored_traces) == [AGENT]

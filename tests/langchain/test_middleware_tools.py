@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from langchain.tools import ToolRuntime
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from tests.langchain.agents import (
@@ -20,11 +21,6 @@ from tests.langchain.agents import (
 )
 
 from pomlflow import ToolError
-
-try:
-    from langchain.tools import ToolRuntime
-except ImportError:
-    ToolRuntime = None
 
 
 def test_wrong_arguments_go_back_to_the_model_and_the_function_is_not_called() -> None:
@@ -58,7 +54,6 @@ def located(city: str, runtime: ToolRuntime, days: int = 1) -> str:
     return f"{city} after {len(runtime.state['messages'])}, call {runtime.tool_call_id}, {days}"
 
 
-@pytest.mark.skipif(ToolRuntime is None, reason="it came with langchain 1.0.1")
 def test_a_function_gets_the_runtime_with_checked_arguments() -> None:
     model = Agent(answers=[call("7", city="Oslo", runtime="mine"), call("8", city="Oslo"), "So."])
     markup = MARKUP.replace('"required": ["city"]', '"required": ["city"], "additionalProperties": false')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -71,9 +70,6 @@ def test_each_render_stands_under_its_model_step_and_is_linked(stored_traces: Fe
         assert shown == ["1 so far.", "3 so far."]
 
 
-@pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="LangChain's agents do not give their handlers to async middleware there"
-)
 async def test_an_async_agents_renders_stand_there_too(stored_traces: Fetch) -> None:
     await agent().ainvoke(QUESTION, {"callbacks": [PomlCallbackHandler()]})
     assert agent_trees(stored_traces) == [TREE]

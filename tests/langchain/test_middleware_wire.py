@@ -10,7 +10,6 @@ from tests.langchain.wire_clients import client_of
 from tests.langchain.wire_table import CLIENTS, FEATURES, found
 from tests.model_server import Call, ModelServer, model_server
 
-from pomlflow import SettingError
 from pomlflow.langchain import PomlPromptTemplate
 
 agents = pytest.importorskip("langchain.agents")
@@ -58,12 +57,7 @@ def test_each_providers_agent_sends_the_files_settings_and_the_tools_picture(cli
     agent = agents.create_agent(
         model, middleware=[PomlMiddleware(PomlPromptTemplate.from_template(MARKUP), tools=[weather])]
     )
-    try:
-        state = agent.invoke({"messages": [("user", "Oslo?")]})
-    except SettingError as error:  # Anthropic's and Ollama's of 1.0
-        if "has an <output-schema>, which this version of" not in str(error):
-            raise
-        pytest.skip(f"{client} is older than its provider's structured output")
+    state = agent.invoke({"messages": [("user", "Oslo?")]})
     assert state["structured_response"] == {"n": 1}
     body, address = server.bodies[1], server.paths[1]
     for feature in FEATURES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import pickle
 import subprocess
@@ -25,16 +24,10 @@ from pomlflow import PomlError
 from pomlflow.langchain import PomlChatPromptValue, PomlPromptTemplate, PomlStringPromptValue
 
 CLASSES = [PomlPromptTemplate, ChatPromptTemplate, RunnableSequence, StrOutputParser, AIMessage]
-# LangChain 1.0 does not need the classes.
-TAKES_CLASSES = "allowed_objects" in inspect.signature(loads).parameters
 
 
 def loading(*classes: type, **options: Any) -> dict[str, Any]:
-    return {
-        "valid_namespaces": ["pomlflow"],
-        **options,
-        **({"allowed_objects": [*CLASSES, *classes]} if TAKES_CLASSES else {}),
-    }
+    return {"valid_namespaces": ["pomlflow"], **options, "allowed_objects": [*CLASSES, *classes]}
 
 
 OPTIONS = {
@@ -139,7 +132,6 @@ def test_loads_follows_the_file_where_it_is(file: Path) -> None:
     assert loads(text, **loading()).input_variables == ["question"]
 
 
-@pytest.mark.skipif(not TAKES_CLASSES, reason="this LangChain takes no classes")
 def test_loads_needs_the_class_and_the_namespace() -> None:
     """LangChain revives nothing that it does not know and that is not named."""
     text = dumps(poml())

@@ -53,14 +53,10 @@ async def test_an_async_batch_uses_the_whole_pool() -> None:
     assert used_two(await PomlPromptTemplate.from_template(BIRTH).abatch(MANY))
 
 
-@pytest.mark.parametrize("way", ["prompt", "chain", "bound", "as completed", "retried"])
+@pytest.mark.parametrize("way", ["prompt", "chain", "bound", "retried"])
 async def test_an_async_batch_of_more_than_may_wait_is_rendered(prompt: PomlPromptTemplate, way: str) -> None:
     """LangChain awaits all items at once; another render comes between."""
     pomlflow.configure(max_queue=20)
-    if way == "as completed":
-        shown = [value async for _, value in prompt.abatch_as_completed(MANY)]
-        assert sorted(value.to_messages()[0].content for value in shown) == sorted(SHOWN)
-        return
     ways = {
         "chain": prompt | RunnablePassthrough(),
         "bound": prompt.with_config(tags=["x"]),

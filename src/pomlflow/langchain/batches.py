@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.prompts.chat import BaseChatPromptTemplate
@@ -34,17 +34,6 @@ class BatchedPromptTemplate(BaseChatPromptTemplate):
     ) -> list[Any]:
         """Render for each input."""
         return await super().abatch(inputs, _bounded(config), return_exceptions=return_exceptions, **kwargs)
-
-    @override
-    async def abatch_as_completed(
-        self,
-        inputs: Sequence[Any],
-        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[tuple[int, Any]]:
-        """Render for each input; yield each with its index, as it completes."""
-        async for done in super().abatch_as_completed(inputs, _bounded(config), **kwargs):
-            yield done
 
 
 def _bounded(config: Any) -> Any:

@@ -18,7 +18,6 @@ from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame import ToolSpec, checked_answer, match, named, response_format, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import (
-    SCHEMA_ARGUMENTS,
     Arguments,
     explain_refusals,
     model_settings,
@@ -214,9 +213,8 @@ class _Call:
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
         """Raise errors that name the template, for an argument that the client refuses, and for an answer."""
-        origins = self.settings.unknown if self.schema is None else {**self.settings.unknown, **SCHEMA_ARGUMENTS}
         try:
-            with explain_refusals(origins, self.settings.model, self.place):
+            with explain_refusals(self.settings.unknown, self.settings.model, self.place):
                 yield
         except StructuredOutputValidationError as error:
             try:

@@ -15,7 +15,6 @@ from pomlflow.frame.settings import provider_of
 from pomlflow.record import RenderRecord
 
 __all__ = [
-    "SCHEMA_ARGUMENTS",
     "Arguments",
     "arguments",
     "explain_refusals",
@@ -24,9 +23,7 @@ __all__ = [
     "speaks_chat_completions",
 ]
 
-# For `Arguments.unknown`: what a client without structured output refuses.
-SCHEMA_ARGUMENTS = dict.fromkeys(("response_format", "keyword argument 'strict'"), "has an <output-schema>")
-# upstream: langchain-ollama 1.0-1.1: a call with options drops the options of ChatOllama's own fields (these).
+# upstream: langchain-ollama 1.1: a call with options drops the options of ChatOllama's own fields (these).
 _OLLAMA_FIELDS = (
     "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread num_predict repeat_last_n repeat_penalty "
     "temperature seed stop tfs_z top_k top_p"
@@ -80,8 +77,7 @@ def arguments(
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
         values["tools"] = [_to_strict(tool) for tool in values["tools"]]
-    unknown = runtime.unknown if schema is None else {**runtime.unknown, **SCHEMA_ARGUMENTS}
-    return Arguments(runtime.model, _override({**bound, **values}, given), None, unknown)
+    return Arguments(runtime.model, _override({**bound, **values}, given), unknown=runtime.unknown)
 
 
 def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, place: str) -> Arguments:
