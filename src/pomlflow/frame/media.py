@@ -55,15 +55,7 @@ def data_uri(mime_type: str, data: str) -> str:
 
 
 def openai_part(mime_type: str, data: str, name: str | None = None) -> dict[str, Any]:
-    """Return OpenAI's content part for an image, a sound or a file.
-
-    Args:
-        mime_type: ``image/png``, ``audio/wav``, ``application/pdf`` …
-        data: Base64.
-        name: The file's name, if it has one.
-
-    Returns:
-        An ``image_url``, ``input_audio`` or ``file`` part.
+    """Return OpenAI's content part for the base64 of an image, a sound or a file.
 
     Example:
         >>> openai_part("audio/mpeg", "SUQz")
@@ -129,13 +121,8 @@ def media_after_tools(
 ) -> list[M]:
     """Move media out of messages that OpenAI's API refuses them in, above all responses of tools.
 
-    They follow in a user's message after the last response: nothing may stand between calls and their responses.
-
-    Args:
-        messages: A request's messages, in any framework's class.
-        is_tool: Whether a message is the response of a tool.
-        split: Returns the message as it can be sent, and the parts to move, which begin with a `heading`.
-        user: Makes a user's message of parts.
+    They follow in a user's message, made by `user`, after the last response: nothing may stand between calls and their
+    responses. `split` returns a message as it can be sent and the parts to move, which begin with a `heading`.
     """
     made: list[M] = []
     moved: list[P] = []

@@ -42,26 +42,17 @@ _SHOWN: Final = 100  # characters of a picture's JSON in `pretty`
 
 
 def check_format(format: str) -> None:  # noqa: A002 - poml's name
-    """Refuse an unknown format, before anything is rendered.
-
-    Raises:
-        ConfigurationError: It is unknown.
-    """
+    """Raise a `ConfigurationError` for an unknown format, before anything is rendered."""
     if format not in get_args(Format):
         raise ConfigurationError(f"Unknown output format: {format!r}; there are {', '.join(get_args(Format))}")
 
 
 def converted(record: RenderRecord, format: Format) -> Any:  # noqa: A002
-    """Return a render's output in a format.
+    """Return a render's output in a format, or raise its error.
 
-    Args:
-        record: The render.
-        format: ``raw`` is the JSON text that POML's command line writes; ``message_dict`` the messages; ``dict`` the
-            whole output; ``openai_chat`` the arguments of ``client.chat.completions.create``; ``langchain`` messages
-            for LangChain's ``messages_from_dict`` and the rest; ``pydantic`` poml's ``PomlFrame``.
-
-    Raises:
-        PomlError: The error of a failed render.
+    ``raw`` is the JSON text that POML's command line writes; ``message_dict`` the messages; ``dict`` the whole output;
+    ``openai_chat`` the arguments of ``client.chat.completions.create``; ``langchain`` messages for LangChain's
+    ``messages_from_dict`` and the rest; ``pydantic`` poml's ``PomlFrame``.
 
     Example:
         >>> from pomlflow.template import Template
@@ -108,11 +99,7 @@ def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
 def shown_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
     """Return POML's messages in OpenAI's shape for a trace, each with POML's speaker.
 
-    Args:
-        messages: As a frame has them; with chat off one text or a list of parts, which becomes one user message.
-
-    Returns:
-        Messages: a tool's responses one by one, requests as the assistant's ``tool_calls``.
+    A render with chat off, one text or a list of parts, becomes one user message.
 
     Example:
         >>> shown_messages([{"speaker": "human", "content": "Hello"}])
@@ -145,13 +132,7 @@ def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
     """Return POML's messages as OpenAI's API accepts them.
 
     A tool's response may only be text there: its pictures and sounds follow in a user's message. A message without
-    content is left out.
-
-    Args:
-        messages: As a frame has them; with chat off one text or a list of parts, which becomes one user message.
-
-    Returns:
-        Messages for ``client.chat.completions.create(messages=…)``.
+    content is left out. A render with chat off becomes one user message.
 
     Example:
         >>> chat_messages([{"speaker": "human", "content": ["Hello"]}])

@@ -142,20 +142,13 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def json_value(text: str) -> Any:
-    """Return the JSON value of a model's answer, also of one in a Markdown fence.
-
-    Raises:
-        ValueError: The answer is not JSON.
-    """
+    """Return the JSON value of a model's answer, also of one in a Markdown fence, or raise a `ValueError`."""
     fenced = _FENCED.match(text)
     return json.loads(fenced[1] if fenced else text)
 
 
 def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
-    """Read a model's answer and check it by the output schema.
-
-    Raises:
-        AnswerError: The answer is not JSON, or violates the schema; the error holds the answer.
+    """Read a model's answer and check it by the output schema; what is wrong with it is an `AnswerError`.
 
     Example:
         >>> parse_answer('{"n": 1}', {"type": "object", "properties": {"n": {"type": "integer"}}})
@@ -171,11 +164,7 @@ def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") 
 
 
 def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str = "<inline>") -> Any:
-    """Check the object that a framework has read from an answer, and remove the nulls of strict mode.
-
-    Raises:
-        AnswerError: It violates the schema; the error holds the answer.
-    """
+    """Return the object that a framework has read from an answer, checked and without the nulls of strict mode."""
     value = without_nulls(value, schema, place)
     if found := problems(value, schema, place):
         raise AnswerError(
@@ -187,10 +176,7 @@ def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str 
 def problems(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> list[str]:
     """Return what is wrong with a JSON value, each with its place in the value, the outermost first.
 
-    The schema's draft is that of its ``$schema``, else 2020-12.
-
-    Raises:
-        SchemaError: The schema itself is invalid; POML accepts any.
+    The schema's draft is that of its ``$schema``, else 2020-12. POML accepts invalid schemas: they are a `SchemaError`.
     """
     found = sorted(_errors(value, schema, schema, place), key=lambda error: len(error.absolute_path))
     return [f"{error.json_path}: {error.message}" for error in found]
@@ -220,11 +206,7 @@ def _validator(schema: bytes) -> Validator:
 
 
 def without_nulls(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
-    """Remove the nulls that `strict_form` makes of omitted optional properties; a null that the schema allows stays.
-
-    Raises:
-        SchemaError: The schema itself is invalid.
-    """
+    """Remove the nulls that `strict_form` makes of omitted optional properties; a null that the schema allows stays."""
     return _without_nulls(value, schema, schema, place)
 
 

@@ -83,18 +83,10 @@ class Settings:
 
 
 def settings(runtime: Mapping[str, Any] | None, provider: Provider | None, place: str = "<inline>") -> Settings:
-    """Translate ``<runtime>`` to a provider's parameters.
+    """Translate ``<runtime>`` to a provider's parameters; an unknown provider gets OpenAI's names, as most accept them.
 
-    Args:
-        runtime: As POML gives it: camelCase keys, typed values.
-        provider: None for an unknown provider, which gets OpenAI's names, as most accept them.
-        place: The template, for errors.
-
-    Returns:
-        New settings. ``provider`` and ``stream`` are left out: the user's model and call decide on those.
-
-    Raises:
-        SettingError: The provider does not have a setting, or one is there twice.
+    A setting that the provider does not have, or that is there twice, is a `SettingError`. ``provider`` and ``stream``
+    are left out: the user's model and call decide on those.
 
     Example:
         >>> settings({"maxTokens": 300, "stopSequences": ["END"]}, "google").values

@@ -51,14 +51,10 @@ def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
 
 
 def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
-    """Return functions by the name of the tool that each implements.
+    """Return functions by the name of the tool that each implements, or raise a `ToolError`.
 
-    Args:
-        functions: By name; or several, each a function or a framework's tool, under their own names (``name``, else
-            ``metadata.name``, else ``__name__``).
-
-    Raises:
-        ToolError: One has no name or is not callable, or two have the same name.
+    They are given by name, or are functions or a framework's tools with names of their own (``name``, else
+    ``metadata.name``, else ``__name__``).
     """
     if isinstance(functions, Mapping):
         pairs = list(functions.items())
@@ -83,16 +79,9 @@ def _name(function: Any) -> str:
 
 
 def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline>", *, exact: bool = True) -> None:
-    """Check that each tool has a function and, if `exact`, each function a tool.
+    """Raise a `ToolError` where a tool has no function or, if `exact`, a function no tool; the error names them all.
 
-    Args:
-        specs: The tools of a render.
-        names: The names of the functions.
-        place: The template, for errors.
-        exact: False where variables decide on the tools: another render may define the other functions' tools.
-
-    Raises:
-        ToolError: A tool or a function is left over; the error names them all.
+    It is not exact where variables decide on the tools: another render may define the other functions' tools.
     """
     known, given = [spec.name for spec in specs], list(names)
     without_function = [name for name in known if name not in given]
@@ -108,11 +97,7 @@ def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline
 
 
 def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:
-    """Check that a function accepts all arguments of its tool: frameworks drop the others silently.
-
-    Raises:
-        ToolError: The function lacks an argument; the error names them all.
-    """
+    """Raise a `ToolError` where a function does not accept an argument of its tool, which frameworks drop silently."""
     names = set(accepted)
     if lacking := [name for name in spec.parameters.get("properties", ()) if name not in names]:
         raise ToolError(
@@ -127,9 +112,7 @@ def _listed(names: list[str]) -> str:
 def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], place: str = "<inline>") -> dict[str, Any]:
     """Return the arguments of a call without the nulls of strict mode, checked by the tool's schema.
 
-    Raises:
-        ToolArgumentsError: They violate the schema. Its text tells a model what to correct.
-        SchemaError: The schema itself is invalid.
+    The text of a `ToolArgumentsError` says to a model what to correct.
 
     Example:
         >>> check_arguments(ToolSpec("now", parameters={"type": "object", "required": ["zone"]}), {})

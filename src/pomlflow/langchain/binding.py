@@ -56,14 +56,8 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     """Call a model with the tools, output schema and settings of the prompt value that is its input.
 
     `PomlPromptTemplate.bind_to` puts it in the model's place in a chain. It adds no run: LangChain and MLflow see the
-    model, called with the frame's arguments, which are computed for each call.
-
-    Args:
-        bound: The model; it may have tools or arguments bound, or configurable fields.
-        kwargs: Call-time arguments, which override the frame.
-        config: A LangChain configuration.
-        parse: Whether to return the object in the answer instead of the message.
-        functions: Names of the functions that the frame's tools must match; None to skip the check.
+    model, called with the frame's arguments, which are computed for each call and overridden by `kwargs`. With `parse`
+    it returns the object in the answer; `functions` are those that the frame's tools must match, None for any.
     """
 
     parse: bool = False
@@ -164,13 +158,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
 
 class PomlChain(RunnableSequence[Any, Any]):
-    """A `RunnableSequence` from a prompt's variables to the model's answer, whose bound arguments reach the model.
-
-    Args:
-        *steps: The steps of a `RunnableSequence`; one of them holds a `PomlModel`.
-        name: The run's name.
-        **fields: Fields that LangChain passes when it copies a chain.
-    """
+    """A `RunnableSequence` from a prompt's variables to the model's answer, whose bound arguments reach the model."""
 
     # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step, which drops them.
     # A POML prompt keeps those that it gets in its prompt value, for the model.
@@ -216,14 +204,7 @@ def wrap_models(
 ) -> Runnable[Any, Any]:
     """Wrap every model in the runnable in a `PomlModel`, so that each fallback gets parameters of its own provider.
 
-    Args:
-        llm: The runnable.
-        parse: As in `PomlModel`.
-        functions: As in `PomlModel`.
-        bindings: The bindings around the runnable, which are moved to each model, so that the frame overrides them.
-
-    Raises:
-        TypeError: `llm` is neither a model nor a runnable that LangChain makes from one.
+    `bindings` are those around the runnable: they are moved to each model, so that the frame overrides them.
     """
 
     def wrap(inner: Runnable[Any, Any]) -> Runnable[Any, Any]:

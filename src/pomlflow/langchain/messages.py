@@ -39,14 +39,8 @@ def from_poml(
     """Convert a frame's messages to LangChain's.
 
     Images, audio and documents become LangChain's standard content blocks, which the clients of OpenAI, Anthropic and
-    Google convert; tool requests become tool calls; each tool response becomes a tool message.
-
-    Args:
-        messages: The frame's messages: ``speaker`` and ``content``.
-        natives: LangChain's own messages, by position, which are used unchanged.
-
-    Returns:
-        New messages, and the natives.
+    Google convert; tool requests become tool calls; each tool response becomes a tool message. LangChain's own messages
+    in `natives`, by position, are used unchanged.
 
     Example:
         >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
@@ -125,12 +119,6 @@ def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """Move pictures and other media out of tools' messages, where OpenAI's chat completions refuse them.
 
     They follow in a user's message after the last response: the API wants responses right after their requests.
-
-    Args:
-        messages: The messages of a request.
-
-    Returns:
-        Messages whose tools' responses are text; those of others are the same objects.
 
     Example:
         >>> picture = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}

@@ -59,11 +59,6 @@ def arguments(
 
     The frame overrides what was `bound` to the model, whose tools are kept; call-time arguments (`given`) override the
     frame.
-
-    Raises:
-        SettingError: The model's provider does not support a setting.
-        ToolError: The model takes no tools.
-        PomlError: The model takes no schema.
     """
     output, place = record.result(), place_of(record)
     runtime = model_settings(model, output.get("runtime"), place)
@@ -81,11 +76,7 @@ def arguments(
 
 
 def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, place: str) -> Arguments:
-    """Translate ``<runtime>`` to the parameters of a model's client.
-
-    Raises:
-        SettingError: The model's provider does not support a setting.
-    """
+    """Translate ``<runtime>`` to the parameters of a model's client."""
     if not runtime:
         return Arguments(model)
     provider = provider_of(type(model))

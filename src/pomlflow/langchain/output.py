@@ -58,12 +58,7 @@ class PomlRefusalError(PomlOutputParserError, _ModelRefusalError):
 
 
 def parse_message(answer: Any, record: RenderRecord) -> Any:
-    """Return the object in a message, or in a text model's answer, checked by the render's output schema.
-
-    Raises:
-        PomlRefusalError: The model refused.
-        PomlOutputParserError: The answer is a tool call, or does not match the schema.
-    """
+    """Return the object in a message, or in a text model's answer, checked by the render's output schema."""
     place = place_of(record)
     raise_refusal(answer, place)
     if isinstance(answer, AIMessage) and answer.tool_calls:
@@ -83,11 +78,7 @@ def parse_message(answer: Any, record: RenderRecord) -> Any:
 
 
 def raise_refusal(answer: Any, place: str) -> None:
-    """Raise a `PomlRefusalError` if a message is a refusal.
-
-    Raises:
-        PomlRefusalError: The model refused.
-    """
+    """Raise a `PomlRefusalError` if a message is a refusal."""
     if isinstance(answer, AIMessage) and (refusal := _refusal(answer)) is not None:
         text = refusal or str(answer.text)
         raise PomlRefusalError(f"{place}: the model refused{f': {text}' if text else ''}", text, raw=answer)

@@ -111,11 +111,7 @@ PomlPromptValue = PomlChatPromptValue | PomlStringPromptValue
 
 
 def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> PomlPromptValue:
-    """Return the prompt value of a render; `natives` are its messages that are LangChain's own, by position.
-
-    Raises:
-        PomlError: The render failed.
-    """
+    """Return the prompt value of a render, or raise its error; `natives` are LangChain's own messages, by position."""
     content = record.result()["messages"]
     if record.chat:
         return PomlChatPromptValue(from_poml(content, natives), record=record)

@@ -23,13 +23,8 @@ class PomlTool(StructuredTool):
     """A tool with the description and schema of its definition in a POML file.
 
     Arguments that do not match the schema raise pydantic's `ValidationError`, with a `ToolArgumentsError` as its cause,
-    as LangChain's own tools do: `ToolNode` and agents report it to the model.
-
-    Args:
-        spec: The definition.
-        place: The template, for errors.
-        strict: Whether to describe the parameters in the form of OpenAI's strict mode.
-        hidden: Arguments that LangChain injects: the state, the runtime.
+    as LangChain's own tools do: `ToolNode` and agents report it to the model. With `strict`, the parameters have the
+    form of OpenAI's strict mode; `hidden` are the arguments that LangChain injects, as the state.
     """
 
     spec: ToolSpec
@@ -39,11 +34,7 @@ class PomlTool(StructuredTool):
 
     @classmethod
     def of(cls, tool: BaseTool, spec: ToolSpec, place: str, *, strict: bool = False) -> PomlTool:
-        """Return the tool with a definition.
-
-        Raises:
-            ToolError: The tool's function does not take an argument of the definition.
-        """
+        """Return the tool with a definition."""
         inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
             check_accepts(spec, accepted, place)
