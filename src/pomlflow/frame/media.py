@@ -74,7 +74,7 @@ def openai_part(mime_type: str, data: str, name: str | None = None) -> dict[str,
 def with_openai_parts(value: Any) -> Any:
     """Return plain data with LangChain's media blocks as OpenAI's content parts; the same object where there are none.
 
-    upstream: mlflow 3.12-3.18: it makes attachments of media in OpenAI's shape alone, and stores LangChain's inline.
+    upstream: mlflow 3.12-3.18: it makes attachments only of media in OpenAI's shape, and stores LangChain's inline.
 
     Blocks: https://docs.langchain.com/oss/python/langchain/messages#content-block-reference, and those before
     LangChain 1.0, with ``data`` for ``base64``.
@@ -142,5 +142,5 @@ def heading(name: str, identity: str | None) -> str:
 
 
 def alt_text(part: Mapping[str, Any]) -> str:
-    """Return the text that stands for a POML part of media, as ``poml.poml(format="openai_chat")`` has it."""
+    """Return the text that replaces a POML part of media, as ``poml.poml(format="openai_chat")`` has it."""
     return f"[{part['type']}: {part['alt']}]" if part.get("alt") else f"[{part['type']}]"

@@ -112,7 +112,7 @@ def _listed(names: list[str]) -> str:
 def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], place: str = "<inline>") -> dict[str, Any]:
     """Return the arguments of a call without the nulls of strict mode, checked by the tool's schema.
 
-    The text of a `ToolArgumentsError` says to a model what to correct.
+    The text of a `ToolArgumentsError` tells a model what to correct.
 
     Example:
         >>> check_arguments(ToolSpec("now", parameters={"type": "object", "required": ["zone"]}), {})

@@ -28,7 +28,7 @@ from pomlflow.langchain.model_arguments import (
     arguments,
     explain_refusals,
     place_of,
-    speaks_chat_completions,
+    uses_chat_completions,
 )
 from pomlflow.langchain.output import PartialObject, parse_message
 from pomlflow.langchain.prompt_value import PomlPromptValue
@@ -146,7 +146,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         if self.parse and record.result().get("schema") is None:
             raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True needs to parse the answer")
         prepared = arguments(model, record, bound, given)
-        if speaks_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
+        if uses_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
             value = media_after_tools(value.to_messages())
         return _Call(prepared.model, value, config, prepared.values, record, prepared.unknown)
 

@@ -20,7 +20,7 @@ __all__ = ["attach", "detach"]
 class _Hook:
     """The variable from which LangChain reads a handler at the start of each run.
 
-    It stands for a ``ContextVar``, which would be set in the context of `autolog`'s caller alone, and not in other
+    It replaces a ``ContextVar``, which would be set only in the context of `autolog`'s caller, and not in other
     threads. LangChain (langchain-core 1.4 to 1.7) calls its `get` only.
     """
 

@@ -52,7 +52,7 @@ class PomlCallbackHandler(_Settings, _Tracer):
 
     Give it wherever LangChain takes a handler, best in a call's ``config`` or in ``with_config``; to any chain, agent
     or graph; one for many threads and tasks. With ``mlflow.langchain.autolog()`` on, a run that MLflow traces already
-    gets the POML span alone. Do not add an `MlflowLangchainTracer` next to it: both would trace the run.
+    gets only the POML span. Do not add an `MlflowLangchainTracer` next to it: both would trace the run.
 
     Args:
         register: Whether to register each POML prompt in MLflow's registry and link its version to the trace;

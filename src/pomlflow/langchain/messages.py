@@ -232,7 +232,7 @@ class MessageHistory(History[BaseMessage]):
     def convert(self, value: Any) -> list[BaseMessage]:
         """Convert messages, tuples, strings and dicts of OpenAI's or POML's form, in a list, or a prompt value.
 
-        A single message or dict is converted too. A text alone is refused, as by ``MessagesPlaceholder``: its role is
+        A single message or dict is converted too. A text is refused, as by ``MessagesPlaceholder``: its role is
         unknown.
         """
         if isinstance(value, PromptValue):

@@ -22,7 +22,7 @@ from pomlflow.langchain.model_arguments import (
     explain_refusals,
     model_settings,
     place_of,
-    speaks_chat_completions,
+    uses_chat_completions,
 )
 from pomlflow.langchain.output import PomlOutputParserError, parse_message, raise_refusal
 from pomlflow.langchain.prompt import PomlPromptTemplate
@@ -190,7 +190,7 @@ class _Call:
         self.settings: Arguments = model_settings(request.model, output.get("runtime"), place)
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
         specs = middleware.tools_of(record)
-        completions = speaks_chat_completions(request.model)
+        completions = uses_chat_completions(request.model)
         formats = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
         strict = completions and formats
         overrides: dict[str, Any] = {

@@ -20,7 +20,7 @@ __all__ = [
     "explain_refusals",
     "model_settings",
     "place_of",
-    "speaks_chat_completions",
+    "uses_chat_completions",
 ]
 
 # upstream: langchain-ollama 1.1: a call with options drops the options of ChatOllama's own fields (these).
@@ -65,7 +65,7 @@ def arguments(
     values, schema = dict(runtime.values), output.get("schema")
     if schema is not None:
         values |= _structured_output(model, schema, place)
-    strict = "response_format" in {*bound, *values, *given} and speaks_chat_completions(model)
+    strict = "response_format" in {*bound, *values, *given} and uses_chat_completions(model)
     if specs := tool_specs(output):
         values |= _bound_tools(runtime.model, specs, runtime.tool_choice, place, strict=strict)
     if before := bound.get("tools"):
@@ -97,7 +97,7 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
     return Arguments(model, values, choice, {name: f"sets {name} in <runtime>" for name in translated.unknown})
 
 
-def speaks_chat_completions(model: BaseLanguageModel[Any]) -> bool:
+def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
     """Whether a model's client calls OpenAI's chat completions.
 
     Its SDK requires strict tools with a response format, and text as a tool's response.

@@ -187,7 +187,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     ) -> PomlChain:
         """Make a chain that passes the messages, tools, output schema and runtime settings to a model.
 
-        ``prompt | llm`` passes the messages alone. Each call translates the rest to the model's own parameters. Tools
+        ``prompt | llm`` passes only the messages. Each call translates the rest to the model's own parameters. Tools
         that are bound to the model are kept unless the markup defines one of the same name. Arguments bound to the
         chain (``chain.bind(temperature=0)``) reach the model and override the file. The trace has the same spans as
         ``prompt | llm``.

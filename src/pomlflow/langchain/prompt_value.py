@@ -22,7 +22,7 @@ __all__ = ["PomlChatPromptValue", "PomlPromptValue", "PomlStringPromptValue", "p
 class _Rendered(PromptValue):
     """A prompt value with the render that it is made of.
 
-    LangChain serialises it as its own class, which holds the messages or the text alone.
+    LangChain serialises it as its own class, which holds only the messages or the text.
     """
 
     _record: RenderRecord | None = PrivateAttr(default=None)
@@ -47,7 +47,7 @@ class _Rendered(PromptValue):
         """
         if self._record is None:
             raise PomlError(
-                "this prompt value holds no POML frame, since LangChain stores the messages alone. Render the prompt "
+                "this prompt value holds no POML frame, since LangChain stores only the messages. Render the prompt "
                 "again"
             )
         return self._record.frame
@@ -56,7 +56,7 @@ class _Rendered(PromptValue):
 class PomlChatPromptValue(ChatPromptValue, _Rendered):
     """The messages of a render, with the POML frame.
 
-    LangChain serialises it as a plain `ChatPromptValue`, which holds the messages alone.
+    LangChain serialises it as a plain `ChatPromptValue`, which holds only the messages.
     """
 
     def __init__(self, messages: Sequence[BaseMessage], *, record: RenderRecord | None = None, **fields: Any) -> None:

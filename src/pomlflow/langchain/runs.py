@@ -223,7 +223,7 @@ class ContextProxy(Span):
         self.reader = run_id_here() if generator else None
 
     def close(self) -> None:
-        """Stop standing for the run."""
+        """Resolve to the span before the run from now on."""
         self.span = None
 
     def resolved(self, *, open_only: bool = False) -> Span:

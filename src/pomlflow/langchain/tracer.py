@@ -8,7 +8,7 @@ no span can be taken out of the context again.
 upstream: mlflow 3.12-3.18, each with a test that fails when MLflow has mended it:
 
 1. ``chain.batch()`` merges its items into one incomplete trace, and later traces of that thread are lost; autolog
-   guards ``RunnableSequence.batch`` alone.
+   guards only ``RunnableSequence.batch``.
 2. With ``run_inline=True`` the root span of an async run stays active.
 3. With ``run_inline=False`` a function under ``@mlflow.trace`` in an async step makes a trace of its own.
 4. In a synchronous stream the parser is nested under the model.
@@ -136,7 +136,7 @@ class Tracer(MlflowLangchainTracer):
         if ended_early(parent_run_id or run_id_here()):
             drop(run_id)
             return False
-        # MLflow's autolog adds no tracer to a run that inherits one, so a run below one of ours is ours alone.
+        # MLflow's autolog adds no tracer to a run that inherits one, so only ours traces a run below one of ours.
         ours = open_run(parent_run_id) is not None if parent_run_id is not None else not self.process_wide
         return ours or not _mlflow_autolog_is_on()
 
