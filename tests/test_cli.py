@@ -453,4 +453,4 @@ def test_a_person_sees_colours_unless_she_wants_none(folder: Path, no_color: str
     assert done.stderr == b""
     assert "Hello Ada" in shown
     assert "human" in shown
-    assert ("\x1b[1;32m" in shown) == (not no_color)
+    assert ("\x1b[32m" in shown) == (not no_color)

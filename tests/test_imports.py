@@ -146,7 +146,7 @@ CHAIN = (
     ("statement", "absent"),
     [
         ("import pomlflow; pomlflow.flush()", {"mlflow", "numpy", "pydantic", "poml", "llama_index", *LANGCHAIN}),
-        ("from pomlflow.cli import cli", {"mlflow", "numpy", "pydantic", "poml", "rich", "llama_index", *LANGCHAIN}),
+        ("from pomlflow.cli import cli", {"mlflow", "numpy", "pydantic", "poml", "llama_index", *LANGCHAIN}),
         (RENDER, {"mlflow", "numpy", "llama_index", *LANGCHAIN}),
         (CHAIN, {"mlflow", "llama_index", *LANGCHAIN - {"langchain_core"}}),
         ("import pomlflow.llama_index", {"mlflow", *LANGCHAIN}),

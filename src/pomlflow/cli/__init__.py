@@ -69,7 +69,7 @@ def cli(ctx: click.Context) -> None:
       eval "$(_POMLFLOW_COMPLETE=bash_source pomlflow)"      # or zsh_source
       _POMLFLOW_COMPLETE=fish_source pomlflow | source       # fish
     """
-    if os.environ.get("NO_COLOR"):  # rich respects it, click (8.5) does not
+    if os.environ.get("NO_COLOR"):  # click (8.5) does not respect it
         ctx.color = False
     for stream in (sys.stdout, sys.stderr):  # a console may not encode every character of a prompt
         if hasattr(stream, "reconfigure"):

@@ -14,16 +14,11 @@ import click
 
 from pomlflow.frame.transcript import sections
 
-__all__ = ["is_terminal", "show_chat", "show_json", "show_title", "shown_path", "word_diff"]
+__all__ = ["show_chat", "show_json", "shown_path", "word_diff"]
 
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
 _AROUND = 2  # lines before and after a change that are shown with it
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
-
-
-def is_terminal() -> bool:
-    """Whether standard output is a terminal."""
-    return sys.stdout.isatty()
 
 
 def shown_path(file: str | Path) -> str:
@@ -45,23 +40,11 @@ def show_json(value: Any) -> None:
     click.echo(text)
 
 
-def show_title(title: str, style: str = "bold") -> None:
-    """Print a heading: a coloured line on a terminal, a marked one in a pipe."""
-    if not is_terminal():
-        click.echo(f"--- {title}")
-        return
-    from rich.console import Console
-    from rich.rule import Rule
-    from rich.text import Text
-
-    Console().print(Rule(Text(title, style), align="left", style="dim"))
-
-
 def show_chat(output: Mapping[str, Any]) -> None:
     """Print the output of a render, in the form of ``poml.poml(format="dict")``, as a chat."""
     for title, content in sections(output):
         if title:
-            show_title(title, f"bold {_COLOURS[title]}" if title in _COLOURS else "bold")
+            click.secho(f"--- {title}", fg=_COLOURS.get(title), bold=True)
         if isinstance(content, str):
             click.echo(content)
         else:

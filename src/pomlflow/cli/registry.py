@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import posixpath
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,21 +59,20 @@ def register(
     templates = _without_parts(readable, {*map(os.path.abspath, paths)})
     counts = {"failed": len(files) - len(readable)} if len(files) > len(readable) else {}
     click.echo(f"registry: {shown(mlflow.get_registry_uri(), '***@')}", err=True)
-    with _progress(templates) as steps:
-        for template in steps:
-            record = template.check()
-            if record.error is not None:
-                state, shown_name = "failed", str(template.name)
-                show_problems(str(template.path), record.error)
-            else:
-                from pomlflow.tracking.publishing import register as publish
+    for template in templates:
+        record = template.check()
+        if record.error is not None:
+            state, shown_name = "failed", str(template.name)
+            show_problems(str(template.path), record.error)
+        else:
+            from pomlflow.tracking.publishing import register as publish
 
-                done = publish(template, record=record, alias=alias, dry_run=dry_run)
-                number = None if done.version is None else int(done.version.version)
-                state = _state(done.name, number, is_new=done.is_new)
-                shown_name = done.name if number is None else f"{done.name}/{number}"
-            counts[state] = counts.get(state, 0) + 1
-            click.echo(f"{state:<9}  {shown_name}  {shown_path(str(template.path))}")
+            done = publish(template, record=record, alias=alias, dry_run=dry_run)
+            number = None if done.version is None else int(done.version.version)
+            state = _state(done.name, number, is_new=done.is_new)
+            shown_name = done.name if number is None else f"{done.name}/{number}"
+        counts[state] = counts.get(state, 0) + 1
+        click.echo(f"{state:<9}  {shown_name}  {shown_path(str(template.path))}")
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     click.echo(f"{summary}{' (nothing was written)' if dry_run else ''}", err=True)
     ctx.exit(1 if counts.get("failed") else 0)
@@ -94,18 +91,6 @@ def _state(name: str, number: int | None, *, is_new: bool) -> str:
 
     first = MlflowClient().get_prompt(name) is None if number is None else number == 1
     return "new" if first else "changed"
-
-
-@contextmanager
-def _progress(templates: Sequence[Template]) -> Iterator[Iterator[Template]]:
-    """Show a progress bar on a terminal."""
-    if not sys.stderr.isatty():
-        yield iter(templates)
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield iter(track(templates, "registering", console=Console(stderr=True), transient=True))
 
 
 @click.command()
