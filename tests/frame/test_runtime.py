@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pomlflow.exceptions import SettingError
-from pomlflow.frame import Provider, settings
+from pomlflow.frame.settings import Provider, settings
 
 ALL = {"temperature": 0.5, "maxTokens": 9, "topP": 0.1, "stopSequences": ["END"], "model": "m"}
 

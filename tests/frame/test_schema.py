@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame import parse_answer, response_format, strict_form
+from pomlflow.frame.schema import parse_answer, response_format, strict_form
 
 TEXT = {"type": "string"}
 CLOSED = {"type": "object", "properties": {"a": TEXT}, "required": ["a"], "additionalProperties": False}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
-from pomlflow.frame import ToolSpec, check_accepts, check_arguments, match, named, tool_specs
+from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments, match, named, tool_specs
 
 PARAMETERS = {
     "type": "object",

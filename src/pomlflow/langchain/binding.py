@@ -22,7 +22,7 @@ from langchain_core.runnables.configurable import DynamicRunnable
 from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
-from pomlflow.frame import match, tool_specs
+from pomlflow.frame.tools import match, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import (
     arguments,

@@ -15,7 +15,8 @@ from langchain_core.tools import BaseTool
 from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError, ConfigurationError
-from pomlflow.frame import ToolSpec, checked_answer, match, named, response_format, tool_specs
+from pomlflow.frame.schema import checked_answer, response_format
+from pomlflow.frame.tools import ToolSpec, match, named, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import (
     Arguments,

@@ -10,8 +10,9 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 
 from pomlflow.exceptions import PomlError, SettingError, ToolError
-from pomlflow.frame import Provider, ToolSpec, response_format, settings, strict_form, tool_specs
-from pomlflow.frame.settings import provider_of
+from pomlflow.frame.schema import response_format, strict_form
+from pomlflow.frame.settings import Provider, provider_of, settings
+from pomlflow.frame.tools import ToolSpec, tool_specs
 from pomlflow.record import RenderRecord
 
 __all__ = [

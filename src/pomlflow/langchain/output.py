@@ -11,8 +11,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.utils.json import parse_partial_json
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame import parse_answer
 from pomlflow.frame.refusals import RefusalReader
+from pomlflow.frame.schema import parse_answer
 from pomlflow.langchain.model_arguments import place_of
 from pomlflow.record import RenderRecord
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 from pomlflow._arguments import refuse_arguments, refuse_foreign
 from pomlflow._log import warn_once
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
-from pomlflow.frame import match, named, tool_specs
+from pomlflow.frame.tools import match, named, tool_specs
 from pomlflow.langchain.batches import BatchedPromptTemplate
 from pomlflow.langchain.binding import PomlChain, wrap_models
 from pomlflow.langchain.messages import MessageHistory

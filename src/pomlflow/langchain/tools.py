@@ -12,7 +12,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import override
 
 from pomlflow.exceptions import ToolArgumentsError
-from pomlflow.frame import ToolSpec, check_accepts, check_arguments, strict_form
+from pomlflow.frame.schema import strict_form
+from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments
 
 __all__ = ["PomlTool", "as_tool"]
 

@@ -29,7 +29,7 @@ from llama_index.core.types import TokenAsyncGen, TokenGen
 from pydantic import BaseModel
 
 from pomlflow.exceptions import PomlError
-from pomlflow.frame import tool_specs
+from pomlflow.frame.tools import tool_specs
 from pomlflow.llama_index.llm import BoundLLM, Options, Request
 from pomlflow.llama_index.messages import Rendered
 from pomlflow.llama_index.providers import settings_for

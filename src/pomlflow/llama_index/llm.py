@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
-from pomlflow.frame import ToolSpec
+from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.internals import prepare_chat_with_tools, validate_chat_with_tools
 from pomlflow.llama_index.providers import (
     apply_fields,

@@ -21,7 +21,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import LLM
 
 from pomlflow.exceptions import SettingError
-from pomlflow.frame import Provider, media, response_format, settings
+from pomlflow.frame import media
+from pomlflow.frame.schema import response_format
+from pomlflow.frame.settings import Provider, settings
 from pomlflow.frame.settings import provider_of as provider_of_class
 from pomlflow.llama_index.internals import has_structured_output
 

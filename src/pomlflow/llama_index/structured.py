@@ -21,7 +21,8 @@ from pydantic_core import CoreSchema
 from typing_extensions import override
 
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame import ToolSpec, parse_answer, schema_name
+from pomlflow.frame.schema import parse_answer, schema_name
+from pomlflow.frame.tools import ToolSpec
 
 __all__ = ["Answer", "AnswerReader", "instructions", "output_class", "with_instructions"]
 

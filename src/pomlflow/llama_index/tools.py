@@ -13,7 +13,7 @@ from llama_index.core.tools.types import AsyncBaseTool
 from llama_index.core.workflow import Context
 from typing_extensions import override
 
-from pomlflow.frame import ToolSpec, check_arguments, match, named
+from pomlflow.frame.tools import ToolSpec, check_arguments, match, named
 from pomlflow.llama_index.internals import callbacks
 from pomlflow.llama_index.structured import output_class
 
