@@ -99,7 +99,7 @@ VERBS: dict[str, Callable[[Runnable[Any, Any]], Any]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("parser", [False, True], ids=["alone", "with a parser"])
-async def test_every_verb_brings_the_whole_frame(verb: str, parser: bool) -> None:
+async def test_every_method_passes_the_whole_frame(verb: str, parser: bool) -> None:
     model = Model()
     chain = prompt().bind_to(model)
     done = VERBS[verb](chain | StrOutputParser() if parser else chain)
@@ -117,13 +117,13 @@ def test_each_call_and_each_item_of_a_batch_has_its_own_frame() -> None:
     assert model.options == [expected_options(OSLO), expected_options(ROME), expected_options(OSLO)]
 
 
-def test_a_file_with_messages_alone_changes_no_argument() -> None:
+def test_a_file_with_only_messages_changes_no_argument() -> None:
     model = Model()
     prompt("<p>Go.</p>").bind_to(model).invoke({})
     assert model.options == [{"stop": None}]
 
 
-def test_a_prompt_of_one_text_brings_its_frame_too() -> None:
+def test_a_prompt_of_one_text_passes_its_frame_too() -> None:
     model = Model()
     prompt(SETTING, chat=False).bind_to(model).invoke({})
     assert model.options == [{"stop": None, "temperature": 0.5}]
@@ -196,13 +196,13 @@ async def test_arguments_bound_to_the_chain_override_the_file(way: str) -> None:
     assert model.options == [{"stop": None, "temperature": 0}] * 6
 
 
-def test_arguments_of_one_call_win_too() -> None:
+def test_arguments_of_one_call_override_the_file() -> None:
     model = Model()
     prompt(SETTING).bind_to(model).invoke({}, temperature=0, seed=3)
     assert model.options == [{"stop": None, "temperature": 0, "seed": 3}]
 
 
-def test_what_was_bound_before_gives_way_to_the_frame() -> None:
+def test_the_frame_overrides_arguments_bound_to_the_model() -> None:
     model = Model()
     prompt(SETTING).bind_to(model.bind(temperature=9, seed=1)).invoke({})
     assert model.options == [{"stop": None, "temperature": 0.5, "seed": 1}]
@@ -229,7 +229,7 @@ class Converting(Model):
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
 
-def test_tools_that_the_model_has_stay_but_those_of_the_same_name() -> None:
+def test_tools_bound_to_the_model_are_kept_unless_the_file_defines_the_name() -> None:
     model = Converting()
     prompt(TOOL).bind_to(model.bind_tools([weather, now])).invoke({})
     functions = [found["function"] for found in model.options[0]["tools"]]
@@ -245,7 +245,7 @@ def test_the_choice_of_a_tool_goes_through_the_clients_own_bind_tools() -> None:
     assert model.options[0]["tool_choice"] == "any"
 
 
-def test_copies_of_a_chain_do_the_same() -> None:
+def test_copies_of_a_chain_behave_as_the_chain() -> None:
     chain = prompt().bind_to(GenericFakeChatModel(messages=iter([])).bind(seed=1)).bind(temperature=0)
     for twin in (pickle.loads(pickle.dumps(prompt().bind_to(Model()).bind(temperature=0))), copy.deepcopy(chain)):
         assert isinstance(twin, PomlChain)
@@ -287,7 +287,7 @@ def test_a_model_without_tools_is_named() -> None:
         prompt(TOOL).bind_to(GenericFakeChatModel(messages=iter(["x"]))).invoke({})
 
 
-def test_what_is_no_model_is_refused_at_once() -> None:
+def test_binding_to_anything_but_a_model_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="bind_to takes a LangChain model"):
         prompt().bind_to(RunnableLambda(str))
 

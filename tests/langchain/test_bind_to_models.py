@@ -51,7 +51,7 @@ def test_fallbacks_get_the_frame_too() -> None:
     assert first.options == second.options == [{"stop": None, "temperature": 0.5}]
 
 
-def test_what_is_bound_around_fallbacks_gives_way_to_the_frame() -> None:
+def test_the_frame_overrides_arguments_bound_around_fallbacks() -> None:
     first, second = Failing(), Model()
     prompt(SETTING).bind_to(first.with_fallbacks([second]).bind(temperature=9, seed=1)).invoke({})
     assert first.options == second.options == [{"stop": None, "temperature": 0.5, "seed": 1}]

@@ -30,7 +30,7 @@ def chain(*answers: Any) -> PomlChain:
     return PROMPT.bind_to(Model(answers=list(answers)), parse=True)
 
 
-async def test_the_answer_is_an_object_in_every_verb() -> None:
+async def test_every_method_returns_the_object() -> None:
     counting = chain('{"n": 1}')
     assert counting.invoke(N) == {"n": 1}
     assert await counting.ainvoke(N) == {"n": 1}
@@ -44,7 +44,7 @@ def test_each_call_is_read_by_its_own_schema() -> None:
     assert [counting.invoke({"field": field}) for field in ("n", "m")] == [{"n": 1}, {"m": 2}]
 
 
-async def test_a_stream_gives_the_object_as_far_as_it_is_there() -> None:
+async def test_a_stream_yields_the_object_as_it_grows() -> None:
     text = '{"n": 12, "more": [1, 2]}'
     counting = PROMPT.bind_to(FakeListChatModel(responses=[text]), parse=True)
     given = list(counting.stream(N))
@@ -79,7 +79,7 @@ def test_a_text_model_takes_no_schema() -> None:
         ),
     ],
 )
-def test_what_is_no_such_object_is_an_error_that_holds_the_answer(answer: Any, said: str, held: str) -> None:
+def test_an_answer_without_such_an_object_is_an_error_that_holds_it(answer: Any, said: str, held: str) -> None:
     with pytest.raises(PomlOutputParserError, match=said) as caught:
         chain(answer).invoke(N)
     for error in (caught.value, pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
@@ -105,7 +105,7 @@ def test_what_is_no_such_object_is_an_error_that_holds_the_answer(answer: Any, s
         (AIMessage('{"n": ', response_metadata={"finish_reason": "content_filter"}), '{"n": '),
     ],
 )
-async def test_a_refusal_is_one_with_its_text(answer: AIMessage, text: str) -> None:
+async def test_a_refusal_is_an_error_with_its_text(answer: AIMessage, text: str) -> None:
     """By LangChain's own class too, where it has one, so that fallbacks that name it work."""
     with pytest.raises(PomlRefusalError, match="count: the model refused") as caught:
         chain(answer).invoke(N)
@@ -126,7 +126,7 @@ def test_an_answer_that_was_not_withheld_is_parsed(metadata: dict[str, Any]) -> 
     assert chain(AIMessage('{"n": 1}', response_metadata=metadata)).invoke(N) == {"n": 1}
 
 
-def test_a_stream_that_ends_wrong_gives_what_was_right_first() -> None:
+def test_a_stream_that_ends_invalid_yields_the_valid_part_first() -> None:
     stream = PROMPT.bind_to(FakeListChatModel(responses=['{"n": 1']), parse=True).stream(N)
     assert [next(stream), next(stream)] == [{}, {"n": 1}]
     with pytest.raises(PomlOutputParserError, match="is not the JSON"):

@@ -112,7 +112,7 @@ def test_a_tool_calls_arguments_are_an_object(content: Any, arguments: dict[str,
     assert message.tool_calls[0]["args"] == arguments
 
 
-def test_natives_are_taken_as_they_are() -> None:
+def test_native_messages_are_used_unchanged() -> None:
     native = AIMessage("own", id="1")
     messages = from_poml([poml("system", "a"), poml("ai", "own"), poml("human", "b")], {1: native})
     assert messages == [SystemMessage("a"), native, HumanMessage("b")]
@@ -193,12 +193,12 @@ def test_blocks_to_pomls_parts(block: dict[str, Any], part: Any) -> None:
     ],
     ids=lambda block: block["type"],
 )
-def test_thoughts_and_doubled_calls_are_left_out(block: dict[str, Any]) -> None:
+def test_reasoning_and_repeated_calls_are_left_out(block: dict[str, Any]) -> None:
     message = AIMessage([block, text("a")], tool_calls=[CALL])
     assert to_poml(message)["content"] == ["a", REQUEST]
 
 
-def test_what_expressions_see_of_a_message() -> None:
+def test_fields_of_a_message_that_expressions_can_read() -> None:
     assert describe(AIMessage("a", tool_calls=[CALL], id="1", name="n")) == {
         "speaker": "ai",
         "content": "a",

@@ -29,7 +29,7 @@ from pomlflow import ConfigurationError, SettingError
 from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
 
 
-def test_prompt_examples_tools_and_settings_reach_the_model_anew_at_each_call() -> None:
+def test_prompt_examples_tools_and_settings_are_rendered_for_each_call() -> None:
     model = Agent(answers=[call(city="Oslo"), "It rains."])
     state = made(model).invoke(QUESTION)
     assert [message.content for message in state["messages"]] == ["Oslo?", "", "Rain in Oslo for 1", "It rains."]
@@ -104,7 +104,7 @@ def test_a_file_that_places_the_conversation_itself_is_all_that_the_model_gets()
     assert messages[2].id == "3"
 
 
-def test_the_agents_own_system_prompt_and_that_of_other_middleware_stay() -> None:
+def test_the_agents_own_system_prompt_and_that_of_other_middleware_are_kept() -> None:
     class Before(middlewares.AgentMiddleware):
         def wrap_model_call(self, request: Any, handler: Any) -> Any:
             return handler(request.override(messages=[*request.messages, HumanMessage("Added.")]))
@@ -152,7 +152,7 @@ def test_a_model_that_another_middleware_selects_gets_its_own_parameters() -> No
     assert (server.bodies[0]["top_k"], server.bodies[0]["stop_sequences"]) == (5, ["END"])
 
 
-def test_only_what_the_file_names_is_rendered_with() -> None:
+def test_only_variables_of_the_file_are_passed_to_the_render() -> None:
     """An agent's state may hold megabytes, and data that must not be stored in a trace."""
     seen = []
 
@@ -204,7 +204,7 @@ def test_a_setting_that_the_model_lacks_is_named() -> None:
         made(anthropic, markup=markup, tools=()).invoke(QUESTION)
 
 
-def test_nothing_of_the_prompt_gets_into_the_checkpoint_and_a_thread_goes_on() -> None:
+def test_the_prompt_is_not_in_the_checkpoint_and_a_thread_can_be_resumed() -> None:
     memory = pytest.importorskip("langgraph.checkpoint.memory").InMemorySaver()
     model = Agent(answers=["One.", "Two."])
     agent = made(model, checkpointer=memory)
@@ -239,7 +239,7 @@ def test_two_poml_files_may_make_one_agent() -> None:
     assert model.received[0][0].content == "Be brief.\n\nYou serve the Ada. 1 so far."
 
 
-def test_a_real_client_gets_what_openai_wants_and_the_function_what_it_takes() -> None:
+def test_openais_client_and_the_function_each_get_their_own_form() -> None:
     pytest.importorskip("langchain_openai")
     from langchain_openai import ChatOpenAI
     from tests.model_server import Call, model_server

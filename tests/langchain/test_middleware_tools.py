@@ -64,7 +64,7 @@ def test_a_function_gets_the_runtime_with_checked_arguments() -> None:
     assert "runtime" not in function["parameters"]["properties"]
 
 
-def test_a_tool_that_is_there_only_at_times_is_offered_and_checked_when_it_is() -> None:
+def test_a_conditional_tool_is_offered_and_checked_when_it_is_defined() -> None:
     """Also where the model's own call changes what decides it."""
     markup = MARKUP.replace('name="weather"', 'name="weather" if="{{messages.length == 3}}"')
     model = Agent(answers=["Hm.", call(city="Oslo", days=9), "Sorry."])
@@ -87,7 +87,7 @@ def now() -> str:
     return "noon"
 
 
-def test_a_tool_that_the_agent_has_is_described_too_and_others_stay() -> None:
+def test_a_tool_of_the_agent_is_described_too_and_others_are_kept() -> None:
     model = Agent(answers=[call(city="Oslo"), "It shines."])
     agent = agents.create_agent(model, tools=[agents_weather, now], middleware=[PomlMiddleware(prompt(), **ADA)])
     state = agent.invoke(QUESTION)
@@ -105,7 +105,7 @@ def test_a_tool_without_a_function_and_a_function_without_a_tool_are_errors() ->
         made(Agent(), tools=[weather, weather])
 
 
-def test_a_human_who_edits_a_call_is_held_to_the_schema_too() -> None:
+def test_a_call_that_a_person_edited_is_checked_by_the_schema_too() -> None:
     from langgraph.checkpoint.memory import InMemorySaver
     from langgraph.types import Command
 

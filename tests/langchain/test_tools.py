@@ -69,7 +69,7 @@ def test_arguments_against_the_schema_are_refused_as_langchain_refuses_them() ->
     assert caught.value.__cause__.tool == "weather"
 
 
-def test_a_tool_that_is_to_answer_with_its_errors_does() -> None:
+def test_a_tool_that_handles_its_errors_returns_them() -> None:
     found = made(weather)
     found.handle_validation_error = True
     said = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {}})
@@ -132,7 +132,7 @@ def own(city: str, days: int = 1, secret: Annotated[str, InjectedToolArg] = "") 
     return f"Sun in {city}", secret
 
 
-def test_a_tool_of_langchains_keeps_what_it_is() -> None:
+def test_a_langchain_tool_keeps_its_own_fields() -> None:
     found = made(own)
     assert (found.name, found.description, found.return_direct) == ("weather", "At sea", True)
     said = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {"city": "Oslo", "secret": "s"}})
