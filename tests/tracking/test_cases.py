@@ -134,10 +134,12 @@ def test_a_lost_trace_is_counted_once_and_slows_no_later_flush(mlflow_store, sto
 
 
 BATCH = """
-import threading
+import threading, time
 import mlflow
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from mlflow.environment_variables import MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE
+from mlflow.tracing.export.mlflow_v3 import MlflowV3SpanExporter
+from mlflow.tracing.processor import base_mlflow
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 import pomlflow
@@ -145,6 +147,14 @@ from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 
 event.listen(Engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
 MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE.default = MLFLOW_TRACE_BUFFER_MAX_SIZE.default = 20
+base_mlflow._DEFAULT_OTEL_MAX_QUEUE_SIZE = 20
+export = MlflowV3SpanExporter.export
+
+def export_slowly(*spans):
+    time.sleep(0.01)  # as on a busy machine
+    return export(*spans)
+
+MlflowV3SpanExporter.export = export_slowly
 mlflow.set_tracking_uri({uri!r})
 mlflow.set_experiment(experiment_id={experiment!r})
 chain = PomlPromptTemplate.from_template("<p>Hello {{{{q}}}}</p>", name={name!r}) | FakeListChatModel(responses=["Hi"])

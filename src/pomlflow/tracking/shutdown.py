@@ -28,7 +28,7 @@ from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.stores import check_reachable, shown
 
-__all__ = ["call_before_exit", "finish", "flush", "register_hooks"]
+__all__ = ["call_before_exit", "enlarge_span_queue", "finish", "flush", "register_hooks"]
 
 _CHECK: Final = 2.0  # seconds that a server may take at exit to respond
 
@@ -62,6 +62,13 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
 
 
 _hooks: Final = cache(_Hooks)
+
+
+def enlarge_span_queue(size: int) -> None:
+    """Let that many spans wait for MLflow's exporter, of processors that are made from now on."""
+    # upstream: mlflow 3.12-3.17: of more than 2,048 spans that wait for its exporter it drops the oldest.
+    if hasattr(base_mlflow, "_DEFAULT_OTEL_MAX_QUEUE_SIZE"):
+        base_mlflow._DEFAULT_OTEL_MAX_QUEUE_SIZE = size
 
 
 def register_hooks() -> None:

@@ -42,6 +42,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.redaction import GuardedSpan
+from pomlflow.tracking.shutdown import enlarge_span_queue
 from pomlflow.tracking.termination import finish_at_sigterm
 
 __all__ = ["SPAN_TYPE", "active", "log_render", "prepare", "span_content", "within"]
@@ -183,7 +184,7 @@ def prepare() -> None:
 
 @cache
 def _raise_limits() -> None:
-    """Raise two limits of MLflow's, which it reads once: above them it drops traces, as of a large `batch`.
+    """Raise the limits of MLflow's buffers, which it reads once: above them it drops traces, as of a large `batch`.
 
     The defaults are changed rather than the environment, which subprocesses inherit.
     """
@@ -193,12 +194,11 @@ def _raise_limits() -> None:
         for limit in (MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE)
         if not limit.defined and limit.default < _BUFFER
     ]
-    if not limits:
-        return
     if mlflow.get_current_active_span() is None and mlflow.get_last_active_trace_id() is None:
+        enlarge_span_queue(_BUFFER)
         for limit in limits:
             limit.default = _BUFFER
-    else:
+    elif limits:
         warn_once(
             "limits",
             "MLflow has made its buffers before pomlflow could enlarge them: of more than %d traces at once it drops "
