@@ -22,6 +22,7 @@ ERRORS = [
     exceptions.MissingVariableError("m", "x", PROBLEM),
     exceptions.NodeNotFoundError("m"),
     exceptions.NotPomlError("m", "prompts:/x"),
+    exceptions.CandidateError("m", "prompts:/x"),
     exceptions.PomlError("m"),
     exceptions.PromptNotFoundError("m", "prompts:/x"),
     exceptions.RegistryError("m", "prompts:/x"),

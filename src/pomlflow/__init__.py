@@ -13,6 +13,7 @@ from pomlflow.api import arender, flush, poml, render
 from pomlflow.autolog import autolog
 from pomlflow.exceptions import (
     AnswerError,
+    CandidateError,
     ConfigurationError,
     ConversionError,
     EngineBusyError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerError",
+    "CandidateError",
     "ConfigurationError",
     "ConversionError",
     "EngineBusyError",

@@ -19,7 +19,8 @@
     ├── AnswerError                a model's answer does not match <output-schema> (also a ValueError)
     ├── RegistryError              MLflow's registry cannot return or store a prompt
     │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
-    │   └── NotPomlError           the prompt is not POML
+    │   ├── NotPomlError           the prompt is not POML
+    │   └── CandidateError         an optimiser's text lacks what the prompt takes, or is not POML
     ├── TraceNotFoundError         no such trace in MLflow's store (also a LookupError)
     ├── ConversionError            a prompt of a framework has no form in POML (also a ValueError)
     └── ConfigurationError         invalid configuration value
@@ -38,6 +39,7 @@ from typing import Any, Final
 
 __all__ = [
     "AnswerError",
+    "CandidateError",
     "ConfigurationError",
     "ConversionError",
     "EngineBusyError",
@@ -212,6 +214,10 @@ class PromptNotFoundError(RegistryError, LookupError):
 
 class NotPomlError(RegistryError):
     """The registry's version is plain text or a chat, not POML."""
+
+
+class CandidateError(RegistryError):
+    """A text that an optimiser tries for a prompt is not POML, or lacks or adds a variable, tool, file or part."""
 
 
 class TraceNotFoundError(PomlError, LookupError):

@@ -63,14 +63,14 @@ def test_mlflows_optimiser_makes_it_better(
     loaded_in_trials = set()
 
     def model(messages: list[str]) -> str:
-        return "Paris" if "briefly" in messages[0] else "It is Paris, which lies on the Seine."
+        return "Paris" if "in a word" in messages[0] else "It is Paris, which lies on the Seine."
 
     def predict(question: str) -> str:
         loaded_in_trials.add(production(framework, name).version)
         return framework.run(prompt, model, question=question)
 
-    result = optimised(name, predict, lambda source: source.replace("{{how}}", "briefly"))
-    better = LONG.replace("{{how}}", "briefly")
+    result = optimised(name, predict, lambda source: source.replace("{{how}}", "{{how}}, in a word"))
+    better = LONG.replace("{{how}}", "{{how}}, in a word")
     assert (result.initial_eval_score, result.final_eval_score) == (0, 3)
     assert sources(name) == [LONG, better]
     assert (prompt.source, prompt.version) == (LONG, 1)
@@ -79,35 +79,11 @@ def test_mlflows_optimiser_makes_it_better(
     # The optimiser's own version has none of our tags: it is POML all the same.
     best = framework.prompts.from_registry(name, version=2)
     assert best.source == better
-    assert framework.messages(best, question="Why?")[0] == "Answer briefly."
+    assert framework.messages(best, how="kindly", question="Why?")[0] == "Answer kindly, in a word."
 
     for trace in stored_traces():
-        tried = "Answer briefly." in str([span.outputs for span in trace.data.spans if span.name == f"poml {name}"])
+        tried = "in a word" in str([span.outputs for span in trace.data.spans if span.name == f"poml {name}"])
         assert linked(trace) == ([] if tried else [f"{name}/1"])
-
-
-@pytest.mark.parametrize("candidate", ["Answer briefly: {{question}}", "```xml\n" + LONG + "\n```"])
-def test_an_optimisers_trial_fails_as_its_version_would(
-    framework: Framework, mlflow_store: str, name: str, candidate: str
-) -> None:
-    """A text that is no POML, or has a Markdown fence, would be refused as a version: it must not win."""
-    publish(name, LONG)
-    prompt = framework.partial(production(framework, name), how="at length")
-    errors = []
-
-    def predict(question: str) -> str:
-        try:
-            return framework.run(
-                prompt, lambda messages: "" if "at length" in messages[0] else "Paris", question=question
-            )
-        except NotPomlError as error:
-            errors.append(error)
-            raise
-
-    result = optimised(name, predict, lambda _: candidate)
-    assert len(errors) == 3
-    assert sources(name) == [LONG] * len(sources(name))
-    assert result.final_eval_score == 0
 
 
 def test_its_files_come_along(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -> None:

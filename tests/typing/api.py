@@ -130,7 +130,12 @@ def errors(question: str) -> int | None:  # noqa: C901, PLR0912
         return error.column
     except (pomlflow.EngineBusyError, pomlflow.NodeNotFoundError, pomlflow.WorkerDiedError) as error:
         assert_type(str(error), str)
-    except (pomlflow.PromptNotFoundError, pomlflow.NotPomlError, pomlflow.RegistryError) as error:
+    except (
+        pomlflow.PromptNotFoundError,
+        pomlflow.NotPomlError,
+        pomlflow.CandidateError,
+        pomlflow.RegistryError,
+    ) as error:
         assert_type(error.uri, str)
     except pomlflow.ToolArgumentsError as error:
         assert_type(error.problems, tuple[str, ...])

@@ -22,7 +22,8 @@ from pomlflow.template.inference import infer
 from pomlflow.template.source import Snapshot
 from pomlflow.tracking.background import State, Task, worker
 from pomlflow.tracking.bundle import ExtractedFiles
-from pomlflow.tracking.load import PromptContent, Reference, check_poml, load_reference, run_bounded
+from pomlflow.tracking.candidate import check_candidate
+from pomlflow.tracking.load import PromptContent, Reference, load_reference, run_bounded
 from pomlflow.tracking.stores import Place
 
 __all__ = ["RegistryOrigin", "open_prompt"]
@@ -201,9 +202,9 @@ class RegistryOrigin:
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
-    if text != content.source:
-        check_poml(text, content.uri)  # an optimiser's trial fails as the version that it would register
     found = infer(text, files.folder, read=files.read)
+    if text != content.source:
+        check_candidate(text, found, content.source, files, content.uri)
     problems = {file: files.problem(file) for file in (*found.includes, *found.assets)}
     # A prompt from elsewhere may name files of this machine: they are no part of it.
     includes = tuple(file for file in found.includes if not problems[file])

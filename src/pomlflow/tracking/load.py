@@ -25,7 +25,7 @@ from pomlflow.template.markup import is_poml
 from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
 from pomlflow.tracking.stores import Place, check_reachable, store_errors
 
-__all__ = ["PromptContent", "Reference", "check_poml", "load", "load_reference", "run_bounded"]
+__all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"]
 
 _T = TypeVar("_T")
 _DIGEST_TAG: Final = "poml_sha256"
@@ -78,7 +78,7 @@ class PromptContent:
             raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
         source, stated = _text_of(version), version.tags.get(_DIGEST_TAG)
         if stated is None:
-            check_poml(source, uri)
+            _check_poml(source, uri)
         try:
             bundle = unpack(inherited_tags or version.tags)
         except ValueError as error:
@@ -93,7 +93,7 @@ class PromptContent:
         return cls(version, source, digest, bundle)
 
 
-def check_poml(text: str, uri: str) -> None:
+def _check_poml(text: str, uri: str) -> None:
     """Check that the text of a version is POML.
 
     Raises:

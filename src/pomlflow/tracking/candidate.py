@@ -1,0 +1,64 @@
+"""Check a text that an optimiser tries in place of a version's own: it must be POML and take what the version takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from pomlflow.exceptions import CandidateError
+from pomlflow.template.inference import infer
+from pomlflow.template.markup import is_poml
+from pomlflow.template.source import Inference
+from pomlflow.tracking.bundle import ExtractedFiles
+
+__all__ = ["check_candidate"]
+
+_TOOLS: Final = frozenset({"tool", "tooldef", "tooldefinition"})
+_PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
+
+
+def check_candidate(text: str, found: Inference, original: str, files: ExtractedFiles, uri: str) -> None:
+    """Check a candidate against the text of the version that it is to improve; `found` is what the candidate takes.
+
+    Raises:
+        CandidateError: It is not POML, or lacks or adds a variable, tool, file or part.
+    """
+    if not is_poml(text) or (_begins(original) and not _begins(text)):
+        raise CandidateError(
+            f"the candidate for {uri} is not a POML document: it must be the whole markup, from <poml> to </poml>, "
+            "with nothing before or after it, no comment, no Markdown fence and no explanation",
+            uri,
+        )
+    before, after = (
+        _contents(original, infer(original, files.folder, read=files.read), files),
+        _contents(text, found, files),
+    )
+    lost, new = [", ".join(_missing(*pair)) for pair in ((before, after), (after, before))]
+    if lost or new:
+        changes = " and ".join(filter(None, (lost and f"lost {lost}", new and f"added {new}")))
+        raise CandidateError(
+            f"the candidate for {uri} has {changes}: change the wording, and keep each variable, tool, file and "
+            "part as it is in the original",
+            uri,
+        )
+
+
+def _begins(text: str) -> bool:
+    return text.lstrip("\ufeff \t\r\n").lower().startswith("<poml")
+
+
+def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, set[str]]:
+    tools = [one for one in parse_document(text).walk() if one.name.replace("-", "") in _TOOLS]
+    paths = {os.path.relpath(file, files.folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
+    return {
+        "the variable {{{{{}}}}}": {use.name for use in found.uses},
+        "the tool {}": {tool.find("name").text for tool in tools},
+        "the file {}": paths,
+        "{}": {_PARTS[part] for part in found.parts & _PARTS.keys()},
+    }
+
+
+def _missing(one: dict[str, set[str]], other: dict[str, set[str]]) -> Iterator[str]:
+    for description, names in one.items():
+        yield from (description.format(name) for name in sorted(names - other[description]))
