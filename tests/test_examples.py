@@ -136,3 +136,13 @@ def test_two_versions_are_evaluated_compared_and_rolled_out(tmp_path: Path) -> N
     assert all(int(row[1]) for row in rows)
     assert [row[2:] for row in rows] == [["0.0", "0.0"], ["0.0", "1.0"]]
     assert "0 of 20 users would go back" in production
+
+
+def test_an_optimiser_gets_reasons_and_its_result_loads_with_its_files(tmp_path: Path) -> None:
+    pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
+    shown = run("optimise_prompt.py", tmp_path)
+    assert "as it is: 0.0 No, the winch is locked." in shown
+    assert "no picture: 0.0 the candidate for prompts:/briefing/1 has lost the file track.png: change the" in shown
+    assert "a fence: 0.0 the candidate for prompts:/briefing/1 is not a POML document: it must be" in shown
+    assert "from 0.0 to 1.0: prompts:/briefing/2" in shown
+    assert "loaded with its files: ['text', 'text', 'image']" in shown
