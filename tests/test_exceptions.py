@@ -15,6 +15,7 @@ from pomlflow.exceptions import PomlError, Problem
 PROBLEM = Problem("a", file="f.poml", line=1, column=2)
 ERRORS = [
     exceptions.AnswerError("m", "answer", ["p"]),
+    exceptions.CandidateError("m", "prompts:/x"),
     exceptions.ConfigurationError("m"),
     exceptions.ConversionError("m", "x"),
     exceptions.EngineBusyError("m", 3),
@@ -22,7 +23,6 @@ ERRORS = [
     exceptions.MissingVariableError("m", "x", PROBLEM),
     exceptions.NodeNotFoundError("m"),
     exceptions.NotPomlError("m", "prompts:/x"),
-    exceptions.CandidateError("m", "prompts:/x"),
     exceptions.PomlError("m"),
     exceptions.PromptNotFoundError("m", "prompts:/x"),
     exceptions.RegistryError("m", "prompts:/x"),

@@ -8,7 +8,7 @@ from typing import Final
 
 from pomlflow.exceptions import CandidateError
 from pomlflow.template.inference import infer
-from pomlflow.template.markup import is_poml
+from pomlflow.template.markup import Element, is_poml, parse_document
 from pomlflow.template.source import Inference
 from pomlflow.tracking.bundle import ExtractedFiles
 
@@ -24,7 +24,7 @@ def check_candidate(text: str, found: Inference, original: str, files: Extracted
     Raises:
         CandidateError: It is not POML, or lacks or adds a variable, tool, file or part.
     """
-    if not is_poml(text) or (_begins(original) and not _begins(text)):
+    if not is_poml(text) or (_is_document(original) and not _is_document(text)):
         raise CandidateError(
             f"the candidate for {uri} is not a POML document: it must be the whole markup, from <poml> to </poml>, "
             "with nothing before or after it, no comment, no Markdown fence and no explanation",
@@ -44,8 +44,10 @@ def check_candidate(text: str, found: Inference, original: str, files: Extracted
         )
 
 
-def _begins(text: str) -> bool:
-    return text.lstrip("\ufeff \t\r\n").lower().startswith("<poml")
+def _is_document(text: str) -> bool:
+    """Whether a text is one ``<poml>`` from its beginning; `is_poml` also takes comments and several elements."""
+    elements = [child for child in parse_document(text).children if isinstance(child, Element)]
+    return len(elements) == 1 and text.lstrip("\ufeff \t\r\n").lower().startswith("<poml")
 
 
 def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, set[str]]:
