@@ -48,4 +48,4 @@ def test_gepa_finds_a_better_wording_and_what_it_breaks_does_not_win(names: dict
     assert best.source == better.strip()
     system, human = best.invoke({"question": "May I?", "language": "English"}).to_messages()
     assert system.content == "Answer the crews of small boats in English, in one word."
-    assert [part["type"] for part in human.content] == ["text", "image_url"]
+    assert [part["type"] for part in human.content] == ["text", "image"]
