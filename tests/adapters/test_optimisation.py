@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from mlflow.genai.optimize import BasePromptOptimizer, PromptOptimizerOutput
 from tests.adapters.frameworks import Framework
-from tests.registry_prompts import optimised, sources
+from tests.registry_prompts import exact, sources
 from tests.templates import write
 
 from pomlflow import CandidateError
@@ -30,7 +30,7 @@ SOURCE = """<poml>
   <runtime temperature="0"/>
 </poml>
 """
-LEFT_OUT = [
+OTHERS = [  # what is replaced, by what, and what the error says
     ("{{how}}", "kindly", "lost the variable {{how}}"),
     ("{{how}}", "{{how}} in {{language}}", "added the variable {{language}}"),
     ('name="look_up"', 'name="search"', "lost the tool look_up and added the tool search"),
@@ -39,13 +39,13 @@ LEFT_OUT = [
     ('<runtime temperature="0"/>', "", "lost <runtime>"),
 ]
 AROUND = {
+    "nothing": " ",
     "plain text": "Answer {{how}}: {{question}}",
     "prose around it": f"Here is a better prompt:\n\n{SOURCE}\nIt is brief.",
     "a fence": f"```xml\n{SOURCE}```",
     "a comment before it": f"<!-- brief -->\n{SOURCE}",
     "an XML declaration": f'<?xml version="1.0"?>\n{SOURCE}',
     "two documents": f"{SOURCE}{SOURCE}",
-    "nothing": " ",
 }
 
 
@@ -62,9 +62,32 @@ def prompt(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -
     return framework.partial(loaded, how="at length", mood="kind")
 
 
-def trial(framework: Framework, prompt: Any, name: str, candidate: str) -> tuple[Any, list[Exception]]:
-    """Optimise with one candidate, which is the best if it renders; gives the result and the errors of the trial."""
-    errors: list[Exception] = []
+class TryEach(BasePromptOptimizer):
+    """Evaluates each candidate, and takes the last."""
+
+    def __init__(self, candidates: list[str]) -> None:
+        self.candidates = candidates
+        self.outputs: list[list[str]] = []
+
+    def optimize(
+        self,
+        eval_fn: Any,
+        train_data: list[dict[str, Any]],
+        target_prompts: dict[str, str],
+        enable_tracking: bool = True,
+    ) -> PromptOptimizerOutput:
+        """Keep the outputs, which MLflow makes of the error where one is raised."""
+        (name,) = target_prompts
+        for candidate in self.candidates:
+            results = eval_fn({name: candidate}, train_data)
+            self.outputs.append([result.outputs for result in results])
+        score = sum(result.score for result in results)
+        return PromptOptimizerOutput({name: self.candidates[-1]}, initial_eval_score=0, final_eval_score=score)
+
+
+def optimise(framework: Framework, prompt: Any, name: str, candidates: list[str]) -> tuple[Any, list[Any], list[Any]]:
+    """Optimise; gives the result, the outputs of each candidate, and all errors of the trials."""
+    errors = []
 
     def predict(question: str) -> str:
         try:
@@ -72,65 +95,47 @@ def trial(framework: Framework, prompt: Any, name: str, candidate: str) -> tuple
         except Exception as error:
             errors.append(error)
             raise
-        return "" if messages[0] == "Answer at length.\n\nBe kind." else "Paris"
+        return "Paris" if "in one word" in messages[0] else "It is Paris."
 
-    return optimised(name, predict, lambda _: candidate), errors
+    optimiser = TryEach(candidates)
+    result = mlflow.genai.optimize_prompts(
+        predict_fn=predict,
+        train_data=[{"inputs": {"question": f"Capital, {row}?"}, "outputs": "Paris"} for row in range(2)],
+        prompt_uris=[f"prompts:/{name}@production"],
+        optimizer=optimiser,
+        scorers=[exact],
+        enable_tracking=False,
+    )
+    return result, optimiser.outputs, errors
 
 
 def test_a_better_wording_is_registered_and_loads_with_its_files(framework: Framework, prompt: Any, name: str) -> None:
     better = SOURCE.replace("Answer {{how}}.", "Answer {{how}}, in one word.").replace("Look up", "Find")
-    result, errors = trial(framework, prompt, name, better)
-    assert (errors, result.final_eval_score) == ([], 3)
+    result, outputs, errors = optimise(framework, prompt, name, [SOURCE, better])
+    assert (outputs, errors) == ([["It is Paris."] * 2, ["Paris"] * 2], [])
+    assert result.optimized_prompts[0].uri == f"prompts:/{name}/2"
     assert sources(name) == [SOURCE, better]
     best = framework.prompts.from_registry(name, version=2)
-    best = framework.partial(best, how="at length", mood="kind")
-    assert framework.messages(best, question="Where?")[0] == "Answer at length, in one word.\n\nBe kind."
-    rendered = best._core.render({"how": "", "mood": "", "question": ""}).result()
-    assert "image/png" in json.dumps(rendered["messages"][1])
+    rendered = best._core.render({"how": "at length", "mood": "kind", "question": "Where?"}).result()
+    assert rendered["messages"][0]["content"] == "Answer at length, in one word.\n\nBe kind."
+    assert rendered["messages"][1]["content"][1]["type"] == "image/png"
     assert rendered["tools"][0]["description"] == "Find a city."
 
 
-@pytest.mark.parametrize(("old", "new", "reason"), LEFT_OUT)
-def test_a_candidate_that_takes_something_else_fails_with_the_reason(
-    framework: Framework, prompt: Any, name: str, old: str, new: str, reason: str
+def test_a_candidate_that_is_not_the_same_prompt_fails_with_the_reason(
+    framework: Framework, prompt: Any, name: str
 ) -> None:
-    result, errors = trial(framework, prompt, name, SOURCE.replace(old, new))
-    assert len(errors) == 3
+    """MLflow gives the error's text to optimisers and scorers as the output."""
+    assert all(old in SOURCE for old, _, _ in OTHERS)
+    candidates = [SOURCE.replace(old, new) for old, new, _ in OTHERS]
+    reasons = [f"has {reason}" for _, _, reason in OTHERS]
+    candidates += AROUND.values()
+    reasons += ["is not a POML document: it must be the whole markup, from <poml> to </poml>"] * len(AROUND)
+    result, outputs, errors = optimise(framework, prompt, name, candidates)
     assert {type(error) for error in errors} == {CandidateError}
-    assert f"the candidate for prompts:/{name}/1 has {reason}: change the wording" in str(errors[0])
+    assert {error.uri for error in errors} == {f"prompts:/{name}/1"}
+    assert len(errors) == 2 * len(candidates)
+    for shown, reason in zip(outputs, reasons, strict=True):
+        assert all(f"the candidate for prompts:/{name}/1 {reason}" in output for output in shown)
     assert result.final_eval_score == 0
-    assert set(sources(name)) == {SOURCE}
-
-
-@pytest.mark.parametrize("candidate", list(AROUND.values()), ids=list(AROUND))
-def test_a_candidate_that_is_not_one_document_fails_with_the_reason(
-    framework: Framework, prompt: Any, name: str, candidate: str
-) -> None:
-    result, errors = trial(framework, prompt, name, candidate)
-    assert {type(error) for error in errors} == {CandidateError}
-    assert "is not a POML document: it must be the whole markup, from <poml> to </poml>" in str(errors[0])
-    assert result.final_eval_score == 0
-    assert set(sources(name)) == {SOURCE}
-
-
-def test_the_reason_reaches_the_optimiser(framework: Framework, prompt: Any, name: str) -> None:
-    """MLflow gives what a trial raised to scorers and optimisers as its output."""
-    outputs = []
-
-    @mlflow.genai.scorers.scorer
-    def keeps(outputs: Any) -> float:
-        seen.append(outputs)
-        return 0.0
-
-    seen = outputs
-    from tests.registry_prompts import Briefly
-
-    mlflow.genai.optimize_prompts(
-        predict_fn=lambda question: framework.messages(prompt, question=question)[0],
-        train_data=[{"inputs": {"question": "Where?"}, "outputs": "Paris"}],
-        prompt_uris=[f"prompts:/{name}@production"],
-        optimizer=Briefly(lambda text: text.replace("{{how}}", "kindly")),
-        scorers=[keeps],
-        enable_tracking=False,
-    )
-    assert "lost the variable {{how}}: change the wording" in outputs[-1]
+    assert framework.messages(prompt, question="Where?")[0] == "Answer at length.\n\nBe kind."
