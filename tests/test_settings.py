@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import re
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pomlflow import settings
+from pomlflow import engine, settings
 from pomlflow.exceptions import ConfigurationError
 
 EVERY: dict[str, tuple[str, Any]] = {
@@ -47,6 +49,23 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "")
     monkeypatch.setenv("POMLFLOW_PROMPT_ROOT", "")
     assert settings.settings() == settings.Settings()
+
+
+def test_workers_default_to_the_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray and Spark give a process's share as OMP_NUM_THREADS."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert settings.settings().workers == 8
+    for share, workers in {"1": 1, "3": 3, "16": 8, "0": 8, "4,2": 8}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", share)
+        assert settings.settings().workers == workers
+    settings.configure(max_workers=5)
+    assert settings.settings().workers == 5
+
+
+def test_a_process_of_a_pool_has_one_worker() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(engine.stats).result().max_workers == 1
 
 
 def test_code_overrides_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

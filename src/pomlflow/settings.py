@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Never, TypedDict, Unpack
 
@@ -26,7 +26,8 @@ class Settings:
     Attributes:
         timeout: Seconds that a render may take, including the wait for a Node process (``POMLFLOW_TIMEOUT``).
         prompt_root: The folder that prompt names and stored paths are relative to (``POMLFLOW_PROMPT_ROOT``).
-        max_workers: The maximum number of Node processes (``POMLFLOW_MAX_WORKERS``); 0 for one per core, at most 8.
+        max_workers: The maximum number of Node processes (``POMLFLOW_MAX_WORKERS``); 0 for one per core, at most 8, and
+            for one alone in the processes of a pool.
         max_queue: The maximum number of renders that wait for a process (``POMLFLOW_MAX_QUEUE``).
         max_memory: Megabytes after which a Node process is replaced (``POMLFLOW_MAX_MEMORY``).
         max_content: The maximum length of a text in a trace's inputs and outputs, in characters; longer texts are cut,
@@ -51,10 +52,17 @@ class Settings:
         return self.max_workers or _usable_cores()
 
 
-@lru_cache(maxsize=1)
 def _usable_cores() -> int:
+    """Return this process's share of the cores: one in a pool's process, whose siblings use the others.
+
+    Ray, Spark, Dask and torchrun give that share as OMP_NUM_THREADS to the processes that they start.
+    """
+    multiprocessing = sys.modules.get("multiprocessing.process")  # imported in each of its processes
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, _MOST_WORKERS, int(share) if share.isdecimal() and int(share) else cores)
 
 
 class SettingsOptions(TypedDict, total=False):
@@ -102,8 +110,9 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
     Args:
         timeout: Seconds that a render may take, above 0.
         prompt_root: The folder that prompt names and stored paths are relative to; an empty string resets it.
-        max_workers: The maximum number of Node processes; 0 for one per core, at most 8. They are started as there is
-            work; a smaller number ends no running process.
+        max_workers: The maximum number of Node processes; 0 for one per core, at most 8. The default of a process of
+            ``multiprocessing`` is one, and that of others at most ``OMP_NUM_THREADS``, which Ray and Spark set. They
+            are started as there is work; a smaller number ends no running process.
         max_queue: The maximum number of renders that wait for a process; a further one raises `EngineBusyError`.
         max_memory: Megabytes after which a Node process is replaced.
         max_content: The maximum length of a text in a trace's inputs and outputs, in characters. A longer text is cut,

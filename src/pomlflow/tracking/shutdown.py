@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread
+import multiprocessing
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ from pomlflow.tracking.stores import check_reachable, shown
 
 __all__ = ["call_before_exit", "enlarge_span_queue", "finish", "flush", "register_hooks"]
 
+_FORKED: Final = 300.0  # seconds for the traces of a process of multiprocessing, while its server responds
 _CHECK: Final = 2.0  # seconds that a server may take at exit to respond
 
 
@@ -57,7 +59,8 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
         for callback in self.before_exit:
             with suppress(Exception):
                 callback()
-        if finish():
+        # A forked process of multiprocessing runs no exit hooks, in which MLflow stores the rest.
+        if finish(None if multiprocessing.parent_process() is None else _FORKED):
             atexit.register(finish)  # for threads that outlive main; registered last, so called before MLflow's hooks
 
 
