@@ -323,6 +323,14 @@ def test_an_agent(server: ModelServer, model: Any) -> None:
     assert "Rain in Oslo" in json.dumps(server.bodies[1]["messages"][-1])
 
 
+def test_an_agents_model_can_require_a_call(server: ModelServer, openai: Any) -> None:
+    """LlamaIndex passes ``tool_required`` on only to models whose method has such a parameter."""
+    server.answers[:] = [[Call("weather", {"city": "Oslo"})]]
+    made = prompt(TOOL + TALK).agent_kwargs(openai, tools={"weather": lambda city: city}, **GIVEN)
+    made["llm"].chat_with_tools(made["tools"], "Oslo?", tool_required=True)
+    assert server.bodies[0]["tool_choice"] == "required"
+
+
 @each_model()
 def test_an_image_that_an_agents_tool_returns(server: ModelServer, model: Any) -> None:
     block = ImageBlock(image=(ASSETS / "box.png").read_bytes(), image_mimetype="image/png")

@@ -69,7 +69,7 @@ class PomlLLM:
         self.llm_kwargs = llm_kwargs
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.prompt.label!r}, {self.llm.class_name()})"
+        return f"{type(self).__name__}({self.prompt.name!r}, {self.llm.class_name()})"
 
     def _request(self, rendered: Rendered, llm_kwargs: Options, **options: Any) -> Request:
         output = rendered.record.result()

@@ -86,8 +86,11 @@ class _Delegation:
         request = self.request(prompt, llm_kwargs, variables=variables, reader=reader)
         return request.read(await request.send("a"))
 
-    def _prepare_chat_with_tools(self: Any, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return prepare_chat_with_tools(self.delegate, tools, *args, **kwargs)
+    def _prepare_chat_with_tools(
+        self: Any, tools: Sequence[BaseTool], *args: Any, tool_required: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        # LlamaIndex looks for the parameter tool_required.
+        return prepare_chat_with_tools(self.delegate, tools, *args, tool_required=tool_required, **kwargs)
 
     def _validate_chat_with_tools_response(self: Any, response: ChatResponse, *args: Any, **kwargs: Any) -> Any:
         return validate_chat_with_tools(self.delegate, response, *args, **kwargs)

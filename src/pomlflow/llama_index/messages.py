@@ -18,7 +18,6 @@ from llama_index.core.base.llms.types import (
     ImageBlock,
     MessageRole,
     TextBlock,
-    ThinkingBlock,
     ToolCallBlock,
     VideoBlock,
 )
@@ -28,7 +27,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
 
-from pomlflow.frame.media import AUDIO_FORMATS
+from pomlflow.frame.media import AUDIO_FORMATS, data_uri
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import REQUEST, RESPONSE, History
 
@@ -84,12 +83,8 @@ def from_poml(
     for position, message in enumerate(messages):
         if natives and position in natives:
             made.append(_copy(natives[position]))
-            continue
-        content = message["content"]
-        if isinstance(content, str):
-            made.append(ChatMessage(role=_ROLES[message["speaker"]], blocks=[TextBlock(text=content)]))
         else:
-            made.extend(_rich(message["speaker"], content))
+            made.extend(_converted(message["speaker"], message["content"]))
     return made
 
 
@@ -102,10 +97,10 @@ def _copy(message: ChatMessage) -> ChatMessage:
     )
 
 
-def _rich(speaker: str, parts: Sequence[Any]) -> list[ChatMessage]:
+def _converted(speaker: str, content: str | Sequence[Any]) -> list[ChatMessage]:
     blocks: list[ContentBlock] = []
     made: list[ChatMessage] = []
-    for part in parts:
+    for part in [content] if isinstance(content, str) else content:
         if isinstance(part, Mapping) and part["type"] == RESPONSE:
             made.append(
                 ChatMessage(
@@ -178,8 +173,6 @@ def _joined(parts: list[Any]) -> str | list[Any]:
 def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a table, a line for each kind
     if isinstance(block, TextBlock):
         return block.text
-    if isinstance(block, ThinkingBlock):
-        return ""  # not a part of the conversation
     if isinstance(block, ToolCallBlock):
         call = _arguments(block.tool_kwargs)
         return {"type": REQUEST, "id": block.tool_call_id or "", "name": block.tool_name, "content": call}
@@ -188,13 +181,16 @@ def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a tab
         alt = getattr(block, "alt", None)
         return {**shown, "alt": alt} if alt and isinstance(shown, dict) else shown
     if isinstance(block, AudioBlock):
-        mime = {"mp3": "audio/mpeg"}.get(block.format or "", f"audio/{block.format or '*'}")
-        return _media("audio", block.audio, mime, block.url or block.path)
+        return _media("audio", block.audio, _audio_type(block.format or "*"), block.url or block.path)
     if isinstance(block, VideoBlock):
         return _media("video", block.video, block.video_mimetype, block.url or block.path)
     if isinstance(block, DocumentBlock):
         return _media("document", block.data, block.document_mimetype, block.url or block.path or block.title)
-    return ""  # cache points, citations
+    return ""  # thinking, cache points, citations
+
+
+def _audio_type(format_: str) -> str:
+    return "audio/mpeg" if format_ == "mp3" else f"audio/{format_}"
 
 
 def _media(kind: str, data: Any, mime: str | None, place: object) -> str | dict[str, Any]:
@@ -326,8 +322,7 @@ def with_data_uris(value: Any) -> Any:
         data = value.get(field)
         if isinstance(data, str) and data and not data.startswith(("data:", "mlflow-attachment://", "[")):
             mime = str(value.get(type_field) or default)
-            if kind == "audio":
-                mime = "audio/mpeg" if mime == "mp3" else f"audio/{mime}"
+            mime = _audio_type(mime) if kind == "audio" else mime
             base64 = data.removeprefix("b'").removesuffix("'")
-            return {**value, field: f"data:{mime};base64,{base64}"}
+            return {**value, field: data_uri(mime, base64)}
     return {key: with_data_uris(item) for key, item in value.items()}

@@ -150,15 +150,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         self.metadata = {**self.metadata, "poml": content}
         self.template_vars = [*now.inference.variables, *now.inference.optional]
 
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._identity() == other._identity()
-
-    __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
-
-    def _identity(self) -> tuple[Any, ...]:
-        mappings = self.template_var_mappings or {}, self.function_mappings or {}
-        return self._core, self.kwargs, self.metadata, self.output_parser, *mappings
-
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
         memo[id(self._core)] = self._core  # only its file changes a template
@@ -246,11 +237,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             variables = {**dict.fromkeys(self._open_variables(), ""), **variables}
         rendered = self.render(variables, quiet=True)
         return output_class(rendered.record.result().get("schema"), rendered.place)
-
-    @property
-    def label(self) -> str:
-        """The prompt's name, its file, or ``<inline>``."""
-        return self.name or self.path or "<inline>"
 
     def render(self, variables: Mapping[str, Any], /, *, quiet: bool = False) -> Rendered:
         """Render once, in both forms; a quiet render is not dispatched."""
