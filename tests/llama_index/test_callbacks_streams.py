@@ -188,21 +188,6 @@ def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, mak
     assert trace.data.spans[0].outputs == "Word"
 
 
-def test_a_handler_that_was_collected_defers_nothing_of_the_next(traced: Any, make: Any) -> None:
-    """The last handler's end stops the watch of garbage collection in the middle of one."""
-    cycle: list[Any] = [PomlCallbackHandler()]
-    cycle.append(cycle)
-    del cycle
-    gc.collect()
-    gc.disable()
-    try:
-        with PomlCallbackHandler():
-            (trace,) = traced(lambda: "".join(make().query("What?").response_gen))
-    finally:
-        gc.enable()
-    assert trace.data.spans[0].outputs == "Word by word."
-
-
 def test_a_model_that_fails_in_the_middle_is_an_error_up_to_the_root(traced: Any, make: Any) -> None:
     def call() -> None:
         with pytest.raises(ConnectionError):

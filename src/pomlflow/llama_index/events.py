@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler, NullEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from pydantic import InstanceOf, field_serializer
 from typing_extensions import override
@@ -68,21 +66,10 @@ class PomlRenderEvent(BaseEvent):
 
 def dispatch_render(record: RenderRecord, file: Path | None) -> None:
     """Dispatch a render: to LlamaIndex's event handlers, and to what traces it."""
-    handlers = list(_handlers())
-    if handlers:
-        _dispatcher.event(PomlRenderEvent(record=record))
-    if any(handler.class_name() == "MlflowEventHandler" for handler in handlers):
+    _dispatcher.event(PomlRenderEvent(record=record))
+    if any(handler.class_name() == "MlflowEventHandler" for handler in _dispatcher.root.event_handlers):
         # MLflow's autolog ignores events that are not LlamaIndex's own. The handler imports MLflow, which is there.
         from pomlflow.llama_index.handler import trace_in_span
 
         set_sink("llama_index", trace_in_span)
     dispatch(record, RenderContext("llama_index", file=file))
-
-
-def _handlers() -> Iterator[BaseEventHandler]:
-    dispatcher = _dispatcher
-    while True:
-        yield from (handler for handler in dispatcher.event_handlers if type(handler) is not NullEventHandler)
-        if not dispatcher.propagate or dispatcher is dispatcher.root:
-            return
-        dispatcher = dispatcher.parent

@@ -169,7 +169,7 @@ class _Attachments:
 
     def __init__(self) -> None:
         self._root = get_dispatcher()
-        self._handlers: weakref.WeakSet[PomlCallbackHandler] = weakref.WeakSet()
+        self._count = 0  # of handlers
         self._global: list[PomlCallbackHandler] = []
         self._by_component: dict[int, tuple[weakref.ref[Any], list[PomlCallbackHandler]]] = {}
         self.spans = SpanHandler(self.choose)
@@ -177,9 +177,14 @@ class _Attachments:
 
     def add(self, handler: PomlCallbackHandler) -> None:
         """Install a new handler, until the last one is gone."""
-        self._handlers.add(handler)
+        self._count += 1
         weakref.finalize(handler, self._on_handler_gone).atexit = False
         self.install()
+
+    def _on_handler_gone(self) -> None:
+        self._count -= 1
+        if not self._count:  # what a handler traces keeps it alive, so nothing is open
+            self._uninstall()
 
     def attach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
         """Attach a handler to components, or to everything."""
@@ -224,29 +229,18 @@ class _Attachments:
                     return handler
         return self._global[-1] if self._global else None
 
-    @property
-    def installed(self) -> bool:
-        """Whether LlamaIndex's dispatcher has our two handlers."""
-        spans, events = self._root.span_handlers, self._root.event_handlers  # by identity: pydantic compares by value
-        return any(one is self.spans for one in spans) and any(one is self._events for one in events)
-
     def install(self) -> None:
         """Add our two handlers to LlamaIndex's dispatcher, before MLflow's, so that our span is active for it."""
         set_sink("llama_index", trace_in_span)
         self.spans.start()
-        if not self.installed:
-            self._uninstall()
-            self._root.span_handlers = [self.spans, *self._root.span_handlers]
-            self._root.event_handlers = [self._events, *self._root.event_handlers]
+        self._uninstall()
+        self._root.span_handlers = [self.spans, *self._root.span_handlers]
+        self._root.event_handlers = [self._events, *self._root.event_handlers]
 
     def _uninstall(self) -> None:
+        # By identity: pydantic compares by value.
         self._root.span_handlers = [one for one in self._root.span_handlers if one is not self.spans]
         self._root.event_handlers = [one for one in self._root.event_handlers if one is not self._events]
-
-    def _on_handler_gone(self) -> None:
-        if not list(self._handlers):  # what a handler traces keeps it alive, so nothing is open
-            self._uninstall()
-            self.spans.deferred.stop()
 
 
 def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
@@ -258,7 +252,7 @@ def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
     span, owner = _attachments.spans.find(span_id)
     if context.framework != "llama_index" and span is None and not _scope.get():
         return False
-    owner = owner or (_attachments.choose(None) if _attachments.installed else None)
+    owner = owner or _attachments.choose(None)
     if owner is None and autolog_handler() is None:
         return False
     log_render(

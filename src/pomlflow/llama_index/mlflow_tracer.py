@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from inspect import BoundArguments
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import mlflow
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
@@ -36,7 +36,6 @@ with suppress(ImportError):  # not one of MLflow's public modules
     from mlflow.llama_index import tracer as _mlflow
 
 __all__ = [
-    "AutologOwners",
     "Details",
     "activate",
     "autolog_handler",
@@ -46,7 +45,6 @@ __all__ = [
     "has_outlived_trace",
     "inputs_of",
     "inside",
-    "missing_parts",
     "nearest",
     "plain_data",
     "set_chat_tools",
@@ -54,19 +52,8 @@ __all__ = [
 ]
 
 _ROOT = get_dispatcher()
-_MAX_OWNERS: Final = 4_096
 _SPANS: Any = getattr(_mlflow, "MlflowSpanHandler", None)
 _EVENTS: Any = getattr(_mlflow, "MlflowEventHandler", None)
-
-
-def missing_parts() -> list[str]:
-    """Return the names of the private parts that this version of MLflow's tracer lacks."""
-    parts = {
-        "MlflowSpanHandler._get_span_type": getattr(_SPANS, "_get_span_type", None),
-        "MlflowSpanHandler._get_instance_attributes": getattr(_SPANS, "_get_instance_attributes", None),
-        "MlflowEventHandler._handle_event": getattr(_EVENTS, "_handle_event", None),
-    }
-    return [name for name, part in parts.items() if part is None]
 
 
 class Details:
@@ -78,39 +65,37 @@ class Details:
 
     def __init__(self, find: Callable[[str | None], GuardedSpan | None]) -> None:
         self._find = find
-        self._missing = missing_parts()
-        if self._missing:
-            message = "Spans have neither types nor the attributes of models and tools: this version of MLflow lacks %s"
-            warn_once("llama-index tracer", message, self._missing)
-            return
-        # Neither is ever added to the dispatcher: autolog() would take them for its own and not set itself up.
-        self._spans = _SPANS()
-        self._events = _EVENTS(self)
         self._types: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+        try:
+            # Neither is ever added to the dispatcher: autolog() would take them for its own and not set itself up.
+            spans, events = _SPANS(), _EVENTS(self)
+            self._span_type, self._attributes = spans._get_span_type, spans._get_instance_attributes
+            self._handle: Callable[[BaseEvent], None] = events.handle
+        except (AttributeError, TypeError) as error:
+            message = (
+                "Spans have neither types nor the attributes of models and tools: MLflow's own tracer differs (%s)"
+            )
+            warn_once("llama-index tracer", message, error)
+            self._span_type = self._attributes = self._handle = lambda _: None
 
     def span_type(self, instance: Any) -> str:
         """Return the type of a component's spans."""
-        if self._missing:
-            return SpanType.UNKNOWN
         kind = type(instance)
         if (known := self._types.get(kind)) is None:  # by class alone, and MLflow takes 50 µs for it
-            known = self._types[kind] = self._spans._get_span_type(instance) or SpanType.UNKNOWN
+            known = self._types[kind] = self._span_type(instance) or SpanType.UNKNOWN
         return known
 
     def attributes(self, instance: Any) -> dict[str, Any]:
         """Return the attributes of a component's spans."""
-        if self._missing:
-            return {}
         try:
-            return self._spans._get_instance_attributes(instance) or {}
+            return self._attributes(instance) or {}
         except Exception as error:  # noqa: BLE001 - a component's own code, such as a model's metadata
             warn_once("llama-index attributes", "A component's attributes could not be traced: %r", error)
             return {}
 
     def handle(self, event: BaseEvent) -> None:
         """Write an event's attributes (model, token counts, tool) to its span."""
-        if not self._missing:
-            self._events.handle(event)
+        self._handle(event)
 
     # The methods of its span handler that MLflow's event handler calls:
 
@@ -137,24 +122,6 @@ def autolog_span(span_id: str | None) -> LiveSpan | None:
     if find is None or span_id is None:
         return None
     return cast("LiveSpan | None", find(SimpleNamespace(span_id=span_id)))
-
-
-class AutologOwners:
-    """The handlers whose settings hold for the POML spans in LlamaIndex spans that MLflow's autolog traces."""
-
-    def __init__(self) -> None:
-        self._owners: dict[str, weakref.ref[Any]] = {}
-
-    def set(self, span_id: str, owner: Any) -> None:
-        """Note the handler of a LlamaIndex span."""
-        self._owners[span_id] = weakref.ref(owner)
-        while len(self._owners) > _MAX_OWNERS:  # an exited span is looked up too, by what its stream does when read
-            self._owners.pop(next(iter(self._owners)), None)
-
-    def get(self, span_id: str | None) -> Any:
-        """Return the handler of a LlamaIndex span, or None."""
-        owner = self._owners.get(span_id or "")
-        return None if owner is None else owner()
 
 
 def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: LiveSpan | None) -> LiveSpan:
@@ -208,14 +175,11 @@ def deactivate(token: Any) -> None:
 @contextmanager
 def inside(span: LiveSpan, span_id: str) -> Iterator[None]:
     """Make a span the active one, for MLflow and for LlamaIndex."""
-    token = active_span_id.set(span_id)
+    token, span_token = active_span_id.set(span_id), activate(span)
     try:
-        span_token = activate(span)
-        try:
-            yield
-        finally:
-            provider.detach_span_from_context(span_token)
+        yield
     finally:
+        provider.detach_span_from_context(span_token)
         active_span_id.reset(token)
 
 

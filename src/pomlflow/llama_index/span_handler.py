@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from inspect import BoundArguments
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatResponse
@@ -42,10 +42,8 @@ from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
 from pydantic import Field
 
 from pomlflow._log import warn_once
-from pomlflow.dispatch import Mask
 from pomlflow.llama_index.messages import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
-    AutologOwners,
     Details,
     activate,
     autolog_handler,
@@ -58,21 +56,14 @@ from pomlflow.llama_index.mlflow_tracer import (
     set_chat_tools,
     start_span,
 )
-from pomlflow.llama_index.streams import Deferred, follow, frame_of, has_ended, holds_stream, response_of, stream_of
+from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.shutdown import call_before_exit
 
-__all__ = ["Owner", "SpanHandler"]
+__all__ = ["SpanHandler"]
 
 # Attributes from events that describe a model or tool and hold no content; MLflow's own keys are stored as well.
 _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description", "parameters"})
-
-
-class Owner(Protocol):
-    """The handler whose trace a span is part of."""
-
-    register: bool
-    mask: Mask | None
 
 
 class State(Enum):
@@ -90,7 +81,7 @@ class TracedSpan:
 
     id: str  # LlamaIndex's
     guarded: GuardedSpan
-    owner: Owner
+    owner: Any  # the handler whose trace it is part of
     parent: TracedSpan | None  # the traced span around it
     is_model: bool
     state: State = State.OPEN
@@ -126,7 +117,7 @@ class TracedSpan:
 
     def take_stream_of(self, child: TracedSpan) -> None:
         """Use the text and error of a stream below it that has ended."""
-        self.text = child.streamed_text()
+        self.text = child.streamed_text() or self.text
         # The generators of a model are made of one another: that of LLM.stream of that of LLM.stream_chat.
         if self.is_model and not self.runs_lazily and self.state is State.STREAMING:
             self.state = State.EXITED
@@ -154,15 +145,13 @@ class SpanHandler(BaseSpanHandler[Any]):
     choose: Any = Field(default=None, repr=False)
     alive: dict[str, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by LlamaIndex's id
     lazy: dict[int, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by the id of its generator's frame
-    autolog_owners: Any = Field(default=None, repr=False)
+    owners: dict[str, Any] = Field(default_factory=dict, repr=False)  # handlers by the id of a span that autolog traces
     details: Any = Field(default=None, repr=False)
     deferred: Any = Field(default=None, repr=False)
 
-    def __init__(self, choose: Callable[[Any], Owner | None]) -> None:
+    def __init__(self, choose: Callable[[Any], Any]) -> None:
         super().__init__()
         self.choose = choose
-        self.autolog_owners = AutologOwners()
-        self.deferred = Deferred()
         call_before_exit(self.end_streams)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SpanHandler:
@@ -175,8 +164,9 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def start(self) -> None:
         """Prepare for the first span."""
-        self.details = self.details or Details(self._guarded)
-        self.deferred.start()
+        if self.details is None:
+            self.details = Details(self._guarded)
+            self.deferred = Deferred()
 
     def end_streams(self) -> None:
         """End the spans that LlamaIndex has left, as at exit: a stream may be held and not read."""
@@ -184,11 +174,11 @@ class SpanHandler(BaseSpanHandler[Any]):
             if span.state is not State.OPEN:
                 self._end(span)
 
-    def find(self, span_id: str | None) -> tuple[LiveSpan | None, Owner | None]:
+    def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
         """Return the MLflow span around a LlamaIndex span's content, ours or autolog's, and its handler."""
         if (found := self._around(span_id)) is not None:
             return found.guarded.span, found.owner
-        return autolog_span(span_id), self.autolog_owners.get(span_id)
+        return autolog_span(span_id), self.owners.get(span_id or "")
 
     def new_span(  # type: ignore[override] # all arguments are passed by name
         self,
@@ -202,11 +192,11 @@ class SpanHandler(BaseSpanHandler[Any]):
         try:
             self._catch_up()
             parent = self._around(parent_span_id)
-            owner = parent.owner if parent else self.autolog_owners.get(parent_span_id) or self.choose(instance)
+            owner = parent.owner if parent else self.owners.get(parent_span_id or "") or self.choose(instance)
             if owner is None:
                 return None
             if autolog_handler() is not None:  # it traces, and only POML spans are added
-                self.autolog_owners.set(id_, owner)
+                self.owners[id_] = owner
                 return None
             return self._begin(id_, bound_args, instance, parent, owner)
         except Exception as error:  # noqa: BLE001 - telemetry never raises, and the dispatcher would hide it
@@ -238,7 +228,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             return
         if isinstance(event, ExceptionEvent):
             if span.state is not State.OPEN:
-                self.deferred.do(partial(self._end_stream, span, None, event.exception))
+                self._end_stream_safely(span, None, event.exception)
             return
         self.details.handle(event)
         if isinstance(event, (LLMChatInProgressEvent, LLMCompletionInProgressEvent)):
@@ -260,7 +250,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         return found
 
     def _begin(
-        self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, owner: Owner
+        self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, owner: Any
     ) -> TracedSpan:
         is_model, inputs = isinstance(instance, BaseLLM), inputs_of(bound_args)
         live = start_span(
@@ -282,6 +272,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         return span
 
     def _leave(self, id_: str, how: Callable[[TracedSpan], None]) -> TracedSpan | None:
+        self.owners.pop(id_, None)
         span: TracedSpan | None = self.alive.get(id_)
         if span is not None:
             deactivate(span.token)
@@ -296,42 +287,34 @@ class SpanHandler(BaseSpanHandler[Any]):
             span.guarded.set_outputs(documents(span.guarded.span, result))
         else:
             span.streamed = True
-            if (response := response_of(result)) is not None:
-                origin = _origin(span, response)
-                follower = follow(
-                    response,
-                    partial(inside, origin.guarded.span, origin.id),
-                    lambda text, error: self.deferred.do(partial(self._end_stream, span, text, error)),
-                )
-                self._watch(span, follower)
-                state = State.STREAMING
-            elif (stream := stream_of(result)) is not None and not has_ended(stream):
+            within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
+            if (stream := stream_of(result, within, ended)) is not None and frame_of(stream) is not None:
                 self._watch(span, stream)
-                span.frame = id(frame_of(stream))
-                self.lazy[span.frame] = span
                 state = State.STREAMING
-            # otherwise it is followed already, or a thread of LlamaIndex's reads it: the spans below end with it
+            # otherwise a thread of LlamaIndex's reads it: the spans below end with it
         span.state = state  # last, since a span below may end on another thread now
         self._settle(span)
 
     def _fail(self, span: TracedSpan, error: BaseException | None) -> None:
-        for child in list(span.below.values()):
-            self._abandon(child)
+        self._end_below(span)
         span.error = error
         span.state = State.EXITED
         self._settle(span)
 
-    def _abandon(self, span: TracedSpan) -> None:
-        """End a span that LlamaIndex has left and what is below it: the span around them failed."""
-        if span.state is State.OPEN:
-            return
+    def _end_below(self, span: TracedSpan) -> None:
+        """End the spans below one that failed, or whose stream has ended, but for those that LlamaIndex still runs."""
         for child in list(span.below.values()):
-            self._abandon(child)
-        self._end(span)
+            if child.state is not State.OPEN:
+                self._end_below(child)
+                self._end(child)
 
     def _watch(self, span: TracedSpan, stream: Any) -> None:
-        """End a span when its stream is dropped before its end."""
-        span.stream = weakref.ref(stream, lambda _: self.deferred.do(partial(self._end_stream, span, None, None)))
+        """End a span when its stream is dropped before its end; find it while the stream is read."""
+        span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
+        span.frame = id(frame_of(stream))
+        known = self.lazy.get(span.frame)  # ids are reused
+        if known is None or known.stream() is not stream:  # else it is the innermost span with this stream
+            self.lazy[span.frame] = span
 
     def _on_structured(self, event: LLMStructuredPredictInProgressEvent | LLMStructuredPredictEndEvent) -> None:
         """Store an object of a stream of objects; these events come from where the stream is read."""
@@ -341,27 +324,17 @@ class SpanHandler(BaseSpanHandler[Any]):
             if isinstance(event, LLMStructuredPredictEndEvent):
                 self._end_stream(span, None, None)
 
+    def _end_stream_safely(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
+        self.deferred.do(partial(self._end_stream, span, text, error))
+
     def _end_stream(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
         span.text = text or span.text
         if error is not None and not isinstance(error, GeneratorExit):  # a reader that stops has not failed
             span.error = error
-        self._end_streams_below(span)
+        self._end_below(span)
         if span.state is State.STREAMING:
             span.state = State.EXITED
         self._settle(span)
-
-    def _end_streams_below(self, span: TracedSpan) -> None:
-        """End the spans of generators that have ended together with the one around them."""
-        for child in list(span.below.values()):
-            if child.state is State.OPEN:
-                continue
-            self._end_streams_below(child)
-            stream = child.stream()
-            if stream is None or has_ended(stream):
-                child.text = child.text or span.text
-                if child.state is State.STREAMING:
-                    child.state = State.EXITED
-                self._settle(child)
 
     def _settle(self, span: TracedSpan | None) -> None:
         """End a span that waits for nothing, and the spans above it that waited for it alone."""
@@ -373,7 +346,8 @@ class SpanHandler(BaseSpanHandler[Any]):
         if self.alive.pop(span.id, None) is None:
             return False
         span.state = State.ENDED
-        self.lazy.pop(span.frame, None)
+        if self.lazy.get(span.frame) is span:
+            del self.lazy[span.frame]
         span.end()
         if span.parent is not None:
             span.parent.below.pop(span.id, None)
@@ -385,16 +359,8 @@ class SpanHandler(BaseSpanHandler[Any]):
         """End the spans of streams whose end had no event: dropped in a collection, or failed while being read."""
         self.deferred.run()
         for span in list(self.lazy.values()):
-            if (stream := span.stream()) is not None and has_ended(stream):
+            if (stream := span.stream()) is not None and frame_of(stream) is None:
                 self._end_stream(span, None, None)
 
     def _guarded(self, span_id: str | None) -> GuardedSpan | None:
         return getattr(self.alive.get(span_id or ""), "guarded", None)
-
-
-def _origin(span: TracedSpan, response: Any) -> TracedSpan:
-    """Return the innermost span from which a response's stream comes."""
-    for child in span.below.values():
-        if child.stream() is response.response_gen is not None:
-            return _origin(child, response)
-    return span

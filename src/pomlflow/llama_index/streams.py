@@ -1,7 +1,8 @@
 """The streams among LlamaIndex's results, and how their ends are found.
 
 A span whose result is a stream lasts until the stream has ended. LlamaIndex has events for the end of a model's own
-stream only. Other streams are found by following the response that holds them, or when the generator is dropped.
+stream only. The generators of responses are replaced by ones that report their end; of other generators it is found out
+that they have ended or were dropped.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import _thread
 import gc
 import inspect
-import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
@@ -22,12 +22,13 @@ from llama_index.core.workflow import StopEvent
 
 from pomlflow._log import warn_once
 
-__all__ = ["Deferred", "Ended", "follow", "frame_of", "has_ended", "holds_stream", "response_of", "stream_of"]
+__all__ = ["Deferred", "frame_of", "holds_stream", "stream_of"]
 
-Ended = Callable[["str | None", "BaseException | None"], None]
-"""Called once at a stream's end, with its text, if that is known, and the exception that ended it early."""
+Inside = Callable[[], AbstractContextManager[None]]
+Ended = Callable[[str | None, BaseException | None], None]
+"""Called at a stream's end, with its text, if that is known, and the exception that ended it."""
 
-_followed: weakref.WeakSet[Any] = weakref.WeakSet()
+_END: Final = object()
 
 
 def holds_stream(result: Any) -> bool:
@@ -37,91 +38,57 @@ def holds_stream(result: Any) -> bool:
     return isinstance(result, streaming) or inspect.isgenerator(result) or inspect.isasyncgen(result)
 
 
-def response_of(result: Any) -> StreamingResponse | AsyncStreamingResponse | None:
-    """Return the response whose stream can be followed and is not yet, or None."""
+def stream_of(result: Any, inside: Inside, ended: Ended) -> Any:
+    """Return the generator that a result is or holds, or None; that of a response is replaced to report its end.
+
+    `inside` is entered for each step of a response's stream, so that what it does is part of the right span.
+    """
     result = _inner(result)
-    if not isinstance(result, (StreamingResponse, AsyncStreamingResponse)):
-        return None
-    return None if result.response_gen is None or result.response_gen in _followed else result
-
-
-def stream_of(result: Any) -> Any:
-    """Return the result if it is a generator, else None."""
+    if isinstance(result, (StreamingResponse, AsyncStreamingResponse)) and result.response_gen is not None:
+        stream: Any = result.response_gen
+        followed: Any = (_afollow if hasattr(stream, "__anext__") else _follow)(stream, inside, ended)
+        result.response_gen = followed
+        return followed
     return result if inspect.isgenerator(result) or inspect.isasyncgen(result) else None
 
 
-def has_ended(stream: Any) -> bool:
-    """Return whether a generator has ended."""
-    return (inspect.isgenerator(stream) or inspect.isasyncgen(stream)) and frame_of(stream) is None
+def _follow(stream: Any, inside: Inside, ended: Ended) -> Iterator[Any]:
+    pieces, text = iter(stream), ""
+    try:
+        while True:
+            with inside():
+                piece = next(pieces, _END)
+            if piece is _END:
+                break
+            text += str(piece)
+            yield piece
+    except BaseException as error:
+        ended(text, error)
+        raise
+    ended(text, None)
+
+
+async def _afollow(stream: Any, inside: Inside, ended: Ended) -> AsyncIterator[Any]:
+    text = ""
+    try:
+        async with aclosing(stream):
+            while True:
+                with inside():
+                    piece = await anext(stream, _END)
+                if piece is _END:
+                    break
+                text += str(piece)
+                yield piece
+    except BaseException as error:
+        ended(text, error)
+        raise
+    ended(text, None)
 
 
 def frame_of(stream: Any) -> FrameType | None:
     """Return a generator's frame, which is on the stack while it runs; None if it has ended."""
     frame: FrameType | None = stream.ag_frame if inspect.isasyncgen(stream) else stream.gi_frame
     return frame
-
-
-def follow(
-    response: StreamingResponse | AsyncStreamingResponse,
-    inside: Callable[[], AbstractContextManager[None]],
-    ended: Ended,
-) -> Any:
-    """Replace a response's generator by one that yields the same and reports its end; return it.
-
-    `inside` is entered for each step of the stream, so that what a lazy stream does becomes part of the right span.
-    """
-    stream: Any = response.response_gen
-    follower: Any = (_afollower if hasattr(stream, "__anext__") else _follower)(stream, inside, ended)
-    _followed.add(follower)
-    response.response_gen = follower
-    return follower
-
-
-def _follower(stream: Any, inside: Callable[[], AbstractContextManager[None]], ended: Ended) -> Iterator[Any]:
-    pending = iter(stream)
-    with _reported(ended) as pieces:
-        try:
-            while True:
-                with inside():
-                    try:
-                        piece = next(pending)
-                    except StopIteration:
-                        return
-                pieces.append(str(piece))
-                yield piece
-        finally:
-            if close := getattr(pending, "close", None):
-                close()
-
-
-async def _afollower(
-    stream: Any, inside: Callable[[], AbstractContextManager[None]], ended: Ended
-) -> AsyncIterator[Any]:
-    with _reported(ended) as pieces:
-        try:
-            while True:
-                with inside():
-                    try:
-                        piece = await stream.__anext__()
-                    except StopAsyncIteration:
-                        return
-                pieces.append(str(piece))
-                yield piece
-        finally:
-            if close := getattr(stream, "aclose", None):
-                await close()
-
-
-@contextmanager
-def _reported(ended: Ended) -> Iterator[list[str]]:
-    """Report the end of a stream, with the pieces that were read and the error."""
-    pieces: list[str] = []
-    try:
-        yield pieces
-    except BaseException as error:
-        ended("".join(pieces), error)
-        raise
-    ended("".join(pieces), None)
 
 
 def _inner(result: Any) -> Any:
@@ -138,17 +105,7 @@ class Deferred:
     def __init__(self) -> None:
         self._work: deque[Callable[[], None]] = deque()
         self._collector: int | None = None  # the thread that collects now
-
-    def start(self) -> None:
-        """Watch garbage collection."""
-        if self._on_collection not in gc.callbacks:
-            self._collector = None  # `stop` may have been called in the middle of a collection
-            gc.callbacks.append(self._on_collection)
-
-    def stop(self) -> None:
-        """Stop watching."""
-        if self._on_collection in gc.callbacks:
-            gc.callbacks.remove(self._on_collection)
+        gc.callbacks.append(self._on_collection)
 
     def _on_collection(self, phase: str, _: dict[str, int]) -> None:
         self._collector = _thread.get_ident() if phase == "start" else None
