@@ -10,17 +10,17 @@ import os
 import platform
 from collections.abc import Iterator
 
+import page
 from bound import bound_models
 from frameworks import chains, queries
 from load import growth, load, sandbox
-from measure import HERE, Row
+from measure import Row
 from plot import plot
 from renders import first_render, renders
 
 from pomlflow import engine
 
-PAGE = HERE.parents[1] / "docs" / "figures.md"
-PICTURE = HERE.parents[1] / "docs" / "images" / "figures.svg"
+PICTURE = page.IMAGES / "figures.svg"
 
 
 def main() -> None:
@@ -44,24 +44,18 @@ def main() -> None:
         yield from bound_models()
         yield from queries()
 
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = page.loaded()
     lines = ["| what | median | compared |", "| --- | --- | --- |"]
     print(*lines, sep="\n")
     for row in rows():
         lines.append("| " + " | ".join(row) + " |")
         print(lines[-1], flush=True)
-    cores = os.cpu_count() or 1
-    versions = f"Python {platform.python_version()}, poml {engine.poml_version()}, {cores} cores"
-    told = " that were busy with other work: read the ratios, and those with care" if busy > cores / 2 else ""
-    lines += ["", f"Measured by `make bench` with {versions}{told}."]
+    versions = f"Python {platform.python_version()}, poml {engine.poml_version()}, {os.cpu_count()} cores"
+    lines += ["", f"Measured by `make bench` with {versions}.{busy}"]
     print(lines[-1])
     if arguments.write:
         plot(times, latencies, PICTURE)
-        lines += ["", f"![Time of a render, and its spread under load](images/{PICTURE.name})"]
-        table = "\n".join(lines)
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- bench -->\n")
-        _, _, after = rest.partition("<!-- /bench -->\n")
-        PAGE.write_text(f"{before}<!-- bench -->\n{table}\n<!-- /bench -->\n{after}", encoding="utf-8")
+        page.write("bench", [*lines, "", f"![Time of a render, and its spread under load](images/{PICTURE.name})"])
 
 
 if __name__ == "__main__":

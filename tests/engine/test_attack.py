@@ -234,7 +234,7 @@ def test_buffers_without_end_are_ended(
 
     assert hello() == "Hello Ada"
     [pid] = engine.stats().pids
-    assert resource.prlimit(pid, resource.RLIMIT_DATA) == (4 << 30, 4 << 30)
+    assert resource.prlimit(pid, resource.RLIMIT_DATA) == (2 << 30, 2 << 30)
     engine.close()
     with monkeypatch.context() as patch:
         patch.setattr("pomlflow.engine.system._DATA", 1 << 30)

@@ -101,57 +101,6 @@ def test_without_a_home_an_environment_and_a_temporary_folder(script: Script, fi
 
 # --- descriptors
 
-CLOSED = """
-import os, signal, sys, threading, time
-from pathlib import Path
-said = os.dup(1)
-for number in (0, 1, 2):
-    os.close(number)
-"""
-
-WRITTEN_TO = """
-assert text() == "Hello Ada"
-process = worker()
-mine = pipes()
-for _ in range(3):
-    try:
-        os.write(2, b"a library's warning")
-    except OSError:  # Bad file descriptor: nobody has the number
-        pass
-    assert text() == "Hello Ada"
-assert worker() == process
-os.write(said, b"%d" % min(mine))
-os._exit(0)  # an interpreter that has no stderr would end with an error of its own
-"""
-
-
-def test_closed_standard_streams_become_none_of_the_workers(script: Script) -> None:
-    """A service without stdin and stderr: what something writes to number 2 is no request to the worker."""
-    program = script(CLOSED + RENDER + WRITTEN_TO)
-    output, _ = program.communicate(timeout=60)
-    assert (program.returncode, int(output) > 2) == (0, True)
-
-
-LOOPING = """
-text()
-pid = worker()
-markup = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync('%s', ''); for (;;); })() }}</p>" % sys.argv[1]
-threading.Thread(target=engine.render, args=(markup, {}), daemon=True).start()
-while not Path(sys.argv[1]).exists():
-    time.sleep(0.01)
-os.write(said, b"%d\\n" % pid)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_looping_worker_ends_with_a_parent_that_had_no_standard_streams(
-    lifted_script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
-) -> None:
-    program = lifted_script(CLOSED + RENDER + LOOPING, str(tmp_path / "begun"))
-    output, _ = program.communicate(timeout=60)
-    assert until(lambda: not alive(int(output)))
-
-
 OPEN = """
 import os, resource
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

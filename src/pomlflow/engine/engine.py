@@ -26,7 +26,6 @@ from pomlflow.settings import settings
 __all__ = ["arender", "arun", "close", "prewarm", "render", "run", "stats"]
 
 _EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
-_LARGEST = 500_000_000  # bytes of a request: V8 has no longer text than 512 MB to read it from
 
 
 class _Engine:
@@ -37,7 +36,7 @@ class _Engine:
         self._storing: concurrent.futures.Future[None] | None = None
 
     def run(self, request: Request, timeout: float, position: Position | None = None) -> Result:
-        files, trusted = FileAccess(request), request.roots is None
+        files, trusted = FileAccess(request, restricted=self.sandbox), request.roots is None
         try:
             answer = self.pool.run(request.line(), timeout, position, trusted=trusted, respond=files.respond)
         except QueueTimeoutError as error:
@@ -191,14 +190,6 @@ def _queue_timeout(request: Request, timeout: float) -> RenderTimeoutError:
     return RenderTimeoutError([Problem(message, "Timeout", request.file)], hint)
 
 
-def _check_size(request: Request) -> None:
-    if (size := len(request.context) + len(request.markup)) > _LARGEST:
-        raise EngineError(
-            f"{request.name}: its variables are {size / 1e6:.0f} MB of JSON, and a render takes at most "
-            f"{_LARGEST / 1e6:.0f} MB: give the template less"
-        )
-
-
 def run(request: Request, timeout: float | None = None) -> Result:
     """Render a request.
 
@@ -213,15 +204,13 @@ def run(request: Request, timeout: float | None = None) -> Result:
         RenderError: POML refused it.
         RenderTimeoutError: It outlasted its limit.
         EngineBusyError: Too many wait for a process.
-        EngineError: Node could not be started, or ended in the render, or the variables are too large.
+        EngineError: Node could not be started, or ended in the render.
     """
-    _check_size(request)
     return _current.get().run(request, settings().timeout if timeout is None else timeout)
 
 
 async def arun(request: Request, timeout: float | None = None) -> Result:
     """Render without blocking the event loop; otherwise as `run`. Cancelling it ends the render."""
-    _check_size(request)
     return await _current.get().arun(request, settings().timeout if timeout is None else timeout)
 
 

@@ -1,7 +1,8 @@
 """The files that a render may read, and the reading of them.
 
 The sandboxed worker cannot open files: it requests each one from Python, and gets what lies under the folders of this
-render. So the folders hold for one render, though the process is shared with others.
+render. So the folders hold for one render, though the process is shared with others. Without the sandbox it reads in
+the same way, and may read everything.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ class FileAccess:
         opened: The files that it has read.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, restricted: bool = True) -> None:
         self._request = request
+        self._restricted = restricted
         self._roots: tuple[str, ...] | None = None
         self.refused: dict[str, str] = {}
         self.opened: dict[str, None] = {}
@@ -152,6 +154,8 @@ class FileAccess:
 
         A path that does not exist is resolved as far as it does, so that a refusal does not show what exists elsewhere.
         """
+        if not self._restricted:
+            return os.path.realpath(path)
         if sys.platform == "win32" and not is_under(os.path.abspath(path), self.roots):  # noqa: PTH100
             return None  # before another machine is contacted: \\server\share sends it this user's credentials
         real = os.path.realpath(path)

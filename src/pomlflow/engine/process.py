@@ -17,13 +17,12 @@ from typing import Any, cast
 import orjson
 
 from pomlflow.engine.installation import Installation, check_versions, requirements
-from pomlflow.engine.system import Lifeline, is_stopped, limit_memory, raised_by_system, standard_numbers_reserved
+from pomlflow.engine.system import Lifeline, limit_memory, raised_by_system
 from pomlflow.exceptions import EngineError, WorkerDiedError
 from pomlflow.record import well_formed
 
 __all__ = ["FROM_OUTSIDE", "DeadlineError", "NodeProcess", "watchdog"]
 
-_LOOK = 1.0  # seconds between two checks whether a process that renders was stopped
 _START = 60.0  # seconds; a start takes 0.2 to 0.9, more where the disk is cold
 _TAIL = 8192  # bytes of stderr that are kept for messages
 _NEVER = float("inf")
@@ -97,22 +96,21 @@ class NodeProcess:
         else:
             # Out of the terminal's process group: Ctrl-C is Python's to handle, and must not end the worker.
             options.update(start_new_session=True)
-        with standard_numbers_reserved():
-            lifeline = self._lifeline = Lifeline()
-            try:
-                self._popen = subprocess.Popen(  # noqa: S603 - our own worker, no shell
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    bufsize=0,
-                    env={name: value for name, value in os.environ.items() if name.upper() in _ENVIRONMENT},
-                    pass_fds=lifeline.inherited,
-                    **options,
-                )
-            except BaseException:
-                lifeline.close()
-                raise
+        lifeline = self._lifeline = Lifeline()
+        try:
+            self._popen = subprocess.Popen(  # noqa: S603 - our own worker, no shell
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env={name: value for name, value in os.environ.items() if name.upper() in _ENVIRONMENT},
+                pass_fds=lifeline.inherited,
+                **options,
+            )
+        except BaseException:
+            lifeline.close()
+            raise
         lifeline.tie(self._popen.pid)
         # Raw files on purpose: a buffered one has a lock, which a fork during a render would leave locked for ever.
         self._stdin, self._stdout, self._stderr = (
@@ -285,10 +283,10 @@ def _loads(line: bytes) -> dict[str, Any]:
 
 
 class _Watchdog:
-    """Kills processes whose deadline has passed, the only remedy when a template loops for ever, or that were stopped.
+    """Kills processes whose deadline has passed, the only remedy when a template loops for ever.
 
-    A process that was stopped (SIGSTOP) holds its render until the deadline, and others wait for it. One thread for all
-    processes; it runs once a second while there are renders, and a render has to wake it only after a pause.
+    One thread for all processes, which sleeps until the nearest deadline that it knows: a render wakes it only where
+    its own is nearer.
 
     Attributes:
         forking: Held while a process is made, and during a fork: a child must know every pipe that it has to close.
@@ -322,7 +320,7 @@ class _Watchdog:
             if not self._running:
                 threading.Thread(target=self._run, name="pomlflow-watchdog", daemon=True).start()
                 self._running = True
-            elif deadline < _NEVER and min(deadline, time.monotonic() + _LOOK) < self._wakes:
+            elif deadline < self._wakes:
                 self._condition.notify()
 
     def shorten(self, process: NodeProcess, deadline: float) -> None:
@@ -344,11 +342,8 @@ class _Watchdog:
                     if process.deadline <= now:
                         process.expire()
                         process.deadline = _NEVER
-                    elif process.deadline < _NEVER and is_stopped(process.pid):
-                        process.send_kill()
                 nearest = min(process.deadline for process in self._processes)
-                # A wait has an upper limit, which differs by platform.
-                self._wakes = min(nearest, now + (3600 if nearest == _NEVER else _LOOK))
+                self._wakes = min(nearest, now + 3600)  # a wait has an upper limit, which differs by platform
                 self._condition.wait(self._wakes - now)
             self._running = False
 

@@ -6,17 +6,17 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 if sys.platform == "linux":
     import fcntl
     import resource
 
-__all__ = ["Lifeline", "is_stopped", "limit_memory", "private_memory", "raised_by_system", "standard_numbers_reserved"]
+__all__ = ["Lifeline", "limit_memory", "private_memory", "raised_by_system"]
 
-# Bytes that a sandboxed process may have: V8's heap has a cap of its own, and buffers lie outside of it.
-_DATA = 4 << 30
+# Bytes that a sandboxed process may have: V8's heap has a cap of its own, and buffers lie outside of it, such as what a
+# document unpacks to.
+_DATA = 2 << 30
 _CALLERS = {
     "pomlflow.engine.file_access",
     "pomlflow.engine.process",
@@ -37,20 +37,6 @@ def raised_by_system(error: OSError) -> bool:
     """
     *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__") in _CALLERS
-
-
-@contextlib.contextmanager
-def standard_numbers_reserved() -> Iterator[None]:
-    """Let no pipe that is made in the block have the number of a standard stream that was closed, as services do.
-
-    What is then written to stderr, number 2, would reach the worker as a request; and a pipe that the worker inherits
-    by its number would be replaced by its own standard stream there.
-    """
-    with contextlib.ExitStack() as stack:
-        while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stdin, stdout, stderr
-            stack.callback(os.close, taken)
-        os.close(taken)
-        yield
 
 
 class Lifeline:
@@ -89,16 +75,6 @@ def limit_memory(pid: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, ValueError):  # it has ended, or has a lower limit already
             resource.prlimit(pid, resource.RLIMIT_DATA, (_DATA, _DATA))
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process was stopped (Linux: state T in proc_pid_stat(5); t would be a debugger's doing)."""
-    if sys.platform != "linux":
-        return False
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
-    except OSError:  # without /proc, or out of descriptors: the deadline is left
-        return False
 
 
 def private_memory(pid: int) -> int:

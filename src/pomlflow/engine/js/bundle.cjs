@@ -8,8 +8,6 @@ const fs = require('node:fs');
 const path = require('node:path');
 const vm = require('node:vm');
 const Module = require('node:module');
-const { checkArchive } = require('./archives.cjs');
-const { nameOf } = require('./file_access.cjs');
 const { moduleAt, patch } = require('./patches.cjs');
 
 const MAP = '//# sourceMappingURL=data:'; // 24 of the bundle's 40 MB
@@ -36,8 +34,6 @@ function readBundle(bundle) {
 /** What the patched text calls. */
 const helpers = (bundle, require) => ({
   setImmediate,
-  /** Throws where a document is an archive that no render can hold. */
-  check: (bytes, local) => checkArchive(bytes, nameOf(bytes) ?? 'the document', local),
   /** A module that is loaded when something of it is used. */
   deferred(load) {
     let loaded;

@@ -14,7 +14,6 @@ const util = require('node:util');
 const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 const { wait } = Atomics;
 const REPLACEMENT = Buffer.from('\ufffd');
-const LARGEST = 500e6; // bytes of a file: V8 has no longer text than 512 MB
 const SYSCALLS = { read: 'open', stat: 'stat', list: 'scandir' };
 const errors = new Map([...util.getSystemErrorMap()].map(([number, [name, text]]) => [name, { number, text }]));
 let current; // the id of the request that is being rendered
@@ -70,7 +69,6 @@ function named(file) {
   return name;
 }
 
-const names = new WeakMap(); // of the files whose bytes were read
 const { toString } = Buffer.prototype; // a template can replace it
 
 /** Whether text of UTF-16 begins here: its mark, or two bytes of which one is null. */
@@ -97,13 +95,12 @@ function textOf(bytes, file) {
   throw new Error(`${place}: the file is not UTF-8: ${what}${wide ? ' (it looks like UTF-16)' : ''}. Save it as UTF-8`);
 }
 
-/** What was read, as readFileSync gives it. Of bytes POML makes text itself: they know which file they are of. */
+/** What was read, as readFileSync gives it. Of bytes POML makes text itself. */
 function decoded(bytes, file, options) {
   const encoding = typeof options === 'string' ? options : options?.encoding;
   const toText = (name = 'utf8', ...range) =>
     range.length || !/^utf-?8$/i.test(name) ? toString.call(bytes, name, ...range) : textOf(bytes, file);
   if (encoding) return toText(encoding);
-  names.set(bytes, file);
   return Object.defineProperty(bytes, 'toString', { value: toText });
 }
 const entry = ({ kind, ...rest }) => ({
@@ -142,37 +139,8 @@ const reads = {
   },
 };
 
-/** Refuses what may never end, or no text can hold, as file_access.py does; what does not exist is left to the read. */
-function checkRegular(file) {
-  const at = fs.statSync(file, { throwIfNoEntry: false });
-  if (!at || at.isDirectory()) return;
-  if (!at.isFile()) throw new Error(`cannot read '${file}': it is a pipe or a device, not a file`);
-  const size = `it has ${Math.round(at.size / 1e6)} MB, and a render reads at most ${LARGEST / 1e6} MB`;
-  if (at.size > LARGEST) throw new Error(`cannot read '${file}': ${size}`);
-}
-
-/** The module fs without the sandbox: text is read as in it. */
-const open = {
-  ...fs,
-  readFileSync(file, options) {
-    checkRegular(file);
-    return decoded(fs.readFileSync(file), file, options);
-  },
-};
-
-/** require() for the bundle without the sandbox. */
-function requireFor(require) {
-  const apply = (sharp, self, args) => {
-    if (typeof args[0] === 'string') checkRegular(args[0]);
-    return Reflect.apply(sharp, self, args);
-  };
-  return (id) => (id === 'fs' ? open : id === 'sharp' ? new Proxy(require(id), { apply }) : require(id));
-}
-
 module.exports = {
-  nameOf: (bytes) => names.get(bytes),
   reads,
-  requireFor,
   /** Sets the id of the render that reads from here on; undefined for none. */
   serve: (id) => (current = id),
 };

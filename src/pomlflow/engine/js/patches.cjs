@@ -61,17 +61,6 @@ const PATCHES = [
     replace: 'places.get(segment.end)',
   },
   {
-    // upstream: poml 0.0.8: its readers of documents believe the headers of an archive, and have no limit
-    why: 'The reader of .docx has no limit.',
-    find: 'const result = await mammoth.convert',
-    replace: 'pomlflow.check(dataBuffer, false); const result = await mammoth.convert',
-  },
-  {
-    why: 'The reader of .xlsx has no limit, and believes the header before each part too.',
-    find: 'const workbook = XLSX.read',
-    replace: 'pomlflow.check(data, true); const workbook = XLSX.read',
-  },
-  {
     why: 'mammoth is loaded in a render, and its queue must not end with that one, as the timers of a template do.',
     find: 'var GlobalSetImmediate = global.setImmediate;',
     replace: 'var GlobalSetImmediate = pomlflow.setImmediate;',

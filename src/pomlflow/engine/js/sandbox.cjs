@@ -68,6 +68,10 @@ const MODULES = {
   zlib: () => require('zlib'),
 };
 
+/** require() for POML's bundle without the sandbox: only files are read as in it. */
+const openRequireFor = (require, files) => (id) =>
+  id === 'fs' ? { ...fs, ...files } : id === 'sharp' ? images(require, files) : require(id);
+
 /**
  * require() for POML's bundle.
  *
@@ -229,4 +233,4 @@ function finish() {
   closeGlobals();
 }
 
-module.exports = { close, finish, requireFor };
+module.exports = { close, finish, openRequireFor, requireFor };

@@ -208,7 +208,8 @@ const forgets = [];
 const parsedFiles = new Files(256 * 1024); // a parsed file takes 85 bytes a character, one of nothing but tags 210
 try {
   if (sandboxed) sandbox.close();
-  poml = load(process.argv[2], process.argv[3], (require) => (sandboxed ? sandbox.requireFor(require, files.reads) : files.requireFor(require)));
+  const requireFor = sandboxed ? sandbox.requireFor : sandbox.openRequireFor;
+  poml = load(process.argv[2], process.argv[3], (require) => requireFor(require, files.reads));
   if (sandboxed) {
     forgets.push(endTimers());
     sandbox.finish();

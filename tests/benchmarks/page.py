@@ -1,0 +1,27 @@
+"""The page of the figures, docs/figures.md, whose tables the benchmarks write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+IMAGES = DOCS / "images"
+
+
+def write(name: str, lines: list[str]) -> None:
+    """Replace what stands between the marks of a benchmark."""
+    page = DOCS / "figures.md"
+    before, opening, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, closing, after = rest.partition(f"<!-- /{name} -->\n")
+    if not (opening and closing):
+        raise SystemExit(f"{page} has no marks <!-- {name} --> and <!-- /{name} -->")
+    page.write_text("\n".join([before + opening.rstrip(), *lines, closing + after]), encoding="utf-8")
+
+
+def loaded() -> str:
+    """A warning for the reader where the machine has other work; empty where it has none."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy <= (os.cpu_count() or 1) / 2:
+        return ""
+    return f" The machine was busy with other work (a load of {busy:.0f}): read the ratios, and those with care."
