@@ -174,7 +174,7 @@ async def test_where_no_thread_can_start_a_render_fails_and_gives_its_process_ba
         raise RuntimeError("can't start new thread")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pomlflow.engine.threads.Threads.submit", refuse)
+        patch.setattr("pomlflow.engine.engine.start_thread", refuse)
         with pytest.raises(EngineError, match="can't start new thread"):
             await atext(n=1)
     assert engine.stats().running == 0

@@ -374,7 +374,7 @@ def test_close_leaves_nothing(fresh: None, worker: Callable[[], int], until: Cal
     engine.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    ours = re.compile(r"pomlflow-(\d+|stderr|watchdog)")  # the registry's goes on, where another test began it
+    ours = re.compile(r"pomlflow-(render|stderr|watchdog)")  # the registry's goes on, where another test began it
     until(lambda: not [thread for thread in threading.enumerate() if ours.fullmatch(thread.name)])
 
 

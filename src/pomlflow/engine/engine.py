@@ -20,6 +20,7 @@ from pomlflow.engine.pool import Pool, Position, QueueTimeoutError
 from pomlflow.engine.process import FROM_OUTSIDE, DeadlineError, NodeProcess, watchdog
 from pomlflow.engine.protocol import Request, Result, Stats
 from pomlflow.engine.serialize import encode
+from pomlflow.engine.system import start_thread
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings
 
@@ -33,7 +34,7 @@ class _Engine:
         self.sandbox = sandbox
         self.pool = Pool(self._start)
         self._lock = threading.Lock()
-        self._storing: concurrent.futures.Future[None] | None = None
+        self._storing: threading.Thread | None = None
 
     def run(self, request: Request, timeout: float, position: Position | None = None) -> Result:
         files, trusted = FileAccess(request, restricted=self.sandbox), request.roots is None
@@ -68,7 +69,7 @@ class _Engine:
                 _settle(done, error)
                 return
             try:
-                self.pool.threads.submit(lambda: _settle(done, _outcome(lambda: self.run(request, timeout, position))))
+                start_thread(lambda: _settle(done, _outcome(lambda: self.run(request, timeout, position))))
             except RuntimeError as reason:
                 self.pool.give_back(position)
                 _settle(done, EngineError(f"no thread can start for the render: {reason}"))
@@ -93,7 +94,7 @@ class _Engine:
         with self._lock:
             if found.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
                 with contextlib.suppress(RuntimeError):  # no thread can start: then it is not kept
-                    self._storing = self.pool.threads.submit(lambda: self._store(found, trusted))
+                    self._storing = start_thread(lambda: self._store(found, trusted))
         return process
 
     def _store(self, found: installation.Installation, trusted: bool) -> None:
@@ -106,7 +107,7 @@ class _Engine:
 
     def close(self) -> None:
         if self._storing is not None:
-            concurrent.futures.wait([self._storing], _EXIT)
+            self._storing.join(_EXIT)
         self.pool.close()
 
 

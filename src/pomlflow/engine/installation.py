@@ -15,7 +15,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +36,6 @@ FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=8"
 _SANDBOX = ("--permission", "--allow-addons", "--zero-fill-buffers")
 _POML = "0.0.8"
 _NODE = (22, 15), (25,)  # from registerHooks(), by which templates are refused import(), up to what the tests have seen
-_STALE = 3600.0  # seconds after which a file that was never finished never will be
 _KEPT = 4  # caches of other versions and environments that stay; one is about 15 MB
 
 
@@ -171,10 +169,7 @@ def _private(folder: Path) -> bool:
 
 
 def _prune(current: Path) -> None:
-    """Remove old caches, and unfinished files of processes that were ended while they wrote."""
+    """Remove old caches."""
     others = [entry for entry in current.parent.iterdir() if entry != current]
     for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(entry, ignore_errors=True)
-    for file in current.glob("tmp*"):
-        if file.stat().st_mtime < time.time() - _STALE:
-            file.unlink(missing_ok=True)

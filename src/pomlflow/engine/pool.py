@@ -15,8 +15,7 @@ from typing import Any
 from pomlflow._log import logger
 from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess
 from pomlflow.engine.protocol import Stats
-from pomlflow.engine.system import private_memory
-from pomlflow.engine.threads import Threads
+from pomlflow.engine.system import private_memory, start_thread
 from pomlflow.exceptions import EngineBusyError, EngineError, WorkerDiedError
 from pomlflow.settings import settings
 
@@ -74,7 +73,6 @@ class Pool:
         self._closed = threading.Event()
         self._used = 0.0  # when the last process started, or the last render ended
         self._shrinking = False  # whether a thread waits for the pool to be idle
-        self.threads = Threads()
 
     def acquire(self, *, trusted: bool = True, internal: bool = False) -> Position:
         """Take a position in the queue; an internal one starts no process.
@@ -218,7 +216,6 @@ class Pool:
             for waiting in self._waiting.values():
                 while waiting:
                     waiting.popleft().granted.set_exception(EngineError(_CLOSED))
-        self.threads.close()
         for process in idle:
             process.close()
         for process in busy:  # the thread that has acquired it closes it
@@ -309,7 +306,7 @@ class Pool:
         self._growing = True
         self._starting[trusted] += 1
         try:
-            self.threads.submit(lambda: self._run_in_background(trusted, surplus))
+            start_thread(lambda: self._run_in_background(trusted, surplus))
         except RuntimeError:  # no thread can start
             self._starting[trusted] -= 1
             self._growing = False
@@ -334,7 +331,7 @@ class Pool:
         """Have a thread wait until the pool is idle, while there is more than one process. Under the lock."""
         if len(self._all) > 1 and not self._shrinking:
             with contextlib.suppress(RuntimeError):  # no thread can start: the next start tries again
-                self.threads.submit(self._shrink)
+                start_thread(self._shrink)
                 self._shrinking = True
 
     def _shrink(self) -> None:

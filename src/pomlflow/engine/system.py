@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 if sys.platform == "linux":
     import fcntl
     import resource
 
-__all__ = ["Lifeline", "limit_memory", "private_memory", "raised_by_system"]
+__all__ = ["Lifeline", "limit_memory", "private_memory", "raised_by_system", "start_thread"]
 
 # Bytes that a sandboxed process may have: V8's heap has a cap of its own, and buffers lie outside of it, such as what a
 # document unpacks to.
@@ -27,6 +29,13 @@ _CALLERS = {
     "posixpath",
     "subprocess",
 }
+
+
+def start_thread(work: Callable[[], object]) -> threading.Thread:
+    """Run something in a daemon thread, which no exit waits for; RuntimeError where none can start, as at an exit."""
+    thread = threading.Thread(target=work, name="pomlflow-render", daemon=True)
+    thread.start()
+    return thread
 
 
 def raised_by_system(error: OSError) -> bool:

@@ -54,17 +54,14 @@ const MODULES = {
   assert: () => require('assert'),
   async_hooks: () => without('async_hooks', ['createHook', 'executionAsyncResource', 'triggerAsyncId']),
   buffer: () => without('buffer', ['Blob', 'File', 'resolveObjectURL']),
-  console: () => console,
   crypto: () => without('crypto', ['setEngine', 'setFips', 'webcrypto', 'subtle', 'fips']),
   events: () => require('events'),
   os: () => Object.freeze({ EOL: '\n', platform: () => process.platform, release: () => '', type: () => '' }),
   path: () => path,
-  querystring: () => require('querystring'),
   stream: () => require('stream'),
   string_decoder: () => require('string_decoder'),
   url: () => require('url'),
   util: () => without('util', ['getCallSites', 'getCallSite', 'parseEnv', 'transferableAbortController', 'aborted']),
-  'util/types': () => require('util/types'),
   zlib: () => require('zlib'),
 };
 
@@ -144,22 +141,18 @@ function images(require, files) {
 
 const PRINTING = ['debug', 'dir', 'error', 'info', 'log', 'table', 'trace', 'warn'];
 
-/** A console that prints to stderr, without Node's streams behind it. */
+/** A console that prints to stderr, without Node's streams behind it; the bundle redirects some of it. */
 function makeConsole() {
   const print = (...values) => {
-    const text = util.formatWithOptions({ customInspect: false }, ...values);
     try {
-      fs.writeSync(2, `${text}\n`);
+      fs.writeSync(2, `${util.formatWithOptions({ customInspect: false }, ...values)}\n`);
     } catch {
       // stderr is full or gone: what a template prints is not worth a render
     }
   };
-  const substitute = {};
-  for (const name of Object.keys(console)) if (typeof console[name] === 'function') substitute[name] = () => undefined;
-  for (const name of PRINTING) substitute[name] = print;
-  substitute.assert = (value, ...values) => (value ? undefined : print('Assertion failed', ...values));
-  delete substitute.Console;
-  return substitute; // the bundle redirects some of it
+  const silent = () => undefined;
+  const names = Object.keys(console).filter((name) => typeof console[name] === 'function' && name !== 'Console');
+  return Object.fromEntries(names.map((name) => [name, PRINTING.includes(name) ? print : silent]));
 }
 
 // Those that are tried most; other names do not exist at all.
