@@ -41,10 +41,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 PROGRAM = """
 import importlib.metadata, importlib.resources, pomlflow
-from pomlflow import engine
 print(pomlflow.__file__)
 print(importlib.metadata.version("pomlflow"))
-print(engine.render("<p>Hello {{who}}</p>", {"who": "Ada"})["messages"][0]["content"])
+print(pomlflow.render("<p>Hello {{who}}</p>", {"who": "Ada"}).messages[0].content)
 """
 
 

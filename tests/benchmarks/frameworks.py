@@ -170,7 +170,7 @@ def _query_engines() -> Iterator[Any]:
             variables = {**self.kwargs, **rest}
             parent = mlflow.get_current_active_span()
             start = time.time_ns()
-            text = engine.render(markup, variables)["messages"][0]["content"]
+            text = engine.run(engine.Request(markup, *engine.encode(variables))).output["messages"][0]["content"]
             span = mlflow.start_span_no_context(
                 "poml", span_type="PROMPT", parent_span=parent, inputs={"prompt": markup, "context": variables},
                 start_time_ns=start,

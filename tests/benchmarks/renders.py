@@ -41,7 +41,7 @@ FIRST = """
 import time
 from pomlflow import engine
 start = time.perf_counter()
-engine.render("<p>Hello {{name}}</p>", {"name": "Ada"})
+engine.run(engine.Request("<p>Hello {{name}}</p>", *engine.encode({"name": "Ada"})))
 print(time.perf_counter() - start)
 """
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.settings import settings
 
+ROOT = str(Path(__file__).parents[2])
 DEADLINE = 60.0  # seconds; only a failing test waits so long
 
 
@@ -74,7 +76,7 @@ def hello() -> Callable[[], str]:
     """Render, and give the text: the engine works."""
 
     def text() -> str:
-        return str(engine.render("<p>Hello {{name}}</p>", {"name": "Ada"})["messages"][0]["content"])
+        return str(rendering.render("<p>Hello {{name}}</p>", {"name": "Ada"})["messages"][0]["content"])
 
     return text
 
@@ -114,13 +116,14 @@ def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         # Whoever starts the tests in the background has Ctrl-C ignored, and children inherit that.
         heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
         file.write_text(f"{heard}\n{program}", encoding="utf-8")
+        paths = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", str(file), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": paths, **environment},
         )
         started.append(process)
         return process

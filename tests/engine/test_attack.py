@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.exceptions import RenderError, RenderTimeoutError, WorkerDiedError
@@ -30,7 +31,7 @@ def text(markup: str, limit: float = 30, **variables: Any) -> str:
 
 def refusal(markup: str) -> str:
     with pytest.raises(RenderError) as refused:
-        engine.render(markup, {})
+        rendering.render(markup, {})
     return str(refused.value)
 
 

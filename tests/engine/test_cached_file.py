@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 from tests.corpus.cases import FOLDER, Case, case, cases
 from tests.corpus.compare import assert_expected
 
 import pomlflow
-from pomlflow import engine
 from pomlflow.exceptions import RenderError
 
 
@@ -40,7 +40,7 @@ for _one in CASES:
 def render(one: Case, **changes: Any) -> dict[str, Any] | RenderError:
     given = {"stylesheet": one.stylesheet, "chat": one.chat, "variables": one.variables, **changes}
     try:
-        return engine.render(one.markup, path=str(one.file), **given)
+        return rendering.render(one.markup, path=str(one.file), **given)
     except RenderError as error:
         return error
 
@@ -53,7 +53,7 @@ def outcome(one: Case) -> Any:
 
 def attempt(markup: str, variables: Any = None, **options: Any) -> Any:
     try:
-        return engine.render(markup, variables or {}, **options)
+        return rendering.render(markup, variables or {}, **options)
     except RenderError as error:
         return list(dict.fromkeys(error.problems))
 

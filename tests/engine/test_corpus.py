@@ -9,10 +9,10 @@ from typing import Any
 
 import poml
 import pytest
+from tests import rendering
 from tests.corpus.cases import Case, case, cases, run_poml
 from tests.corpus.compare import assert_expected, same
 
-from pomlflow import engine
 from pomlflow.exceptions import RenderError
 
 CASES = cases()
@@ -26,7 +26,7 @@ def every(chosen: Iterable[Case]) -> pytest.MarkDecorator:
 def render(one: Case) -> dict[str, Any] | RenderError:
     """Render a case; an error of the template is a result, any other is the test's."""
     try:
-        return engine.render(one.markup, one.variables, path=str(one.file), stylesheet=one.stylesheet, chat=one.chat)
+        return rendering.render(one.markup, one.variables, path=str(one.file), stylesheet=one.stylesheet, chat=one.chat)
     except RenderError as error:
         return error
 

@@ -21,12 +21,13 @@ PARENT = """
 import asyncio, os, signal, sys, threading, time
 from pathlib import Path
 from pomlflow import engine
+from tests import rendering
 
 how, looping, begun = sys.argv[1], sys.argv[2] == "looping", Path(sys.argv[3])
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % str(begun)
 
 def start():
-    engine.render("<p>a</p>", {})
+    rendering.render("<p>a</p>", {})
 
 if how == "a thread that is gone":  # the parent of the worker is the process, not the thread
     thread = threading.Thread(target=start)
@@ -38,7 +39,7 @@ else:
 
 def loop():
     try:
-        engine.render(LOOP, {})
+        rendering.render(LOOP, {})
     except Exception:
         pass
 
@@ -109,16 +110,17 @@ INTERRUPTED = """
 import sys, time
 from pathlib import Path
 from pomlflow import engine
+from tests import rendering
 
 begun = sys.argv[1]
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
-engine.render("<p>a</p>", {})
+rendering.render("<p>a</p>", {})
 [first] = engine.stats().pids
 try:
-    engine.render(LOOP, {})
+    rendering.render(LOOP, {})
 except KeyboardInterrupt:
     print("interrupted", first in engine.stats().pids)
-print(engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"])
+print(rendering.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"])
 """
 
 
@@ -136,6 +138,7 @@ WAITING = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from pomlflow import engine
+from tests import rendering
 
 begun = sys.argv[1]
 BUSY = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
@@ -152,11 +155,11 @@ def interrupt():
 
 threading.Thread(target=interrupt).start()
 try:
-    engine.render("<p>a</p>", {})
+    rendering.render("<p>a</p>", {})
 except KeyboardInterrupt:
     print("interrupted")
 looping.join()
-print(engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"])
+print(rendering.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"])
 """
 
 
@@ -170,6 +173,7 @@ AWAITED = """
 import asyncio, os, signal, sys, threading, time
 from pathlib import Path
 from pomlflow import engine
+from tests import rendering
 
 begun = sys.argv[1]
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
@@ -181,16 +185,16 @@ def interrupt():
     os.killpg(0, signal.SIGINT)
 
 async def main():
-    await asyncio.gather(engine.arender(LOOP, {}), *(engine.arender("<p>a</p>", {}) for _ in range(5)))
+    await asyncio.gather(rendering.arender(LOOP, {}), *(rendering.arender("<p>a</p>", {}) for _ in range(5)))
 
-engine.render("<p>a</p>", {})
+rendering.render("<p>a</p>", {})
 threading.Thread(target=interrupt, daemon=True).start()
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
     told = engine.stats()
     print("interrupted", told.waiting, told.cancelled)
-print(asyncio.run(engine.arender("<p>{{who}}</p>", {"who": "next"}))["messages"][0]["content"])
+print(asyncio.run(rendering.arender("<p>{{who}}</p>", {"who": "next"}))["messages"][0]["content"])
 """
 
 
@@ -204,14 +208,15 @@ def test_ctrl_c_in_a_terminal_ends_awaited_renders_and_the_next_one_works(
 IDLE = """
 import os, signal
 from pomlflow import engine
+from tests import rendering
 
 os.setpgrp()
-engine.render("<p>a</p>", {})
+rendering.render("<p>a</p>", {})
 [first] = engine.stats().pids
 try:
     os.killpg(0, signal.SIGINT)
 except KeyboardInterrupt:
-    engine.render("<p>a</p>", {})
+    rendering.render("<p>a</p>", {})
 print(first in engine.stats().pids)
 """
 
@@ -225,10 +230,11 @@ ASYNC = """
 import asyncio, sys, threading, time
 from pathlib import Path
 from pomlflow import engine
+from tests import rendering
 
 begun = sys.argv[1]
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
-threading.Thread(target=lambda: asyncio.run(engine.arender(LOOP, {})), daemon=True).start()
+threading.Thread(target=lambda: asyncio.run(rendering.arender(LOOP, {})), daemon=True).start()
 while not Path(begun).exists():
     time.sleep(0.01)
 [worker] = engine.stats().pids
@@ -251,13 +257,14 @@ RENDER_AT_EXIT = """
 import atexit
 def late():
     try:
-        print(engine.render("<p>late</p>", {})["messages"][0]["content"], flush=True)
+        print(rendering.render("<p>late</p>", {})["messages"][0]["content"], flush=True)
     except EngineError as error:
         print(error, flush=True)
 atexit.register(late)
 from pomlflow import engine
+from tests import rendering
 from pomlflow.exceptions import EngineError
-engine.render("<p>a</p>", {})
+rendering.render("<p>a</p>", {})
 """
 
 
@@ -273,9 +280,10 @@ def test_a_render_after_the_engine_was_closed_at_exit_works_or_says_why_not(
 NOTHING_OPEN = """
 import gc
 from pomlflow import engine
-engine.render("<p>a</p>", {})
+from tests import rendering
+rendering.render("<p>a</p>", {})
 engine.close()
-engine.render("<p>a</p>", {})
+rendering.render("<p>a</p>", {})
 gc.collect()
 """
 

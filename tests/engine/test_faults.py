@@ -17,6 +17,7 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.exceptions import EngineError
@@ -28,9 +29,10 @@ Finish = Callable[[Any], str]
 
 RENDER = """
 from pomlflow import engine
+from tests import rendering
 
 def text(who="Ada"):
-    return engine.render("<p>Hello {{who}}</p>", {"who": who})["messages"][0]["content"]
+    return rendering.render("<p>Hello {{who}}</p>", {"who": who})["messages"][0]["content"]
 
 def worker():
     [pid] = engine.stats().pids
@@ -51,7 +53,7 @@ def pipes():
 
 
 async def atext(who: object) -> str:
-    return str((await engine.arender("<p>Hello {{who}}</p>", {"who": who}))["messages"][0]["content"])
+    return str((await rendering.arender("<p>Hello {{who}}</p>", {"who": who}))["messages"][0]["content"])
 
 
 # --- the disk and the environment
@@ -87,7 +89,7 @@ os.chdir(sys.argv[2])
 
 PICTURE = """
 markup = "<p><img src='wide.png' maxWidth='40'/><document src='report.docx'/></p>"
-[message] = engine.render(markup, {})["messages"]
+[message] = rendering.render(markup, {})["messages"]
 print(text(), [part["type"] for part in message["content"] if isinstance(part, dict)], "~" in os.listdir())
 """
 
@@ -176,7 +178,7 @@ def test_uvloop(worker: Callable[[], int], js: Callable[[str], str]) -> None:
     uvloop = pytest.importorskip("uvloop")
 
     async def main() -> list[str]:
-        endless = asyncio.create_task(engine.arender(js("for (;;)"), {}))
+        endless = asyncio.create_task(rendering.arender(js("for (;;)"), {}))
         while not engine.stats().running:  # noqa: ASYNC110 - what is waited for happens in another thread
             await asyncio.sleep(0.001)
         endless.cancel()
@@ -240,9 +242,10 @@ def test_an_exit_while_daemon_threads_render(script: Script, finish: Finish, ali
 SERVER = """
 import os
 from pomlflow import engine
+from tests import rendering
 
 def text(who):
-    return engine.render("<p>Hello {{who}}</p>", {"who": who})["messages"][0]["content"]
+    return rendering.render("<p>Hello {{who}}</p>", {"who": who})["messages"][0]["content"]
 
 def nodes():
     return list(engine.stats().pids)

@@ -23,9 +23,10 @@ import multiprocessing, os, signal, sys, threading, time, traceback, warnings
 from pathlib import Path
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 from pomlflow import engine
+from tests import rendering
 
 def text(who):
-    return engine.render("<p>{{who}} {{who}}</p>", {"who": who})["messages"][0]["content"]
+    return rendering.render("<p>{{who}} {{who}}</p>", {"who": who})["messages"][0]["content"]
 
 def right(name, count=30):
     return all(text(f"{name}{i}") == f"{name}{i} {name}{i}" for i in range(count))
@@ -154,7 +155,7 @@ begun = Path(sys.argv[2])
 if sys.argv[1] == "looping":
     code = "process.getBuiltinModule('fs').writeFileSync('%s', ''); for (;;)" % begun
     markup = "<p>{{ (() => { %s; })() }}</p>" % code
-    threading.Thread(target=engine.render, args=(markup, {}), daemon=True).start()
+    threading.Thread(target=rendering.render, args=(markup, {}), daemon=True).start()
     while not begun.exists():
         time.sleep(0.01)
 child = os.fork()

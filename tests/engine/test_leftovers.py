@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.exceptions import RenderError
@@ -23,7 +24,7 @@ SECRET = "s3cret-of-the-user"
 
 
 def text(markup: str, **variables: Any) -> str:
-    return str(engine.render(markup, variables)["messages"][0]["content"])
+    return str(rendering.render(markup, variables)["messages"][0]["content"])
 
 
 def registry_text(markup: str, **variables: Any) -> str:
@@ -86,7 +87,7 @@ def test_what_was_described_in_a_schema_is_forgotten() -> None:
     """Zod refuses a second description of the same id."""
     schema = "z.object({ a: z.string().meta({ id: 'address' }) })"
     markup = f"<poml><p>a</p><output-schema parser='eval'>{schema}</output-schema></poml>"
-    assert engine.render(markup, {}) == engine.render(markup, {})
+    assert rendering.render(markup, {}) == rendering.render(markup, {})
 
 
 # --- from registries to the user's own
@@ -119,7 +120,7 @@ def test_a_registry_prompt_learns_nothing_of_the_users(
     pids: set[tuple[int, ...]] = set()
     for _ in range(5):
         assert registry_text(js(PLANT)) == "planted"
-        shown = engine.render(markup, {"key": SECRET, "name": "Ada"}, path=own)["messages"][0]["content"]
+        shown = rendering.render(markup, {"key": SECRET, "name": "Ada"}, path=own)["messages"][0]["content"]
         assert SECRET in str(shown)
         looked = registry_text(js(LOOK))
         assert looked.startswith("kept:")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
-from pomlflow import engine
 from pomlflow.engine import installation
 
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
@@ -68,7 +68,7 @@ def test_a_module_that_is_loaded_in_a_render_serves_that_and_later_ones(
     markup: str, expected: str, loaded_anew: None
 ) -> None:
     """Also after renders that took its timers along, as those of a template end with it."""
-    results: list[Any] = [engine.render(markup, {}, path=str(ASSETS / "prompt.poml")) for _ in range(3)]
+    results: list[Any] = [rendering.render(markup, {}, path=str(ASSETS / "prompt.poml")) for _ in range(3)]
     assert expected in str(results[0])
     assert results[1:] == results[:1] * 2
 
@@ -76,4 +76,4 @@ def test_a_module_that_is_loaded_in_a_render_serves_that_and_later_ones(
 def test_an_element_looks_like_react_s_own_to_components() -> None:
     """React's elements without what only warnings need: a component still finds its children and their props."""
     markup = '<poml><list listStyle="decimal"><item>{{x}}</item><item><b>{{x}}</b></item></list></poml>'
-    assert engine.render(markup, {"x": "a"})["messages"][0]["content"] == "1. a\n2. **a**"
+    assert rendering.render(markup, {"x": "a"})["messages"][0]["content"] == "1. a\n2. **a**"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
 import pomlflow
 from pomlflow import engine
@@ -32,11 +33,11 @@ def limits(fresh: None, one_worker: None) -> None:
 
 
 def text(markup: str = "<p>{{n}}</p>", **variables: Any) -> str:
-    return str(engine.render(markup, variables)["messages"][0]["content"])
+    return str(rendering.render(markup, variables)["messages"][0]["content"])
 
 
 async def atext(markup: str = "<p>{{n}}</p>", **variables: Any) -> str:
-    return str((await engine.arender(markup, variables))["messages"][0]["content"])
+    return str((await rendering.arender(markup, variables))["messages"][0]["content"])
 
 
 def settled() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.exceptions import Problem, RenderError
@@ -21,7 +22,7 @@ def fail(tmp_path: Path) -> Fail:
     def failed(markup: str, name: str | None = "main.poml", **variables: object) -> RenderError:
         path = None if name is None else str(tmp_path / name)
         with pytest.raises(RenderError) as caught:
-            engine.render(markup, variables, path=path)
+            rendering.render(markup, variables, path=path)
         return caught.value
 
     return failed
@@ -156,7 +157,7 @@ def test_what_xml_does_not_take_comes_with_a_remedy(markup: str, fail: Fail) -> 
 def test_a_byte_order_mark_of_an_included_file_is_left_out(tmp_path: Path) -> None:
     """As that of the template's own file is."""
     (tmp_path / "part.poml").write_bytes("\ufeff<p>Hello</p>".encode())
-    output = engine.render('<poml><include src="part.poml"/></poml>', {}, path=str(tmp_path / "main.poml"))
+    output = rendering.render('<poml><include src="part.poml"/></poml>', {}, path=str(tmp_path / "main.poml"))
     assert output["messages"] == [{"speaker": "human", "content": "Hello"}]
 
 

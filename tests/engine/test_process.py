@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
 from pomlflow import engine, settings
 from pomlflow.engine import installation as install
@@ -93,7 +94,7 @@ async def test_an_async_render_whose_process_was_killed_is_done_again(
     js: JS, worker: Callable[[], int], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     log, pid = tmp_path / "log", worker()
-    running = asyncio.create_task(engine.arender(js(counted(log, busy("done"))), {}))
+    running = asyncio.create_task(rendering.arender(js(counted(log, busy("done"))), {}))
     await asyncio.to_thread(until, log.exists)
     os.kill(pid, signal.SIGKILL)
     assert (await running)["messages"][0]["content"] == "done"
@@ -144,7 +145,7 @@ def test_a_template_that_ends_its_process_fails_and_is_not_tried_again(
 ) -> None:
     log = tmp_path / "log"
     with pytest.raises(WorkerDiedError, match=r"^/x\.poml: the Node process ended with") as died:
-        engine.render(js(counted(log, f"console.error('last words'); {code}")), {}, path="/x.poml")
+        rendering.render(js(counted(log, f"console.error('last words'); {code}")), {}, path="/x.poml")
     assert died.value.returncode == returncode
     assert "last words" in died.value.stderr
     assert "last words" in str(died.value)
@@ -214,7 +215,7 @@ async def test_an_endless_loop_in_an_async_render_is_ended(js: JS) -> None:
 def test_the_configured_limit_holds(js: JS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "_current", settings.Settings(timeout=0.25))
     with pytest.raises(RenderTimeoutError, match=r"longer than 0\.25 s"):
-        engine.render(js("for (;;)"), {})
+        rendering.render(js("for (;;)"), {})
 
 
 def test_a_render_that_waits_for_ever_is_ended() -> None:
@@ -238,7 +239,7 @@ def test_requests_that_come_in_pieces_one_upon_another_are_taken_whole(
 
     monkeypatch.setattr(NodeProcess, "_write", in_pieces)
     values = [f"{number}é" * (1 + 9 * number) for number in range(100)]
-    said = [engine.render("<p>{{value}}</p>", {"value": value})["messages"][0]["content"] for value in values]
+    said = [rendering.render("<p>{{value}}</p>", {"value": value})["messages"][0]["content"] for value in values]
     assert said == values
 
 
@@ -365,7 +366,7 @@ def test_parsed_files_are_kept_within_bounds(fresh: None, js: JS) -> None:
     parts = "<b>x</b>" * 500  # parsed, and never rendered
     for number in range(80):
         markup = f'<p>{number} {{{{v.length}}}}<p if="false">{parts}</p></p>'
-        assert engine.render(markup, {"v": "x" * 1_000_000 + str(number)})["messages"]
+        assert rendering.render(markup, {"v": "x" * 1_000_000 + str(number)})["messages"]
     assert float(text(heap)) - before < 80
 
 
@@ -384,7 +385,7 @@ def test_a_node_that_cannot_be_started_is_named(fresh: None, tmp_path: Path, mon
     found = install.find()
     monkeypatch.setattr(install, "find", lambda: install.Installation(node, found.bundle))
     with pytest.raises(EngineError, match=f"cannot start {node}: .*Permission denied"):
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
     monkeypatch.undo()
 
 
@@ -397,7 +398,7 @@ def test_a_node_that_ends_at_once_is_told_with_its_words(
     found = install.find()
     monkeypatch.setattr(install, "find", lambda: install.Installation(node, found.bundle))
     with pytest.raises(EngineError, match="did not start, it ended with exit code 127\nno such library") as failed:
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
     assert not isinstance(failed.value, WorkerDiedError)
     monkeypatch.undo()
 
@@ -413,4 +414,4 @@ def test_out_of_descriptors_fails_clearly_and_recovers(fresh: None) -> None:
             while True:
                 stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
         with pytest.raises(EngineError, match="Too many open files"):
-            engine.render("<p>a</p>", {})
+            rendering.render("<p>a</p>", {})

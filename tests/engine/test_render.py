@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.exceptions import PomlError, RenderError, RenderTimeoutError
@@ -24,7 +25,7 @@ def text(output: dict[str, Any]) -> Any:
 
 
 def test_a_render_gives_what_poml_gives() -> None:
-    output = engine.render('<poml><task>Greet {{who}}.</task><runtime temperature="0.5"/></poml>', {"who": "Ada"})
+    output = rendering.render('<poml><task>Greet {{who}}.</task><runtime temperature="0.5"/></poml>', {"who": "Ada"})
     assert output == {
         "messages": [{"speaker": "human", "content": "# Task\n\nGreet Ada."}],
         "runtime": {"temperature": 0.5},
@@ -32,42 +33,44 @@ def test_a_render_gives_what_poml_gives() -> None:
 
 
 def test_chat_off_gives_one_text() -> None:
-    assert engine.render("<p>a</p>", {}, chat=False) == {"messages": "a"}
+    assert rendering.render("<p>a</p>", {}, chat=False) == {"messages": "a"}
 
 
 def test_a_stylesheet_is_applied() -> None:
     sheet = {"task": {"captionStyle": "bold", "caption": "Job"}}
-    assert text(engine.render("<task>x</task>", {}, stylesheet=sheet)) == "**Job:** x"
+    assert text(rendering.render("<task>x</task>", {}, stylesheet=sheet)) == "**Job:** x"
 
 
 def test_relative_sources_are_resolved_against_the_path(tmp_path: Path) -> None:
     """The path need not exist: it stands for its folder."""
     (tmp_path / "note.txt").write_text("noted", encoding="utf-8")
-    output = engine.render('<document src="note.txt"/>', {}, path=str(tmp_path / "none.poml"))
+    output = rendering.render('<document src="note.txt"/>', {}, path=str(tmp_path / "none.poml"))
     assert text(output) == "noted"
 
 
 async def test_an_async_render_gives_what_a_sync_one_gives() -> None:
-    assert await engine.arender(ECHO, {"who": "a"}) == engine.render(ECHO, {"who": "a"})
+    assert await rendering.arender(ECHO, {"who": "a"}) == rendering.render(ECHO, {"who": "a"})
 
 
 async def test_an_async_render_fails_as_a_sync_one_fails() -> None:
     with pytest.raises(RenderError, match="nobody is not defined"):
-        await engine.arender("<p>{{nobody}}</p>", {})
+        await rendering.arender("<p>{{nobody}}</p>", {})
 
 
 def test_threads_and_event_loops_at_once_get_their_own_results() -> None:
     """8 threads render synchronously while 4 event loops, each on a thread of its own, render 25 at a time."""
 
     def sync(name: str) -> list[str]:
-        return [text(engine.render(ECHO, {"who": f"{name}-{i}"})) for i in range(50)]
+        return [text(rendering.render(ECHO, {"who": f"{name}-{i}"})) for i in range(50)]
 
     def loop(name: str) -> list[str]:
         async def main() -> list[str]:
             return [
                 text(output)
                 for _ in range(2)
-                for output in await asyncio.gather(*(engine.arender(ECHO, {"who": f"{name}-{i}"}) for i in range(25)))
+                for output in await asyncio.gather(
+                    *(rendering.arender(ECHO, {"who": f"{name}-{i}"}) for i in range(25))
+                )
             ]
 
         return asyncio.run(main())
@@ -88,9 +91,9 @@ def test_good_and_bad_renders_at_once_do_not_mix() -> None:
 
     def one(i: int) -> bool:
         if i % 2:
-            return text(engine.render(ECHO, {"who": i})) == f"{i} {i}"
+            return text(rendering.render(ECHO, {"who": i})) == f"{i} {i}"
         with pytest.raises(RenderError) as failed:
-            engine.render(f"<p>{{{{ bad{i} }}}}</p>", {})
+            rendering.render(f"<p>{{{{ bad{i} }}}}</p>", {})
         return [problem.message for problem in failed.value.problems] == [f"bad{i} is not defined"]
 
     with ThreadPoolExecutor(8) as threads:
@@ -98,20 +101,20 @@ def test_good_and_bad_renders_at_once_do_not_mix() -> None:
 
 
 def test_many_event_loops_one_after_another() -> None:
-    seen = [text(asyncio.run(engine.arender(ECHO, {"who": i}))) for i in range(20)]
+    seen = [text(asyncio.run(rendering.arender(ECHO, {"who": i}))) for i in range(20)]
     assert seen == [f"{i} {i}" for i in range(20)]
 
 
 def test_the_first_renders_of_many_threads_share_one_process(fresh: None) -> None:
     with ThreadPoolExecutor(8) as threads:
-        seen = list(threads.map(lambda i: text(engine.render(ECHO, {"who": i})), range(16)))
+        seen = list(threads.map(lambda i: text(rendering.render(ECHO, {"who": i})), range(16)))
     assert seen == [f"{i} {i}" for i in range(16)]
     assert engine.stats().workers == 1
 
 
 async def test_an_async_render_does_not_hold_up_the_event_loop(js: Callable[[str], str]) -> None:
     """While JavaScript is busy for a second, a task of the loop goes on ticking."""
-    await engine.arender(ECHO, {"who": "warm"})
+    await rendering.arender(ECHO, {"who": "warm"})
     ticks = 0
 
     async def tick() -> None:
@@ -121,7 +124,7 @@ async def test_an_async_render_does_not_hold_up_the_event_loop(js: Callable[[str
             await asyncio.sleep(0)
 
     ticking = asyncio.create_task(tick())
-    assert text(await engine.arender(js(BUSY), {})) == "done"
+    assert text(await rendering.arender(js(BUSY), {})) == "done"
     ticking.cancel()
     assert ticks > 100
 
@@ -131,12 +134,12 @@ async def test_cancelling_a_running_render_leaves_the_engine_usable(
 ) -> None:
     begun = tmp_path / "begun"
     code = f"process.getBuiltinModule('fs').writeFileSync({str(begun)!r}, ''); {BUSY}"
-    running = asyncio.create_task(engine.arender(js(code), {}))
+    running = asyncio.create_task(rendering.arender(js(code), {}))
     await asyncio.to_thread(until, begun.exists)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert text(await engine.arender(ECHO, {"who": "next"})) == "next next"
+    assert text(await rendering.arender(ECHO, {"who": "next"})) == "next next"
 
 
 async def test_cancelling_waiting_renders_leaves_the_engine_usable(
@@ -145,25 +148,25 @@ async def test_cancelling_waiting_renders_leaves_the_engine_usable(
     """Those that had not begun are never rendered."""
     log = tmp_path / "log"
     code = f"process.getBuiltinModule('fs').appendFileSync({str(log)!r}, 'x'); {BUSY}"
-    running = asyncio.create_task(engine.arender(js(code), {}))
-    waiting = [asyncio.create_task(engine.arender(js(code), {})) for _ in range(5)]
+    running = asyncio.create_task(rendering.arender(js(code), {}))
+    waiting = [asyncio.create_task(rendering.arender(js(code), {})) for _ in range(5)]
     await asyncio.sleep(0)
     for task in waiting:
         task.cancel()
     assert text(await running) == "done"
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 5
-    assert text(await engine.arender(ECHO, {"who": "next"})) == "next next"
+    assert text(await rendering.arender(ECHO, {"who": "next"})) == "next next"
     assert log.read_text(encoding="utf-8") == "x"
 
 
 def test_an_event_loop_that_ends_before_its_render_leaves_the_engine_usable(js: Callable[[str], str]) -> None:
     async def main() -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(engine.arender(js(BUSY), {}), 0.05)
+            await asyncio.wait_for(rendering.arender(js(BUSY), {}), 0.05)
 
     asyncio.run(main())
-    assert text(asyncio.run(engine.arender(ECHO, {"who": "next"}))) == "next next"
+    assert text(asyncio.run(rendering.arender(ECHO, {"who": "next"}))) == "next next"
 
 
 def test_closing_the_engine_fails_the_renders_in_flight_and_no_later_one(
@@ -175,7 +178,7 @@ def test_closing_the_engine_fails_the_renders_in_flight_and_no_later_one(
 
     def run() -> None:
         try:
-            engine.render(js(code), {})
+            rendering.render(js(code), {})
         except PomlError as error:
             failed.append(error)
 
@@ -187,14 +190,14 @@ def test_closing_the_engine_fails_the_renders_in_flight_and_no_later_one(
     for thread in threads:
         thread.join()
     assert [str(error) for error in failed] == ["the engine was closed while this render waited or ran"] * 3
-    assert text(engine.render(ECHO, {"who": "next"})) == "next next"
+    assert text(rendering.render(ECHO, {"who": "next"})) == "next next"
 
 
 async def test_both_kinds_of_a_time_limit(js: Callable[[str], str]) -> None:
     """`timeout` ends the Node process and says so; asyncio's own only stops waiting."""
     with pytest.raises(RenderTimeoutError):
         await engine.arun(engine.Request(js("for (;;)")), 0.2)
-    assert text(await engine.arender(ECHO, {"who": "next"})) == "next next"
+    assert text(await rendering.arender(ECHO, {"who": "next"})) == "next next"
 
 
 def test_equal_markup_is_parsed_once() -> None:
@@ -212,6 +215,6 @@ async def test_fifty_megabytes_of_context_arrive(fresh: None) -> None:
     rows = [{"id": number, "text": "é" * 50} for number in range(400_000)]
     long = "ä" * 25_000_000
     markup = "<p>{{rows.length}} {{rows.at(-1).id}} {{long.length}}</p>"
-    assert text(engine.render(markup, {"rows": rows, "long": ""})) == "400000 399999 0"
-    assert text(await engine.arender(markup, {"rows": [{"id": 1}], "long": long})) == "1 1 25000000"
-    assert text(engine.render(ECHO, {"who": "next"})) == "next next"
+    assert text(rendering.render(markup, {"rows": rows, "long": ""})) == "400000 399999 0"
+    assert text(await rendering.arender(markup, {"rows": [{"id": 1}], "long": long})) == "1 1 25000000"
+    assert text(rendering.render(ECHO, {"who": "next"})) == "next next"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 from tests.corpus.cases import FOLDER
 
 from pomlflow import engine, settings
@@ -46,7 +47,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def read(home: Path, markup: str, **variables: Any) -> str:
-    output = engine.render(markup, variables, path=str(home / "prompt.poml"))
+    output = rendering.render(markup, variables, path=str(home / "prompt.poml"))
     return str(output["messages"][0]["content"])
 
 
@@ -161,7 +162,7 @@ def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_read(home: Path,
 @posix
 def test_a_template_that_is_a_link_reads_where_the_link_is(home: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(home)
-    output = engine.render(DOCUMENT, {"path": "note.txt"}, path=str(tmp_path / "linked" / "prompt.poml"))
+    output = rendering.render(DOCUMENT, {"path": "note.txt"}, path=str(tmp_path / "linked" / "prompt.poml"))
     assert output["messages"][0]["content"] == "a note"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests import rendering
 
 from pomlflow import engine
 from pomlflow.engine import file_access
@@ -41,14 +42,14 @@ def test_an_exception_of_a_signal_handler_passes_through(
 
     engine.close()
     if where != "start":
-        engine.render("<p>a</p>", {})
+        rendering.render("<p>a</p>", {})
     [*pids] = engine.stats().pids
     work: dict[str, Callable[[], object]] = {
-        "render": lambda: engine.render(SLOW, {}),
+        "render": lambda: rendering.render(SLOW, {}),
         "start": lambda: engine.prewarm(1),
-        "queue": lambda: engine.render("<p>a</p>", {}),
-        "write": lambda: engine.render("<p>{{x.length}}</p>", {"x": "x" * 20_000_000}),
-        "file": lambda: engine.render('<document src="a.txt" parser="txt"/>', {}, path=str(tmp_path / "p.poml")),
+        "queue": lambda: rendering.render("<p>a</p>", {}),
+        "write": lambda: rendering.render("<p>{{x.length}}</p>", {"x": "x" * 20_000_000}),
+        "file": lambda: rendering.render('<document src="a.txt" parser="txt"/>', {}, path=str(tmp_path / "p.poml")),
     }
     if where == "file":  # as a slow network file system does it
 
@@ -58,7 +59,7 @@ def test_an_exception_of_a_signal_handler_passes_through(
 
         monkeypatch.setitem(file_access._OPERATIONS, "read", read)
         (tmp_path / "a.txt").write_text("a", encoding="utf-8")
-    busy = threading.Thread(target=engine.render, args=(SLOW, {}))
+    busy = threading.Thread(target=rendering.render, args=(SLOW, {}))
     if where == "queue":
         busy.start()
         while not engine.stats().running:
@@ -77,5 +78,5 @@ def test_an_exception_of_a_signal_handler_passes_through(
     if where == "queue":
         busy.join()
     monkeypatch.undo()
-    assert engine.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"] == "next"
+    assert rendering.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"] == "next"
     assert engine.stats().running == 0

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rendering
 
-from pomlflow import engine
 from pomlflow.engine import is_identifier
 from pomlflow.exceptions import RenderError
 from pomlflow.template.inference import infer
@@ -281,7 +281,7 @@ def bound(row: Row) -> dict[str, Any]:
 def refusal(markup: str, variables: Mapping[str, Any], path: str | None = None) -> str:
     """What the engine has against it."""
     try:
-        engine.render(markup, variables, path=path)
+        rendering.render(markup, variables, path=path)
     except RenderError as error:
         return "; ".join(problem.message for problem in error.problems)
     return ""
@@ -455,7 +455,7 @@ def test_static_parts_depend_on_nothing_but_the_markup(folder: Path, markup: str
 def test_a_caller_merges_into_an_object_of_the_context() -> None:
     """Why such an object is not static: POML merges deeply."""
     markup = '<poml><context>{"a": {"x": 1}}</context><p>{{a.x}} {{a.y}}</p></poml>'
-    assert engine.render(markup, {"a": {"y": 2}})["messages"] == [{"speaker": "human", "content": "1 2"}]
+    assert rendering.render(markup, {"a": {"y": 2}})["messages"] == [{"speaker": "human", "content": "1 2"}]
 
 
 WORDS = names(
@@ -471,7 +471,7 @@ def test_reserved_words_are_those_that_node_takes_for_no_parameter() -> None:
         "<p>{{ words.filter(word => { try { return !!new Function(word, 'return ' + word) } "
         "catch (e) { return false } }).join(' ') }}</p>"
     )
-    message = engine.render(markup, {"words": list(WORDS)})["messages"][0]["content"]
+    message = rendering.render(markup, {"words": list(WORDS)})["messages"][0]["content"]
     assert [word for word in WORDS if is_identifier(word)] == message.split(" ")
 
 

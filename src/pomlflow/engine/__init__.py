@@ -4,7 +4,7 @@ It starts no process before the first render, ends them with the interpreter in 
 afresh in a forked child. It knows neither frameworks nor MLflow.
 """
 
-from pomlflow.engine.engine import arender, arun, close, prewarm, render, run, stats
+from pomlflow.engine.engine import arun, close, prewarm, run, stats
 from pomlflow.engine.installation import poml_version
 from pomlflow.engine.protocol import Request, Result, Stats
 from pomlflow.engine.serialize import encode, is_identifier
@@ -13,14 +13,12 @@ __all__ = [
     "Request",
     "Result",
     "Stats",
-    "arender",
     "arun",
     "close",
     "encode",
     "is_identifier",
     "poml_version",
     "prewarm",
-    "render",
     "run",
     "stats",
 ]

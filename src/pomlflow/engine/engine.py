@@ -9,7 +9,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from pomlflow._log import logger
@@ -19,12 +19,11 @@ from pomlflow.engine.file_access import FileAccess
 from pomlflow.engine.pool import Pool, Position, QueueTimeoutError
 from pomlflow.engine.process import FROM_OUTSIDE, DeadlineError, NodeProcess, watchdog
 from pomlflow.engine.protocol import Request, Result, Stats
-from pomlflow.engine.serialize import encode
 from pomlflow.engine.system import start_thread
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings
 
-__all__ = ["arender", "arun", "close", "prewarm", "render", "run", "stats"]
+__all__ = ["arun", "close", "prewarm", "run", "stats"]
 
 _EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
 
@@ -238,50 +237,6 @@ def prewarm(workers: int = 1) -> None:
         >>> prewarm()
     """
     _current.get().pool.prewarm(min(workers, settings().workers))
-
-
-def render(
-    markup: str,
-    variables: Mapping[str, Any],
-    *,
-    path: str | None = None,
-    stylesheet: Mapping[str, Any] | None = None,
-    chat: bool = True,
-) -> dict[str, Any]:
-    """Render markup with variables.
-
-    Args:
-        markup: The markup; never a path.
-        variables: Its variables. A name that is no plain identifier is left out.
-        path: The absolute path of its file, which relative sources are resolved against.
-        stylesheet: A stylesheet in addition to the markup's own.
-        chat: Whether to give messages, or one text.
-
-    Returns:
-        What ``poml.poml(format="dict")`` gives.
-
-    Raises:
-        PomlError: As `run` raises, and `VariableError` for a value that has no form in JSON.
-
-    Example:
-        >>> render("<p>Hello {{name}}</p>", {"name": "Ada"})["messages"]
-        [{'speaker': 'human', 'content': 'Hello Ada'}]
-    """
-    context, revive = encode(variables)
-    return run(Request(markup, context, revive, stylesheet, path, chat=chat)).output
-
-
-async def arender(
-    markup: str,
-    variables: Mapping[str, Any],
-    *,
-    path: str | None = None,
-    stylesheet: Mapping[str, Any] | None = None,
-    chat: bool = True,
-) -> dict[str, Any]:
-    """Render without blocking the event loop; otherwise as `render`."""
-    context, revive = encode(variables)
-    return (await arun(Request(markup, context, revive, stylesheet, path, chat=chat))).output
 
 
 def close() -> None:
