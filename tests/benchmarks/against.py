@@ -89,6 +89,10 @@ def pairs(sides: Sides, count: int) -> Taken:
     return taken
 
 
+def ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
 def report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -98,12 +102,12 @@ def rows(taken: Taken) -> Iterator[str]:
     yield "| what | then | now | now to then | in CPU time | goal |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, sides in taken.items():
-        shown = " | ".join(f"{statistics.median(wall for wall, _ in sides[side]):.3g} ms" for side in ("then", "now"))
+        shown = " | ".join(ms(statistics.median(wall for wall, _ in sides[side])) for side in ("then", "now"))
         goal = "" if "first" in name else f"{GOALS[name.split(',')[0]]}"
         yield f"| {name} | {shown} | {ratio(sides, 'then', 0):.2f} | {ratio(sides, 'then', 1):.2f} | {goal} |"
     for name, (other, what, goal) in REFERENCES.items():
         sides = taken[name]
-        shown = " | ".join(f"{statistics.median(wall for wall, _ in sides[side]):.3g} ms" for side in (other, "now"))
+        shown = " | ".join(ms(statistics.median(wall for wall, _ in sides[side])) for side in (other, "now"))
         yield f"| {name}, to {what} | {shown} | {ratio(sides, other, 0):.2f} | {ratio(sides, other, 1):.2f} | {goal} |"
 
 
@@ -142,12 +146,12 @@ def growth(sides: Sides) -> Iterator[str]:
     yield "| what | size 1 | size 8 | size 64 | exponent | goal | then, size 64 |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, values in found["now"].items():
-        shown = " | ".join(f"{values[size][0]:.3g} ms" for size in ("1", "8", "64") if size in values)
+        shown = " | ".join(ms(values[size][0]) for size in ("1", "8", "64") if size in values)
         points = [(math.log(int(size)), math.log(cpu)) for size, (_, cpu) in values.items() if int(size) >= 8]
         exponent = statistics.linear_regression(*zip(*points, strict=True)).slope
         size, (then, _) = list(found["then"][name].items())[-1]
         goal = f"{EXPONENT}" + (f", {MOST_MS[name]} ms" if name in MOST_MS else "")
-        other = f"{then:.3g} ms" + ("" if size == "64" else f" at size {size}")
+        other = ms(then) + ("" if size == "64" else f" at size {size}")
         yield f"| {name} | {shown} | {exponent:.2f} | {goal} | {other} |"
     report("growth measured")
 
