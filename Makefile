@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install example test integration docs lint format typecheck bench soak langchain-core lock clean
+.PHONY: install example test integration docs lint format typecheck bench against soak langchain-core lock clean
 
 install: .venv/ready
 
@@ -43,6 +43,11 @@ typecheck: install
 # About five minutes; it writes table and picture into docs/figures.md.
 bench: install
 	$(BIN)/python tests/benchmarks/run.py --write
+
+# Ten alternating pairs of processes with another checkout, which has its own environment (make install), as in
+# `make against OTHER=../first`; about six minutes. It writes its tables and picture into docs/figures.md.
+against: install
+	$(BIN)/python tests/benchmarks/against.py $(OTHER) --write
 
 # What CI has no time for: 100,000 hostile inputs, 10,000 renders under a hundred faults, a batch of 5,000 traces, and
 # the long benchmarks.

@@ -174,7 +174,7 @@ def test_the_heap_is_capped() -> None:
 def test_a_template_that_ends_its_process_later_fails_no_other_render(
     js: JS, until: Callable[[Any], Any], alive: Callable[[int], bool]
 ) -> None:
-    assert text(js("setTimeout(() => process.exit(4), 100); return 'now'")) == "now"
+    assert text(js("setTimeout(() => process.exit(4), 700); return 'now'")) == "now"
     [pid] = engine.stats().pids
     until(lambda: not alive(pid))
     assert text("<p>a</p>") == "a"
