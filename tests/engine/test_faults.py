@@ -242,10 +242,10 @@ def test_an_exit_while_daemon_threads_render(script: Script, finish: Finish, ali
 SERVER = """
 import os
 from pomlflow import engine
-from tests import rendering
 
 def text(who):
-    return rendering.render("<p>Hello {{who}}</p>", {"who": who})["messages"][0]["content"]
+    request = engine.Request("<p>Hello {{who}}</p>", *engine.encode({"who": who}))
+    return engine.run(request).output["messages"][0]["content"]
 
 def nodes():
     return list(engine.stats().pids)
