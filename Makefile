@@ -51,12 +51,13 @@ against: install
 
 # What CI has no time for: 100,000 hostile inputs, 10,000 renders under a hundred faults, a batch of 5,000 traces, and
 # the long benchmarks.
-soak: install
+soak: integration
 	POMLFLOW_HOSTILE_INPUTS=100000 POMLFLOW_SOAK_RENDERS=10000 $(BIN)/python -m pytest --timeout 7200 \
 	  tests/engine/test_hostile_values.py tests/engine/test_soak.py
 	POMLFLOW_TRACED_CALLS=5000 $(BIN)/python -m pytest --timeout 7200 tests/tracking/test_cases.py -k batch
 	$(BIN)/python tests/benchmarks/run.py --soak
 	$(BIN)/python tests/benchmarks/traced.py
+	$(BIN)/python tests/benchmarks/ray_rows.py
 
 # langchain-core's own tests with our handler in every run; about half an hour.
 langchain-core: install

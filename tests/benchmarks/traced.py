@@ -1,6 +1,6 @@
 """Traced calls a second against an ``mlflow server``: pomlflow's handler and MLflow's autolog, alternating.
 
-The server's store is a PostgreSQL that this starts, if its programs are on the PATH, else SQLite. Two client processes
+The server's store is a PostgreSQL that this starts, if it is installed, else SQLite. Two client processes
 of four threads call a chain of a prompt and a model that answers at once; the time ends when all is stored.
 
     python tests/benchmarks/traced.py --calls 600 --rounds 3
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -27,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.mlflow_server import MlflowServer, free_port
+from tests.mlflow_server import MlflowServer
+from tests.postgres import find_postgres, postgres
 
 KINDS = ("pomlflow", "autolog with load_prompt", "autolog")
 PROCESSES, THREADS = 2, 4
@@ -159,27 +158,12 @@ def wait_for_links() -> None:
 
 @contextmanager
 def database(folder: Path) -> Iterator[str]:
-    """Start a PostgreSQL server where there is one; yield the URI of an empty database."""
-    user = "postgres" if hasattr(os, "getuid") and os.getuid() == 0 else None  # it refuses to run as root
-    if not (shutil.which("postgres") and shutil.which("initdb") and find_spec("psycopg2")):
+    """Yield the URI of an empty database: PostgreSQL's where it is installed."""
+    if (programs := find_postgres()) is None:
         yield f"sqlite:///{folder / 'store.db'}"
         return
-    data, port = folder / "postgres", free_port()
-    folder.chmod(0o755)
-    data.mkdir(0o700)
-    if user:
-        shutil.chown(data, user)
-    initialise = ["initdb", "-D", data, "-A", "trust", "-U", "mlflow"]
-    subprocess.run(initialise, check=True, stdout=subprocess.DEVNULL, user=user, cwd=folder)
-    server = subprocess.Popen(
-        ["postgres", "-D", data, "-p", str(port), "-k", ""], stderr=subprocess.DEVNULL, user=user, cwd=folder
-    )
-    try:
-        time.sleep(3)
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        server.wait()
+    with postgres(programs) as store:
+        yield store
 
 
 if __name__ == "__main__":

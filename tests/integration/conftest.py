@@ -6,11 +6,11 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.mlflow_server import MlflowServer, mlflow_server, use_server
 from tests.postgres import find_postgres, postgres
+from tests.processes import started_with
 
 __all__ = ["mlflow_server", "use_server"]
 
@@ -23,21 +23,9 @@ def _nothing_left_running() -> Iterator[None]:
     os.environ[_MARK] = mark = uuid.uuid4().hex
     yield
     deadline = time.monotonic() + 10
-    while (left := processes_with(f"{_MARK}={mark}")) and time.monotonic() < deadline:
+    while (left := started_with(_MARK, mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left, f"left running: {left}"
-
-
-def processes_with(variable: str) -> list[str]:
-    """The command lines of all other processes with that variable in the environment that they started with."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if folder.name != str(os.getpid()) and variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:  # it has ended, or is another user's
-            continue
-    return [line for line in found if line]  # one that has ended and was not waited for has none
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,55 @@
+"""The processes of this machine that a test started, directly or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Process", "started_with"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A running process, as /proc shows it."""
+
+    pid: int
+    parent: int
+    start: int
+    command: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        now = _read(Path("/proc") / str(self.pid))
+        return now is not None and now.start == self.start
+
+
+def started_with(name: str, value: str) -> list[Process]:
+    """Return the running processes that started with that environment variable, and their descendants.
+
+    Node has none of its parent's variables, and Ray's processes write over theirs.
+    """
+    processes, found = {}, set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        if (process := _read(folder)) is None:
+            continue
+        processes[process.pid] = process
+        try:
+            if f"{name}={value}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(process.pid)
+        except OSError:  # it has ended, or is another user's
+            continue
+    while children := {one.pid for one in processes.values() if one.parent in found} - found:
+        found |= children
+    return [processes[pid] for pid in found]
+
+
+def _read(folder: Path) -> Process | None:
+    try:
+        stat = (folder / "stat").read_text().rpartition(")")[2].split()
+        command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return None
+    if stat[0] == "Z":  # it has ended, and was not waited for
+        return None
+    return Process(int(folder.name), int(stat[1]), int(stat[19]), command)
