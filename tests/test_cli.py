@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from click.testing import CliRunner, Result
 from tests.corpus.cases import FOLDER
@@ -291,7 +292,9 @@ def test_a_folder_is_registered_compared_and_fetched(run: Run, folder: Path, mlf
         '  <system-msg>You [-help-]{+assist+} {{name}}. <include src="parts/tone.poml"/></system-msg>' in drift.stdout
     )
     assert "parts/tone.poml: changed\n@@ line 1 @@\n<p>Be [-kind-]{+brief+}.</p>" in drift.stdout
-    assert lines(run("register", name)) == [f"changed {name}.support/2 {file}"]
+    assert lines(run("register", name, "--message", "Be brief")) == [f"changed {name}.support/2 {file}"]
+    messages = [mlflow.MlflowClient().get_prompt_version(f"{name}.support", number).commit_message for number in (1, 2)]
+    assert messages == [f"POML from {file}", "Be brief"]
 
     given = ["-c", "name=Ada", "-c", "question=Why?", "--json"]
     shown = run("render", f"prompts:/{name}.support@staging", *given)

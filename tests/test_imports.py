@@ -24,7 +24,7 @@ LAYERS = [
     {"frame", "dispatch"},
     {"tracking"},
     {"langchain", "llama_index"},
-    {"api", "_poml_patch", "autolog", "cli"},
+    {"api", "packaging", "_poml_patch", "autolog", "cli"},
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 OWNERS = {

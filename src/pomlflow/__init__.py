@@ -42,6 +42,7 @@ from pomlflow.template.lint import Finding
 
 if TYPE_CHECKING:
     from pomlflow._version import __version__
+    from pomlflow.packaging import packaged
     from pomlflow.tracking.replay import Replay, replay
     from pomlflow.tracking.version_metrics import compare_versions
 
@@ -78,6 +79,7 @@ __all__ = [
     "configure",
     "configured",
     "flush",
+    "packaged",
     "poml",
     "render",
     "replay",
@@ -91,6 +93,7 @@ __getattr__, __dir__ = lazy_names(
         "Replay": "tracking.replay",
         "__version__": "_version",
         "compare_versions": "tracking.version_metrics",
+        "packaged": "packaging",
         "replay": "tracking.replay",
     },
 )

@@ -117,6 +117,8 @@ class RenderRecord:
         register: Whether the template is to be registered; None for the handler's setting.
         files: The files that the source names without a variable: its includes, then its pictures, documents and data.
         version: The number of the registry's version that was rendered; None for a prompt from elsewhere.
+        added_runtime: The settings of the output's ``runtime`` that are not of the markup, but of that version's model
+            config.
     """
 
     source: str
@@ -138,6 +140,7 @@ class RenderRecord:
     register: bool | None = None
     files: tuple[PromptFile, ...] = ()
     version: int | None = None
+    added_runtime: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def frame(self) -> Frame:

@@ -11,9 +11,11 @@ import mlflow
 import pytest
 from tests.adapters.frameworks import Framework
 from tests.mlflow_server import MlflowServer, until
+from tests.model_server import model_server
 from tests.registry_prompts import BYE, HELLO, LONG, linked, optimised, publish, publish_with_files, sources
 from tests.templates import write
 
+import pomlflow
 from pomlflow import NotPomlError, PromptNotFoundError, RegistryError, RenderError
 from pomlflow.tracking.load import Reference
 
@@ -52,6 +54,25 @@ def test_a_trace_is_linked_to_the_version_that_was_used(
         assert span.attributes["poml.prompt"] == f"prompts:/{name}/{version}"
         assert span.outputs["messages"][0]["content"] == content
     assert sources(name) == [HELLO, BYE]
+
+
+def test_model_settings_set_in_mlflow_reach_the_model_and_are_replayed(
+    framework: Framework, mlflow_store: str, stored_traces: Any, name: str
+) -> None:
+    publish(name, "<poml><runtime temperature='0.5'/><p>Hello {{name}}</p></poml>")
+    mlflow.genai.set_prompt_model_config(name, 1, {"temperature": 0.9, "top_p": 0.1})
+    prompt = production(framework, name)
+    with model_server() as server:
+        framework.send(prompt, framework.client("openai", server.url), bound=True, name="Ada")
+    assert (server.bodies[0]["temperature"], server.bodies[0]["top_p"]) == (0.5, 0.1)
+
+    framework.run(prompt, name="Ada")
+    (trace,) = stored_traces()
+    (span,) = [span for span in trace.data.spans if span.name.startswith("poml")]
+    assert span.outputs["runtime"] == {"temperature": 0.5, "topP": 0.1}
+    assert span.attributes["poml.replay"]["runtime"] == {"topP": 0.1}
+    mlflow.genai.delete_prompt_model_config(name, 1)
+    assert pomlflow.replay(trace.info.trace_id).identical
 
 
 def test_mlflows_optimiser_makes_it_better(

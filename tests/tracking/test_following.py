@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import logging
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import pytest
 from tests.mlflow_server import until
 from tests.templates import text, write
 
+import pomlflow
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError, RenderError
 from pomlflow.template import Template
 from pomlflow.tracking.background import worker
@@ -32,6 +34,7 @@ from pomlflow.tracking.publishing import register
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 
+LINKED = "mlflow.linkedPrompts"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
 
 
@@ -91,6 +94,50 @@ def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
     until(lambda: unused.origin.version.version == 2)  # it was not rendered
     assert text(unused, who="Ada") == "Bye Ada"
     assert used.inference.variables == ("who",)
+
+
+def test_model_settings_set_in_mlflow_hold_where_the_file_sets_none(name: str) -> None:
+    """Those of the file have other names and win; a change in MLflow's page is followed."""
+    publish(name, "<poml><runtime maxOutputTokens='300' stop='END'/><p>Hello</p></poml>")
+    template = opened(name)
+    own = {"maxOutputTokens": 300, "stop": "END"}
+    assert template.render({}).output["runtime"] == own
+    config = {"model_name": "gpt-5", "max_tokens": 9, "top_p": 0.5, "stop_sequences": ["x"], "reasoning_effort": "low"}
+    mlflow.genai.set_prompt_model_config(name, 1, config)
+    until(lambda: template.render({}).added_runtime)
+    record = template.render({})
+    assert record.output["runtime"] == {**own, "model": "gpt-5", "topP": 0.5, "reasoningEffort": "low"}
+    assert record.frame.runtime["topP"] == 0.5
+    assert (record.version, record.digest) == (1, template.digest)
+    mlflow.genai.delete_prompt_model_config(name, 1)
+    until(lambda: template.render({}).output["runtime"] == own)
+
+
+def test_the_snippet_in_a_versions_tag_loads_it(name: str) -> None:
+    uri = publish(name)
+    names: dict[str, Any] = {}
+    exec(mlflow.MlflowClient().get_prompt_version(name, 1).tags["poml_use"], names)
+    assert names["prompt"].uri == uri
+
+
+def test_the_active_run_and_model_are_linked_at_load_as_mlflow_links_them(name: str) -> None:
+    import mlflow.genai
+
+    uri = publish(name)
+    expected = []
+    for load in (open_prompt, mlflow.genai.load_prompt):
+        with mlflow.start_run() as run:
+            model = mlflow.create_external_model().model_id
+            with mlflow.set_active_model(model_id=model):
+                load(uri)
+        assert pomlflow.flush()
+        until(lambda model=model: LINKED in mlflow.get_logged_model(model).tags)
+        expected.append(
+            (mlflow.get_run(run.info.run_id).data.tags[LINKED], mlflow.get_logged_model(model).tags[LINKED])
+        )
+    ours, theirs = expected
+    assert ours == theirs
+    assert json.loads(ours[0]) == [{"name": name, "version": "1"}]
 
 
 def test_the_newest_version_is_followed_where_none_is_named(name: str) -> None:

@@ -48,7 +48,10 @@ def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, reg
     assert there.template == source
     assert there.response_format == schema
     assert there.model_config == {"temperature": 0.5}
-    assert there.tags == {"poml_sha256": greet.digest, "poml_path": "a/b.poml", "poml_version": "0.0.8"}
+    tags = dict(there.tags)
+    use = tags.pop("poml_use")
+    assert tags == {"poml_sha256": greet.digest, "poml_path": "a/b.poml", "poml_version": "0.0.8"}
+    assert f'from_registry("{version.uri}")' in use
     until(lambda: found_by(f"{greet.name}/1", experiment) == {span.trace_id})
     assert linked(span.trace_id) == [f"{greet.name}/1"]
     assert greet.name in [prompt.name for prompt in MlflowClient().search_prompts(f"experiment_id = '{experiment}'")]

@@ -111,6 +111,8 @@ def test_a_version_holds_source_and_tags_and_the_prompt_stays_clean(record):
         "poml_sha256": answer.digest,
         "poml_path": "support/answer.poml",
         "poml_version": "0.0.8",
+        "poml_use": "from pomlflow.langchain import PomlPromptTemplate  # or pomlflow.llama_index\n"
+        f'prompt = PomlPromptTemplate.from_registry("prompts:/{answer.name}/1")',
     }
     assert MlflowClient().get_prompt(answer.name).tags == {}
 

@@ -25,6 +25,7 @@ __all__ = ["diff", "pull", "register", "replay"]
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
 @click.option("--alias", help="Set this alias on the versions.")
+@click.option("--message", metavar="TEXT", help="The commit message of new versions.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @name_option
 @mlflow_options
@@ -33,6 +34,7 @@ def register(
     ctx: click.Context,
     paths: tuple[str, ...],
     alias: str | None,
+    message: str | None,
     dry_run: bool,
     name: str | None,
     tracking_uri: str | None,
@@ -44,7 +46,7 @@ def register(
 
     \b
     pomlflow register prompts/ --dry-run
-    pomlflow register prompts/ --alias staging
+    pomlflow register prompts/ --alias staging --message "Answer in two sentences"
     """
     connect(tracking_uri)
     import mlflow
@@ -67,7 +69,7 @@ def register(
         else:
             from pomlflow.tracking.publishing import register as publish
 
-            done = publish(template, record=record, alias=alias, dry_run=dry_run)
+            done = publish(template, record=record, alias=alias, message=message, dry_run=dry_run)
             number = None if done.version is None else int(done.version.version)
             state = _state(done.name, number, is_new=done.is_new)
             shown_name = done.name if number is None else f"{done.name}/{number}"

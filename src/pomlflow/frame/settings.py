@@ -8,15 +8,15 @@ https://ai.google.dev/api/generate-content#generationconfig and https://docs.oll
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal
 
 from pomlflow.exceptions import SettingError
+from pomlflow.template.runtime import canonical
 
-__all__ = ["Provider", "Settings", "canonical", "provider_of", "settings"]
+__all__ = ["Provider", "Settings", "provider_of", "settings"]
 
 Provider = Literal["openai", "openai_responses", "anthropic", "google", "ollama"]
 
@@ -30,17 +30,6 @@ _PROVIDERS: Final[dict[str, Provider]] = {
     "llama_index.llms.openai.base.OpenAI": "openai",  # OpenAILike and Azure's are subclasses
     "llama_index.llms.openai.responses.OpenAIResponses": "openai_responses",
     "llama_index.llms.anthropic.base.Anthropic": "anthropic",
-}
-_HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_SYNONYMS: Final = {
-    "max_output_tokens": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "num_predict": "max_tokens",
-    "stop_sequences": "stop",
-    "candidate_count": "n",
-    "model_name": "model",
-    "random_seed": "seed",
 }
 _COMMON: Final = frozenset(
     {"model", "temperature", "max_tokens", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "top_k"}
@@ -129,18 +118,6 @@ def _in_options(values: dict[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in values.items() if name not in _OUTSIDE_OPTIONS and name != "options"}
     options |= values.get("options") or {}
     return {**outside, **({"options": options} if options else {})}
-
-
-@lru_cache(maxsize=512)
-def canonical(key: str) -> str:
-    """Return the one snake_case name of a setting, however POML files spell it.
-
-    Example:
-        >>> canonical("maxOutputTokens")
-        'max_tokens'
-    """
-    snake = _HUMP.sub("_", key).lower().replace("-", "_")
-    return _SYNONYMS.get(snake, snake)
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
 from pomlflow.template.pyproject import tool_settings
 
-__all__ = ["NAMES", "absolute", "from_root", "name_and_path", "registry_name", "working_folder"]
+__all__ = ["NAMES", "absolute", "from_root", "name_and_path", "name_in_copy", "registry_name", "working_folder"]
 
 _LONGEST: Final = 256  # characters of a prompt's name that MLflow takes on every store
 
@@ -89,6 +89,18 @@ def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
     if found is not None:
         NAMES.add(found, path, outside=outside and not name)
     return found, shown
+
+
+def name_in_copy(path: Path, folder: Path) -> str | None:
+    """Return a file's prompt name where its top folder, and a pyproject.toml next to that, are copied to.
+
+    None where the place of the copy decides.
+    """
+    project, _ = tool_settings(path.parent)
+    travels = project is not None and project.is_relative_to(folder.parent)
+    root = _project_root(path.parent) if travels else None
+    found = (root and _relative(path, root)) or _in_package(path)
+    return registry_name(found.removesuffix(".poml")) if found else None
 
 
 def _same(one: Path, two: Path) -> bool:

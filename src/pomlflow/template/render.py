@@ -14,6 +14,7 @@ from pomlflow.exceptions import PomlError, RenderError
 from pomlflow.record import JsonObject, RenderRecord
 from pomlflow.template.history import History
 from pomlflow.template.names import working_folder
+from pomlflow.template.runtime import left_open
 from pomlflow.template.source import Snapshot
 from pomlflow.template.validation import (
     check_names,
@@ -188,6 +189,12 @@ class Render:
         """Make the record."""
         elapsed = time.perf_counter_ns() - self._clock
         options, snapshot = self._options, self._snapshot
+        output = self._output if self.error is None else None
+        added: dict[str, Any] = {}
+        if output is not None and snapshot.runtime:
+            own = output.get("runtime") or {}
+            if added := left_open(snapshot.runtime, own):
+                output = {**output, "runtime": {**own, **added}}
         return RenderRecord(
             source=snapshot.source,
             digest=snapshot.digest,
@@ -201,11 +208,12 @@ class Render:
             chat=options.chat,
             natives=() if self._history is None else tuple(self._history.marks),
             spaced=self._result is not None and self._result.kept_whitespace,
-            output=self._output if self.error is None else None,
+            output=output,
             error=self.error,
             poml_version=engine.poml_version(),
             static=snapshot.inference.static,
             register=options.register if snapshot.register is None else snapshot.register,
             files=snapshot.files,
             version=snapshot.version,
+            added_runtime=added,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pomlflow.exceptions import Problem
 from pomlflow.record import PromptFile
@@ -109,7 +110,8 @@ class Snapshot:
     sources are resolved against. `path` is the markup's own file, and `relative` the same from the prompt root. Of a
     prompt in the registry: `version` is its number, `uri` its ``prompts:/name/version``, `roots` the only folders that
     it may read (None for trusted markup, for which the user's settings hold), `missing` why a file that it names does
-    not exist, by its absolute path. `register` is False where it must never become a version of its own.
+    not exist, by its absolute path, `runtime` the settings for what the markup leaves open. `register` is False where
+    it must never become a version of its own.
     """
 
     source: str
@@ -124,6 +126,7 @@ class Snapshot:
     uri: str | None = None
     roots: tuple[str, ...] | None = None
     missing: tuple[tuple[str, str], ...] = ()
+    runtime: Mapping[str, Any] = field(default_factory=dict)
     register: bool | None = None
 
 

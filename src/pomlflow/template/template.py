@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -145,6 +146,11 @@ class Template:
         except OSError as error:
             if last is None:
                 remedy = "give an existing .poml file, or markup to from_template"
+                if any(module.startswith("code_model_") for module in sys.modules):  # MLflow runs a model's code
+                    remedy = (
+                        'log the model with **pomlflow.packaged("shop"), the package that has the file, and open it by '
+                        'importlib.resources.files("shop")'
+                    )
                 why = f"cannot read the template ({error.strerror}); {remedy}"
                 raise TemplateNotFoundError(error.errno, why, str(path)) from error
             self._keep_last(path, error.strerror)

@@ -9,6 +9,7 @@ most prompts:
                  that of ``poml.path``
 ``files``        of each file that the markup names, the first half of its SHA-256
 ``version``      the number of the registry's version that was rendered, where it came from there
+``runtime``      the settings that came of that version's model config
 ``chat``         false where one text was rendered
 ``natives``      the variables that were lists of a framework's own messages
 ``spaced``       true where texts kept their whitespace
@@ -42,6 +43,8 @@ def facts_of(record: RenderRecord) -> dict[str, Any]:
         facts["files"] = {file.path: file.sha256[:_DIGEST_LENGTH] for file in record.files}
     if record.version is not None:
         facts["version"] = record.version
+    if record.added_runtime:
+        facts["runtime"] = dict(record.added_runtime)
     if not record.chat:
         facts["chat"] = False
     if record.natives:

@@ -24,7 +24,9 @@ from pomlflow.tracking.background import State, Task, worker
 from pomlflow.tracking.bundle import ExtractedFiles
 from pomlflow.tracking.candidate import check_candidate
 from pomlflow.tracking.load import PromptContent, Reference, load_reference, run_bounded
+from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.stores import Place
+from pomlflow.tracking.versions import runtime_of
 
 __all__ = ["RegistryOrigin", "open_prompt"]
 
@@ -67,6 +69,7 @@ def open_prompt(
     content: PromptContent | None = None
     try:
         content = load_reference(reference, place, timeout)
+        publisher.associate(place, content.version)
     except RegistryError as error:
         if template is None:
             raise
@@ -192,7 +195,7 @@ class RegistryOrigin:
         now = self._state.content
         try:
             content = run_bounded(lambda: self._reference.fetch(self._place), _REFRESH_TIMEOUT)
-            if now is None or (content.uri, content.digest) != (now.uri, now.digest):
+            if now is None or content.identity != now.identity:
                 self._state = self._state_of(content, content.source, None)
                 logger.info("%s is %s now", self.uri, content.uri)
         except RegistryError as error:
@@ -226,6 +229,7 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
             for file, why in problems.items()
             if why
         ),
+        runtime=runtime_of(content.version),
         register=None if as_registered else False,
     )
 

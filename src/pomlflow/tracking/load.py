@@ -65,6 +65,11 @@ class PromptContent:
         """``prompts:/name/number``."""
         return str(self.version.uri)
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What a change of makes it another one: the version, its digest and its model config."""
+        return self.uri, self.digest, repr(self.version.model_config)
+
     @classmethod
     def of(cls, version: PromptVersion, inherited_tags: Mapping[str, str] | None = None) -> PromptContent:
         """Read and check a version, with the files of another version's tags where they are given.

@@ -211,17 +211,24 @@ class Publisher:
                     InMemoryTraceManager.get_instance().register_prompt(trace.trace_id, version)  # type: ignore[no-untyped-call]
         elif trace.add(version):
             worker.submit(trace, after=0.0 if trace.is_late else _FRESH)
-        self._associate(place, trace, version)
+        self.associate(place, version, experiment=trace.experiment, run=trace.run_id, model=trace.model_id)
 
-    def _associate(self, place: Place, trace: TraceLink, version: PromptVersion) -> None:
-        """Link the experiment, run and LoggedModel of a trace, once for each."""
+    def associate(
+        self,
+        place: Place,
+        version: PromptVersion,
+        *,
+        experiment: str | None = None,
+        run: str | None = None,
+        model: str | None = None,
+    ) -> None:
+        """Link the active run and LoggedModel, else the given ones, and list it in an experiment; once for each."""
+        register_hooks()
         active, name = mlflow.active_run(), str(version.name)
-        run = trace.run_id if active is None else active.info.run_id
-        model = mlflow.get_active_model_id() or trace.model_id
         for resource, identity, number, uri in (
-            ("experiment", trace.experiment, None, place.registry),
-            ("run", run, version.version, place.tracking),
-            ("model", model, version.version, place.tracking),
+            ("experiment", experiment, None, place.registry),
+            ("run", run if active is None else active.info.run_id, version.version, place.tracking),
+            ("model", mlflow.get_active_model_id() or model, version.version, place.tracking),
         ):
             once = (*place, resource, identity, name, str(number))
             if identity is None or once in self._associated:

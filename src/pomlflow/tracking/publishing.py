@@ -32,10 +32,16 @@ class Registration:
 
 
 def register(
-    template: Template, *, record: RenderRecord | None = None, alias: str | None = None, dry_run: bool = False
+    template: Template,
+    *,
+    record: RenderRecord | None = None,
+    alias: str | None = None,
+    message: str | None = None,
+    dry_run: bool = False,
 ) -> Registration:
     """Find or make the version of a template's content, in the registry that is set now, and set an alias to it.
 
+    A version that is made has `message` as its commit message; by default that names the file.
     Inline markup needs a name. A render of the template gives MLflow's model config and response format, from static
     ``<runtime>`` and ``<output-schema>``; without one it is rendered once with empty variables.
 
@@ -46,7 +52,7 @@ def register(
         >>> register(Template(path="support.poml"), alias="staging").version.uri  # doctest: +SKIP
         'prompts:/support/4'
     """
-    draft = _draft(template, record)
+    draft = replace(_draft(template, record), message=message)
     place = Place.now()
     registry = Registry(place.client(), place.registry)
     uri = f"prompts:/{draft.name}"

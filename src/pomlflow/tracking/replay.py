@@ -239,6 +239,7 @@ class _StoredRender:
         if snapshot.roots is None:
             # With roots it is rendered as untrusted. The trace's own folder is no root: a trace may name any.
             snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(None))))
+        snapshot = replace(snapshot, runtime=self._facts.get("runtime", {}))
         variables: Mapping[str, Any] = inputs["context"]
         history = _StoredHistory([name for name in self._facts.get("natives", ()) if name in variables])
         spaced = bool(self._facts.get("spaced"))

@@ -26,19 +26,23 @@ from mlflow.utils.gorilla import get_original_attribute
 from pydantic import ValidationError
 
 from pomlflow._log import logger
-from pomlflow.frame.settings import canonical
 from pomlflow.record import PromptFile, RenderRecord
 from pomlflow.template.names import NAMES
+from pomlflow.template.runtime import canonical
 from pomlflow.tracking.background import RejectedError
 from pomlflow.tracking.bundle import FileChangedError, pack
 
-__all__ = ["Draft", "Registry", "draft_of", "model_config", "name_of"]
+__all__ = ["Draft", "Registry", "draft_of", "model_config", "name_of", "runtime_of"]
 
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
 _NEWEST: Final = 20  # versions whose text is compared where none has the digest
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
 _DIGEST: Final = "poml_sha256"
 _SETTINGS: Final = {"model": "model_name", "stop": "stop_sequences"}  # MLflow's names, where they differ
+_USE_TAG: Final = "poml_use"
+_USE: Final = """\
+from pomlflow.langchain import PomlPromptTemplate  # or pomlflow.llama_index
+prompt = PomlPromptTemplate.from_registry("{}")"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Draft:
 
     `path` is the file, relative to the prompt root, and `folder` what the `files` are relative to. `runtime` and
     `schema` are there where they depend on no variable. `number` is that of the version that was rendered, where it
-    came from the registry.
+    came from the registry. `message` is the commit message of a new version.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Draft:
     runtime: Mapping[str, Any] | None = None
     schema: Mapping[str, Any] | None = None
     number: int | None = None
+    message: str | None = None
 
 
 def name_of(record: RenderRecord) -> str | None:
@@ -177,13 +182,15 @@ class Registry:
         mine: PromptVersion = self.client.create_prompt_version(
             name,
             draft.source,
-            description=f"POML from {draft.path}"[:1000] if draft.path else "POML, inline",
+            description=draft.message or (f"POML from {draft.path}"[:1000] if draft.path else "POML, inline"),
             tags={**draft.tags, **files},
             response_format=_response_format(draft),
             model_config=model_config(draft.runtime) if draft.runtime else None,
         )
         lowest = self._first(name, draft.digest) or mine
         if lowest.version == mine.version:
+            # The snippet that MLflow's page shows, with load_prompt() and format(), fails for POML.
+            self.client.set_prompt_version_tag(name, str(mine.version), _USE_TAG, _USE.format(mine.uri))
             return mine
         self._withdraw(mine)
         logger.info("Another process registered the prompt %r at the same time: both use %s.", name, lowest.uri)
@@ -253,3 +260,18 @@ def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
         wrong = {problem["loc"][0] for problem in error.errors()}
         logger.debug("Model settings left out of the registry: %s", error)
         return PromptModelConfig(**{k: v for k, v in fields.items() if k not in wrong}, extra_params=extra)
+
+
+def runtime_of(version: PromptVersion) -> dict[str, Any]:
+    """Return a version's model config as POML's runtime settings.
+
+    Example:
+        >>> config = {"model_name": "gpt-5", "max_tokens": 100}
+        >>> runtime_of(PromptVersion("support", 1, "<p/>", model_config=config))
+        {'model': 'gpt-5', 'maxTokens': 100}
+    """
+
+    def camel(name: str) -> str:
+        return "model" if name == "model_name" else re.sub("_([a-z])", lambda found: found[1].upper(), name)
+
+    return {camel(name): value for name, value in (version.model_config or {}).items()}

@@ -1,0 +1,38 @@
+"""Log one prompt in three MLflow models, each of another flavor. Runs offline, without a key.
+
+cd examples/serve
+python log_models.py
+mlflow models serve --env-manager local --port 5001 --model-uri models:/m-…
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
+
+import mlflow
+
+import pomlflow
+
+
+def main() -> None:
+    """Log the models, and show how each is served."""
+    mlflow.set_experiment("support")
+    travels = pomlflow.packaged("shop")
+    logged = {
+        "chain": mlflow.langchain.log_model("chain.py", name="chain", **travels),
+        "agent": mlflow.pyfunc.log_model(python_model="agent.py", name="agent", **travels),
+    }
+    try:
+        version("llama-index")
+        logged["engine"] = mlflow.llama_index.log_model("engine.py", name="engine", **travels)
+    except PackageNotFoundError:
+        print("engine: MLflow wants the package llama-index for it")
+    for name, model in logged.items():
+        print(f"{name}: mlflow models serve --env-manager local --model-uri {model.model_uri}")
+
+
+if __name__ == "__main__":
+    main()

