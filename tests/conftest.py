@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.mlflow_server import mlflow_server, use_server
 from tests.pending import finish, forget_pending
 from tests.recorded_trees import compare
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
+
+__all__ = ["mlflow_server", "use_server"]
 
 _numbers = itertools.count(1)
 

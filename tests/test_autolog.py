@@ -19,12 +19,10 @@ import poml
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Span, Trace
-from tests.mlflow_server import MlflowServer, mlflow_server, until, use_server
+from tests.mlflow_server import MlflowServer, until
 from tests.model_server import ModelServer, model_server
 
 import pomlflow
-
-__all__ = ["mlflow_server", "use_server"]
 
 Fetch = Callable[[], list[Trace]]
 HELLO = "<p>Hello {{name}}</p>"

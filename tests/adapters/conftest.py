@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
-from tests.mlflow_server import mlflow_server, use_server
-
-__all__ = ["mlflow_server", "use_server"]
 
 # What MLflow and LlamaIndex do that warns; in MLflow's tracers a warning that is an error costs the span.
 _FOREIGN = (

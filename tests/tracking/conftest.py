@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.mlflow_server import mlflow_server, use_server
 from tests.pending import waiting_publisher
 
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.versions import Registry
-
-__all__ = ["mlflow_server", "use_server"]
 
 
 @pytest.fixture
