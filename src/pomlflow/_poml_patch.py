@@ -94,6 +94,8 @@ def _exactly(record: RenderRecord, format: Format) -> Any:  # noqa: A002
     """Return the result of poml 0.0.8, by its own functions where ours correct its faults."""
     from poml import api
 
+    if format == "pydantic":
+        return api.PomlFrame.model_validate(record.frame.model_dump())
     if format not in ("openai_chat", "langchain"):
         return converted(record, format)
     output, frame = record.result(), record.frame

@@ -164,7 +164,7 @@ class RenderRecord:
 
 def frame_of(output: Mapping[str, Any], *, chat: bool = True) -> Frame:
     """Return poml's ``PomlFrame`` for a record's output; with chat off, its only message is a human's."""
-    from poml.api import PomlFrame
+    from pomlflow._frame import PomlFrame
 
     messages = output["messages"]
     if not (chat and isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)):

@@ -10,6 +10,7 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 from pydantic import PrivateAttr
 from typing_extensions import override
 
+from pomlflow.display import result_html, short
 from pomlflow.exceptions import PomlError
 from pomlflow.langchain.messages import from_poml
 from pomlflow.record import RenderRecord
@@ -51,6 +52,12 @@ class _Rendered(PromptValue):
                 "again"
             )
         return self._record.frame
+
+    def __repr__(self) -> str:
+        return short(super().__repr__())
+
+    def _repr_html_(self) -> str | None:
+        return None if self._record is None else result_html(self._record.result(), self._record.name)
 
 
 class PomlChatPromptValue(ChatPromptValue, _Rendered):

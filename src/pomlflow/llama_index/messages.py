@@ -27,6 +27,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
 
+from pomlflow.display import result_html, short
 from pomlflow.frame.media import AUDIO_FORMATS, data_uri
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import REQUEST, RESPONSE, History
@@ -288,6 +289,12 @@ class Rendered:
     def frame(self) -> PomlFrame:
         """The POML frame: ``messages``, ``output_schema``, ``tools``, ``runtime``."""
         return self.record.frame
+
+    def __repr__(self) -> str:
+        return short(f"Rendered(messages={self.messages!r}, text={self.text!r})")
+
+    def _repr_html_(self) -> str:
+        return result_html(self.record.result(), self.record.name)
 
     def format_messages(self, **_: Any) -> list[ChatMessage]:
         """Return the messages, with the additions of the prompt's output parser."""

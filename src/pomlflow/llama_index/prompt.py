@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from pomlflow._arguments import refuse_foreign
+from pomlflow.display import short
 from pomlflow.llama_index.binding import PomlLLM, agent_kwargs
 from pomlflow.llama_index.events import dispatch_render
 from pomlflow.llama_index.messages import MessageHistory, Rendered
@@ -364,6 +365,12 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         if now is not self._snapshot:
             self._set_snapshot(now)
         return now
+
+    @override
+    def __repr__(self) -> str:
+        named = {"name": self.name, "path": self.path, "template_vars": self.template_vars, "template": self.source}
+        shown = [f"{name}={value!r}" for name, value in named.items() if value is not None]
+        return short(f"{type(self).__name__}({', '.join(shown)})")
 
 
 PromptText.prompt_class = PomlPromptTemplate

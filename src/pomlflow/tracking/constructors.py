@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, Self
 
+from pomlflow.display import short, template_html
+
 if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.template.source import Origin
@@ -137,6 +139,21 @@ class PromptConstructors:
     def uri(self) -> str | None:
         """The version in use as ``prompts:/name/version``."""
         return None if self.version is None else f"prompts:/{self._core.name}/{self.version}"
+
+    def __repr__(self) -> str:
+        return short(super().__repr__())
+
+    def _repr_html_(self) -> str:
+        """Show variables and markup in a notebook, without a render."""
+        now = self._core.current()
+        found = now.inference
+        facts = {
+            "registry": [self.uri or self.registry_name or ""],
+            "needs": found.variables,
+            "takes": [f"{name} (messages)" if name in found.messages else name for name in found.optional],
+            "reads": [file.path for file in now.files],
+        }
+        return template_html(self._core.relative or "POML", facts, now.source)
 
 
 def restore_origin(uri: str, refresh: float, markup: str | None, base_dir: str | os.PathLike[str] | None) -> Origin:

@@ -22,6 +22,7 @@ from mlflow.tracing.utils.artifact_utils import get_artifact_uri_for_trace
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 from typing_extensions import override
 
+from pomlflow.display import replay_html, short
 from pomlflow.engine.file_access import trusted_roots
 from pomlflow.exceptions import PomlError, TraceNotFoundError
 from pomlflow.record import RenderRecord
@@ -79,6 +80,12 @@ class ReplayedRender:
             lines += [f"  {line}" for line in part.split("\n")]
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return short(f"ReplayedRender({self.title!r}, path={self.path!r}, outcome={self.outcome!r})")
+
+    def _repr_html_(self) -> str:
+        return replay_html("Replay", [str(self)])
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -97,12 +104,20 @@ class Replay:
         """Whether all renders came out the same; False for a trace without any."""
         return bool(self.renders) and all(render.outcome == "identical" for render in self.renders)
 
-    def __str__(self) -> str:
-        if not self.renders:
-            return f"{self.trace_id}: no POML render"
+    @property
+    def _summary(self) -> str:
         outcomes = [render.outcome for render in self.renders]
         counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes)]
-        return "\n".join([f"{self.trace_id}: {', '.join(counts)}", *map(str, self.renders)])
+        return f"{self.trace_id}: {', '.join(counts) or 'no POML render'}"
+
+    def __str__(self) -> str:
+        return "\n".join([self._summary, *map(str, self.renders)])
+
+    def __repr__(self) -> str:
+        return short(f"Replay({self._summary!r})")
+
+    def _repr_html_(self) -> str:
+        return replay_html(self._summary, map(str, self.renders))
 
 
 def replay(trace_id: str) -> Replay:
