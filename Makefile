@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install example test integration docs lint format typecheck bench against soak langchain-core lock clean
+.PHONY: install example test integration docs notebooks lint format typecheck bench against soak langchain-core lock clean
 
 install: .venv/ready
 
@@ -28,6 +28,10 @@ integration: install
 docs: install
 	$(BIN)/uv pip install --quiet --python .venv --group docs --constraints requirements.lock
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The outputs of the notebooks in examples/.
+notebooks: install
+	$(BIN)/python tests/test_notebooks.py
 
 lint: install
 	$(BIN)/ruff check

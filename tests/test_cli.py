@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -401,6 +403,9 @@ def test_a_trace_is_replayed(run: Run, folder: Path, mlflow_store: str) -> None:
     assert told["renders"][0]["differences"] == [
         {"where": "messages[0].content", "then": "You help Ada. \n\nBe kind.", "now": "You help Ada. \n\nBe brief."}
     ]
+    many = run("replay", span.trace_id, span.trace_id)
+    assert (many.exit_code, many.output) == (1, done.output * 2)
+    assert json.loads(run("replay", span.trace_id, span.trace_id, "--json").output) == [told, told]
 
 
 # --- as a program ---
@@ -457,3 +462,70 @@ def test_a_person_sees_colours_unless_she_wants_none(folder: Path, no_color: str
     assert "Hello Ada" in shown
     assert "human" in shown
     assert ("\x1b[32m" in shown) == (not no_color)
+
+
+class Terminal:
+    """A pseudo-terminal as standard error, and what a command of this process writes to it and to standard output."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], encoding: str) -> None:
+        import pty
+
+        parent, child = pty.openpty()
+        self._patch, self._capsys = monkeypatch, capsys
+        self._read, self._file = os.fdopen(parent, "rb", 0), os.fdopen(child, "w", encoding=encoding)
+        self._shown: list[bytes] = []
+        self._reader = threading.Thread(target=self._drain)  # a full terminal blocks
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError):  # Linux's end of a terminal
+            while data := self._read.read(4096):
+                self._shown.append(data)
+
+    def run(self, *arguments: str) -> tuple[int, str, bytes]:
+        """The exit code, standard output, and what the terminal got."""
+        self._reader.start()
+        self._capsys.readouterr()
+        with self._patch.context() as patch:
+            patch.setattr(sys, "stderr", self._file)
+            patch.setenv("TERM", "xterm-256color")
+            code = cli.main(list(arguments), prog_name="pomlflow", standalone_mode=False)
+        self._file.close()
+        self._reader.join()
+        self._read.close()
+        return code, self._capsys.readouterr().out, b"".join(self._shown)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_check_of_many_counts_them_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    """What it prints stays in the pipe that it goes to."""
+    write(folder / "p" / "wrong.poml", "<p>{{ a. }}</p>")
+    code, printed, shown = Terminal(monkeypatch, capsys, encoding).run("check", "p")
+    assert (code, printed) == (1, "p/wrong.poml:1:4: Unexpected token '}'\n")
+    assert [f"checking {number} of 3\x1b[K\r".encode() in shown for number in (1, 2, 3)] == [True] * 3
+    assert b"wrong.poml" not in shown
+    assert shown.isascii()
+    assert b"3 checked, 1 with problems" in shown
+    assert b"checking" not in Terminal(monkeypatch, capsys, encoding).run("check", "p/support.poml")[2], "of one"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_register_and_replay_show_their_progress_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mlflow_store: str
+) -> None:
+    write(folder / "p" / "other.poml", HELLO)
+    code, printed, shown = Terminal(monkeypatch, capsys, "utf-8").run("register", "p")
+    assert (code, len(printed.splitlines())) == (0, 2)
+    assert b"registering 2 of 2" in shown
+    pomlflow.autolog(register=False)
+    pomlflow.render(Path("p/other.poml"), {"name": "Ada"})
+    pomlflow.autolog(disable=True)
+    pomlflow.flush()
+    import mlflow
+
+    trace = str(mlflow.get_last_active_trace_id())
+    code, printed, shown = Terminal(monkeypatch, capsys, "utf-8").run("replay", trace, trace)
+    assert (code, printed.count("1 identical")) == (0, 2)
+    assert b"replaying 2 of 2" in shown

@@ -21,8 +21,9 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}\s*")
 # Colours are those of the page, or lie between light and dark, since each host names the theme in its own way.
 _STYLE: Final = """<style>
 .pomlflow { font-size: 13px; line-height: 1.45; max-width: 62em; text-align: left }
-.pomlflow pre { background: none; border: 0; color: inherit; font-size: 12px; margin: 0; max-height: 24em; \
-overflow: auto; overflow-wrap: anywhere; padding: 0; scrollbar-color: #888 transparent; white-space: pre-wrap }
+.pomlflow pre { background: none; border: 0; color: inherit; font-family: monospace; font-size: 12px; margin: 0; \
+max-height: 24em; overflow: auto; overflow-wrap: anywhere; padding: 0; scrollbar-color: #888 transparent; \
+white-space: pre-wrap }
 .pomlflow small { opacity: .7 }
 .pomlflow img { display: block; margin: 6px 0; max-height: 180px; max-width: 280px }
 .pomlflow summary { cursor: pointer }

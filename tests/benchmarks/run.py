@@ -12,9 +12,10 @@ from collections.abc import Iterator
 
 import page
 from bound import bound_models
+from costs import costs
 from frameworks import chains, queries
 from load import growth, load, sandbox
-from measure import Row
+from measure import RICH, Row
 from plot import plot
 from renders import first_render, renders
 
@@ -38,6 +39,7 @@ def main() -> None:
         yield from renders(times)
         yield from first_render()
         yield from load(latencies)
+        yield from costs(RICH)
         yield from sandbox()
         yield from growth((1, 1_000, 10_000))
         yield from chains()

@@ -5,20 +5,32 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from pomlflow.frame.transcript import sections
 
-__all__ = ["show_chat", "show_json", "shown_path", "word_diff"]
+__all__ = ["progress", "show_chat", "show_json", "shown_path", "word_diff"]
 
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
+T = TypeVar("T")
 _AROUND = 2  # lines before and after a change that are shown with it
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
+
+
+def progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield items, and count several on standard error where that is a terminal; what is printed replaces the count."""
+    shown = bool(items[1:]) and sys.stderr.isatty()
+    for number, item in enumerate(items, 1):
+        if shown:
+            click.echo(f"{what} {number} of {len(items)}\x1b[K\r", nl=False, err=True)
+        yield item
+    if shown:
+        click.echo("\x1b[K", nl=False, err=True)
 
 
 def shown_path(file: str | Path) -> str:

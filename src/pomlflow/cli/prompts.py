@@ -142,8 +142,10 @@ def check(
     pomlflow check prompts/support.poml --context-file example.json
     pomlflow check prompts/ --strict --ignore unused-variable
     """
+    from pomlflow.cli.output import progress
+
     values, found = values_of(files, given), prompts_in(paths)
-    done = [_check(file, values, rules) for file in found]
+    done = [_check(file, values, rules) for file in progress(found, "checking")]
     for example in lost_values(paths):
         _show(
             str(example), [Problem(f"there is no {example.name[: -len('.context.json')]}.poml next to it")], "warning"

@@ -18,6 +18,7 @@ from pomlflow.template.files import read_file
 if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.tracking.load import PromptContent
+    from pomlflow.tracking.replay import Replay, ReplayedRender
 
 __all__ = ["diff", "pull", "register", "replay"]
 
@@ -51,7 +52,7 @@ def register(
     connect(tracking_uri)
     import mlflow
 
-    from pomlflow.cli.output import shown_path
+    from pomlflow.cli.output import progress, shown_path
     from pomlflow.tracking.stores import shown
 
     files = prompts_in(paths)
@@ -61,7 +62,7 @@ def register(
     templates = _without_parts(readable, {*map(os.path.abspath, paths)})
     counts = {"failed": len(files) - len(readable)} if len(files) > len(readable) else {}
     click.echo(f"registry: {shown(mlflow.get_registry_uri(), '***@')}", err=True)
-    for template in templates:
+    for template in progress(templates, "registering"):
         record = template.check()
         if record.error is not None:
             state, shown_name = "failed", str(template.name)
@@ -189,14 +190,14 @@ def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
 
 
 @click.command()
-@click.argument("trace_id")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("trace_ids", nargs=-1, required=True, metavar="TRACE_ID...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; of several traces, a list.")
 @mlflow_options
 @click.pass_context
-def replay(ctx: click.Context, trace_id: str, as_json: bool, tracking_uri: str | None) -> None:
-    """Render the prompts of a trace again and compare.
+def replay(ctx: click.Context, trace_ids: tuple[str, ...], as_json: bool, tracking_uri: str | None) -> None:
+    """Render the prompts of traces again and compare.
 
-    Shows what differs, and which files and versions have changed. It runs the templates that the trace holds. Run it in
+    Shows what differs, and which files and versions have changed. It runs the templates that the traces hold. Run it in
     the prompt root, or set POMLFLOW_PROMPT_ROOT, so that the files that they read are found.
 
     \b
@@ -204,18 +205,25 @@ def replay(ctx: click.Context, trace_id: str, as_json: bool, tracking_uri: str |
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --tracking-uri http://127.0.0.1:5000 --json
     """
     connect(tracking_uri)
-    from pomlflow.cli.output import show_json
+    from pomlflow.cli.output import progress, show_json
     from pomlflow.tracking.replay import replay as replayed
 
-    result = replayed(trace_id)
+    results = []
+    for trace_id in progress(trace_ids, "replaying"):
+        results.append(replayed(trace_id))
+        if not as_json:
+            click.echo(str(results[-1]))
     if as_json:
-        renders = [_plain(render) for render in result.renders]
-        show_json({"trace_id": trace_id, "identical": result.identical, "renders": renders})
-    else:
-        click.echo(str(result))
-    ctx.exit(0 if result.identical else 1)
+        shown = [_plain(result) for result in results]
+        show_json(shown if len(shown) > 1 else shown[0])
+    ctx.exit(0 if all(result.identical for result in results) else 1)
 
 
-def _plain(render: Any) -> dict[str, Any]:
+def _plain(result: Replay) -> dict[str, Any]:
+    renders = [_plain_render(render) for render in result.renders]
+    return {"trace_id": result.trace_id, "identical": result.identical, "renders": renders}
+
+
+def _plain_render(render: ReplayedRender) -> dict[str, Any]:
     kept = {field.name: getattr(render, field.name) for field in dataclasses.fields(render) if field.name != "record"}
     return {**kept, "differences": [dataclasses.asdict(one) for one in render.differences]}

@@ -368,7 +368,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
     @override
     def __repr__(self) -> str:
-        named = {"name": self.name, "path": self.path, "template_vars": self.template_vars, "template": self.source}
+        named = {"name": self.registry_name, "template_vars": self.template_vars, "template": self.source}
         shown = [f"{name}={value!r}" for name, value in named.items() if value is not None]
         return short(f"{type(self).__name__}({', '.join(shown)})")
 
