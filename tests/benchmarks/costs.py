@@ -18,7 +18,7 @@ from timing import median_ms
 from pomlflow import engine
 from pomlflow.langchain import PomlPromptTemplate
 
-ROUNDS = 5
+ROUNDS = 3
 MARKUP = "<poml><system-msg>Be kind.</system-msg><human-msg>Hello {{name}}</human-msg></poml>"
 PREPARE = "import json, time\nstart = time.perf_counter()\n"
 REPORT = """
