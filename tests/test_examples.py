@@ -75,6 +75,12 @@ def test_the_langchain_chain_shows_messages_answer_tree_and_linked_version(tmp_p
     assert f"-m mlflow ui --backend-store-uri sqlite:///{(tmp_path / 'mlflow.db').as_posix()}" in shown
 
 
+def test_the_turns_of_a_conversation_are_one_session(tmp_path: Path) -> None:
+    shown = run("conversation.py", tmp_path)
+    assert "When did winch work stop? At noon." in shown
+    assert len(re.findall(r"^tr-[0-9a-f]{32}: session watch-3$", shown, re.MULTILINE)) == 3
+
+
 def test_the_query_engine_streams_an_answer_and_shows_what_was_sent(tmp_path: Path) -> None:
     pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
     shown = run("llama_index_query_engine.py", tmp_path)
