@@ -64,13 +64,13 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, server: MlflowServer) -> Iterator[Any]:
     """An empty page of a browser that reaches the server alone."""
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.set_default_timeout(WAIT)
-    page.route(lambda url: not url.startswith((server.uri, "data:", "blob:")), lambda route: route.abort())
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context.set_default_timeout(WAIT)
+    context.route(lambda url: not url.startswith((server.uri, "data:", "blob:")), lambda route: route.abort())
     for name, value in VISITED.items():
-        page.add_init_script(f"localStorage.setItem('{name}', '{value}')")
-    yield page
-    page.close()
+        context.add_init_script(f"localStorage.setItem('{name}', '{value}')")
+    yield context.new_page()
+    context.close()
 
 
 @pytest.fixture
@@ -131,7 +131,9 @@ def test_the_linked_prompt_leads_to_the_version_and_from_there_to_its_traces(pag
     take_picture(page, "trace.png", 1700)
     page.get_by_text("RunnableSequence").first.click()
     page.get_by_text("1 linked prompt").click()
-    page.get_by_role("link", name="prompts.briefing").click()
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="prompts.briefing").click()
+    page = opened.value
     see(page, "Viewing version 1", "POML from prompts/briefing.poml", "Temperature: 0.2", "You brief the crew")
     take_picture(page, "version.png")
     page.get_by_text("Traces", exact=True).last.click()
