@@ -48,6 +48,7 @@ def settings(folder: Path) -> None:
     with pomlflow.configured(timeout=1) as block:
         assert_type(block.max_workers, int)
     assert_type(pomlflow.flush(timeout=1), bool)
+    assert_type(pomlflow.packaged(folder)["code_paths"], list[str])
     assert_type(pomlflow.__version__, str)
 
 
