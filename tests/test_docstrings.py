@@ -15,10 +15,7 @@ TRACING = (
     "tracer",
     "mlflow_tracer",
     "span_handler",
-    "context",
-    "open_span",
     "spans",
-    "texts",
     "streams",
 )
 

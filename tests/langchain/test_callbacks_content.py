@@ -96,7 +96,7 @@ def _lasting(value: Any) -> Any:
 
 def test_media_are_attachments_and_not_inline(stored_traces: Fetch) -> None:
     """In every span: media of a prompt, of a caller and of a model's answer."""
-    file = (ASSETS / "box.jpg").as_posix()  # a smaller one is text in a prompt's variables: `tracking.spans._LONG`
+    file = (ASSETS / "box.jpg").as_posix()  # a smaller one is text in a prompt's variables: `frame.media._LONG`
     prompt = PomlPromptTemplate.from_template(
         f'<poml><human-msg>See <img src="{file}" syntax="multimedia"/></human-msg>'
         '<conversation messages="{{history}}"/></poml>'
