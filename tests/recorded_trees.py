@@ -1,8 +1,8 @@
 """The traces of each test of the handlers and of autolog, compared with recorded ones.
 
 The tests assert what they are about; this holds the rest: each span's name, type, status and place, and the prompts
-that a trace is linked to, as version 0.1.0 made them; no attributes, inputs or outputs. The recordings are in `tests/expected_trees`, one file for each
-test file; ``POMLFLOW_RECORD_TREES=1 pytest FILES`` writes them anew.
+that a trace is linked to, as version 0.1.0 made them; no attributes, inputs or outputs. The recordings are in
+`tests/expected_trees`, one file for each test file; ``POMLFLOW_RECORD_TREES=1 pytest FILES`` writes them anew.
 """
 
 from __future__ import annotations
