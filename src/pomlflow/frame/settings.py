@@ -4,6 +4,9 @@ POML has no list of settings; its documentation names those of the Vercel AI SDK
 (https://microsoft.github.io/poml/stable/language/meta/#runtime-parameters). The providers' names:
 https://platform.openai.com/docs/api-reference/chat/create, https://docs.anthropic.com/en/api/messages,
 https://ai.google.dev/api/generate-content#generationconfig and https://docs.ollama.com/modelfile#parameter.
+
+A name in none of the tables below is passed on in snake_case. So a new setting needs a row only where a provider has
+another name for it or lacks it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ _PROVIDERS: Final[dict[str, Provider]] = {
     "llama_index.llms.openai.responses.OpenAIResponses": "openai_responses",
     "llama_index.llms.anthropic.base.Anthropic": "anthropic",
 }
+# Names that are translated and checked here; Google's go into its `generation_config`.
 _COMMON: Final = frozenset(
     {"model", "temperature", "max_tokens", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "top_k"}
 )
