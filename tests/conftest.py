@@ -77,6 +77,14 @@ def nothing_warned() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_active_model() -> Iterator[None]:
+    """A model that a test has loaded is in its store alone; MLflow would mark every later trace with it."""
+    yield
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        mlflow.clear_active_model()
+
+
+@pytest.fixture(autouse=True)
 def nothing_pending() -> Iterator[None]:
     """What a test leaves to the registry's thread would be told, and waited for, in another test."""
     yield
