@@ -1,4 +1,4 @@
-"""POML prompts for LangChain and LlamaIndex, rendered warm, traced and registered in MLflow.
+"""POML prompts for LangChain and LlamaIndex, rendered by long-lived Node processes, traced and registered in MLflow.
 
 The prompt templates and callback handlers are in `pomlflow.langchain` and `pomlflow.llama_index`. Importing this
 package imports neither a framework nor MLflow.
@@ -86,7 +86,7 @@ __all__ = [
     "transcript",
 ]
 
-# These import MLflow, and the version reads the package's metadata.
+# Imported on first use: replay and compare_versions import MLflow, __version__ reads the package's metadata.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

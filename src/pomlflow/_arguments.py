@@ -1,4 +1,4 @@
-"""Errors for arguments that do not exist: of earlier versions, of other libraries' templates, and misspelled ones."""
+"""Errors for unknown arguments: removed in this version, borrowed from other libraries' templates, or misspelled."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _FOREIGN: Final = {
 def refuse_arguments(
     unknown: Iterable[str], owner: str = "", known: Iterable[str] = (), shown: Callable[[str], str] = str
 ) -> None:
-    """Raise an error for the first of some unknown arguments, if there are any.
+    """Raise an error for one of the unknown arguments, if there are any.
 
     Args:
-        unknown: The names of the arguments.
-        owner: The class or function that got them.
-        known: The names of its own arguments.
-        shown: Returns a name as the error shows it.
+        unknown: The names of the unknown arguments.
+        owner: The class or function that received them.
+        known: The names of the arguments that it has, for suggestions.
+        shown: Return the name to show in the error, for example of an environment variable.
 
     Raises:
         ConfigurationError: The argument was removed; the error names the replacement.
-        TypeError: There was no such argument.
+        TypeError: The argument never existed; the error suggests a similar name.
     """
     for name in unknown:
         if name in _REMOVED:
@@ -48,10 +48,10 @@ def refuse_arguments(
 
 
 def refuse_foreign(given: Iterable[str], owner: str) -> None:
-    """Raise an error for an argument of another library's template.
+    """Raise an error for an argument that only another library's template has.
 
     Raises:
-        ConfigurationError: It names the replacement.
+        ConfigurationError: There is such an argument; the error names the replacement.
     """
     for name in given:
         if name in _FOREIGN:

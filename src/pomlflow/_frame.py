@@ -1,4 +1,4 @@
-"""poml's frame with a display for notebooks. Importing this imports poml, which `import pomlflow` does not."""
+"""poml's frame with a display for notebooks. This module imports poml; `import pomlflow` does not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["PomlFrame"]
 
 
 class PomlFrame(api.PomlFrame):  # type: ignore[misc]  # poml has no types
-    """The result of a render, as poml's own class, and equal to one."""
+    """The result of a render: a subclass of poml's ``PomlFrame``, equal to a ``PomlFrame`` with the same content."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, api.PomlFrame) and bool(self.model_dump() == other.model_dump())
 
-    __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
+    __hash__ = None  # type: ignore[assignment]  # mutable, like every pydantic model by default
 
     def __repr__(self) -> str:
         return short(super().__repr__())

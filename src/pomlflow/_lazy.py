@@ -1,4 +1,4 @@
-"""Names of a package that are imported from its modules at their first use."""
+"""Lazy package attributes: each is imported from its module on first use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["lazy_names"]
 def lazy_names(
     package: str, modules: Mapping[str, str], requires: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a package's ``__getattr__`` and ``__dir__``.
+    """Return the ``__getattr__`` and ``__dir__`` of a package with lazy attributes.
 
     Args:
-        package: Its full name.
-        modules: The module of each name, relative to the package.
-        requires: What to install where a top-level module is missing.
+        package: The full name of the package.
+        modules: The module of each attribute, relative to the package.
+        requires: What to install for each top-level module that may be missing.
     """
 
     def find(name: str) -> Any:

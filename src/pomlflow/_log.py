@@ -16,7 +16,7 @@ _logged: set[Hashable] = set()
 
 
 def warn_once(key: Hashable, message: str, *args: object, exc_info: BaseException | None = None) -> None:
-    """Log a warning, the first time only for each key: a cause may recur a thousand times a minute."""
+    """Log a warning the first time for each key; the same cause may recur a thousand times a minute."""
     with _lock:
         if key in _logged:
             return

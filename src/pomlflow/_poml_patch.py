@@ -1,7 +1,7 @@
-"""The patch of ``poml.poml()``, which makes it warm and traced wherever it is called by that name.
+"""The patch of ``poml.poml()``: calls by that name use the engine and are traced.
 
-Its results stay exactly poml's own, faults included. What ``poml.set_trace()`` writes besides MLflow (its log, local
-files, Weave and AgentOps) is still written; we trace in MLflow instead of poml.
+The results stay exactly those of poml, including its faults. The outputs of ``poml.set_trace()`` other than MLflow (its
+log, local files, Weave and AgentOps) are still written. The traces in MLflow are pomlflow's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pomlflow.record import RenderRecord
 
 __all__ = ["attach", "detach"]
 
-_ours: Final[list[Callable[..., Any]]] = []  # the function that is installed now, or none
+_ours: Final[list[Callable[..., Any]]] = []  # the installed replacement, if there is one
 
 
 def attach(*_: object) -> None:
-    """Replace ``poml.poml``; warn about modules that imported poml's own function by name before."""
+    """Replace ``poml.poml``, and warn about modules that have already imported poml's own function by name."""
     from poml import api
 
     if api.poml in _ours:
@@ -50,7 +50,7 @@ def attach(*_: object) -> None:
 
 
 def detach() -> None:
-    """Restore poml's own function; modules that imported ours by name call poml's own through it."""
+    """Restore poml's own function; a replacement that a module imported by name calls it from now on."""
     for ours in _ours:
         for module, name in list(_holders(ours)):
             if _is_in_poml(module):
@@ -59,9 +59,9 @@ def detach() -> None:
 
 
 def _holders(function: Callable[..., Any]) -> Iterator[tuple[ModuleType, str]]:
-    """Yield the modules that have a function, and its names there."""
+    """Yield each module that has the function as an attribute, with the attribute's name."""
     for module in list(sys.modules.values()):
-        # Not by getattr, since a lazy module would import its content.
+        # Read __dict__, not the attributes themselves: a lazy module would import its content.
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is function:
                 yield module, name
@@ -79,7 +79,7 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
         call = signature.bind(*args, **options)
         call.apply_defaults()
         given = SimpleNamespace(**call.arguments)
-        if poml not in _ours or given.extra_args:  # options of a command line, which we do not run
+        if poml not in _ours or given.extra_args:  # command-line options: only poml runs a command line
             return original(*args, **options)
         record = poml_record(given.markup, given.context, given.stylesheet, given.chat, given.format)
         _trace_as_poml(record, given)
@@ -91,7 +91,7 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _exactly(record: RenderRecord, format: Format) -> Any:  # noqa: A002
-    """Return the result of poml 0.0.8, by its own functions where ours correct its faults."""
+    """Return exactly what poml 0.0.8 returns, by its own functions where ours would correct its faults."""
     from poml import api
 
     if format == "pydantic":
@@ -121,7 +121,7 @@ def _exactly(record: RenderRecord, format: Format) -> Any:  # noqa: A002
 
 
 def _trace_as_poml(record: RenderRecord, given: SimpleNamespace) -> None:
-    """Write what ``poml.set_trace()`` enabled besides MLflow, as poml 0.0.8 writes it."""
+    """Write the outputs that ``poml.set_trace()`` enabled, other than MLflow, as poml 0.0.8 does."""
     from poml import api
 
     if not api._trace_enabled:

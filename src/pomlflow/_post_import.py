@@ -1,4 +1,4 @@
-"""Calls that are made as soon as a module has been imported, without importing it."""
+"""Callbacks that run right after a module has been imported by someone else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _waiting: Final[dict[str, Callable[[], None]]] = {}
 
 
 def when_imported(module: str, call: Callable[[], None]) -> None:
-    """Call a function when a module has been imported: now if it has been, else right after its import.
+    """Call a function once a module is imported: now if it already is, else right after its import.
 
     A later call for the same module replaces the earlier one. An exception after the import is logged, since it must
     not break the user's import.
@@ -42,7 +42,7 @@ def no_longer(module: str) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Let the other finders find a module that is waited for, and wrap its loader."""
+    """Find a module that has a callback by the other finders, and wrap its loader."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -68,7 +68,7 @@ class _Loader(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # Before the module runs, which may read its resources through its loader.
+        # Restored before the module runs, since it may read its resources through its loader.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
@@ -78,7 +78,7 @@ class _Loader(Loader):
         if call is not None:
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - it must not break the user's import
+            except Exception as error:  # noqa: BLE001 - a callback must not break the user's import
                 logger.warning("a call after the import of %s failed: %r", module.__name__, error)
 
 

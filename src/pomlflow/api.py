@@ -26,7 +26,7 @@ __all__ = ["RenderOptions", "arender", "flush", "poml", "poml_record", "render"]
 
 
 class RenderOptions(TypedDict, total=False):
-    """The keyword arguments of `render`, which describes them."""
+    """The keyword arguments of `render`; see there for their meaning."""
 
     stylesheet: Mapping[str, Any] | None
     chat: bool
@@ -63,20 +63,20 @@ def render(
 ) -> Any:
     """Render markup or a file.
 
-    The render is traced if `pomlflow.autolog` is on, or if a handler traces the chain, agent or engine that the call is
-    part of.
+    The render is traced if `pomlflow.autolog` is on, or if the call is part of a chain, agent or engine that a handler
+    traces.
 
     Args:
         markup: A string is markup and never a path; a ``Path`` is a file.
         context: The variables.
         format: One of poml's formats; see `pomlflow.poml`.
         stylesheet: A POML stylesheet in addition to the markup's own.
-        chat: Whether to give messages, or one text. The default is True.
+        chat: True, the default, for messages; False for one text.
         name: The prompt's name in the registry; by default the file's path relative to the prompt root.
         base_dir: The folder that relative sources in inline markup are resolved against; by default the working folder.
-        register: Whether to register the prompt; None, the default, for the setting of `autolog` or the handler.
-        timeout: Seconds; None, the default, for the setting of `pomlflow.configure`.
-        **options: The arguments from `stylesheet` on.
+        register: Whether to register the prompt; None, the default, uses the setting of `autolog` or the handler.
+        timeout: Seconds that the render may take; None, the default, uses the setting of `pomlflow.configure`.
+        **options: The arguments `stylesheet` to `timeout`.
 
     Returns:
         poml's ``PomlFrame`` (``messages``, ``output_schema``, ``tools``, ``runtime``), or the result in `format`.
@@ -156,23 +156,28 @@ def poml(
     extra_args: list[str] | None = None,
     **removed: Never,
 ) -> Any:
-    """Render like ``poml.poml()`` of poml 0.0.8, warm, with the same arguments and results.
+    """Render like ``poml.poml()`` of poml 0.0.8, with the same arguments and results, in a long-lived Node process.
 
-    It differs where poml has a fault: variables of more types than JSON's (dates, models, data frames …) are accepted;
-    relative sources in inline markup are resolved against the working folder; `context` and `stylesheet` may be JSON
-    text, as poml documents; errors name cause and place; and ``openai_chat`` is what OpenAI's API accepts.
-    `pomlflow.render` never guesses whether a string is a path.
+    It differs where poml has a fault:
+
+    - Variables may have types that JSON lacks: dates, models, data frames …
+    - Relative sources in inline markup are resolved against the working folder.
+    - `context` and `stylesheet` may be JSON text, as poml documents.
+    - Errors name the cause and the place.
+    - ``openai_chat`` is what OpenAI's API accepts.
+
+    A string may be a path or markup here; `pomlflow.render` takes every string as markup.
 
     Args:
         markup: A file, or markup. A string that is the path of an existing file is a file.
         context: The variables: a dict, JSON text, or a JSON file.
         stylesheet: A POML stylesheet, in the same forms.
-        chat: Whether to give messages, or one text.
-        output_file: A file that the ``raw`` output is written to.
+        chat: True for messages; False for one text.
+        output_file: The file to write the ``raw`` output to.
         format: ``message_dict`` for the messages; ``dict`` for messages, schema, tools and runtime; ``raw`` for the
             same as JSON text; ``openai_chat`` for the arguments of ``client.chat.completions.create``; ``langchain``
             for ``messages_from_dict``; ``pydantic`` for a ``PomlFrame``.
-        extra_args: Options of poml's command line, which are refused.
+        extra_args: Options of poml's command line. They are refused, since no command line runs.
         **removed: Arguments of earlier versions, which raise an error that names the replacement.
 
     Returns:
@@ -196,7 +201,7 @@ def poml(
 
 
 def poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool, format: Format) -> RenderRecord:  # noqa: A002
-    """Render arguments of ``poml.poml()``, and dispatch and return the record, also of a failed render."""
+    """Render the arguments of ``poml.poml()``; dispatch and return the record, also of a failed render."""
     check_format(format)
     if not isinstance(markup, os.PathLike) and _exists(markup):
         markup = Path(markup)
@@ -230,7 +235,7 @@ def _read(given: Any, what: str) -> Mapping[str, Any] | None:
 
 
 def _exists(path: str | os.PathLike[str]) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 - for markup, Path.exists raises that the name is too long
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises an error for markup that is too long for a name
 
 
 def _template(markup: Markup, options: RenderOptions) -> Template:
@@ -243,7 +248,7 @@ def _template(markup: Markup, options: RenderOptions) -> Template:
     given.pop("base_dir", None)  # a file's own folder is its base
     if stylesheet:  # not hashable, so not cached
         return Template(path=markup, stylesheet=stylesheet, **given)
-    if not _exists(markup):  # a cached template would return the last content
+    if not _exists(markup):  # raise TemplateNotFoundError: a cached template would render its last content
         _file_template.cache_clear()
     # The name depends on the prompt root and the working folder.
     home = str(settings().prompt_root or working_folder())
@@ -252,7 +257,7 @@ def _template(markup: Markup, options: RenderOptions) -> Template:
 
 @lru_cache(maxsize=256)
 def _file_template(path: str, _home: str, **options: Any) -> Template:
-    """Return a file's template: reading it and its includes takes 0.5 ms, checking it for changes 0.02 ms."""
+    """Return a file's template. Reading it takes 0.5 ms with its includes; checking it for changes, 0.02 ms."""
     return Template(path=path, **options)
 
 
@@ -260,8 +265,8 @@ def flush(timeout: float | None = 30.0) -> bool:
     """Finish pending work: register prompt versions and export traces.
 
     Args:
-        timeout: The maximum number of seconds; None for no limit. Work for a store that is not MLflow's current one is
-            not waited for while that store is unreachable.
+        timeout: The maximum number of seconds; None for no limit. It does not wait for work that belongs to another
+            store than MLflow's current one while that store is unreachable.
 
     Returns:
         Whether everything was finished, in all stores.

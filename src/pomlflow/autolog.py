@@ -1,4 +1,4 @@
-"""One line that traces every POML render, in both frameworks and outside of them.
+"""`autolog`: one line that traces every POML render, in LangChain, in LlamaIndex and outside of both.
 
 No framework is patched or imported: each adapter attaches a handler by the framework's own means, as soon as the
 framework has been imported. The one function that is replaced is ``poml.poml`` (`pomlflow._poml_patch`).
@@ -30,7 +30,7 @@ Part = Literal["plain", "langchain", "llama_index"]
 
 
 class AutologOptions(TypedDict, total=False):
-    """The keyword arguments of `autolog`, which describes them."""
+    """The keyword arguments of `autolog`; see there for their meaning."""
 
     log_traces: bool
     silent: bool
@@ -41,7 +41,7 @@ class AutologOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Options:
-    """How a part of autolog is set: the arguments of `autolog`, checked."""
+    """The options of one part of autolog: the checked arguments of `autolog`."""
 
     log_traces: bool = True
     silent: bool = False
@@ -51,26 +51,27 @@ class _Options:
 
 
 def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
-    """Trace every POML render in MLflow, register its prompt, and link the two.
+    """Trace every POML render in MLflow, register its prompt, and link the trace to the prompt version.
 
-    In a chain, agent or engine of LangChain or LlamaIndex the whole call is traced, with the render at its place in it;
-    elsewhere a render is a child of the active span, or a trace of its own. ``poml.poml()`` becomes warm and traced
-    too, wherever it is called by that name.
+    In a chain, agent or engine of LangChain or LlamaIndex, the whole call is traced, and the render is a span of that
+    trace. Elsewhere, a render is a child of the active span, or a trace of its own. Calls of ``poml.poml()`` by that
+    name use the engine and are traced too.
 
     Call it once, at the top of a program, before or after MLflow's own autologs and imports of any framework. Another
-    call sets new options. What a handler of ours or MLflow's autolog traces already is not traced twice.
+    call sets new options. Nothing is traced twice: neither with a pomlflow handler nor with MLflow's autolog.
 
     Args:
-        disable: Whether to undo it.
-        log_traces: False traces and registers nothing: ``poml.poml()`` is warm, and `trace_dir` is written. The default
-            is True.
+        disable: Whether to switch it off.
+        log_traces: False traces and registers nothing; ``poml.poml()`` still uses the engine, and `trace_dir` is still
+            written. The default is True.
         silent: Whether to suppress pomlflow's warnings. The default is False.
         register: Whether to register each prompt in MLflow's registry and link its version to the trace. The default
             is True; a template's own ``register=`` overrides it.
-        mask: Returns what may be stored of a span's ``{"inputs": …, "outputs": …}``, in MLflow and in local files.
-        trace_dir: A folder for POML's own local trace files: in a new folder named by the time, as
-            ``poml.set_trace(trace_dir=…)`` writes them.
-        **options: The arguments above, but for `disable`.
+        mask: A function that returns what may be stored of a span's ``{"inputs": …, "outputs": …}``, in MLflow and in
+            local files.
+        trace_dir: A folder for POML's own local trace files. They are written to a new folder in it, named by the
+            time, as by ``poml.set_trace(trace_dir=…)``.
+        **options: The arguments above, except `disable`.
 
     Raises:
         ConfigurationError: `mask` is not a function, or the folder cannot be made.
@@ -84,7 +85,7 @@ def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
 
 
 def switch(parts: tuple[Part, ...], *, disable: bool, **options: Unpack[AutologOptions]) -> None:
-    """Set parts of autolog; the other arguments are those of `autolog`."""
+    """Switch some parts of autolog on or off; the other arguments are those of `autolog`."""
     _state.set(parts, None if disable else _checked(**options))
 
 
@@ -92,12 +93,12 @@ def _checked(**given: Any) -> _Options:
     known = {field.name for field in fields(_Options)}
     refuse_arguments(given.keys() - known, "autolog", known)
     options = _Options(**given)
-    # Absolute, so that a call after a chdir is recognised as the same.
+    # Absolute, so that the same options after a chdir are recognised as unchanged.
     folder = None if options.trace_dir is None else os.path.abspath(options.trace_dir)  # noqa: PTH100
     return replace(options, mask=check_mask(options.mask), trace_dir=folder)
 
 
-# After the import of which module each part is attached, and by which of ours, with `attach` and `detach`.
+# For each part: the module whose import triggers it, and our module with its `attach` and `detach`.
 _ATTACHED: Final[dict[Part, tuple[str, str]]] = {
     "plain": ("poml", "pomlflow._poml_patch"),
     "langchain": ("langchain_core.tracers.context", "pomlflow.langchain.configure_hook"),
@@ -106,7 +107,7 @@ _ATTACHED: Final[dict[Part, tuple[str, str]]] = {
 
 
 class _State:
-    """The options of each part that is on, in the order in which they were set, and what they have in common."""
+    """The options of each part that is on, in the order in which they were set; and the sinks that the parts share."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -120,7 +121,7 @@ class _State:
                 return
             self._make_folder(options)
             for part in changed:
-                self._options.pop(part, None)  # the last folder that was set is written to
+                self._options.pop(part, None)  # reinserted at the end: the folder that was set last is used
                 if options is not None:
                     self._options[part] = options
             self._set_filter()
@@ -157,7 +158,7 @@ class _State:
         if not (self._traced("plain") or self._traced("langchain")):
             set_sink("autolog", None)
             return
-        from pomlflow.tracking.spans import prepare  # imports MLflow, which else takes the first render a second
+        from pomlflow.tracking.spans import prepare  # imports MLflow, which would slow the first render by a second
 
         prepare()
         set_sink("autolog", self._store)
@@ -169,7 +170,7 @@ class _State:
     def _store(self, record: RenderRecord, context: RenderContext) -> bool:
         """Sink: store a render that is not part of a chain, agent or engine."""
         part = context.framework
-        options = None if part == "llama_index" else self._traced(part)  # a handler stores all of LlamaIndex's
+        options = None if part == "llama_index" else self._traced(part)  # its handler stores every render of LlamaIndex
         if options is None:
             return False
         from pomlflow.tracking.spans import log_render
@@ -184,7 +185,7 @@ def _attach(part: Part, options: _Options) -> None:
     def attach() -> None:
         try:
             import_module(module).attach(options.register, options.mask)
-        except Exception as error:  # noqa: BLE001 - a framework or MLflow that lacks something must not stop a program
+        except Exception as error:  # noqa: BLE001 - an incompatible framework or MLflow must not stop the program
             logger.warning("%s is not traced: %r", imported.partition(".")[0], error)
 
     when_imported(imported, attach)

@@ -1,7 +1,7 @@
 """Dispatch render records to the sinks that trace them.
 
-An adapter calls `dispatch` once for each render, also a failed one, and knows no sink. Each sink is registered with
-`set_sink` on first use.
+An adapter calls `dispatch` once for each render, including failed ones, and does not know the sinks. A sink is
+registered with `set_sink` when its handler or `autolog` is first used.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pomlflow.record import RenderRecord
 __all__ = ["Framework", "Mask", "RenderContext", "Sink", "SinkName", "check_mask", "dispatch", "set_sink"]
 
 Mask = Callable[[dict[str, Any]], "dict[str, Any] | None"]
-"""Returns what may be stored of a span's ``{"inputs": …, "outputs": …}``.
+"""A function that takes a span's ``{"inputs": …, "outputs": …}`` and returns what may be stored of it.
 
-Its argument is plain data (JSON types), which it may change. What it leaves out is not stored. The outputs of a failed
-span are ``{"error": …}``.
+The argument is plain data (JSON types), and the function may change it. Keys that are missing in the result are not
+stored. The outputs of a failed span are ``{"error": …}``.
 """
 Framework = Literal["plain", "langchain", "llama_index"]
 SinkName = Literal["trace_files", "langchain", "llama_index", "autolog"]
@@ -29,7 +29,7 @@ SinkName = Literal["trace_files", "langchain", "llama_index", "autolog"]
 
 @dataclass(frozen=True)
 class RenderContext:
-    """Where a render was made.
+    """Where a render took place.
 
     Attributes:
         framework: The framework whose prompt was rendered.
@@ -43,10 +43,10 @@ class RenderContext:
 
 
 Sink = Callable[[RenderRecord, RenderContext], bool]
-"""Stores a render; returns True if no further sink may get it."""
+"""A function that stores a render, and returns True to keep it from the sinks after it."""
 
 _PLAIN: Final = RenderContext()
-# LangChain before LlamaIndex: its sink finds LlamaIndex's span where one is open inside a run.
+# LangChain before LlamaIndex: the LangChain sink also finds a LlamaIndex span that is open inside a run.
 _ORDER: Final[tuple[SinkName, ...]] = ("trace_files", "langchain", "llama_index", "autolog")
 _sinks: dict[SinkName, Sink] = {}
 
@@ -60,7 +60,7 @@ def set_sink(name: SinkName, sink: Sink | None) -> None:
 
 
 def dispatch(record: RenderRecord, context: RenderContext = _PLAIN) -> None:
-    """Pass a render to the sinks, in their order, until one has handled it. Never raises.
+    """Pass a render to the sinks, in a fixed order, until one of them returns True. Never raises.
 
     Example:
         >>> from pomlflow.template import Template
@@ -80,10 +80,10 @@ def dispatch(record: RenderRecord, context: RenderContext = _PLAIN) -> None:
 
 
 def check_mask(mask: Mask | None) -> Mask | None:
-    """Return the mask.
+    """Return the mask if it is a function or None.
 
     Raises:
-        ConfigurationError: It is not callable.
+        ConfigurationError: The mask is not callable.
     """
     if mask is not None and not callable(mask):
         raise ConfigurationError(f"mask must be a function, not a {type(mask).__name__}")

@@ -1,4 +1,4 @@
-"""Displays of prompts, renders and replays in notebooks: HTML of bounded size; and short reprs."""
+"""Notebook displays of prompts, renders and replays, as HTML of bounded size, and short reprs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Final
 
 __all__ = ["MAX_BYTES", "replay_html", "result_html", "short", "template_html"]
 
-MAX_BYTES: Final = 200_000  # of a display
-_RESERVE: Final = 2_000  # bytes for what is shown of the last element, and for how much was left out
-_MAX_TEXT: Final = 20_000  # characters of one text
+MAX_BYTES: Final = 200_000  # the maximum size of a display
+_RESERVE: Final = 2_000  # bytes kept free for closing the last element and for notes about what was left out
+_MAX_TEXT: Final = 20_000  # the maximum number of characters of one text
 _MAX_REPR: Final = 300
 _REQUEST: Final = "application/vnd.poml.toolrequest"
 _RESPONSE: Final = "application/vnd.poml.toolresponse"
 _PICTURE: Final = re.compile(r"image/[\w.+-]+")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}\s*")
-# Colours are those of the page, or lie between light and dark, since each host names the theme in its own way.
+# Colours are inherited, or are readable on light and dark: each notebook host has its own names for themes.
 _STYLE: Final = """<style>
 .pomlflow { font-size: 13px; line-height: 1.45; max-width: 62em; text-align: left }
 .pomlflow pre { background: none; border: 0; color: inherit; font-family: monospace; font-size: 12px; margin: 0; \
@@ -40,14 +40,14 @@ padding: 4px 10px }
 
 
 def short(text: str) -> str:
-    """Return a repr, cut where it is long."""
+    """Return a repr, shortened if it is long."""
     if len(text) <= _MAX_REPR:
         return text
     return f"{text[:_MAX_REPR]}… [{len(text) - _MAX_REPR:,} more characters]"
 
 
 def result_html(output: Mapping[str, Any], title: str | None = None) -> str:
-    """Return the messages, tools, schema and settings of a render in the form of ``poml.poml(format="dict")``."""
+    """Return HTML of the messages, tools, schema and settings in a render's output, ``poml.poml(format="dict")``."""
     page, messages = _Page(title or "POML"), output["messages"]
     if isinstance(messages, str) or not all(isinstance(one, Mapping) and "speaker" in one for one in messages):
         messages = [{"speaker": "human", "content": messages}]
@@ -68,7 +68,7 @@ def result_html(output: Mapping[str, Any], title: str | None = None) -> str:
 
 
 def template_html(title: str, facts: Mapping[str, Sequence[str]], source: str) -> str:
-    """Return a template's variables and other facts by label, and its markup."""
+    """Return HTML of a template's variables, other facts by label, and markup."""
     page = _Page(title)
     for label, values in facts.items():
         if values:
@@ -80,7 +80,7 @@ def template_html(title: str, facts: Mapping[str, Sequence[str]], source: str) -
 
 
 def replay_html(title: str, renders: Iterable[str]) -> str:
-    """Return the texts of replayed renders: a heading, and lines that begin with - or + where they differ."""
+    """Return HTML of replayed renders, each a heading and lines; a changed line begins with two blanks and - or +."""
     page, left = _Page(title), list(renders)
     while left and not page.is_full:
         heading, *lines = left.pop(0).split("\n")
@@ -94,7 +94,7 @@ def replay_html(title: str, renders: Iterable[str]) -> str:
 
 
 class _Page:
-    """HTML that is added to as long as it is small enough."""
+    """A display in the making; it counts the bytes that are left of `MAX_BYTES`."""
 
     def __init__(self, title: str) -> None:
         self._made: list[str] = []
@@ -103,7 +103,7 @@ class _Page:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next element is to be left out."""
+        """Whether no room is left for another element."""
         return self._room <= 0
 
     def html(self) -> str:
@@ -114,7 +114,7 @@ class _Page:
         self._room -= len(html.encode())
 
     def text(self, text: str, tag: str = "pre", *, after: str = "") -> None:
-        """Add a text, cut to what may be shown, with how much was cut."""
+        """Add a text, cut to the room that is left, with a note of how much was cut."""
         limit = min(len(text), _MAX_TEXT, max(self._room, 0))
         while len((shown := _escaped(text[:limit])).encode()) > max(self._room, 0):
             limit //= 2
@@ -140,7 +140,7 @@ class _Page:
         self._add("</div>")
 
     def folded(self, label: str, value: Any) -> None:
-        """Add JSON data that a click shows."""
+        """Add JSON data in a collapsed section."""
         self._add(f"<details><summary><small>{_escaped(short(label))}</small></summary>")
         self.text(json.dumps(value, ensure_ascii=False, indent=2, default=str))
         self._add("</details>")
@@ -163,7 +163,7 @@ class _Page:
                 self._media(str(part.get("type")), str(part.get("base64", "")), str(part.get("alt") or ""))
 
     def _media(self, mime_type: str, data: str, alt: str) -> None:
-        """Add a picture that fits; of other media the type, the size and the alt text."""
+        """Add a picture if it fits, and the type, size and alt text of any media."""
         size = f"{mime_type}, {len(data) * 3 // 4:,} bytes"
         is_picture = _PICTURE.fullmatch(mime_type) and _BASE64.fullmatch(data)
         if is_picture and len(data) < self._room:
@@ -174,4 +174,4 @@ class _Page:
 
 
 def _escaped(text: str) -> str:
-    return escape(text).encode("utf-8", "replace").decode()  # lone surrogates are no UTF-8
+    return escape(text).encode("utf-8", "replace").decode()  # lone surrogates cannot be encoded as UTF-8

@@ -7,7 +7,7 @@
     ├── VariableError              POML cannot take a variable's name or value
     │   └── MissingVariableError   a variable that the template needs was not given (also a KeyError)
     ├── RenderError                POML refused the template: message, file, line, column, caret
-    │   └── RenderTimeoutError     the render outlasted its limit (also a TimeoutError)
+    │   └── RenderTimeoutError     the render took longer than its limit (also a TimeoutError)
     ├── EngineError                Node failed, not the template
     │   ├── EngineBusyError        too many renders wait for a Node process
     │   ├── NodeNotFoundError      there is no Node.js (also a FileNotFoundError)
@@ -27,7 +27,7 @@
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
 
-No error of a render is a ValueError or a TypeError: LlamaIndex's query engines (0.14) log those, and return
+No error of a render is a ValueError or a TypeError: LlamaIndex's query engines (0.14) only log those and return
 "Empty Response".
 """
 
@@ -65,14 +65,14 @@ __all__ = [
 
 
 class PomlError(RuntimeError):
-    """Root of all errors that pomlflow raises; a RuntimeError, as `poml.poml()` raises for every failure."""
+    """Root of pomlflow's own errors; a RuntimeError, since that is what `poml.poml()` raises for every failure."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
 
 
 def _restored(kind: type[PomlError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> PomlError:
-    """Return a pickled error; its constructor may take other arguments than the text."""
+    """Restore a pickled error without its constructor, whose arguments may differ from the error's `args`."""
     base = OSError if issubclass(kind, OSError) else RuntimeError
     error: PomlError = base.__new__(kind, *args)
     error.args = args
@@ -101,13 +101,13 @@ class VariableError(PomlError):
         self.variable = variable
 
 
-_LINES: Final = 25  # the maximum length of an error's text
-_CHARACTERS: Final = 2_000
-_LINE: Final = 160  # characters of an offending line
+_LINES: Final = 25  # the maximum number of lines of an error's text
+_CHARACTERS: Final = 2_000  # the maximum number of characters of an error's text
+_LINE: Final = 160  # the maximum number of characters shown of an offending line
 
 
 def _bounded(first: str, others: Iterable[str] = (), remedy: str | None = None) -> str:
-    """Join the text of an error: the first line, as many of the others as fit, the number of the rest, the remedy."""
+    """Return an error's text: the first problem, the others that fit, how many were left out, and the remedy."""
     remedy = _cut(remedy or "", _LINES // 3, _CHARACTERS // 2)
     rest = list(others)
     room = _CHARACTERS - len(remedy) - 40
@@ -123,7 +123,7 @@ def _bounded(first: str, others: Iterable[str] = (), remedy: str | None = None) 
 
 
 def _cut(text: str, lines: int, characters: int) -> str:
-    """Cut a text that is too long in its middle: an error begins with its place and ends with its remedy."""
+    """Remove the middle of a text that is too long: an error begins with its place and ends with its remedy."""
     rows = text.split("\n")
     if len(rows) > lines:
         rows[lines // 2 : len(rows) - (lines - lines // 2 - 1)] = ["…"]
@@ -142,8 +142,8 @@ class Problem:
         message: POML's message.
         kind: POML's own class: ``ReadError``, ``WriteError``, ``SystemError`` …
         file: The file with the error, which may be an included one; None for inline markup.
-        line: From 1; None if POML reports no place.
-        column: From 1, in characters (not UTF-16 units, nor bytes).
+        line: The line, from 1; None if POML reports no place.
+        column: The column, from 1, in characters (neither UTF-16 units nor bytes).
         text: The offending line.
         width: The number of offending characters in that line.
     """
@@ -158,7 +158,7 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """``file:line:column``, or what of it is known."""
+        """The place, ``file:line:column``, without the parts that are unknown."""
         parts = [self.file or "<inline>", self.line, self.column]
         return ":".join(str(part) for part in parts if part is not None)
 
@@ -169,7 +169,7 @@ class Problem:
         start = max(0, self.column - 1 - _LINE // 2) if len(self.text) > _LINE else 0
         shown, begin = self.text[start : start + _LINE], "…" if start else ""
         end = "…" if start + _LINE < len(self.text) else ""
-        # Tabs stay tabs in the caret's line, so that the caret is right at any tab width.
+        # Tabs stay tabs in the caret's line, so that the caret is aligned at any tab width.
         indent = "".join(char if char == "\t" else " " for char in begin + shown[: self.column - 1 - start])
         width = max(1, min(self.width, len(shown) - (self.column - 1 - start)))
         return f"{message}\n    {begin}{shown}{end}\n    {indent}{'^' * width}"
@@ -180,13 +180,13 @@ class MissingVariableError(VariableError, KeyError):
 
     Attributes:
         variable: The first missing variable.
-        problem: The same as a `Problem`, with its place; None if the place is unknown.
+        problem: The error as a `Problem` with its place; None if the place is unknown.
         file: The file with its first use; None for inline markup.
         line: The line of its first use, from 1; None if the place is unknown.
         column: The column, from 1, in characters.
     """
 
-    __str__ = Exception.__str__  # KeyError's own shows repr(message), with quotes and escaped newlines
+    __str__ = Exception.__str__  # KeyError.__str__ returns repr(message), with quotes and escaped newlines
 
     def __init__(self, message: str, variable: str, problem: Problem | None = None) -> None:
         super().__init__(message, variable)
@@ -213,11 +213,11 @@ class PromptNotFoundError(RegistryError, LookupError):
 
 
 class NotPomlError(RegistryError):
-    """The registry's version is plain text or a chat, not POML."""
+    """The requested version in the registry is plain text or a chat, not POML."""
 
 
 class CandidateError(RegistryError):
-    """A text that an optimiser tries for a prompt is not POML, or lacks or adds a variable, tool, file or part."""
+    """An optimiser's candidate is not POML, or has other variables, tools, files or parts than the prompt."""
 
 
 class TraceNotFoundError(PomlError, LookupError):
@@ -240,7 +240,7 @@ class ConversionError(PomlError, ValueError):
     """A prompt of a framework has no form in POML.
 
     Attributes:
-        part: The variable, message or field that has none.
+        part: The variable, message or field that POML cannot express.
     """
 
     def __init__(self, message: str, part: str) -> None:
@@ -314,7 +314,7 @@ class AnswerError(PomlError, ValueError):
 
 
 class EngineError(PomlError):
-    """Node failed, for a reason other than the template."""
+    """Node failed for a reason other than the template."""
 
 
 class EngineBusyError(EngineError):
@@ -330,7 +330,7 @@ class EngineBusyError(EngineError):
 
 
 class NodeNotFoundError(EngineError, FileNotFoundError):
-    """There is no Node.js."""
+    """Node.js is not installed."""
 
 
 class WorkerDiedError(EngineError):
@@ -338,7 +338,7 @@ class WorkerDiedError(EngineError):
 
     Attributes:
         returncode: The process's exit code, negative for a signal; None if it is unknown.
-        stderr: The last lines that the process printed.
+        stderr: The end of what the process wrote to stderr.
     """
 
     def __init__(self, message: str, returncode: int | None = None, stderr: str = "") -> None:
@@ -350,16 +350,16 @@ class WorkerDiedError(EngineError):
 class RenderError(PomlError):
     """POML refused the template or could not render it with these variables.
 
-    Its text has the first problem with its place, the offending line and a caret, then the others, one per line, and
-    the remedy: at most 25 lines and 2,000 characters.
+    The text is the first problem with its place, the offending line and a caret; then the other problems, one per line;
+    then the remedy. It has at most 25 lines and 2,000 characters.
 
     Attributes:
         problems: All problems that POML collected; the attributes below describe the first.
         hint: The remedy, or None.
         message: POML's message.
         file: The file with the error, which may be an included one; None for inline markup.
-        line: From 1, or None.
-        column: From 1, or None.
+        line: The line, from 1, or None.
+        column: The column, from 1, or None.
 
     Example:
         >>> error = RenderError([Problem("x is not defined", file="a.poml", line=2, column=6)])
@@ -372,11 +372,11 @@ class RenderError(PomlError):
         self.hint = hint
         first = self.problems[0]
         self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
-        # POML often collects one mistake several times: each line is shown once.
+        # POML often reports one mistake several times: show each line once.
         others = dict.fromkeys(f"{p.place}: {p.message}" for p in self.problems[1:])
         others.pop(f"{first.place}: {first.message}", None)
         super().__init__(_bounded(str(first), (f"also {_cut(other, 4, 300)}" for other in others), hint))
 
 
 class RenderTimeoutError(RenderError, TimeoutError):
-    """A render outlasted its limit; its Node process was ended, the next render gets a new one."""
+    """A render took longer than its limit. Its Node process was ended, and the next render gets a new one."""

@@ -1,4 +1,4 @@
-"""What MLflow's ``log_model`` needs to take prompts along with a model."""
+"""Arguments of MLflow's ``log_model`` that store prompts with a model."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class ModelArguments(TypedDict):
 
 
 def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
-    """Return the arguments of ``log_model`` that make prompts, and what renders them, a part of an MLflow model.
+    """Return the arguments of ``log_model`` that store prompts, and the packages that render them, with a model.
 
     Each folder is a Python package with prompts and the files that they name. The model's code opens them by
-    ``importlib.resources.files``, and their names in the registry stay the same. Where they come of the ``prompt_root``
-    in a pyproject.toml next to the package, that file is taken along.
+    ``importlib.resources.files``. The names in the registry stay the same: if they depend on ``prompt_root`` in a
+    pyproject.toml next to the package, that file is stored too.
 
     Args:
-        *folders: The packages, top ones.
+        *folders: The folders of top-level packages.
 
     Returns:
         ``code_paths`` and ``extra_pip_requirements``: this package with the extras of the frameworks that are
         installed, poml and Node, in the versions of this environment.
 
     Raises:
-        ConfigurationError: There is no such folder, or a prompt in it names a file that it may not read in the model,
-            or that does not travel with it.
+        ConfigurationError: A folder has no prompts or is not a top-level package; or a prompt names a file that is not
+            stored with the model, or that it may not read there.
 
     Example:
         >>> mlflow.langchain.log_model("chain.py", name="support", **pomlflow.packaged("shop"))  # doctest: +SKIP
@@ -69,7 +69,7 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
 
 
 def _left_behind(template: Template, folder: Path) -> Iterator[str]:
-    assert template.path is not None  # noqa: S101 - it has one
+    assert template.path is not None  # noqa: S101 - the caller made it from a file
     takes = template.inference
     allowed = (template.path.parent, *settings().allow_read)
     for file in (*takes.includes, *takes.assets):

@@ -19,14 +19,14 @@ __all__ = ["JsonObject", "PromptFile", "RenderRecord", "content_digest", "frame_
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A file that a prompt's markup names, which makes it part of the prompt.
+    """A file that a prompt's markup names. It is part of the prompt's content.
 
     Attributes:
         path: Relative to the markup's folder, with forward slashes: ``parts/header.poml``, ``../shared/logo.png``;
             absolute if the markup names an absolute path.
-        sha256: The SHA-256 of its content when the prompt was read, in hexadecimal; of no bytes if it did not exist.
+        sha256: The SHA-256 of its content when the prompt was read, in hexadecimal; that of no bytes if it is missing.
         location: Its path on this machine.
-        home: The markup's folder on this machine, from which reads are allowed; None if it has none.
+        home: The markup's folder on this machine, which a trusted template may read; None if it has none.
     """
 
     path: str
@@ -38,8 +38,8 @@ class PromptFile:
 def content_digest(source: str, files: Iterable[PromptFile]) -> str:
     """Return the digest that identifies a prompt's content: 64 hexadecimal digits.
 
-    It is the SHA-256 of the source alone if there are no files, so that it can be checked by hand; each file adds a
-    zero byte, its path, a zero byte, and its own SHA-256 in hexadecimal, in the order of first use, includes first.
+    Without files, it is the SHA-256 of the source, so that it can be checked by hand. Each file adds a zero byte, its
+    path, a zero byte, and its own SHA-256 in hexadecimal. The order is that of first use, includes first.
 
     Example:
         >>> content_digest("<p>Hello</p>", [])[:16]
@@ -52,7 +52,7 @@ def content_digest(source: str, files: Iterable[PromptFile]) -> str:
 
 
 def well_formed(text: str) -> str:
-    r"""Return a text without lone UTF-16 surrogates, which neither UTF-8 nor a store nor a model accepts.
+    r"""Return a text with lone UTF-16 surrogates replaced: neither UTF-8 nor a store nor a model accepts them.
 
     Example:
         >>> well_formed("an \ud83d\ude00, and half of one: \ud83d")
@@ -64,8 +64,8 @@ def well_formed(text: str) -> str:
 class JsonObject(Mapping[str, Any]):
     """A JSON object that is parsed at its first use.
 
-    A record's variables are the text that was sent to Node: later changes of the user's objects do not affect them, and
-    without a handler a megabyte of context is never parsed.
+    A record's variables are the JSON text that was sent to Node, so that later changes of the user's objects do not
+    affect them. Without a handler the text is never parsed.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -93,32 +93,33 @@ class JsonObject(Mapping[str, Any]):
 class RenderRecord:
     """One render: the template, the variables, the output or the error, and the time.
 
-    Every render makes one, also a failed one. It holds all that a trace, a prompt version or a replay needs.
+    Every render makes one, also a failed one. It has everything that a trace, a prompt version or a replay needs.
 
     Attributes:
         source: The complete markup.
         digest: The identity of the content (`content_digest`).
         name: The prompt's name in the registry's spelling; None for inline markup without a name.
-        path: The file, relative to the prompt root, with forward slashes; None for inline markup.
+        path: The file, with forward slashes; None for inline markup. It is relative to the prompt root or the working
+            folder, else the path in its Python package, else the folder's name and the file's.
         folder: The folder that relative sources are resolved against, relative to the prompt root, with forward
-            slashes; None if it is on another drive.
-        variables: The variables as POML got them: JSON's types only, mostly a `JsonObject`.
+            slashes; None if it is on another drive or unknown.
+        variables: The variables as they were sent to POML, in JSON types only; usually a `JsonObject`.
         stylesheet: The stylesheet in addition to the markup's own, or None.
-        chat: Whether to render messages; else one text, as ``poml.poml(chat=False)`` returns.
-        natives: The variables that were lists of a framework's own messages, which were passed through unchanged.
-        spaced: Whether texts kept whitespace that POML collapses.
+        chat: Whether messages were rendered; else one text, as by ``poml.poml(chat=False)``.
+        natives: The names of the variables with a framework's own messages, which pass through POML unchanged.
+        spaced: Whether whitespace that POML usually collapses was kept.
         output: The result of ``poml.poml(format="dict")``: ``messages`` and, if the markup has them, ``schema``,
             ``tools``, ``runtime``. None for a failed render.
         error: The error of a failed render, or None.
         start_ns: The start of the render, in nanoseconds since the epoch.
         end_ns: Its end.
         poml_version: The version of the ``poml`` package.
-        static: Those of ``"schema"``, ``"tools"``, ``"runtime"`` that do not depend on any variable.
-        register: Whether the template is to be registered; None for the handler's setting.
+        static: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` do not depend on any variable.
+        register: Whether to register the prompt; None for the handler's setting.
         files: The files that the source names without a variable: its includes, then its pictures, documents and data.
-        version: The number of the registry's version that was rendered; None for a prompt from elsewhere.
-        added_runtime: The settings of the output's ``runtime`` that are not of the markup, but of that version's model
-            config.
+        version: The number of the version in the registry; None for a prompt that does not come from there.
+        added_runtime: The settings in the output's ``runtime`` that come from that version's model config, not from
+            the markup.
     """
 
     source: str
@@ -163,7 +164,7 @@ class RenderRecord:
 
 
 def frame_of(output: Mapping[str, Any], *, chat: bool = True) -> Frame:
-    """Return poml's ``PomlFrame`` for a record's output; with chat off, its only message is a human's."""
+    """Return poml's ``PomlFrame`` for a record's output; with chat off, it has one human message."""
     from pomlflow._frame import PomlFrame
 
     messages = output["messages"]

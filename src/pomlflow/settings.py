@@ -1,4 +1,4 @@
-"""Settings of the process and of a block of code."""
+"""Settings of the whole process, and overrides for a block of code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pomlflow.exceptions import ConfigurationError
 
 __all__ = ["Settings", "SettingsOptions", "configure", "configured", "settings"]
 
-_MOST_WORKERS: Final = 8  # by default: each Node process takes 130 MB
+_MOST_WORKERS: Final = 8  # the maximum by default: each Node process takes 130 MB
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Settings:
     Attributes:
         timeout: Seconds that a render may take, including the wait for a Node process (``POMLFLOW_TIMEOUT``).
         prompt_root: The folder that prompt names and stored paths are relative to (``POMLFLOW_PROMPT_ROOT``).
-        max_workers: The maximum number of Node processes (``POMLFLOW_MAX_WORKERS``); 0 for one per core, at most 8, and
-            for one alone in the processes of a pool.
+        max_workers: The maximum number of Node processes (``POMLFLOW_MAX_WORKERS``); 0 for one per core, at most 8, but
+            only one in a process of ``multiprocessing``.
         max_queue: The maximum number of renders that wait for a process (``POMLFLOW_MAX_QUEUE``).
         max_memory: Megabytes after which a Node process is replaced (``POMLFLOW_MAX_MEMORY``).
         max_content: The maximum length of a text in a trace's inputs and outputs, in characters; longer texts are cut,
             longer media are left out (``POMLFLOW_MAX_CONTENT``). 0 for no limit.
-        allow_read: Folders that templates may read, besides their own, the prompt root and the working folder
+        allow_read: Folders that templates may read in addition to their own, the prompt root and the working folder
             (``POMLFLOW_ALLOW_READ``, separated as in ``PATH``).
         sandbox: Whether templates run in the sandbox (``POMLFLOW_SANDBOX``, 0 or 1).
     """
@@ -53,11 +53,12 @@ class Settings:
 
 
 def _usable_cores() -> int:
-    """Return this process's share of the cores: one in a pool's process, whose siblings use the others.
+    """Return the number of cores for this process.
 
-    Ray, Spark, Dask and torchrun give that share as OMP_NUM_THREADS to the processes that they start.
+    In a process of ``multiprocessing`` it is one, since its siblings use the other cores. Ray, Spark, Dask and torchrun
+    set OMP_NUM_THREADS to that number in the processes that they start.
     """
-    multiprocessing = sys.modules.get("multiprocessing.process")  # imported in each of its processes
+    multiprocessing = sys.modules.get("multiprocessing.process")  # every multiprocessing process has imported it
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -66,7 +67,7 @@ def _usable_cores() -> int:
 
 
 class SettingsOptions(TypedDict, total=False):
-    """The keyword arguments of `configure`, which describes them; None changes nothing."""
+    """The keyword arguments of `configure`; see there for their meaning. None changes nothing."""
 
     timeout: float | None
     prompt_root: str | os.PathLike[str] | None
@@ -83,7 +84,7 @@ _overrides: ContextVar[Mapping[str, Any] | None] = ContextVar("pomlflow_settings
 
 
 def settings() -> Settings:
-    """Return the settings in force: of `configured`, else `configure`, else the environment, else the defaults."""
+    """Return the settings in force, by precedence: `configured`, `configure`, the environment, the defaults."""
     overrides = _overrides.get()
     return _process_wide() if overrides is None else replace(_process_wide(), **overrides)
 
@@ -110,17 +111,17 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
     Args:
         timeout: Seconds that a render may take, above 0.
         prompt_root: The folder that prompt names and stored paths are relative to; an empty string resets it.
-        max_workers: The maximum number of Node processes; 0 for one per core, at most 8. The default of a process of
-            ``multiprocessing`` is one, and that of others at most ``OMP_NUM_THREADS``, which Ray and Spark set. They
-            are started as there is work; a smaller number ends no running process.
-        max_queue: The maximum number of renders that wait for a process; a further one raises `EngineBusyError`.
+        max_workers: The maximum number of Node processes; 0 for one per core, at most 8. With 0, a process of
+            ``multiprocessing`` has one, and any other at most ``OMP_NUM_THREADS``, which Ray and Spark set. Node
+            processes are started on demand. A smaller number does not end running ones.
+        max_queue: The maximum number of renders that wait for a process; one more raises `EngineBusyError`.
         max_memory: Megabytes after which a Node process is replaced.
         max_content: The maximum length of a text in a trace's inputs and outputs, in characters. A longer text is cut,
             with a note of how much is missing; longer images, sounds and files are left out. A render with cut inputs
             cannot be replayed. 0, the default, for no limit. It does not apply to spans of MLflow's autolog, nor to
             prompt versions.
-        allow_read: Folders that templates may read, besides their own, the prompt root and the working folder; replaces
-            the earlier value. Prompts from a registry never read them.
+        allow_read: Folders that templates may read in addition to their own, the prompt root and the working folder;
+            replaces the earlier value. Prompts from a registry never read them.
         sandbox: False disables the sandbox: templates then run with all rights of this process's user.
         **changes: The settings above.
 
@@ -143,7 +144,7 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
 
 @contextmanager
 def configured(*, timeout: float | None = None, **removed: Never) -> Iterator[Settings]:
-    """Change settings for a block: in this thread or task, and in those that inherit its context.
+    """Change settings for a block of code, in this thread or task and in those that inherit its context.
 
     Args:
         timeout: Seconds that a render may take, above 0.
@@ -170,7 +171,7 @@ def configured(*, timeout: float | None = None, **removed: Never) -> Iterator[Se
 
 
 def _checked(given: Mapping[str, Any], shown: Callable[[str], str] = str) -> dict[str, Any]:
-    """Return the given values in the settings' own types; `shown` names a setting in an error."""
+    """Return the given values, checked and converted; `shown` returns a setting's name for errors."""
     return {name: _CHECKS[name](shown(name), value) for name, value in given.items() if value is not None}
 
 

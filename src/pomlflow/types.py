@@ -23,11 +23,11 @@ Speaker = Literal["human", "ai", "system", "tool"]
 
 
 class Message(Protocol):
-    """One message of a `Frame`, as poml's ``PomlMessage`` has it.
+    """One message of a `Frame`, as in poml's ``PomlMessage``.
 
     Attributes:
-        speaker: Who speaks.
-        content: A text; or texts and poml's models of media, tool requests and tool responses.
+        speaker: The role of the author.
+        content: A text; or a list of texts and of poml's models of media, tool requests and tool responses.
     """
 
     speaker: Speaker
@@ -35,7 +35,7 @@ class Message(Protocol):
 
 
 class Frame(Protocol):
-    """The result of a render, as poml's ``PomlFrame`` has it.
+    """The result of a render, as in poml's ``PomlFrame``.
 
     Attributes:
         messages: The messages.
@@ -55,7 +55,7 @@ class Frame(Protocol):
 
 
 class MediaDict(TypedDict):
-    """A picture, sound or file in a message: its MIME type, its base64, and the text that stands for it."""
+    """A picture, sound or file in a message: its MIME type, its content in base64, and its alternative text."""
 
     type: str
     base64: str
