@@ -1,4 +1,4 @@
-"""A POML prompt, from markup to record."""
+"""POML templates: parsing, variable inference, validation, warnings, and renders as records."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
-r"""The variables that a POML markup takes, found without starting Node.
+r"""Inference of the variables and files of a POML markup, without starting Node.
 
 POML 0.0.8 evaluates its expressions as JavaScript, ``new Function(...names, "return " + expression)``. So the
-variables are the free identifiers of all expressions that it evaluates, except those that the markup binds before them.
+variables are the free identifiers of all expressions that POML evaluates, except those that the markup binds before.
 The rules are those of ``PomlFile`` in POML's ``file.tsx``:
 
-- ``{{…}}`` is ``/{{\s*(.+?)\s*}}(?!})/`` in one piece of text: an expression of two lines stays literal, and an
-  entity, a comment or a tag inside it ends the piece. ``&lt;`` and ``#lt;`` mean nothing to JavaScript.
-- ``<let>`` binds for all that follows in its file, wherever it stands; its ``if`` and ``for`` have no effect. A use
-  before it still needs the variable.
+- ``{{…}}`` is ``/{{\s*(.+?)\s*}}(?!})/`` in one piece of text. An expression of two lines stays literal text. An
+  entity, a comment or a tag ends the piece. ``&lt;`` and ``#lt;`` are not decoded in an expression.
+- ``<let>`` binds its name for everything after it in its file, at any depth; its ``if`` and ``for`` have no effect. A
+  use before it still needs the variable.
 - ``z`` is bound only where a schema is evaluated as JavaScript, ``loop`` only under a ``for``.
 - What an ``<include>`` binds stays inside it.
 - The content of an unknown element is not evaluated, and an expression that is not JavaScript has no variables.
 
-Names that Node itself defines are not variables: ECMAScript's, and those of Node's that are unlikely names of variables
-(``process``, ``Buffer``, ``URL`` …). Others (``performance``, ``crypto``, ``navigator``, ``global`` …) are variables.
-Markup that POML refuses is read as far as possible, since rendering it reports what is wrong.
+Globals are not variables: those of ECMAScript, and those of Node whose names are unlikely for a variable (``process``,
+``Buffer``, ``URL`` …). Other globals of Node (``performance``, ``crypto``, ``navigator``, ``global`` …) count as
+variables. Markup that POML refuses is read as far as possible, since rendering it reports the errors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pomlflow.template.source import Inference, Kind, Use
 
 __all__ = ["infer"]
 
-# Values of the machine: a part of a prompt that uses them is not static.
+# Globals whose values change between renders or machines: a part of a prompt that uses them is not static.
 _OUTSIDE = frozenset({"Date", "globalThis", "process"})
 _GLOBALS = _OUTSIDE | frozenset(
     "Infinity NaN undefined arguments eval isFinite isNaN parseFloat parseInt decodeURI decodeURIComponent encodeURI "
@@ -62,7 +62,7 @@ _PARTS = {
     **dict.fromkeys(("tool-definition", "tool-def", "tooldef", "tool"), "tools"),
     "runtime": "runtime",
 }
-# The attributes, besides `for` and `if`, that POML evaluates; of all other elements it evaluates all.
+# The attributes that POML evaluates, besides `for` and `if`; it evaluates all attributes of elements not listed here.
 _ATTRIBUTES = {
     "include": (),
     "meta": (),
@@ -74,16 +74,16 @@ del _ATTRIBUTES["runtime"]
 _READERS = frozenset("audio doc document folder image img table webpage".split())
 _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
 _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
-# An entity is not decoded in an expression, and is a fault there: its name is not a variable.
+# POML does not decode an entity in an expression, so it is an error there. Its name must not count as a variable.
 _ENTITIES = re.compile(r"&(amp|lt|gt|quot|apos);")
 _ENTITY = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
 def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
-    """Find what a markup takes, without a process; it accepts any text, and reads the files that the markup includes.
+    """Return the variables and files of a markup. It accepts any text, and reads the included files.
 
-    `base` is the folder that every ``src`` is relative to, by default the working folder; `read` reads a file, by
-    default from disk, or returns None for one that does not exist.
+    `base` is the folder that every ``src`` is relative to; the default is the working folder. `read` returns the text
+    of a file, or None if the file does not exist; by default it reads from disk.
 
     Example:
         >>> infer('<p for="fact in facts">{{loop.index + 1}}. {{fact}} for {{user.name}}</p>').variables
@@ -94,42 +94,42 @@ def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str |
     root = parse_markup(markup)
     context = [child for child in root.children if isinstance(child, Element) and child.name == "context"]
     values = _json_object(context[0].text().text) if len(context) == 1 else {}
-    # A variable of the caller's is merged into an object of the context's, so the object depends on it.
+    # POML merges the caller's variable into an object in <context> of the same name, so the object depends on it.
     bound = {key: isinstance(value, dict) for key, value in values.items()}
     search.walk([root], _Scope(SourceText(markup), home, bound, main=True))
     return search.result()
 
 
 class _Scope(NamedTuple):
-    """What is bound where an expression stands; by name, whether the value depends on more than the markup."""
+    """The names that are bound at an expression, each with whether its value depends on more than the markup."""
 
     source: SourceText
     folder: Path
-    leaking: dict[str, bool]  # of the file, shared by all its elements
+    leaking: dict[str, bool]  # bound by <let> or an assignment: for the rest of the file, shared by all its elements
     own: dict[str, bool] = {}  # noqa: RUF012 - loop variables; never changed, only replaced
     guarded: frozenset[str] = frozenset()  # tested by `typeof` in an enclosing `if`
     depends: bool = False  # an enclosing `if` or `for` depends on more than the markup
-    main: bool = False  # not in an include, whose schema, tools and runtime POML drops
+    main: bool = False  # the template's own markup; POML drops the schema, tools and runtime of an include
 
 
 class _Place(NamedTuple):
-    """A passage with expressions, and how it is read."""
+    """A passage with expressions, with its scope and its kind."""
 
     passage: Passage
     scope: _Scope
     kind: Kind
-    listed: bool = False  # an empty list will do for a variable that stands there alone, as in an `if` or `for`
+    listed: bool = False  # whether a variable that stands there alone may be an empty list, as in an `if` or `for`
 
 
 class _Search:
-    """One inference: walks the elements in POML's order and collects what their expressions use."""
+    """One run of the inference: walk the elements in POML's order and collect what their expressions use."""
 
     def __init__(self, home: Path, read: Callable[[Path], str | None] | None) -> None:
         self.home = home
         self.given = read
         self.uses: list[tuple[int, int, Use]] = []  # with the node and the offset
         self.needed: set[str] = set()
-        self.listed: set[str] = set()  # used in a way that an empty list serves
+        self.listed: set[str] = set()  # used only in ways that work with an empty list
         self.messages: dict[str, None] = {}
         self.passed: dict[str, None] = {}
         self.expressions: list[tuple[int, int, str]] = []
@@ -141,7 +141,7 @@ class _Search:
         self.parts: dict[str, bool] = {}  # part of the frame -> whether it depends on more than the markup
         self.seen: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.reads = self.has_speakers = False
-        self.node = 0  # where the search is; an included file's nodes come at the include's place
+        self.node = 0  # the number of the current node; an included file's nodes follow the include
 
     def result(self) -> Inference:
         uses = tuple(use for _, _, use in sorted(self.uses, key=lambda found: found[:2]))
@@ -185,7 +185,7 @@ class _Search:
                     pending.append(self.element(node, scope))
 
     def element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
-        """Read an element's attributes; return its content and the scope in there."""
+        """Read an element's attributes; return its content and the scope of that content."""
         scope = self.repeated(element, scope)
         self.has_speakers |= element.name.replace("-", "") in _SPEAKERS
         depends = False
@@ -198,7 +198,8 @@ class _Search:
         if element.name == "include":
             return self.included(element, scope)
         if element.name in _READERS and (source := element.find("src").text) and "{{" not in source:
-            self.assets[self.file(self.home, source)] = None  # not the include's folder: POML resolves it so
+            # POML resolves it against the template's folder, not against the include's.
+            self.assets[self.file(self.home, source)] = None
         part = _PARTS.get(element.name)
         if part is None:
             content = () if element.name == "meta" or not is_known(element.name) else element.children
@@ -210,7 +211,7 @@ class _Search:
         return iter(()), scope
 
     def history(self, value: Passage, scope: _Scope) -> bool:
-        """Note the variables of the ``messages`` of a ``<conversation>``; return whether it is one of them alone."""
+        """Record the variables in the ``messages`` of a ``<conversation>``; return whether it is a single variable."""
         codes = [code for _, code in expressions(value.text)]
         alone = len(codes) == 1 and value.text.strip().strip("{}").strip() == codes[0] and is_identifier(codes[0])
         names = [use.name for code in codes if not _MAKES_MESSAGES.search(code) for use in analyse(code).uses]
@@ -218,10 +219,10 @@ class _Search:
         return alone
 
     def repeated(self, element: Element, scope: _Scope) -> _Scope:
-        """Read ``for`` and then ``if``, in whatever order they are written; return the scope after them."""
+        """Read ``for`` and then ``if``, whatever their order in the tag; return the scope after them."""
         loop, condition = element.find("for"), element.find("if")
         if loop.text and (parts := split_loop(loop.text)) is None:
-            # POML refuses it; then its words are no variables.
+            # POML refuses it, so its words do not count as variables.
             scope = scope._replace(own={**scope.own, **dict.fromkeys(WORD.findall(loop.text), True)})
         elif loop.text and parts is not None:
             item, start, code = parts
@@ -256,7 +257,7 @@ class _Search:
 
     def let(self, element: Element, scope: _Scope) -> None:
         name, source, value = element.find("name"), element.find("src").text, element.find("value")
-        depends = bool(source)  # on a file that is no part of the markup
+        depends = bool(source)  # a file is not part of the markup
         file = self.file(scope.folder, source)
         if source:
             self.assets[file] = None
@@ -290,19 +291,19 @@ class _Search:
         return self.read(code, start, _Place(passage, scope, "schema"))
 
     def text(self, place: _Place) -> bool:
-        """Read the expressions in a passage, as `read` does each."""
+        """Read every expression in a passage, and return whether one of them depends on more than the markup."""
         depends = False
         for start, code in expressions(place.passage.text):
             depends |= self.read(code, start, place)
         return depends
 
     def read(self, code: str, start: int, place: _Place) -> bool:
-        """Note what an expression uses; return whether it depends on more than the markup."""
+        """Record what an expression uses; return whether it depends on more than the markup."""
         self.expressions.append((self.node, place.passage.at(start), code))
         return self.note(code, start, place)
 
     def defaults(self, pattern: Passage, scope: _Scope, kind: Kind) -> None:
-        """Note what the default values of a pattern, ``{a, b = c}``, use."""
+        """Record what the default values of a pattern use, such as ``c`` in ``{a, b = c}``."""
         if "=" in pattern.text:
             self.note(f"({pattern.text}) => 0", -1, _Place(pattern, scope, kind))
 
@@ -327,8 +328,8 @@ class _Search:
         return depends
 
     def file(self, folder: Path, source: str) -> Path:
-        """The file that a ``src`` leads to."""
-        file = Path(os.path.abspath(folder / source))  # noqa: PTH100 - as Node joins: links are not followed
+        """Return the file that a ``src`` names, and record whether it is only named by absolute paths."""
+        file = Path(os.path.abspath(folder / source))  # noqa: PTH100 - like Node's path.join, it does not follow links
         self.absolute[file] = self.absolute.get(file, True) and os.path.isabs(source)  # noqa: PTH117
         return file
 

@@ -1,8 +1,8 @@
-"""POML's markup as POML itself parses it: elements, attributes and text, each with its place in the source.
+r"""A parser of POML markup that reads it as POML does: elements, attributes and text, each with its offset.
 
-An XML parser cannot be used: markup may have several roots or none, and broken markup is read as far as possible, since
-rendering it reports what is wrong. Offsets count characters of the source as it is written, line ends of two
-characters and byte-order marks included.
+An XML parser cannot be used: markup may have several roots or none. Broken markup is read as far as possible, since
+rendering it reports the errors. Offsets count the characters of the unchanged source, in which ``\r\n`` counts as two
+and a byte-order mark as one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 _NAME = r"[A-Za-z_:][A-Za-z0-9_:.\-\u00b7\u0300-\u036f\u203f\u2040]*"
 _MARKUP = re.compile(rf"<(?:!--|!\[CDATA\[|[!?/]|(?=[A-Za-z_:]))|&(?:{_NAME};|#[0-9]+;|#x[0-9A-Fa-f])")
 _TAG = re.compile(rf"""({_NAME})(?:\s*=\s*("[^"]*"|'[^']*'))?|(/?>)|(<)|\s+|.""", re.DOTALL)
-# All that ends a line for JavaScript's `.`; \r\n becomes a blank and \n, so that every offset stays.
+# Everything that JavaScript's `.` takes as a line end becomes \n. \r\n becomes a blank and \n: offsets do not change.
 _LINES = str.maketrans({"\r": "\n", "\u2028": "\n", "\u2029": "\n", "\ufeff": " "})
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
 _LOOP = re.compile(r"^(.*\S)\s++in\s++(.+)", re.MULTILINE)  # possessive, so that a run of blanks takes linear time
-# All elements of poml 0.0.8 by all their names, in lower case and without hyphens.
+# All names and aliases of the elements of poml 0.0.8, in lower case and without hyphens.
 _ELEMENTS = frozenset(
     "aimessage aimsg anyorfree audio b bold br caption captionedparagraph captiontext code context conversation cp "
     "dataobj div doc document example exampleinput exampleoutput examples exampleset folder h header hint humanmessage "
@@ -68,16 +68,16 @@ class SourceText(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A text in the markup: an attribute's value, or a piece of text, or several of one element.
+    """A text in the markup: an attribute's value, one piece of text, or the joined pieces of an element.
 
-    `pieces` has, for each piece, its offset in the text and in the source.
+    `pieces` has the offset of each piece in `text` and in the source.
     """
 
     text: str
     pieces: tuple[tuple[int, int], ...] = ((0, 0),)
 
     def at(self, index: int) -> int:
-        """Return the source's offset of a character of the text."""
+        """Return the offset in the source of a character of the text."""
         where, start = self.pieces[bisect_right(self.pieces, index, key=lambda piece: piece[0]) - 1]
         return start + index - where
 
@@ -88,9 +88,10 @@ _NOTHING = Passage("")
 class Element:
     """An element: its name in lower case, attributes as (key in lower case, value), children in order.
 
-    `start` and `end` are the offsets of its start tag, `names` those of its attributes. `wrong` has what POML refuses
-    in the tag: a value without quotes, an attribute without a value, other characters, a tag that is not closed.
-    `ending` is the offset and the name of the end tag that POML takes for its own, whatever the name.
+    `start` and `end` are the offsets where its start tag begins and ends; `names` has the offset of each attribute's
+    name. `wrong` has the offset and the kind of each fault in the tag: ``unquoted`` (a value without quotes), ``bare``
+    (an attribute without a value), ``nameless`` (``<imgsrc="…"/>``), ``stray`` (other characters) and ``open`` (a tag
+    that is not closed). `ending` is the offset and the name of the end tag; POML does not compare the names.
     """
 
     __slots__ = ("attributes", "children", "end", "ending", "name", "names", "start", "wrong")
@@ -106,11 +107,11 @@ class Element:
         self.start = self.end = start
 
     def find(self, key: str) -> Passage:
-        """The value of an attribute, an empty one where there is none; the first counts."""
+        """Return the value of an attribute, the first one if it is repeated; an empty passage if there is none."""
         return next((value for name, value in self.attributes if name == key), _NOTHING)
 
     def text(self) -> Passage:
-        """The text right inside it, without that of its children."""
+        """Return the text directly inside it, without that of its child elements."""
         texts, pieces, length = [], [], 0
         for child in self.children:
             if isinstance(child, Passage):
@@ -129,10 +130,10 @@ class Element:
 
 
 def is_poml(text: str) -> bool:
-    """Whether a text is POML, as far as its content shows.
+    """Return whether a text looks like POML.
 
-    POML takes any text. So a text counts as POML if nothing stands outside elements, and the outermost elements are
-    POML's: a prompt that only puts some of its text into XML tags is plain text.
+    POML accepts any text. So a text counts as POML if it has no text outside of elements and its outermost elements are
+    POML's. A prompt with some of its text in XML tags is plain text.
 
     Example:
         >>> is_poml("<role>Clerk</role> <task>{{task}}</task>"), is_poml("Answer briefly: {{question}}")
@@ -146,17 +147,17 @@ def is_poml(text: str) -> bool:
 
 
 def is_known(name: str) -> bool:
-    """Whether POML has an element of that name, in lower case."""
+    """Return whether POML has an element of that name, given in lower case."""
     return name.replace("-", "") in _ELEMENTS
 
 
 def parse_document(markup: str) -> Element:
-    """Parse, and return an element around all that is there."""
+    """Parse markup, and return an element around all of it."""
     return _parse(markup.replace("\r\n", " \n").translate(_LINES))
 
 
 def parse_markup(markup: str) -> Element:
-    """Parse as POML does: with an element ``<poml>`` around what is not one element alone."""
+    """Parse as POML does: markup that is not a single element gets a ``<poml>`` around it."""
     document = parse_document(markup)
     solid = [child for child in document.children if isinstance(child, Element) or not child.text.isspace()]
     return solid[0] if len(solid) == 1 and isinstance(solid[0], Element) else document
@@ -189,11 +190,11 @@ def _parse(text: str) -> Element:
         elif kind in {"<!--", "<!"}:
             at = (kind == "<!--" and find("-->", at)) or find(">", at) or at
         else:
-            # Nothing to read, but it ends a piece of text, and outside the root it is content.
+            # POML drops it, but it separates pieces of text, and counts as content outside the root.
             children.append(Passage("", ((0, start),)))
             if kind == "<![CDATA[":
                 at = find("]]>", at) or at
-            elif kind == "<?":  # greedy: up to the last end in the line
+            elif kind == "<?":  # greedy: up to the last ?> of the line
                 end, line = find("?>", at), find("\n", at) or len(text)
                 at = max(end, text.rfind("?>", at, line) + 2) if end else at
     if at < len(text):
@@ -202,7 +203,10 @@ def _parse(text: str) -> Element:
 
 
 def _finder(text: str) -> Callable[[str, int], int]:
-    """Return a function that finds the end of an end, or 0; it searches only once for a missing one: linear time."""
+    """Return a function that finds a delimiter and returns the offset after it, or 0.
+
+    It searches only once for a missing delimiter, so that parsing takes linear time.
+    """
     missing: set[str] = set()
 
     def find(what: str, start: int) -> int:
@@ -243,7 +247,7 @@ def _tag(text: str, at: int) -> tuple[Element, bool]:
 
 
 def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:
-    r"""Yield what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, in linear time, for these forms of its braces."""
+    r"""Yield what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, with these patterns for the braces, in linear time."""
     at, close, tail, line = 0, -1, -1, -1
     while opened := opening.search(text, at):
         spaces = _SPACES.match(text, opened.end())
@@ -266,16 +270,16 @@ def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> I
 
 
 def expressions(text: str) -> Iterator[tuple[int, str]]:
-    """The expressions in a text, without their braces, each with its offset in the text."""
+    """Yield the offset of each expression in a text, and the expression without its braces."""
     return _between(text, _OPEN, _CLOSE)
 
 
 def unwrapped(code: str) -> tuple[int, str]:
-    """An expression without the braces that POML allows around it, and its offset."""
+    """Return the offset of an expression, and the expression without the braces that POML allows around it."""
     return next(_between(code, _OPEN_LINE, _CLOSE_LINE), (0, code))
 
 
 def split_loop(loop: str) -> tuple[str, int, str] | None:
-    """Split ``item in list``: the item, the offset of the list, and the list."""
+    """Split ``item in list``; return the item, the offset of the list, and the list, or None if it is malformed."""
     found = _LOOP.search(loop)
     return None if found is None else (found[1], found.start(2), found[2])

@@ -1,4 +1,4 @@
-"""Names of prompts in the registry, the same on every machine, and the paths of their files."""
+"""The names of prompts in the registry, which are the same on every machine, and the paths of their files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pomlflow.template.pyproject import tool_settings
 
 __all__ = ["NAMES", "absolute", "from_root", "name_and_path", "name_in_copy", "registry_name", "working_folder"]
 
-_LONGEST: Final = 256  # characters of a prompt's name that MLflow takes on every store
+_LONGEST: Final = 256  # the maximum length of a name that MLflow accepts in every kind of store
 
 
 class _Names:
@@ -37,14 +37,14 @@ class _Names:
             self._outside.clear()
 
     def add(self, name: str, path: Path, *, outside: bool) -> None:
-        """Add a prompt, and warn if another file, that still exists, has its name."""
+        """Add a prompt, and warn if another existing file has the same name."""
         with self._lock:
             other = self._files.setdefault(name, path)
             if outside:
                 self._outside[name] = path
             if other == path:
                 return
-            if not other.exists() or _same(other, path):  # it moved; or it is a link
+            if not other.exists() or _same(other, path):  # the file was moved, or one is a link to the other
                 self._files[name] = path
                 return
         warn_once(
@@ -55,7 +55,7 @@ class _Names:
         )
 
     def warn_of_folder(self, name: str) -> None:
-        """Warn, once in a process, of a name that is registered and comes from the file's folder alone."""
+        """Warn once per process if a name that is registered depends only on the file's folder and its own name."""
         with self._lock:
             path = self._outside.get(name)
         if path is not None:
@@ -74,9 +74,9 @@ NAMES: Final = _Names()
 def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
     """Return a file's prompt name in the registry's spelling, and its path for traces, with forward slashes.
 
-    The name is the given one; else the path from the prompt root; else, in a Python package, the dotted path there;
-    else the path from the working folder; else the file's folder and own name. The path is that from the prompt root or
-    the working folder; else the one in the package; else the folder and the file.
+    The name is the first of these: the given one; the path relative to the prompt root; the path in the Python package;
+    the path relative to the working folder; the names of the folder and the file. The path for traces is the first of
+    these: relative to the prompt root; relative to the working folder; in the package; the folder and the file.
     """
     root = settings().prompt_root
     in_root = (root and _relative(path, root)) or ((root := _project_root(path.parent)) and _relative(path, root))
@@ -92,9 +92,9 @@ def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
 
 
 def name_in_copy(path: Path, folder: Path) -> str | None:
-    """Return a file's prompt name where its top folder, and a pyproject.toml next to that, are copied to.
+    """Return a file's prompt name in a copy of its top folder and of the pyproject.toml next to that.
 
-    None where the place of the copy decides.
+    None if the name depends on the place of the copy.
     """
     project, _ = tool_settings(path.parent)
     travels = project is not None and project.is_relative_to(folder.parent)
@@ -111,7 +111,7 @@ def _same(one: Path, two: Path) -> bool:
 
 
 def _relative(path: Path, folder: Path) -> str | None:
-    # The working folder's path has no links, a script's own path may have: /tmp on macOS is one.
+    # os.getcwd returns a path without links, but the file's path may have some: /tmp is a link on macOS.
     for file, home in ((path, folder), (path.resolve(), folder.resolve())):
         if file.is_relative_to(home):
             return file.relative_to(home).as_posix()
@@ -119,7 +119,7 @@ def _relative(path: Path, folder: Path) -> str | None:
 
 
 def _project_root(folder: Path) -> Path | None:
-    """The ``prompt_root`` under ``[tool.pomlflow]`` of the nearest pyproject.toml at or above a folder."""
+    """Return the ``prompt_root`` under ``[tool.pomlflow]`` of the nearest pyproject.toml at or above a folder."""
     file, values = tool_settings(folder)
     root = values.get("prompt_root")
     if file is None or root is None:
@@ -131,7 +131,7 @@ def _project_root(folder: Path) -> Path | None:
 
 @lru_cache(maxsize=256)
 def _package(folder: Path) -> str | None:
-    """A folder's path in its Python package, the package's own name included; None outside packages."""
+    """Return a folder's path in its Python package, beginning with the package's name; None outside packages."""
     if not (folder / "__init__.py").is_file():
         return None
     above = _package(folder.parent)
@@ -145,7 +145,7 @@ def _in_package(path: Path) -> str | None:
 
 @lru_cache(maxsize=256)
 def from_root(folder: str, root: str) -> str | None:
-    """A folder relative to another, with forward slashes; None on another drive."""
+    """Return a folder relative to another one, with forward slashes; None if it is on another drive."""
     try:
         return Path(os.path.relpath(folder, root)).as_posix()
     except ValueError:
@@ -153,7 +153,7 @@ def from_root(folder: str, root: str) -> str | None:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """A path from the current working folder; links stay as they are."""
+    """Return the absolute path, resolved against the working folder; links are not followed."""
     try:
         return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
     except OSError as error:
@@ -162,7 +162,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def working_folder() -> Path | None:
-    """The working folder; None where it was removed."""
+    """Return the working folder; None if it was removed."""
     try:
         return Path.cwd()
     except OSError:
@@ -170,10 +170,10 @@ def working_folder() -> Path | None:
 
 
 def registry_name(text: str) -> str | None:
-    """Spell a name as MLflow's registry allows: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots.
+    """Return a name as MLflow's registry allows it: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots.
 
-    Letters lose their accents. A name with letters other than Latin ends in a digest of the whole name, so that two
-    names stay two. An empty text has none.
+    Letters lose their accents. A name with other than Latin letters, or one that is too long, ends in a digest of the
+    whole name, so that different names stay different. For an empty text it is None.
 
     Example:
         >>> registry_name("support/what now?")

@@ -30,15 +30,15 @@ from pomlflow.template.validation import (
 __all__ = ["NOWHERE", "Render", "RenderOptions"]
 
 NOWHERE: Final = Path(os.sep, "<inline>")
-"""A folder that does not exist, so that it allows nothing to be read."""
+"""A folder that does not exist, so that no file under it can be read."""
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What a template adds to its markup.
+    """The options of a template besides its markup; see `Template`.
 
-    `folder` is where relative sources are resolved, from the prompt root, and `home` the same as an absolute path; None
-    for the working folder.
+    `home` is the folder that relative sources are resolved against, None for the working folder. `folder` is the same
+    relative to the prompt root.
     """
 
     name: str | None
@@ -52,12 +52,12 @@ class RenderOptions:
 class Render:
     """One render in progress.
 
-    A variable is missing where an expression that was evaluated needed it. So the engine decides; where it reports
-    other problems too, a second render with placeholders shows which of them are not due to the missing variables.
+    A variable is missing only if an expression that was evaluated needed it, so the engine decides. If it reports other
+    problems too, a second render, with placeholders, shows which of them the missing variables did not cause.
 
     Attributes:
-        request: The engine's next task; None where nothing is left to do.
-        error: Why it failed.
+        request: The next request to the engine; None if there is none.
+        error: The error of a failed render.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Render:
 
     @property
     def _place(self) -> str | None:
-        """The file, or the prompt's URI, in errors; None for inline markup."""
+        """The name of the markup in errors: its file or its URI; None for inline markup."""
         return self._snapshot.uri if self._snapshot.path is None else str(self._snapshot.path)
 
     def _prepare(self, variables: Mapping[str, Any]) -> engine.Request:
@@ -107,9 +107,9 @@ class Render:
         self._context, revive = encode_variables(takes, variables)
         check_names(takes, variables, self._place)
         self._variables = variables
-        # Relative sources are resolved against the folder of a path, also of a file that does not exist. That of inline
-        # markup is the working folder, which markup without sources does not need: os.getcwd releases the interpreter
-        # lock, and a busy thread, as MLflow's exporter, then runs for 5 ms.
+        # POML resolves relative sources against the folder of a path, whose file need not exist. For inline markup that
+        # is the working folder. Do not look it up for markup without sources: os.getcwd releases the interpreter lock,
+        # and a busy thread, such as MLflow's exporter, may then hold it for 5 ms.
         folder = options.home or (working_folder() if takes.reads or options.stylesheet else None) or NOWHERE
         return engine.Request(
             now.source.removeprefix("\ufeff"),
@@ -143,7 +143,7 @@ class Render:
         return self.record()
 
     def fail(self, error: PomlError) -> None:
-        """Take an error of the engine; `request` is then the next task."""
+        """Handle an error of the engine, and set `request` to the next request or None."""
         assert self.request is not None  # noqa: S101
         request, self.request = self.request, None
         if self._missing:
@@ -162,7 +162,10 @@ class Render:
                 self.request = request._replace(placeholders=self._missing)
 
     def _decide(self, again: RenderError | None) -> None:
-        """Report POML's own problems before missing variables; `again` is the error of the render with placeholders."""
+        """Set the error: the template's own problems, else the missing variables.
+
+        `again` is the error of the render with placeholders, if it failed.
+        """
         failed, names = self.error, self._missing
         assert isinstance(failed, RenderError)  # noqa: S101
         own = own_problems(failed, names, again)
@@ -173,7 +176,7 @@ class Render:
             self.error = missing_variables(names, failed, self._snapshot, self._place, self._variables)
 
     def take(self, result: engine.Result) -> None:
-        """Take a result of the engine; `request` is then the next task."""
+        """Handle a result of the engine, and set `request` to the next request or None."""
         assert self.request is not None  # noqa: S101
         history, request, self.request = self._history, self.request, None
         if self._missing:

@@ -1,4 +1,4 @@
-"""The names of ``<runtime>`` settings, and settings for what a file leaves open."""
+"""The names of ``<runtime>`` settings, and defaults for those that a file does not set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def canonical(key: str) -> str:
 
 
 def left_open(defaults: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the defaults that a file does not set, under any of their names.
+    """Return the defaults that a file does not set under any of their names.
 
     Example:
         >>> left_open({"maxTokens": 100, "topP": 0.5}, {"maxOutputTokens": 300})

@@ -1,4 +1,4 @@
-"""A template at one moment: its markup, what that takes, and the files that it names."""
+"""A template at one moment: its markup, its variables, and the files that it names."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ Kind = Literal["text", "attribute", "for", "if", "value", "schema"]
 class Use(NamedTuple):
     """One use of a variable in an expression.
 
-    `offset` is its place in `source`, whose file is None for the root; `kind` is the kind of place: an element's text,
-    the ``for``, the ``if`` or another attribute, the ``value`` of a ``<let>``, or a schema in JavaScript. A `guarded`
-    variable is tested by ``typeof``, in the expression or in an ``if`` around it.
+    Attributes:
+        name: The variable's name.
+        source: The text with the use; its file is None for the template's own markup.
+        offset: The offset of the name in that text.
+        kind: The kind of place: an element's text, its ``for``, its ``if`` or another attribute, the ``value`` of a
+            ``<let>``, or a schema in JavaScript.
+        expression: The expression.
+        guarded: Whether ``typeof`` tests the variable, in the expression or in an ``if`` around it.
     """
 
     name: str
@@ -40,7 +45,7 @@ class Use(NamedTuple):
 
     @property
     def file(self) -> Path | None:
-        """The included file that it stands in; None for the markup itself."""
+        """The included file with the use; None for the template's own markup."""
         return self.source.file
 
     @property
@@ -56,32 +61,33 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class Inference:
-    """What a markup takes.
+    """What was inferred from a markup: its variables, files and parts.
 
     Attributes:
-        variables: The variables that it needs, in order of first use: reading order, an include's at its place. One
-            that only some branch needs (``a ? b : c``, an element's ``if``) is among them.
-        optional: Those that it renders without, in the same order: a variable whose every use is guarded by
-            ``typeof`` in the same expression or in the ``if`` of an enclosing element, and the message histories of
-            `messages`, which are an empty list where they are not given.
-        messages: The variables that are, alone, the ``messages`` of a ``<conversation>``. One of them is in
-            `variables` instead of `optional` when another use needs more than an empty list: any use but its
-            ``length``, its test in an ``if`` and its loop in a ``for``.
-        passed: Those whose items an expression passes on as the ``messages`` of a ``<conversation>``:
-            ``{{history.slice(-6)}}``; not in an expression with a function, which makes messages of its own.
-        uses: Every use of each of the variables, in the same order.
+        variables: The required variables, in order of first use. That is reading order, with an included file at the
+            place of its ``<include>``. A variable that only one branch needs (``a ? b : c``, an element's ``if``) is
+            required.
+        optional: The optional variables, in the same order. A variable is optional if ``typeof`` guards each use of it,
+            in the same expression or in the ``if`` of an enclosing element. Message histories (`messages`) are
+            optional too; their default is an empty list.
+        messages: The variables that are by themselves the ``messages`` of a ``<conversation>``. Such a variable is
+            required if another use needs more than an empty list: any use except its ``length``, a test in an ``if``
+            and a loop in a ``for``.
+        passed: The variables whose items are the ``messages`` of a ``<conversation>`` by an expression, such as
+            ``{{history.slice(-6)}}``. Expressions with a function do not count, since they make new messages.
+        uses: Every use of every variable, in the same order.
         expressions: The raw text of every expression, without the braces.
-        includes: Every file that an ``<include>`` leads to, missing ones too, without repeats.
+        includes: Every file that an ``<include>`` names, also in an included file, missing ones too, without repeats.
         assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
             missing ones too, without repeats.
-        absolute: Those of both that the markup names by their absolute paths only.
-        not_utf8: What is wrong with those that must be UTF-8 and are not.
-        reads: Whether anything in the markup names a file, by a variable too.
+        absolute: Which of these files the markup names only by their absolute paths.
+        not_utf8: The problems of files that must be UTF-8 and are not.
+        reads: Whether anything in the markup names a file, even by a variable.
         parts: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has.
-        static: Those of them that depend on nothing but the markup: no variable, nor a ``<let>`` that comes of one or
-            of a file, the clock or the process, in them or in an ``if`` or ``for`` around them.
-        has_speakers: Whether it gives messages a speaker, by an element such as ``<system-msg>`` or a ``speaker=``.
-        patterns: The names that are bound by a pattern, ``[key, value] in pairs``, in a ``for`` or a ``<let>``.
+        static: Which of these parts depend on nothing but the markup. A part is not static if it, or an ``if`` or a
+            ``for`` around it, uses a variable, a file, the clock or the process, directly or by a ``<let>``.
+        has_speakers: Whether the markup sets speakers, by an element such as ``<system-msg>`` or by ``speaker=``.
+        patterns: The names that a pattern in a ``for`` or a ``<let>`` binds, such as ``[key, value] in pairs``.
     """
 
     variables: tuple[str, ...] = ()
@@ -105,13 +111,21 @@ class Inference:
 class Snapshot:
     """A template at one moment.
 
-    `digest` is the content's identity, `pomlflow.record.content_digest` of the markup and `files`, those that the
-    markup names, includes first; `stamps` has the metadata of each file before it was read. `folder` is what relative
-    sources are resolved against. `path` is the markup's own file, and `relative` the same from the prompt root. Of a
-    prompt in the registry: `version` is its number, `uri` its ``prompts:/name/version``, `roots` the only folders that
-    it may read (None for trusted markup, for which the user's settings hold), `missing` why a file that it names does
-    not exist, by its absolute path, `runtime` the settings for what the markup leaves open. `register` is False where
-    it must never become a version of its own.
+    Attributes:
+        source: The markup.
+        digest: The digest that identifies the content: `pomlflow.record.content_digest` of the markup and `files`.
+        inference: The variables and files of the markup.
+        folder: The folder that relative sources are resolved against.
+        stamps: The metadata of each file before it was read (`pomlflow.template.files.stamp`).
+        files: The files that the markup names, includes first.
+        path: The markup's own file; None for inline markup and for a prompt in the registry.
+        relative: The path of that file as traces show it, see `RenderRecord.path`.
+        version: The number of the version in the registry.
+        uri: The URI of that version, ``prompts:/name/version``.
+        roots: The only folders that untrusted markup may read; None for trusted markup, to which the settings apply.
+        missing: Pairs of the absolute path of a file that does not exist, and the reason.
+        runtime: The settings of the registry's version, for those that the markup does not set.
+        register: False if the markup must never become a version of its own; None otherwise.
     """
 
     source: str
@@ -131,12 +145,12 @@ class Snapshot:
 
 
 class Origin(Protocol):
-    """The source of a template that is neither a file nor given markup: a prompt in a registry.
+    """The source of a template that is neither a file nor inline markup: a prompt in a registry.
 
     Attributes:
-        name: The prompt's name there.
+        name: The prompt's name in the registry.
         uri: The requested URI: ``prompts:/name@alias`` or ``prompts:/name/3``.
-        refresh: Seconds after which it is checked for a newer version.
+        refresh: Seconds between checks for a newer version.
     """
 
     name: str
@@ -148,7 +162,7 @@ class Origin(Protocol):
 
 
 def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
-    """Read the files that a markup in `folder` names; a missing one has the digest of an empty file."""
+    """Return the files that a markup in `folder` names; a missing file has the digest of an empty one."""
     return tuple(
         PromptFile(file.as_posix() if file in inference.absolute else _shown(file, folder), sha256(file), file, folder)
         for file in (*inference.includes, *inference.assets)

@@ -1,4 +1,4 @@
-"""A POML template: its markup, from a file or inline, and its renders as records, without a framework or MLflow."""
+"""A POML template, from a file, from a registry or inline. It renders to records, without a framework or MLflow."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ __all__ = ["Snapshot", "Template"]
 class Template:
     """One POML template.
 
-    A file is read at construction and again when it, or a file that it names, has changed: that costs one ``stat``
-    for each file and render. No process is started before the first render. With `path`, `source` is the file's last
-    known content, for the case that it no longer exists; `base_dir` is the folder that relative sources in inline
-    markup are resolved against, by default the working folder; an `origin`, a prompt in a registry, stands for both.
+    A file is read at construction, and again when it or a file that it names has changed. The check costs one ``stat``
+    for each file at each render. No process is started before the first render.
+
+    The template is `source` (inline markup), or the file at `path`, or a prompt in a registry (`origin`). With `path`,
+    `source` is the last known content of the file, used if the file no longer exists. `base_dir` is the folder that
+    relative sources in inline markup are resolved against; the default is the working folder.
 
     Example:
         >>> Template("<p>Hello {{name}}</p>").render({"name": "Ada"}).output["messages"]
@@ -87,28 +89,31 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """The content's identity: `pomlflow.record.content_digest` of the markup and the files that it names."""
+        """The digest that identifies the content: `pomlflow.record.content_digest` of the markup and its files."""
         return self.current().digest
 
     @property
     def inference(self) -> Inference:
-        """The variables and files that the current markup takes."""
+        """The variables and files of the current markup."""
         return self.current().inference
 
     def current(self) -> Snapshot:
-        """The template with its files as they are now; the same object as long as they do not change."""
+        """Return the template with its files as they are now; the same object as long as they do not change."""
         if self.origin is not None:
             self._snapshot = now = self.origin.current()
             return now
         now = self._snapshot
-        # The folder of inline markup without one of its own is the working folder.
+        # Inline markup without base_dir is resolved against the working folder, which may have changed.
         moved = self.path is None and now.files and self._folder() != now.folder
         if moved or any(stamp(file) != before for file, before in now.stamps):
             self._snapshot = now = self._read(now.source)
         return now
 
     def folder(self) -> str | None:
-        """The folder that relative sources are resolved against, from the prompt root; None on another drive."""
+        """Return the folder that relative sources are resolved against, relative to the prompt root.
+
+        None if it is on another drive, or unknown.
+        """
         if self.path is not None or self.base_dir is not None:
             return self._home
         root, here = settings().prompt_root, None
@@ -121,14 +126,14 @@ class Template:
 
     def _read(self, last: str | None) -> Snapshot:
         source, folder = last, self._folder()
-        # Every stamp is taken before its file is read, so that a change during the read is seen next time.
+        # Take every stamp before reading its file, so that a change during the read is detected at the next check.
         before = stamps([] if self.path is None else [self.path])
         if self.path is not None:
             source = self._read_file(self.path, last)
         if source is None:
             raise TypeError("a template needs markup or a path")
         inference = _remembered(source, folder)
-        if inference.includes or inference.assets:  # what they hold may have changed since
+        if inference.includes or inference.assets:  # their contents may have changed since they were remembered
             before |= stamps((*inference.includes, *inference.assets))
             inference = infer(source, folder)
         files = prompt_files(inference, folder)
@@ -139,7 +144,7 @@ class Template:
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
-            # Line ends stay as they are, as Node reads them; a byte-order mark, which POML (0.0.8) refuses, does not.
+            # Keep line ends as they are, as Node does. Drop a byte-order mark, which POML (0.0.8) refuses.
             if (path.exists() and not path.is_dir()) and not path.is_file():
                 raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
             text, problem = decode(path.read_bytes(), str(path))
@@ -177,10 +182,11 @@ class Template:
         timeout: float | None = None,
         keep_whitespace: bool = False,
     ) -> RenderRecord:
-        """Render, and return the record, of a failed render too: `RenderRecord.result` raises its error.
+        """Render, and return the record. A failed render has a record too; `RenderRecord.result` raises its error.
 
-        `history` takes a framework's own messages out of the variables and holds them by place afterwards. With
-        `keep_whitespace`, a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of blanks.
+        `history` replaces a framework's own messages in the variables, and has their places in the output afterwards.
+        With `keep_whitespace`, a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
+        blanks.
         """
         return self._prepare(variables, history, snapshot, keep_whitespace=keep_whitespace).run(timeout)
 
@@ -205,10 +211,11 @@ class Template:
         return Render(own, now, variables, history, **options)
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
-        """Render with the variables that there are, to find problems of the template itself.
+        """Render with the given variables, to find problems of the template itself.
 
-        Missing variables are replaced by placeholders: expressions may do anything with one, a loop over it runs once,
-        and the content of an ``if`` of it is rendered. Errors that a placeholder may have caused are suppressed.
+        Missing variables are replaced by placeholders. An expression may use a placeholder in any way, a loop over it
+        runs once, and the content of an element whose ``if`` uses it is rendered. Errors that a placeholder may have
+        caused are suppressed.
 
         Example:
             >>> Template("<p for='x in xs'>{{x.price.toFixed(2)}}</p>").check().error is None
@@ -225,9 +232,10 @@ class Template:
         return self._prepare(given, history, now, placeholders=names).run(None)
 
     def lint(self, settings: LintSettings | None = None, errors: Iterable[Problem] = ()) -> list[Finding]:
-        """Return warnings about the markup and what it includes; none for what `errors`, those of a render, report.
+        """Return warnings about the markup and the files that it includes, without those that repeat an error.
 
-        The rules are by default those of the nearest pyproject.toml; a `ConfigurationError` where they are invalid.
+        `errors` are the problems that a render reported. By default the rules are those of the nearest pyproject.toml;
+        a `ConfigurationError` is raised if they are invalid.
         """
         now = self.current()
         settings = settings or lint_settings(self._folder())
@@ -242,5 +250,5 @@ def _from_prompt_root(folder: Path) -> str | None:
 
 @lru_cache(maxsize=256)
 def _remembered(source: str, folder: Path) -> Inference:
-    """Inference by text: frameworks copy templates often (partial, deepcopy, bind)."""
+    """Return the inference of a markup, cached: frameworks often copy templates (partial, deepcopy, bind)."""
     return infer(source, folder)
