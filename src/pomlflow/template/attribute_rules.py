@@ -1,4 +1,4 @@
-"""Rules about elements and their attributes, by POML's own documentation."""
+"""Lint rules about elements and attributes, from POML's own documentation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
 _URL = re.compile(r"[a-z]+://|data:")
 _READERS = frozenset("include let audio doc document folder image img table webpage".split())
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
-# Settings of OpenAI, Anthropic, Google, Ollama, vLLM and the Vercel AI SDK.
+# The settings of models by OpenAI, Anthropic, Google, Ollama, vLLM and the Vercel AI SDK.
 _SETTINGS = frozenset(
     "abort_signal audio background base_url best_of betas cached_content candidate_count container context_management "
     "echo effort extra_body extra_headers extra_query format frequency_penalty function_call functions "
@@ -79,7 +79,7 @@ def _camel(name: str) -> str:
 
 
 def invalid_schema(page: Page) -> Iterator[Fault]:
-    """Find schemas that POML accepts, and that are not JSON Schema."""
+    """Find schemas that POML accepts although they are not JSON Schema."""
     for node in page.nodes:
         passage = node.element.text()
         text = passage.text.strip()
@@ -91,7 +91,7 @@ def invalid_schema(page: Page) -> Iterator[Fault]:
             continue
         try:
             wrong = _not_schema(json.loads(text))
-        except (ValueError, RecursionError):  # reported by the render, or JavaScript
+        except (ValueError, RecursionError):  # it is JavaScript, or the render reports it
             continue
         if wrong is not None:
             begin = passage.at(len(passage.text) - len(passage.text.lstrip()))
@@ -101,7 +101,7 @@ def invalid_schema(page: Page) -> Iterator[Fault]:
 
 
 def _not_schema(value: Any) -> tuple[str, str] | None:
-    """What is wrong with a schema, and the word that it is about."""
+    """Return the problem of a schema and the word that it is about; None if it is valid."""
     from jsonschema import Draft202012Validator  # imported late: it takes 30 ms
     from jsonschema.exceptions import SchemaError
 
@@ -120,7 +120,7 @@ def _not_schema(value: Any) -> tuple[str, str] | None:
 
 
 def media_as_text(page: Page) -> Iterator[Fault]:
-    """Find pictures that come out as their alt text, and pictures and sounds that come out as nothing."""
+    """Find pictures that POML replaces by their alt text, and pictures and sounds that it drops."""
     styles = [json.dumps(page.stylesheet or {})]
     styles += [node.element.text().text for node in page.nodes if node.name == "stylesheet"]
     for node in page.nodes:
@@ -136,13 +136,13 @@ def media_as_text(page: Page) -> Iterator[Fault]:
 
 
 def _is_alone(page: Page, node: Node) -> bool:
-    """Whether it is the root, which is sent as it is."""
+    """Return whether it is the only outermost element, which is sent as media."""
     outermost = [one for one in page.nodes[1:] if not one.inside]
     return page.source.file is None and [node] == outermost and not page.document.text().text.strip()
 
 
 def missing_file(page: Page) -> Iterator[Fault]:
-    """Find files that are named and do not exist; includes that name a variable."""
+    """Find files that do not exist, and includes whose path has an expression."""
     where = "the folder of the .poml file" if page.snapshot.path is not None else os.fspath(page.folder)
     for node in page.nodes:
         source = node.element.find("src")
@@ -162,7 +162,7 @@ def missing_file(page: Page) -> Iterator[Fault]:
 
 
 def poml_version(page: Page) -> Iterator[Fault]:
-    """Find versions of POML that do not exist."""
+    """Find version attributes that POML does not have, and versions that are malformed."""
     for node in page.nodes:
         for key, value in node.element.attributes:
             if (key, node.name) in _VERSIONS:

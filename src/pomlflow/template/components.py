@@ -1,4 +1,4 @@
-"""The attributes of POML's elements, from the documentation of its components in the installed poml's bundle."""
+"""The attributes of POML's elements, from the component documentation in the bundle of the installed poml."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _DOCS = re.compile(r"JSON\.parse\('(\[.*?\])'\)")
 _ESCAPED = re.compile(r"\\([\\'])")
 _REGISTERED = re.compile(r"\(0, base_1\.component\)\('(\w+)'(?:, (\[[^\]]*\]|\{[^}]*\}))?\)")
 _ALIAS = re.compile(r"'([\w-]+)'")
-_SHARED = ("Text", "Paragraph", "Inline")  # components pass on to these what they do not take themselves
-# What PomlFile handles itself, without documentation; <runtime> takes any attribute.
+_SHARED = ("Text", "Paragraph", "Inline")  # components pass attributes that they do not know on to these
+# Undocumented elements, which PomlFile handles itself. <runtime> is missing: it accepts any attribute.
 _SYNTAX = {
     "include": ("src",), "let": ("name", "src", "type", "value"), "meta": ("minVersion", "maxVersion", "components"),
     "outputschema": ("parser",),
@@ -29,7 +29,10 @@ _SYNTAX = {
 
 @lru_cache(maxsize=1)
 def attributes() -> Mapping[str, Mapping[str, str]]:
-    """Return each element's attributes, by names in lower case without hyphens; not of undocumented elements."""
+    """Return the attributes of each known element, by its name in lower case without hyphens.
+
+    The attributes are by their names in lower case, with their spelling in the documentation.
+    """
     found: dict[str, Mapping[str, str]] = {name: {key.lower(): key for key in keys} for name, keys in _SYNTAX.items()}
     text = _components_text()
     documented = {one["name"]: one for docs in _DOCS.findall(text) for one in json.loads(_ESCAPED.sub(r"\1", docs))}
@@ -41,7 +44,7 @@ def attributes() -> Mapping[str, Mapping[str, str]]:
 
 
 def _components_text() -> str:
-    """POML's own part of the bundle, from its documentation to its end."""
+    """Return POML's own part of the bundle: from the documentation to the end of the code."""
     spec = importlib.util.find_spec("poml")
     if spec is None or spec.origin is None:
         return ""
@@ -52,7 +55,7 @@ def _components_text() -> str:
 
 
 def _of(name: str, documented: Mapping[str, Any]) -> Mapping[str, str]:
-    """The attributes of a component and of those that it extends."""
+    """Return the attributes of a component and of the components that it extends."""
     pending, seen = [name, *_SHARED], set[str]()
     found: dict[str, str] = {}
     while pending:

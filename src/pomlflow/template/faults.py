@@ -1,4 +1,4 @@
-"""The true fault in markup that POML refuses: its parser reports where it stumbles, often long after."""
+"""Find the cause of a syntax error: POML's parser reports the place where it fails, often long after the cause."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _COMMENT = re.compile(r"<!--(?:(?!-->).)*\Z", re.DOTALL)
 
 
 class Fault(NamedTuple):
-    """A fault: its offset, how many characters it has, what it is, and what to do about it."""
+    """A fault in markup: its offset, its length in characters, the problem and the remedy."""
 
     offset: int
     width: int
     message: str
     remedy: str
-    since: int = -1  # from where POML may report it, where that is before the fault
+    since: int = -1  # the first offset at which POML may report it, if that is before the fault; else -1
 
 
 def find_fault(text: str, reported: int) -> Fault | None:
-    """Find the fault that POML reports at an offset: the first one of the markup, unless it is after that."""
+    """Return the cause of an error that POML reports at an offset: the first fault, if it is not after the offset."""
     document = parse_document(text)
     elements = list(document.walk())
     inside = sorted(fault for one in elements for fault in (*_in_tag(text, one), *_in_text(text, one)))
@@ -100,7 +100,7 @@ def _in_text(text: str, element: Element) -> Iterator[Fault]:
 
 
 def _in_nesting(text: str, document: Element) -> Fault | None:
-    """The first end tag that is missing or too much, by the names that POML does not look at."""
+    """Return the first missing or superfluous end tag, by the tag names, which POML does not compare."""
     if comment := _COMMENT.search(text):
         return Fault(comment.start(), 4, "the comment has no end", "end it with -->", 0)
     if found := re.match(r"\ufeff?\s*<[?!](?!--)[^>]*>", text):

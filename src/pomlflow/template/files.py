@@ -1,4 +1,4 @@
-"""The files of a template: whether one has changed, what it holds, and its text."""
+"""Read the files of a template, and detect changes to them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 
 def stamp(file: Path) -> object:
-    """Return a value of a file's metadata that changes with the file; None for a missing one."""
+    """Return metadata of a file that changes whenever the file does; None for a missing file."""
     try:
         at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
     except (OSError, ValueError):  # ValueError: a null character in an include's path
         return None
-    return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy may set the first back, not the second
+    return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy can restore mtime, but not ctime
 
 
 def stamps(files: Iterable[Path]) -> dict[Path, object]:
-    """Return the stamps of files, by file."""
+    """Return the stamp of each file."""
     return {file: stamp(file) for file in files}
 
 
 def read_file(file: Path) -> bytes | None:
-    """Read a regular file; a missing one, and a pipe or a device, which may never end, give None."""
+    """Return the content of a regular file; None if it is missing, or a pipe or a device, which may never end."""
     with suppress(OSError, ValueError):  # ValueError: a null character in the path
         if file.is_file():
             return file.read_bytes()
@@ -40,7 +40,7 @@ def read_file(file: Path) -> bytes | None:
 
 
 def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
-    """Decode UTF-8, without a byte-order mark; what is not UTF-8 is replaced, and reported as a problem."""
+    """Decode UTF-8 and drop a byte-order mark. Invalid bytes are replaced, and the first is returned as a problem."""
     head = content[:2]
     is_wide = head in _MARKS or (len(head) == 2 and head.count(0) == 1)  # noqa: PLR2004
     try:
@@ -62,7 +62,7 @@ def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
 
 
 def sha256(file: Path) -> str:
-    """Return SHA-256, in hexadecimal, of a file's content; of nothing for a missing file or a folder."""
+    """Return the SHA-256 of a file's content in hexadecimal; that of no bytes for a missing file or a folder."""
     return _sha256(file, stamp(file))
 
 

@@ -1,4 +1,4 @@
-"""What other languages leave in a template's expressions, and how JavaScript writes it."""
+"""Find Python, Jinja and Handlebars in a template's expressions, with the JavaScript to write instead."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pomlflow.template.javascript import analyse
 
 __all__ = ["foreign_words", "is_prose", "quoted"]
 
-# What is Python's, or Jinja's, by how it stands in an expression: by itself, in code that is not JavaScript, called, as
-# a method.
+# Words of Python and Jinja, by how an expression uses them: constants anywhere, operators in code that is not
+# JavaScript, called functions, called methods, and filters after |.
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _OPERATORS = {"and": "&&", "or": "||", "not": "!", "is": "===", "if": "condition ? a : b", "for": "xs.map(x => …)"}
 _CALLS = {
@@ -56,17 +56,17 @@ _TOKEN = re.compile(
 
 
 def is_prose(code: str) -> bool:
-    """Whether code looks like a text without quotes: words, and no sign of an expression."""
+    """Return whether code looks like a text without quotes: words without any operator or bracket."""
     return _PROSE.fullmatch(code) is not None
 
 
 def quoted(text: str) -> str:
-    """A text as JavaScript, for an attribute's value in double quotes."""
+    """Return a text as a JavaScript string for an attribute in double quotes."""
     return f"`{text}`" if "'" in text else f"'{text}'"
 
 
 def foreign_words(code: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yield what is Python or Jinja in an expression: its offset, the word, the language and the JavaScript for it."""
+    """Yield each foreign word of an expression: its offset, the word, its language and the JavaScript for it."""
     if found := _HANDLEBARS.match(code):
         yield 0, found[0], "Handlebars", "a for= or an if= of an element"
         return

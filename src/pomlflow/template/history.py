@@ -1,8 +1,8 @@
-"""A framework's own messages through a POML template, untouched.
+"""Pass a framework's own (native) messages through a POML template unchanged.
 
-POML's messages hold less than a framework's: ``<conversation>`` (poml 0.0.8) refuses tool messages, drops messages
-without text, merges neighbours of one speaker and knows no ids. So each native message goes in as a mark, POML decides
-where it comes out, and there the native message is put back.
+POML's messages cannot express all of a framework's: ``<conversation>`` (poml 0.0.8) refuses tool messages, drops
+messages without text, merges neighbours of one speaker and has no ids. So each native message is sent to POML as a
+mark, and each mark in the output is replaced by its native message.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ REQUEST = "application/vnd.poml.toolrequest"
 RESPONSE = "application/vnd.poml.toolresponse"
 M = TypeVar("M")
 
-# Private-use characters: no syntax of POML's escapes them or breaks a line at them. The number is random, so
-# that no text of a message or a variable can pretend to be a mark.
+# A mark is between private-use characters: no output syntax of POML escapes them or breaks a line at them. The number
+# is random, so that no text of a message or a variable can imitate a mark.
 _NONCE = secrets.token_hex(8)
-# With the one or two line ends that POML puts between messages.
+# A mark with the one or two line ends that POML puts between messages.
 _WHOLE_LINE = re.compile(rf"(?:\A|(?<=\n)|\n\n?)\ue000{_NONCE}:(\d+)\ue001(?:\n\n?|\Z)")
 _TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
 
@@ -33,8 +33,10 @@ _TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
 class History(ABC, Generic[M]):
     """The native messages of one render; each framework's adapter has a subclass.
 
-    `native` is the framework's class of messages; `marks` has, by variable, the mark of each of its messages, for the
-    engine; `placed` has, after `splice`, the native message at each place of the output.
+    Attributes:
+        native: The framework's class of messages.
+        marks: The marks of the messages of each variable, for the engine.
+        placed: After `splice`, the native messages by their index in the output's messages.
     """
 
     native: ClassVar[type]
@@ -46,22 +48,23 @@ class History(ABC, Generic[M]):
 
     @abstractmethod
     def convert(self, value: Any) -> list[M]:
-        """Make native messages of whatever the framework takes for them."""
+        """Return native messages for any value that the framework accepts as messages."""
 
     @abstractmethod
     def to_poml(self, message: M) -> dict[str, Any]:
-        """Make POML's message of a native one: ``speaker`` and ``content``."""
+        """Return a native message in POML's form: ``speaker`` and ``content``."""
 
     @abstractmethod
     def describe(self, message: M) -> dict[str, Any]:
-        """Make what expressions see of a message; ``speaker`` and ``content`` are among it."""
+        """Return a message as expressions see it, with at least ``speaker`` and ``content``."""
 
     def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
-        """Take the native messages out of a template's variables; return these as expressions see them.
+        """Record the native messages in a template's variables; return the variables as expressions see them.
 
-        `named` variables are themselves the messages of a ``<conversation>``, and may hold whatever the framework takes
-        for messages. `passed` ones have their items there, ``{{history.slice(-6)}}``, and may hold pairs, too, of which
-        POML (0.0.8) would make empty messages. Raises a `VariableError` for a named one that holds something else.
+        `named` variables are by themselves the messages of a ``<conversation>``, and may be anything that the framework
+        accepts as messages. The items of `passed` variables are such messages, ``{{history.slice(-6)}}``; these may
+        also be pairs, of which POML (0.0.8) would make empty messages. A `VariableError` is raised for a named variable
+        that has no messages.
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
@@ -75,7 +78,7 @@ class History(ABC, Generic[M]):
             elif self._holds(value):
                 taken[name] = self._marked(name, self.convert(value))
             elif isinstance(value, dict) and (lists := self._lists(value, pairs=name in passed)):
-                # A graph's state as one variable. Its messages come out as POML's own, which need a speaker.
+                # The state of a graph as one variable: describe its messages for expressions, but do not pass them.
                 taken[name] = {**value, **{key: list(map(self.describe, self.convert(value[key]))) for key in lists}}
         return {**variables, **taken} if taken else variables
 
@@ -93,14 +96,15 @@ class History(ABC, Generic[M]):
         return [self.describe(message) for message in messages]
 
     def texts(self) -> dict[str, list[Any]]:
-        """Return what replaces messages that cannot be native: text and pictures, which POML takes anywhere."""
+        """Return texts and pictures, which POML accepts anywhere, for messages that cannot be passed natively."""
         contents = iter([_plain(self.to_poml(message)["content"]) for message in self._messages])
         return {name: [next(contents) for _ in marks] for name, marks in self.marks.items()}
 
     def splice(self, output: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the engine's output with each mark's message in POML's form; `placed` then has their places.
+        """Return the engine's output with each mark replaced by its message in POML's form, and set `placed`.
 
-        None where a mark is not a message of its own: it is part of serialised XML or JSON, or cut by a ``charLimit``.
+        Return None if a mark is not a message of its own: it is part of serialised XML or JSON, or a ``charLimit`` cut
+        it.
         """
         messages: list[dict[str, Any]] = []
         for message in output["messages"]:
@@ -136,7 +140,7 @@ def _holds_pairs(value: Any) -> bool:
 
 
 def _ends(value: Any) -> tuple[Any, ...]:
-    """The first and the last of a list: a list of a million numbers is a variable too."""
+    """Return the first and the last item of a list. A variable may be a list of a million numbers: do not scan it."""
     return (*value[:1], *value[-1:]) if isinstance(value, list | tuple) else ()
 
 
@@ -145,7 +149,7 @@ def _content(parts: list[Any]) -> str | list[Any]:
 
 
 def _plain(content: str | list[Any]) -> str | list[Any]:
-    """A message's content as ``<conversation>`` of poml 0.0.8 takes it, in every syntax."""
+    """Return a message's content in the form that ``<conversation>`` of poml 0.0.8 accepts in every syntax."""
     if isinstance(content, str):
         return content
     parts: list[Any] = []
@@ -156,7 +160,7 @@ def _plain(content: str | list[Any]) -> str | list[Any]:
             parts += [inner] if isinstance(inner, str) else inner
         elif kind == REQUEST:
             parts.append(f"[{part['name']} {json.dumps(part['content'], ensure_ascii=False, default=str)}]")
-        elif kind.startswith("image/"):  # without its alt text, which POML would show in its place
+        elif kind.startswith("image/"):  # without the alt text, which POML would show instead of the picture
             parts.append({"type": kind, "base64": part["base64"]})
         else:
             parts.append(f"[{kind}]" if kind else part)

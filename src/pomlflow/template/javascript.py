@@ -1,4 +1,4 @@
-"""The free names of a JavaScript expression, by tree-sitter's grammar."""
+"""Find the free names of a JavaScript expression, with tree-sitter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _local = threading.local()
 
 
 class Name(NamedTuple):
-    """One use of a free identifier: where it stands in the code, which it is, and how it is used."""
+    """One use of a free identifier: its offset in the code, the identifier, and how it is used."""
 
     start: int
     name: str
@@ -40,9 +40,9 @@ class Name(NamedTuple):
 
 
 class Code(NamedTuple):
-    """An expression's free identifiers in reading order; those tested by ``typeof``; those assigned.
+    """The names in an expression: free identifiers in reading order, those that ``typeof`` tests, those assigned.
 
-    What is not JavaScript is `broken`, and has no identifiers.
+    Code that is not JavaScript is `broken`, and has no names.
     """
 
     uses: tuple[Name, ...]
@@ -52,7 +52,7 @@ class Code(NamedTuple):
 
 
 class _Bind(NamedTuple):
-    """In the list of nodes to visit: from here on these names are bound once more, or once less."""
+    """An entry in the list of nodes to visit: from here on, these names are bound once more (1) or once less (-1)."""
 
     names: list[str]
     step: int
@@ -60,7 +60,7 @@ class _Bind(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def analyse(code: str) -> Code:
-    """Find the free names of an expression."""
+    """Return the names in an expression."""
     plain = _PLAIN.fullmatch(code)  # most expressions; they need no parser
     if plain:
         name, member = plain.groups()
@@ -74,7 +74,7 @@ def analyse(code: str) -> Code:
 
 
 def _characters(code: str, byte: int) -> int:
-    """An offset in the code in characters, from one in the parsed bytes."""
+    """Return the offset in the code in characters for an offset in the parsed bytes."""
     byte -= len(_RETURN)
     return byte if code.isascii() else len(code.encode("utf-8", "replace")[:byte].decode("utf-8", "replace"))
 
@@ -95,7 +95,7 @@ def _visit(statement: Node, names: list[str]) -> Code:
             if not bound.get(_text(node)):
                 uses.append(Name(node.start_byte, _text(node), how))
             continue
-        if node.type == "assignment_expression":  # in sloppy mode it makes a variable
+        if node.type == "assignment_expression":  # in sloppy mode, assigning to an unknown name makes a variable
             left, *right = node.named_children
             targets = _pattern(left)
             assigned.update(dict.fromkeys(name for name in targets if not bound.get(name)))
@@ -110,7 +110,7 @@ def _visit(statement: Node, names: list[str]) -> Code:
 
 
 def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
-    """The children of a node, the last first, each with how the node uses it."""
+    """Return the children of a node, the last first, each with how the node uses it."""
     children = node.named_children
     ways, kind = [ALONE] * len(children), node.type
     if not children:
@@ -127,7 +127,7 @@ def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
 
 
 def _scope(node: Node) -> list[str]:
-    """The names that a function or class binds inside it."""
+    """Return the names that a function or class binds inside itself."""
     name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
     names = [] if name is None or name.type != "identifier" else [_text(name)]
     if node.type.startswith("class"):
@@ -141,7 +141,7 @@ def _scope(node: Node) -> list[str]:
 
 
 def _declared(body: Node) -> list[str]:
-    """The names that a function's body declares; one of a block counts for the whole body."""
+    """Return the names that a function's body declares; a declaration in a block counts for the whole body."""
     names: list[str] = []
     todo = list(body.named_children)
     while todo:
@@ -158,7 +158,7 @@ def _declared(body: Node) -> list[str]:
 
 
 def _pattern(node: Node) -> list[str]:
-    """The names that a pattern, or a list of parameters, binds."""
+    """Return the names that a pattern or a list of parameters binds."""
     names: list[str] = []
     todo = [node]
     while todo:
@@ -176,7 +176,10 @@ def _pattern(node: Node) -> list[str]:
 
 
 def bound_by(pattern: str) -> list[str]:
-    """The names that the name of a ``<let>`` or the item of a loop binds; it becomes a parameter, so a pattern, too."""
+    """Return the names that the name of a ``<let>`` or the item of a loop binds.
+
+    POML makes it a parameter of a function, so it may be a pattern.
+    """
     pattern = pattern.strip()
     if is_identifier(pattern):
         return [pattern]

@@ -1,4 +1,4 @@
-"""Warnings about templates that render, but probably not as they are meant."""
+"""Warnings about templates that render, but probably not as intended."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = ["RULES", "Finding", "LintSettings", "lint", "lint_settings"]
 RULES: Mapping[str, Rule] = {**text_rules.RULES, **attribute_rules.RULES, **variable_rules.RULES}
 """Every rule by its name; each yields the faults of one page of markup."""
 
+# The rules whose findings may repeat an error of the render.
 _REPEATED = frozenset(
     {"python-expression", "jinja-syntax", "let-value", "missing-file", "poml-version", "invalid-schema"}
 )
@@ -29,17 +30,17 @@ _IGNORED = re.compile(r"<!--\s*pomlflow:\s*ignore\b(?P<rules>[^>]*?)-->")
 
 @dataclass(frozen=True)
 class Finding:
-    """A warning: the template renders, but probably not as it is meant.
+    """A warning: the template renders, but probably not as intended.
 
     Attributes:
         rule: The name of the rule, ``unknown-attribute`` for example. Each is described in docs/check.md.
         message: What is wrong.
         remedy: What to write instead.
-        file: The file it stands in, an included one where it is there; None for inline markup.
-        line: From 1.
-        column: From 1, in characters.
-        text: The line.
-        width: How many characters of the line are meant.
+        file: The file with the problem, which may be an included one; None for inline markup.
+        line: The line, from 1.
+        column: The column, from 1, in characters.
+        text: The text of that line.
+        width: The number of characters from that column that the warning is about.
 
     Example:
         >>> str(Finding("single-braces", "{x} is sent as it is", "write {{x}}", "a.poml", 1, 4, "<p>{x}</p>", 3))
@@ -57,7 +58,7 @@ class Finding:
 
     @property
     def place(self) -> str:
-        """``file:line:column``."""
+        """The place, ``file:line:column``."""
         return f"{self.file or '<inline>'}:{self.line}:{self.column}"
 
     def __str__(self) -> str:
@@ -102,9 +103,9 @@ def lint(
     stylesheet: Mapping[str, Any] | None = None,
     errors: Iterable[Problem] = (),
 ) -> list[Finding]:
-    """Find what is suspicious in a template and the files that it includes, in reading order.
+    """Return the findings in a template and the files that it includes, in reading order.
 
-    What `errors`, those of a render, report already is left out.
+    Findings that repeat one of `errors`, the problems of a render, are left out.
     """
     reported = [problem for problem in errors if problem.line is not None]
     rules = [name for name in RULES if name in settings.select and name not in settings.ignore]
@@ -123,7 +124,7 @@ def lint(
 
 
 def _is_about(problem: Problem, finding: Finding) -> bool:
-    """Whether a finding repeats an error."""
+    """Return whether a finding repeats an error."""
     if finding.rule not in _REPEATED:
         return False
     start = problem.column or 1
@@ -144,7 +145,10 @@ def _pages(
 
 
 def _ignored_lines(text: str) -> dict[int, frozenset[str]]:
-    """The lines with a comment ``<!-- pomlflow: ignore rule -->`` and those after them; an empty set stands for all."""
+    """Return the rules to ignore by line, from comments ``<!-- pomlflow: ignore rule -->``.
+
+    A comment applies to its own line and the next one. An empty set means all rules.
+    """
     found: dict[int, frozenset[str]] = {}
     for comment in _IGNORED.finditer(text):
         line = text.count("\n", 0, comment.end()) + 1

@@ -1,4 +1,4 @@
-"""One file's markup, as the rules of `pomlflow.template.lint` read it."""
+"""One file's markup, in the form that the rules of `pomlflow.template.lint` read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pomlflow.template.source import Snapshot, Use
 __all__ = ["SCHEMAS", "Code", "Node", "Page", "Rule"]
 
 SCHEMAS = frozenset({"outputschema", "tool", "tooldef", "tooldefinition"})
-_NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}  # whose content is no text of a message
+# Elements whose content is not sent in a message.
+_NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}
 
 
 class Node(NamedTuple):
-    """An element, and the names of those around it, in lower case without hyphens."""
+    """An element, its name, and the names of the elements around it, in lower case without hyphens."""
 
     element: Element
     name: str
@@ -29,7 +30,7 @@ class Node(NamedTuple):
 
 
 class Code(NamedTuple):
-    """An expression, its offset in the source, and the attribute that it is in; empty for text."""
+    """An expression, its offset in the source, its element, and its attribute, which is empty in text."""
 
     text: str
     offset: int
@@ -64,7 +65,7 @@ class Page:
 
     @cached_property
     def first_uses(self) -> Mapping[str, Use]:
-        """The first use of each variable of the caller's in this file."""
+        """The first use of each of the template's variables in this file."""
         found: dict[str, Use] = {}
         for use in self.snapshot.inference.uses:
             if use.file == self.source.file and (use.name not in found or use.offset < found[use.name].offset):
@@ -97,7 +98,7 @@ class Page:
 
     @cached_property
     def values(self) -> list[tuple[Passage, Node, str]]:
-        """Every attribute's value in which POML replaces ``{{…}}``, with its element and name."""
+        """The value of every attribute in which POML replaces ``{{…}}``, with its element and its name."""
         return [
             (value, node, key)
             for node in self.nodes

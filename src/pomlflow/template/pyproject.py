@@ -1,4 +1,4 @@
-"""The settings of a project, ``[tool.pomlflow]`` of its pyproject.toml."""
+"""Read a project's settings, ``[tool.pomlflow]`` in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["tool_settings"]
 
 @lru_cache(maxsize=256)
 def tool_settings(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
-    """The nearest pyproject.toml at or above a folder, and its ``[tool.pomlflow]``."""
+    """Return the nearest pyproject.toml at or above a folder, and its ``[tool.pomlflow]``."""
     file = next((file for at in (folder, *folder.parents) if (file := at / "pyproject.toml").is_file()), None)
     if file is None:
         return None, {}

@@ -1,4 +1,4 @@
-"""Rules about text and expressions: what comes from other templates, and what POML sends or drops without a word."""
+"""Lint rules about text and expressions: syntax of other template languages, and what POML silently sends or drops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RULES"]
 _FIELD = re.compile(
     r"(?<![{$\\\w}/#@%])\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[\w+\])*)(?:![rsa])?(?::[^{}\s\"']*)?\}(?![}\w/])"
 )
-# Elements whose braces are most likely meant as they are: code, and forms that the model is to fill in.
+# Elements in which single braces are probably literal: code, data, and formats for the answer.
 _LITERAL = frozenset({"code", "outputformat", "obj", "object", "dataobj", "table"})
 _EXAMPLES = frozenset({"example", "exampleoutput", "output", "examples", "exampleset"})
 _STATEMENT = re.compile(r"\{%-?\s*(\w+)(?:(?!%\}).)*%\}|\{#(?:(?!#\}).)+#\}", re.DOTALL)
@@ -30,7 +30,7 @@ _ESCAPED = frozenset({"&amp;", "&lt;", "&gt;", "&quot;", "&apos;"})
 
 
 def single_braces(page: Page) -> Iterator[Fault]:
-    """Find the fields of an f-string or of ``str.format``, ``{name}``."""
+    """Find ``{name}``, the syntax of f-strings and ``str.format``."""
     known = {*page.snapshot.inference.variables, *page.snapshot.inference.optional, *_bound(page)}
     for text, node in page.texts:
         around = {node.name, *node.inside}
@@ -48,7 +48,7 @@ def _bound(page: Page) -> set[str]:
 
 
 def _without_expressions(text: str) -> str:
-    """The text with blanks for its expressions, so that every offset stays."""
+    """Return the text with its expressions replaced by blanks, so that offsets do not change."""
     parts: list[str] = []
     last = 0
     for start, code in expressions(text):
@@ -59,7 +59,7 @@ def _without_expressions(text: str) -> str:
 
 
 def unclosed_braces(page: Page) -> Iterator[Fault]:
-    """Find ``{{`` that begins no expression."""
+    """Find ``{{`` that does not begin an expression."""
     for passage, node in _with_expressions(page):
         text = _without_expressions(passage.text)
         for found in re.finditer(r"\{\{(\s*\}\})?", text):

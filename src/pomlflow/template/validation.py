@@ -1,4 +1,4 @@
-"""Checks of the variables that a template is given, and errors that name the true fault and its place."""
+"""Check the variables that a template is given, and make errors that name the cause and its place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, 
 _SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
 _LOOP = 'POML loops by an attribute: <p for="item in items">{{item}}</p>'
 _CONDITION = 'POML has conditions by an attribute: <p if="condition">…</p>'
-# What other templates call what POML has, by the name of the element.
+# Remedies for elements of other template languages, by the name of the element.
 _INSTEAD = {
     **dict.fromkeys(("for", "foreach", "loop", "each"), _LOOP),
     **dict.fromkeys(("if", "else", "elif", "elseif", "when", "unless", "choose"), _CONDITION),
@@ -55,10 +55,10 @@ _INSTEAD = {
 
 
 def nameable(inference: Inference, variables: Mapping[Any, Any]) -> Mapping[str, Any]:
-    """Leave out variables that no expression can name, and those that POML (0.0.8) refuses though none needs them.
+    """Return the variables without those whose name is not text, and without those that would break a pattern.
 
-    The latter have the name of a loop's or a ``<let>``'s pattern, ``[key, value]``: POML makes both parameters of one
-    function.
+    The latter have a name that a pattern in a loop or a ``<let>`` binds, such as ``[key, value]``, and the template
+    does not need them. POML (0.0.8) would make a function with two parameters of that name, which JavaScript refuses.
     """
     extra = inference.patterns - {*inference.variables, *inference.optional}
     if not any(not isinstance(name, str) or name in extra for name in variables):
@@ -67,7 +67,9 @@ def nameable(inference: Inference, variables: Mapping[Any, Any]) -> Mapping[str,
 
 
 def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, bool]:
-    """Encode as `pomlflow.engine.encode`, without extra variables that have no form in JSON, as an agent's state has.
+    """Encode variables, and leave out those that the template does not take and that have no form in JSON.
+
+    An agent's state, for example, often has such extra variables.
 
     Raises:
         VariableError: A variable that the template takes has no form in JSON.
@@ -82,7 +84,7 @@ def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tupl
 
 
 def check_names(inference: Inference, variables: Mapping[str, Any], place: str | None) -> None:
-    """Raise a `VariableError` for a variable that an expression tries to name and cannot, as ``{{ my-key }}``."""
+    """Raise a `VariableError` for a variable that an expression uses but cannot name, as in ``{{ my-key }}``."""
     for name in variables:
         if not engine.is_identifier(name) and _names(inference.expressions, name):
             raise VariableError(
@@ -101,7 +103,7 @@ def _names(expressions: tuple[str, ...], name: str) -> bool:
 
 
 def missing_names(error: RenderError, inference: Inference, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The template's variables that expressions needed in a failed render, and that were not given."""
+    """Return the variables that expressions needed in a failed render and that were not given."""
     takes = {use.name for use in inference.uses} - given.keys()
     return tuple(dict.fromkeys(name for problem in error.problems if (name := _undefined(problem)) in takes))
 
@@ -112,13 +114,13 @@ def _undefined(problem: Problem) -> str:
 
 
 def _named(problem: Problem) -> Problem:
-    """The problem of an entity by its name: JavaScript reads ``&lt;`` as a variable ``lt``."""
+    """Return a problem with a clear message if an entity caused it: JavaScript reads ``&lt;`` as a variable ``lt``."""
     name = _undefined(problem)
     return replace(problem, message=f"&{name}; is not decoded in an expression") if name in _ENTITIES else problem
 
 
 def is_suspicious(snapshot: Snapshot) -> bool:
-    """Whether the markup may have a fault of its own, which comes before a missing variable."""
+    """Return whether the markup may have a fault of its own, which is reported before missing variables."""
     if any(_ENTITY.search(code) or analyse(code).broken for code in snapshot.inference.expressions):
         return True
     for element in parse_markup(snapshot.source).walk():
@@ -129,7 +131,7 @@ def is_suspicious(snapshot: Snapshot) -> bool:
 
 
 def own_problems(error: RenderError, names: Sequence[str], again: RenderError | None) -> list[Problem]:
-    """The problems that are not due to missing variables; `again` is the error of a render with placeholders."""
+    """Return the problems that missing variables did not cause; `again` is the error of a render with placeholders."""
     own: list[Problem] = []
     for problem in again.problems if again else ():
         also_before = problem in error.problems and _undefined(problem) not in names
@@ -141,7 +143,7 @@ def own_problems(error: RenderError, names: Sequence[str], again: RenderError | 
 def missing_variables(
     names: Sequence[str], error: RenderError, snapshot: Snapshot, place: str | None, given: Mapping[str, Any]
 ) -> MissingVariableError:
-    """Make the error of missing variables, with the place where an expression needed the first of them."""
+    """Return the error for missing variables, with the place where an expression needed the first of them."""
     inference, first = snapshot.inference, names[0]
     reported = next(problem for problem in error.problems if _undefined(problem) == first)
     use = _use_of(first, reported, inference.uses, place)
@@ -174,7 +176,7 @@ def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
 
 
 def _use_of(name: str, reported: Problem, uses: Iterable[Use], place: str | None) -> Use | None:
-    """The use that a problem is about: the first in its file that is not before its place."""
+    """Return the use that a problem is about: the first one in its file that is not before its place."""
     here = [use for use in uses if use.name == name and (str(use.file) if use.file else place) == reported.file]
     start = reported.line or 1, reported.column or 1
     after = [use for use in here if (use.line, use.column) >= start]
@@ -187,12 +189,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _is_empty(history: Any) -> bool:
-    """Whether a history may be a default."""
+    """Return whether a message history is an empty list, which may be the default."""
     return isinstance(history, list | tuple) and not history
 
 
 def with_hint(error: RenderError, snapshot: Snapshot, place: str | None) -> RenderError:
-    """Put the true fault first, and add what to do about it and why files that it names do not exist."""
+    """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
     error = RenderError(map(_named, error.problems), error.hint)
     first = error.problems[0]
     fault, hint = _diagnose(first, snapshot, place)
@@ -224,7 +226,7 @@ def _diagnose(problem: Problem, snapshot: Snapshot, place: str | None) -> tuple[
 
 
 def _remedy(element: Element, key: str, code: str) -> str | None:
-    """What to do about an expression that cannot be evaluated."""
+    """Return the remedy for an expression that cannot be evaluated, or None."""
     if key and _ENTITY.search(code):
         return _DECODED
     if key == "for" and "{{" in code:
@@ -246,7 +248,7 @@ def _source_of(problem: Problem, snapshot: Snapshot, place: str | None) -> Sourc
 
 
 def _expression_at(root: Element, offset: int) -> tuple[Element, str, str]:
-    """The element and the attribute that an offset stands in, and the expression there."""
+    """Return the element and the attribute at an offset, and the expression there."""
     for element in root.walk():
         for key, value in element.attributes:
             if value.at(0) - 1 <= offset <= value.at(0) + len(value.text):

@@ -1,4 +1,4 @@
-"""Rules about ``<let>`` and the names that it and loops bind."""
+"""Lint rules about ``<let>``, and about the names that it and loops bind."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["RULES"]
 
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
 _WORD = re.compile(r"[\w$]+")
-_NUMBER = re.compile(r"\s*[-+]?\.?\d")  # POML takes what a text begins with
+_NUMBER = re.compile(r"\s*[-+]?\.?\d")  # POML reads the number at the start of the text
 _LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
 
 
 def let_value(page: Page) -> Iterator[Fault]:
-    """Find values of ``<let>`` that are no expression, or a text where a value is meant."""
+    """Find values of ``<let>`` that are a text where an expression, JSON or a number is expected."""
     for node in page.nodes:
         if node.name != "let":
             continue
@@ -65,7 +65,7 @@ def unused_variable(page: Page) -> Iterator[Fault]:
 
 
 def shadowed_variable(page: Page) -> Iterator[Fault]:
-    """Find variables that are set twice, or that a loop hides."""
+    """Find variables that are set twice, hidden by a loop, or used before they are set."""
     lets: dict[str, Element] = {}
     loops: list[tuple[Element, str, int]] = []
     for node in page.nodes:

@@ -1,4 +1,4 @@
-"""Write POML markup: messages of texts, variables, pictures and tool calls, so that they render as they were."""
+"""Write POML markup that renders to given messages: texts, variables, pictures and tool calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TAGS: Final = {"system": "system-msg", "human": "human-msg", "ai": "ai-msg"}
 _ESCAPES: Final = {"<": "#lt;", ">": "#gt;", "&": "#amp;", "{": "#lbrace;", "}": "#rbrace;"}
 _PAIRS: Final = re.compile(r"\{{2,}|\}{2,}|^\}|\{$|[<>&]")  # a single brace inside a text is no expression
 _ESCAPE_LIKE: Final = re.compile(r"#(?=[A-Za-z]+;)")
-# Control characters, line ends other than \n, byte-order marks, halves of pairs and private-use characters.
+# Control characters, line ends other than \n, byte-order marks, lone surrogates and private-use characters.
 _UNWRITABLE: Final = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff\ue000-\uf8ff]+"
 )
@@ -26,14 +26,14 @@ _UNSAFE: Final = re.compile(r"[^\w .,:;!?()\[\]*/+=|~@$%^-]", re.ASCII)
 
 @dataclass(frozen=True)
 class Text:
-    """A text as it is to come out."""
+    """A text, which renders unchanged."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable's value as text; `default` is for where it is not given."""
+    """A variable whose value is rendered as text; `default` is used if it is not given."""
 
     name: str
     default: str | None = None
@@ -79,7 +79,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The place of a history, of which the last messages may be taken."""
+    """The place of a message history: all of its messages, or the `last` ones."""
 
     name: str
     last: int | None = None
@@ -99,7 +99,7 @@ def write(items: Sequence[Message | Conversation | ToolResponse]) -> str:
         </poml>
         <BLANKLINE>
     """
-    speaker = None  # kept over a conversation, which may be empty
+    speaker = None  # of the last message; a conversation does not reset it, since it may be empty
     lines = ["<poml>"]
     for item in items:
         if isinstance(item, Conversation):
@@ -171,12 +171,12 @@ def _text(text: str) -> str:
 
 
 def _attribute(text: str) -> str:
-    """A text in double quotes, as an expression where it holds more than letters."""
+    """Return a text for an attribute in double quotes, as an expression if it has unsafe characters."""
     return f"{{{{ {_string(text)} }}}}" if _UNSAFE.search(text) else text
 
 
 def _string(text: str) -> str:
-    """A text as a JavaScript string that may stand in text and in an attribute."""
+    """Return a text as a JavaScript string that is safe in text and in an attribute."""
     return f"'{_UNSAFE.sub(_code_units, text)}'"
 
 
@@ -186,7 +186,7 @@ def _code_units(found: re.Match[str]) -> str:
 
 
 def _value(value: Any) -> str:
-    """JSON data as a JavaScript expression that may stand in an attribute, without ``}}``."""
+    """Return JSON data as a JavaScript expression that is safe in an attribute: it never has ``}}``."""
     if isinstance(value, str):
         return _string(value)
     if isinstance(value, dict):
