@@ -1,7 +1,7 @@
-"""Warm POML: markup and variables to a frame, in Node processes that stay.
+"""The engine: renders markup and variables to a frame, in long-lived Node processes.
 
-It starts no process before the first render, ends them with the interpreter in whatever way that ends, and starts
-afresh in a forked child. It knows neither frameworks nor MLflow.
+It starts no process before the first render. All processes end with the interpreter, however that ends. A forked child
+starts processes of its own. The engine knows neither frameworks nor MLflow.
 """
 
 from pomlflow.engine.engine import arun, close, prewarm, run, stats

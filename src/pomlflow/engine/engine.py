@@ -1,4 +1,4 @@
-"""The engine of this Python process: renders requests in its pool, blocking or on an event loop."""
+"""The engine of this Python process: renders requests in its pool, in a thread or on an event loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pomlflow.settings import settings
 
 __all__ = ["arun", "close", "prewarm", "run", "stats"]
 
-_EXIT = 10.0  # seconds that an exit waits for a first start's compiled code, which makes every later start fast
+_EXIT = 10.0  # seconds to wait at exit until the compiled code of the first start is stored: it speeds up later starts
 
 
 class _Engine:
@@ -92,12 +92,12 @@ class _Engine:
         process = NodeProcess(found, sandbox=self.sandbox, trusted=trusted)
         with self._lock:
             if found.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
-                with contextlib.suppress(RuntimeError):  # no thread can start: then it is not kept
+                with contextlib.suppress(RuntimeError):  # no thread can start: it is not stored
                     self._storing = start_thread(lambda: self._store(found, trusted))
         return process
 
     def _store(self, found: installation.Installation, trusted: bool) -> None:
-        """Keep what V8 has compiled by now, for the next start; it queues after the first render."""
+        """Store what V8 has compiled so far, for later starts; the request queues after the first render."""
         try:
             answer = self.pool.run(b'"op":"prepare"}', 30, self.pool.acquire(trusted=trusted, internal=True))
             found.store(base64.b64decode(answer["ok"]))
@@ -111,7 +111,7 @@ class _Engine:
 
 
 class _Current:
-    """The one engine of this Python process: made at its first use, for a sandbox setting, and anew in a fork."""
+    """The engine of this Python process, made at first use; a changed sandbox setting and a fork replace it."""
 
     def __init__(self) -> None:
         self._engine: _Engine | None = None
@@ -127,7 +127,8 @@ class _Current:
             old = self._engine
             if old is not None and old.sandbox == sandbox:
                 return old
-            self._engine = engine = _Engine(sandbox=sandbox)  # in the old one a process of before may be starting
+            # A new engine, since a process with the old setting may be starting in the old one.
+            self._engine = engine = _Engine(sandbox=sandbox)
         if old is not None:
             old.close()
         return engine
@@ -158,7 +159,7 @@ _current = _Current()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
-    """The event loop that runs here; required before a position in the queue is taken, which would not be released."""
+    """Return the running event loop; called before a queue position is acquired, which an error would not release."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError as error:
@@ -171,7 +172,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 def _outcome(work: Callable[[], Result]) -> Result | BaseException:
     try:
         return work()
-    except BaseException as error:  # noqa: BLE001 - it is the caller's, on the event loop
+    except BaseException as error:  # noqa: BLE001 - it is raised for the caller, on the event loop
         return error
 
 
@@ -195,16 +196,16 @@ def run(request: Request, timeout: float | None = None) -> Result:
 
     Args:
         request: What to render.
-        timeout: Seconds until its process is ended, waiting for one included; None for `pomlflow.configure`'s.
+        timeout: Seconds until the render fails, including the wait for a process; None for `pomlflow.configure`'s.
 
     Returns:
         The result.
 
     Raises:
         RenderError: POML refused it.
-        RenderTimeoutError: It outlasted its limit.
-        EngineBusyError: Too many wait for a process.
-        EngineError: Node could not be started, or ended in the render.
+        RenderTimeoutError: It took longer than its limit.
+        EngineBusyError: Too many renders wait for a process.
+        EngineError: Node could not be started, or ended during the render.
     """
     return _current.get().run(request, settings().timeout if timeout is None else timeout)
 
@@ -215,7 +216,7 @@ async def arun(request: Request, timeout: float | None = None) -> Result:
 
 
 def stats() -> Stats:
-    """Return what the engine of this Python process does, and has done since it started.
+    """Return the current state and the counters of the engine of this Python process.
 
     Example:
         >>> stats().waiting
@@ -225,10 +226,10 @@ def stats() -> Stats:
 
 
 def prewarm(workers: int = 1) -> None:
-    """Start Node processes now, so that no render waits for that: in a server's start-up, and in each forked worker.
+    """Start Node processes now, so that no render waits for it. Call it at a server's start and in each forked worker.
 
     Args:
-        workers: How many are to be there; it waits for them.
+        workers: The number of processes for trusted templates; the call returns when they run.
 
     Raises:
         EngineError: Node could not be started.
@@ -240,5 +241,8 @@ def prewarm(workers: int = 1) -> None:
 
 
 def close() -> None:
-    """End the Node processes now; the next render starts new ones."""
+    """End the Node processes; the next render starts new ones.
+
+    If a first start is still storing its compiled code, the call first waits for that, up to 10 s.
+    """
     _current.close()

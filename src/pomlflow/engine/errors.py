@@ -1,4 +1,4 @@
-"""POML's errors as `Problem`: offsets in UTF-16 units to lines and columns."""
+"""Convert POML's errors to `Problem`: offsets in UTF-16 units become lines and columns."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, write a
 
 
 def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files: FileAccess) -> RenderError:
-    """Make one error of all that POML collected in a render, the first problem first.
+    """Return one error for all problems that POML reported in a render, in the order of the reports.
 
-    Each is ``{kind, message, start, end, path, schema}``; ``start`` and ``end`` (inclusive) are UTF-16 units from 0.
+    A report is ``{kind, message, start, end, path, schema}``; ``start`` and ``end`` (inclusive) count UTF-16 units
+    from 0.
     """
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
@@ -41,7 +42,7 @@ def _problem(
     if not path or not isinstance(path, str):
         path = root
     if path not in texts:
-        texts[path] = files.text(path)  # a template can throw an error that names any file
+        texts[path] = files.text(path)  # checked: a template can throw an error that names any file
     message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
     file = shown if path == root and shown != root else os.path.normpath(path)
     text, start, end = texts[path], item.get("start"), item.get("end")
@@ -56,7 +57,7 @@ def _problem(
 
 
 def _span(text: str, first: int, last: int) -> tuple[int, int]:
-    """Correct a span where POML's is known to be off."""
+    """Return the first and last offset of a problem, corrected where POML's are known to be wrong."""
     if text[first + 1 : last + 2].startswith("{{") and text[first + 1 : last + 2].endswith("}}"):
         return first + 1, last + 1  # in an attribute POML does not count the opening quote
     if first < last:  # a schema's text begins with the line break after its tag
@@ -65,7 +66,7 @@ def _span(text: str, first: int, last: int) -> tuple[int, int]:
 
 
 def _characters(text: str, units: int) -> int:
-    """Return the offset in characters of one in UTF-16 units: JavaScript counts an emoji as two."""
+    """Return the offset in characters for an offset in UTF-16 units: JavaScript counts an emoji as two."""
     if text.isascii():
         return min(units, len(text))
     encoded = text.encode("utf-16-le", "surrogatepass")[: 2 * units]

@@ -1,8 +1,8 @@
-"""The files that a render may read, and the reading of them.
+"""Read files on behalf of a render, as far as it may read them.
 
-The sandboxed worker cannot open files: it requests each one from Python, and gets what lies under the folders of this
-render. So the folders hold for one render, though the process is shared with others. Without the sandbox it reads in
-the same way, and may read everything.
+The sandboxed worker cannot open files. It requests each file from Python, which reads it if it is under one of the
+render's folders. So the permission is per render, although renders share a process. Without the sandbox, files are read
+in the same way, and every file is allowed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["FileAccess", "is_under", "trusted_roots"]
 
 _OK, _FAILED, _REFUSED = range(3)
 _SUSPECTS = 3
-_LARGEST = 500_000_000  # bytes of a file: V8 has no longer text than 512 MB
+_LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
 # O_NONBLOCK: opening a pipe that has no writer would wait for ever.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -33,8 +33,8 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 
 def trusted_roots(folder: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[str]]:
     """Yield the folders whose trees a trusted template may read.
 
-    They are its own folder, the prompt root and the working folder, as far as they are no root of the file system, and
-    the folders of `pomlflow.configure`'s ``allow_read``.
+    They are its own folder, the prompt root and the working folder, except a root of the file system; and the folders
+    of ``allow_read`` in `pomlflow.configure`.
 
     Example:
         >>> "/srv/prompts" in trusted_roots("/srv/prompts")
@@ -52,7 +52,7 @@ def trusted_roots(folder: str | os.PathLike[str] | None) -> Iterator[str | os.Pa
 
 
 def is_under(path: str, roots: Iterable[str]) -> bool:
-    """Whether a path lies in one of these trees; neither may hold links.
+    """Return whether a path is one of these folders or under one of them; none of the paths may have links.
 
     Example:
         >>> is_under("/srv/prompts/a.poml", ["/srv/prompts"]), is_under("/srv/prompts2/a", ["/srv/prompts"])
@@ -63,13 +63,13 @@ def is_under(path: str, roots: Iterable[str]) -> bool:
 
 
 class FileAccess:
-    """Reads files for one render.
+    """Read files for one render.
 
-    Without `Request.roots` it may read what `trusted_roots` yields.
+    The render may read what is under `Request.roots`; if that is None, what is under `trusted_roots`.
 
     Attributes:
-        refused: The paths that it requested and may not read, and the folder of each.
-        opened: The files that it has read.
+        refused: The requested paths that it may not read, each with its folder.
+        opened: The files that it has requested to read and may read.
     """
 
     def __init__(self, request: Request, *, restricted: bool = True) -> None:
@@ -82,15 +82,16 @@ class FileAccess:
     def respond(self, line: bytes) -> bytes:
         """Respond to one request, ``{"op": "read" | "stat" | "list" | "exists", "path": …}`` as JSON.
 
-        The response is a status (0: the content, 1: an errno's name, 2: refused, and why) and a length, 64 bits each,
-        little endian, and as many bytes: the file's, or JSON for ``stat`` and ``list``.
+        The response is a status, the length of a body, and the body. Status and length are 64-bit integers, little
+        endian. The body is, by status, 0: the file's content, or JSON for ``stat`` and ``list``; 1: the name of an
+        errno; 2: the reason why the request was refused.
         """
         request = orjson.loads(line)
         operation, path = str(request["op"]), str(request["path"])
         try:
             real = self._permitted(path)
             if real is None:
-                # POML looks for a .env file with each template; that it may not is no problem of the user's.
+                # POML looks for a .env file next to each template; a refusal of that must not be reported to the user.
                 if operation != "exists" or not path.endswith(".env"):
                     self.refused[path] = path if operation == "list" else os.path.dirname(path)  # noqa: PTH120
                 return _response(_REFUSED, f"reading {path!r} is not allowed".encode(errors="replace"))
@@ -107,7 +108,7 @@ class FileAccess:
             return _response(_FAILED, b"EINVAL")
 
     def text(self, path: str) -> str | None:
-        """Return the text of a file, for an error's message; None where there is none that it may read."""
+        """Return the text of a file for an error's message; None if it does not exist or may not be read."""
         try:
             real = self._permitted(path)
             return None if real is None else _read(real).decode("utf-8", "replace")
@@ -120,13 +121,13 @@ class FileAccess:
 
     @property
     def suspects(self) -> str:
-        """The last files that it read, to add to the error of a process that was ended; empty where it read none."""
+        """The last files that the render read, for the error of a process that was ended; empty if there are none."""
         names = [*self.opened][-_SUSPECTS:]
         return f"; it had read {', '.join(map(repr, names))}" if names else ""
 
     @property
     def remedy(self) -> str | None:
-        """What to do about what was refused; None where nothing was."""
+        """The remedy for refused requests; None if there were none."""
         if not self.refused:
             return None
         names = ", ".join(map(repr, self.refused))
@@ -141,7 +142,7 @@ class FileAccess:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """The folders that it may read, without links."""
+        """The folders that the render may read, with links resolved."""
         if self._roots is None:
             given = self._request.roots
             path = self._request.path
@@ -150,20 +151,20 @@ class FileAccess:
         return self._roots
 
     def _permitted(self, path: str) -> str | None:
-        """Return the path without links, if it lies under a root.
+        """Return the path with links resolved if the render may read it, else None.
 
-        A path that does not exist is resolved as far as it does, so that a refusal does not show what exists elsewhere.
+        The part of a path that exists is resolved, so that a refusal does not reveal whether a file elsewhere exists.
         """
         if not self._restricted:
             return os.path.realpath(path)
         if sys.platform == "win32" and not is_under(os.path.abspath(path), self.roots):  # noqa: PTH100
-            return None  # before another machine is contacted: \\server\share sends it this user's credentials
+            return None  # before resolving it: \\server\share would send this user's credentials to another machine
         real = os.path.realpath(path)
         return real if is_under(real, self.roots) else None
 
 
 def _unreadable(path: str) -> str:
-    """Why a file is not read at all; empty where it is."""
+    """Return the reason why a file cannot be read; empty if it can."""
     at = os.lstat(path)
     if stat.S_ISREG(at.st_mode):
         size = f"it has {at.st_size / 1e6:.0f} MB, and a render reads at most {_LARGEST / 1e6:.0f} MB"
@@ -177,9 +178,9 @@ def _read(path: str) -> bytes:
         at = os.fstat(descriptor)
         if stat.S_ISDIR(at.st_mode):
             raise IsADirectoryError(errno.EISDIR, "")
-        if not stat.S_ISREG(at.st_mode):  # it has become a pipe or a device
+        if not stat.S_ISREG(at.st_mode):  # it became a pipe or a device after the check
             raise PermissionError(errno.EACCES, "")
-        # A folder on the way may have become a link since the path was resolved.
+        # A folder of the path may have become a link since it was resolved.
         if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):
             raise PermissionError(errno.EACCES, "")
         return file.readall()

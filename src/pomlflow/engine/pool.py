@@ -1,4 +1,4 @@
-"""The Node processes of this Python process: shared by its threads and event loops, and never by a fork."""
+"""A pool of Node processes, shared by this Python process's threads and event loops, but not by forked children."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pomlflow.settings import settings
 
 __all__ = ["Pool", "Position", "QueueTimeoutError"]
 
-_GRACE = 0.1  # seconds in which a render that was cancelled may end by itself: a start takes longer
-_LEAST = 0.01  # seconds that a render gets whose time went by while it waited, at the last moment
+_GRACE = 0.1  # seconds that a cancelled render has to finish; killing its process earlier would cost a start
+_LEAST = 0.01  # seconds that a render has at least, even if all of its time was spent waiting
 _IDLE = 120.0  # seconds without a render after which all processes but one are ended
 _CLOSED = "the engine was closed while this render waited or ran"
 
 
 class QueueTimeoutError(Exception):
-    """All of a request's time went by before a process was free."""
+    """A request's time was over before a process became free."""
 
 
 @dataclass(eq=False)
@@ -36,11 +36,11 @@ class Position:
     """A request's position in the queue.
 
     Attributes:
-        trusted: Which set of processes it is for.
-        internal: Whether it is the engine's own, and no render.
-        granted: The process that it gets; None where it is to start one.
-        since: When it was acquired, in seconds of the monotonic clock.
-        process: What it renders in.
+        trusted: Whether it is for the processes of trusted templates, or for the others.
+        internal: Whether it is a request of the engine itself, not a render.
+        granted: Resolves to the process for the request, or to None if the request must start one.
+        since: The time when it was acquired, of the monotonic clock.
+        process: The process that works on the request, if any.
         abandoned: Whether the caller was cancelled.
     """
 
@@ -53,21 +53,24 @@ class Position:
 
 
 class Pool:
-    """Two sets of warm processes, used for one render at a time, first come first served.
+    """Two sets of warm processes. A process renders one request at a time; requests are served in order of arrival.
 
-    One set is for trusted templates, the other for those that are not. A process is started for a set's first request,
-    and another, in the background, whenever as many requests of the set wait as it has processes.
-    `settings().max_workers` is the cap for both sets together, but each may have one. At the cap, a set grows by taking
-    the place of an idle process of the other, which keeps one. After two minutes without a render, one process stays.
+    One set is for trusted templates, the other for those that are not. A set's first request starts a process. A later
+    request starts another one, in the background, if at least as many requests of the set wait as it has processes,
+    and no other process is being started in the background.
+
+    `Settings.workers` is the limit for both sets together, but each set may always have one process. At the limit, a
+    set can still grow if the other set has an idle process and keeps one. After two minutes without a render, all
+    processes but one are ended.
     """
 
     def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
         self._make = start
-        self._lock = threading.RLock()  # what a position is granted may be released on the spot
+        self._lock = threading.RLock()  # reentrant: a callback of `granted` may release its process at once
         self._idle: list[NodeProcess] = []
         self._all: set[NodeProcess] = set()
         self._starting = {True: 0, False: 0}
-        self._growing = False  # whether one is being started in the background
+        self._growing = False  # whether a process is being started in the background
         self._waiting: dict[bool, collections.deque[Position]] = {True: collections.deque(), False: collections.deque()}
         self._counts: collections.Counter[str] = collections.Counter()
         self._closed = threading.Event()
@@ -75,10 +78,10 @@ class Pool:
         self._shrinking = False  # whether a thread waits for the pool to be idle
 
     def acquire(self, *, trusted: bool = True, internal: bool = False) -> Position:
-        """Take a position in the queue; an internal one starts no process.
+        """Return a position in the queue. A waiting internal one does not make the pool grow.
 
         Raises:
-            EngineBusyError: Too many wait.
+            EngineBusyError: Too many requests wait.
         """
         position = Position(trusted, internal)
         with self._lock:
@@ -111,16 +114,16 @@ class Pool:
         trusted: bool = True,
         respond: Callable[[bytes], bytes] | None = None,
     ) -> dict[str, Any]:
-        """Send a request to a process, waiting for one to be free, and return its answer.
+        """Wait for a free process, send it a request, and return the answer.
 
-        The limit is for waiting and for the render itself; the start of a process is not counted. By default it takes
-        a position now.
+        `timeout` covers the wait and the render itself, but not the start of a process. Without `position`, it acquires
+        one now.
 
         Raises:
-            EngineBusyError: Too many wait.
-            QueueTimeoutError: No process came free in that time.
-            DeadlineError: The request outlasted its limit.
-            WorkerDiedError: The process ended by the request's own doing, or twice from outside.
+            EngineBusyError: Too many requests wait.
+            QueueTimeoutError: No process became free in time.
+            DeadlineError: The request took longer than its limit.
+            WorkerDiedError: The request itself ended the process, or something else ended it twice.
             EngineError: Node could not be started.
         """
         process, answered = None, False
@@ -152,7 +155,7 @@ class Pool:
         return result
 
     def cancel(self, position: Position) -> bool:
-        """Leave the queue; False where it is too late for that."""
+        """Remove a position from the queue; return False if it has already been granted."""
         with self._lock:
             if not position.granted.cancel():
                 return False
@@ -160,7 +163,7 @@ class Pool:
             return True
 
     def abandon(self, position: Position) -> None:
-        """Free a cancelled request's place, or, soon, the process that it renders in."""
+        """Cancel a request: remove its position from the queue, or kill its process unless the render finishes soon."""
         cancelled = self.cancel(position)
         with self._lock:
             self._counts["cancelled"] += 1
@@ -169,7 +172,7 @@ class Pool:
                 position.process.limit_remaining(_GRACE)
 
     def give_back(self, position: Position) -> None:
-        """Take back what a position was granted, unused: a process, or the place to start one."""
+        """Release an unused grant of a position: a process, or the right to start one."""
         with self._lock:
             process = position.granted.result()
             if process is None:
@@ -178,7 +181,7 @@ class Pool:
                 self._hand_over(process)
 
     def prewarm(self, workers: int) -> None:
-        """Start processes for trusted templates now, as many as are missing, in this thread."""
+        """Start processes for trusted templates in this thread until there are `workers` of them."""
         while True:
             with self._lock:
                 self._check_open()
@@ -191,7 +194,7 @@ class Pool:
                     self._hand_over(process)
 
     def stats(self) -> Stats:
-        """Return what runs, waits and has been."""
+        """Return the current state and the counters."""
         with self._lock:
             pids = tuple(one.pid for one in sorted(self._all, key=lambda one: (not one.trusted, one.pid)))
             found = Stats(
@@ -244,7 +247,7 @@ class Pool:
             if not granted.done():
                 concurrent.futures.wait([granted], max(position.since + timeout - time.monotonic(), 0))
             expired = not granted.done() and self.cancel(position)
-        except BaseException:  # of a signal handler: what was granted in that moment goes to the next
+        except BaseException:  # raised by a signal handler: a grant of that moment goes to the next request
             if not self.cancel(position) and granted.exception() is None:
                 self.give_back(position)
             raise
@@ -259,7 +262,7 @@ class Pool:
             position.process = process
 
     def _start(self, trusted: bool) -> NodeProcess:
-        """Start a process in a place that is counted in `_starting`; where it fails, the place is free again."""
+        """Start a process that `_starting` already counts; on failure, free its place."""
         try:
             try:
                 process = self._make(trusted)
@@ -280,7 +283,7 @@ class Pool:
         raise EngineError(_CLOSED)
 
     def _replaced(self, process: NodeProcess) -> NodeProcess:
-        """Start another one in the place of one that has ended."""
+        """Return a new process in place of one that has ended."""
         process.close()
         with self._lock:
             self._check_open()
@@ -290,7 +293,7 @@ class Pool:
         return self._start(process.trusted)
 
     def _grow(self, trusted: bool) -> None:
-        """Start another process for a set as many of whose requests wait as it has processes. Under the lock."""
+        """Start another process for a set whose waiting requests are as many as its processes. Needs the lock."""
         other, surplus = not trusted, None
         if self._growing or len(self._waiting[trusted]) < self._size(trusted):
             return
@@ -302,7 +305,7 @@ class Pool:
         self._start_in_background(trusted, surplus=surplus)
 
     def _start_in_background(self, trusted: bool, *, surplus: NodeProcess | None = None) -> None:
-        """Start a process; a surplus one is closed before. Under the lock."""
+        """Start a process in a thread, which first closes a surplus one. Needs the lock."""
         self._growing = True
         self._starting[trusted] += 1
         try:
@@ -318,7 +321,7 @@ class Pool:
             if surplus is not None:
                 surplus.close()
             process = self._start(trusted)
-        except EngineError as error:  # those that wait get one of the processes that are there
+        except EngineError as error:  # waiting requests get one of the existing processes
             logger.info("no further Node process could be started: %s", error)
         else:
             with self._lock:
@@ -328,14 +331,14 @@ class Pool:
             self._growing = False
 
     def _watch_for_idleness(self) -> None:
-        """Have a thread wait until the pool is idle, while there is more than one process. Under the lock."""
+        """Start the thread that shrinks an idle pool, if there is more than one process. Needs the lock."""
         if len(self._all) > 1 and not self._shrinking:
             with contextlib.suppress(RuntimeError):  # no thread can start: the next start tries again
                 start_thread(self._shrink)
                 self._shrinking = True
 
     def _shrink(self) -> None:
-        """End all processes but the one that was used last, once there was no render for a while."""
+        """Wait until there has been no render for a while, then end all processes but the one used last."""
         while not self._closed.wait(_IDLE):
             with self._lock:
                 idle = len(self._idle) == len(self._all) and not sum(self._starting.values())
@@ -355,7 +358,7 @@ class Pool:
                 self._counts["rendered" if answered else "failed"] += 1
             position.process = None
             self._used = time.monotonic()
-            there = process in self._all  # else the pool was closed, or another process has its place
+            there = process in self._all  # else the pool was closed, or another process has replaced it
             grown = usable and there and process.memory > settings().max_memory << 20
             if usable and there and not grown:
                 self._hand_over(process)
@@ -368,22 +371,22 @@ class Pool:
                 self._start_in_background(process.trusted)
 
     def _hand_over(self, process: NodeProcess) -> None:
-        """Give a free process to the request of its set that waits longest, or keep it; and even the sets out."""
+        """Give a free process to the longest waiting request of its set, or keep it idle. Needs the lock."""
         trusted, other = process.trusted, not process.trusted
         self._idle.append(process)
-        if self._waiting[other] and self._size(trusted) > self._size(other) + 1:
+        if self._waiting[other] and self._size(trusted) > self._size(other) + 1:  # balance the sets
             self._grow(other)
         if process in self._idle and self._waiting[trusted]:
             self._idle.remove(process)
             self._waiting[trusted].popleft().granted.set_result(process)
 
     def _free_place(self, trusted: bool) -> None:
-        """Give the place of a process that was to be started to the request that waits longest."""
+        """Free the place of a process that was not started, for the longest waiting request. Needs the lock."""
         self._starting[trusted] -= 1
         self._pass_place()
 
     def _pass_place(self) -> bool:
-        """Have the request that waits longest start a process, if one waits and may; return whether."""
+        """Let the longest waiting request that may start a process do so; return whether one may. Needs the lock."""
         for waiting in sorted(filter(None, self._waiting.values()), key=lambda one: one[0].since):
             trusted = waiting[0].trusted
             if not self._is_full() or not self._size(trusted):

@@ -1,4 +1,4 @@
-"""One warm Node process: start, handshake, one request at a time, and an end in every case."""
+"""One Node process: start, handshake, one request at a time, and a reliable end."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pomlflow.record import well_formed
 
 __all__ = ["FROM_OUTSIDE", "DeadlineError", "NodeProcess", "watchdog"]
 
-_START = 60.0  # seconds; a start takes 0.2 to 0.9, more where the disk is cold
-_TAIL = 8192  # bytes of stderr that are kept for messages
+_START = 60.0  # maximum seconds of a start; it takes 0.2 to 0.9, more if nothing is in the disk cache
+_TAIL = 8192  # bytes of stderr that are kept for error messages
 _NEVER = float("inf")
-# LD_LIBRARY_PATH is what Node itself may need; the rest of the environment is withheld from templates.
+# Node itself may need LD_LIBRARY_PATH. The rest of the environment is withheld from templates.
 _ENVIRONMENT = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
-# What ends a process independently of its render: from outside, or by a fault of Node's or a native addon's, which no
-# JavaScript can cause. Another exit, an abort or V8's out-of-memory is the template's own: a retry would repeat it.
+# The signals that end a process independently of its render: sent from outside, or caused by a fault of Node or of a
+# native addon. Any other end (an exit, an abort, V8 out of memory) is the template's doing: a retry would repeat it.
 FROM_OUTSIDE = frozenset(
     -getattr(signal, name)
     for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGSEGV", "SIGBUS")
@@ -38,7 +38,7 @@ FROM_OUTSIDE = frozenset(
 
 
 class DeadlineError(Exception):
-    """The process was ended because the time of its request was over."""
+    """The process was killed because its request took longer than its limit."""
 
 
 class _PipeClosedError(Exception):
@@ -46,13 +46,13 @@ class _PipeClosedError(Exception):
 
 
 class NodeProcess:
-    """A Node process that has POML loaded; not for two threads at once.
+    """A Node process with POML loaded. Only one thread may use it at a time.
 
     Attributes:
-        trusted: Whether it renders the user's own templates, or those that are not trusted.
-        hello: The handshake: ``node``, ``poml``, ``cache`` (hit, none, rejected).
-        deadline: When (`time.monotonic`) the watchdog ends it; infinity while nothing runs.
-        timed_out: Whether it was ended for that.
+        trusted: Whether it renders trusted templates, or the others.
+        hello: The handshake: ``node`` and ``poml`` (versions), ``cache`` (hit, none or rejected).
+        deadline: The time (`time.monotonic`) at which the watchdog kills it; infinity while nothing runs.
+        timed_out: Whether the watchdog killed it.
         memory: Its resident bytes, as last reported.
 
     Raises:
@@ -94,7 +94,7 @@ class NodeProcess:
         if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
         else:
-            # Out of the terminal's process group: Ctrl-C is Python's to handle, and must not end the worker.
+            # In a session of its own, so that Ctrl-C reaches Python and not the worker.
             options.update(start_new_session=True)
         lifeline = self._lifeline = Lifeline()
         try:
@@ -112,7 +112,7 @@ class NodeProcess:
             lifeline.close()
             raise
         lifeline.tie(self._popen.pid)
-        # Raw files on purpose: a buffered one has a lock, which a fork during a render would leave locked for ever.
+        # Unbuffered files: a buffered one has a lock, which stays locked in a child that is forked during a render.
         self._stdin, self._stdout, self._stderr = (
             cast("io.FileIO", stream) for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr)
         )
@@ -135,7 +135,7 @@ class NodeProcess:
 
     @property
     def healthy(self) -> bool:
-        """Whether it may be used again, as far as is known without a system call."""
+        """Whether it may be used again, as far as is known without a system call: the watchdog has not killed it."""
         return not self.timed_out
 
     @property
@@ -151,11 +151,11 @@ class NodeProcess:
     def call(self, request: bytes, timeout: float, respond: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
         """Send a request, a JSON object without its opening brace, and return the answer.
 
-        ``respond`` serves the worker's requests for files; without it, one is a failure.
+        `respond` answers the worker's requests for files; without it, such a request counts as the process's end.
 
         Raises:
-            DeadlineError: The process was ended because its time was over.
-            WorkerDiedError: It ended otherwise.
+            DeadlineError: The process was killed because the request took longer than `timeout` seconds.
+            WorkerDiedError: The process ended for another reason.
         """
         self._count += 1
         self._tail = b""
@@ -173,7 +173,7 @@ class NodeProcess:
                 raise DeadlineError from None
             raise self._death("the Node process ended") from None
         except BaseException:
-            self.kill()  # interrupted half-way: its answer would be taken for the next render's
+            self.kill()  # interrupted: its answer would be read as that of the next request
             raise
         finally:
             watchdog.set(self, _NEVER)
@@ -182,7 +182,7 @@ class NodeProcess:
         return result
 
     def limit_remaining(self, seconds: float) -> None:
-        """Kill the current render unless it finishes within so many seconds."""
+        """Kill the process unless its current request finishes within so many seconds."""
         watchdog.shorten(self, time.monotonic() + seconds)
 
     def _write(self, data: bytes) -> None:
@@ -196,7 +196,7 @@ class NodeProcess:
             raise _PipeClosedError from error
 
     def _read_line(self) -> bytes:
-        """Read the line that answers; what a template wrote to stdout by hand, before or after it, is passed over."""
+        """Return the next line of the current request; skip what a template wrote to stdout itself."""
         opening = b'{"id":%d,' % self._count
         chunks: list[bytes] = []
         try:
@@ -214,41 +214,41 @@ class NodeProcess:
         raise _PipeClosedError
 
     def _death(self, what: str) -> WorkerDiedError:
-        self._wait(1)  # its pipe is closed before it is gone
+        self._wait(1)  # the pipe closes shortly before the process ends
         returncode = self._popen.poll()
         self.kill()
         self._drain.join(1)
         stderr = self._tail.decode(errors="replace").split("----- Native stack trace", 1)[0].strip()
         lines = [line[:200] for line in stderr.splitlines()[-10:]]
         if returncode is None:
-            how = "its output"
+            how = "its output"  # "… ended its output": the process itself still runs
         else:
             how = f"with {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit code {returncode}"
         return WorkerDiedError("\n".join([f"{what} {how}", *lines]), returncode, stderr)
 
     def _wait(self, seconds: float) -> None:
-        """Wait until it has ended; not by `Popen.wait`, whose own exception a signal handler's could be taken for."""
+        """Wait until it has ended. `Popen.wait` could confuse its own TimeoutExpired with that of a signal handler."""
         end = time.monotonic() + seconds
         while self._popen.poll() is None and time.monotonic() < end:
             time.sleep(0.001)
 
     def expire(self) -> None:
-        """End it because its time is over; for the watchdog."""
+        """Kill it because its request took too long; called by the watchdog."""
         self.timed_out = True
         self.send_kill()
 
     def send_kill(self) -> None:
-        """Kill it without waiting until it is gone; the thread that reads its answer sees that it was killed."""
+        """Kill it without waiting for its end; the thread that reads its answer notices it."""
         with contextlib.suppress(OSError):
             self._popen.kill()
 
     def kill(self) -> None:
-        """Kill it, in whatever state it is; safe to call again, and from any thread."""
+        """Kill it and wait for its end, whatever its state; may be called repeatedly and from any thread."""
         self.send_kill()
         self._wait(5)
 
     def close(self) -> None:
-        """Kill it and close its descriptors; only for the thread that has acquired it."""
+        """Kill it and close its pipes; only the thread that has acquired it may call this."""
         self.kill()
         if self._drain.ident is not None:
             self._drain.join(1)
@@ -256,12 +256,12 @@ class NodeProcess:
         self._close_pipes()
 
     def forget(self) -> None:
-        """In a forked child: drop the parent's process without touching it.
+        """Close the pipes of the parent's process in a forked child, without touching the process.
 
-        The descriptors must go, or the worker would not see its own parent end.
+        If they stayed open here, the worker would not notice the end of its own parent.
         """
         self._close_pipes()
-        self._popen.returncode = 0  # it is not the child's to wait for, nor to warn about
+        self._popen.returncode = 0  # so that Popen neither waits for it nor warns about it
 
     def _close_pipes(self) -> None:
         self._lifeline.close()
@@ -278,18 +278,18 @@ class NodeProcess:
 def _loads(line: bytes) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", orjson.loads(line))
-    except ValueError:  # half an emoji, which JavaScript's strings can hold and neither UTF-8 nor any model takes
+    except ValueError:  # a lone surrogate, which a JavaScript string may have, but UTF-8 may not
         return cast("dict[str, Any]", orjson.loads(well_formed(json.dumps(json.loads(line), ensure_ascii=False))))
 
 
 class _Watchdog:
-    """Kills processes whose deadline has passed, the only remedy when a template loops for ever.
+    """Kill processes whose deadline has passed, the only remedy for a template that never ends.
 
-    One thread for all processes, which sleeps until the nearest deadline that it knows: a render wakes it only where
-    its own is nearer.
+    One thread serves all processes. It sleeps until the nearest known deadline, and is woken only by a nearer one.
 
     Attributes:
-        forking: Held while a process is made, and during a fork: a child must know every pipe that it has to close.
+        forking: A lock that is held while a process is started and during a fork, so that a forked child knows every
+            pipe that it must close.
     """
 
     def __init__(self) -> None:
@@ -303,7 +303,7 @@ class _Watchdog:
         self._processes: set[NodeProcess] = set()
 
     def after_fork(self) -> None:
-        """In a forked child, drop the parent's processes."""
+        """Forget the parent's processes in a forked child."""
         for process in self._processes:
             process.forget()
         self._reset()
@@ -314,7 +314,7 @@ class _Watchdog:
             self._processes.add(process)
 
     def set(self, process: NodeProcess, deadline: float) -> None:
-        """Under the lock, so that a process whose time is over is ended before it is used again, or not at all."""
+        """Set a deadline, under the lock: an expired process is killed before it can be used again."""
         with self._condition:
             process.deadline = deadline
             if not self._running:
@@ -325,7 +325,7 @@ class _Watchdog:
 
     def shorten(self, process: NodeProcess, deadline: float) -> None:
         with self._condition:
-            if deadline < process.deadline < _NEVER:  # infinity: it has just finished
+            if deadline < process.deadline < _NEVER:  # infinity means that it has just finished
                 process.deadline = deadline
                 self._condition.notify()
 
@@ -343,7 +343,7 @@ class _Watchdog:
                         process.expire()
                         process.deadline = _NEVER
                 nearest = min(process.deadline for process in self._processes)
-                self._wakes = min(nearest, now + 3600)  # a wait has an upper limit, which differs by platform
+                self._wakes = min(nearest, now + 3600)  # the maximum timeout of a wait differs by platform
                 self._condition.wait(self._wakes - now)
             self._running = False
 

@@ -1,4 +1,4 @@
-"""What a render is requested with, what it results in, and what the engine reports of itself."""
+"""The records of the engine: a request, its result, and statistics."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Request(NamedTuple):
     Attributes:
         markup: The markup.
         context: The variables as a JSON object, from `encode`.
-        revive: Whether it holds what JSON cannot carry, from `encode`.
+        revive: Whether it has encoded values that JSON cannot express, from `encode`.
         stylesheet: A stylesheet in addition to the markup's own, or None.
         path: The absolute path that relative sources are resolved against, or None.
-        inline: Whether that path only stands for a folder, and errors must not show it.
+        inline: Whether the markup is not from a file. Then only the folder of `path` exists, and errors do not show it.
         label: The name of inline markup in errors; None for ``<inline>``.
-        roots: The only folders that it may read, for markup that is not trusted, which is rendered in Node processes
-            of its own; None for those of the settings.
-        chat: Whether to give messages, or one text.
-        natives: For a variable that is a list of messages with a native form, a mark for each: where a
-            ``<conversation>`` shows the message, its mark comes out.
-        placeholders: Variables without a value, for a check: each renders as its own name, and problems that the
+        roots: The only folders that untrusted markup may read; it is rendered in separate Node processes. None for
+            trusted markup, to which the settings apply.
+        chat: True for messages; False for one text.
+        natives: A mark for each message of a variable with native messages. In the output of a ``<conversation>``,
+            the mark replaces the message.
+        placeholders: For a check, the variables without a value: each renders as its own name, and problems that the
             missing value may have caused are left out.
         keep_whitespace: Whether a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
-            blanks, which POML collapses; not where JSON, YAML or a table is written, whose syntax they would break.
+            blanks, which POML collapses. Not if the output has JSON, YAML or a table, whose syntax they would break.
     """
 
     markup: str
@@ -50,16 +50,20 @@ class Request(NamedTuple):
 
     @property
     def file(self) -> str | None:
-        """The file, for messages; None for inline markup without a label."""
+        """The file or label, for error messages; None for inline markup without a label."""
         return self.label if self.inline else self.path
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The name of the markup in error messages."""
         return self.file or "<inline>"
 
     def line(self) -> bytes:
-        """Return the JSON for the worker, without the opening brace; raises `VariableError` for the stylesheet."""
+        """Return the JSON for the worker, without the opening brace.
+
+        Raises:
+            VariableError: The stylesheet has a value without a form in JSON.
+        """
         fields: dict[str, Any] = {"markup": self.markup, "chat": self.chat, "revive": self.revive}
         if self.keep_whitespace:
             fields["keep_whitespace"] = True
@@ -71,12 +75,12 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a render gave.
+    """The result of a render.
 
     Attributes:
-        output: What ``poml.poml(format="dict")`` gives.
+        output: The result of ``poml.poml(format="dict")``.
         node_ms: Milliseconds inside Node, from the request's JSON to the response's.
-        kept_whitespace: Whether there was whitespace to keep, and it was kept.
+        kept_whitespace: Whether whitespace that POML would have collapsed was kept.
     """
 
     output: dict[str, Any]
@@ -86,23 +90,24 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Stats:
-    """What the engine of this Python process does, and has done since it started.
+    """The state and the counters of the engine of this Python process.
 
     Attributes:
-        workers: Node processes that are there.
-        max_workers: How many there may be; one each for templates of your own and of registries is always possible.
-        starting: Those that are being started.
+        workers: Node processes that run.
+        max_workers: The maximum number of Node processes; one for trusted templates and one for the others are always
+            allowed.
+        starting: Node processes that are being started.
         running: Renders that run.
         waiting: Renders that wait for a process.
         rendered: Renders that POML answered, with a frame or with an error of the template.
-        failed: Renders that the engine failed: out of time, or their process ended.
+        failed: Renders that were granted a process but got no answer: they took too long, or the process ended.
         refused: Renders that were refused because too many waited.
         cancelled: Async renders that were cancelled.
-        restarted: Processes that were started for one that had ended.
-        recycled: Processes that were replaced because of their memory.
+        restarted: Processes that were started in place of one that had ended.
+        recycled: Processes that were ended because of their memory.
         memory: Resident bytes of the processes, as last reported.
-        private_memory: Those bytes that they share with no other process; 0 on other systems than Linux.
-        pids: Process ids of the processes, those for templates of registries last.
+        private_memory: Resident bytes that they do not share with another process; 0 on other systems than Linux.
+        pids: The ids of the processes, those for untrusted templates last.
     """
 
     workers: int = 0

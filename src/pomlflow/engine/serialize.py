@@ -1,8 +1,9 @@
-"""Variables to the JSON that crosses the pipe: converted as a user would expect, or refused by name.
+"""Encode variables as JSON for the worker. Values without a JSON form raise an error that names the variable.
 
-orjson does nearly all of it at a gigabyte a second. It writes NaN as null and refuses integers that JavaScript cannot
-hold; both are rare, so a careful second walk happens only where its output shows that one may be there. What orjson
-does not know goes through `_convert` on both ways, so that both give the same.
+orjson encodes nearly everything, at a gigabyte a second. But it writes NaN as null, and refuses integers that
+JavaScript cannot represent. Both are rare, so a slower second encoding (`_walk`) runs only if the first one fails, or
+if a null in its output may be a NaN. Both use `_convert` for types that orjson does not know, so that their
+results agree.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from pomlflow.record import well_formed
 __all__ = ["decode", "dumps", "encode", "is_identifier"]
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_STRICT_INTEGER | orjson.OPT_PASSTHROUGH_DATACLASS
-_SAFE_INTEGER = 2**53 - 1  # the largest that JavaScript's numbers hold exactly
+_SAFE_INTEGER = 2**53 - 1  # JavaScript's Number.MAX_SAFE_INTEGER
 _DEPTH = 100
-_SHOWN = 60  # characters of a place that is too deep: its first steps tell where to look
-_NUMBER = "\ue000number"  # the key that NaN and the infinities travel under; private, so that no user's key is it
+_SHOWN = 60  # characters of a too deep value's place in an error: its beginning shows where to look
+# The key of encoded NaN and infinities. It has a private-use character, so that no key of a user equals it.
+_NUMBER = "\ue000number"
 _JAVASCRIPT = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _AS_TEXT = (Decimal, dt.timedelta, complex, UUID, ipaddress.IPv4Address, ipaddress.IPv6Address)
 
-# Words that no parameter of `new Function(...)`, which POML calls with the variables' names, can have. Strict mode's
-# further ones (let, static, package …) are allowed there: POML's expressions run in sloppy mode.
+# Words that cannot be parameters of `new Function(...)`, which POML calls with the variables' names. The words that
+# only strict mode reserves (let, static, package …) are allowed: POML's expressions run in sloppy mode.
 _RESERVED = frozenset(
     "break case catch class const continue debugger default delete do else enum export extends false finally for "
     "function if import in instanceof new null return super switch this throw true try typeof var void while with "
@@ -46,16 +48,16 @@ _RESERVED = frozenset(
 
 
 def is_identifier(name: object) -> bool:
-    """Whether a variable of this name can be named by a POML expression.
+    """Return whether a POML expression can use a variable of this name.
 
-    POML makes a JavaScript function whose parameters are the variables' names, so that any other name would be run as
-    code; such a name must never reach Node.
+    POML makes a JavaScript function whose parameters are the variables' names. A name that is not an identifier would
+    run as code, so it must never reach Node.
 
     Args:
         name: The variable's name.
 
     Returns:
-        True for a plain identifier that is no reserved word.
+        True for a plain identifier that is not a reserved word.
 
     Example:
         >>> is_identifier("context_str"), is_identifier("my-key"), is_identifier("class")
@@ -65,51 +67,56 @@ def is_identifier(name: object) -> bool:
 
 
 def encode(variables: Mapping[str, Any]) -> tuple[bytes, bool]:
-    """Write variables as JSON.
+    """Encode variables as JSON.
 
-    Dates become ISO 8601, pydantic models, dataclasses and named tuples objects, decimals and UUIDs their text (a
-    decimal keeps its digits), paths their text, sets lists (in order, where their members have one), numpy scalars and
-    arrays numbers and lists, data frames lists of rows, bytes a JavaScript ``Buffer``, NaN and infinities
-    JavaScript's own; integers beyond 2**53 become text, so that no digit is lost. A name that is no plain identifier
-    is left out, since no expression could name it.
+    - Dates become text in ISO 8601; decimals (with all digits), UUIDs and paths become text.
+    - pydantic models, dataclasses and named tuples become objects.
+    - Sets become lists, sorted if their members can be compared.
+    - numpy scalars and arrays become numbers and lists; data frames become lists of rows.
+    - Bytes become a JavaScript ``Buffer``; no bytes become an empty text.
+    - NaN and infinities become those of JavaScript.
+    - Integers outside of ±(2**53 - 1) become text, so that no digit is lost.
+
+    Variables whose names are not plain identifiers are left out, since no expression could use them.
 
     Args:
-        variables: By name.
+        variables: The variables by name.
 
     Returns:
-        The JSON object, and whether Node must revive values that JSON cannot carry.
+        The JSON object, and whether Node must revive encoded values that JSON cannot express.
 
     Raises:
-        VariableError: A value has no such form; the message names the variable and the place in it.
+        VariableError: A value has no JSON form; the message names the variable and the place in it.
     """
     return dumps({name: value for name, value in variables.items() if is_identifier(name)})
 
 
 def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
-    """Write values as JSON; what `encode` does once the names are known to be good."""
+    """Encode values as JSON like `encode`, but without checking their names."""
     try:
         text = orjson.dumps(values, default=_convert, option=_OPTIONS)
         careful = b"null" in text and _has_non_finite(values.values())
-    except Exception:  # noqa: BLE001 - the walk reports what a user's own object raises, with its place
+    except Exception:  # noqa: BLE001 - _walk repeats an error of a user's object, and reports its place
         careful = True
     if careful:
         text = orjson.dumps(_walk(values, "", 0))
-    return text, b'"__base64__":' in text or _NUMBER.encode() in text  # a trace's variables hold them already
+    # Search the text, since the variables of a replayed trace are already encoded.
+    return text, b'"__base64__":' in text or _NUMBER.encode() in text
 
 
 def decode(text: bytes) -> Any:
-    """Read what `encode` wrote into JSON's own types; NaN and infinities are text then."""
+    """Decode the JSON that `encode` returned; NaN and infinities become text."""
     return json.loads(text, object_hook=lambda found: found.get(_NUMBER, found))
 
 
 def _convert(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - a table, a line for each kind
-    """Give what is not of JSON's own types a form nearer to them: one level, it is called again for what is inside."""
+    """Convert a value that is not of a JSON type by one level; it is called again for the values inside."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, type):
         raise TypeError
     if isinstance(value, str):
-        return str.__str__(value)  # what a subclass holds, not what its own __str__ says
+        return str.__str__(value)  # the text itself, not the result of a subclass's __str__
     if isinstance(value, float | int):
         return float(value) if isinstance(value, float) else int(value)
     if isinstance(value, _AS_TEXT):
@@ -119,7 +126,7 @@ def _convert(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - a table, a li
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"__base64__": base64.b64encode(value).decode()} if value else ""  # poml takes an empty one for data
+        return {"__base64__": base64.b64encode(value).decode()} if value else ""  # poml does not revive an empty one
     if hasattr(value, "model_dump"):  # pydantic's models
         return value.model_dump()
     if hasattr(value, "_asdict"):  # named tuples
@@ -135,7 +142,7 @@ def _convert(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - a table, a li
             return list(value)
     if hasattr(value, "tolist"):
         return _from_array(value)
-    if hasattr(value, "to_dict"):  # pandas' data frames: rows, as POML's <table records> takes them
+    if hasattr(value, "to_dict"):  # pandas' data frames, as the rows that POML's <table records> takes
         return value.to_dict("records")
     if hasattr(value, "unicode_string"):  # pydantic's URLs
         return str(value)
@@ -147,7 +154,7 @@ def _convert(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - a table, a li
 
 
 def _from_array(value: Any) -> Any:
-    """Numpy's scalars and arrays, pandas' series, torch's tensors."""
+    """Convert scalars and arrays of numpy, series of pandas, and tensors of torch."""
     dtype = getattr(value, "dtype", None)
     kind = getattr(dtype, "kind", "")
     if kind == "f" and str(dtype) != "float64":  # the digits that numpy shows: 0.1, not 0.10000000149011612
@@ -176,7 +183,7 @@ def _has_non_finite(values: Iterable[Any]) -> bool:
 
 
 def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table, a line for each kind
-    """Convert everything by hand, keeping track of where we are, so that what cannot be converted is named."""
+    """Convert a value and everything in it, with its place, so that an error can name what has no JSON form."""
     kind = type(value)
     if value is None or kind is bool:
         return value
@@ -208,7 +215,7 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
 
 
 def _key(key: Any, place: str) -> str:
-    """A key's text, as orjson writes it where it can."""
+    """Return a key as text: as orjson writes it, else by str()."""
     if type(key) is not str:
         try:
             [key] = orjson.loads(orjson.dumps({key: None}, option=_OPTIONS))
@@ -218,7 +225,7 @@ def _key(key: Any, place: str) -> str:
 
 
 def _text(value: Any, place: str) -> str:
-    """What str() gives, which an integer of more than 4,300 digits refuses, and any object's own may."""
+    """Return str(value), which fails for an integer of more than 4,300 digits and may fail for any object."""
     try:
         return str(value)
     except Exception as error:

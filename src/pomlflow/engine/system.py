@@ -1,4 +1,4 @@
-"""What a Node process needs of the operating system: descriptors, limits, and whose error an OSError is."""
+"""Operating system functions for Node processes: threads, a pipe that ends them, memory, origins of OSError."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if sys.platform == "linux":
 
 __all__ = ["Lifeline", "limit_memory", "private_memory", "raised_by_system", "start_thread"]
 
-# Bytes that a sandboxed process may have: V8's heap has a cap of its own, and buffers lie outside of it, such as what a
-# document unpacks to.
+# The maximum bytes of data of a sandboxed process. V8's heap has its own limit, but buffers are outside of it, such as
+# the unpacked content of a document.
 _DATA = 2 << 30
+# The modules whose code may be the innermost frame of an OSError of ours.
 _CALLERS = {
     "pomlflow.engine.file_access",
     "pomlflow.engine.process",
@@ -32,29 +33,29 @@ _CALLERS = {
 
 
 def start_thread(work: Callable[[], object]) -> threading.Thread:
-    """Run something in a daemon thread, which no exit waits for; RuntimeError where none can start, as at an exit."""
+    """Run a function in a daemon thread, which does not delay an exit; raise RuntimeError if no thread can start."""
     thread = threading.Thread(target=work, name="pomlflow-render", daemon=True)
     thread.start()
     return thread
 
 
 def raised_by_system(error: OSError) -> bool:
-    """Whether a system call of the engine's raised it.
+    """Return whether a system call of the engine raised the error.
 
-    A user's signal handler may raise any class in the midst of such a call, TimeoutError is an OSError, and it must
-    reach the user. Such an error's innermost frame is the handler's.
+    A signal handler of the user may raise any error during such a call, also a TimeoutError, which is an OSError. Such
+    an error must reach the user. Its innermost frame is in the handler.
     """
     *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__") in _CALLERS
 
 
 class Lifeline:
-    """A pipe whose closing kills the worker, also while a template loops and no longer reads its stdin.
+    """A pipe that kills the worker when this process ends, even while a template loops and stdin is not read.
 
-    Linux sends SIGIO, which ends a process that does not handle it, to the owner of a pipe's reading end when the
-    writing end is closed, as happens when this process ends in whatever way (fcntl(2), F_SETOWN and O_ASYNC).
-    PR_SET_PDEATHSIG would do it when the *thread* that started the worker ends. Elsewhere a worker that loops outlives
-    a parent that was killed.
+    The kernel closes the pipe's writing end when this process ends, for whatever reason. Linux then sends SIGIO to the
+    owner of the reading end, the worker, which ends it (fcntl(2), F_SETOWN and O_ASYNC). PR_SET_PDEATHSIG is no
+    alternative: it applies when the *thread* that started the worker ends. On other systems, a worker that loops
+    survives a parent that was killed.
     """
 
     def __init__(self) -> None:
@@ -62,17 +63,17 @@ class Lifeline:
         self.inherited = self._ends[:1]
 
     def tie(self, pid: int) -> None:
-        """Have the process end when the pipe is closed."""
+        """Make the process end when the pipe is closed."""
         if sys.platform == "linux":
             reading = self._ends[0]
-            with contextlib.suppress(OSError):  # a kernel without it, such as a sandbox's
+            with contextlib.suppress(OSError):  # a kernel without this feature, such as that of a sandbox
                 fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
                 fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
             os.close(reading)
             self._ends = self._ends[1:]
 
     def close(self) -> None:
-        """Close the ends that are open here."""
+        """Close the ends that are open in this process."""
         ends, self._ends = self._ends, ()
         for end in ends:
             with contextlib.suppress(OSError):
@@ -80,14 +81,14 @@ class Lifeline:
 
 
 def limit_memory(pid: int) -> None:
-    """Keep a template from all of the machine's memory; other systems than Linux cannot do this from outside."""
+    """Limit the memory of a process; only on Linux, since other systems cannot limit another process."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, ValueError):  # it has ended, or has a lower limit already
             resource.prlimit(pid, resource.RLIMIT_DATA, (_DATA, _DATA))
 
 
 def private_memory(pid: int) -> int:
-    """Return the bytes of a process that it shares with no other one; 0 where the system does not report them."""
+    """Return the bytes that a process does not share with another; 0 if the system does not report them."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:
