@@ -1,6 +1,6 @@
-// POML's bundle: loaded once, and patched where poml 0.0.8 does not do what a process that stays needs.
+// Loads POML's bundle, and patches it for a long-lived process.
 //
-// The patches of its text are in patches.cjs, those of its objects here.
+// The patches of the bundle's text are in patches.cjs, those of its objects are here.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -12,7 +12,7 @@ const { moduleAt, patch } = require('./patches.cjs');
 
 const MAP = '//# sourceMappingURL=data:'; // 24 of the bundle's 40 MB
 
-/** What Python stored: SHA-256, the length of the source, the source, V8's cached data. Any of it may be damaged. */
+/** Reads what Python stored: SHA-256, the source's length, the source, V8's cached data; undefined if it is damaged. */
 function readPrepared(file) {
   try {
     const stored = fs.readFileSync(file);
@@ -31,15 +31,15 @@ function readBundle(bundle) {
   return map < 0 ? bytes : bytes.subarray(0, map);
 }
 
-/** What the patched text calls. */
+/** The functions that the patched text calls, as `pomlflow`. */
 const helpers = (bundle, require) => ({
   setImmediate,
-  /** A module that is loaded when something of it is used. */
+  /** A stub of a module, which is loaded on first use. */
   deferred(load) {
     let loaded;
     return new Proxy({}, { get: (_, key) => (loaded ??= load())[key] });
   },
-  /** The function of a module that was cut out of the text. */
+  /** The function of a module that was cut out of the text (CUT in patches.cjs). */
   module(id) {
     const text = readBundle(bundle).toString();
     const { start, end } = moduleAt(text, id);
@@ -50,9 +50,9 @@ const helpers = (bundle, require) => ({
 /**
  * Loads the bundle.
  *
- * @param {string} bundle Its file.
- * @param {string | undefined} prepared The file of what Python stored, from `prepared`.
- * @param {(require: Function) => Function} restrict Gives the require() that the bundle gets.
+ * @param {string} bundle The bundle's file.
+ * @param {string | undefined} prepared The file in which Python stored the result of `prepared`.
+ * @param {(require: Function) => Function} restrict Returns the require() for the bundle.
  */
 function load(bundle, prepared, restrict) {
   const { source = prepare(bundle), cachedData } = (prepared && readPrepared(prepared)) ?? {};
@@ -67,7 +67,7 @@ function load(bundle, prepared, restrict) {
   const base = from('./packages/poml/base.tsx');
   return {
     cache: !cachedData ? 'none' : script.cachedDataRejected ? 'rejected' : 'hit',
-    /** What Python stores for later starts. */
+    /** The bytes that Python stores for later starts. */
     prepared() {
       const length = Buffer.alloc(8);
       length.writeBigUInt64LE(BigInt(source.length));
@@ -96,7 +96,7 @@ function prepare(bundle) {
   }
 }
 
-/** POML searches all components and their documentation for each element: a sixth of a render's time. */
+/** Caches component lookups: POML would search all components for each element, which takes a sixth of a render. */
 function rememberComponents(base) {
   const { prototype } = base.PomlComponent;
   for (const name of ['parameters', 'getAliases']) {
@@ -113,12 +113,12 @@ function rememberComponents(base) {
   base.findComponentByAlias = (alias, disabled) => {
     if (disabled?.size) return find(alias, disabled);
     const component = found.get(alias) ?? find(alias);
-    if (typeof component !== 'string') found.set(alias, component); // a string says why there is none
+    if (typeof component !== 'string') found.set(alias, component); // a string is the reason why there is none
     return component;
   };
 }
 
-/** The writers ask up to fourteen times what an element is, and cheerio parses and compiles a selector for each. */
+/** Matches plain tag names without cheerio's selectors: POML's writers test each element against up to fourteen. */
 function matchNames({ Cheerio: { prototype } }) {
   const { is } = prototype;
   const names = new Set('any b code env h i item list nl obj p s span table tbody tcell thead trow u'.split(' '));
@@ -131,8 +131,8 @@ function matchNames({ Cheerio: { prototype } }) {
 const SPAN = 2 ** 32;
 
 /**
- * An error of a component has an offset and no file, also where the component stands in an included file. So each offset
- * carries the number of its file.
+ * Adds the number of its file to each offset: a component's error has an offset but no file, although the component may
+ * be in an included file.
  */
 function numberSources({ prototype }) {
   let sources = [];
@@ -151,8 +151,8 @@ function numberSources({ prototype }) {
 const MARK = Symbol('the mark of a native message');
 
 /**
- * POML (0.0.8) reads a message's text as JSON where it is JSON: "1" is lost, and a user's words can become an image or a
- * tool call that was never made. In a list, a text stays a text.
+ * Whether POML (0.0.8) would parse a message's text as JSON. Then "1" would be lost, and a user's text could become an
+ * image or a tool call that was never made. A text in a list is not parsed.
  */
 function readAsJson(content) {
   if (typeof content !== 'string' || !/^\s*[[{"\d\-tfn]/.test(content)) return false;
@@ -165,14 +165,14 @@ function readAsJson(content) {
 }
 
 /**
- * A message of a history that has a native form goes through <conversation> as its mark, so that selectedMessages and
- * expressions work on it; Python puts the native message where the mark comes out. Without this, <conversation> rejects
- * tool messages and drops what POML's own messages cannot hold.
+ * Makes <conversation> render the mark of each native message, so that selectedMessages and expressions work; Python
+ * replaces the mark in the output by the native message. Without this, <conversation> rejects tool messages and drops
+ * what POML's own messages cannot express.
  */
 function passNativeMessages(base) {
   const conversation = base.findComponentByAlias('conversation');
   const render = conversation.render;
-  const speaker = (message) => (message.speaker === 'tool' ? 'ai' : message.speaker); // a tool may not say text
+  const speaker = (message) => (message.speaker === 'tool' ? 'ai' : message.speaker); // POML refuses text by a tool
   const marked = (message) => {
     if (message?.[MARK]) return { speaker: speaker(message), content: message[MARK] };
     return readAsJson(message?.content) ? { ...message, content: [message.content] } : message;
@@ -187,21 +187,23 @@ function passNativeMessages(base) {
   };
 }
 
-// What POML collapses or strips, each with a noncharacter of Unicode that passes through it instead. A single blank
-// between words stays as it is.
+// Whitespace that POML collapses or strips, and the Unicode noncharacter that replaces it until the output. A single
+// blank between words is not replaced.
 const SIGNS = { '\n': '\ufdd0', '\r': '\ufdd1', '\t': '\ufdd2', '  ': '\ufdd3', ' ': '\ufdd4' };
 const SPACES = Object.fromEntries(Object.entries(SIGNS).map(([space, sign]) => [sign, space]));
 const STRUCTURE = /<(?:obj|table)\b| serializer="(?!xml")| (?:char|token)-limit="/; // in POML's intermediate form
 const SCHEMA = /^(?:output-?schema|tool(?:-?def(?:inition)?)?)$/i;
 
 /**
- * POML (0.0.8) collapses the whitespace of a value, the code and tables of a retrieved text among them. Where a render
- * asks for it, a variable that stands alone in an element's text, `{{name}}`, keeps its whitespace. And an error in a
- * schema is marked as such, since POML's own words do not say what they are about.
+ * Keeps the whitespace of variables, and marks errors in schemas.
+ *
+ * POML (0.0.8) collapses the whitespace of a value, even in the code and tables of a retrieved text. If a render
+ * requests it, a variable that stands alone in an element's text, `{{name}}`, keeps its whitespace. An error in a
+ * schema is marked, since POML's message does not mention the schema.
  */
 function keepWhitespace({ prototype }) {
   const { evaluateExpression, formatError, xmlAttributeValueRange, xmlElementRange } = prototype;
-  let place; // of the expressions that are evaluated next: a range is computed right before that
+  let place; // the place of the next expression: POML computes its range right before evaluating it
   let variables;
   let used = false;
   prototype.xmlAttributeValueRange = function (attribute) {
@@ -230,14 +232,14 @@ function keepWhitespace({ prototype }) {
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, key === 'base64' ? item : restore(item)]));
   };
   return {
-    /** From here on, keep the whitespace of these variables; undefined for none. */
+    /** Sets the variables whose whitespace is kept from now on; undefined for none. */
     keep(context) {
       variables = context;
       used = false;
     },
-    /** Whether a request's text has such a sign of its own, which could not be distinguished. */
+    /** Whether a request's text already has one of the noncharacters, so that they would be ambiguous. */
     collides: (text) => /[\ufdd0-\ufdd4]/.test(text),
-    /** Whether it would break the syntax of the output. */
+    /** Whether restored whitespace would break the syntax of the output. */
     breaks: (intermediate) => used && STRUCTURE.test(intermediate),
     isUsed: () => used,
     restore: (messages) => (used ? restore(messages) : messages),
@@ -245,8 +247,9 @@ function keepWhitespace({ prototype }) {
 }
 
 /**
- * React calls a component that waits for a promise twice, and each call starts the work anew (reading a picture, say).
- * What fails after its render is answered would report to the next one, so each render waits for all that it started.
+ * Lets a render wait for all promises that it started. React calls a component that waits for a promise twice, and each
+ * call starts the work again (reading a picture, for example). A failure after the answer would be reported to the next
+ * render.
  */
 function keepPromises(base) {
   const started = [];

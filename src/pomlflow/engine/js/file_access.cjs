@@ -1,7 +1,7 @@
-// The module fs as POML's bundle gets it in the sandbox: reads by Python, which knows what the render may read.
+// The reading functions of fs for POML's bundle. Python reads the files, since it knows what each render may read.
 //
-// While it renders, the worker may send one line {id, op: "read" | "stat" | "list" | "exists", path}. The response, on
-// stdin, is a status (0: the content, 1: an errno's name, 2: refused, and why), a length, and as many bytes.
+// During a render, the worker may send lines {id, op: "read" | "stat" | "list" | "exists", path}, one at a time. The
+// response, on stdin, is a status, the length of a body, and the body; see FileAccess.respond in file_access.py.
 'use strict';
 
 const { isUtf8 } = require('node:buffer');
@@ -18,7 +18,7 @@ const SYSCALLS = { read: 'open', stat: 'stat', list: 'scandir' };
 const errors = new Map([...util.getSystemErrorMap()].map(([number, [name, text]]) => [name, { number, text }]));
 let current; // the id of the request that is being rendered
 
-/** Waits for a pipe that Node has made non-blocking: the response is there in some 50 µs. */
+/** Retries work on a pipe that Node has made non-blocking. A response takes some 50 µs. */
 function retried(work) {
   for (let tries = 0; ; tries++) {
     try {
@@ -52,7 +52,7 @@ function request(what, name) {
   return content;
 }
 
-/** An error with Node's own message: POML passes it on. */
+/** An error with the message that Node would give it, since POML shows it to the user. */
 function failure(code, what, name) {
   const { number, text } = errors.get(code) ?? { number: -1, text: 'unknown error' };
   const [syscall, place] = code === 'EISDIR' ? ['read', ''] : [SYSCALLS[what], ` '${name}'`];
@@ -60,7 +60,7 @@ function failure(code, what, name) {
   return Object.assign(error, { errno: number, code, syscall }, place && { path: name });
 }
 
-/** As the fs module takes paths: text, bytes, or a file: URL object (the text of one is a relative path to it). */
+/** The path of a file as fs accepts it: text, bytes, or a file: URL object (the text of a URL is a relative path). */
 function named(file) {
   const name = file instanceof URL ? url.fileURLToPath(file) : Buffer.isBuffer(file) ? file.toString() : file;
   if (typeof name !== 'string' || name.includes('\0')) {
@@ -71,10 +71,10 @@ function named(file) {
 
 const { toString } = Buffer.prototype; // a template can replace it
 
-/** Whether text of UTF-16 begins here: its mark, or two bytes of which one is null. */
+/** Whether bytes begin like UTF-16: with its byte-order mark, or with two bytes of which exactly one is zero. */
 const looksUtf16 = ([first, second]) => [first, second].includes(0) ? first !== second : first + second === 0xff + 0xfe;
 
-/** Where a text that was decoded from bytes differs from them first: the place in it, and its byte. */
+/** The first invalid byte of UTF-8: its offset in the decoded text, and in the bytes. */
 function firstWrong(text, bytes) {
   for (let at = text.indexOf('\ufffd'); at >= 0; at = text.indexOf('\ufffd', at + 1)) {
     const byte = Buffer.byteLength(text.slice(0, at));
@@ -83,7 +83,7 @@ function firstWrong(text, bytes) {
   return [0, 0];
 }
 
-/** The text of a file without its byte-order mark, which POML (0.0.8) takes for data; an error where it is not UTF-8. */
+/** The text of a file without a byte-order mark, which POML (0.0.8) takes for content; throws if it is not UTF-8. */
 function textOf(bytes, file) {
   const text = toString.call(bytes);
   const wide = looksUtf16(bytes);
@@ -95,7 +95,7 @@ function textOf(bytes, file) {
   throw new Error(`${place}: the file is not UTF-8: ${what}${wide ? ' (it looks like UTF-16)' : ''}. Save it as UTF-8`);
 }
 
-/** What was read, as readFileSync gives it. Of bytes POML makes text itself. */
+/** The result of readFileSync: text, or bytes whose toString, which POML calls, decodes in the same way. */
 function decoded(bytes, file, options) {
   const encoding = typeof options === 'string' ? options : options?.encoding;
   const toText = (name = 'utf8', ...range) =>
@@ -141,6 +141,6 @@ const reads = {
 
 module.exports = {
   reads,
-  /** Sets the id of the render that reads from here on; undefined for none. */
+  /** Sets the id of the render that may read from now on; undefined for none. */
   serve: (id) => (current = id),
 };

@@ -1,10 +1,10 @@
-// The global object as expressions find it, and what is taken back from it after each render: the globals and timers
-// that a template makes do not reach the next one. That holds for what happens by accident, not against an attack: for
-// that, templates out of registries have processes of their own.
+// The global object that expressions see, and its cleanup after each render: the globals and timers that a template
+// makes do not reach the next one. This prevents accidents, not attacks. Against those, untrusted templates have
+// processes of their own.
 'use strict';
 
-// The language itself, and of Node what has no way out. Left out are the network, what runs on after its render
-// (WebAssembly compiles, FinalizationRegistry calls back, MessageChannel sends), and what shares memory.
+// The globals that stay: those of the language, and those of Node that lead nowhere. Removed are the network, what goes
+// on after a render (WebAssembly compiles, FinalizationRegistry calls back, MessageChannel sends), and shared memory.
 const LANGUAGE =
   'AggregateError Array ArrayBuffer BigInt BigInt64Array BigUint64Array Boolean DataView Date Error EvalError ' +
   'Float32Array Float64Array Function Infinity Int16Array Int32Array Int8Array Intl Iterator JSON Map Math NaN Number ' +
@@ -21,21 +21,22 @@ function define(key, value) {
   Object.defineProperty(globalThis, key, { value, writable: true, enumerable: false, configurable: true });
 }
 
-/** Removes every global that is not in the list, and fixes the others; throws where one cannot be removed. */
+/** Removes every global that is not in KEPT, and makes the others read-only; throws if one cannot be removed. */
 function closeGlobals() {
   for (const key of Reflect.ownKeys(globalThis)) if (!KEPT.has(key)) delete globalThis[key];
   for (const key of Reflect.ownKeys(globalThis)) {
     const { configurable, enumerable } = Object.getOwnPropertyDescriptor(globalThis, key);
-    const value = globalThis[key]; // Buffer and others are accessors, which load them
+    const value = globalThis[key]; // Buffer and others are accessors that load on first use
     if (configurable) Object.defineProperty(globalThis, key, { value, enumerable, writable: false, configurable: false });
   }
-  Object.defineProperty(Error, 'prepareStackTrace', { value: undefined, writable: false, configurable: false }); // it is given the functions that run
+  // A prepareStackTrace of a template would receive the functions on the stack.
+  Object.defineProperty(Error, 'prepareStackTrace', { value: undefined, writable: false, configurable: false });
   Object.preventExtensions(Object.prototype); // a variable's key may be __proto__
 }
 
 const TIMERS = [['setTimeout', 'clearTimeout'], ['setInterval', 'clearInterval'], ['setImmediate', 'clearImmediate']];
 
-/** Replaces the timers by ones that end with their render, and gives the function that ends them. */
+/** Replaces the timers by ones that end with their render, and returns the function that ends them. */
 function endTimers() {
   const running = new Map();
   let count = 0;
@@ -49,7 +50,7 @@ function endTimers() {
         work(...values);
       }, ...rest);
       running.set(number, () => stop(timer));
-      // Node's own handle would lead to all other timers.
+      // Node's own handle would give access to all other timers.
       const handle = { [Symbol.toPrimitive]: () => number, hasRef: () => true, ref: () => handle, unref: () => handle };
       return handle;
     });
@@ -65,7 +66,7 @@ function endTimers() {
   };
 }
 
-/** Gives the function that removes the globals which were added since: `{{ total = 1 }}` makes one. */
+/** Returns a function that removes all globals added since this call: `{{ total = 1 }}` adds one. */
 function forgetGlobals() {
   const own = new Set(Reflect.ownKeys(globalThis));
   return () => {

@@ -1,6 +1,7 @@
-// What the text of POML's bundle is patched with, before it is compiled.
+// The patches of the text of POML's bundle, applied before it is compiled.
 //
-// Each text is found exactly once in the bundle of poml 0.0.8, or the start fails: the poml package is another one.
+// Each `find` occurs exactly once in the bundle of poml 0.0.8 (a test checks it). If one is missing, the start fails,
+// since the poml package is another one.
 'use strict';
 
 const PATCHES = [
@@ -67,8 +68,8 @@ const PATCHES = [
   },
 ];
 
-// Imports of what a render without documents, token limits and XML output does not need, which is half of a start. Not
-// pdfjs: it redirects the console, which is fixed by then.
+// Modules that are loaded on first use: a render without documents, token limits and XML output does not need them, and
+// loading them takes half of a start. Not pdfjs: it redirects the console, which is read-only by then.
 // upstream: poml 0.0.8: a start loads the readers of all documents, and an HTTP client
 const DEFERRED = [
   ['undici', '__importStar(__webpack_require__(/*! undici */ "./node_modules/undici/index.js"))'],
@@ -87,10 +88,11 @@ for (const [name, load] of DEFERRED) {
   });
 }
 
-// The largest modules of those: V8 keeps the source of all that it may compile, so theirs is read when it is needed.
+// The largest of these modules are cut out of the text, since V8 keeps the source of everything that it may compile.
+// Their source is read from the bundle on first use.
 const CUT = ['./node_modules/js-tiktoken/dist/index.cjs', './node_modules/xlsx/xlsx.mjs'];
 
-/** Where the function of a module begins and ends in the bundle's text. */
+/** The offsets of a module's function in the bundle's text. */
 function moduleAt(text, id) {
   const head = `\n/***/ "${id}":\n`;
   const start = text.indexOf(head) + head.length;
@@ -106,10 +108,10 @@ function patchAt(text, { find, replace }) {
 }
 
 /**
- * The patched text. Each of its characters is one byte, since V8 keeps a text in two bytes a character if a single one
- * needs them.
+ * The patched text. Other characters than ASCII are escaped, since V8 stores a text with one of them in two bytes per
+ * character.
  *
- * @param {Buffer} bytes The bundle's.
+ * @param {Buffer} bytes The bytes of the bundle.
  */
 function patch(bytes) {
   const text = bytes.latin1Slice();

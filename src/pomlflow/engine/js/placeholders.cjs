@@ -1,8 +1,8 @@
 // Placeholders: values for variables that are not given, so that a template can be checked without them.
 //
-// A placeholder lets an expression do with it whatever expressions do: read members, call them, loop, compare, print (it
-// prints its own name). What goes wrong all the same where one was touched may be the placeholder's fault, and is no
-// problem; what goes wrong elsewhere, and code that is no JavaScript, is.
+// An expression may use a placeholder in any way: read members, call them, loop, compare, print (it prints its own
+// name). An error of an expression that used a placeholder may be caused by it, and is suppressed. Other errors are
+// reported, and so is code that is not JavaScript.
 'use strict';
 
 const LABEL = Symbol('label');
@@ -21,7 +21,7 @@ function placeholder(label) {
       if (key === Symbol.iterator) return () => list()[Symbol.iterator]();
       if (key === 'toString' || key === 'toJSON' || key === 'toLocaleString') return () => label;
       if (key === 'length') return 1;
-      if (typeof key === 'symbol' || key === 'then') return undefined; // no promise
+      if (typeof key === 'symbol' || key === 'then') return undefined; // not a promise
       if (LISTS.has(key)) return (...given) => list()[key](...given);
       return placeholder(/^\d+$/.test(key) ? `${label}[${key}]` : `${label}.${key}`);
     },
@@ -37,16 +37,16 @@ function placeholder(label) {
   });
 }
 
-/** Whether an expression names a variable without a value. */
+/** Whether an expression names a variable that is a placeholder. */
 function mentions(expression, context) {
   return Object.keys(context).some((name) => isPlaceholder(context[name]) && words(expression).includes(name));
 }
 
-/** Hooks into POML's evaluation of expressions, which costs nothing before the first check. */
+/** Hooks into POML's evaluation of expressions. The first check calls it, so that renders alone cost nothing. */
 function install({ prototype }) {
   let evaluating, looping, attribute, forced;
-  const attributes = []; // where values are not the real ones
-  const texts = [];
+  const attributes = []; // the ranges of attributes with a placeholder's value
+  const texts = []; // the ranges of texts with a placeholder's value
   const { evaluateExpression, handleForLoop, reportError, xmlAttributeValueRange } = prototype;
 
   prototype.evaluateExpression = function (expression, context, range, bare) {
@@ -57,7 +57,7 @@ function install({ prototype }) {
     if (isOne) touches += 1;
     if (bare && mentions(expression, context)) {
       forced ||= !value;
-      return value || true; // an `if`: what is in it is checked too
+      return value || true; // an `if`: its content is checked too
     }
     if (touches === before) return value;
     if (looping) return Array.isArray(value) && value.length ? value : [placeholder(isOne ? `${value[LABEL]}[0]` : 'item')];
@@ -68,7 +68,7 @@ function install({ prototype }) {
   };
   prototype.reportError = function (message, range, cause) {
     const unsure = cause !== undefined && evaluating !== undefined && touches > evaluating;
-    if (!unsure) reportError.call(this, message, range, cause); // code that is no JavaScript touches nothing
+    if (!unsure) reportError.call(this, message, range, cause); // code that is not JavaScript uses no placeholder
   };
   prototype.handleForLoop = function (element, context) {
     looping = true;
@@ -84,15 +84,15 @@ function install({ prototype }) {
   };
 
   return {
-    /** Put placeholders among a render's variables. */
+    /** Adds placeholders to a render's variables. */
     begin(context, names) {
       attributes.length = texts.length = 0;
       attribute = forced = undefined;
       for (const name of names) context[name] = placeholder(name);
     },
     /**
-     * Whether a component's problem may come of an attribute, or of JSON in its text, that has no real value; or of
-     * alternatives that are never there together (an `if` for each of two output schemas).
+     * Whether a placeholder may have caused a component's problem: its value is in an attribute, or in JSON in the
+     * text; or it enabled alternatives that exclude each other (an `if` for each of two output schemas).
      */
     doubts({ message, startIndex: start, endIndex: end }) {
       const holds = (range) => start === undefined || (range.start >= start && range.end <= end);

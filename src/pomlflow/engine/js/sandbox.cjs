@@ -1,9 +1,9 @@
-// What a template cannot reach, closed from inside; Node's permission model is the second wall, around it.
+// The sandbox inside the worker; Node's permission model is a second one around it.
 //
-// Expressions run in the worker's own realm, since POML's output depends on it. So the objects that they can get hold of
-// do not lead to Node itself: `process` and `console` are substitutes, the bundle gets substitutes for the modules that
-// it requires (a template may get hold of what the bundle has), and files are read by Python, which knows what this
-// render may read. Node 24's permission model closes neither the network nor addons: only this file does.
+// Expressions run in the worker's own realm, since POML's output depends on it. So no object that an expression can
+// reach may lead to Node itself. `process` and `console` are substitutes. The bundle gets substitutes for the modules
+// that it requires, since a template may reach what the bundle has. Python reads the files, since it knows what a
+// render may read. Node 24's permission model restricts neither the network nor addons: only this file does.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -23,7 +23,7 @@ function denied(what) {
   return Object.assign(new Error(`${what} is closed: ${REMEDY}`), { code: 'ERR_ACCESS_DENIED' });
 }
 
-/** A substitute for a module, class or function: everything can be looked up and extended, nothing can be called. */
+/** A substitute for a module, class or function: properties can be read, classes can extend it, calls throw. */
 function closed(name) {
   const refuse = () => {
     throw denied(name);
@@ -43,7 +43,7 @@ function closed(name) {
   });
 }
 
-/** A module without the functions that reach further than a template may. */
+/** A module without the functions that a template may not reach. */
 const without = (id, names) => {
   const module = { ...require(id) };
   for (const name of names) delete module[name];
@@ -65,15 +65,15 @@ const MODULES = {
   zlib: () => require('zlib'),
 };
 
-/** require() for POML's bundle without the sandbox: only files are read as in it. */
+/** require() for POML's bundle without the sandbox: only the reading of files is replaced, as in the sandbox. */
 const openRequireFor = (require, files) => (id) =>
   id === 'fs' ? { ...fs, ...files } : id === 'sharp' ? images(require, files) : require(id);
 
 /**
- * require() for POML's bundle.
+ * require() for POML's bundle in the sandbox.
  *
- * @param {Function} require The real one, as from the bundle's folder.
- * @param {object} files The functions of the module fs that read.
+ * @param {Function} require The real one, resolving from the bundle's folder.
+ * @param {object} files The reading functions of the module fs.
  */
 function requireFor(require, files) {
   const given = new Map();
@@ -82,7 +82,7 @@ function requireFor(require, files) {
     if (id === 'sharp') return images(require, files);
     if (id.startsWith('pdfjs-dist/')) return run(require.resolve(id), facade); // eval("require") of POML's pdfjs
     if (id === 'fs') return reading(files);
-    if (id === 'canvas') throw new Error("Cannot find module 'canvas'"); // optional, and POML brings none
+    if (id === 'canvas') throw new Error("Cannot find module 'canvas'"); // optional, and not part of poml
     return closed(id);
   };
   const facade = (name) => {
@@ -93,7 +93,7 @@ function requireFor(require, files) {
   return facade;
 }
 
-/** The module fs with its reads; every other function of it is closed. */
+/** The module fs with these reading functions; every other function is closed. */
 function reading(reads) {
   const module = {};
   for (const [name, value] of Object.entries(fs)) {
@@ -103,8 +103,8 @@ function reading(reads) {
 }
 
 /**
- * pdfjs' second half, which is loaded when a PDF is met and sees only what the bundle sees. Its core-js adds globals
- * that Node has not, which is refused here: Node 22 and later need none of them.
+ * Runs the second half of pdfjs, which is loaded for the first PDF and sees only what the bundle sees. Its core-js adds
+ * globals, which would fail here and is skipped: Node 22 and later need none of them.
  */
 function run(file, require) {
   const mend = (object, key, descriptor) => Reflect.defineProperty(object, key, descriptor) && object;
@@ -116,8 +116,8 @@ function run(file, require) {
 }
 
 /**
- * sharp, loaded when an image is met (it takes 40 ms), as far as POML uses it. sharp is native code, which Node's
- * permission model does not hold: it would read and write any file, so it only gets bytes and only gives bytes.
+ * The part of sharp that POML uses, loaded for the first image (it takes 40 ms). sharp is native code, which Node's
+ * permission model does not restrict: it could read and write any file. So it only receives and returns bytes.
  */
 function images(require, files) {
   const wrap = (image, source) => {
@@ -141,13 +141,13 @@ function images(require, files) {
 
 const PRINTING = ['debug', 'dir', 'error', 'info', 'log', 'table', 'trace', 'warn'];
 
-/** A console that prints to stderr, without Node's streams behind it; the bundle redirects some of it. */
+/** A console that prints to stderr without Node's streams. It is frozen later: the bundle redirects some of it. */
 function makeConsole() {
   const print = (...values) => {
     try {
       fs.writeSync(2, `${util.formatWithOptions({ customInspect: false }, ...values)}\n`);
     } catch {
-      // stderr is full or gone: what a template prints is not worth a render
+      // stderr is full or gone: printing must not fail a render
     }
   };
   const silent = () => undefined;
@@ -155,10 +155,10 @@ function makeConsole() {
   return Object.fromEntries(names.map((name) => [name, PRINTING.includes(name) ? print : silent]));
 }
 
-// Those that are tried most; other names do not exist at all.
+// The functions of process that templates try most: these throw a clear error, all others are undefined.
 const CLOSED = 'abort binding chdir dlopen execve exit getBuiltinModule kill mainModule reallyExit'.split(' ');
 
-/** What POML's bundle and templates may know of the process. */
+/** The substitute for `process` that POML's bundle and templates see. */
 function makeProcess() {
   const silent = () => undefined;
   const stream = (name) => Object.freeze({ isTTY: false, write: (text) => console[name](String(text)) === undefined });
@@ -187,7 +187,7 @@ function makeProcess() {
   return Object.freeze(substitute);
 }
 
-/** What sharp needs to know: which C library it is to be loaded for. */
+/** The report that sharp reads, to load the build for the right C library. */
 function makeReport() {
   const getReport = () => {
     process.report.excludeNetwork = true;
@@ -196,16 +196,17 @@ function makeReport() {
   return Object.freeze({ getReport, get excludeNetwork() { return true; }, set excludeNetwork(_) {} });
 }
 
-/** Before the bundle is loaded: what it keeps for itself must be a substitute already. */
+/** Replaces globals before the bundle is loaded: the bundle keeps references, which must be to substitutes. */
 function close() {
   define('console', makeConsole());
   define('process', makeProcess());
-  Buffer.poolSize = 0; // small buffers share memory, and show what earlier renders had in theirs
+  Buffer.poolSize = 0; // pooled small buffers would share memory, and show the content of earlier renders
 }
 
 /**
- * import() leads to Node's modules in code that a file of Node's or ours evaluates, as `setTimeout(eval, 0, code)` has
- * it done: V8 takes such code for that file's. A call of require(), which sharp's own code makes, is none.
+ * Refuses import(). In code that a file of Node or ours evaluates, import() would give access to Node's modules, since
+ * V8 takes the code for a part of that file; `setTimeout(eval, 0, code)` is such a case. Calls of require(), as in
+ * sharp's own code, are not affected.
  */
 function refuseImports() {
   const resolve = (name, context, next) => {
@@ -215,13 +216,13 @@ function refuseImports() {
   Module.registerHooks({ resolve });
 }
 
-/** After the bundle is loaded; throws where something cannot be closed. */
+/** Closes the rest after the bundle is loaded; throws if something cannot be closed. */
 function finish() {
   refuseImports();
   define('performance', { now: () => performance.now() });
   define('crypto', { randomUUID: () => crypto.randomUUID() });
-  define('fetch', closed('fetch')); // for its message
-  define('Blob', class Blob { constructor() { throw denied('Blob'); } }); // docx asks whether data is one
+  define('fetch', closed('fetch')); // kept for its error message
+  define('Blob', class Blob { constructor() { throw denied('Blob'); } }); // docx tests whether data is a Blob
   Object.freeze(console);
   closeGlobals();
 }

@@ -1,40 +1,40 @@
-// A warm POML: loads the poml package's bundle once, then renders one request after another.
+// The worker: loads the poml package's bundle once, then renders one request after another.
 //
 //   node worker.cjs BUNDLE [PREPARED]
 //
-// One JSON value a line. The first line out is the handshake {id: 0, ready: {…}} or {id: 0, fatal: "why", node}; then one
-// answer for each request, in order:
+// Each line is one JSON value. The first line on stdout is the handshake {id: 0, ready: {…}} or {id: 0, fatal: "why",
+// node}. Then there is one answer for each request, in order:
 //   {id, markup, context, stylesheet, path, chat, revive, natives, keep_whitespace} -> {id, ok: frame} | {id, problems: […]}
-//   the same with placeholders, names of variables without a value -> the same, without problems that are theirs
+//   the same with placeholders, names of variables without a value -> the same, without problems that these may cause
 //   {id, op: "prepare"}                                            -> {id, ok: base64 of what a later start reads}
-// An answer has also ms, from the request's JSON to the answer's; kept, if whitespace was; and now and then memory, the
-// resident bytes.
+// An answer also has ms, the time from parsing the request to writing the answer; kept, if whitespace was kept; and in
+// one of 32 answers memory, the resident bytes. During a render, the worker may request files; see file_access.cjs.
 // Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
 'use strict';
 
 const { performance } = require('node:perf_hooks');
-const process = require('node:process'); // the global one is a substitute
+const process = require('node:process'); // the global `process` becomes a substitute
 const { load } = require('./bundle.cjs');
 const files = require('./file_access.cjs');
 const { endTimers, forgetGlobals } = require('./intrinsics.cjs');
 const placeholders = require('./placeholders.cjs');
 const sandbox = require('./sandbox.cjs');
 
-const sandboxed = process.permission !== undefined; // Python starts it with --permission then
-const { setImmediate } = globalThis; // a template's end with their render
+const sandboxed = process.permission !== undefined; // Python starts a sandboxed worker with --permission
+const { setImmediate } = globalThis; // Node's own: those of templates end with their render
 const { rss } = process.memoryUsage;
 
-// A promise or timer that a template leaves behind must not end the process under a later render.
+// A promise or timer that a template leaves behind must not end the process during a later render.
 process.on('uncaughtException', (error) => console.error('uncaught in a template:', error));
 process.on('unhandledRejection', (error) => console.error('unhandled in a template:', error));
 
-// stdout belongs to the protocol. What the bundle (pdfjs does) or a template prints goes to stderr. A template can still
-// write to the descriptor; the newline before each line keeps that apart, and Python passes it over.
+// stdout is for the protocol only. What the bundle (pdfjs) or a template prints goes to stderr. A template can still
+// write to the descriptor: the newline before each line separates it, and Python skips it.
 const write = process.stdout.write.bind(process.stdout);
 process.stdout.write = process.stderr.write.bind(process.stderr);
 const send = (line, then) => write(`\n${line}\n`, then);
 
-/** Parsed files by source: parsing is half of a render. Bounded by the characters that it holds. */
+/** A cache of parsed files by path and markup: parsing is half of a render. The length of its keys is bounded. */
 class Files {
   constructor(limit) {
     this.limit = limit;
@@ -46,11 +46,11 @@ class Files {
     const key = `${file || ''}\0${markup}`;
     let entry = this.entries.get(key);
     if (entry) {
-      this.entries.delete(key); // put back at the young end
+      this.entries.delete(key); // added again below, as the newest entry
     } else {
       poml.base.ErrorCollection.clear();
       const parsed = new poml.PomlFile(markup, { trim: true }, file || undefined);
-      parsed.cst = parsed.tokenVector = undefined; // for editors only, and half of what a file holds
+      parsed.cst = parsed.tokenVector = undefined; // for editors only, and half of a file's memory
       entry = { parsed, errors: poml.base.ErrorCollection.list() };
       this.held += key.length;
     }
@@ -64,19 +64,19 @@ class Files {
   }
 }
 
-/** Gives null where whitespace that is kept would break the syntax of the output: JSON, YAML, a table. */
+/** Renders a request; returns null if kept whitespace would break the syntax of the output: JSON, YAML or a table. */
 async function render({ markup, context, stylesheet, path: file, chat }) {
   poml.sources.begin();
   const { parsed, errors } = parsedFiles.get(markup, file);
   poml.sources.begin(parsed.sourcePath);
-  // What react() leaves behind in a PomlFile of poml 0.0.8, and what its constructor reported.
+  // Reset what react() of poml 0.0.8 leaves behind in a PomlFile, and restore the errors of its constructor.
   parsed.responseSchema = parsed.toolsSchema = parsed.runtimeParameters = undefined;
   parsed.disabledComponents = new Set();
   poml.base.ErrorCollection.clear();
   errors.forEach((error) => poml.base.ErrorCollection.add(error));
 
   const body = parsed.react(context);
-  parsed.expressionEvaluations.clear(); // for editors only, and holds the variables until the file's next render
+  parsed.expressionEvaluations.clear(); // for editors only, and would keep the variables in memory
   const element = poml.React.createElement(poml.base.StyleSheetProvider, { stylesheet: stylesheet || {} }, body);
   const frame = {
     messages: null,
@@ -90,7 +90,7 @@ async function render({ markup, context, stylesheet, path: file, chat }) {
   return frame;
 }
 
-/** A problem in plain values: an error may be an object of the template's own, and its properties code. */
+/** A problem in plain values. A template can throw any object, whose properties may run code. */
 function problem(error) {
   try {
     const { name, message, startIndex, endIndex, sourcePath, inSchema } = Object(error);
@@ -108,20 +108,20 @@ function problem(error) {
   }
 }
 
-/** The answer's JSON. */
+/** The answer to a render, as JSON. */
 function toJson(id, frame, thrown, check) {
   try {
-    // What POML collected came first, and is mostly why something was thrown after it.
+    // The errors that POML collected come first: usually they are the cause of what was thrown later.
     const errors = [...poml.base.ErrorCollection.list(), ...thrown];
     const problems = errors.filter((error) => !check?.doubts(Object(error))).map(problem);
     if (check) frame ??= { messages: [] };
     return JSON.stringify(problems.length ? { id, problems } : { id, ok: frame, kept: poml.whitespace.isUsed() || undefined });
-  } catch (error) { // a frame that is no JSON: a schema that holds itself, a BigInt
+  } catch (error) { // a frame that is not JSON: a schema that contains itself, a BigInt
     return JSON.stringify({ id, problems: [problem(error)] });
   }
 }
 
-/** NaN, infinities and bytes, which JSON cannot carry; `__base64__` is what poml's own context files use. */
+/** Decodes NaN, infinities and bytes, which JSON cannot express; poml's own context files use `__base64__` too. */
 function revive(value) {
   if (value === null || typeof value !== 'object') return value;
   if (typeof value['\ue000number'] === 'string') return Number(value['\ue000number']);
@@ -129,7 +129,7 @@ function revive(value) {
   return reviveAll(value);
 }
 
-/** The values inside: a variable that is named `__base64__` makes no bytes of all of them. */
+/** Revives the values in an object, but not the object itself: a variable may have the name `__base64__`. */
 function reviveAll(values) {
   for (const key of Object.keys(values)) values[key] = revive(values[key]);
   return values;
@@ -153,27 +153,27 @@ async function answer(text) {
   let frame;
   try {
     frame = await attempt(request, check, keep && !poml.whitespace.collides(text));
-    frame ??= await attempt(JSON.parse(text), check, false); // anew: expressions may change what they are given
+    frame ??= await attempt(JSON.parse(text), check, false); // parsed again: expressions may change variables
   } catch (error) {
     thrown.push(error);
   }
   await poml.settle();
   const line = toJson(id, frame, thrown, check);
-  // All promises that are settled run on before the answer: those of a template that never come to an end hold up its
-  // own answer, and no later one.
+  // Run the callbacks of all settled promises before answering: if those of a template never end, they delay its own
+  // answer, and not that of a later render.
   await new Promise((resolve) => setImmediate(resolve));
   return line;
 }
 
-/** Takes back what a render left. */
+/** Removes what a render left behind. */
 function clean() {
   files.serve(undefined);
-  poml.base.BufferCollection.clear(); // documents by path and time: a file rewritten in the same tick would stay old
-  poml.zod.globalRegistry.clear(); // it keeps all that was ever described, and refuses the same meta({ id }) twice
+  poml.base.BufferCollection.clear(); // documents by path and mtime, which two quick writes may share
+  poml.zod.globalRegistry.clear(); // it keeps all described schemas, and refuses the same meta({ id }) twice
   for (const forget of forgets) forget();
 }
 
-/** Answers requests as they come, until the parent is gone. */
+/** Answers requests in order of arrival, until the parent is gone. */
 function serve() {
   const queue = [];
   let parts = [];
@@ -205,7 +205,7 @@ function serve() {
 
 let poml, checking;
 const forgets = [];
-const parsedFiles = new Files(256 * 1024); // a parsed file takes 85 bytes a character, one of nothing but tags 210
+const parsedFiles = new Files(256 * 1024); // a parsed file takes 85 bytes per character, or 210 if it is only tags
 try {
   if (sandboxed) sandbox.close();
   const requireFor = sandboxed ? sandbox.requireFor : sandbox.openRequireFor;
