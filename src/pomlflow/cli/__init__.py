@@ -1,12 +1,12 @@
 """The command line, for people and for CI.
 
-Output is plain where it is piped or ``NO_COLOR`` is set. The exit codes are those of ``diff``:
+Output has no colours if it is piped or ``NO_COLOR`` is set. The exit codes are like those of ``diff``:
 
 - 0: success.
-- 1: a prompt does not render, differs from the registry, or replays differently.
-- 2: an error: wrong usage, a file or a prompt that does not exist, a store that cannot be reached.
+- 1: a prompt does not render, differs from the registry, or replays differently; or a warning with ``check --strict``.
+- 2: an error, such as wrong usage, a file or a prompt that does not exist, or a store that cannot be reached.
 
-A command imports what it needs when it runs, so that ``--help`` and a shell's completion need neither MLflow nor Node.
+A command imports what it needs when it runs, so that ``--help`` and shell completion load neither MLflow nor Node.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class CommandError(click.ClickException):
 
 
 class _Commands(click.Group):
-    """Show our own errors, and those of MLflow's stores, as messages."""
+    """A group of commands that shows pomlflow's errors and those of MLflow's stores without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PomlError as error:
             raise CommandError(str(error)) from error
-        except BrokenPipeError:  # click handles it
+        except BrokenPipeError:  # click handles it itself
             raise
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
-        except ModuleNotFoundError as error:  # a database's driver
+        except ModuleNotFoundError as error:  # the driver of a database
             raise CommandError(f"MLflow's store needs the package {error.name}: {error}") from error
         except Exception as error:
             if not type(error).__module__.startswith(_FOREIGN):

@@ -1,4 +1,4 @@
-"""Options and arguments of the commands: prompts, variables and MLflow's store."""
+"""Options and arguments that several commands share: prompts, variables, rules, settings and MLflow's store."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 
 
 class InputError(click.UsageError):
-    """A file of variables, or standard input, that holds something else.
+    """A JSON file, or standard input, with invalid content.
 
     Attributes:
-        problem: What is wrong with it, and where.
+        problem: The problem, with its place.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -72,15 +72,17 @@ def with_values(command: F) -> F:
 def with_rules(command: F) -> F:
     """Add the options for warnings to a command."""
     select = click.option(
-        "--select", multiple=True, metavar="RULE,…", help="Only these rules; may be repeated. See docs/check.md."
+        "--select", multiple=True, metavar="RULE,…", help="Apply only these rules; may be repeated. See docs/check.md."
     )
-    ignore = click.option("--ignore", multiple=True, metavar="RULE,…", help="Not these rules; may be repeated.")
+    ignore = click.option("--ignore", multiple=True, metavar="RULE,…", help="Ignore these rules; may be repeated.")
     strict = click.option("--strict", is_flag=True, help="Fail (exit code 1) on warnings too.")
     return select(ignore(strict(command)))
 
 
 def rules_of(folder: Path, select: Sequence[str], ignore: Sequence[str], *, strict: bool) -> LintSettings:
-    """Return the rules that apply to a prompt in a folder: those of the options, else of pyproject.toml.
+    """Return the lint settings for a prompt in a folder.
+
+    `select` replaces the rules in pyproject.toml, and `ignore` adds to them. `strict` is set if either sets it.
 
     Raises:
         UsageError: There is no such rule.
@@ -126,10 +128,12 @@ def name_option(command: F) -> F:
 
 
 def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
-    """Return the variables of JSON files (``-``: standard input) and of ``name=text``, ``name:=json``, ``name=@file``.
+    """Return the variables in JSON files and in options; a later one overrides an earlier one, and an option a file.
+
+    A file ``-`` is standard input. An option is ``name=text``, ``name:=json`` or ``name=@file``.
 
     Raises:
-        UsageError: One of them cannot be read.
+        UsageError: A file cannot be read, or an option is malformed.
 
     Example:
         >>> values_of([], ["name=Ada", "count:=3", "tags:=[1, 2]"])
@@ -158,7 +162,7 @@ def read_object(file: str) -> dict[str, Any]:
     """Return the JSON object in a file, or in standard input (``-``).
 
     Raises:
-        UsageError: The file cannot be read, or holds something else.
+        UsageError: The file cannot be read, or does not hold a JSON object.
     """
     value = _json(_text(file), file)
     if not isinstance(value, dict):
@@ -193,11 +197,13 @@ def _text(file: str) -> str:
 
 
 def template_of(file: str, *, name: str | None = None, stylesheet: str | None = None, chat: bool = True) -> Template:
-    """Return the template of an argument: a file, ``-`` for standard input, or a URI of MLflow's registry.
+    """Return the template for an argument: a file, ``-`` for standard input, or a URI of MLflow's registry.
+
+    `stylesheet` is the path of a JSON file.
 
     Raises:
-        PomlError: It does not exist.
-        UsageError: The stylesheet, a JSON file, cannot be read.
+        PomlError: The template does not exist or cannot be read.
+        UsageError: The stylesheet cannot be read, or the file is a folder.
     """
     from pomlflow.template import Template
 
@@ -215,10 +221,12 @@ def template_of(file: str, *, name: str | None = None, stylesheet: str | None = 
 
 
 def prompts_in(paths: Sequence[str]) -> list[Path]:
-    """Return the prompts under files and folders, in order, each once; hidden folders and environments are skipped.
+    """Return the given files and the .poml files in the given folders, in order and without repeats.
+
+    Hidden folders and virtual environments are skipped.
 
     Raises:
-        UsageError: A path holds no prompt.
+        UsageError: A file does not exist, or a folder has no .poml file.
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
@@ -226,12 +234,12 @@ def prompts_in(paths: Sequence[str]) -> list[Path]:
         if not files:
             raise click.UsageError(f"{path}: {'no .poml file in it' if path.is_dir() else 'there is no such file'}")
         for file in files:
-            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - resolves .., and no links
+            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - it resolves .., but not links
     return list(found.values())
 
 
 def lost_values(paths: Sequence[str]) -> list[Path]:
-    """Return the files of example values under folders that are next to no prompt."""
+    """Return the files of example values in the given folders that have no prompt next to them."""
     found = [file for path in map(Path, paths) if path.is_dir() for file in _under(path, _CONTEXT)]
     return sorted(file for file in found if not Path(f"{str(file)[: -len(_CONTEXT)]}.poml").is_file())
 
@@ -254,7 +262,7 @@ def connect(tracking_uri: str | None) -> None:
     for name, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),  # by default an unreachable server takes four minutes
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
-        ("MLFLOW_LOGGING_LEVEL", "WARNING"),  # a new database's migrations
+        ("MLFLOW_LOGGING_LEVEL", "WARNING"),  # hides the migrations of a new database
     ):
         os.environ.setdefault(name, value)
     import mlflow

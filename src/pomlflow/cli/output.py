@@ -1,4 +1,4 @@
-"""Output of the commands: coloured on a terminal, plain in a pipe."""
+"""Output of the commands, with colours on a terminal and without them in a pipe."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ __all__ = ["progress", "show_chat", "show_json", "shown_path", "word_diff"]
 
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
 T = TypeVar("T")
-_AROUND = 2  # lines before and after a change that are shown with it
+_AROUND = 2  # the number of unchanged lines shown before and after a change
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield items, and count several on standard error where that is a terminal; what is printed replaces the count."""
+    """Yield the items; if there are several, show a counter on standard error if that is a terminal.
+
+    The next output overwrites the counter.
+    """
     shown = bool(items[1:]) and sys.stderr.isatty()
     for number, item in enumerate(items, 1):
         if shown:
@@ -34,16 +37,16 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
 
 
 def shown_path(file: str | Path) -> str:
-    """Return a path relative to the working folder, where it is below that."""
+    """Return a path relative to the working folder if it is below that, else unchanged."""
     path = Path(file)
     try:
         return str(path.relative_to(Path.cwd()))
-    except (OSError, ValueError):  # the working folder was removed; the path is elsewhere
+    except (OSError, ValueError):  # the working folder was removed, or the path is not below it
         return str(path)
 
 
 def show_json(value: Any) -> None:
-    """Print a value as JSON, escaped as far as the console cannot encode it."""
+    """Print a value as JSON; escape all characters other than ASCII if the console cannot encode one of them."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -53,7 +56,7 @@ def show_json(value: Any) -> None:
 
 
 def show_chat(output: Mapping[str, Any]) -> None:
-    """Print the output of a render, in the form of ``poml.poml(format="dict")``, as a chat."""
+    """Print a render's output (the form of ``poml.poml(format="dict")``) as a chat."""
     for title, content in sections(output):
         if title:
             click.secho(f"--- {title}", fg=_COLOURS.get(title), bold=True)
@@ -64,9 +67,9 @@ def show_chat(output: Mapping[str, Any]) -> None:
 
 
 def word_diff(before: str, after: str) -> Iterator[str]:
-    r"""Yield the changed lines of a text, and some around them, in the format of ``git diff --word-diff``.
+    r"""Yield the changed lines of a text with some context, in a format like that of ``git diff --word-diff``.
 
-    The lines have colours, which `click.echo` strips in a pipe.
+    The lines have colours, which `click.echo` removes in a pipe.
 
     Example:
         >>> print(click.unstyle("\n".join(word_diff("<p>Be kind.</p>", "<p>Be brief.</p>"))))
@@ -97,6 +100,6 @@ def _changed(before: str, after: str) -> str:
 
 
 def _marked(text: str, opening: str, closing: str, colour: str) -> str:
-    """Mark each line separately, since a line may be shown alone."""
+    """Mark each line of a text separately, since a line may be shown alone."""
     lines = ["" if not line else click.style(f"{opening}{line}{closing}", fg=colour) for line in text.split("\n")]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``pomlflow render``, ``vars`` and ``check``: prompts without a registry."""
+"""``pomlflow render``, ``vars`` and ``check``: the commands that need no registry."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "opened", "render", "show_problems", "variables"]
 
-_LINES: Final = 15  # of one prompt's problems; the remedy is added
-_CHARACTERS: Final = 900
-_LONGEST: Final = 300  # characters of a message
+_LINES: Final = 15  # the maximum lines of one prompt's problems, without the remedy
+_CHARACTERS: Final = 900  # the maximum characters of one prompt's problems
+_LONGEST: Final = 300  # the maximum characters of a message
 
 
 @click.command()
 @click.argument("file", type=FILE)
 @with_values
 @click.option("--stylesheet", type=FILE, metavar="JSON_FILE", help="A POML stylesheet, added to the prompt's own.")
-@click.option("--text", is_flag=True, help="Render one text instead of messages.")
+@click.option("--text", is_flag=True, help="Render a single text instead of messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print messages, schema, tools and runtime as JSON.")
 @click.option(
     "--format", "kind", type=click.Choice(["message_dict", "openai_chat", "langchain"]), help="Print JSON in this form."
@@ -129,13 +129,13 @@ def check(
     """Check prompts, with or without values for their variables.
 
     Each prompt is parsed and rendered. Missing variables are replaced by placeholders, and errors that a placeholder
-    may have caused are suppressed. Values come from the options and from support.context.json next to support.poml;
-    one that its prompt does not take, and such a file without a prompt, are warnings.
-    Problems are printed as FILE:LINE:COLUMN: MESSAGE, in GitHub Actions as annotations.
+    may have caused are suppressed. Values come from the options and, for support.poml, from support.context.json next
+    to it. A value in that file that the prompt does not take is a warning, and so is such a file without a prompt.
+    Problems are printed as FILE:LINE:COLUMN: MESSAGE, or as annotations in GitHub Actions.
 
-    What renders, but probably not as it is meant, is a warning: FILE:LINE:COLUMN: warning: MESSAGE: REMEDY [RULE].
-    Warnings do not fail the check unless --strict is given. --select, --ignore and --strict can also be set as select,
-    ignore and strict under [tool.pomlflow] of pyproject.toml.
+    Syntax that renders, but probably not as intended, is a warning: FILE:LINE:COLUMN: warning: MESSAGE: REMEDY [RULE].
+    With --strict, these warnings fail the check. --select, --ignore and --strict can also be set as select, ignore and
+    strict under [tool.pomlflow] of pyproject.toml.
 
     \b
     pomlflow check prompts/
@@ -187,7 +187,7 @@ def _names(template: Template) -> set[str]:
 
 
 def opened(file: Path, name: str | None = None) -> Template | None:
-    """Return the template of a file; None where it cannot be read, which is printed."""
+    """Return the template in a file; None if it cannot be read, after printing the problem."""
     from pomlflow.template import Template
 
     try:
@@ -198,10 +198,10 @@ def opened(file: Path, name: str | None = None) -> Template | None:
 
 
 def show_problems(file: str, error: PomlError) -> None:
-    """Print an error's problems, a line each in the format of compilers, and its remedy.
+    """Print an error's problems, one per line in the format of compilers, and its remedy.
 
     Raises:
-        EngineError: Nothing can be rendered here.
+        EngineError: The error is that of an engine that cannot render anything.
     """
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # not the prompt's fault
@@ -211,7 +211,7 @@ def show_problems(file: str, error: PomlError) -> None:
 
 
 def _show(file: str, problems: Sequence[Problem], level: str = "error") -> None:
-    """Print problems, a line each: the first ones, and how many more there are."""
+    """Print the first problems, one per line, and the number of the others."""
     lines = [_line(file, problem, level) for problem in problems]
     shown = length = 0
     for line in lines[:_LINES]:
@@ -249,7 +249,7 @@ def _problems(error: PomlError) -> Iterator[Problem]:
         yield Problem(rest if os.path.isabs(place) or place == "<inline>" else str(error), type(error).__name__)  # noqa: PTH117
         return
     seen = set()
-    for problem in error.problems:  # one mistake is often collected several times
+    for problem in error.problems:  # POML often reports one mistake several times
         key = problem.file, problem.line, problem.column, problem.message
         if key not in seen:
             seen.add(key)

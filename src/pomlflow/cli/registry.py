@@ -1,4 +1,4 @@
-"""``pomlflow register``, ``diff``, ``pull`` and ``replay``: prompts in MLflow."""
+"""``pomlflow register``, ``diff``, ``pull`` and ``replay``: the commands for prompts and traces in MLflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["diff", "pull", "register", "replay"]
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
 @click.option("--alias", help="Set this alias on the versions.")
 @click.option("--message", metavar="TEXT", help="The commit message of new versions.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@click.option("--dry-run", is_flag=True, help="Show what would be registered, without writing.")
 @name_option
 @mlflow_options
 @click.pass_context
@@ -42,8 +42,9 @@ def register(
 ) -> None:
     """Register prompts whose content is new.
 
-    Each content that the registry does not have becomes a version. A prompt that does not render is reported and not
-    registered (exit code 1). A file that another prompt includes is part of that prompt, unless it is named itself.
+    A prompt whose content is not in the registry yet gets a new version. A prompt that does not render is reported and
+    not registered (exit code 1). A file in a folder that another prompt includes is not registered as a prompt of its
+    own; name the file to do that.
 
     \b
     pomlflow register prompts/ --dry-run
@@ -82,7 +83,7 @@ def register(
 
 
 def _without_parts(templates: list[Template], named: set[str]) -> list[Template]:
-    """Return the templates that no other one includes, and those that were named."""
+    """Return the templates that no other template includes, and those named on the command line."""
     parts = {file for template in templates for file in template.inference.includes}
     return [one for one in templates if one.path not in parts or str(one.path) in named]
 
@@ -105,7 +106,7 @@ def _state(name: str, number: int | None, *, is_new: bool) -> str:
 def diff(ctx: click.Context, file: str, uri: str | None, name: str | None, tracking_uri: str | None) -> None:
     """Compare a prompt, and the files that it reads, with a version in the registry, word by word.
 
-    The default is the newest version of the prompt's own name. The exit code is 1 where they differ.
+    The default is the newest version under the prompt's name. The exit code is 1 if they differ.
 
     \b
     pomlflow diff prompts/support.poml
@@ -144,7 +145,7 @@ def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
             try:
                 yield from word_diff((before.content or b"").decode(), (read_file(after.location) or b"").decode())
             except UnicodeDecodeError:
-                continue  # a picture
+                continue  # not text, such as a picture
 
 
 @click.command()
@@ -155,7 +156,7 @@ def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
 def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
     """Download a version from the registry.
 
-    The markup is written to NAME.poml, and the files that it reads to the paths that it names.
+    The markup is written to NAME.poml, and the files that it reads to their paths relative to it.
 
     \b
     pomlflow pull prompts:/support@production -o prompts/
@@ -183,7 +184,7 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
 
 
 def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
-    """Return contents by path; the markup is as many folders down as its files' ``..`` lead up."""
+    """Return the contents by path; the markup is in a subfolder if its files' paths begin with ``..``."""
     home = content.bundle.folder
     files = {f"{content.name}.poml": content.source.encode()} | content.bundle.contents
     return {folder / posixpath.normpath(posixpath.join(home, path)): data for path, data in files.items()}
@@ -191,14 +192,14 @@ def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
 
 @click.command()
 @click.argument("trace_ids", nargs=-1, required=True, metavar="TRACE_ID...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; of several traces, a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; a list for several traces.")
 @mlflow_options
 @click.pass_context
 def replay(ctx: click.Context, trace_ids: tuple[str, ...], as_json: bool, tracking_uri: str | None) -> None:
     """Render the prompts of traces again and compare.
 
-    Shows what differs, and which files and versions have changed. It runs the templates that the traces hold. Run it in
-    the prompt root, or set POMLFLOW_PROMPT_ROOT, so that the files that they read are found.
+    Shows the differences, and which files and versions have changed. It runs the templates that the traces hold. Run it
+    in the prompt root, or set POMLFLOW_PROMPT_ROOT, so that it finds the files that the templates read.
 
     \b
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0
