@@ -1,4 +1,4 @@
-"""Media in messages and in stored content: what is media, and in which shape the next reader takes it."""
+"""Detect media in messages and stored content, and convert them to the form that a provider or MLflow accepts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave"
 _DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
 _LONG: Final = 256  # characters; a shorter run of letters is a word, or an id
-# The first characters of such a file in base64; RIFF is WebP or WAVE, depending on its ninth byte.
+# The first characters of a file in base64, by type; RIFF is WebP or WAVE, depending on its ninth byte.
 _MAGIC: Final = {
     "iVBORw0KGgo": "image/png",
     "/9j/": "image/jpeg",
@@ -38,7 +38,7 @@ P = TypeVar("P")
 
 
 def kind_of_media(text: str) -> str | None:
-    """Return the MIME type of a data URI, ``base64`` for other base64 or a data URI without a type; else None.
+    """Return the MIME type of a data URI; ``base64`` for bare base64 or a data URI without a type; else None.
 
     Example:
         >>> kind_of_media("data:image/png;base64,iVBORw0KGgo="), kind_of_media("Hello")
@@ -50,7 +50,7 @@ def kind_of_media(text: str) -> str | None:
 
 
 def data_uri(mime_type: str, data: str) -> str:
-    """Return a data URI for base64."""
+    """Return a data URI for base64 data."""
     return f"data:{mime_type};base64,{data}"
 
 
@@ -72,12 +72,12 @@ def openai_part(mime_type: str, data: str, name: str | None = None) -> dict[str,
 
 
 def with_openai_parts(value: Any) -> Any:
-    """Return plain data with LangChain's media blocks as OpenAI's content parts; the same object where there are none.
+    """Return plain data with LangChain's media blocks as OpenAI's content parts; the same object if there are none.
 
     upstream: mlflow 3.12-3.18: it makes attachments only of media in OpenAI's shape, and stores LangChain's inline.
 
-    Blocks: https://docs.langchain.com/oss/python/langchain/messages#content-block-reference, and those before
-    LangChain 1.0, with ``data`` for ``base64``.
+    The blocks are those of https://docs.langchain.com/oss/python/langchain/messages#content-block-reference, and those
+    of LangChain before 1.0, which have ``data`` instead of ``base64``.
     """
     if isinstance(value, dict):
         data, kind = value.get("base64") or value.get("data"), value.get("mime_type")
@@ -92,7 +92,7 @@ def with_openai_parts(value: Any) -> Any:
 
 
 def bare_data_uris(value: Any) -> Any:
-    """Return JSON data with data URIs for the bare base64 of images, audio and PDF."""
+    """Return JSON data with the bare base64 of images, audio and PDF made into data URIs."""
     if isinstance(value, str):
         return _with_type(value) if len(value) >= _LONG else value
     if isinstance(value, dict):
@@ -104,7 +104,7 @@ def bare_data_uris(value: Any) -> Any:
 
 def _with_type(text: str) -> str:
     kind = next((kind for magic, kind in _MAGIC.items() if text.startswith(magic)), None)
-    data = text if kind is None else text.replace("\r", "").replace("\n", "")  # as base64.encodebytes breaks it
+    data = text if kind is None else text.replace("\r", "").replace("\n", "")  # the line breaks of base64.encodebytes
     if kind is None or len(data) % 4 or not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", data):
         return text
     if kind == "riff":
@@ -119,10 +119,16 @@ def media_after_tools(
     split: Callable[[M], tuple[M, list[P]]],
     user: Callable[[list[P]], M],
 ) -> list[M]:
-    """Move media out of messages that OpenAI's API refuses them in, above all responses of tools.
+    """Move media out of messages in which OpenAI's API refuses them, such as the responses of tools.
 
-    They follow in a user's message, made by `user`, after the last response: nothing may stand between calls and their
-    responses. `split` returns a message as it can be sent and the parts to move, which begin with a `heading`.
+    The media follow in a user message after the last response, since no message may be between tool calls and their
+    responses.
+
+    Args:
+        messages: The messages.
+        is_tool: Return whether a message is the response of a tool.
+        split: Return a message without its media, and the parts to move, which begin with a `heading`.
+        user: Return a user message with the given parts.
     """
     made: list[M] = []
     moved: list[P] = []
@@ -137,10 +143,10 @@ def media_after_tools(
 
 
 def heading(name: str, identity: str | None) -> str:
-    """Return the line before media that were moved: whose they are."""
+    """Return the line before moved media, which says where they come from."""
     return f"From {name} ({identity}):" if identity else f"From {name}:"
 
 
 def alt_text(part: Mapping[str, Any]) -> str:
-    """Return the text that replaces a POML part of media, as ``poml.poml(format="openai_chat")`` has it."""
+    """Return the text that replaces a media part of POML, as in ``poml.poml(format="openai_chat")``."""
     return f"[{part['type']}: {part['alt']}]" if part.get("alt") else f"[{part['type']}]"

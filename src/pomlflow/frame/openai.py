@@ -1,7 +1,7 @@
-"""A render's output in OpenAI's shape, and in the other formats of ``poml.poml()``.
+"""Convert a render's output to OpenAI's format, and to the other formats of ``poml.poml()``.
 
-The shape: https://platform.openai.com/docs/api-reference/chat/create. MLflow's trace page shows it as a chat and
-accepts additional keys; OpenAI's API refuses them.
+OpenAI's format is that of https://platform.openai.com/docs/api-reference/chat/create. MLflow's trace page shows it as a
+chat and accepts additional keys; OpenAI's API refuses them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pydantic"]
-"""As in poml 0.0.8; `converted` describes each."""
+"""The formats of poml 0.0.8; see `converted`."""
 
 _ROLES: Final = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
-_HEAD: Final = frozenset({"role", "speaker", "content"})  # what every message has
-_SHOWN: Final = 100  # characters of a picture's JSON in `pretty`
+_HEAD: Final = frozenset({"role", "speaker", "content"})  # the keys of every message
+_SHOWN: Final = 100  # the maximum characters of a picture's JSON in `pretty`
 
 
 def check_format(format: str) -> None:  # noqa: A002 - poml's name
@@ -87,17 +87,17 @@ def _openai_chat(output: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
-    # No provider: OpenAI's client often talks to another server, which knows more settings.
+    # No provider, so that no setting is refused: OpenAI's client may talk to another server, which has more settings.
     values = settings(runtime, None).values
     if "stream" in runtime:
         values["stream"] = runtime["stream"]
     if "max_tokens" in values and not {"maxTokens", "max_tokens"} & runtime.keys():
-        values["max_completion_tokens"] = values.pop("max_tokens")  # the only name that OpenAI's newer models take
+        values["max_completion_tokens"] = values.pop("max_tokens")  # the only name that OpenAI's newer models accept
     return values
 
 
 def shown_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """Return POML's messages in OpenAI's shape for a trace, each with POML's speaker.
+    """Return POML's messages in OpenAI's format for a trace, each with POML's speaker.
 
     A render with chat off, one text or a list of parts, becomes one user message.
 
@@ -112,7 +112,7 @@ def shown_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
 
 
 def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield OpenAI's messages, each with POML's speaker, whose content is still POML's text or parts."""
+    """Yield messages in OpenAI's format, each with POML's speaker. Their content is still POML's text or parts."""
     for speaker, content in _spoken(messages):
         head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
         if isinstance(content, str):
@@ -131,8 +131,8 @@ def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
 def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
     """Return POML's messages as OpenAI's API accepts them.
 
-    A tool's response may only be text there: its pictures and sounds follow in a user's message. A message without
-    content is left out. A render with chat off becomes one user message.
+    The API accepts only text in a tool's response, so its pictures and sounds follow in a user message. A message
+    without content is left out. A render with chat off becomes one user message.
 
     Example:
         >>> chat_messages([{"speaker": "human", "content": ["Hello"]}])
@@ -147,9 +147,9 @@ def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
 
 
 def _as_sent(message: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a message as OpenAI's API accepts it, and the media of a tool's response, which it does not accept there.
+    """Return a message as OpenAI's API accepts it, and the media of a tool's response, which must be moved.
 
-    A text that is empty is the author's own and stays; content without parts is left out.
+    An empty text is kept, since the author wrote it; content without parts is left out.
     """
     content = message["content"]
     sent = {key: value for key, value in message.items() if key not in ("speaker", "name") and value != []}
@@ -284,7 +284,7 @@ def _shortened(text: str) -> str:
 
 
 def _spelled(value: Any) -> Any:
-    """Replace the numbers that orjson spells otherwise than JavaScript, or not at all."""
+    """Replace the numbers that orjson writes differently from JavaScript, or refuses."""
     if isinstance(value, dict):
         return {key: _spelled(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -297,6 +297,6 @@ def _spelled(value: Any) -> Any:
 def _number(value: float) -> str:
     if value.is_integer() and abs(value) < 1e21:  # noqa: PLR2004 - from there on JavaScript writes an exponent
         return str(int(value))
-    if 1e-6 <= abs(value) < 1e-4:  # noqa: PLR2004 - where JavaScript writes no exponent yet, and Python does
+    if 1e-6 <= abs(value) < 1e-4:  # noqa: PLR2004 - here Python writes an exponent, and JavaScript does not
         return format(Decimal(repr(value)), "f")
     return re.sub(r"e([+-])0+", r"e\1", repr(value))

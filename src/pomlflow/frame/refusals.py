@@ -1,4 +1,4 @@
-"""Find a model's refusal in a response, in the shapes of OpenAI, Anthropic and Google."""
+"""Find a model's refusal in a response of OpenAI, Anthropic or Google."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 __all__ = ["WITHHELD", "RefusalReader", "reason_name"]
 
-# Google's finish reasons of an answer that was withheld.
+# Google's finish reasons of answers that it withholds.
 WITHHELD: Final = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"})
 
 
@@ -47,9 +47,9 @@ class RefusalReader:
 
 def _whole(raw: Any) -> Iterator[str]:
     """Yield the complete texts of refusals."""
-    if isinstance(text := _get(raw, "refusal"), str) and text:  # also the last event about it of OpenAI's Responses
+    if isinstance(text := _get(raw, "refusal"), str) and text:  # also the last refusal event of OpenAI's Responses API
         yield text
-    response = _get(raw, "response") or raw  # in the last event of a stream
+    response = _get(raw, "response") or raw  # the last event of a stream has it
     for part in (part for item in _items(response, "output") for part in _items(item, "content")):
         if _get(part, "type") == "refusal":
             yield str(_get(part, "refusal") or "")

@@ -1,4 +1,4 @@
-"""``<output-schema>`` as a model's response format, answers read by it, and values checked by JSON Schemas."""
+"""Convert ``<output-schema>`` to a response format, parse answers by it, and check values against JSON Schemas."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _LONGEST_NAME: Final = 64
 
 
 def schema_name(schema: Mapping[str, Any]) -> str:
-    """Return the name of a schema for a provider: its ``title`` as far as names may hold it, else ``answer``."""
+    """Return a schema's name for a provider: its ``title`` in the characters that are allowed, else ``answer``."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", str(schema.get("title") or "")).strip("_")[:_LONGEST_NAME] or "answer"
 
 
 def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return OpenAI's ``response_format``, which LangChain's other clients translate.
+    """Return OpenAI's ``response_format``, which LangChain translates for other providers.
 
-    It is strict where strict mode can express the schema. Elsewhere it carries the schema unchanged: strict mode has no
-    optional properties, so that the model would have to invent them.
+    It is strict if strict mode can express the schema. Otherwise it has the schema unchanged: strict mode has no
+    optional properties, so the model would have to invent values for them.
 
     Example:
         >>> response_format({"type": "object", "properties": {}})["json_schema"]["strict"]
@@ -83,8 +83,9 @@ def _fits_strict_mode(schema: Mapping[str, Any]) -> bool:
 def strict_form(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the nearest schema that OpenAI's strict mode accepts, for the schema of an object.
 
-    Every object is closed and every property required; what was optional may be null, and `without_nulls` removes those
-    nulls. Keywords that strict mode refuses are left out: check the answer by the schema itself.
+    Objects allow no other properties, and every property is required. An optional property may be null instead, and
+    `without_nulls` removes these nulls. Keywords that strict mode refuses are left out, so check the answer by the
+    original schema.
 
     Example:
         >>> strict_form({"type": "object", "properties": {"city": {"type": "string"}}})["properties"]
@@ -142,13 +143,13 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def json_value(text: str) -> Any:
-    """Return the JSON value of a model's answer, also of one in a Markdown fence, or raise a `ValueError`."""
+    """Return the JSON value of a model's answer, which may be in a Markdown fence; raise a `ValueError` otherwise."""
     fenced = _FENCED.match(text)
     return json.loads(fenced[1] if fenced else text)
 
 
 def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
-    """Read a model's answer and check it by the output schema; what is wrong with it is an `AnswerError`.
+    """Parse a model's answer and check it by the output schema; raise an `AnswerError` if it does not match.
 
     Example:
         >>> parse_answer('{"n": 1}', {"type": "object", "properties": {"n": {"type": "integer"}}})
@@ -164,7 +165,7 @@ def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") 
 
 
 def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str = "<inline>") -> Any:
-    """Return the object that a framework has read from an answer, checked and without the nulls of strict mode."""
+    """Return the value that a framework has parsed from an answer, checked and without the nulls of strict mode."""
     value = without_nulls(value, schema, place)
     if found := problems(value, schema, place):
         raise AnswerError(
@@ -174,16 +175,17 @@ def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str 
 
 
 def problems(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> list[str]:
-    """Return what is wrong with a JSON value, each with its place in the value, the outermost first.
+    """Return the mismatches of a JSON value with a schema, each with its place in the value, the outermost first.
 
-    The schema's draft is that of its ``$schema``, else 2020-12. POML accepts invalid schemas: they are a `SchemaError`.
+    The schema's draft is that of its ``$schema``, else 2020-12. An invalid schema, which POML accepts, raises a
+    `SchemaError`.
     """
     found = sorted(_errors(value, schema, schema, place), key=lambda error: len(error.absolute_path))
     return [f"{error.json_path}: {error.message}" for error in found]
 
 
 def _errors(value: Any, schema: Any, root: Mapping[str, Any], place: str) -> list[ValidationError]:
-    """Return the errors of a value by a part of a schema."""
+    """Return the errors of a value by `schema`, which is a part of the schema `root`."""
     from jsonschema.exceptions import SchemaError as InvalidSchema
     from referencing.exceptions import Unresolvable
 
@@ -206,7 +208,7 @@ def _validator(schema: bytes) -> Validator:
 
 
 def without_nulls(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
-    """Remove the nulls that `strict_form` makes of omitted optional properties; a null that the schema allows stays."""
+    """Remove the nulls of optional properties, as strict mode has them; keep nulls that the schema allows."""
     return _without_nulls(value, schema, schema, place)
 
 
@@ -232,7 +234,7 @@ def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], place: str)
 
 
 def _followed(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of the schema that a reference leads to."""
+    """Return a schema with its references resolved, except those in its parts."""
     seen = 0
     while isinstance(schema, Mapping) and isinstance(way := schema.get("$ref"), str) and way.startswith("#/"):
         schema, seen = root, seen + 1

@@ -1,4 +1,4 @@
-"""``<runtime>`` translated to a provider's parameters.
+"""Translate ``<runtime>`` to a provider's parameters.
 
 POML has no list of settings; its documentation names those of the Vercel AI SDK, in camelCase
 (https://microsoft.github.io/poml/stable/language/meta/#runtime-parameters). The providers' names:
@@ -38,7 +38,7 @@ _PROVIDERS: Final[dict[str, Provider]] = {
 _COMMON: Final = frozenset(
     {"model", "temperature", "max_tokens", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "top_k"}
 )
-# The caller chooses the model and whether to stream. `if` and `for` are POML's own conditions.
+# The caller chooses the provider and whether to stream. `if` and `for` are POML's own conditions.
 # upstream: poml 0.0.8: it lists `if` and `for` among the settings
 _NOT_FOR_MODELS: Final = frozenset({"provider", "stream", "if", "for"})
 _NAMES: Final[dict[Provider, dict[str, str]]] = {
@@ -57,7 +57,7 @@ _LACKS: Final[dict[Provider, frozenset[str]]] = {
     "google": frozenset({"logit_bias"}),
     "ollama": frozenset({"n", "logit_bias"}),
 }
-# Ollama's request has its sampling settings in an object of their own.
+# Ollama's request has the sampling settings in `options`, but not these.
 _OUTSIDE_OPTIONS: Final = frozenset({"model", "tool_choice", "think", "keep_alive", "logprobs", "top_logprobs"})
 
 
@@ -66,8 +66,8 @@ class Settings:
     """A provider's parameters.
 
     Attributes:
-        values: By the provider's name; nested where the provider's request is, as Ollama's ``options`` are.
-        unknown: The names in `values` that are not in our tables: they reach the model unchanged, and it may refuse
+        values: The parameters by the provider's names, nested as in the provider's request (``options`` of Ollama).
+        unknown: The names of settings that are not in our tables. They reach the model unchanged, and it may refuse
             them.
     """
 
@@ -76,10 +76,10 @@ class Settings:
 
 
 def settings(runtime: Mapping[str, Any] | None, provider: Provider | None, place: str = "<inline>") -> Settings:
-    """Translate ``<runtime>`` to a provider's parameters; an unknown provider gets OpenAI's names, as most accept them.
+    """Translate ``<runtime>`` to a provider's parameters; OpenAI's names are used if the provider is unknown.
 
-    A setting that the provider does not have, or that is there twice, is a `SettingError`. ``provider`` and ``stream``
-    are left out: the user's model and call decide on those.
+    A `SettingError` is raised for a setting that the provider does not have, or that is given twice under different
+    names. ``provider`` and ``stream`` are left out: the user's model and call decide on these.
 
     Example:
         >>> settings({"maxTokens": 300, "stopSequences": ["END"]}, "google").values
@@ -126,7 +126,7 @@ def _in_options(values: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def provider_of(kind: type) -> Provider | None:
-    """Return the provider whose parameters a model class, or one that it derives from, takes; None if unknown."""
+    """Return the provider whose parameters a model class or one of its base classes takes; None if it is unknown."""
     for base in kind.__mro__:
         package = base.__module__.partition(".")[0]
         if found := _PROVIDERS.get(package) or _PROVIDERS.get(f"{base.__module__}.{base.__qualname__}"):

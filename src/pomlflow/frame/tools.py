@@ -1,4 +1,4 @@
-"""``<tool-definition>``: the tool as a model sees it, the function behind it, and the arguments of a call."""
+"""Convert ``<tool-definition>`` for models, match tools with functions, and check the arguments of calls."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ToolSpec:
     """A tool as a POML file defines it.
 
     Attributes:
-        name: Its name.
-        description: Its purpose.
-        parameters: The JSON Schema of its arguments.
+        name: The name.
+        description: The description for the model.
+        parameters: The JSON Schema of the arguments.
     """
 
     name: str
@@ -27,10 +27,10 @@ class ToolSpec:
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
 
     def openai(self, *, strict: bool = False) -> dict[str, Any]:
-        """Return OpenAI's shape, which every client of LangChain's and LlamaIndex's translates.
+        """Return the tool in OpenAI's format, which LangChain and LlamaIndex translate for other providers.
 
-        With `strict`, which the OpenAI SDK requires of each tool along with a ``response_format``, the parameters are
-        in `strict_form`; `check_arguments` undoes what that changed.
+        With `strict`, the parameters are in `strict_form`, and `check_arguments` removes the nulls of that. The OpenAI
+        SDK requires it of each tool if there is a ``response_format``.
         """
         function: dict[str, Any] = {"name": self.name, "description": self.description}
         function["parameters"] = strict_form(self.parameters) if strict else dict(self.parameters)
@@ -51,10 +51,10 @@ def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
 
 
 def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
-    """Return functions by the name of the tool that each implements, or raise a `ToolError`.
+    """Return functions by the names of their tools; raise a `ToolError` for an invalid or repeated one.
 
-    They are given by name, or are functions or a framework's tools with names of their own (``name``, else
-    ``metadata.name``, else ``__name__``).
+    `functions` has them by name; or it has functions or a framework's tools, whose names are ``name``, else
+    ``metadata.name``, else ``__name__``.
     """
     if isinstance(functions, Mapping):
         pairs = list(functions.items())
@@ -71,7 +71,7 @@ def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
 
 
 def _name(function: Any) -> str:
-    metadata = getattr(function, "metadata", None)  # where LlamaIndex's tools have their name
+    metadata = getattr(function, "metadata", None)  # LlamaIndex's tools have their name there
     name = getattr(function, "name", None) or getattr(metadata, "name", None) or getattr(function, "__name__", None)
     if not isinstance(name, str) or name == "<lambda>":
         raise ToolError(f"{function!r} has no name of its own; pass it by name, {{name: function}}", "")
@@ -79,9 +79,9 @@ def _name(function: Any) -> str:
 
 
 def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline>", *, exact: bool = True) -> None:
-    """Raise a `ToolError` where a tool has no function or, if `exact`, a function no tool; the error names them all.
+    """Raise a `ToolError` if a tool has no function or, if `exact`, a function has no tool; the error names them all.
 
-    It is not exact where variables decide on the tools: another render may define the other functions' tools.
+    Pass ``exact=False`` if the tools depend on variables: another render may define tools for the other functions.
     """
     known, given = [spec.name for spec in specs], list(names)
     without_function = [name for name in known if name not in given]
@@ -97,7 +97,7 @@ def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline
 
 
 def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:
-    """Raise a `ToolError` where a function does not accept an argument of its tool, which frameworks drop silently."""
+    """Raise a `ToolError` if a function does not accept an argument of its tool; frameworks would drop it silently."""
     names = set(accepted)
     if lacking := [name for name in spec.parameters.get("properties", ()) if name not in names]:
         raise ToolError(
@@ -110,9 +110,9 @@ def _listed(names: list[str]) -> str:
 
 
 def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], place: str = "<inline>") -> dict[str, Any]:
-    """Return the arguments of a call without the nulls of strict mode, checked by the tool's schema.
+    """Return the arguments of a call, checked by the tool's schema and without the nulls of strict mode.
 
-    The text of a `ToolArgumentsError` tells a model what to correct.
+    Otherwise it raises a `ToolArgumentsError`, whose text tells a model what to correct.
 
     Example:
         >>> check_arguments(ToolSpec("now", parameters={"type": "object", "required": ["zone"]}), {})

@@ -1,4 +1,4 @@
-"""The result of a render as a text for people, on the command line and in tests."""
+"""Show the result of a render as readable text, on the command line and in tests."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["sections", "transcript"]
 def transcript(rendered: Any) -> str:
     """Return a render as a readable text: messages, tools, output schema and settings.
 
-    For snapshot tests. A picture or sound is shown by its type, a digest and its size, so that a change is seen.
+    It is meant for snapshot tests. A picture or sound is shown by its type, digest and size, so that changes show.
 
     Args:
-        rendered: What `pomlflow.render` returns, LangChain's ``prompt.invoke({…})``, or LlamaIndex's
-            ``prompt.render({…})``.
+        rendered: The result of `pomlflow.render`, of a LangChain prompt's ``invoke({…})``, or of a LlamaIndex prompt's
+            ``render({…})``.
 
     Returns:
         The text.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: `rendered` is none of these.
 
     Example:
         >>> import pomlflow
@@ -53,9 +53,9 @@ def _text(content: Any) -> str:
 
 
 def sections(output: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a render in the form of ``poml.poml(format="dict")``: a title, and a text or JSON data.
+    """Yield a title, and a text or JSON data, for each part of a render's output (``poml.poml(format="dict")``).
 
-    One text without a speaker has an empty title.
+    The title is empty for a render without speakers (``chat=False``).
     """
     messages = output["messages"]
     if isinstance(messages, str) or not all(isinstance(one, dict) and "speaker" in one for one in messages):
