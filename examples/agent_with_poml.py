@@ -1,4 +1,4 @@
-"""One POML file is a whole agent, in each framework: its prompt, examples, tool, settings and answer's shape.
+"""One POML file defines an agent for both frameworks: its prompt, examples, tool, settings and answer schema.
 
     python examples/agent_with_poml.py
 
@@ -38,7 +38,7 @@ STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
 
 
 def forecast(station: int, hours: int = 6) -> str:
-    """Return the forecast: the function of the file's tool, in both frameworks."""
+    """Return the forecast: the function for the tool in the POML file, in both frameworks."""
     return f"station {station}: gale for {hours} hours"
 
 
@@ -46,12 +46,12 @@ class ScriptedChatModel(GenericFakeChatModel):
     """A LangChain model that calls the tool, then answers."""
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
-        """Take the tools and settings as a client of a provider does."""
+        """Bind the tools and settings as a provider's client does."""
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
 
 def langchain_agent() -> dict[str, Any]:
-    """LangChain's agent: the POML file is a middleware."""
+    """Run a LangChain agent with the POML file as a middleware."""
     pilot = langchain.PomlPromptTemplate.from_file(PILOT, partial_variables=SHIP)
     call = {"name": "forecast", "args": CALL, "id": "1"}
     model = ScriptedChatModel(messages=iter([AIMessage("", tool_calls=[call]), AIMessage(ANSWER)]))
@@ -63,7 +63,7 @@ def langchain_agent() -> dict[str, Any]:
 
 
 def llama_index_agent() -> dict[str, Any]:
-    """LlamaIndex's agent: the POML file gives the arguments that it is built with."""
+    """Run a LlamaIndex agent whose arguments come from the POML file."""
     pilot = llama_index.PomlPromptTemplate.from_file(PILOT)
     calls = [("forecast", CALL), ("Answer", json.loads(ANSWER))]  # LlamaIndex requests a structured answer as a call
     first, last = (
@@ -85,7 +85,7 @@ def llama_index_agent() -> dict[str, Any]:
 
 
 def show() -> None:
-    """Print what MLflow has of the last agent."""
+    """Print what MLflow stored of the last agent."""
     pomlflow.flush()
     trace = mlflow.get_trace(mlflow.get_last_active_trace_id())
     assert trace is not None
@@ -101,7 +101,7 @@ def show() -> None:
 
 
 def main() -> None:
-    """Run the agents, and show what MLflow has of each."""
+    """Run the agents, and show what MLflow stored of each."""
     mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("agents with POML")
     agents: dict[str, Callable[[], dict[str, Any]]] = {"LangChain": langchain_agent, "LlamaIndex": llama_index_agent}

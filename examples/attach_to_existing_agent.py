@@ -33,7 +33,7 @@ STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
 
 
 def langchain_agent() -> None:
-    """LangChain's agent: the handler is in the call's config."""
+    """Run a LangChain agent with the handler in the call's config."""
     advice = langchain.PomlPromptTemplate.from_template(MARKUP, name="advice")
     writer = GenericFakeChatModel(messages=iter([AIMessage("Stay on board.")]))
 
@@ -81,7 +81,7 @@ class Model(CustomLLM):
 
 
 async def llama_index_agent() -> None:
-    """LlamaIndex's agent: the handler is attached to the agent itself."""
+    """Run a LlamaIndex agent with the handler attached to it."""
     model = Model()
     advice = llama_index.PomlPromptTemplate(MARKUP, name="advice")
 
@@ -96,7 +96,7 @@ async def llama_index_agent() -> None:
 
 
 def main() -> None:
-    """Run both, then show what MLflow has of them."""
+    """Run both agents, then show what MLflow stored of each."""
     mlflow.set_tracking_uri(STORE)
     for run in (langchain_agent, lambda: asyncio.run(llama_index_agent())):
         mlflow.set_experiment("agents")

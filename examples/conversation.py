@@ -1,4 +1,4 @@
-"""Three turns of a conversation: a trace for each, which MLflow's page groups as one session. Offline, without a key.
+"""A conversation of three turns, with one trace for each; MLflow groups them as one session. Offline, without a key.
 
 python examples/conversation.py
 """
@@ -28,7 +28,7 @@ TURNS = {
 
 
 def main() -> None:
-    """Ask three questions, each with the turns before it."""
+    """Ask three questions, each with the earlier turns as its history."""
     mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("conversations")
 

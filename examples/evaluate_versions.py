@@ -28,7 +28,7 @@ COLUMNS = ["traces", "error_rate", "total_tokens", "exact/mean"]
 
 
 def main() -> None:
-    """Evaluate both versions over a data set, then serve users with both."""
+    """Evaluate both versions on a data set, then serve some users with each."""
     mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute().as_posix()}")
     experiment = mlflow.set_experiment("support")
     for alias, how in (("champion", "at length"), ("challenger", "in one word")):
@@ -81,12 +81,12 @@ def main() -> None:
 
 @scorer
 def exact(outputs: str, expectations: dict[str, Any]) -> bool:
-    """Whether the answer is the expected one."""
+    """Return whether the answer is the expected one."""
     return outputs == expectations["expected_response"]
 
 
 class ScriptedChatModel(BaseChatModel):
-    """A model that is brief if its instructions are."""
+    """A fake model that answers briefly if the instructions say so."""
 
     @property
     def _llm_type(self) -> str:

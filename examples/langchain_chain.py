@@ -24,7 +24,7 @@ STORE = f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
 
 
 def main() -> None:
-    """Run the chain, then show what MLflow has of it."""
+    """Run the chain, then show what MLflow stored of it."""
     mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("briefings")
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def prompt_uri(trace: Trace) -> str:
-    """The prompt version that the trace is linked to."""
+    """Return the URI of the prompt version that the trace is linked to."""
     linked = json.loads(trace.info.tags["mlflow.linkedPrompts"])
     return f"prompts:/{linked[0]['name']}/{linked[0]['version']}"
 

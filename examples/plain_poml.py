@@ -27,7 +27,7 @@ PROMPT = Path(__file__).parent / "prompts" / "explain_code.poml"
 
 
 def answer(request: httpx.Request) -> httpx.Response:
-    """Answer as OpenAI does."""
+    """Return a response in OpenAI's format."""
     text = "It multiplies speed by time. It prints 60 nautical miles."
     message = {"role": "assistant", "content": text}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
@@ -36,7 +36,7 @@ def answer(request: httpx.Request) -> httpx.Response:
 
 
 def main() -> None:
-    """Explain a program, then show what MLflow has of it."""
+    """Explain a program, then show what MLflow stored of it."""
     mlflow.set_tracking_uri(STORE)
     client = openai.OpenAI(api_key="none", http_client=httpx.Client(transport=httpx.MockTransport(answer)))
 

@@ -1,4 +1,4 @@
-"""A prompt of MLflow's registry, with its picture and document, in both frameworks. Runs offline, without a key.
+"""A prompt from MLflow's registry, with its picture and document, in both frameworks. Runs offline, without a key.
 
 python examples/prompt_from_registry.py
 """
@@ -23,7 +23,7 @@ GIVEN = {"question": "May we sample?", "facts": [{"text": "Sampling needs the wi
 
 
 def main() -> None:
-    """Put a prompt in production, use it where its files are not, and move production to another version."""
+    """Register a prompt, use it from a folder without its files, and move its alias to another version."""
     mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute().as_posix()}")
     mlflow.set_experiment("briefings")
     pomlflow.autolog()
@@ -33,7 +33,7 @@ def main() -> None:
     pomlflow.flush()
     mlflow.genai.set_prompt_alias("briefing", "production", version=1)
 
-    os.chdir(tempfile.mkdtemp())  # nothing of the prompt is here
+    os.chdir(tempfile.mkdtemp())  # none of the prompt's files are in this folder
     uri = "prompts:/briefing@production"
     chat = langchain.PomlPromptTemplate.from_registry(uri, refresh=0.5)
     query = llama_index.PomlPromptTemplate.from_registry(uri, refresh=0.5)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is imported
 
 import mlflow
 import ray
@@ -29,16 +29,16 @@ PROMPT = Path(__file__).absolute().parent / "prompts" / "text_qa.poml"
 
 
 class Answers:
-    """A chain in an actor, with a handler and a Node process of its own."""
+    """The chain of an actor, with its own handler and Node process."""
 
     def __init__(self) -> None:
-        """Make the chain in the actor: it is nothing to send to one."""
+        """Make the chain in the actor, since a chain cannot be sent to one."""
         prompt = PomlPromptTemplate.from_file(PROMPT, name="answers")
         model = FakeListChatModel(responses=["The swell was three metres."])
         self.chain = (prompt | model | StrOutputParser()).with_config(callbacks=[PomlCallbackHandler()])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Answer a batch, and return when its traces are stored."""
+        """Answer a batch, and return once its traces are stored."""
         batch["began"] = [time.time()] * len(batch["question"])
         rows = [
             {"query_str": question, "context_str": paper}
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     options = parser.parse_args()
 
-    experiment = mlflow.set_experiment("answers")  # once, here: in each actor it would be a race
+    experiment = mlflow.set_experiment("answers")  # once, here: the actors would race to create it
     environment = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_ID": experiment.experiment_id}
     ray.init(num_cpus=options.actors, include_dashboard=False, runtime_env={"env_vars": environment})
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -71,7 +71,7 @@ def main() -> None:
     )
     rows = answers.take_all()
     seconds = time.time() - min(row["began"] for row in rows)
-    ray.shutdown()  # at once: what is not stored by now would be lost
+    ray.shutdown()  # at once: traces that are not stored by now would be lost
 
     print(f"{len(rows)} rows, the last answer: {rows[-1]['answer']}")
     print(f"{len(rows) / seconds:.1f} rows a second with {options.actors} actors, to the last trace stored")

@@ -19,7 +19,7 @@ chain = prompt | model | StrOutputParser()
 
 
 class Support(ResponsesAgent):
-    """Answers the last message."""
+    """An agent that answers the last message."""
 
     def predict(self, request: ResponsesAgentRequest) -> ResponsesAgentResponse:
         """Answer the last message."""

@@ -14,7 +14,7 @@ prompt = PomlPromptTemplate.from_file(files("shop") / "support.poml")
 
 
 class Support(CustomQueryEngine):
-    """Answers a question."""
+    """A query engine that answers a question with one call of the model."""
 
     llm: LLM
 

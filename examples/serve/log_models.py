@@ -1,4 +1,4 @@
-"""Log one prompt in three MLflow models, each of another flavor. Runs offline, without a key.
+"""Log one prompt in three MLflow models of different flavors. Runs offline, without a key.
 
 cd examples/serve
 python log_models.py
@@ -20,14 +20,14 @@ import pomlflow
 def main() -> None:
     """Log the models, and show how each is served."""
     mlflow.set_experiment("support")
-    travels = pomlflow.packaged("shop")
+    packaged = pomlflow.packaged("shop")
     logged = {
-        "chain": mlflow.langchain.log_model("chain.py", name="chain", **travels),
-        "agent": mlflow.pyfunc.log_model(python_model="agent.py", name="agent", **travels),
+        "chain": mlflow.langchain.log_model("chain.py", name="chain", **packaged),
+        "agent": mlflow.pyfunc.log_model(python_model="agent.py", name="agent", **packaged),
     }
     try:
         version("llama-index")
-        logged["engine"] = mlflow.llama_index.log_model("engine.py", name="engine", **travels)
+        logged["engine"] = mlflow.llama_index.log_model("engine.py", name="engine", **packaged)
     except PackageNotFoundError:
         print("engine: MLflow wants the package llama-index for it")
     for name, model in logged.items():
