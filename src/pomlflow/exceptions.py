@@ -334,7 +334,7 @@ class NodeNotFoundError(EngineError, FileNotFoundError):
 
 
 class WorkerDiedError(EngineError):
-    """The Node process ended, or broke its protocol, while it rendered.
+    """The Node process ended or broke its protocol while it rendered, or was killed twice while it started.
 
     Attributes:
         returncode: The process's exit code, negative for a signal; None if it is unknown.
@@ -379,4 +379,7 @@ class RenderError(PomlError):
 
 
 class RenderTimeoutError(RenderError, TimeoutError):
-    """A render took longer than its limit. Its Node process was ended, and the next render gets a new one."""
+    """A render took longer than its limit, while it waited or while it ran.
+
+    In the latter case its Node process was killed, and the next render gets a new one.
+    """

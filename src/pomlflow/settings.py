@@ -24,7 +24,8 @@ class Settings:
     """The settings in force.
 
     Attributes:
-        timeout: Seconds that a render may take, including the wait for a Node process (``POMLFLOW_TIMEOUT``).
+        timeout: Seconds that a render may take, including the wait for a free Node process but not the start of one
+            (``POMLFLOW_TIMEOUT``).
         prompt_root: The folder that prompt names and stored paths are relative to (``POMLFLOW_PROMPT_ROOT``).
         max_workers: The maximum number of Node processes (``POMLFLOW_MAX_WORKERS``); 0 for one per core, at most 8, but
             only one in a process of ``multiprocessing``.

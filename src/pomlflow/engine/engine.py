@@ -196,7 +196,8 @@ def run(request: Request, timeout: float | None = None) -> Result:
 
     Args:
         request: What to render.
-        timeout: Seconds until the render fails, including the wait for a process; None for `pomlflow.configure`'s.
+        timeout: Seconds until the render fails, including the wait for a free process but not the start of one; None
+            for `pomlflow.configure`'s.
 
     Returns:
         The result.
