@@ -158,13 +158,9 @@ def poml(
 ) -> Any:
     """Render like ``poml.poml()`` of poml 0.0.8, with the same arguments and results, in a long-lived Node process.
 
-    It differs where poml has a fault:
-
-    - Variables may have types that JSON lacks: dates, models, data frames …
-    - Relative sources in inline markup are resolved against the working folder.
-    - `context` and `stylesheet` may be JSON text, as poml documents.
-    - Errors name the cause and the place.
-    - ``openai_chat`` is what OpenAI's API accepts.
+    It differs where poml has a fault. Variables may have types that JSON lacks: dates, models, data frames … Relative
+    sources in inline markup are resolved against the working folder. `context` and `stylesheet` may be JSON text, as
+    poml documents. Errors name the cause and the place. ``openai_chat`` is what OpenAI's API accepts.
 
     A string may be a path or markup here; `pomlflow.render` takes every string as markup.
 
