@@ -120,8 +120,8 @@ class Snapshot:
         files: The files that the markup names, includes first.
         path: The markup's own file; None for inline markup and for a prompt in the registry.
         relative: The path of that file as traces show it, see `RenderRecord.path`.
-        version: The number of the version in the registry.
-        uri: The URI of that version, ``prompts:/name/version``.
+        version: The number of the version in the registry; None for other markup, also for an optimiser's candidate.
+        uri: The URI of the version in the registry, ``prompts:/name/version``.
         roots: The only folders that untrusted markup may read; None for trusted markup, to which the settings apply.
         missing: Pairs of the absolute path of a file that does not exist, and the reason.
         runtime: The settings of the registry's version, for those that the markup does not set.

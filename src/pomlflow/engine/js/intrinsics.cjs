@@ -3,8 +3,9 @@
 // processes of their own.
 'use strict';
 
-// The globals that stay: those of the language, and those of Node that lead nowhere. Removed are the network, what goes
-// on after a render (WebAssembly compiles, FinalizationRegistry calls back, MessageChannel sends), and shared memory.
+// The globals that stay: those of the language, and those of Node that give access to nothing else. The others are
+// removed: the network, what goes on after a render (WebAssembly compiles, FinalizationRegistry calls back,
+// MessageChannel sends), and shared memory.
 const LANGUAGE =
   'AggregateError Array ArrayBuffer BigInt BigInt64Array BigUint64Array Boolean DataView Date Error EvalError ' +
   'Float32Array Float64Array Function Infinity Int16Array Int32Array Int8Array Intl Iterator JSON Map Math NaN Number ' +
