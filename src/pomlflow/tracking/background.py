@@ -1,7 +1,7 @@
 """Background tasks for MLflow's stores: one daemon thread, retries with backoff, one warning per outage.
 
-The thread checks a server before each task. So only a server that goes away in the middle of one, where MLflow retries
-for minutes, blocks the thread, and never a caller.
+The thread checks that a server is reachable before it runs a task for it. A server that goes away in the middle of a
+task blocks the thread for minutes, because MLflow's client retries. It never blocks a caller.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from pomlflow.tracking.stores import check_reachable, is_outage, may_pass, shown
 __all__ = ["RejectedError", "State", "Task", "Worker", "worker"]
 
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
-_PAUSE: Final = 15.0  # seconds between tries of what is not possible yet; a flush, or `wake`, does not wait for that
-_MAX_PAUSE: Final = 600.0  # seconds between tries of what a server refuses for now
-_FLUSH_PAUSE: Final = 0.2  # seconds between tries during a flush
-_MAX_TRIES: Final = 3  # of what a server rejects
-_MAX_TASKS: Final = 50_000  # waiting
+_PAUSE: Final = 15.0  # seconds between runs of a task that returned NOT_YET or PARKED; a flush or `wake` runs it sooner
+_MAX_PAUSE: Final = 600.0  # seconds between runs of a task that a server refuses for now
+_FLUSH_PAUSE: Final = 0.2  # seconds between runs of a task during a flush
+_MAX_TRIES: Final = 3  # runs that may fail, outages included, before the refusal is logged and the task may be dropped
+_MAX_TASKS: Final = 50_000  # that wait at the same time
 
 
 class RejectedError(Exception):
-    """The store can never accept this; trying again is of no use."""
+    """The store can never accept this, so the task is not run again."""
 
 
 class State(Enum):
     """The result of a task's run."""
 
     DONE = "done"
-    NOT_YET = "not yet"  # to be tried again; a flush waits for it
-    PARKED = "parked"  # depends on the user's program; a flush does not wait for it
-    LOST = "lost"  # impossible for ever, and counted
+    NOT_YET = "not yet"  # it runs again, and a flush waits for it
+    PARKED = "parked"  # it runs again, but waits for the user's program, so a flush does not wait for it
+    LOST = "lost"  # its trace is not in the store and never will be; counted in `Worker.lost`
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -53,13 +53,13 @@ class Task:
     Attributes:
         uri: The store.
         workspace: The MLflow workspace that it belongs to, or None.
-        tries: How often it failed.
+        tries: How many of its runs failed.
         has_reached: Whether its last run reached the store.
-        state: What its last run returned; None before.
+        state: What its last run returned; None before the first run and after a failure.
     """
 
-    is_periodic: ClassVar[bool] = False  # run before the others, and no flush waits for it
-    is_bounded: ClassVar[bool] = False  # it limits its own requests, so the server need not be checked before
+    is_periodic: ClassVar[bool] = False  # it runs before the others, and no flush waits for it
+    is_bounded: ClassVar[bool] = False  # it limits the time of its own requests, so the server is not checked before it
 
     uri: str
     workspace: str | None = None
@@ -72,32 +72,38 @@ class Task:
 
     @property
     def wanted(self) -> bool:
-        """Whether it is still to be done."""
+        """Whether it still has work to do; if not, it is removed without a run."""
         return True
 
     def run(self) -> State:
-        """Do it; it may block for long."""
+        """Do the work. It may block for minutes."""
         raise NotImplementedError
 
     def dropped(self) -> None:
-        """Handle that it will not be tried again."""
+        """Clean up after the worker has given up on the task."""
 
 
 @dataclass
 class _Outage:
-    pause: float = 0.25
-    until: float = 0.0
-    confirmed: float = 0.0
+    """An unreachable store; times are those of `time.monotonic`."""
+
+    pause: float = 0.25  # seconds, doubled before each use
+    until: float = 0.0  # when it is tried again
+    confirmed: float = 0.0  # when it was last found unreachable
 
 
 @dataclass(order=True)
 class _Entry:
+    """A task in a heap; `number` keeps the order of submission among tasks that are due at the same time."""
+
     due: float
     number: int
     task: Task = field(compare=False)
 
 
 class _Flush:
+    """One call of `Worker.flush`; `pending` is its result once `done` is set."""
+
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.done = threading.Event()
@@ -105,10 +111,11 @@ class _Flush:
 
 
 class Worker:
-    """Runs tasks one after another in a daemon thread that starts with the first; a forked child starts with none.
+    """Runs tasks one after another in a daemon thread, which the first task starts.
 
-    Tasks and flushes reach the thread through a queue, and all else belongs to the thread alone. So `wake` needs no
-    lock, and may be called from a weak reference's callback.
+    A forked child has no tasks and no thread until it submits its first task. Tasks and flushes reach the thread
+    through a queue, and only the thread changes the other fields. So `wake` needs no lock, and may be called from a
+    weak reference's callback.
     """
 
     def __init__(self) -> None:
@@ -127,7 +134,10 @@ class Worker:
         self._numbers = itertools.count()
 
     def submit(self, task: Task, *, after: float = 0.0) -> bool:
-        """Have a task run after some seconds. Never blocks; returns False where too many wait, and it is dropped."""
+        """Schedule a task to run after some seconds, without blocking.
+
+        Returns False if too many tasks are waiting; the new task is dropped then.
+        """
         if self.pending() >= _MAX_TASKS:
             self.lost += not task.is_periodic
             logger.debug("Too many tasks wait for %s: %s is dropped", shown(task.uri), task)
@@ -137,7 +147,7 @@ class Worker:
         return True
 
     def wake(self, task: Task) -> None:
-        """Have a submitted task run now, in addition to when it is due."""
+        """Run a submitted task now, and again when it is due if it is still wanted."""
         self._inbox.put((0.0, task))
 
     def is_unreachable(self, uri: str) -> bool:
@@ -156,7 +166,7 @@ class Worker:
     def flush(self, timeout: float | None) -> int:
         """Run all tasks now and wait for them; return how many are still pending.
 
-        A store that is unreachable gets one try, and is not waited for.
+        A store that is unreachable is tried once during the flush. The flush does not wait for its tasks after that.
         """
         deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
         if self._thread is None and not self.pending():
@@ -169,12 +179,12 @@ class Worker:
             while not flush.done.is_set() and (left := deadline - time.monotonic()) > 0:
                 self._work(left)
         if not flush.done.is_set():
-            flush.pending = max(1, len(self._waiting()))  # or it runs now
+            flush.pending = max(1, len(self._waiting()))  # at least 1: a task that runs now is in no heap
             flush.done.set()
         return flush.pending
 
     def _start(self) -> bool:
-        """Start the thread; return False where none can start, as while Python ends."""
+        """Start the thread; return False if no thread can start, which is so while the interpreter shuts down."""
         if self._thread is not None:
             return True
         with self._starting:
@@ -204,14 +214,14 @@ class Worker:
                     self._run(heapq.heappop(entries).task)
                     return
             if self._settle():
-                return  # the flush may be this thread's own
+                return  # `flush` itself calls this method where no thread can start; it must not wait then
             due = min((entries[0].due for entries in self._entries if entries), default=None)
             if due is not None:
                 timeout = max(0.0, due - now if timeout is None else min(due - now, timeout))
             self._receive(timeout)
 
     def _receive(self, timeout: float | None) -> None:
-        """Accept what was submitted, and wait for it if there is nothing."""
+        """Move all submitted tasks and flushes out of the queue; wait up to `timeout` seconds for the first one."""
         try:
             due, item = self._inbox.get(timeout=timeout)
             while True:
@@ -229,7 +239,7 @@ class Worker:
         heapq.heappush(self._entries[0 if task.is_periodic else 1], _Entry(due, next(self._numbers), task))
 
     def _begin(self, flush: _Flush) -> None:
-        if flush.done.is_set():  # its time is over
+        if flush.done.is_set():  # its timeout has passed
             return
         self._flushes.append(flush)
         for outage in self._outages.values():
@@ -239,7 +249,10 @@ class Worker:
         heapq.heapify(self._entries[1])
 
     def _settle(self) -> bool:
-        """End the flushes that wait for no task any more, and return whether there were any; no task is due now."""
+        """End the flushes that wait for no task any more; return whether there were any.
+
+        It is called while no task is due. Then a flush waits only for tasks whose store is not known to be unreachable.
+        """
         before = len(self._flushes)
         for flush in list(self._flushes):
             waiting = self._waiting()
@@ -258,7 +271,7 @@ class Worker:
         return outage is not None and outage.confirmed >= flush.started
 
     def _run(self, task: Task) -> None:
-        """Run a task once, and schedule its next try if there is to be one."""
+        """Run a task once, and schedule its next run if it needs one."""
         if not task.wanted:
             return
         pause = self._try(task)
@@ -266,7 +279,7 @@ class Worker:
             self._push(task, time.monotonic() + pause)
 
     def _try(self, task: Task) -> float | None:
-        """Return the seconds until the next try, or None if there is to be none."""
+        """Run a task unless its store is in an outage; return the seconds until its next run, or None for no more."""
         outage = self._outages.get(task.uri)
         if outage is not None and (left := outage.until - time.monotonic()) > 0:
             return left
@@ -291,7 +304,7 @@ class Worker:
             logger.warning("Not registered in MLflow: %s", error)
             task.dropped()
             return None
-        if task.tries < _MAX_TRIES:  # mostly a race for a version's number
+        if task.tries < _MAX_TRIES:  # usually another process has taken the same version number
             return min(0.25 * 2.0**task.tries, _MAX_PAUSE)
         _warn_refused(task.uri, error)
         if may_pass(error):
@@ -329,7 +342,7 @@ def _warn_refused(uri: str, error: Exception) -> None:
 
 
 worker: Final = Worker()
-"""The process's own."""
+"""The one worker of this process."""
 
 
 def _run_task(task: Task) -> State:
