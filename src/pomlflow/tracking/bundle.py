@@ -1,13 +1,13 @@
 """The files that are stored with a prompt version: packed into its tags, and extracted to a folder.
 
 A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored in
-tags. MLflow keeps no artifacts of a prompt version (mlflow 3.12 to 3.18), and anything outside of the version has other
-rights, backups and lifetime. Tags are created, read and deleted with the version in one call each.
+tags. MLflow has no artifacts for prompt versions (mlflow 3.12 to 3.18). Storage outside of the version would have
+permissions, backups and a lifetime of its own. Tags are created, read and deleted together with the version.
 
 ================  ====================================================================================================
-``poml_files``    a JSON object: ``folder`` (see `Bundle.folder`) and ``files``, in the order of the digest, each with
-                  ``path``, ``sha256``, ``size`` in bytes, and either ``tags``, the names of the tags with its content,
-                  or ``left``, why it was omitted
+``poml_files``    a JSON object: ``folder`` (see `Bundle`) and ``files``, in the order of the digest, each with ``path``
+                  and ``sha256``. A stored file has ``size`` in bytes, ``text``, and ``tags``, the names of the tags
+                  with its content. An omitted file has ``left``, the reason.
 ``poml_file_<n>`` the content of a file: a text as it is, readable in MLflow's page (``"text": true``), or a piece of
                   the base64 of its zlib-compressed bytes
 ================  ====================================================================================================
@@ -42,7 +42,7 @@ _CONTENT_TAG: Final = "poml_file_"
 _MAX_TAG: Final = 60_000
 # Characters of all files of one version: MLflow sends all tags with every version that it lists or finds.
 _MAX_PACKED: Final = 500_000
-_MAX_UNPACKED: Final = 20_000_000  # bytes of all files, whatever a tag says
+_MAX_UNPACKED: Final = 20_000_000  # bytes of all files of a version, uncompressed
 _NOT_PORTABLE: Final = frozenset('\\:*?"<>|\0')  # characters that Windows allows in no name
 _NOWHERE: Final = Path(os.sep).absolute() / "<no files>"
 
@@ -65,8 +65,9 @@ class BundledFile:
 class Bundle:
     """All files of a prompt version, in the order of the digest.
 
-    `folder` is where the markup's folder lies under the folder that holds all of them, with forward slashes: ``..`` in
-    a path leads up through it. It is empty where no path has one.
+    `folder` is the path of the markup's folder, relative to the folder that contains all the files. It has as many
+    parts as a file's path has leading ``..``, so that each path stays inside. It uses forward slashes, and is empty
+    if no path has a ``..``.
     """
 
     files: tuple[BundledFile, ...] = ()
@@ -84,17 +85,17 @@ class Bundle:
 
 
 class ExtractedFiles:
-    """The files of a prompt version, in a temporary folder of their own; none is made where there cannot be files.
+    """The files of a prompt version, written to a temporary folder. No folder is made if there cannot be files.
 
-    `root` is that folder, `folder` the markup's own in it, and `files` has those that are there, by absolute path.
-    A file that was not stored is copied from `base_dir`, which has the layout of `root`, when the markup names it.
+    `root` is that folder, `folder` is the markup's folder in it, and `files` maps absolute paths to the files that are
+    there. A file that was not stored is copied from `base_dir`, which has the layout of `root`, when it is looked up.
 
     Raises:
         OSError: The files cannot be written.
     """
 
     def __init__(self, bundle: Bundle, base_dir: Path | None) -> None:
-        # Absolute, and nowhere, where there are no files: a relative source must not lead to the working folder.
+        # Without files, an absolute path that does not exist: a relative source must not lead to the working folder.
         self.root = _temporary_folder() if bundle.contents or base_dir else _NOWHERE
         self.folder = self.root / bundle.folder
         self.files: dict[Path, PromptFile] = {}
@@ -107,7 +108,7 @@ class ExtractedFiles:
 
     @property
     def complete(self) -> bool:
-        """Whether the folder is still there: systems clean up the temporary folders of long-lived processes."""
+        """Whether the folder still exists: the system may clean up temporary folders while the process runs."""
         return not self.files or self.folder.is_dir()
 
     def read(self, file: Path) -> str | None:
@@ -117,7 +118,7 @@ class ExtractedFiles:
         return None
 
     def problem(self, file: Path) -> str:
-        """Return why a file that the markup names is not there; empty where it is."""
+        """Return why a file that the markup names is missing, or an empty string. May copy it from `base_dir`."""
         if file in self.files:
             return ""
         path = Path(os.path.relpath(file, self.folder)).as_posix()
@@ -194,12 +195,16 @@ def unpack(tags: Mapping[str, str]) -> Bundle:
 
 
 def _read(file: PromptFile) -> tuple[bytes, str]:
-    """Return a file's content, and why it is omitted where it is."""
+    """Return a file's content, and the reason if it must be omitted, else an empty string.
+
+    Raises:
+        FileChangedError: It has changed since it was rendered.
+    """
     if PurePosixPath(file.path).is_absolute():
         return b"", "its path is absolute, and valid on one machine only: name it relative to the prompt"
     if not _is_portable(file.path, sys.maxsize):
         return b"", "its name has characters that are not valid on every system"
-    # Otherwise the author of a prompt would get any file of the user who registers it, though no render reads that.
+    # Without this, a prompt could put any file of the user who registers it into the registry.
     if settings().sandbox and not _is_readable(file):
         return b"", "no template may read it there (pomlflow.configure(allow_read=…))"
     content, missing = b"", True
@@ -221,7 +226,7 @@ def _is_readable(file: PromptFile) -> bool:
 
 
 def _split(content: bytes) -> tuple[bool, list[str]]:
-    """Return tag values for a content: as it is, where it is a text of one tag; else compressed, in base64."""
+    """Return whether a content is stored as plain text, and its tag values: that text, or pieces of packed base64."""
     if not content:
         return False, []
     with contextlib.suppress(UnicodeDecodeError):
@@ -237,7 +242,7 @@ def _bundled(entry: Mapping[str, Any], tags: Mapping[str, str], room: int) -> Bu
         return BundledFile(path, digest, None, str(entry.get("left") or "it was not stored"))
     content = "".join(tags[name] for name in entry["tags"]).encode()
     if content and not entry.get("text"):
-        # A megabyte of zeros is a kilobyte packed: never unpack more than was ever packed.
+        # A kilobyte may unpack to a megabyte, so the size is limited: one byte more than the room means too many.
         content = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), room + 1)
     if len(content) > room:
         raise ValueError(f"the files have more than {_MAX_UNPACKED:,} bytes")
@@ -251,14 +256,17 @@ def _digest(content: bytes) -> str:
 
 
 def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
-    """Return the names of as many folders, the markup's own last, as the paths lead up through."""
+    """Return the last parts of the markup's folder: as many as the largest number of ``..`` in a path.
+
+    A ``_`` replaces each part that the folder lacks.
+    """
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
     names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
     return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]] if levels else [])
 
 
 def _is_portable(path: str, levels: int) -> bool:
-    """Whether a path is relative on every system, and leads up through no more than so many folders."""
+    """Whether a path is valid and relative on every system, and has at most `levels` leading ``..``."""
     parts = path.split("/")
     while parts and parts[0] == "..":
         parts.pop(0)
@@ -269,7 +277,7 @@ def _is_portable(path: str, levels: int) -> bool:
 
 
 def _read_within(folder: Path, file: Path) -> bytes | None:
-    """Return a file's content; None outside of the folder: a version from elsewhere may name any file of the user."""
+    """Return a file's content, or None if it is not in the folder: a version may name any file of this machine."""
     with contextlib.suppress(OSError, ValueError):
         if file.resolve().is_relative_to(folder.resolve()) and file.is_file():
             return file.read_bytes()

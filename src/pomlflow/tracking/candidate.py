@@ -1,4 +1,7 @@
-"""Check a text that an optimiser tries in place of a version's own: it must be POML and take what the version takes."""
+"""Check a text that MLflow's prompt optimiser tries instead of a version's own text.
+
+It must be POML, with the variables, tools, files and other parts of the version.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ _PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
 
 
 def check_candidate(text: str, found: Inference, original: str, files: ExtractedFiles, uri: str) -> None:
-    """Check a candidate against the text of the version that it is to improve; `found` is what the candidate takes.
+    """Check a candidate against the original text of the version.
+
+    `found` is the inference of the candidate `text`. `files` are the version's files, and `uri` is the version.
 
     Raises:
         CandidateError: It is not POML, or lacks or adds a variable, tool, file or part.
@@ -51,6 +56,7 @@ def _is_document(text: str) -> bool:
 
 
 def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, set[str]]:
+    """Return the names that must not change, by a format string that describes one of them in an error."""
     tools = [one for one in parse_document(text).walk() if one.name.replace("-", "") in _TOOLS]
     paths = {os.path.relpath(file, files.folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
     return {
@@ -62,5 +68,6 @@ def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, s
 
 
 def _missing(one: dict[str, set[str]], other: dict[str, set[str]]) -> Iterator[str]:
+    """Yield descriptions of the names in one content that the other lacks."""
     for description, names in one.items():
         yield from (description.format(name) for name in sorted(names - other[description]))

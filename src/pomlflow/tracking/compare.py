@@ -18,7 +18,7 @@ from pomlflow.tracking.facts import is_attachment
 __all__ = ["Difference", "Fetch", "compare"]
 
 Fetch = Callable[[str], bytes]
-"""From a reference to an attachment (``mlflow-attachment://…``) to its bytes."""
+"""Returns the bytes of an attachment, by its reference (``mlflow-attachment://…``)."""
 
 _ABSENT: Final = object()
 _MAX_LINES: Final = 20  # of one difference that are shown
@@ -31,8 +31,9 @@ class Difference:
 
     Attributes:
         where: ``messages[1].content``, ``tools[0].name``, ``error`` …
-        then: The stored value; other than text as JSON, media by their type, size and digest. None for nothing.
-        now: The new value.
+        then: The stored value. A value that is no text is shown as JSON, and media as type, size and digest. None if
+            the stored output has no such value.
+        now: The new value, in the same form.
 
     Example:
         >>> print(Difference("messages[0].content", "Hello Ada", "Hello Bob"))
@@ -52,7 +53,10 @@ class Difference:
 
 
 def compare(then: Any, now: Any, fetch: Fetch, where: str = "") -> Iterator[Difference]:
-    """Yield the differences between stored outputs, which refer to attachments, and new ones, down to single values."""
+    """Yield the differences between stored and new outputs, down to single values.
+
+    Stored outputs refer to attachments, which `fetch` reads.
+    """
     if isinstance(then, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*then, *now)):
             place = f"{where}.{key}" if where else key
@@ -71,7 +75,7 @@ def compare(then: Any, now: Any, fetch: Fetch, where: str = "") -> Iterator[Diff
 
 
 def _media(value: Any) -> tuple[str, bytes] | None:
-    """Return the media type, as far as it is known, and the bytes of base64 or a data URI."""
+    """Return the media type and the bytes of a data URI or of base64, whose type is unknown; None for other values."""
     if not isinstance(value, str):
         return None
     head, _, data = value.partition(";base64,") if value.startswith("data:") else ("", "", value)
@@ -108,7 +112,7 @@ def _changed_lines(then: str | None, now: str | None) -> Iterator[str]:
 
 
 def _clipped(line: str, at: int) -> str:
-    """Return the part of a line around a character."""
+    """Return the part of a line around the index `at`."""
     start = max(0, min(at - _MAX_WIDTH // 4, len(line) - _MAX_WIDTH))
     head, tail = "…" if start else "", "…" if start + _MAX_WIDTH < len(line) else ""
     return f"{head}{line[start : start + _MAX_WIDTH]}{tail}"

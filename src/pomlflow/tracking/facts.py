@@ -1,21 +1,21 @@
 """The span attribute ``poml.replay``: what `pomlflow.replay` needs in addition to a span's inputs and outputs.
 
-It adds some fifty bytes to a span, and eighty for each file that the markup names. A fact is left out where it is as in
-most prompts:
+It adds about fifty bytes to a span, and eighty for each file that the markup names. A fact is left out if it has its
+usual value:
 
 ===============  =====================================================================================================
 ``pomlflow``     the version of this package
-``folder``       the folder that relative sources are resolved against, relative to the prompt root, where it is not
-                 that of ``poml.path``
-``files``        of each file that the markup names, the first half of its SHA-256
-``version``      the number of the registry's version that was rendered, where it came from there
-``runtime``      the settings that came of that version's model config
-``chat``         false where one text was rendered
-``natives``      the variables that were lists of a framework's own messages
-``spaced``       true where texts kept their whitespace
-``bare``         where, in the inputs, an attachment replaces base64 without a data URI's head
-``masked``       of ``inputs`` and ``outputs``, what the handler's mask changed
-``cut``          the same of what was longer than `pomlflow.configure`'s ``max_content``
+``folder``       the folder that relative sources are resolved against, relative to the prompt root, if it is not the
+                 folder of ``poml.path``
+``files``        the first half of the SHA-256 of each file that the markup names, by path
+``version``      the number of the version that was rendered, if the prompt came from the registry
+``runtime``      the settings that came from that version's model config
+``chat``         false if the render is one text
+``natives``      the names of variables that were lists of a framework's own messages
+``spaced``       true if texts kept their whitespace
+``bare``         the places in the inputs where an attachment replaces base64 that was not in a data URI
+``masked``       which of ``inputs`` and ``outputs`` the handler's mask changed
+``cut``          which of them were longer than ``max_content`` of `pomlflow.configure`
 ===============  =====================================================================================================
 """
 
@@ -55,7 +55,7 @@ def facts_of(record: RenderRecord) -> dict[str, Any]:
 
 
 def folder_of(path: str | None) -> str:
-    """Return the folder of a prompt's path; that of inline markup is the prompt root."""
+    """Return the folder of a prompt's path; the prompt root (``.``) for inline markup."""
     return posixpath.dirname(path or "") or "."
 
 
@@ -65,7 +65,10 @@ def is_attachment(value: object) -> bool:
 
 
 def bare_media(given: Any, stored: Any, place: tuple[str | int, ...] = ()) -> Iterator[list[str | int]]:
-    """Yield the keys and indices of each attachment that replaces base64 without a data URI's head."""
+    """Yield the place of each attachment that replaces base64 outside of a data URI, as a list of keys and indices.
+
+    `given` is a value as the user gave it, `stored` the same value as MLflow stored it.
+    """
     if isinstance(stored, dict) and isinstance(given, Mapping):
         for key, value in stored.items():
             yield from bare_media(given.get(key), value, (*place, key))
