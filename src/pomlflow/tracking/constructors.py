@@ -1,4 +1,4 @@
-"""How a prompt is made, from markup, a file or MLflow's registry: the same in every framework."""
+"""The constructors of a prompt, from markup, a file or MLflow's registry: the same in every framework."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["PromptConstructors", "restore_origin", "source_fields"]
 class PromptConstructors:
     """The constructors of a prompt template, and properties that describe its source.
 
-    A mixin for a framework's class of prompts, whose ``__init__`` takes `registry_origin` and which has its template in
-    ``_core``.
+    A mixin for a framework's prompt class. That class takes `registry_origin` in its ``__init__``, and keeps its
+    template in ``_core``.
     """
 
     if TYPE_CHECKING:
@@ -69,27 +69,30 @@ class PromptConstructors:
         base_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a prompt from a version in MLflow's registry, the one that is set now, and follow it.
+        """Make a prompt from a version in the MLflow registry that is set now, and keep it up to date.
 
-        Make it once and keep it: the version is loaded here, with the files that it names. A moved alias is followed in
-        the background, and no call waits for that; while the server is unreachable the last version stays in use.
+        Make it once and keep it: this call loads the version and the files that it names. A moved alias or a newer
+        version is loaded in the background, and no render waits for it. While the server is unreachable, the last
+        loaded version stays in use.
 
         Args:
             name_or_uri: A prompt's name (its newest version), ``prompts:/name/3`` or ``prompts:/name@alias``.
-            version: The version's number, with a name.
-            alias: An alias, with a name.
-            refresh: Seconds after which a moved alias, or a newer version, is in use at the latest.
+            version: The version's number, if `name_or_uri` is a name.
+            alias: An alias, if `name_or_uri` is a name.
+            refresh: Seconds between checks for a moved alias or a newer version.
             timeout: Seconds that this call may take.
-            fallback: A ``.poml`` file to use until the registry gives the prompt.
+            fallback: A ``.poml`` file to use until the prompt can be loaded from the registry.
             base_dir: A folder with the files that did not fit into the registry.
             **kwargs: The arguments of the class.
 
         Returns:
-            The prompt. It is not trusted like a file of this machine: it may read its own files only.
+            The prompt. It is trusted less than a file of this machine: it may read only its own files.
 
         Raises:
-            RegistryError: Without a fallback: the registry is unreachable, or the version does not exist
-                (`PromptNotFoundError`), is not POML (`NotPomlError`) or not what was registered.
+            RegistryError: There is no fallback, and the registry is unreachable, or the version does not exist
+                (`PromptNotFoundError`), is not POML (`NotPomlError`) or was changed after it was registered.
+            ConfigurationError: An argument is invalid.
+            TemplateNotFoundError: The fallback cannot be read.
 
         Example:
             >>> prompt = PomlPromptTemplate.from_registry("prompts:/support@production")  # doctest: +SKIP
@@ -132,12 +135,12 @@ class PromptConstructors:
 
     @property
     def version(self) -> int | None:
-        """The number of the registry's version in use; None for a prompt from elsewhere and for a fallback."""
+        """The number of the version in use; None for a prompt that is not from the registry, and for a fallback."""
         return self._core.current().version
 
     @property
     def uri(self) -> str | None:
-        """The version in use as ``prompts:/name/version``."""
+        """The version in use as ``prompts:/name/version``; None where `version` is None."""
         return None if self.version is None else f"prompts:/{self._core.name}/{self.version}"
 
     def __repr__(self) -> str:
@@ -157,14 +160,14 @@ class PromptConstructors:
 
 
 def restore_origin(uri: str, refresh: float, markup: str | None, base_dir: str | os.PathLike[str] | None) -> Origin:
-    """Open a prompt in MLflow's registry again; `markup`, its last content, is used until the registry gives it."""
+    """Open a prompt in MLflow's registry again, from a dump; `markup`, its last text, is used until it is loaded."""
     from pomlflow.tracking.follow import open_prompt
 
     return open_prompt(uri, refresh=refresh, markup=markup, base_dir=base_dir)
 
 
 def source_fields(core: Template) -> dict[str, Any]:
-    """Return the fields of a framework's prompt that show what its template was made of, also in dumps."""
+    """Return the fields of a framework's prompt that record where its template comes from; dumps include them."""
     return {
         "path": None if core.path is None else str(core.path),
         "base_dir": None if core.base_dir is None else str(core.base_dir),

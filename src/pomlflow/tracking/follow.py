@@ -1,7 +1,8 @@
 """A prompt in MLflow's registry as the origin of templates: loaded once, refreshed in the background.
 
-A render reads memory only. Every `refresh` seconds a background thread looks up the version that the reference names,
-whether the prompt is used or not, so that no render is older than that. This ends with the last template.
+A render reads only memory. Every `refresh` seconds a background thread looks up the version that the reference names,
+whether the prompt is used or not. A reference to a version's number is not looked up again once it is loaded. The
+lookups end when the last template of the origin is collected.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pomlflow.tracking.versions import runtime_of
 
 __all__ = ["RegistryOrigin", "open_prompt"]
 
-_REFRESH_TIMEOUT: Final = 20.0  # seconds; a server that goes away meanwhile holds MLflow's client for minutes
+_REFRESH_TIMEOUT: Final = 20.0  # seconds; MLflow's client would retry for minutes if the server went away meanwhile
 
 
 def open_prompt(
@@ -46,13 +47,14 @@ def open_prompt(
 ) -> RegistryOrigin:
     """Load a prompt from the registry that is set now, and follow it there.
 
-    The arguments are those of `pomlflow.tracking.constructors.PromptConstructors.from_registry`, and `markup`: content
-    that was loaded before, instead of a fallback file; it is trusted no more than what the registry contains.
+    The arguments are those of `pomlflow.tracking.constructors.PromptConstructors.from_registry`, and `markup`: a text
+    that was loaded from the registry before, as a fallback. It is trusted as little as a prompt in the registry.
 
     Raises:
         PromptNotFoundError: There is no such version, and no fallback.
         NotPomlError: It is not POML, and there is no fallback.
-        RegistryError: The registry is unreachable, or the version is not what was registered; and there is no fallback.
+        RegistryError: The registry is unreachable, or the version was changed after it was registered, and there is no
+            fallback.
         TemplateNotFoundError: The fallback cannot be read.
         ConfigurationError: An argument is invalid.
 
@@ -87,10 +89,10 @@ def open_prompt(
 
 @dataclass(frozen=True)
 class _State:
-    """The content of an origin, replaced in one piece.
+    """The content of an origin. An update replaces the whole object, so that other threads see no mixture.
 
     `content` is None for the fallback. `made_from` is what the snapshot was made from: the version's text as MLflow
-    gave it, or the fallback's own snapshot.
+    returned it, or the fallback's own snapshot.
     """
 
     content: PromptContent | None
@@ -102,8 +104,8 @@ class _State:
 class RegistryOrigin:
     """The prompt that a reference names at each moment.
 
-    Copies share it. A pickled one contains its version and refreshes it from the registry that is set where it is
-    unpickled: it does not contain the store's URI, which may hold a password.
+    A copy is the same object. A pickle contains the loaded version, but not the store's URI, which may hold a password.
+    An unpickled origin refreshes from the registry that is set where it is unpickled.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class RegistryOrigin:
 
     def current(self) -> Snapshot:
         """Return the template as it is now, from memory."""
-        if self._process != os.getpid():  # a forked child has no task for it yet
+        if self._process != os.getpid():  # a forked child has no task that refreshes it yet
             self.schedule_update(0)
         now = self._state
         if now.content is None:
@@ -162,12 +164,13 @@ class RegistryOrigin:
         text = str(now.content.version.template)
         if text != now.made_from or now.files is None or not now.files.complete:
             made = self._state_of(now.content, text, now.files)
-            if self._state is now:  # else it was refreshed meanwhile
+            if self._state is now:  # otherwise a refresh has replaced it meanwhile
                 self._state = made
             now = made
         return now.snapshot
 
     def _fallback_state(self, now: _State | None) -> _State:
+        """Return the state of the fallback as it is now, and make it the current one if the fallback has changed."""
         assert self._fallback is not None  # noqa: S101 - an origin has a content or a fallback
         snapshot = self._fallback.current()
         if now is None or now.made_from is not snapshot:
@@ -184,7 +187,7 @@ class RegistryOrigin:
             raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
 
     def schedule_update(self, seconds: float) -> None:
-        """Have the version looked up in the background, unless it can never change."""
+        """Schedule a lookup of the version in the background, unless it can never change."""
         self._process = os.getpid()
         if self._reference.number is None or self._state.content is None:
             task = _Refresh(uri=self._place.registry, workspace=self._place.workspace, origin=weakref.ref(self))
@@ -192,24 +195,25 @@ class RegistryOrigin:
 
     def update(self) -> None:
         """Look up the version, use it if it is another one, and schedule the next update."""
-        now = self._state.content
+        before = self._state.content
         try:
             content = run_bounded(lambda: self._reference.fetch(self._place), _REFRESH_TIMEOUT)
-            if now is None or content.identity != now.identity:
+            if before is None or content.identity != before.identity:
                 self._state = self._state_of(content, content.source, None)
                 logger.info("%s is %s now", self.uri, content.uri)
         except RegistryError as error:
-            in_use = "the fallback" if now is None else now.uri
+            in_use = "the fallback" if before is None else before.uri
             warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", error, in_use)
         self.schedule_update(self.refresh)
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
+    """Return the template of a version; `text` is its source, or a candidate of an optimiser in its place."""
     found = infer(text, files.folder, read=files.read)
     if text != content.source:
         check_candidate(text, found, content.source, files, content.uri)
     problems = {file: files.problem(file) for file in (*found.includes, *found.assets)}
-    # A prompt from elsewhere may name files of this machine: they are no part of it.
+    # A prompt from another machine may name files of this one, which are not part of it.
     includes = tuple(file for file in found.includes if not problems[file])
     assets = tuple(file for file in found.assets if not problems[file])
     parts = tuple(files.files[file] for file in (*includes, *assets))
@@ -249,7 +253,7 @@ def _unpickled(
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _Refresh(Task):
-    """Refresh an origin once; the refresh schedules the next one."""
+    """Refresh an origin once; `RegistryOrigin.update` schedules the next task."""
 
     is_periodic: ClassVar[bool] = True
 
