@@ -1,9 +1,11 @@
 """Links of prompt versions: to traces, runs, LoggedModels and experiments, as MLflow's pages and searches show them.
 
-A trace that is in MLflow's memory gets the tag that its page shows; the association that searches use is written in the
-background, when MLflow has exported the trace. MLflow would start a thread for each, if it knew the trace's prompts.
-That an export is over is known without a request: MLflow's exporter has released the trace, and has left the trace's
-size in its metadata if it tried to store it.
+MLflow keeps two records of a link. The tag that a trace's page shows is set while the trace is in MLflow's memory. The
+association that searches use is written in the background, after MLflow has exported the trace. MLflow's own way would
+start a thread for each trace.
+
+No request is needed to find out that an export has ended. MLflow's exporter releases the trace then, and leaves the
+trace's size in its metadata if it tried to store it.
 """
 
 from __future__ import annotations
@@ -29,21 +31,22 @@ from pomlflow.tracking.stores import Place, check_reachable, is_server, send
 __all__ = ["TraceLink", "link_model", "link_run", "list_in_experiment"]
 
 _TAG: Final = TraceTagKey.LINKED_PROMPTS
-_EXPERIMENTS: Final = "_mlflow_experiment_ids"  # the prompt's tag that an experiment's page of prompts looks at
+_EXPERIMENTS: Final = "_mlflow_experiment_ids"  # a prompt's tag, by which an experiment's page finds its prompts
 _EXPORTED: Final = TraceMetadataKey.SIZE_STATS  # written by MLflow's exporter as it stores a trace
 _LINK: Final = "/api/2.0/mlflow/traces/link-prompts"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TraceLink(Task):
-    """Link one trace to the prompt versions that were rendered in it, and notice if the trace was lost.
+    """Link one trace to the prompt versions that were rendered in it, and report if the trace was lost.
 
     Attributes:
         trace_id: The trace.
-        experiment: Its experiment; None where it goes to none, as with OTLP alone.
-        is_evicted: Whether MLflow did not have it in its memory.
+        experiment: Its experiment; None if it is not stored in MLflow, as with OTLP alone.
+        is_evicted: Whether MLflow no longer had it in memory when the link was made.
         run_id: The MLflow run that it is part of, or None.
         model_id: The LoggedModel, or None.
+        is_late: Whether a version was added after the trace had left MLflow's memory.
     """
 
     is_bounded: ClassVar[bool] = True
@@ -56,12 +59,15 @@ class TraceLink(Task):
     _info: weakref.ref[TraceInfo] | None = None
     _metadata: dict[str, str] = field(default_factory=dict)
     _versions: list[PromptVersion] = field(default_factory=list)
-    _linked: int = 0  # of the versions, those whose association is stored
-    is_late: bool = False  # whether a version came after the trace had left memory
+    _linked: int = 0  # the first so many versions have a stored association
+    is_late: bool = False
 
     @classmethod
     def of(cls, place: Place, trace_id: str, wake: Callable[[TraceLink], None] | None) -> TraceLink:
-        """Return the link of a trace; `wake` is called when MLflow has exported it, in any thread and without locks."""
+        """Return the link of a trace.
+
+        `wake` is called when MLflow has exported the trace. It may be called in any thread and must take no lock.
+        """
         link = cls(uri=place.tracking, workspace=place.workspace, trace_id=trace_id)
         with _manager().get_trace(trace_id) as trace:
             if trace is None:
@@ -78,16 +84,16 @@ class TraceLink(Task):
 
     @property
     def is_noticed(self) -> bool:
-        """Whether it is known when MLflow has exported the trace, so that the task is woken then."""
+        """Whether the end of the trace's export is noticed, so that `wake` is called then."""
         return self._info is not None
 
     @property
     def wanted(self) -> bool:
-        """Whether the trace is not stored yet, or a version came after that."""
+        """Whether the trace is not stored yet, or a version was added afterwards; False once the trace is lost."""
         return self.state is not State.LOST and (self.state is not State.DONE or self._linked < len(self._versions))
 
     def add(self, version: PromptVersion) -> bool:
-        """Add a version; return False if it was there already, or the trace is not stored in MLflow."""
+        """Add a version; return False if it was added before, or the trace will not be stored in MLflow."""
         if self.experiment is None:
             return False
         if any((one.name, one.version) == (version.name, version.version) for one in self._versions):
@@ -126,13 +132,13 @@ class TraceLink(Task):
 
     @property
     def _is_released(self) -> bool:
-        """Whether MLflow's exporter is done with the trace. Others, such as a notebook's display, may still hold it."""
+        """Whether nothing holds the trace in memory any more; a notebook's display may hold it after the export."""
         return self._info is None or self._info() is None
 
     def _tag_stored(self, versions: list[PromptVersion]) -> bool:
-        """Tag a trace that has left memory; return False where it is not complete in the store yet.
+        """Tag a trace that has left memory; return False if it is not complete in the store yet.
 
-        MLflow stores spans as they end and the trace with its tags afterwards, which overwrite what was tagged before.
+        MLflow stores spans as they end, and the trace with its tags afterwards. Those would overwrite an earlier tag.
         """
         check_reachable(self.uri)
         client = TracingClient(self.uri)
@@ -163,7 +169,7 @@ def _manager() -> InMemoryTraceManager:
 
 
 def list_in_experiment(client: MlflowClient, name: str, experiment: str) -> State:
-    """Have an experiment's page show the prompt, as `mlflow.genai.register_prompt` does."""
+    """List the prompt on an experiment's page, as `mlflow.genai.register_prompt` does."""
     prompt = client.get_prompt(name)
     if prompt is None:  # MLflow returns None for each failure
         return State.NOT_YET
@@ -175,7 +181,7 @@ def list_in_experiment(client: MlflowClient, name: str, experiment: str) -> Stat
 
 
 def link_run(client: MlflowClient, run: str, version: PromptVersion) -> State:
-    """Link an MLflow run, as `mlflow.genai.load_prompt` does for the active one."""
+    """Link a version to an MLflow run, as `mlflow.genai.load_prompt` does for the active one."""
     before = client.get_run(run).data.tags.get(_TAG)
     after = update_linked_prompts_tag(before, [version])
     if after != before:
@@ -184,7 +190,7 @@ def link_run(client: MlflowClient, run: str, version: PromptVersion) -> State:
 
 
 def link_model(client: MlflowClient, model: str, version: PromptVersion) -> State:
-    """Link a LoggedModel, as `mlflow.genai.load_prompt` does for the active one."""
+    """Link a version to a LoggedModel, as `mlflow.genai.load_prompt` does for the active one."""
     before = client.get_logged_model(model).tags.get(_TAG)
     after = update_linked_prompts_tag(before, [version])
     if after != before:

@@ -41,8 +41,9 @@ _NOT_FOUND: Final = {
 class PromptContent:
     """The checked content of a prompt version.
 
-    `version.template` is for reading at each use: MLflow's optimisers replace that property during their trials.
-    `source` is the registered markup, and `digest` what `pomlflow.template.Template.digest` is.
+    `source` is the registered markup, and `digest` is the same as `pomlflow.template.Template.digest`. Read
+    `version.template` at each use instead of keeping its value: MLflow's optimisers replace that property during their
+    trials.
     """
 
     version: PromptVersion
@@ -67,16 +68,16 @@ class PromptContent:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What a change of makes it another one: the version, its digest and its model config."""
+        """The version, its digest and its model config; if one of them differs, the content has changed."""
         return self.uri, self.digest, repr(self.version.model_config)
 
     @classmethod
     def of(cls, version: PromptVersion, inherited_tags: Mapping[str, str] | None = None) -> PromptContent:
-        """Read and check a version, with the files of another version's tags where they are given.
+        """Read and check a version. Its files come from `inherited_tags`, those of another version, if they are given.
 
         Raises:
             NotPomlError: It is a chat or plain text.
-            RegistryError: It is not what was registered.
+            RegistryError: It was changed after it was registered.
         """
         uri = str(version.uri)
         if not version.is_text_prompt:
@@ -114,7 +115,7 @@ def _check_poml(text: str, uri: str) -> None:
 
 
 class Reference(NamedTuple):
-    """A prompt's name with a version's number or alias; the newest version where there is neither."""
+    """A prompt's name with a version's number or an alias; without both, it refers to the newest version."""
 
     name: str
     number: int | None = None
@@ -122,10 +123,10 @@ class Reference(NamedTuple):
 
     @classmethod
     def of(cls, name_or_uri: str, version: int | str | None = None, alias: str | None = None) -> Reference:
-        """Parse what a user gave: a name with a number or an alias, or a URI.
+        """Parse a name with a number or an alias, or a URI.
 
         Raises:
-            ConfigurationError: It names no version, or two.
+            ConfigurationError: The arguments do not name exactly one version.
 
         Example:
             >>> Reference.of("prompts:/support@production").uri
@@ -154,12 +155,12 @@ class Reference(NamedTuple):
         return f"prompts:/{self.name}{version}"
 
     def fetch(self, place: Place) -> PromptContent:
-        """Read the version from the store; it may block for minutes.
+        """Read the version from the store. It may block for minutes.
 
         Raises:
-            PromptNotFoundError: There is none.
+            PromptNotFoundError: There is no such version.
             NotPomlError: It is not POML.
-            RegistryError: It is not what was registered.
+            RegistryError: It was changed after it was registered.
             MlflowException: The registry failed or is unreachable.
         """
         client, found, why = place.client(), None, ""
@@ -185,8 +186,8 @@ def load(
     Raises:
         PromptNotFoundError: There is no such version.
         NotPomlError: It is not POML.
-        RegistryError: The registry is unreachable, or the version is not what was registered.
-        ConfigurationError: The arguments name no version.
+        RegistryError: The registry is unreachable, or the version was changed after it was registered.
+        ConfigurationError: The arguments do not name exactly one version.
 
     Example:
         >>> load("prompts:/support@production").source  # doctest: +SKIP
@@ -196,7 +197,7 @@ def load(
 
 
 def load_reference(reference: Reference, place: Place, timeout: float) -> PromptContent:
-    """Load a version within `timeout` seconds, with the errors of `load`."""
+    """Load a version within `timeout` seconds; it raises the same errors as `load`."""
 
     def fetch() -> PromptContent:
         if place.workspace:
@@ -214,7 +215,11 @@ def load_reference(reference: Reference, place: Place, timeout: float) -> Prompt
 
 
 def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
-    """Return what a call returns, or raise what it raises; its thread goes on after a `TimeoutError`."""
+    """Make a call in another thread, and return or raise what it does.
+
+    Raises:
+        TimeoutError: The call took longer than `timeout` seconds. It continues in its thread.
+    """
     # upstream: mlflow 3.12-3.18: its client retries for 247 s while a server is unreachable; a call has no limit.
     future: Future[_T] = Future()
 
@@ -241,9 +246,10 @@ def _text_of(version: PromptVersion) -> str:
 
 
 def _inherited_tags(client: MlflowClient, version: PromptVersion) -> dict[str, str] | None:
-    """Return the tags of the last version before it that has files, if it names some and was registered without any.
+    """Return the tags of an earlier version with files, if this version names files and was registered without tags.
 
-    MLflow's optimisers register a text without tags; so they can change a prompt that includes files.
+    MLflow's optimisers register a text without tags. Its files are those of the last version before it, which is
+    looked for among the ten newest.
     """
     if version.tags.keys() & {FILES_TAG, _DIGEST_TAG} or not version.is_text_prompt:
         return None

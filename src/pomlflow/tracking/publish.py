@@ -1,7 +1,7 @@
-"""From a render to its prompt version: at once where the version is known, else in the background.
+"""Link each render to its prompt version: at once if the version is known, else in the background.
 
-`Publisher.link` touches memory only. What needs a store is a background task: to find or make a version, to link a
-trace, to list a prompt in an experiment.
+`Publisher.link` uses only memory. Background tasks do what needs a store: find or make a version, link a trace, a run
+or a model, and list a prompt in an experiment.
 """
 
 from __future__ import annotations
@@ -31,17 +31,21 @@ from pomlflow.tracking.versions import Draft, Registry, draft_of, name_of
 
 __all__ = ["Publisher", "publisher"]
 
-_FRESH: Final = 10.0  # seconds for which a version is known to have its content: versions get deleted and made anew
-_MAX_CONTENTS: Final = 1_000  # kept in memory; the oldest is looked up again by its digest
-_MAX_LOOKUPS: Final = 1_000  # contents that wait to be registered
-_MAX_TRACES: Final = 10_000  # per content, that wait to be linked
-_MAX_ASSOCIATED: Final = 10_000  # pairs of prompt and experiment, run or LoggedModel
+_FRESH: Final = 10.0  # seconds until a known version is looked up again, as it may be deleted and made again meanwhile
+_MAX_CONTENTS: Final = 1_000  # contents whose versions are kept in memory; others are looked up again by their digests
+_MAX_LOOKUPS: Final = 1_000  # contents that wait for their lookup
+_MAX_TRACES: Final = 10_000  # traces that wait for the lookup of one content
+_MAX_ASSOCIATED: Final = 10_000  # pairs of a prompt and an experiment, or of a version and a run or LoggedModel
 
 OnVersion = Callable[[PromptVersion], None]
 
 
 class _Key(NamedTuple):
-    """One content under one name in one registry; a failed render looks for a version, and never makes one."""
+    """One content under one name in one registry.
+
+    `number` is the version that was rendered, if it came from the registry. `create` is whether a missing version is
+    made, which a failed render never does.
+    """
 
     place: Place
     name: str
@@ -52,7 +56,7 @@ class _Key(NamedTuple):
 
 @dataclass
 class _Content:
-    """What is known of one content: its version as of `checked`, and the lookup that is under way."""
+    """The state of one content: the version that was found at the time `checked`, and the lookup that is pending."""
 
     version: PromptVersion | None = None
     checked: float | None = None
@@ -65,7 +69,7 @@ class _Content:
 
     @property
     def is_due(self) -> bool:
-        """Whether to look it up again: before it is too old, so that spans of frequent renders name their version."""
+        """Whether to look it up again: before it is stale, so that frequent renders always have a version."""
         return self.lookup is None and self._age > _FRESH / 2
 
     @property
@@ -76,7 +80,8 @@ class _Content:
 class Publisher:
     """Finds or makes the prompt version of each render, and links it to the render's trace, run and LoggedModel.
 
-    Safe for many threads and event loops; a forked child keeps what its parent knew, and has nothing pending.
+    It may be used from many threads and event loops. A forked child keeps the known versions of its parent, but none of
+    the pending lookups.
     """
 
     def __init__(self) -> None:
@@ -97,19 +102,20 @@ class Publisher:
     ) -> PromptVersion | None:
         """Link a trace to the prompt version of a render in it. Never raises.
 
-        A content that was checked lately is linked at once. Another is looked up in the background, in the registry
-        that is set in the caller's context now, and linked then, whether the trace is in MLflow's memory, on its way to
-        the store, or there. A trace that MLflow has evicted from its memory is counted as lost.
+        If the content's version was found in the last seconds, the trace is linked at once. Otherwise the version is
+        looked up in the background, in the registry that is set in the caller's context now, and the trace is linked
+        afterwards, even if MLflow has stored it meanwhile. A trace that MLflow has evicted from its memory is counted
+        as lost.
 
         Args:
             record: The render.
             trace_id: The trace of its span; nothing happens for the trace of a no-op span.
-            register: Whether to link at all; otherwise it is only noticed if the trace is lost.
-            on_version: Called with the version as soon as it is known: in this call, or later on another thread; not
-                for a render while the registry is unreachable.
+            register: Whether to register and link the version. If not, only a loss of the trace is detected.
+            on_version: Called with the version as soon as it is known: in this call, or later on another thread. It is
+                not called for a render that was made while the registry was unreachable.
 
         Returns:
-            The version; None where it is not known yet, or the prompt is not for the registry.
+            The version; None if it is not known yet, or if the prompt is not to be registered.
         """
         try:
             return self._link(record, trace_id, register, on_version)
@@ -136,7 +142,7 @@ class Publisher:
                 self._look_up(key, content, draft_of(record, name))
             if not content.is_fresh:
                 if content.lookup is not None:
-                    # Without a listener during an outage: it may hold the span.
+                    # No `on_version` during an outage: it would keep the span in memory until the server is back.
                     self._wait_for(content.lookup, trace, None if worker.is_unreachable(place.registry) else on_version)
                 return None
             version = content.version
@@ -145,7 +151,7 @@ class Publisher:
         return version
 
     def _trace(self, place: Place, trace_id: str) -> TraceLink:
-        """Return the link of a trace, which notices from now on if the trace is lost."""
+        """Return the link of a trace, which detects from now on if the trace is lost."""
         register_hooks()
         if not self._is_hooked and hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._reset)
@@ -182,14 +188,14 @@ class Publisher:
             self._lookups += 1
 
     def _wait_for(self, lookup: _Lookup, trace: TraceLink, on_version: OnVersion | None) -> None:
-        """Have a trace linked when the version is known."""
+        """Link a trace when the lookup has found its version."""
         if len(lookup.traces) < _MAX_TRACES:
             lookup.traces.append((trace, on_version))
         else:
             worker.lost += 1
 
     def finish(self, lookup: _Lookup, version: PromptVersion | None, *, is_rejected: bool = False) -> None:
-        """Note the result of a lookup, and link the traces that wait for it. Called on the worker's thread."""
+        """Store the result of a lookup, and link the traces that wait for it. Called on the worker's thread."""
         with self._lock:
             content = lookup.content
             content.version, content.checked, content.lookup = version, time.monotonic(), None
@@ -222,7 +228,10 @@ class Publisher:
         run: str | None = None,
         model: str | None = None,
     ) -> None:
-        """Link the active run and LoggedModel, else the given ones, and list it in an experiment; once for each."""
+        """Link a version to a run and a LoggedModel, and list it in an experiment. Each is done once.
+
+        The active run and LoggedModel are used before the given ones.
+        """
         register_hooks()
         active, name = mlflow.active_run(), str(version.name)
         for resource, identity, number, uri in (
@@ -274,7 +283,7 @@ class _Lookup(Task):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _Association(Task):
-    """Show one prompt in an experiment, or link one version to a run or LoggedModel."""
+    """List one prompt in an experiment, or link one version to a run or LoggedModel."""
 
     place: Place
     resource: str
@@ -291,4 +300,4 @@ class _Association(Task):
 
 
 publisher: Final = Publisher()
-"""The process's own."""
+"""The one publisher of this process."""

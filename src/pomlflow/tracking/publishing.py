@@ -1,4 +1,4 @@
-"""Registers a template in MLflow's registry at once; renders register theirs in the background."""
+"""Register a template in MLflow's registry at once, unlike renders, which are registered in the background."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Registration", "register"]
 class Registration:
     """The result of registering a template.
 
-    `version` is None where there is none, in a dry run; `is_new` is whether it was made just now, or would be.
+    `version` is None if a dry run found none. `is_new` is whether the version was made by this call, or would be.
     """
 
     name: str
@@ -39,11 +39,12 @@ def register(
     message: str | None = None,
     dry_run: bool = False,
 ) -> Registration:
-    """Find or make the version of a template's content, in the registry that is set now, and set an alias to it.
+    """Find or make the version of a template's content in the registry that is set now, and set an alias to it.
 
-    A version that is made has `message` as its commit message; by default that names the file.
-    Inline markup needs a name. A render of the template gives MLflow's model config and response format, from static
-    ``<runtime>`` and ``<output-schema>``; without one it is rendered once with empty variables.
+    `message` is the commit message of a new version; by default it names the file. Inline markup without a name is
+    registered as ``inline-<digest>``. `record` is a render of the template, whose static ``<runtime>`` and
+    ``<output-schema>`` become MLflow's model config and response format. Without a record, the template is rendered
+    once with empty variables.
 
     Raises:
         RegistryError: The registry is unreachable, or refuses the prompt.
