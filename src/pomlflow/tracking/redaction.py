@@ -1,7 +1,7 @@
-"""What may be stored of a span: the user's mask, then the size limit, before MLflow sees any content.
+"""Apply the user's mask and then the size limit to a span's content, before MLflow receives it.
 
-A span processor is no place for a mask: MLflow runs those after it has made attachments of media, and keeps the
-exception's message in the span's event.
+A span processor is too late for a mask. MLflow runs processors after it has made attachments of media, and the span's
+event keeps the exception's message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 _INPUTS, _OUTPUTS = SpanAttributeKey.INPUTS, SpanAttributeKey.OUTPUTS
 _OK: Final = SpanStatus(SpanStatusCode.OK)
-# In JSON, what MLflow may make an attachment of: a data URI, base64, bytes as Python writes them, its own `Attachment`.
+# Texts in JSON that MLflow may store as attachments: data URIs, base64, the repr of bytes, its own `Attachment`.
 _MEDIA: Final = re.compile(r""""(?:data:|[A-Za-z0-9+/=_-]{64}|b['\\]|<mlflow\.)""")
 
 
@@ -42,17 +42,18 @@ def plain(value: Any) -> Any:
 
 
 class GuardedSpan:
-    """A live span whose content passes the mask and the size limit before MLflow sees it.
+    """A live span that applies the mask and the size limit to content before MLflow receives it.
 
-    Without a mask, content is stored as it comes. With one, inputs and outputs are held and masked once, at the end; an
-    exception is stored with the message that the mask left and without its traceback, other events not at all.
+    Without a mask, content is stored as soon as it is set. With one, inputs and outputs are kept until the end and
+    masked once. An exception is stored with the message that the mask returns, without its traceback. Other events are
+    not stored.
 
     Args:
         span: MLflow's span.
         mask: The user's mask.
-        to_plain: Makes JSON data of content, as the mask sees it.
+        to_plain: Converts content to the JSON data that the mask gets.
         media: Rewrites stored JSON data so that MLflow makes attachments of its media.
-        safe: The attributes that are stored under a mask, besides MLflow's own; None for all.
+        safe: The attributes that are stored even if there is a mask, in addition to MLflow's own; None for all.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class GuardedSpan:
     ) -> None:
         self.span = span
         self.mask = mask
-        self.kept: dict[str, Any] = {}  # of "inputs" and "outputs", what the mask left
-        self.cut: list[str] = []  # those of them that were too long
+        self.kept: dict[str, Any] = {}  # "inputs" and "outputs" as the mask returned them
+        self.cut: list[str] = []  # "inputs" or "outputs", if it was too long
         self.has_media = False
         self._to_plain = to_plain
         self._media = media
@@ -79,11 +80,11 @@ class GuardedSpan:
         return getattr(self.span, name)
 
     def set_inputs(self, inputs: Any) -> None:
-        """Store the inputs, or hold them for the mask."""
+        """Store the inputs, or keep them for the mask."""
         self._set("inputs", inputs)
 
     def set_outputs(self, outputs: Any) -> None:
-        """Store the outputs, or hold them for the mask."""
+        """Store the outputs, or keep them for the mask."""
         self._set("outputs", outputs)
 
     def set_attribute(self, key: str, value: Any) -> None:
@@ -99,7 +100,7 @@ class GuardedSpan:
             self.set_attribute(key, value)
 
     def add_event(self, event: SpanEvent) -> None:
-        """Store an event; under a mask, only the type of an exception."""
+        """Store an event; with a mask, keep only the type of an exception."""
         if self.mask is None:
             self._store_event(event)
         elif event.name == "exception":
@@ -110,11 +111,11 @@ class GuardedSpan:
         self.add_event(SpanEvent.from_exception(Exception(error) if isinstance(error, str) else error))
 
     def end(self, status: SpanStatus = _OK, end_time_ns: int | None = None) -> None:
-        """Store what is held and end the span. Never raises for its content."""
+        """Store what was kept for the mask, and end the span. An error in the content is logged and not raised."""
         self.span.end(status=self.finish(status), end_time_ns=end_time_ns)
 
     def finish(self, status: SpanStatus) -> SpanStatus:
-        """Store what is held; return the status that may be stored."""
+        """Store what was kept for the mask; return the status, with its text masked and cut."""
         try:
             if self.span.trace_id == NO_OP_SPAN_TRACE_ID:
                 return status
@@ -170,7 +171,7 @@ class GuardedSpan:
 
 
 def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any] | None) -> bool:
-    """Write inputs or outputs; return whether there may be media in them."""
+    """Write inputs or outputs to MLflow's span; return whether they may contain media."""
     text = dump_span_attribute_value(content)
     if (sound := well_formed(text)) != text:  # upstream: mlflow 3.12-3.18: half a surrogate pair loses the trace
         content = json.loads(sound)
@@ -192,7 +193,10 @@ def _warn_incomplete(error: Exception) -> None:
 
 
 def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
-    """Return the ``inputs`` and ``outputs`` that the mask left; nothing where it failed. It may change its argument."""
+    """Return the ``inputs`` and ``outputs`` that the mask returned, or nothing if it failed.
+
+    The mask may change the objects that it gets.
+    """
     try:
         kept = mask({"inputs": inputs, "outputs": outputs})
     except Exception as error:  # noqa: BLE001 - the user's function; its message may hold what it was to hide
@@ -205,9 +209,9 @@ def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
 
 
 def within_limit(value: Any) -> Any:
-    """Cut the texts that are longer than `pomlflow.configure`'s ``max_content``, and leave out media that are.
+    """Cut texts, and leave out media, that are longer than ``max_content`` of `pomlflow.configure`.
 
-    The very same object is returned where nothing is too long.
+    If nothing is too long, the same object is returned; callers compare by identity.
 
     Example:
         >>> import pomlflow

@@ -58,11 +58,11 @@ class ReplayedRender:
         span_id: Its span in the trace.
         title: The span's name, ``poml support.answer``.
         path: The prompt's file, relative to the prompt root; None for inline markup.
-        outcome: ``"identical"``; ``"different"``; or ``"incomplete"`` where the trace does not hold enough of it to be
-            rendered or compared.
-        differences: Where it differs.
-        reasons: The files and versions that have changed; of an incomplete one, what the trace lacks.
-        record: The new render; None where there was none.
+        outcome: ``"identical"``; ``"different"``; or ``"incomplete"``, if the trace does not contain enough to render
+            it or to compare it.
+        differences: The places where the outputs differ.
+        reasons: The files and versions that have changed; for an incomplete one, what the trace lacks.
+        record: The new render; None if it could not be rendered.
     """
 
     span_id: str
@@ -93,7 +93,7 @@ class Replay:
 
     Attributes:
         trace_id: The trace.
-        renders: Each render, in the order of their starts.
+        renders: The renders, in the order in which they started.
     """
 
     trace_id: str
@@ -123,14 +123,15 @@ class Replay:
 def replay(trace_id: str) -> Replay:
     """Render again what was rendered in a trace, from the trace alone, and compare message by message.
 
-    The markup, the variables and the stylesheet come from the trace; files that the markup reads come from where they
-    are relative to the prompt root (`pomlflow.configure`), or from the registry, where the prompt came from there or
-    they are missing. The trace has their digests, and those that have changed are named. Histories of a framework's
-    messages, bytes, NaN, kept whitespace and media are restored. What the handler's mask, a span processor or a limit
-    removed from the trace is lost: such a render is incomplete.
+    The markup, the variables and the stylesheet come from the trace. Files that the markup names are read from their
+    paths relative to the prompt root (`pomlflow.configure`). They come from the registry if the prompt did, or if one
+    of them is missing. The trace has the files' digests, so the result names files that have changed. Histories of a
+    framework's messages, bytes, NaN, kept whitespace and media are restored. Content that the handler's mask, a span
+    processor or a limit removed from the trace is lost, and such a render is incomplete.
 
-    A template is code (JavaScript in its expressions), and that of a trace is not trusted: it renders in the processes
-    for prompts of registries, and may read files in the prompt root, the working folder and ``allow_read``.
+    A template contains code (JavaScript expressions), and the template of a trace is not trusted. It is rendered in the
+    processes for prompts of registries, and may read files only in the prompt root, the working folder and
+    ``allow_read``.
 
     Args:
         trace_id: The trace, in the store that MLflow is set to.
@@ -193,7 +194,7 @@ def _attachment_reader(info: TraceInfo) -> Fetch:
 
 
 class _StoredRender:
-    """A render as its span has it."""
+    """A render as it is stored in its span."""
 
     def __init__(self, span: Span, fetch: Fetch) -> None:
         self._span = span
@@ -219,7 +220,7 @@ class _StoredRender:
         return ReplayedRender(*head, "different", differences, changes or (_UNCHANGED,), record)
 
     def _inputs(self) -> dict[str, Any]:
-        """Return ``prompt``, ``context`` and ``stylesheet`` as they were given, attachments included."""
+        """Return ``prompt``, ``context`` and ``stylesheet`` as they were rendered, with attachments put back."""
         stored = self._span.inputs
         if "inputs" in self._facts.get("masked", ()):
             raise _LostContentError("the handler's mask changed the markup or the variables before they were stored")
@@ -237,7 +238,7 @@ class _StoredRender:
         return inputs
 
     def _template(self, inputs: Mapping[str, Any]) -> Template:
-        """Return the trace's markup with its files: those of this machine, or the registry's if it came from there."""
+        """Return the trace's markup with its files, from this machine or from the registry (see `replay`)."""
         folder = (settings().prompt_root or Path.cwd()) / self._folder
         options: dict[str, Any] = {"stylesheet": inputs.get("stylesheet"), "chat": self._facts.get("chat", True)}
         uri, files = self._attributes.get("poml.prompt"), self._facts.get("files", {})
@@ -252,7 +253,7 @@ class _StoredRender:
         template = self._template(inputs)
         snapshot = template.current()
         if snapshot.roots is None:
-            # With roots it is rendered as untrusted. The trace's own folder is no root: a trace may name any.
+            # A snapshot with roots is rendered as untrusted. The trace's own folder is no root: a trace may name any.
             snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(None))))
         snapshot = replace(snapshot, runtime=self._facts.get("runtime", {}))
         variables: Mapping[str, Any] = inputs["context"]
@@ -295,7 +296,7 @@ class _StoredRender:
 
     def _changed_files(self, template: Template, record: RenderRecord) -> Iterator[str]:
         folder, then = template.base_dir, self._facts.get("files", {})
-        if folder is None or not then:  # files from the registry are as they were
+        if folder is None or not then:  # a template from the registry has no folder here, and its files are unchanged
             return
         if not folder.is_dir():
             yield f"there is no folder {folder}: run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
@@ -311,7 +312,7 @@ class _StoredRender:
 
 
 class _StoredHistory(History[Mapping[str, Any]]):
-    """A framework's messages as a trace has them: the descriptions that expressions used."""
+    """A framework's messages as a trace stores them: as the dicts that `History.describe` made for expressions."""
 
     native = type(None)  # the trace says which variables are messages
 
@@ -331,7 +332,7 @@ class _StoredHistory(History[Mapping[str, Any]]):
 
     @override
     def to_poml(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Put a description's tool calls, which are separate from its text, among its parts."""
+        """Convert a description to POML, with its tool calls or its call's id, which are separate fields, as parts."""
         content = message.get("content", "")
         if isinstance(content, str):
             name = message.get("name") or ""
@@ -351,7 +352,7 @@ class _StoredHistory(History[Mapping[str, Any]]):
 
 
 def _restored(value: Any, fetch: Fetch, bare: set[_Place], place: _Place = ()) -> Any:
-    """Replace the references to attachments in stored inputs by base64, or by data URIs where it was one."""
+    """Replace the references to attachments in stored inputs by data URIs, or by base64 at the places in `bare`."""
     if isinstance(value, dict):
         return {key: _restored(item, fetch, bare, (*place, key)) for key, item in value.items()}
     if isinstance(value, list):
@@ -366,7 +367,7 @@ def _restored(value: Any, fetch: Fetch, bare: set[_Place], place: _Place = ()) -
 
 
 def _without_file(error: str, attribute: Callable[[str], Any]) -> str:
-    """Return the first line of an error with its line and column, without its file, which differs between machines."""
+    """Return an error's first line with its position, but without its file, whose path differs between machines."""
     first = error.split("\n", 1)[0]
     places = [str(number) for place in ("line", "column") if (number := attribute(place)) is not None]
     return ":".join([*places, first.partition(": ")[2] or first])

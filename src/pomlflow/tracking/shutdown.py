@@ -1,9 +1,9 @@
-"""Flush what is pending: in `pomlflow.flush`, in MLflow's own flush, and at exit.
+"""Flush pending traces, prompt versions and links: in `pomlflow.flush`, in MLflow's own flush, and at exit.
 
-At exit MLflow alone waits for minutes while its server is unreachable. So what is pending is flushed before Python
-joins threads, and what is for a server that does not respond then is dropped. One that responds gets everything.
+At exit, MLflow waits for minutes if its server is unreachable. So everything is flushed before Python joins threads. A
+server that responds then receives everything. What is pending for a server that does not respond is dropped.
 
-Only this module of tracking uses private parts of MLflow: its own flush has no time limit.
+This module uses private parts of MLflow, since MLflow's own flush has no time limit.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from pomlflow.tracking.stores import check_reachable, shown
 
 __all__ = ["call_before_exit", "enlarge_span_queue", "finish", "flush", "register_hooks"]
 
-_FORKED: Final = 300.0  # seconds for the traces of a process of multiprocessing, while its server responds
-_CHECK: Final = 2.0  # seconds that a server may take at exit to respond
+_FORKED: Final = 300.0  # seconds to flush at the exit of a multiprocessing child whose server responds
+_CHECK: Final = 2.0  # seconds within which a server must respond at exit
 
 
 class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
-    """Flushes with MLflow and at exit. It is a processor without spans, because MLflow's flush calls each of them."""
+    """Flushes with MLflow and at exit. It is a span processor without spans, as MLflow's flush calls all processors."""
 
     def __init__(self) -> None:
         super().__init__(SpanExporter(), export_metrics=False)
@@ -45,11 +45,12 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
             os.register_at_fork(after_in_child=_restart_exports)
         try:
             threading._register_atexit(self._exit_before_join)  # type: ignore[attr-defined]
-        except (AttributeError, RuntimeError):  # another Python; or the first to trace is a thread that outlives main
+        # Another version of Python has no such function. It raises if the first trace is made while Python shuts down.
+        except (AttributeError, RuntimeError):
             atexit.register(finish)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
-        """Flush what is ours, after MLflow's traces."""
+        """Flush MLflow's traces and then our tasks."""
         deadline = time.monotonic() + min(timeout_millis / 1e3, _limit())
         _drain_all(deadline)
         worker.flush(max(0.0, deadline - time.monotonic()))
@@ -59,23 +60,27 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
         for callback in self.before_exit:
             with suppress(Exception):
                 callback()
-        # A forked process of multiprocessing runs no exit hooks, in which MLflow stores the rest.
+        # MLflow stores what is left in an exit hook, and a multiprocessing child runs none. So it gets more time here.
         if finish(None if multiprocessing.parent_process() is None else _FORKED):
-            atexit.register(finish)  # for threads that outlive main; registered last, so called before MLflow's hooks
+            # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
+            atexit.register(finish)
 
 
 _hooks: Final = cache(_Hooks)
 
 
 def enlarge_span_queue(size: int) -> None:
-    """Let that many spans wait for MLflow's exporter, of processors that are made from now on."""
+    """Set the queue size of the span processors that MLflow makes from now on."""
     # upstream: mlflow 3.12-3.17: of more than 2,048 spans that wait for its exporter it drops the oldest.
     if hasattr(base_mlflow, "_DEFAULT_OTEL_MAX_QUEUE_SIZE"):
         base_mlflow._DEFAULT_OTEL_MAX_QUEUE_SIZE = size
 
 
 def register_hooks() -> None:
-    """Register with Python's exit and fork, and with MLflow's flush, which forgets it when it ends MLflow's threads."""
+    """Register hooks at Python's exit and fork, and in MLflow's flush.
+
+    MLflow's flush removes the hook when it also ends MLflow's threads, so this is called for each new trace.
+    """
     try:
         with base_mlflow._batch_processor_registry_lock:
             base_mlflow._batch_processor_registry.add(_hooks())
@@ -84,13 +89,13 @@ def register_hooks() -> None:
 
 
 def call_before_exit(callback: Callable[[], None]) -> None:
-    """Call a function at exit, before what is pending is flushed."""
+    """Register a function to call at exit, before everything is flushed."""
     with suppress(AttributeError):
         _hooks().before_exit.append(callback)
 
 
 def flush(timeout: float | None) -> bool:
-    """Flush traces, prompt versions and links; return whether all is stored. One warning counts what was lost."""
+    """Flush traces, prompt versions and links; return whether everything is stored. One warning counts the losses."""
     deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
     drained = _drain_all(deadline)
     if drained is None:
@@ -100,7 +105,7 @@ def flush(timeout: float | None) -> bool:
 
 
 def finish(limit: float | None = None) -> bool:
-    """Store what is pending, drop what is for a store that does not respond; return whether all do. Never raises."""
+    """Store what is pending, except for stores that do not respond; return whether all stores respond. Never raises."""
     deadline = time.monotonic() + (_limit() if limit is None else limit)
     respond = True
     with suppress(Exception):  # another version of MLflow or Python
@@ -113,7 +118,7 @@ def finish(limit: float | None = None) -> bool:
                 check_reachable(uri, _CHECK)
                 _open(queue)
                 _drain(processor, queue, deadline)
-            except Exception:  # noqa: BLE001 - whatever is wrong, it accepts nothing
+            except Exception:  # noqa: BLE001 - for any reason, the store accepts nothing
                 respond = False
                 logger.warning(
                     "The program ends while MLflow's store %s is unreachable: its traces are lost", shown(uri)
@@ -124,7 +129,7 @@ def finish(limit: float | None = None) -> bool:
 
 
 def _flush_worker(deadline: float) -> tuple[int, int]:
-    """Return how many traces and versions are pending and lost, and warn of the lost ones."""
+    """Flush the worker; return how many tasks are pending and how many were lost, and warn of the lost ones."""
     pending = worker.flush(max(0.0, deadline - time.monotonic()))
     lost = worker.take_lost()
     if lost:
@@ -133,7 +138,10 @@ def _flush_worker(deadline: float) -> tuple[int, int]:
 
 
 def _exports() -> list[tuple[str | None, Any, Any]]:
-    """Return store (None for OTLP), processor and queue (None if it exports at once) of each of MLflow's exporters."""
+    """Return the store, processor and queue of each of MLflow's exporters.
+
+    The store is None for OTLP. The queue is None if the exporter has none and exports at once.
+    """
     processors = {*base_mlflow._batch_processor_registry, provider._get_span_processor()}  # type: ignore[no-untyped-call]
     exports = []
     for processor in processors:
@@ -146,7 +154,7 @@ def _exports() -> list[tuple[str | None, Any, Any]]:
 
 
 def _drain_all(deadline: float) -> bool | None:
-    """Return whether MLflow has tried to store all traces that have ended; None in another version of MLflow."""
+    """Wait until MLflow has tried to store all ended traces; return whether it has, or None in an unknown version."""
     try:
         drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
     except AttributeError:
@@ -165,7 +173,7 @@ def _drain(processor: Any, queue: Any, deadline: float) -> bool:
 
 
 def _open(queue: Any) -> None:
-    """Have an export queue take traces where no thread can start: in Python's exit hooks, from 3.12 on."""
+    """Prepare an export queue for traces while no thread can start: in exit hooks, from Python 3.12 on."""
     if queue is None or _can_start_threads():
         return
     # upstream: mlflow 3.12-3.18: the queue loses traces then, or stores one twice and stops, as it starts its threads.
@@ -192,7 +200,7 @@ def _restart_exports() -> None:
 
 
 def _abandon(queue: Any) -> None:
-    """Have Python end without joining MLflow's export threads."""
+    """Let Python exit without joining MLflow's export threads."""
     # upstream: mlflow 3.12-3.18: they retry for minutes while the server is unreachable, and a flush has no limit.
     if queue is None or not queue.is_active():
         return

@@ -1,7 +1,7 @@
 """Store what is pending when SIGTERM ends the program, as container runtimes do: Python runs no exit hooks then.
 
-It takes effect where the program leaves SIGTERM to the operating system, and under uvicorn, which raises the signal
-again at the end of its own shutdown.
+It works in programs without a handler for SIGTERM, and under uvicorn, which raises the signal again at the end of its
+own shutdown. Other handlers are not changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POLL: Final = 0.05  # seconds
 
 
 def finish_at_sigterm() -> None:
-    """Store what is pending before SIGTERM ends the program. Only the main thread can arrange that."""
+    """Store what is pending before SIGTERM ends the program. In another thread than main, this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
     before = signal.getsignal(signal.SIGTERM)
@@ -43,9 +43,9 @@ def _is_of_uvicorn(handler: Any) -> bool:
 
 
 def _finish_and_end(number: int, _frame: object) -> None:
-    # In a thread: the main thread was interrupted anywhere, and may hold a lock that is needed.
+    # In a new thread: the signal has interrupted the main thread, which may hold a lock that `finish` needs.
     thread = threading.Thread(target=finish, args=(_LIMIT,), daemon=True)
-    with suppress(RuntimeError):  # no thread starts any more
+    with suppress(RuntimeError):  # no thread can start while the interpreter shuts down
         thread.start()
         thread.join(_LIMIT)
     signal.signal(number, signal.SIG_DFL)
@@ -53,14 +53,15 @@ def _finish_and_end(number: int, _frame: object) -> None:
 
 
 def _finish_after(before: Any, number: int, frame: object) -> None:
-    """Let uvicorn shut down, and hold the signal back that it raises at the end."""
+    """Let uvicorn shut down, and block the signal that it raises at the end until everything is stored."""
     mine = signal.getsignal(number)
     threading.Thread(target=_finish_when_restored, args=(mine, number), daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {number})  # of this thread; the other one can still receive it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})  # in the main thread only; the new thread can still receive it
     before(number, frame)
 
 
 def _finish_when_restored(mine: Any, number: int) -> None:
+    """Wait until uvicorn has restored the handler that was set before its own, and end the program then."""
     while signal.getsignal(number) is mine:
         time.sleep(_POLL)
     finish(_LIMIT)
