@@ -1,1 +1,1 @@
-"""Renders to MLflow: spans and prompt versions."""
+"""Store renders in MLflow, as spans and prompt versions."""

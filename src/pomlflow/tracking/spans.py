@@ -3,7 +3,7 @@
 The span's shape is the same under every framework; an adapter only chooses its parent.
 
 ======================  ==============================================================================================
-name                    ``poml <prompt name>``; ``poml`` for a prompt without a name and for a root span
+name                    ``poml <prompt name>``; only ``poml`` for a prompt without a name, and for every root span
 type                    ``PROMPT``
 inputs                  ``prompt`` (the markup), ``context`` (the variables), ``stylesheet`` (null where none was given)
 outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; ``tools``, ``schema``, ``runtime`` where
@@ -12,9 +12,9 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 ``poml.path``           the file, relative to the prompt root; absent for inline markup
 ``poml.version``        of the ``poml`` package
 ``poml.prompt.name``    the prompt's name in the registry; absent for a prompt without one
-``poml.prompt``         ``prompts:/name/version``, where the version was known before the span ended
-``poml.error``          the message of a failed render, and ``poml.error.file``, ``.line``, ``.column``
-``poml.replay``         what `pomlflow.replay` needs in addition (`pomlflow.tracking.facts`)
+``poml.prompt``         ``prompts:/name/version``, if the version was known before the span ended
+``poml.error``          the message of a failed render; ``poml.error.file``, ``.line`` and ``.column`` are its position
+``poml.replay``         further data for `pomlflow.replay` (see `pomlflow.tracking.facts`)
 ======================  ==============================================================================================
 """
 
@@ -51,7 +51,7 @@ SPAN_TYPE: Final = "PROMPT"
 
 # upstream: mlflow 3.13-3.18: the trace page hides spans of types that it does not know below this level.
 _INFO: Final = 20
-_BUFFER: Final = 100_000  # traces that MLflow keeps while they run, and tasks of its export, where it has 1,000
+_BUFFER: Final = 100_000  # running traces, and export tasks, that MLflow's buffers hold; its default is 1,000
 
 
 def log_render(
@@ -66,10 +66,11 @@ def log_render(
 
     Args:
         record: The render.
-        parent: The span to nest it under; None for the active one, and for a root span where none is active.
-        register: Whether to register the prompt and link its version, where the template does not say.
-        mask: What may be stored of inputs and outputs.
-        root: Whether to make a trace of its own, whatever is active.
+        parent: The parent of the new span. With None, it is the active span, or the new span is a root if none is
+            active.
+        register: Whether to register the prompt and link its version, if the template does not set that.
+        mask: Returns what may be stored of inputs and outputs.
+        root: Whether to start a new trace even if a span is active.
 
     Example:
         >>> log_render(Template("<p>Hello {{name}}</p>").render({"name": "Ada"}), parent=None)
@@ -94,7 +95,7 @@ def log_render(
 
 @contextmanager
 def active(span: Span) -> Iterator[None]:
-    """Make an OpenTelemetry span the active one, which is the default parent; ``INVALID_SPAN`` for none."""
+    """Make an OpenTelemetry span the active one, the default parent; with ``INVALID_SPAN``, no span is active."""
     token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=span)))
     try:
         yield
@@ -103,7 +104,7 @@ def active(span: Span) -> Iterator[None]:
 
 
 def within(span: LiveSpan, outer: LiveSpan) -> bool:
-    """Whether a span is a descendant of another, as far as MLflow has them in memory."""
+    """Whether a span is a descendant of another; False if a span between them is no longer in MLflow's memory."""
     traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
     found: LiveSpan | None = span
     while found is not None and found.trace_id == outer.trace_id and found.parent_id is not None:
@@ -145,7 +146,7 @@ def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
 
 
 def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
-    """Store inputs, outputs and the facts for a replay; return the status that may be stored."""
+    """Store inputs, outputs and the facts for a replay; return the status, with its text masked and cut."""
     error, content = record.error, span_content(record)
     status = SpanStatus(SpanStatusCode.OK)
     span.set_inputs(content["inputs"])
@@ -169,7 +170,7 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
 
 def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
     def on_version(version: Any) -> None:
-        if span.end_time_ns is None:  # it may come late
+        if span.end_time_ns is None:  # the version may be known only after the span has ended
             span.set_attribute("poml.prompt", version.uri)
 
     register = register if record.register is None else record.register
@@ -184,9 +185,10 @@ def prepare() -> None:
 
 @cache
 def _raise_limits() -> None:
-    """Raise the limits of MLflow's buffers, which it reads once: above them it drops traces, as of a large `batch`.
+    """Raise the limits of MLflow's buffers, above which it drops traces, for example those of a large `batch`.
 
-    The defaults are changed rather than the environment, which subprocesses inherit.
+    MLflow reads the limits once, before its first trace. Their defaults are changed, and not the environment, which
+    subprocesses would inherit.
     """
     # upstream: mlflow 3.12-3.18: a trace that is evicted from its buffer is dropped without a warning.
     limits = [
@@ -209,7 +211,7 @@ def _raise_limits() -> None:
 
 
 def span_content(record: RenderRecord) -> dict[str, Any]:
-    """Return what a render's span holds: ``inputs`` and ``outputs``, which are ``{"error": …}`` where it failed."""
+    """Return the content of a render's span: ``inputs`` and ``outputs``, which are ``{"error": …}`` if it failed."""
     stylesheet = None if record.stylesheet is None else dict(record.stylesheet)
     return {
         "inputs": {"prompt": record.source, "context": dict(record.variables), "stylesheet": stylesheet},

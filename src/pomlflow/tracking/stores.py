@@ -1,4 +1,4 @@
-"""MLflow's stores: which are set now, requests to them that fail fast, and the meaning of their errors.
+"""MLflow's stores: which of them are set now, requests that fail fast, and what their errors mean.
 
 MLflow's own client blocks for minutes while a server is unreachable.
 """
@@ -33,7 +33,7 @@ _REQUEST_TIMEOUT: Final = 10.0  # seconds for one request without retries
 
 
 class Place(NamedTuple):
-    """Where a prompt is registered, and where its traces are: the URIs of both stores, and the MLflow workspace."""
+    """The URIs of the stores for traces and for prompts, and the MLflow workspace."""
 
     tracking: str
     registry: str
@@ -41,11 +41,11 @@ class Place(NamedTuple):
 
     @classmethod
     def now(cls) -> Place:
-        """Return what is set at this moment, in this context."""
+        """Return the stores and the workspace that are set in the current context."""
         return cls(mlflow.get_tracking_uri(), mlflow.get_registry_uri(), get_request_workspace())
 
     def client(self) -> MlflowClient:
-        """Return MLflow's client for the registry, whatever is set now."""
+        """Return MLflow's client for this registry, even if another one is set now."""
         # upstream: mlflow 3.12-3.18: it opens the tracking store as well, which may be a database that is broken, or is
         # being set up for half a minute. A registry that is a server must not wait for that.
         tracking = self.registry if is_server(self.registry) else self.tracking
@@ -88,7 +88,7 @@ def send(uri: str, path: str, method: str, timeout: float = _REQUEST_TIMEOUT, **
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """Return what MLflow raises for its store: its own errors, the network's, and SQLAlchemy's if that is imported.
+    """Return the classes of errors that a store raises: MLflow's, the network's, and SQLAlchemy's if it is imported.
 
     SQLAlchemy is not imported for a server: its import would cost the first traced call 0.1 s.
     """
@@ -100,13 +100,14 @@ def is_outage(uri: str, error: Exception) -> bool:
     """Whether an error means that the store is unreachable."""
     if isinstance(error, RestException):  # the server answered, or a gateway for it
         return _status(error) in {502, 503, 504}
-    if isinstance(error, MlflowException):  # a database reports it by 503 alone, a server by any error without its own
+    # An unreachable server causes any 5xx here, since its own errors are RestExceptions; a database causes 503 alone.
+    if isinstance(error, MlflowException):
         return _status(error) >= (500 if is_server(uri) else 503)
     return isinstance(error, store_errors())
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a reachable server may accept it later: no permission yet, too busy, an internal error."""
+    """Whether a reachable server may accept the same request later: a permission, its load or its state may change."""
     if not isinstance(error, MlflowException):
         return False
     status = _status(error)
@@ -118,7 +119,7 @@ def _status(error: MlflowException) -> int:
 
 
 def shown(uri: str, instead: str = "") -> str:
-    """Return a store's URI for logs, with `instead` for the user's name and password.
+    """Return a store's URI for logs, with the user's name and password replaced by `instead`.
 
     Example:
         >>> shown("postgresql://mlflow:secret@db:5432/mlflow", "***@")

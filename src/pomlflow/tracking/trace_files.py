@@ -1,8 +1,8 @@
-"""POML's own local trace files, as ``poml.set_trace(trace_dir=…)`` has them (poml 0.0.8).
+"""Write POML's own local trace files, like ``poml.set_trace(trace_dir=…)`` (poml 0.0.8).
 
-Each render has a number: ``0001.support.poml`` (the markup), ``.env`` and ``.source.poml`` (its file),
-``.context.json``, ``.stylesheet.json``, ``.result.json`` and ``.result.txt``. POML's extension for editors and
-``poml.trace_artifact()`` read them.
+The files of a render begin with its number and name: ``0001.support.poml`` is the markup, ``.env`` and ``.source.poml``
+name its file, and the others are ``.context.json``, ``.stylesheet.json``, ``.result.json`` and ``.result.txt``. POML's
+extension for editors and ``poml.trace_artifact()`` read them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["TraceFiles"]
 
 
 class TraceFiles:
-    """An existing folder of trace files. Threads and processes may write to it at once.
+    """An existing folder of trace files. Several threads and processes may write to it at the same time.
 
     Example:
         >>> files = TraceFiles.of_this_run("pomlruns")
@@ -39,25 +39,25 @@ class TraceFiles:
 
     @classmethod
     def of_this_run(cls, trace_dir: str | os.PathLike[str]) -> TraceFiles:
-        """Make a folder in `trace_dir` for this process alone, named by the time like poml's.
+        """Make a new folder in `trace_dir` for this process, named after the current time as poml does.
 
         Raises:
-            ConfigurationError: It cannot be made.
+            ConfigurationError: The folder cannot be made.
         """
         try:
             Path(trace_dir).mkdir(parents=True, exist_ok=True)
             while True:
                 folder = Path(trace_dir, f"{dt.datetime.now():%Y%m%d%H%M%S%f}")  # noqa: DTZ005 - local, as poml's
-                with contextlib.suppress(FileExistsError):  # by a process that started in the same microsecond
+                with contextlib.suppress(FileExistsError):  # another process started in the same microsecond
                     folder.mkdir()
                     return cls(folder)
         except OSError as error:
             raise ConfigurationError(f"trace_dir: cannot make a folder in {trace_dir}: {error}") from error
 
     def write(self, record: RenderRecord, file: Path | None, mask: Mask | None = None) -> Path:
-        """Write a render, and return the path that all its files begin with; a failed render has no result.
+        """Write the files of a render, and return the prefix of their paths. A failed render has no result files.
 
-        `file` is the absolute path of its template, None for inline markup. The mask gets what it gets for a span.
+        `file` is the absolute path of its template, None for inline markup. The mask gets the same dict as for a span.
         """
         content = _content(record) if mask is None else _masked_content(record, mask)
         name = file.name.removesuffix(".poml") if file is not None else record.name or ""
@@ -65,7 +65,7 @@ class TraceFiles:
             prefix = self._begin(name, str(content.pop(".poml", "")))
         if file is not None:
             _write(prefix, ".env", f"SOURCE_PATH={file}\n")
-            with contextlib.suppress(OSError, NotImplementedError):  # few users may make links on Windows
+            with contextlib.suppress(OSError, NotImplementedError):  # Windows lets few users make links
                 Path(f"{prefix}.source.poml").symlink_to(file)
         for suffix, text in content.items():
             _write(prefix, suffix, text)
@@ -77,7 +77,7 @@ class TraceFiles:
         for number in itertools.count(1):
             prefix = self.folder / f"{number:04}{f'.{name}' if name else ''}"
             if f"{number:04}" not in taken:
-                with contextlib.suppress(FileExistsError):  # by another process, a moment ago
+                with contextlib.suppress(FileExistsError):  # another process has just taken the number
                     _write(prefix, ".poml", markup, new=True)
                     break
         return prefix
@@ -97,7 +97,7 @@ def _content(record: RenderRecord) -> dict[str, str]:
 
 
 def _masked_content(record: RenderRecord, mask: Mask) -> dict[str, Any]:
-    """Return what the mask leaves of the content, by suffix; the result has the shape of a span's outputs."""
+    """Return the masked content of each file, by suffix. The result has the shape of a span's outputs."""
     from pomlflow.tracking.redaction import masked
     from pomlflow.tracking.spans import span_content
 

@@ -17,7 +17,7 @@ from pomlflow.tracking.load import load
 __all__ = ["compare_versions"]
 
 _TOKENS: Final = ["input_tokens", "output_tokens", "total_tokens"]
-_RATINGS: Final[Mapping[str, float]] = {"yes": 1.0, "no": 0.0}  # MLflow's judges answer so
+_RATINGS: Final[Mapping[str, float]] = {"yes": 1.0, "no": 0.0}  # the answers of MLflow's judges
 
 
 def compare_versions(
@@ -30,25 +30,25 @@ def compare_versions(
 ) -> pd.DataFrame:
     """Compare versions of a prompt by the traces that are linked to them.
 
-    A trace counts for each of the versions that it is linked to, and one that is in progress for none.
+    A trace that is linked to several versions counts for each of them. Traces in progress are not counted.
 
     Args:
         name: The prompt's name in MLflow's registry.
-        versions: Numbers, or aliases, which stand for the version that they name now.
+        versions: Numbers or aliases. An alias is resolved to its current version.
         experiment_ids: The experiments with the traces, by default MLflow's current one.
-        since: Only traces that started at this time or later; local time where it has no time zone.
+        since: Only traces that started at this time or later. A time without a time zone is local.
         until: Only traces that started before this time.
 
     Returns:
-        A pandas DataFrame with one row for each version, in the order given, and the number as its index. `traces` and
-        `errors` are counts, `error_rate` is a share, `latency_p50` and `latency_p95` are milliseconds of whole traces,
-        `input_tokens`, `output_tokens` and `total_tokens` are means of the traces with a count of tokens. Each
-        assessment has a column with its mean, ``correctness/mean``, as in the metrics of `mlflow.genai.evaluate`:
-        numbers as they are, True and "yes" as 1, False and "no" as 0, other values left out. A value that no trace
-        has is NaN.
+        A pandas DataFrame with one row for each version, in the order given, and the version's number as its index.
+        `traces` and `errors` are counts, and `error_rate` is between 0 and 1. `latency_p50` and `latency_p95` are
+        milliseconds of whole traces. `input_tokens`, `output_tokens` and `total_tokens` are means over the traces that
+        have token counts. Each assessment has a column with its mean, such as ``correctness/mean``, as in the metrics
+        of `mlflow.genai.evaluate`. True and "yes" count as 1, False and "no" as 0, and values that are neither numbers
+        nor one of these are left out. A value that no trace has is NaN.
 
     Raises:
-        RegistryError: An alias cannot be looked up, or does not exist (`PromptNotFoundError`).
+        RegistryError: An alias cannot be resolved, or does not exist (`PromptNotFoundError`).
         MlflowException: The store failed or is unreachable.
 
     Example:
@@ -77,7 +77,7 @@ def _number(name: str, version: int | str) -> int:
 
 
 def _metrics(traces: Sequence[TraceInfo]) -> dict[str, float]:
-    """Return a version's row."""
+    """Return a version's row, by column."""
     errors = pd.Series([trace.state == TraceState.ERROR for trace in traces], dtype="float")
     latency = pd.Series([trace.execution_duration for trace in traces], dtype="float")
     tokens = pd.DataFrame([trace.token_usage or {} for trace in traces], columns=_TOKENS, dtype="float")
@@ -94,7 +94,7 @@ def _metrics(traces: Sequence[TraceInfo]) -> dict[str, float]:
 
 
 def _assessments(trace: TraceInfo) -> dict[str, float]:
-    """Return the mean of each assessment of a trace, which several people may have made."""
+    """Return the mean value of each assessment of a trace, by name; several people may have made the same one."""
     values: defaultdict[str, list[float]] = defaultdict(list)
     for assessment in trace.assessments:
         if isinstance(assessment, Feedback) and assessment.valid is not False:  # False: replaced by a later one

@@ -1,12 +1,11 @@
-"""A prompt version in MLflow's registry: found by its digest, made once.
+"""Find a prompt version in MLflow's registry by its digest, or make it once.
 
-Everything here talks to the store and may block as long as MLflow does; `pomlflow.tracking.publish` calls it in the
-background.
+`Registry` calls the store and may block as long as MLflow does; `pomlflow.tracking.publish` calls it in the background.
 
-MLflow has no uniqueness constraint on a version's content, so one content becomes one version by a rule that every
-process follows: the lowest version with the digest is the one. A version's number is only given once all lower ones are
-stored (MLflow's SQL stores: ``max + 1`` under a primary key), so whichever process has made a version sees every lower
-one, and withdraws its own if there is one with the same digest.
+MLflow has no uniqueness constraint on a version's content. All processes follow one rule instead: the version of a
+content is the one with the lowest number among those with its digest. MLflow's SQL stores number versions by
+``max + 1`` under a primary key, so all lower versions are stored before a new one. A process that has made a version
+can therefore see every lower one. If one of them has the same digest, it deletes its own.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pomlflow.tracking.bundle import FileChangedError, pack
 __all__ = ["Draft", "Registry", "draft_of", "model_config", "name_of", "runtime_of"]
 
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
-_NEWEST: Final = 20  # versions whose text is compared where none has the digest
+_NEWEST: Final = 20  # newest versions whose content is compared if no version has the digest as a tag
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
 _DIGEST: Final = "poml_sha256"
 _SETTINGS: Final = {"model": "model_name", "stop": "stop_sequences"}  # MLflow's names, where they differ
@@ -47,11 +46,11 @@ prompt = PomlPromptTemplate.from_registry("{}")"""
 
 @dataclass(frozen=True)
 class Draft:
-    """What is needed of a render to find or make its version; much smaller than the record.
+    """The part of a render that is needed to find or make its version; it is much smaller than the record.
 
-    `path` is the file, relative to the prompt root, and `folder` what the `files` are relative to. `runtime` and
-    `schema` are there where they depend on no variable. `number` is that of the version that was rendered, where it
-    came from the registry. `message` is the commit message of a new version.
+    `path` is the file, relative to the prompt root, and `files` are relative to `folder`. `runtime` and `schema` are
+    None if they depend on a variable. `number` is the version that was rendered, if it came from the registry.
+    `message` is the commit message of a new version.
     """
 
     name: str
@@ -70,8 +69,8 @@ class Draft:
 def name_of(record: RenderRecord) -> str | None:
     """Return the name to register a render's prompt under, or None if it is not to be registered.
 
-    Inline markup without a name is registered only where the template asks for it: markup built per call must not
-    flood the registry.
+    Inline markup without a name is registered only with ``register=True``. Otherwise a program that builds its markup
+    for each call would make a prompt for each call.
     """
     if record.register is False:
         return None
@@ -79,11 +78,11 @@ def name_of(record: RenderRecord) -> str | None:
 
 
 def draft_of(record: RenderRecord, name: str) -> Draft:
-    """Return what the registry needs of a render."""
+    """Return the draft of a render, under a name."""
     NAMES.warn_of_folder(name)
     tags = {_DIGEST: record.digest, "poml_path": record.path, "poml_version": record.poml_version}
     output = record.output or {}
-    # Copies: the caller may change the output as soon as the render is delivered, and this waits in a thread.
+    # Copied, since the draft waits in a background thread, where the caller may change the output meanwhile.
     static = {key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static}
     return Draft(
         name=name,
@@ -115,7 +114,7 @@ class Registry:
         """Find the version of a draft's content, or make it.
 
         Returns:
-            The one version of this content; None where there is none and `create` is off.
+            The version of this content; None if there is none and `create` is False.
 
         Raises:
             RejectedError: The registry cannot take the prompt.
@@ -140,7 +139,7 @@ class Registry:
         return self._make(draft, is_first=not newest)
 
     def _numbered(self, draft: Draft) -> PromptVersion | None:
-        """Return the version that was rendered, if it still has that content: it may be deleted and made anew."""
+        """Return the version that was rendered, unless it was deleted and made again with another content."""
         version = self.client.get_prompt_version(draft.name, draft.number)
         return version if version is not None and _has_content(version, draft) else None
 
@@ -152,7 +151,7 @@ class Registry:
     def _search(
         self, name: str, digest: str | None = None, *, newest: bool = False, limit: int = 1
     ) -> list[PromptVersion]:
-        """Return versions in the order of their numbers. No name and no digest can hold a quote."""
+        """Return versions in the order of their numbers. Names and digests contain no quotes, so none are escaped."""
         query = f"name = '{name}' AND tags.`{_IS_PROMPT}` = 'true'"
         if digest is not None:
             query += f" AND tags.`{_DIGEST}` = '{digest}'"
@@ -169,13 +168,13 @@ class Registry:
         return [model_version_to_prompt_version(version) for version in found]
 
     def _make(self, draft: Draft, *, is_first: bool) -> PromptVersion:
-        """Make a version, and return the one that is valid, which may be another process's."""
+        """Make a version, and return the lowest one of this content, which another process may have made."""
         # upstream: mlflow 3.12-3.18: `register_prompt` copies the version's tags to the prompt, changes their dict,
         # writes the current thread's experiment and starts a thread for that.
         name = draft.name
         try:
             files = pack(draft.files, draft.folder)
-        except FileChangedError as error:  # then the content is another one, and the next render has that
+        except FileChangedError as error:  # the next render has the new content, with another digest
             raise RejectedError(f"the prompt {name!r}: {error}") from error
         if is_first:
             self._make_prompt(name)
@@ -200,8 +199,8 @@ class Registry:
         try:
             self.client.create_prompt(name)
         except MlflowException as error:
-            # Mostly another process that registers the same name now; but a model may have it, and no version of a
-            # prompt must get into a user's model.
+            # Usually another process has just registered the same name. But a registered model may have the name, and
+            # no prompt version must be added to a user's model.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             if self.client.get_prompt(name) is None:
@@ -210,7 +209,7 @@ class Registry:
                 ) from error
 
     def _withdraw(self, version: PromptVersion) -> None:
-        """Delete a version made a moment ago, which nothing is linked to: a lookup by digest finds the lower one."""
+        """Delete a version that was just made. Nothing is linked to it, as lookups by digest find the lower one."""
         try:
             self.client.delete_prompt_version(version.name, str(version.version))
         except MlflowException as error:
@@ -220,11 +219,11 @@ class Registry:
 
 
 def _has_content(version: PromptVersion, draft: Draft) -> bool:
-    """Whether a version is the draft's content: by its digest, or where it was registered by hand, by its text."""
+    """Whether a version has the draft's content: by its digest, or by its text if it was registered without one."""
     digest = version.tags.get(_DIGEST)
     if digest is not None:
         return bool(digest == draft.digest)
-    if not version.is_text_prompt or (draft.files and draft.number is None):  # a text alone does not tell its files
+    if not version.is_text_prompt or (draft.files and draft.number is None):  # equal texts may have different files
         return False
     # upstream: mlflow 3.12-3.18: optimize_prompts replaces the property `template` for all versions during its trials.
     return bool(get_original_attribute(version, "template") == draft.source)  # type: ignore[no-untyped-call]
@@ -237,7 +236,7 @@ def _response_format(draft: Draft) -> dict[str, Any] | None:
 
 
 def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
-    """Return POML's ``<runtime>`` as MLflow's model config: what MLflow does not know is in ``extra_params``.
+    """Return POML's ``<runtime>`` as MLflow's model config; ``extra_params`` has what MLflow does not know.
 
     A value that MLflow does not allow, such as a ``topP`` of 2, is left out.
 
