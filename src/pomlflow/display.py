@@ -132,7 +132,7 @@ class _Page:
         self._add("</div>")
 
     def open(self, title: str) -> None:
-        """Begin a message or another part."""
+        """Open the box of a message or another part; `close` ends it."""
         kind = title if title in ("system", "human", "ai", "tool") else "other"
         self._add(f'<div class="pomlflow-part pomlflow-{kind}"><small>{_escaped(short(title))}</small>')
 

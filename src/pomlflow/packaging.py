@@ -38,8 +38,8 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
         *folders: The folders of top-level packages.
 
     Returns:
-        ``code_paths`` and ``extra_pip_requirements``: this package with the extras of the frameworks that are
-        installed, poml and Node, in the versions of this environment.
+        ``code_paths`` and ``extra_pip_requirements``. The requirements are this package with the extras of the
+        installed frameworks, poml and Node, in the versions of this environment.
 
     Raises:
         ConfigurationError: A folder has no prompts or is not a top-level package; or a prompt names a file that is not
@@ -85,6 +85,7 @@ def _left_behind(template: Template, folder: Path) -> Iterator[str]:
 
 
 def _compare_names(template: Template, file: Path, folder: Path) -> None:
+    """Warn if a prompt's name in the model differs from its name here."""
     there = name_in_copy(file, folder)
     if template.name != there:
         warn_once(
@@ -97,6 +98,8 @@ def _compare_names(template: Template, file: Path, folder: Path) -> None:
 
 
 def _requirements() -> Iterator[str]:
+    """Yield pip's requirements for rendering, pinned to the installed versions."""
+
     def is_installed(package: str) -> bool:
         try:
             return bool(version(package))
