@@ -42,17 +42,17 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     Its variables are inferred from the markup. A variable that is the ``messages`` of a ``<conversation>`` is a
     history: it is optional, and its messages reach the model unchanged. A file is read again when it has changed.
 
-    LangChain's `dumps` serialises it; `loads` must be given classes that are not LangChain's own:
+    LangChain's `dumps` serialises it. `loads` accepts only LangChain's own classes unless it gets others:
     ``loads(text, allowed_objects=[PomlPromptTemplate], valid_namespaces=["pomlflow"])``.
 
     Args:
         template: The markup; never a path.
         path: The file, instead of markup (`from_file`).
-        name: The prompt's name in MLflow's registry, and its run's name; by default the file's path relative to the
-            prompt root.
-        base_dir: The folder that relative sources in inline markup are resolved against.
+        name: The prompt's name in MLflow's registry, and the name of its runs. By default, the name in the registry is
+            made from the file's path relative to the prompt root (``support.answer`` for ``support/answer.poml``).
+        base_dir: The folder against which relative sources in inline markup are resolved.
         stylesheet: A POML stylesheet in addition to the markup's own.
-        chat: Whether to give messages, or one text.
+        chat: Whether to render messages; if False, the render is one text.
         register: Whether to register the prompt; None for the handler's setting.
         partial_variables: Values, or functions that return them, for some of the variables.
         output_parser: As in LangChain's other prompts.
@@ -71,7 +71,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         'Tell me about POML.'
     """
 
-    # Frozen: a render uses the template that the constructor made. LangChain's other fields may be set.
+    # Frozen, since a render uses the template that the constructor made. LangChain's own fields may be set.
     template: str = Field(frozen=True)
     path: str | None = Field(default=None, frozen=True)
     base_dir: str | None = Field(default=None, frozen=True)
@@ -146,7 +146,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     @property
     def core(self) -> Template:
-        """The template, which knows no framework."""
+        """The template, which does not depend on a framework."""
         return self._core
 
     @property
@@ -156,7 +156,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     @classmethod
     @override
     def get_lc_namespace(cls) -> list[str]:
-        """Return the path that `loads` imports the class from."""
+        """Return the module from which `loads` imports the class."""
         return ["pomlflow", "langchain"]
 
     def validate(self, **variables: Any) -> list[Finding]:  # type: ignore[override]  # pydantic 1's method
@@ -167,7 +167,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
                 markup, unknown components, missing files, the syntax of expressions.
 
         Returns:
-            Warnings about what renders, but probably not as it is meant, by the rules that pyproject.toml selects.
+            Warnings about markup that renders, but probably not as intended. pyproject.toml selects the rules.
 
         Raises:
             PomlError: The error that a render would raise.
@@ -193,11 +193,11 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         ``prompt | llm``.
 
         Args:
-            llm: A chat model; it may have tools bound, be configurable, retried, or have fallbacks.
+            llm: A model, or a runnable made from one: with bound tools, with retries, with fallbacks, or configurable.
             parse: Whether to return the object in the answer, checked by the output schema, instead of the message. A
                 stream yields the object as it grows.
             tools: The functions of the markup's tools, by name, or under their own names. Each call checks that they
-                match; `tools` makes the tools that run them.
+                match the markup; the chain does not run them. The method `tools` makes tools that run them.
 
         Returns:
             The chain.
@@ -206,8 +206,9 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             TypeError: `llm` is not a model.
             ToolError: Two functions have one name.
 
-        A call raises `SettingError` if the model does not support a setting, `ToolError` if tools and functions do not
-        match, and with `parse` `PomlOutputParserError`, which holds the answer.
+        A call raises `SettingError` if the model does not support a setting, and `ToolError` if tools and functions do
+        not match. With `parse`, it raises `PomlOutputParserError`, which contains the answer, if that does not match
+        the schema.
 
         Example:
             >>> from langchain_core.language_models import FakeListChatModel
@@ -219,14 +220,14 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         return PomlChain(self, wrap_models(llm, parse=parse, functions=functions))
 
     def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
-        """Return the markup's tools with functions: for a ``ToolNode``, an agent's constructor, or a loop of your own.
+        """Return the markup's tools with functions, for a ``ToolNode``, an agent's constructor, or a loop of your own.
 
         Args:
-            functions: By name, or under their own names; functions, sync or async, or LangChain's tools.
+            functions: Functions, sync or async, or LangChain's tools, by name, or under their own names.
             **variables: The variables of the template.
 
         Returns:
-            A tool for each definition, with its description, whose arguments are checked by its schema.
+            A tool for each definition, with the definition's description. Its schema checks the tool's arguments.
 
         Raises:
             ToolError: A tool has no function, or a function no tool.
@@ -248,18 +249,18 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     @override
     def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> PomlPromptValue:
-        """Render to a prompt value that carries the frame."""
+        """Render to a prompt value with the frame."""
         return self._with_arguments(super().invoke(input, config), kwargs)
 
     @override
     async def ainvoke(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
     ) -> PomlPromptValue:
-        """Render to a prompt value that carries the frame, without holding up the event loop."""
+        """Render to a prompt value with the frame, without blocking the event loop."""
         return self._with_arguments(await super().ainvoke(input, config), kwargs)
 
     def _with_arguments(self, value: PromptValue, arguments: Mapping[str, Any]) -> PomlPromptValue:
-        """Keep a chain's arguments, which LangChain passes to its first step, for the model after the prompt."""
+        """Store the arguments of a chain's call, which LangChain passes to the first step, for the model after it."""
         made = cast("PomlPromptValue", value)
         made.arguments.update(arguments)
         return made
@@ -336,7 +337,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     @override
     def _validate_input(self, inner_input: Any) -> dict[str, Any]:
-        """Return all variables by name. The render reports a missing one, so that the error is traced."""
+        """Return all variables by name. Missing ones are left to the render, so that their error is traced."""
         partial = {name: value() if callable(value) else value for name, value in self.partial_variables.items()}
         if isinstance(inner_input, Mapping):
             return {**partial, **inner_input}
@@ -349,19 +350,19 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         )
 
     def _refreshed(self) -> Snapshot:
-        """Return the template as its files are now, and update the fields that LangChain reads."""
+        """Return the current template, read again if its files have changed, and update the fields for LangChain."""
         now = self._core.current()
         if now is not self._seen:
             self._seen = now
             self.__dict__["template"] = now.source
             for field, value in _variables(now.inference, self.partial_variables, self.input_types).items():
                 setattr(self, field, value)
-            self.__dict__.pop("_serialized", None)  # LangChain's cached form of the old one
+            self.__dict__.pop("_serialized", None)  # LangChain has cached the serialised form of the old template here
         return now
 
 
 def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
-    # A copy gets all that the instance holds in its __dict__, LangChain's cached `_serialized` too.
+    # LangChain's copies pass everything in the instance's __dict__, including its cached `_serialized`.
     fields = cls.model_fields
     unknown = [name for name in given if name not in fields and not hasattr(cls, name) and not name.startswith("_")]
     refuse_foreign(unknown, cls.__name__)
@@ -369,9 +370,9 @@ def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
 
 
 def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of LangChain's fields about variables."""
-    # An optional history is in optional_variables and, with a default, in partial_variables: LangChain's own agent
-    # constructors look for agent_scratchpad there.
+    """Return the values of the fields in which LangChain describes variables."""
+    # An optional history is in optional_variables and, with an empty list, in partial_variables, because LangChain's
+    # own agent constructors look for agent_scratchpad there.
     partial = {**{name: [] for name in found.messages if name in found.optional}, **partial}
     required = [name for name in found.variables if name not in partial]
     any_value = dict.fromkeys((*found.variables, *found.optional), Any)
@@ -385,15 +386,15 @@ def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str,
 
 
 def _trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
-    """Sink: store the render in the run that it is part of, where one of ours or MLflow's handlers traces it.
+    """Call `handler.trace_in_run`, the sink for renders, if MLflow's tracer has been imported.
 
-    A chain without such a handler does not import MLflow.
+    Without it no handler of ours or MLflow's can trace the run, and a prompt alone must not import MLflow.
     """
     if "mlflow.langchain.langchain_tracer" not in sys.modules:
         return False
     try:
         from pomlflow.langchain.handler import trace_in_run
-    except Exception as error:  # noqa: BLE001 - an unsupported version of MLflow fails in any way
+    except Exception as error:  # noqa: BLE001 - an unsupported version of MLflow may raise any error
         warn_once("langchain handler", "POML renders are not traced: %s", error, exc_info=error)
         return True
     return trace_in_run(record, context)

@@ -21,9 +21,9 @@ __all__ = ["PomlChatPromptValue", "PomlPromptValue", "PomlStringPromptValue", "p
 
 
 class _Rendered(PromptValue):
-    """A prompt value with the render that it is made of.
+    """A prompt value with the render that it was made from.
 
-    LangChain serialises it as its own class, which holds only the messages or the text.
+    LangChain serialises it as LangChain's class of prompt value, with only the messages or the text.
     """
 
     _record: RenderRecord | None = PrivateAttr(default=None)
@@ -36,7 +36,7 @@ class _Rendered(PromptValue):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the call, which a `PomlModel` after the prompt passes to its model."""
+        """The arguments of the chain's call, which a `PomlModel` after the prompt passes to its model."""
         return self._arguments
 
     @property
@@ -63,7 +63,7 @@ class _Rendered(PromptValue):
 class PomlChatPromptValue(ChatPromptValue, _Rendered):
     """The messages of a render, with the POML frame.
 
-    LangChain serialises it as a plain `ChatPromptValue`, which holds only the messages.
+    LangChain serialises it as a plain `ChatPromptValue`, which contains only the messages.
     """
 
     def __init__(self, messages: Sequence[BaseMessage], *, record: RenderRecord | None = None, **fields: Any) -> None:
@@ -99,7 +99,7 @@ class PomlStringPromptValue(StringPromptValue, _Rendered):
 
     @override
     def to_messages(self) -> list[BaseMessage]:
-        """Return one human message, which also holds the pictures and other media."""
+        """Return one human message with the text, and with the pictures and other media."""
         return list(self._messages) or super().to_messages()
 
     @classmethod
@@ -114,7 +114,7 @@ class PomlStringPromptValue(StringPromptValue, _Rendered):
 
 
 PomlPromptValue = PomlChatPromptValue | PomlStringPromptValue
-"""The result of a render; a string value where the prompt has ``chat=False``."""
+"""The result of a render; a `PomlStringPromptValue` if the prompt has ``chat=False``."""
 
 
 def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> PomlPromptValue:
@@ -129,7 +129,7 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Po
 
 
 def _text(parts: Sequence[Any]) -> str:
-    """Join the text parts; a picture between two blocks becomes a line end."""
+    """Join the text parts; a picture between two texts is replaced by a newline if there is no whitespace."""
     text = ""
     for part in parts:
         if isinstance(part, str):

@@ -1,9 +1,9 @@
 """MLflow's LangChain tracer with each span under its own parent, also in batches, streams, tasks and graphs.
 
-All private parts of MLflow that the LangChain adapter relies on are used here, and `missing_parts` checks them. A
-span's parent is the run that LangChain names as the parent, not whatever span is active. The context holds a
-`ContextProxy` of a run instead of its span: LangChain ends runs in other tasks and threads than it starts them, where
-no span can be taken out of the context again.
+`missing_parts` checks the private parts of MLflow that this module and `runs` rely on. A span's parent is the run that
+LangChain names as the parent, and not the active span. LangChain may end a run in another task or thread than it
+started it, and a span cannot be removed from the context there. So the context holds a `ContextProxy` instead of the
+run's span.
 
 upstream: mlflow 3.12-3.18, each with a test that fails when MLflow has mended it:
 
@@ -47,7 +47,7 @@ with warnings.catch_warnings():
 __all__ = ["MlflowLangchainTracer", "Tracer", "missing_parts", "span_in"]
 
 _OK: Final = SpanStatus(SpanStatusCode.OK)
-_STREAM_INPUT: Final = {"input": ""}  # what LangChain reports as the inputs when a stream starts
+_STREAM_INPUT: Final = {"input": ""}  # the inputs that LangChain reports when a stream starts
 _EVENTS_TASK: Final = "_astream_events_implementation_v2.<locals>.consume_astream"
 _PARTS: Final = {
     "_start_span": {"span_name", "parent_run_id", "span_type", "run_id", "inputs", "attributes"},
@@ -59,7 +59,7 @@ _PARTS: Final = {
 
 
 def missing_parts(tracer: type) -> list[str]:
-    """Name the private parts that this MLflow's tracer lacks; `Tracer` works where there are none."""
+    """Return the names of the private parts that the installed MLflow lacks; if there are none, `Tracer` works."""
     missing = []
     for name, parameters in _PARTS.items():
         function = getattr(tracer, name, None)
@@ -73,9 +73,9 @@ class Tracer(MlflowLangchainTracer):
     """MLflow's tracer without the faults that the module lists.
 
     Attributes:
-        register: Whether to register POML prompts, where a template does not say.
-        mask: What may be stored of a span's content.
-        process_wide: Whether `pomlflow.autolog` made it: then it leaves all runs to MLflow's autolog while that is on.
+        register: Whether to register POML prompts, if a template does not set that.
+        mask: Returns what may be stored of a span's content.
+        process_wide: Whether `pomlflow.autolog` made it. Then it begins no trace while MLflow's autolog is on.
     """
 
     register: bool = True
@@ -84,7 +84,7 @@ class Tracer(MlflowLangchainTracer):
 
     @property
     def run_inline(self) -> bool:
-        """Whether LangChain calls the handler in the run's own task, where what it puts into the context stays.
+        """Whether LangChain calls the handler in the run's own task, so that its changes of the context remain.
 
         upstream: langchain-core 1.0-1.7: while any handler is inline, the asynchronous start of a string model is
         reported to no other handler, not to `astream_events` either. So this one is not inline for that event.
@@ -108,7 +108,8 @@ class Tracer(MlflowLangchainTracer):
     ) -> LiveSpan:
         if not self._traces(run_id, parent_run_id):
             return _no_span()
-        parent = open_run(parent_run_id) or open_run(run_id_here())  # a call in a run may have callbacks of its own
+        # A call in a run may pass callbacks of its own, and then LangChain reports no parent.
+        parent = open_run(parent_run_id) or open_run(run_id_here())
         with active(user_span()) if parent is None else nullcontext():
             above = nearest(parent.span.span) if parent is not None else mlflow.get_current_active_span()
             if parent is None and _is_the_same_run(above, span_name, span_type, attributes or {}):
@@ -120,7 +121,7 @@ class Tracer(MlflowLangchainTracer):
                 attributes=within_limit(self._serialize_invocation_params(attributes)),
             )
         task = _current_task()
-        if task is None and span_type == SpanType.LLM and parent is not None:  # not called inline
+        if task is None and span_type == SpanType.LLM and parent is not None:  # not called inline: see `run_inline`
             task = parent.task
         generator = _is_generator(span_type, inputs, attributes)
         guarded = GuardedSpan(span, self.mask, to_plain=_plain, media=with_openai_parts)
@@ -131,19 +132,20 @@ class Tracer(MlflowLangchainTracer):
         return cast("LiveSpan", run.span)
 
     def _traces(self, run_id: UUID, parent_run_id: UUID | None) -> bool:
+        """Return whether this handler is to trace a run that starts."""
         if open_run(run_id) is not None:  # this handler is in the list twice, or another one of ours comes first
             return False
         if ended_early(parent_run_id or run_id_here()):
             drop(run_id)
             return False
-        # MLflow's autolog adds no tracer to a run that inherits one, so only ours traces a run below one of ours.
+        # MLflow's autolog adds no tracer to a run that inherits one. So a run below one of ours is always ours.
         ours = open_run(parent_run_id) is not None if parent_run_id is not None else not self.process_wide
         return ours or not _mlflow_autolog_is_on()
 
     def _end_span(
         self,
         run_id: UUID,
-        span: LiveSpan,  # noqa: ARG002 - it is the run's
+        span: LiveSpan,  # noqa: ARG002 - the run's own span is used
         outputs: Any = None,
         attributes: dict[str, Any] | None = None,
         status: SpanStatus = _OK,
@@ -166,32 +168,32 @@ class Tracer(MlflowLangchainTracer):
         return run if run is not None and run.tracer is self else None
 
     def _assign_span_name(self, serialized: dict[str, Any] | None, default_name: str = "unknown") -> str:
-        """Return the name of a run that LangChain gives none, such as an anonymous edge of a graph."""
+        """Return the name of a run; LangChain gives no name for some, such as an anonymous edge of a graph."""
         serialized = serialized or {}
         return str(serialized.get("name") or (serialized.get("id") or [default_name])[-1])
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **options: Any) -> None:
-        """Store the error, if it is one."""
+        """Store the error, unless control flow or a cancellation stopped the run."""
         if not self._stopped(error, run_id, inputs):
             super().on_chain_error(error, run_id=run_id, inputs=inputs, **options)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        """Store the error, if it is one."""
+        """Store the error, unless control flow or a cancellation stopped the run."""
         if not self._stopped(error, run_id):
             super().on_tool_error(error, run_id=run_id, **options)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        """Store the error, if it is one."""
+        """Store the error, unless control flow or a cancellation stopped the run."""
         if not self._stopped(error, run_id):
             super().on_llm_error(error, run_id=run_id, **options)
 
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        """Store the error, if it is one."""
+        """Store the error, unless control flow or a cancellation stopped the run."""
         if not self._stopped(error, run_id):
             super().on_retriever_error(error, run_id=run_id, **options)
 
     def _stopped(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
-        """End a run that control flow or a cancellation stopped; return whether that is so."""
+        """End a run if control flow or a cancellation stopped it; return whether it did."""
         run = self._own(run_id)
         control_flow: tuple[type[BaseException], ...] = (asyncio.CancelledError, GeneratorExit, *_graph_control_flow())
         if run is None or not isinstance(error, control_flow):
@@ -205,7 +207,7 @@ class Tracer(MlflowLangchainTracer):
         return True
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
-        """Store a streamed token, once where this handler is in the list twice."""
+        """Store a streamed token, and only once if this handler is in the list twice."""
         run = self._own(run_id)
         if run is not None and (chunk is None or run.chunk is not chunk):
             run.chunk = chunk
@@ -224,7 +226,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_generator(span_type: str, inputs: Any, attributes: Mapping[str, Any] | None) -> bool:
-    """Return whether the run's body is a generator: a stream's, and a graph's, which is streamed always."""
+    """Return whether the run's body is a generator: in a stream, and in a graph, which always streams."""
     metadata = (attributes or {}).get("metadata") or {}
     return inputs == _STREAM_INPUT or (span_type == SpanType.CHAIN and "ls_integration" in metadata)
 
@@ -236,18 +238,18 @@ def _graph_control_flow() -> tuple[type[BaseException], ...]:
 
 
 def _reader_left(task: asyncio.Task[Any] | None) -> bool:
-    """Return whether LangChain cancels the task of an `astream_events` because its reader has left.
+    """Return whether LangChain cancels the task of an `astream_events` because its reader stopped reading.
 
-    It cancels it once then, and twice where the reader was cancelled.
+    Then it cancels the task once. If the reader was cancelled, it cancels the task twice.
     """
     name = getattr(None if task is None else task.get_coro(), "__qualname__", "")
     return task is not None and name == _EVENTS_TASK and task.cancelling() == 1
 
 
 def _is_the_same_run(above: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
-    """Return whether the active span is the one that MLflow's autolog has just started for this very run.
+    """Return whether the active span is the one that MLflow's autolog has just started for this run.
 
-    Where ours is in a model's constructor, autolog's tracer comes first.
+    This happens if our handler is in a model's constructor, because autolog's tracer is called first then.
     """
     if above is None or (above.name, above.span_type) != (name, span_type) or not _mlflow_autolog_is_on():
         return False
