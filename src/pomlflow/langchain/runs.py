@@ -42,8 +42,8 @@ _OK: Final = SpanStatus(SpanStatusCode.OK)
 _CANCELLED: Final = SpanStatus(SpanStatusCode.ERROR, asyncio.CancelledError.__name__)
 _MOST_ENDED_EARLY: Final = 10_000
 
-_open: dict[UUID, Run] = {}  # of all handlers: a run is traced once, however many are in its list
-_ended_early: dict[UUID, None] = {}  # what LangChain still starts below these is in no trace
+_open: dict[UUID, Run] = {}  # open runs of all handlers, since a run with several handlers is traced once
+_ended_early: dict[UUID, None] = {}  # runs that go on after their traces; what LangChain starts in them is not traced
 
 
 @dataclass(eq=False)
@@ -51,15 +51,15 @@ class Run:
     """A LangChain run that is being traced.
 
     Attributes:
-        run_id: LangChain's id of it.
+        run_id: LangChain's id of the run.
         tracer: The handler that traces it.
         span: Its span.
         parent: The run that it is part of.
         generator: Whether its body is a generator, which runs in the context of its reader.
         task: The asyncio task that it was started in.
-        parts: The runs that are part of it and open, or cancelled and not yet settled.
+        parts: The runs that are part of it and are still open, or cancelled and not yet settled.
         chunk: The last chunk that was streamed.
-        cancelled: What cancelled it, and when.
+        cancelled: The error that cancelled it, and the time of that in nanoseconds.
     """
 
     run_id: UUID
@@ -75,7 +75,7 @@ class Run:
     _tokens: list[tuple[Token[Any], Any]] = field(default_factory=list)
 
     def open(self, span: Span) -> None:
-        """Make the run's span the active one, and the run known."""
+        """Make the run's span the active one, and add the run to the open ones."""
         self._proxy = ContextProxy(span, self.run_id, generator=self.generator)
         token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
         tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
@@ -85,11 +85,11 @@ class Run:
         if self.parent is None:
             return
         self.parent.parts[self] = None
-        if self.parent.run_id not in _open:  # it has ended meanwhile, in another thread
+        if self.parent.run_id not in _open:  # the parent has ended meanwhile, in another thread
             self.end_early()
 
     def end(self, outputs: Any = None, status: SpanStatus = _OK, *, by_control_flow: bool = False) -> None:
-        """End the span, and those of cancelled parts, which are errors unless control flow cancelled them."""
+        """End the span, and the spans of cancelled parts. These are errors unless `by_control_flow` is set."""
         if not self._close():
             return
         for part in list(self.parts):
@@ -102,22 +102,22 @@ class Run:
             self._leave()
 
     def end_early(self, *, by_control_flow: bool = False) -> None:
-        """End the run and its open parts; what LangChain still starts in it is in no trace."""
+        """End the run and its open parts. What LangChain starts in it afterwards is not traced."""
         self.end_parts(by_control_flow=by_control_flow)
         drop(self.run_id)
         self.end(by_control_flow=by_control_flow)
 
     def end_parts(self, *, by_control_flow: bool = False) -> None:
-        """End the runs that are still open in this one: LangChain reports their end later, or never."""
+        """End the parts that are still open, since LangChain reports their ends later or never."""
         for part in list(self.parts):
             if part.cancelled is None:
                 part.end_early(by_control_flow=by_control_flow)
 
     def cancel(self, error: asyncio.CancelledError) -> None:
-        """Close a run that was cancelled. Its parent settles whether that is an error: see `settle`.
+        """Close a run that was cancelled. Its span stays open until its parent decides if that is an error (`settle`).
 
-        Of its open parts, those were cancelled that ran in the same task, or in one that was cancelled as well; what
-        goes on elsewhere (``asyncio.shield``, threads) was not.
+        Its open parts in the same task, or in a task that is done or cancelled as well, count as cancelled. Parts that
+        go on elsewhere (``asyncio.shield``, threads) do not, and end early.
         """
         drop(self.run_id)
         if not self._close():
@@ -134,9 +134,10 @@ class Run:
             self.settle(by_control_flow=False)
 
     def settle(self, *, by_control_flow: bool) -> None:
-        """End the span of a run that was cancelled, with the time when it was.
+        """End the span of a cancelled run, at the time when it was cancelled.
 
-        A graph whose reader stops reading cancels its nodes before it reports its own end.
+        It is settled late because a graph whose reader stops reading cancels its nodes before it reports its own end.
+        Only that end shows that control flow cancelled them.
         """
         if self.cancelled is None:
             return
@@ -151,21 +152,21 @@ class Run:
             self._leave()
 
     def _close(self) -> bool:
-        """Take the run out of the context, or where that is not possible, close its proxy; return False a second time.
+        """Close the run's proxy and, if possible, restore the context; return False if the run was closed before.
 
-        Another thread may end it at the same time.
+        Another thread may close it at the same time.
         """
         if _open.pop(self.run_id, None) is None or self._proxy is None:
             return False
         self._proxy.close()
         for token, value in self._tokens:
             if token.var.get(None) is value:
-                with suppress(ValueError):  # this is a copy of the context that it was set in
+                with suppress(ValueError):  # this context is a copy of the one in which the token was made
                     token.var.reset(token)
         return True
 
     def _leave(self) -> None:
-        """Move the open parts to the parent."""
+        """Remove the run from its parent, and move its open parts to the parent."""
         parts = list(self.parts)
         if self.parent is not None:
             self.parent.parts.pop(self, None)
@@ -175,41 +176,46 @@ class Run:
 
 
 def open_run(run_id: UUID | None) -> Run | None:
-    """Return the run, if one of our handlers has it open."""
+    """Return the run, or None if none of our handlers has it open."""
     return None if run_id is None else _open.get(run_id)
 
 
 def ended_early(run_id: UUID | None) -> bool:
-    """Return whether the run goes on after the end of its trace; what is started in it does, too."""
+    """Return whether the run goes on after the end of its trace; what is started in it is not traced."""
     return run_id in _ended_early
 
 
 def drop(run_id: UUID) -> None:
-    """Keep what LangChain still starts in a run out of all traces."""
+    """Mark a run as ended early: what LangChain starts in it from now on is not traced."""
     _ended_early[run_id] = None
-    if len(_ended_early) > _MOST_ENDED_EARLY:  # of a model that is cancelled, LangChain never reports the end
+    if len(_ended_early) > _MOST_ENDED_EARLY:  # LangChain never reports the end of a cancelled model, so some remain
         _ended_early.pop(next(iter(_ended_early)), None)
 
 
 def forget(run_id: UUID) -> None:
-    """Undo `drop`: LangChain has reported the run's end."""
+    """Undo `drop`, when LangChain has reported the run's end or begins another run with its id."""
     _ended_early.pop(run_id, None)
 
 
 class ContextProxy(Span):
-    """The span that a context holds for a run: the run's while it is open, then the one that was active before.
+    """A span that a context holds for a run: it stands for the run's span, and after the run for the one before it.
 
-    It may stay in a context after the run. A span that stays there, ended, swallows every later trace of that task.
+    It may stay in a context after the run. With an ended span in its place, MLflow would lose every later trace of that
+    task.
 
     Args:
-        span: The run's.
-        run_id: The run.
-        generator: Whether the run's body is a generator, which runs in the context of its reader: what the reader does
-            between two chunks is no part of the run.
+        span: The run's span.
+        run_id: The run's id.
+        generator: Whether the run's body is a generator, which runs in the context of its reader. What the reader does
+            between two chunks is not part of the run.
 
     Attributes:
-        run_id: The run.
+        run_id: The run's id.
+        span: The run's span; None after the run.
+        generator: As given.
+        before: The span, or the open proxy, that was active before.
         outside: The innermost span that was active before and is not a run's.
+        reader: The id of the run that reads the generator, or None.
     """
 
     def __init__(self, span: Span, run_id: UUID, *, generator: bool) -> None:
@@ -217,17 +223,20 @@ class ContextProxy(Span):
         self.run_id = run_id
         self.span: Span | None = span
         self.generator = generator
-        # Never a closed one: in a context that is never cleaned up they would make an endless chain.
+        # Never a closed proxy: in a context that is never cleaned up, the chain of proxies would grow without end.
         self.before: Span = before.resolved(open_only=True) if isinstance(before, ContextProxy) else before
         self.outside: Span = self.before.outside if isinstance(self.before, ContextProxy) else self.before
         self.reader = run_id_here() if generator else None
 
     def close(self) -> None:
-        """Resolve to the span before the run from now on."""
+        """Stand for the span before the run from now on."""
         self.span = None
 
     def resolved(self, *, open_only: bool = False) -> Span:
-        """Return the proxy of the run that this code is part of, or the span outside of all runs."""
+        """Return the proxy of the run that the calling code is part of, or the span outside of all runs.
+
+        With `open_only`, return the innermost open proxy, even if its generator's reader is calling.
+        """
         found: Span = self
         while isinstance(found, ContextProxy) and (
             found.span is None or (not open_only and found.generator and run_id_here() == found.reader)
@@ -243,13 +252,13 @@ class ContextProxy(Span):
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """The attributes; MLflow finds the active trace by the request id, and none by the id null."""
+        """The attributes. MLflow reads the trace's id from the request id, and takes ``"null"`` for no active trace."""
         attributes = getattr(self._now(), "attributes", None) or {}
         return attributes if SpanAttributeKey.REQUEST_ID in attributes else {SpanAttributeKey.REQUEST_ID: "null"}
 
     @property
     def context(self) -> SpanContext:
-        """The span context, as the SDK's spans name it."""
+        """The span context, under the name that it has in the SDK's spans."""
         return self.get_span_context()
 
     def get_span_context(self) -> SpanContext:
@@ -289,7 +298,7 @@ class ContextProxy(Span):
 
 
 def surroundings() -> BaseCallbackManager | None:
-    """Return the callbacks of the LangChain run that this code is part of."""
+    """Return the callback manager of the LangChain run that the calling code is part of, or None."""
     callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
     return callbacks if isinstance(callbacks, BaseCallbackManager) else None
 
@@ -301,7 +310,7 @@ def user_span() -> Span:
 
 
 def nearest(span: LiveSpan) -> LiveSpan:
-    """Return the parent of what is made here in a run: a span of the user's that is open inside it, or its own."""
+    """Return the parent for a new span in a run: the user's span that is open inside the run, or the run's own span."""
     inner = user_span()
     if inner is INVALID_SPAN:
         return span
@@ -311,7 +320,7 @@ def nearest(span: LiveSpan) -> LiveSpan:
 
 
 def innermost() -> Span:
-    """Return the proxy of the run that this code is part of, or the active span outside of all runs."""
+    """Return the proxy of the run that the calling code is part of, or the active span outside of all runs."""
     current = provider.get_current_otel_span() or INVALID_SPAN
     return current.resolved() if isinstance(current, ContextProxy) else current
 
@@ -321,6 +330,6 @@ def _unless_ended(span: Span) -> Span:
 
 
 def run_id_here() -> UUID | None:
-    """Return the id of the LangChain run that this code is part of."""
+    """Return the id of the LangChain run that the calling code is part of, or None."""
     around = surroundings()
     return None if around is None else around.parent_run_id
