@@ -27,7 +27,7 @@ __all__ = [
     "to_poml",
 ]
 
-# The handler imports MLflow, and the middleware LangChain's agents: prompts need neither.
+# Lazy, since prompts need neither MLflow, which the handler imports, nor LangChain's agents, which the middleware does.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -49,10 +49,10 @@ __getattr__, __dir__ = lazy_names(
 
 
 def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
-    """Trace each chain, agent and graph of LangChain, and each POML prompt of LangChain's outside of them.
+    """Trace each chain, agent and graph of LangChain, and each LangChain POML prompt that is rendered outside of them.
 
-    It is the part of `pomlflow.autolog` for LangChain, with the same arguments; `trace_dir` gets all renders of the
-    process.
+    It is the part of `pomlflow.autolog` for LangChain, with the same arguments. `trace_dir` gets all renders of the
+    process, also those of other frameworks.
 
     Args:
         disable: Whether to undo it.

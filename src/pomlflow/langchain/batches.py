@@ -1,4 +1,4 @@
-"""Bound the concurrency of async batches to what the engine's pool can use."""
+"""Limit the concurrency of async batches to what the engine's pool can use."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pomlflow.settings import settings
 
 __all__ = ["BatchedPromptTemplate"]
 
-_RENDERS_PER_WORKER = 8  # in the queue: a worker never waits for the event loop, and other renders hardly wait
+# Renders of a batch in the queue: enough that no worker waits for the event loop, but few, so that others hardly wait.
+_RENDERS_PER_WORKER = 8
 
 
 class BatchedPromptTemplate(BaseChatPromptTemplate):
-    """A chat prompt whose async batches, also those of a chain, are rendered with bounded concurrency.
+    """A chat prompt whose async batches, also those of a chain, are rendered with limited concurrency.
 
-    LangChain starts all items of a batch at once: more than the engine's queue holds
-    (`pomlflow.configure(max_queue=…)`), and the last would wait longer than a render's timeout.
+    LangChain starts all items of a batch at once. These may be more than the engine's queue holds
+    (`pomlflow.configure(max_queue=…)`), and the last ones might wait longer than a render's timeout.
     """
 
     @override
@@ -37,7 +38,7 @@ class BatchedPromptTemplate(BaseChatPromptTemplate):
 
 
 def _bounded(config: Any) -> Any:
-    """Return the config, or each of the configs, with a bounded `max_concurrency`."""
+    """Return the config, or each of the configs, with a limited `max_concurrency`."""
     if isinstance(config, Sequence):
         return [_bounded(one) for one in config]
     limits = settings()

@@ -39,7 +39,11 @@ __all__ = ["PomlChain", "PomlModel", "wrap_models"]
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of one call of a model."""
+    """One call of a model: the model, its input and its arguments.
+
+    `unknown` has the arguments that the client may refuse, with the part of the template that they come from. `record`
+    is None if the frame is not applied in this call.
+    """
 
     model: Runnable[Any, Any]
     value: Any
@@ -55,9 +59,9 @@ class _Call:
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     """Call a model with the tools, output schema and settings of the prompt value that is its input.
 
-    `PomlPromptTemplate.bind_to` puts it in the model's place in a chain. It adds no run: LangChain and MLflow see the
-    model, called with the frame's arguments, which are computed for each call and overridden by `kwargs`. With `parse`
-    it returns the object in the answer; `functions` are those that the frame's tools must match, None for any.
+    `PomlPromptTemplate.bind_to` uses it in place of the model in a chain. It adds no run of its own: traces show the
+    model with the frame's arguments. These are computed for each call, and `kwargs` override them. With `parse` it
+    returns the object in the answer. `functions` are the names that the frame's tools must match; None allows any.
     """
 
     parse: bool = False
@@ -122,7 +126,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         if self._parses(call) and partial.finish(self._parsed(partial.message, call)):
             yield partial.value
 
-    # RunnableBindingBase would call the bound model with one set of arguments for all inputs; each has its own frame.
+    # RunnableBindingBase would pass the same arguments for all inputs of a batch, but each input has its own frame.
     batch = Runnable.batch
     abatch = Runnable.abatch
     batch_as_completed = Runnable.batch_as_completed
@@ -131,6 +135,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     atransform = Runnable.atransform
 
     def _call(self, value: Any, config: RunnableConfig | None, given: Mapping[str, Any]) -> _Call:
+        """Prepare a call, and check that the frame's tools and schema fit `functions` and `parse`."""
         given = {**self.kwargs, **(value.arguments if isinstance(value, PomlPromptValue) else {}), **given}
         model, bound, config = _resolve(self.bound, self._merge_configs(config))
         if not isinstance(model, BaseLanguageModel):  # the configuration selected a runnable that holds several models
@@ -173,7 +178,7 @@ class PomlChain(RunnableSequence[Any, Any]):
 
     @override
     def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
-        """Return ``RunnableSequence``, the name of every chain in traces."""
+        """Return the chain's name, by default ``RunnableSequence``, as traces name every other chain."""
         return super().get_name(suffix, name=name or self.name or RunnableSequence.__name__)
 
     @override
@@ -204,7 +209,8 @@ def wrap_models(
 ) -> Runnable[Any, Any]:
     """Wrap every model in the runnable in a `PomlModel`, so that each fallback gets parameters of its own provider.
 
-    `bindings` are those around the runnable: they are moved to each model, so that the frame overrides them.
+    `bindings` are the bindings around the runnable, innermost first. They are moved to each model inside, so that the
+    frame overrides their arguments.
     """
 
     def wrap(inner: Runnable[Any, Any]) -> Runnable[Any, Any]:
@@ -229,7 +235,7 @@ def wrap_models(
 def _resolve(
     runnable: Runnable[Any, Any], config: RunnableConfig
 ) -> tuple[Runnable[Any, Any], dict[str, Any], RunnableConfig]:
-    """Return the model that a call reaches, the arguments bound to it, and its configuration."""
+    """Unwrap bindings and configurable models; return the model, the arguments bound to it, and its configuration."""
     bound: dict[str, Any] = {}
     while True:
         if isinstance(runnable, RunnableBinding):

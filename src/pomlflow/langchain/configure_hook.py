@@ -1,6 +1,6 @@
 """The handler that LangChain adds to every run while `pomlflow.autolog` is on.
 
-LangChain reads it from a hook, as it does with the handlers of its own context managers.
+LangChain reads it from a configure hook, like the handlers of its own context managers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ __all__ = ["attach", "detach"]
 class _Hook:
     """The variable from which LangChain reads a handler at the start of each run.
 
-    It replaces a ``ContextVar``, which would be set only in the context of `autolog`'s caller, and not in other
-    threads. LangChain (langchain-core 1.4 to 1.7) calls its `get` only.
+    LangChain expects a ``ContextVar`` here and calls only its `get` (langchain-core 1.4 to 1.7). A real one would be
+    set only in the context of `autolog`'s caller, and not in other threads.
     """
 
     make: Callable[[], Any] | None = None
 
     def get(self) -> Any:
-        """Return the handler, also after `detach`: LangChain reads it twice, and calls the second result."""
+        """Return the handler, even after `detach`.
+
+        LangChain calls `get` twice for a run, first to see whether there is a handler and then to add it. A `detach` in
+        between must not make the second result None.
+        """
         return None if self.make is None else self.make()
 
 
@@ -35,11 +39,11 @@ _hook: Final = _Hook()
 
 
 def attach(register: bool, mask: Mask | None) -> None:
-    """Have LangChain add a handler to every run, instead of the one that was set before."""
+    """Make LangChain add a handler to every run, in place of an earlier one."""
 
     @cache
     def make() -> Any:
-        """Make the handler, in the first run: when `attach` is called, LangChain may be half imported."""
+        """Make the handler, once and not before the first run: LangChain may be half imported during `attach`."""
         try:
             from pomlflow.langchain.handler import PomlCallbackHandler
 
@@ -56,7 +60,7 @@ def attach(register: bool, mask: Mask | None) -> None:
 
 
 def detach() -> None:
-    """Have LangChain add no handler any more."""
+    """Stop LangChain from adding the handler."""
     # upstream: langchain-core 1.4-1.7: a hook can be registered and not removed
     hooks = getattr(context, "_configure_hooks", [])
     hooks[:] = [hook for hook in hooks if hook[0] is not _hook]

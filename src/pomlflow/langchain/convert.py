@@ -51,8 +51,8 @@ _DATA_URI: Final = re.compile(r"data:(image/[\w.+-]+);base64,(.+)", re.DOTALL)
 def to_poml(prompt: BasePromptTemplate[Any]) -> str:
     """Convert a ``ChatPromptTemplate`` to POML markup that renders to the same messages.
 
-    Values that are texts come out the same; other values are written as JavaScript writes them (``true`` is empty).
-    Pictures are encoded again by POML.
+    Variables with text values are rendered unchanged. Other values are rendered as JavaScript does (``true`` as an
+    empty text). POML encodes pictures again.
 
     Args:
         prompt: A ``ChatPromptTemplate`` or ``PromptTemplate`` of f-strings, with placeholders, partial variables that
@@ -62,7 +62,7 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
         The markup.
 
     Raises:
-        ConversionError: A part of the prompt has no form in POML; the message names it, and the remedy.
+        ConversionError: A part of the prompt cannot be expressed in POML; the message names it and the remedy.
 
     Example:
         >>> print(to_poml(ChatPromptTemplate([("system", "Be {mood}."), ("placeholder", "{history}")])))
@@ -80,7 +80,7 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
 
 
 class _Converter:
-    """Converts the messages of one prompt; a tool's answer has the name of its call."""
+    """Converts the messages of one prompt, and remembers the names of tool calls for the answers to them."""
 
     def __init__(self, partial: Mapping[str, Any]) -> None:
         self.partial = partial
@@ -132,7 +132,7 @@ def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[Text | Variable]:
-    """Convert an f-string, or a template of another kind without anything but variables."""
+    """Convert an f-string, or a Jinja or mustache template that contains only text and variables."""
     if kind == "f-string":
         for text, name, spec, conversion in Formatter().parse(template):
             if text:
@@ -162,7 +162,7 @@ def _variable(name: str, partial: Mapping[str, Any]) -> Variable:
 
 
 def _picture(block: Mapping[str, Any], kind: str, partial: Mapping[str, Any]) -> Picture:
-    """Convert a content block of a picture whose data is a text or one variable."""
+    """Convert a content block of a picture, whose data is base64 or one variable."""
     found = _picture_data(block)
     data = list(_fields(found[1], kind, partial))
     if len(data) != 1:
@@ -186,7 +186,7 @@ def _picture_data(block: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _literal(block: Mapping[str, Any]) -> Iterator[Part]:
-    """Convert a content block of a message that is no template."""
+    """Convert a content block of a message, which contains no variables."""
     if block.get("type") == "text" and set(block) == {"type", "text"}:
         yield Text(block["text"])
         return

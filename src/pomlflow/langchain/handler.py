@@ -27,7 +27,10 @@ else:
 
 
 class _Settings:
-    """The handler's constructor, in its own class: MLflow's metaclass turns errors of methods into warnings."""
+    """The handler's constructor.
+
+    It is in its own class because the metaclass of MLflow's tracer turns errors of methods into warnings.
+    """
 
     def __init__(self, register: bool = True, mask: Mask | None = None, **unknown: Any) -> None:
         refuse_arguments(unknown, "PomlCallbackHandler")
@@ -50,17 +53,18 @@ class _Settings:
 class PomlCallbackHandler(_Settings, _Tracer):
     """Trace LangChain and its POML prompts in MLflow.
 
-    Give it wherever LangChain takes a handler, best in a call's ``config`` or in ``with_config``; to any chain, agent
-    or graph; one for many threads and tasks. With ``mlflow.langchain.autolog()`` on, a run that MLflow traces already
-    gets only the POML span. Do not add an `MlflowLangchainTracer` next to it: both would trace the run.
+    Pass it wherever LangChain takes a handler, preferably in a call's ``config`` or in ``with_config``. It works for
+    any chain, agent or graph, and one handler can serve many threads and tasks. With ``mlflow.langchain.autolog()`` on,
+    a run that MLflow traces already gets only the POML span. Do not add an `MlflowLangchainTracer` next to it: both
+    would trace the run.
 
     Args:
         register: Whether to register each POML prompt in MLflow's registry and link its version to the trace;
-            a template's own ``register=`` comes first.
+            a template's own ``register=`` overrides it.
         mask: Returns what may be stored of a span's ``{"inputs": …, "outputs": …}``. It is called once for each span,
-            before anything is stored, with plain data; the outputs of a failed span are ``{"error": …}``. Events that
-            hold content (streamed tokens, tracebacks) are not stored then. Names, times, token counts, metadata and
-            the model's settings are. A mask does not reach what MLflow's autolog traces.
+            with plain data, before anything is stored. The outputs of a failed span are ``{"error": …}``. With a mask,
+            events with content (streamed tokens, tracebacks) are not stored. Names, times, token counts, metadata and
+            the model's settings are stored. It does not apply to the spans of MLflow's autolog.
 
     Raises:
         ConfigurationError: `mask` is not callable.
@@ -72,21 +76,21 @@ class PomlCallbackHandler(_Settings, _Tracer):
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **options: Any
     ) -> None:
-        """Store the messages in OpenAI's shape, in which MLflow shows pictures."""
+        """Store the messages in OpenAI's format, whose pictures MLflow can show."""
         messages = [[_in_openai_shape(message) for message in batch] for batch in messages]
         super().on_chat_model_start(serialized, messages, **options)
 
-    # Without the private parts that a mask needs, MLflow's tracer would store everything.
+    # If this MLflow lacks the private parts that a mask needs, its tracer would store everything, so all is ignored.
     ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: self.untraced)
     ignore_llm = ignore_retriever = ignore_retry = ignore_chain
 
 
 def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
-    """Sink: store a render in the LangChain run that it is part of; return whether that run is traced.
+    """Store a render in the LangChain run that it is part of; return whether it is handled (see `dispatch`).
 
-    The run is the prompt's own, or the one around this call (``prompt.format_messages()`` or ``pomlflow.render()`` in
-    a chain's function). In a run that MLflow's own tracer traces, a handler of ours in the same list decides on the
-    mask and on registration.
+    The run is the prompt's own, or the one around this call (``prompt.format_messages()`` or ``pomlflow.render()`` in a
+    chain's function). If the run goes on after its trace has ended, nothing is stored. In a run that MLflow's own
+    tracer traces, a handler of ours in the same list decides on the mask and on registration.
     """
     if context.framework == "llama_index":
         return False  # it belongs to LlamaIndex's span, also inside a LangChain run
@@ -95,7 +99,7 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
         handlers, run_id = context.run.handlers, context.run.run_id
     elif around is not None:
         handlers, run_id = around.handlers, around.parent_run_id
-    else:  # a classic chain, which sets no context of LangChain's
+    else:  # in a classic chain, which does not set LangChain's context variable
         found = innermost()
         handlers, run_id = (), found.run_id if isinstance(found, ContextProxy) else None
     if ended_early(run_id):

@@ -26,6 +26,7 @@ from pomlflow.template.history import REQUEST, RESPONSE, History
 __all__ = ["MessageHistory", "describe", "from_poml", "media_after_tools", "to_poml"]
 
 _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
+# The types of message chunks are the names of their classes.
 _SPEAKERS |= {f"{kind}MessageChunk": _SPEAKERS[kind.lower()] for kind in ("Human", "AI", "System", "Tool", "Function")}
 _ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
@@ -39,8 +40,8 @@ def from_poml(
     """Convert a frame's messages to LangChain's.
 
     Images, audio and documents become LangChain's standard content blocks, which the clients of OpenAI, Anthropic and
-    Google convert; tool requests become tool calls; each tool response becomes a tool message. LangChain's own messages
-    in `natives`, by position, are used unchanged.
+    Google convert. Tool requests become tool calls. Each tool response becomes a tool message of its own. `natives` are
+    LangChain's own messages by their positions; they are used unchanged.
 
     Example:
         >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
@@ -83,7 +84,7 @@ def _content(content: str | Sequence[Any]) -> str | list[Any]:
 
 
 def _unwrapped(blocks: list[dict[str, Any]]) -> str | list[Any]:
-    """Return the content of blocks; a single text is a string, which every provider and parser takes."""
+    """Return a message's content; a single text block becomes a string, which every provider and parser takes."""
     if not blocks:
         return ""
     return blocks[0]["text"] if len(blocks) == 1 and blocks[0]["type"] == "text" else list(blocks)
@@ -118,7 +119,7 @@ def _call(part: Mapping[str, Any]) -> dict[str, Any]:
 def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """Move pictures and other media out of tools' messages, where OpenAI's chat completions refuse them.
 
-    They follow in a user's message after the last response: the API wants responses right after their requests.
+    They follow in a user's message after the last response: the API requires responses right after their requests.
 
     Example:
         >>> picture = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
@@ -147,7 +148,7 @@ def _is_media(block: str | Mapping[str, Any]) -> bool:
 
 
 def _as_text(block: str | Mapping[str, Any]) -> str:
-    """Return a block of a tool's response as text; for media, what they are."""
+    """Return a block of a tool's response as text; media are replaced by their alt text or type."""
     if not _is_media(block):
         return block if isinstance(block, str) else str(block.get("text", ""))
     part = _part(block)
@@ -159,7 +160,7 @@ def _as_text(block: str | Mapping[str, Any]) -> str:
 def to_poml(message: BaseMessage) -> dict[str, Any]:
     """Convert a LangChain message to POML's ``speaker`` and ``content``.
 
-    A block that POML has no part for becomes a text that names its type.
+    A block for which POML has no part becomes a text that names its type. Reasoning is left out.
 
     Example:
         >>> to_poml(HumanMessage("Hello"))
@@ -181,7 +182,7 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any]) -> str | list[Any]:
-    """Return POML's content of parts; a single text is a string."""
+    """Return POML's content for parts; a single text becomes a string."""
     if not parts:
         return ""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
@@ -191,7 +192,8 @@ def describe(message: BaseMessage) -> dict[str, Any]:
     """Return the fields of a message that a template's expressions can read, ``{{message.content}}`` for example."""
     fields = {**to_poml(message), "type": message.type}
     if isinstance(message.content, str):
-        fields["content"] = message.content  # as text, so that tool calls and ids need fields of their own:
+        # A text, and not POML's parts, so tool calls and their ids get fields of their own.
+        fields["content"] = message.content
         if isinstance(message, AIMessage) and message.tool_calls:
             keys = ("id", "name", "args")
             fields["tool_calls"] = [{key: call.get(key) for key in keys} for call in message.tool_calls]
@@ -209,7 +211,7 @@ def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
         return block
     kind = str(block.get("type", ""))
     if kind in ("tool_use", "tool_call", "thinking", "reasoning"):
-        return ""  # tool_calls has the call too; reasoning is not part of the conversation
+        return ""  # `tool_calls` has the calls as well, and reasoning is not part of the conversation
     if "text" in block:
         return str(block["text"])
     url = block.get("url") or block.get(kind)
@@ -224,7 +226,7 @@ def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
 
 
 class MessageHistory(History[BaseMessage]):
-    """The LangChain messages of one render."""
+    """The LangChain messages among the variables of one render."""
 
     native = BaseMessage
 
@@ -232,8 +234,8 @@ class MessageHistory(History[BaseMessage]):
     def convert(self, value: Any) -> list[BaseMessage]:
         """Convert messages, tuples, strings and dicts of OpenAI's or POML's form, in a list, or a prompt value.
 
-        A single message or dict is converted too. A text is refused, as by ``MessagesPlaceholder``: its role is
-        unknown.
+        A single message or dict is converted too. A text raises a `TypeError`, as with ``MessagesPlaceholder``, because
+        its role is unknown.
         """
         if isinstance(value, PromptValue):
             return value.to_messages()

@@ -49,13 +49,13 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
       set them.
 
     Each render is a span under the agent's model step, with its prompt version linked to the trace. The agent's state
-    is not changed. List it after middleware that selects the model (fallbacks), so that settings are translated for
-    that model, and before middleware that reads the request.
+    is not changed. In the agent's list of middleware, put it after middleware that selects the model (fallbacks), so
+    that settings are translated for that model, and before middleware that reads the request.
 
     Args:
         prompt: The prompt.
-        tools: The functions of the markup's tools, by name, or under their own names; the agent gets them from here.
-            Tools of the agent that the markup does not define are not changed.
+        tools: The functions of the markup's tools, by name, or under their own names. They need not be passed to the
+            agent as well. Tools of the agent that the markup does not define are not changed.
         variables: A function from the agent's state and runtime (``runtime.context``, ``runtime.store``) to further
             variables.
 
@@ -97,7 +97,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     @property
     @override
     def name(self) -> str:
-        """Return a name that contains the prompt's: the names of an agent's middlewares must differ."""
+        """Return a name that contains the prompt's, since the names of an agent's middlewares must differ."""
         return f"{type(self).__name__}[{self.prompt.name}]" if self.prompt.name else type(self).__name__
 
     @override
@@ -138,7 +138,10 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return await handler(self._checking(request, specs))
 
     def _checking(self, request: Any, specs: Sequence[ToolSpec]) -> Any:
-        """Return the request with a tool that checks its arguments: later middleware may still change the call."""
+        """Return the request with a tool that checks its arguments when it is called.
+
+        They are not checked here, since later middleware may still change the call.
+        """
         spec = next((spec for spec in specs if spec.name == request.tool_call["name"]), None)
         if spec is None or request.tool is None:
             return request
@@ -148,7 +151,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     def _variables(self, state: Any, runtime: Any, messages: Sequence[BaseMessage] | None = None) -> dict[str, Any]:
         """Return the variables of the template from the context, the state, the messages and the user's function.
 
-        Others are left out: a state may hold megabytes, which would be sent to Node and stored in traces.
+        Values that the template does not take are left out. A state may contain megabytes, which would be sent to Node
+        and stored in traces.
         """
         given = {**_fields(getattr(runtime, "context", None)), **_fields(state)}
         if messages is not None:
@@ -168,21 +172,21 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return self._variables(request.state, request.runtime, messages)
 
     def _static_tools(self) -> list[ToolSpec] | None:
-        """Return the tools of an earlier render if no variable changes them, else None."""
+        """Return the tools of an earlier render of the same content if they depend on no variable, else None."""
         static = self._static
         return static[1] if static is not None and static[0] == self.prompt.core.digest else None
 
     def tools_of(self, record: RenderRecord) -> list[ToolSpec]:
-        """Return the tools of a render, and keep them if no variable changes them."""
+        """Return the tools of a render, and keep them if they depend on no variable."""
         specs = tool_specs(record.result())
-        # Every element name of a tool definition contains "tool".
+        # Without "tool" in the markup there is no tool definition, as the names of its elements contain that.
         if "tools" in record.static or "tool" not in record.source.lower():
             self._static = record.digest, specs
         return specs
 
 
 class _Call:
-    """One call of an agent's model, with the request that the render makes of it."""
+    """One call of an agent's model; `request` is the agent's request with the render applied."""
 
     def __init__(self, middleware: PomlMiddleware, request: ModelRequest[Any], value: PromptValue) -> None:
         record: RenderRecord = value.record  # type: ignore[attr-defined]
@@ -213,7 +217,7 @@ class _Call:
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """Raise errors that name the template, for an argument that the client refuses, and for an answer."""
+        """Name the template in errors: of arguments that the client refuses, and of answers that do not match."""
         try:
             with explain_refusals(self.settings.unknown, self.settings.model, self.place):
                 yield
@@ -227,7 +231,7 @@ class _Call:
             raise
 
     def checked(self, response: Any) -> Any:
-        """Return the model's response, with its object checked by the schema."""
+        """Return the model's response, with its structured answer checked by the schema."""
         inner = getattr(response, "model_response", response)
         found = getattr(inner, "structured_response", None)
         if self.schema is None or found is None:
@@ -242,7 +246,10 @@ class _Call:
 
 
 def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, placed: bool) -> dict[str, Any]:
-    """Return the system prompt and messages of a request; `placed`: the markup contains the conversation."""
+    """Return the system prompt and the messages of a request.
+
+    `placed` is whether the rendered messages contain the conversation already.
+    """
     head = 0
     while head < len(rendered) and isinstance(rendered[head], SystemMessage):
         head += 1
@@ -267,7 +274,7 @@ def _described(
     *,
     strict: bool,
 ) -> list[BaseTool | dict[str, Any]]:
-    """Return the tools of a request, with the description of the markup where it defines them."""
+    """Return the tools of a request; those that the markup defines get its descriptions and schemas."""
     place, by_name, ours = place_of(record), {spec.name: spec for spec in specs}, {tool.name for tool in own}
     others = [tool.name for tool in offered if isinstance(tool, BaseTool) and tool.name in by_name]
     match(specs, [*ours, *others], place, exact="tools" in record.static)
@@ -275,16 +282,15 @@ def _described(
     for tool in offered:
         if isinstance(tool, BaseTool) and tool.name in by_name:
             described.append(PomlTool.of(tool, by_name[tool.name], place, strict=strict))
-        elif (
-            isinstance(tool, dict) or tool.name not in ours
-        ):  # functions whose tool this render does not define are left out
+        # The middleware's own functions are left out if this render does not define their tools.
+        elif isinstance(tool, dict) or tool.name not in ours:
             described.append(tool)
     return described
 
 
 def _strategy(schema: Mapping[str, Any]) -> ProviderStrategy[Any]:
     output = response_format(schema)["json_schema"]
-    # LangChain names the schema by its title, and by a random word without one.
+    # LangChain uses the title as the schema's name; without a title, the name would be random.
     return ProviderStrategy({**output["schema"], "title": output["name"]}, strict=output["strict"])
 
 
@@ -292,6 +298,6 @@ def _fields(holder: Any) -> dict[str, Any]:
     """Return the fields of a state or a context, by name."""
     if isinstance(holder, Mapping):
         return dict(holder)
-    if dataclasses.is_dataclass(holder):  # which may have slots
+    if dataclasses.is_dataclass(holder):  # it may have slots, and then no `__dict__`
         return {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
     return dict(getattr(holder, "__dict__", {}))

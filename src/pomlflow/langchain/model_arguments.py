@@ -36,10 +36,10 @@ class Arguments:
     """The arguments of a model call.
 
     Attributes:
-        model: The model; a copy where the frame names another and the client takes no name per call.
+        model: The model. It is a copy if the frame names another one and the client does not take a name per call.
         values: Keyword arguments of the call.
         tool_choice: ``toolChoice`` of ``<runtime>``, in the form that every client's ``bind_tools`` takes.
-        unknown: Names in `values` that the client may refuse, each with the part of the template it comes from.
+        unknown: Names in `values` that the client may refuse, each with a text about its origin for the error.
     """
 
     model: BaseLanguageModel[Any]
@@ -58,8 +58,8 @@ def arguments(
 ) -> Arguments:
     """Return the arguments of a model call for one render.
 
-    The frame overrides what was `bound` to the model, whose tools are kept; call-time arguments (`given`) override the
-    frame.
+    The frame overrides arguments that were `bound` to the model, except that bound tools are kept next to the frame's.
+    Call-time arguments (`given`) override the frame.
     """
     output, place = record.result(), place_of(record)
     runtime = model_settings(model, output.get("runtime"), place)
@@ -84,7 +84,7 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
     translated = settings(runtime, provider, place)
     values = dict(translated.values)
     choice = _tool_choice(values.pop("tool_choice", None), provider)
-    if "stop_sequences" in values:  # LangChain's own name: the provider's would override a caller's `stop`
+    if "stop_sequences" in values:  # renamed to LangChain's own name; the provider's would override a caller's `stop`
         values["stop"] = values.pop("stop_sequences")
     if provider == "google":
         # upstream: langchain-google-genai 4.2-4.4: `model` of a call is ignored.
@@ -101,17 +101,17 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
 def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
     """Whether a model's client calls OpenAI's chat completions.
 
-    Its SDK requires strict tools with a response format, and text as a tool's response.
+    OpenAI's SDK requires strict tools if there is a response format, and only text as a tool's response.
     """
     return provider_of(type(model)) == "openai" and not getattr(model, "use_responses_api", False)
 
 
 @contextmanager
 def explain_refusals(origins: Mapping[str, str], model: Any, place: str) -> Iterator[None]:
-    """Raise a `SettingError` that names the template where a client refuses one of the arguments in `origins`."""
+    """Raise a `SettingError` that names the template if a client refuses one of the arguments in `origins`."""
     try:
         yield
-    except (TypeError, ValueError) as error:  # of an SDK for a keyword, and of pydantic
+    except (TypeError, ValueError) as error:  # TypeErrors of an SDK for unknown keywords, ValueErrors of pydantic
         name = None if isinstance(error, PomlError) else next((name for name in origins if name in str(error)), None)
         if name is None:
             raise
@@ -134,7 +134,7 @@ def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any],
 def _bound_tools(
     model: BaseLanguageModel[Any], specs: Sequence[ToolSpec], choice: Any, place: str, *, strict: bool
 ) -> dict[str, Any]:
-    """Return the call arguments that the client's own `bind_tools` makes of the tools."""
+    """Return the call arguments that the client's own `bind_tools` makes for the tools."""
     if not isinstance(model, BaseChatModel):
         raise ToolError(f"{place}: {type(model).__name__} is a text model and takes no tools", specs[0].name)
     tools = [spec.openai(strict=strict) for spec in specs]
@@ -147,7 +147,7 @@ def _bound_tools(
 
 def _tool_choice(choice: Any, provider: Provider | None) -> Any:
     """Return a tool choice in the values that LangChain's clients share: ``any``, ``auto``, a tool's name."""
-    if isinstance(choice, Mapping) and isinstance(choice.get("toolName"), str):  # as the Vercel AI SDK has it
+    if isinstance(choice, Mapping) and isinstance(choice.get("toolName"), str):  # the form of the Vercel AI SDK
         return choice["toolName"]
     if choice == "required":
         return "any"
@@ -155,13 +155,13 @@ def _tool_choice(choice: Any, provider: Provider | None) -> Any:
 
 
 def _merged(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
-    """Return both lists of tools; where both have a name, the tool of the second."""
+    """Return both lists of tools, without the tools of the first whose names are in the second."""
     names = {_name(tool) for tool in _single(after)}
     return [*(tool for tool in _single(before) if _name(tool) is None or _name(tool) not in names), *after]
 
 
 def _single(tools: Sequence[Any]) -> Iterator[Any]:
-    """Yield tools as a client has formatted them, Google's with one function each."""
+    """Yield tools in the client's format; Google's, which hold several functions, are split into one for each."""
     for tool in tools:
         if isinstance(tool, Mapping) and tool.get("function_declarations"):
             yield from ({**tool, "function_declarations": [declared]} for declared in tool["function_declarations"])
@@ -187,7 +187,7 @@ def _to_strict(tool: Any) -> Any:
 
 
 def _override(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Override the frame's arguments by the caller's, also where a client has two names for one parameter."""
+    """Override the frame's arguments by the caller's, even if a client has two names for a parameter."""
     made = {**values, **given}
     if "max_completion_tokens" in given and "max_tokens" not in given:
         made.pop("max_tokens", None)

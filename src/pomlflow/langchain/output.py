@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     class _ModelRefusalError(Exception):
         raw_message: BaseMessage | None
 else:
-    # langchain-core 1.7.5 and later: fallbacks and callers handle the refusals of every provider by it.
+    # langchain-core 1.7.5 and later: fallbacks and callers handle the refusals of every provider by this class.
     _ModelRefusalError = getattr(exceptions, "ModelRefusalError", exceptions.LangChainException)
 
 
@@ -45,7 +45,7 @@ class PomlOutputParserError(AnswerError, OutputParserException):
 
 
 class PomlRefusalError(PomlOutputParserError, _ModelRefusalError):
-    """A model refused to answer; LangChain's ``ModelRefusalError`` too, where langchain-core (1.7.5) has it.
+    """A model refused to answer; with langchain-core 1.7.5 or later, it is also LangChain's ``ModelRefusalError``.
 
     Attributes:
         answer: The text of the refusal; empty where the provider gives none.
@@ -85,7 +85,7 @@ def raise_refusal(answer: Any, place: str) -> None:
 
 
 def _refusal(message: AIMessage) -> str | None:
-    """Return the text of a refusal, empty if there is none; None if the message is no refusal."""
+    """Return the text of a refusal, empty if the provider gives none; None if the message is no refusal."""
     blocks = message.content if isinstance(message.content, list) else []
     content = [block.get("value", block) for block in blocks if isinstance(block, Mapping)]  # in LangChain's own blocks
     metadata = message.response_metadata
@@ -102,7 +102,12 @@ def _refusal(message: AIMessage) -> str | None:
 
 
 class PartialObject:
-    """The object in a streamed answer, as far as it has arrived."""
+    """The object in a streamed answer, as far as it has arrived.
+
+    Attributes:
+        message: The chunks so far, added up.
+        value: The object so far; None before it has begun.
+    """
 
     def __init__(self) -> None:
         self.message: Any = None

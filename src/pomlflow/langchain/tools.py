@@ -23,9 +23,9 @@ _ANYTHING = {"type": "object", "properties": {}}
 class PomlTool(StructuredTool):
     """A tool with the description and schema of its definition in a POML file.
 
-    Arguments that do not match the schema raise pydantic's `ValidationError`, with a `ToolArgumentsError` as its cause,
-    as LangChain's own tools do: `ToolNode` and agents report it to the model. With `strict`, the parameters have the
-    form of OpenAI's strict mode; `hidden` are the arguments that LangChain injects, as the state.
+    Arguments that do not match the schema raise pydantic's `ValidationError`, as in LangChain's own tools, so that
+    `ToolNode` and agents report it to the model. Its cause is a `ToolArgumentsError`. With `strict`, the parameters
+    have the form of OpenAI's strict mode. `hidden` are the arguments that LangChain injects, such as the state.
     """
 
     spec: ToolSpec
@@ -35,7 +35,7 @@ class PomlTool(StructuredTool):
 
     @classmethod
     def of(cls, tool: BaseTool, spec: ToolSpec, place: str, *, strict: bool = False) -> PomlTool:
-        """Return the tool with a definition."""
+        """Return the tool, described and checked by a definition."""
         inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
             check_accepts(spec, accepted, place)
@@ -63,7 +63,7 @@ class PomlTool(StructuredTool):
 def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
     """Return a function or a tool as a LangChain tool of that name.
 
-    LangChain converts the arguments to the types that the function's signature annotates.
+    If the function's parameters can be read from its signature, LangChain converts arguments to their types.
     """
     if isinstance(function, BaseTool):
         return function if function.name == name else function.model_copy(update={"name": name})
@@ -80,12 +80,13 @@ def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
 
 
 def _has_typed_signature(function: Callable[..., Any]) -> bool:
+    """Return whether LangChain can make a schema from a function's signature."""
     if not inspect.isroutine(function):
         return False
     try:
         get_type_hints(function)
         parameters = inspect.signature(function).parameters.values()
-    except (NameError, TypeError, ValueError):  # a name that only type checkers import; a function in C
+    except (NameError, TypeError, ValueError):  # an annotation that only type checkers import, or a function in C
         return False
     return all(parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) for parameter in parameters)
 
@@ -123,6 +124,7 @@ def _hidden(tool: StructuredTool) -> frozenset[str]:
 
 
 def _refused(error: ToolArgumentsError) -> ValidationError:
+    """Return pydantic's error with the problems of ours."""
     lines = []
     for problem in error.problems:
         place, _, message = problem.removeprefix("$").removeprefix(".").partition(": ")
