@@ -72,8 +72,7 @@ class PromptConstructors:
         """Make a prompt from a version in the MLflow registry that is set now, and keep it up to date.
 
         Make it once and keep it: this call loads the version and the files that it names. A moved alias or a newer
-        version is loaded in the background, and no render waits for it. While the server is unreachable, the last
-        loaded version stays in use.
+        version is loaded in the background. While the server is unreachable, the last loaded version stays in use.
 
         Args:
             name_or_uri: A prompt's name (its newest version), ``prompts:/name/3`` or ``prompts:/name@alias``.
@@ -92,7 +91,6 @@ class PromptConstructors:
             RegistryError: There is no fallback, and the registry is unreachable, or the version does not exist
                 (`PromptNotFoundError`), is not POML (`NotPomlError`) or was changed after it was registered.
             ConfigurationError: An argument is invalid.
-            TemplateNotFoundError: The fallback cannot be read.
 
         Example:
             >>> prompt = PomlPromptTemplate.from_registry("prompts:/support@production")  # doctest: +SKIP

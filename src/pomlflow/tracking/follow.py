@@ -53,8 +53,7 @@ def open_prompt(
     Raises:
         PromptNotFoundError: There is no such version, and no fallback.
         NotPomlError: It is not POML, and there is no fallback.
-        RegistryError: The registry is unreachable, or the version was changed after it was registered, and there is no
-            fallback.
+        RegistryError: There is no fallback, and the registry is unreachable, or the version was changed.
         TemplateNotFoundError: The fallback cannot be read.
         ConfigurationError: An argument is invalid.
 
