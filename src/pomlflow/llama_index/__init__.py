@@ -1,9 +1,9 @@
 """POML prompts for LlamaIndex.
 
-Where LlamaIndex takes a prompt as plain text, it gets the prompt's text without a POML span and without a link to its
-version: ``system_prompt`` of agents, chat engines and models, the ``str`` templates of extractors, and
-``code_act_system_prompt`` of a `CodeActAgent`, which joins it to its ``system_prompt``.
-`PomlPromptTemplate.agent_kwargs` renders an agent's prompt with a span and a link.
+Some of LlamaIndex's parameters take a prompt only as plain text. A prompt's text that is passed there has no POML span
+and no link to its version. These parameters are ``system_prompt`` of agents, chat engines and models, the ``str``
+templates of extractors, and ``code_act_system_prompt`` of a `CodeActAgent`. `PomlPromptTemplate.agent_kwargs` renders
+an agent's prompt with a span and a link.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "to_poml",
 ]
 
-# The handler imports MLflow, which prompts do not need.
+# Lazy, since prompts do not need MLflow, which the handler imports.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -44,10 +44,10 @@ __getattr__, __dir__ = lazy_names(
 
 
 def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
-    """Trace each engine, agent and workflow of LlamaIndex, and each POML prompt of LlamaIndex's outside of them.
+    """Trace each engine, agent and workflow of LlamaIndex, and each LlamaIndex POML prompt rendered outside of them.
 
-    It is the part of `pomlflow.autolog` for LlamaIndex, with the same arguments; `trace_dir` gets all renders of the
-    process.
+    It is the part of `pomlflow.autolog` for LlamaIndex, with the same arguments. `trace_dir` gets all renders of the
+    process, also those of other frameworks.
 
     Args:
         disable: Whether to undo it.

@@ -42,16 +42,16 @@ _dispatcher = get_dispatcher(__name__)
 
 
 class PomlLLM:
-    """A model bound to a POML prompt: LlamaIndex's methods, which take the prompt's variables.
+    """A model bound to a POML prompt. Its methods are those of LlamaIndex's models, but take the prompt's variables.
 
-    Each call renders once and applies the whole result to this call: messages, tools, runtime settings under the
-    model's names, and the output schema as the provider's structured output (where the model has none, as a function
-    to call or as instructions). Arguments given here override the file's.
+    Each call renders once and applies the whole result to the call: messages, tools, runtime settings under the model's
+    names, and the output schema. The schema becomes the provider's structured output, or if the model has none, a
+    function to call or instructions. Arguments given here override the file's.
 
     Args:
         prompt: The prompt.
         llm: The model.
-        **llm_kwargs: Arguments of the model's chat, for all calls.
+        **llm_kwargs: Arguments of the model's chat or completion, for all calls.
 
     Example:
         >>> from llama_index.core.llms import MockLLM
@@ -86,17 +86,17 @@ class PomlLLM:
 
     @_dispatcher.span
     def chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponse:
-        """Render, and chat.
+        """Render the prompt, and chat.
 
         Args:
-            llm_kwargs: Arguments of the model's chat for this call; they override all others.
+            llm_kwargs: Arguments of the model's chat for this call. They override all other arguments and settings.
             **variables: The prompt's variables.
 
         Returns:
             The model's response.
 
         Raises:
-            PomlError: The render failed, or the model does not take a part of the file.
+            PomlError: The render failed, or the model does not support a part of the file.
         """
         response: ChatResponse = self._request(self.prompt.render(variables), llm_kwargs, chats=True).send()
         return response
@@ -123,7 +123,7 @@ class PomlLLM:
 
     @_dispatcher.span
     def complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponse:
-        """Render to one text, and complete it; otherwise like `chat`. A prompt with more than text is an error."""
+        """Render to one text, and complete it; otherwise like `chat`. A prompt with more than text raises an error."""
         response: CompletionResponse = self._request(self.prompt.render(variables), llm_kwargs, chats=False).send()
         return response
 
@@ -150,7 +150,7 @@ class PomlLLM:
 
     @_dispatcher.span
     def predict(self, *, llm_kwargs: Options = None, **variables: Any) -> str:
-        """Render, and return the text of the answer, whether the model chats or completes; otherwise like `chat`."""
+        """Render, and return the answer's text; a model that does not chat completes a text. Otherwise like `chat`."""
         request = self._request(self.prompt.render(variables), llm_kwargs)
         return request.model.answer(request.send())
 
@@ -178,22 +178,22 @@ class PomlLLM:
     def structured_predict(
         self, output_cls: type[BaseModel] | None = None, /, *, llm_kwargs: Options = None, **variables: Any
     ) -> Any:
-        """Render, and return the answer as an object by ``<output-schema>``; the model gets no tools.
+        """Render, and return the answer as an object that matches ``<output-schema>``. The model gets no tools.
 
         Args:
             output_cls: A pydantic class for the answer; by default that of `PomlPromptTemplate.output_cls`. If the
-                template has no schema, the class's own is used.
-            llm_kwargs: Arguments of the model's chat or completion for this call; they override all others.
+                template has no schema, the class's schema is used.
+            llm_kwargs: Arguments of the model's chat or completion for this call. They override all others.
             **variables: The prompt's variables.
 
         Returns:
-            An instance: its properties are attributes, and ``model_dump()`` gives a dict, as with LlamaIndex's own
-            structured prediction.
+            An instance of the class. Properties are attributes, and ``model_dump()`` returns a dict, as with
+            LlamaIndex's own structured prediction.
 
         Raises:
-            AnswerError: The answer does not match the schema; the error holds the answer.
+            AnswerError: The answer does not match the schema; the error contains the answer.
             ConfigurationError: There is neither a schema nor a class.
-            PomlError: As `chat` raises it.
+            PomlError: An error that `chat` raises.
         """
         request = self._structured(self.prompt.render(variables), llm_kwargs, output_cls)
         return request.read(request.send())
@@ -213,8 +213,8 @@ class PomlLLM:
         """Stream the object as it grows; otherwise like `structured_predict`.
 
         Yields:
-            Instances of the answer so far, unchecked, in which missing properties are None; the last one is complete
-            and checked by the schema.
+            Instances with the answer so far. Only the last one is complete and checked by the schema; in the others,
+            missing properties are None.
         """
         request = self._structured(self.prompt.render(variables), llm_kwargs, output_cls)
         return request.growing(request.send("stream_"))
@@ -233,10 +233,11 @@ def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[s
     record, place = rendered.record, rendered.place
     output, own = record.result(), dict(llm_kwargs)
     settings = settings_for(llm, output.get("runtime"), own, place)
-    # Not in each call: an agent that has to call a tool each time never ends.
+    # For the first call only: an agent that must call a tool in every call never ends.
     choice = own.pop("tool_choice", settings.pop("tool_choice", None))
     system, examples = _system_and_examples(rendered, place)
-    record = dataclasses.replace(record, variables={}, output={**output, "messages": []})  # for the link, no content
+    # The record is kept for links to the prompt's version, which need no content.
+    record = dataclasses.replace(record, variables={}, output={**output, "messages": []})
     made: dict[str, Any] = {
         "llm": BoundLLM.of(llm, {**settings, **own}, place, examples=examples, record=record),
         "system_prompt": system,
@@ -250,7 +251,8 @@ def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[s
 
 
 def _system_and_examples(rendered: Rendered, place: str) -> tuple[str | None, list[ChatMessage]]:
-    if rendered.text is not None:  # one text without a role describes the agent
+    """Return an agent's system prompt, and the other messages as examples."""
+    if rendered.text is not None:  # one text without a role is the system prompt
         system, examples = rendered.messages, []
     else:
         system = [message for message in rendered.messages if message.role == MessageRole.SYSTEM]

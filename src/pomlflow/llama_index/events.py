@@ -49,7 +49,7 @@ class PomlRenderEvent(BaseEvent):
 
     @field_serializer("record")
     def _plain(self, record: RenderRecord) -> dict[str, Any]:
-        """Return JSON types only, for handlers that write events down."""
+        """Return JSON types only, for handlers that store events."""
         return {
             "name": record.name,
             "path": record.path,
@@ -65,10 +65,11 @@ class PomlRenderEvent(BaseEvent):
 
 
 def dispatch_render(record: RenderRecord, file: Path | None) -> None:
-    """Dispatch a render: to LlamaIndex's event handlers, and to what traces it."""
+    """Dispatch a render to LlamaIndex's event handlers, and to the sink that traces it."""
     _dispatcher.event(PomlRenderEvent(record=record))
     if any(handler.class_name() == "MlflowEventHandler" for handler in _dispatcher.root.event_handlers):
-        # MLflow's autolog ignores events that are not LlamaIndex's own. The handler imports MLflow, which is there.
+        # MLflow's autolog ignores events that are not LlamaIndex's own, so our sink traces the render. Our handler
+        # imports MLflow, which autolog has imported already.
         from pomlflow.llama_index.handler import trace_in_span
 
         set_sink("llama_index", trace_in_span)

@@ -1,8 +1,8 @@
-"""The handler: which LlamaIndex spans are traced, and the POML spans in them.
+"""The handler that decides which LlamaIndex spans are traced, and adds the POML spans.
 
-`PomlCallbackHandler` decides what is traced, `SpanHandler` makes MLflow spans of it, and each render becomes a ``poml``
-span under the model's or step's. With ``mlflow.llama_index.autolog()`` on, the spans are MLflow's own, and only the
-``poml`` spans are added.
+`SpanHandler` makes MLflow spans of the LlamaIndex spans for which a `PomlCallbackHandler` is attached. Each render
+becomes a ``poml`` span under the span of its model or step. With ``mlflow.llama_index.autolog()`` on, the spans are
+MLflow's own, and only the ``poml`` spans are added.
 """
 
 from __future__ import annotations
@@ -48,24 +48,25 @@ class PomlCallbackHandler(BaseCallbackHandler):
     There are four ways to attach it:
 
     - ``handler.attach()``: everything, until ``handler.detach()``;
-    - ``handler.attach(agent)``: one existing agent, workflow, engine or model, in all that it does;
-    - ``with handler:``: what this thread or task begins in the block, and the tasks that are started there. It is
-      traced to its end, also if a stream is read or a run is awaited after the block. Threads of a
-      ``ThreadPoolExecutor`` do not see the block, like any context variable: attach the engine for those;
-    - ``CallbackManager([handler])``, given to ``Settings``, an engine or a model: what that component does, until
-      ``manager.remove_handler(handler)``; `detach` does not change callback managers, and LlamaIndex's
+    - ``handler.attach(agent)``: everything that one existing agent, workflow, engine or model does;
+    - ``with handler:``: everything that this thread or task begins in the block, and the tasks that it starts there.
+      That is traced to its end, even if a stream is read or a run is awaited after the block. The block has no effect
+      in threads of a ``ThreadPoolExecutor``, as it is a context variable. Attach the engine for those;
+    - ``CallbackManager([handler])``, passed to ``Settings``, an engine or a model: everything that this component does,
+      until ``manager.remove_handler(handler)``. `detach` does not change callback managers. LlamaIndex's
       ``CallbackManager([])`` uses the handlers of ``Settings``.
 
-    What several handlers would trace is one trace, by the handler that is attached most closely. With
-    ``mlflow.llama_index.autolog()`` on, MLflow traces, and only the POML spans are added.
+    If several handlers apply, only one of them traces: that of a ``with`` block, else that of the component, else that
+    of its callback manager, else the one for everything. With ``mlflow.llama_index.autolog()`` on, MLflow makes the
+    traces, and only the POML spans are added.
 
     Args:
         register: Whether to register each POML prompt in MLflow's registry and link its version to the trace;
             a template's own ``register=`` overrides it.
         mask: Returns what may be stored of a span's ``{"inputs": …, "outputs": …}``. It is called once for each span,
-            with plain data, before anything is stored; the outputs of a failed span are ``{"error": …}``. Attributes
-            with content (prompts, template variables) are not stored then; names, times, token counts and the model's
-            settings are. It does not apply to the spans of MLflow's autolog.
+            with plain data, before anything is stored. The outputs of a failed span are ``{"error": …}``. With a mask,
+            attributes with content (prompts, template variables) are not stored. Names, times, token counts and the
+            model's settings are stored. It does not apply to the spans of MLflow's autolog.
 
     Raises:
         ConfigurationError: `mask` is not callable.
@@ -81,7 +82,8 @@ class PomlCallbackHandler(BaseCallbackHandler):
         self.register = register
         self.mask = check_mask(mask)
         prepare()
-        # Now, since adding it to a callback manager calls nothing, and a span is seen from its start or not at all.
+        # Already here, since a callback manager does not report that a handler is added to it, and a span can only be
+        # traced from its start.
         _attachments.add(self)
 
     def attach(self, *components: Any) -> Self:
@@ -100,10 +102,10 @@ class PomlCallbackHandler(BaseCallbackHandler):
         return self
 
     def detach(self, *components: Any) -> None:
-        """Undo `attach`, for some components or entirely. What has begun is traced to its end.
+        """Undo `attach`, for some components or for all. Spans that have begun are traced to their end.
 
         Args:
-            *components: Components that were attached; none for everything.
+            *components: Components to which the handler was attached; none to undo all calls of `attach`.
         """
         _attachments.detach(self, components)
 
@@ -113,7 +115,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # By value, not by a token: the same handler is entered in several tasks at once, and again within itself.
+        # Without a token: the same handler may be entered in several tasks at the same time, and again inside itself.
         entered = list(_scope.get())
         if self in entered:
             entered.reverse()
@@ -123,13 +125,13 @@ class PomlCallbackHandler(BaseCallbackHandler):
     def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Self:  # with a model or engine whose callback manager holds it
+    def __deepcopy__(self, memo: Any) -> Self:  # for copies of a model or engine whose callback manager contains it
         return self
 
     def __reduce__(self) -> Any:
         return type(self), (self.register, self.mask)
 
-    # That a callback manager holds it is enough; LlamaIndex's dispatcher reports more than these calls.
+    # A callback manager only marks what is to be traced, so its calls do nothing: the dispatcher reports more.
 
     def on_event_start(self, *_: Any, event_id: str = "", **__: Any) -> str:
         """Do nothing."""
@@ -149,7 +151,10 @@ _scope: ContextVar[tuple[PomlCallbackHandler, ...]] = ContextVar("pomlflow_llama
 
 
 class _EventHandler(BaseEventHandler):
-    """The event handler in LlamaIndex's dispatcher; not one of MLflow's, which autolog() would take for its own."""
+    """The event handler in LlamaIndex's dispatcher.
+
+    It is not a subclass of MLflow's, which ``autolog()`` would mistake for its own.
+    """
 
     @classmethod
     def class_name(cls) -> str:
@@ -165,25 +170,25 @@ class _EventHandler(BaseEventHandler):
 
 
 class _Attachments:
-    """The handlers of this process, what they are attached to, and their place in LlamaIndex's dispatcher."""
+    """The handlers of this process, the components to which they are attached, and their hooks in the dispatcher."""
 
     def __init__(self) -> None:
         self._root = get_dispatcher()
-        self._count = 0  # of handlers
+        self._count = 0  # handlers that have not been collected
         self._global: list[PomlCallbackHandler] = []
         self._by_component: dict[int, tuple[weakref.ref[Any], list[PomlCallbackHandler]]] = {}
         self.spans = SpanHandler(self.choose)
         self._events = _EventHandler()
 
     def add(self, handler: PomlCallbackHandler) -> None:
-        """Install a new handler, until the last one is gone."""
+        """Count a new handler and install the hooks. They are removed when the last handler is collected."""
         self._count += 1
         weakref.finalize(handler, self._on_handler_gone).atexit = False
         self.install()
 
     def _on_handler_gone(self) -> None:
         self._count -= 1
-        if not self._count:  # what a handler traces keeps it alive, so nothing is open
+        if not self._count:  # an open span keeps its handler alive, so there are none
             self._uninstall()
 
     def attach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
@@ -213,13 +218,17 @@ class _Attachments:
             self._global.remove(handler)
 
     def _forget(self, key: int, _: object) -> None:
-        self._by_component.pop(key, None)  # the component is gone, and its id may be reused
+        self._by_component.pop(key, None)  # the id of a collected component may be used again
 
     def choose(self, component: Any) -> PomlCallbackHandler | None:
-        """Return the handler attached most closely to a component, whose trace begins with its span; or None."""
+        """Return the handler that is to trace a component's span that has no parent, or None.
+
+        The order is that in `PomlCallbackHandler`. Without a component, only the block, ``Settings`` and the handlers
+        for everything count.
+        """
         if scope := _scope.get():
             return scope[-1]
-        # A handler attached to a model traces the renders for it too.
+        # A handler that is attached to a model also traces the calls of a `PomlLLM` with that model.
         for one in (component, component.llm) if isinstance(component, PomlLLM) else (component,):
             if one is not None and (attached := self._by_component.get(id(one))) is not None and attached[1]:
                 return attached[1][-1]
@@ -230,7 +239,7 @@ class _Attachments:
         return self._global[-1] if self._global else None
 
     def install(self) -> None:
-        """Add our two handlers to LlamaIndex's dispatcher, before MLflow's, so that our span is active for it."""
+        """Add our two handlers to LlamaIndex's dispatcher, before MLflow's, so that our span is active for those."""
         set_sink("llama_index", trace_in_span)
         self.spans.start()
         self._uninstall()
@@ -238,15 +247,17 @@ class _Attachments:
         self._root.event_handlers = [self._events, *self._root.event_handlers]
 
     def _uninstall(self) -> None:
-        # By identity: pydantic compares by value.
+        # Compared by identity, since pydantic's objects are equal by value.
         self._root.span_handlers = [one for one in self._root.span_handlers if one is not self.spans]
         self._root.event_handlers = [one for one in self._root.event_handlers if one is not self._events]
 
 
 def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
-    """Store a render in its LlamaIndex span; return whether that span, or a handler for the render, is there.
+    """Store a render in its LlamaIndex span; return whether it is handled (see `dispatch`).
 
-    A render of one of LlamaIndex's prompts outside of all spans is stored if a handler is attached to everything.
+    Outside of all spans, a render of a LlamaIndex prompt is stored if a ``with`` block, ``Settings`` or an `attach`
+    without components sets a handler, or if MLflow's autolog is on. Other renders are stored there only in a ``with``
+    block.
     """
     span_id = active_span_id.get()
     span, owner = _attachments.spans.find(span_id)
@@ -266,7 +277,7 @@ def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
 
 
 def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
-    """Link an agent's prompt, rendered before the run, to the trace of a model's call."""
+    """Link the trace of a model's call to the version of the agent's prompt, which was rendered before the run."""
     span, owner = _attachments.spans.find(span_id)
     owner = owner or _attachments.choose(None)
     if span is None or owner is None:
@@ -283,7 +294,7 @@ def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
 
 
 def _callback_managers(component: Any) -> Iterator[Any]:
-    """Yield the callback managers with which a component works: its own, its models', and LlamaIndex's."""
+    """Yield the callback managers that a component uses: its own, those of its models, and that of ``Settings``."""
     if component is not None:
         synthesizer = _stored(component, "_response_synthesizer")
         agents = _stored(component, "agents")
@@ -292,17 +303,18 @@ def _callback_managers(component: Any) -> Iterator[Any]:
         for holder in (component, synthesizer, *models):
             yield _stored(holder, "callback_manager")
             yield _stored(holder, "_callback_manager")
-    yield _stored(Settings, "_callback_manager")  # the property would make one
+    yield _stored(Settings, "_callback_manager")  # reading the property would make a manager
 
 
 def _stored(holder: Any, name: str) -> Any:
-    """Return an attribute that is stored in an object: a property may load a model, or read one from Settings."""
+    """Return an attribute that is stored in an object. A property is not read, as it may load a model."""
     fields, private = getattr(holder, "__dict__", None), getattr(holder, "__pydantic_private__", None)
     found = fields.get(name) if fields else None
     return private.get(name) if found is None and private else found
 
 
 def _is_traceable(component: Any) -> bool:
+    """Return whether LlamaIndex makes spans for a component's methods."""
     members = (member for kind in type(component).__mro__ for member in vars(kind).values())
     return isinstance(component, Workflow) or any(hasattr(member, DISPATCHER_SPAN_DECORATED_ATTR) for member in members)
 

@@ -1,6 +1,6 @@
 """A model that delegates to another one and adds a POML file's settings, examples, tools and schema to its calls.
 
-An agent gets such a model; `bind_to` makes one for each render.
+`agent_kwargs` makes one for an agent. A `PomlLLM` makes one for each call.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ __all__ = ["BoundLLM", "Options", "Request", "earlier_render"]
 Options = Mapping[str, Any] | None
 
 earlier_render: ContextVar[RenderRecord | None] = ContextVar("pomlflow_llama_index_earlier_render", default=None)
-"""The render, made before the run, whose text and settings are part of the model's call that begins."""
+"""The render of an agent's prompt that applies to the current call of its model; it was made before the run."""
 
 
 class _Delegation:
     """The methods that call the delegate.
 
-    They are in a base of their own because LlamaIndex adds spans to the methods of its models, and the delegate's have
-    them.
+    They are in a class that is no model, because LlamaIndex adds spans to the methods that a model class defines. The
+    delegate's methods have spans already.
     """
 
     def chat(self: Any, messages: Sequence[ChatMessage], **kwargs: Any) -> Any:
@@ -89,7 +89,7 @@ class _Delegation:
     def _prepare_chat_with_tools(
         self: Any, tools: Sequence[BaseTool], *args: Any, tool_required: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        # LlamaIndex looks for the parameter tool_required.
+        # LlamaIndex inspects the signature for the parameter tool_required.
         return prepare_chat_with_tools(self.delegate, tools, *args, tool_required=tool_required, **kwargs)
 
     def _validate_chat_with_tools_response(self: Any, response: ChatResponse, *args: Any, **kwargs: Any) -> Any:
@@ -104,10 +104,10 @@ class BoundLLM(_Delegation, LLM):
 
     Attributes:
         delegate: The model, with the settings for which its class has fields.
-        options: Arguments of its chat, which a call's own override.
-        examples: Messages that follow the system message of each chat.
-        place: The template, for errors.
-        record: The render, if it was made before the calls; without content.
+        options: Arguments of its chat. The arguments of a call override them.
+        examples: Messages that are inserted after the system messages of each chat.
+        place: The name of the template, for errors.
+        record: The render, without content, if it was made before the calls; else None.
     """
 
     delegate: SerializeAsAny[LLM]
@@ -118,11 +118,11 @@ class BoundLLM(_Delegation, LLM):
 
     @classmethod
     def of(cls, llm: LLM, options: Mapping[str, Any], place: str, **fields: Any) -> BoundLLM:
-        """Bind a model; one that calls functions gives one that does."""
+        """Bind a model. The result calls functions if the model does."""
         kind = BoundFunctionCallingLLM if isinstance(llm, FunctionCallingLLM) else BoundLLM
         delegate = apply_fields(llm, options)
         shared = {name: getattr(delegate, name) for name in LLM.model_fields}
-        # Not validated, which would take as long as all the rest of a call.
+        # Without pydantic's validation, which would take as long as the rest of a call.
         return kind.model_construct(**shared, delegate=delegate, options=dict(options), place=place, **fields)
 
     @classmethod
@@ -150,7 +150,7 @@ class BoundLLM(_Delegation, LLM):
 
     @contextmanager
     def _call(self) -> Iterator[None]:
-        """Report the earlier render to the handler."""
+        """Set the earlier render for the handler during a call, and raise Google's refusals."""
         token = earlier_render.set(self.record)
         try:
             with google_refusals(self.place):
@@ -170,7 +170,11 @@ class BoundLLM(_Delegation, LLM):
         schema: Mapping[str, Any] | None = None,
         reader: AnswerReader | None = None,
     ) -> Request:
-        """Prepare a call with a prompt, tools and an output schema, in the forms that the model's class takes."""
+        """Prepare a call with a prompt, tools and an output schema, in the forms that the model's class takes.
+
+        `given` are the arguments of this call. `choice` is the tool choice. `chats` is whether to chat or to complete a
+        text; with None, the model decides. With a `reader`, its schema is used, and the answer is read by it.
+        """
         variables = variables or {}
         options: dict[str, Any] = {}
         addition, answers_by_tool = "", False
@@ -212,17 +216,20 @@ class BoundLLM(_Delegation, LLM):
         return self._get_prompt(prompt, **variables)
 
     def answer(self, response: Response) -> str:
-        """Return the text of a response, read by the model's output parser."""
+        """Return the text of a response, processed by the model's output parser."""
         return self._parse_output(text_of(response))
 
 
 class BoundFunctionCallingLLM(BoundLLM, FunctionCallingLLM):
-    """A bound model that calls functions, since LlamaIndex looks for this class."""
+    """A bound model that calls functions. LlamaIndex checks for the class `FunctionCallingLLM`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One call of a bound model: its messages or text, its arguments, and how the answer is read."""
+    """One call of a bound model: its messages or text, its arguments, and the reader of its answer.
+
+    `answers_by_tool` is whether the model answers with the arguments of a tool call.
+    """
 
     model: BoundLLM
     content: list[ChatMessage] | str
