@@ -1,7 +1,7 @@
-"""The private parts of LlamaIndex on which bound models and tools rely.
+"""The private methods of LlamaIndex's models and tools that bound models and tools call.
 
 LlamaIndex has no public way to prepare a call with tools without making it, to read a tool's callbacks, or to find out
-whether a model of OpenAI's has structured output. Only this module and `mlflow_tracer` use private parts of others.
+whether a model of OpenAI's has structured output.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["callbacks", "has_structured_output", "prepare_chat_with_tools", "val
 
 
 def prepare_chat_with_tools(llm: LLM, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Return the arguments of the chat that ``llm.chat_with_tools()`` makes."""
+    """Return the arguments that ``llm.chat_with_tools()`` passes to the model's chat."""
     assert isinstance(llm, FunctionCallingLLM)  # noqa: S101
     return llm._prepare_chat_with_tools_compat(*args, **kwargs)
 
 
 def validate_chat_with_tools(llm: LLM, response: ChatResponse, *args: Any, **kwargs: Any) -> ChatResponse:
-    """Return a response as ``llm.chat_with_tools()`` returns it."""
+    """Return a response, checked as ``llm.chat_with_tools()`` does it."""
     assert isinstance(llm, FunctionCallingLLM)  # noqa: S101
     return llm._validate_chat_with_tools_response(response, *args, **kwargs)
 

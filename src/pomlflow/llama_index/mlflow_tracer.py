@@ -1,7 +1,7 @@
 """The private and internal parts of MLflow on which LlamaIndex spans rely.
 
 MLflow's own LlamaIndex tracer defines the types of spans and the attributes of models, tools and events. If a version
-of MLflow lacks one of these parts, one warning is logged, and spans do without.
+of MLflow lacks one of its parts, one warning is logged, and spans have neither types nor these attributes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Details:
     """Span types and attributes of components and events, as MLflow's tracer stores them.
 
     Args:
-        find: Returns the span, by a LlamaIndex span's id, to which an event's attributes are written; or None.
+        find: Returns our span for the id of a LlamaIndex span, or None. Events' attributes are written to it.
     """
 
     def __init__(self, find: Callable[[str | None], GuardedSpan | None]) -> None:
@@ -81,7 +81,7 @@ class Details:
     def span_type(self, instance: Any) -> str:
         """Return the type of a component's spans."""
         kind = type(instance)
-        if (known := self._types.get(kind)) is None:  # by class alone, and MLflow takes 50 µs for it
+        if (known := self._types.get(kind)) is None:  # it depends only on the class, and MLflow takes 50 µs for it
             known = self._types[kind] = self._span_type(instance) or SpanType.UNKNOWN
         return known
 
@@ -97,14 +97,14 @@ class Details:
         """Write an event's attributes (model, token counts, tool) to its span."""
         self._handle(event)
 
-    # The methods of its span handler that MLflow's event handler calls:
+    # MLflow's event handler calls these two methods of the span handler that it gets:
 
     def get_span_for_event(self, event: BaseEvent) -> GuardedSpan | None:
         """Return the span of an event."""
         return self._find(event.span_id)
 
     def resolve_pending_stream_span(self, span: LiveSpan, event: BaseEvent) -> None:
-        """Do nothing: streams are followed elsewhere."""
+        """Do nothing, since `SpanHandler` handles the ends of streams."""
 
 
 def autolog_handler() -> Any:
@@ -125,7 +125,7 @@ def autolog_span(span_id: str | None) -> LiveSpan | None:
 
 
 def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: LiveSpan | None) -> LiveSpan:
-    """Start a span in a parent, else in the active span if its trace still runs."""
+    """Start a span under a parent. With None, it is under the active span, or a root if that span's trace has ended."""
     with active(INVALID_SPAN) if parent is None and has_outlived_trace() else nullcontext():
         return mlflow.start_span_no_context(
             name=name,
@@ -136,14 +136,14 @@ def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: Li
 
 
 def inputs_of(bound_args: BoundArguments) -> dict[str, Any]:
-    """Return a component's arguments; a workflow's are in its start event, next to the runtime's own."""
+    """Return a component's arguments. Those of a workflow are in its start event; its other arguments are internal."""
     arguments = bound_args.arguments
     start = arguments.get("start_event")
     return start.to_dict() if isinstance(start, StartEvent) else dict(arguments)
 
 
 def plain_data(value: Any) -> Any:
-    """Return JSON data of a component's content, with its media as data URIs."""
+    """Return a component's content as JSON data, with its media as data URIs."""
     return with_data_uris(plain(value))
 
 
@@ -184,7 +184,7 @@ def inside(span: LiveSpan, span_id: str) -> Iterator[None]:
 
 
 def nearest(span: LiveSpan) -> LiveSpan:
-    """Return the user's own active span (``@mlflow.trace``) if it is within a component's span; else that."""
+    """Return the active span if it is the user's own (``@mlflow.trace``) inside a component's span; else the latter."""
     inner = mlflow.get_current_active_span()
     if inner is None or inner.span_id == span.span_id:
         return span
@@ -192,7 +192,7 @@ def nearest(span: LiveSpan) -> LiveSpan:
 
 
 def has_outlived_trace() -> bool:
-    """Return whether this task's active span belongs to a trace that has ended, in which MLflow would put new spans."""
+    """Return whether the active span's trace has ended; MLflow would put new spans into it, and lose them."""
     # upstream: mlflow 3.12-3.18: a task that outlives its trace loses all later ones
     current: Any = provider.get_current_otel_span()
     if not isinstance(current, ReadableSpan):
