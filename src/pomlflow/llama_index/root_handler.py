@@ -9,11 +9,11 @@ from pomlflow.llama_index.handler import PomlCallbackHandler
 
 __all__ = ["attach", "detach"]
 
-_attached: Final[list[PomlCallbackHandler]] = []  # one, or none
+_attached: Final[list[PomlCallbackHandler]] = []  # at most one, except for a moment in `attach`
 
 
 def attach(register: bool, mask: Mask | None) -> None:
-    """Attach a handler, and then detach the one before it, so that every span finds one."""
+    """Attach a new handler, and detach the previous one afterwards, so that there is a handler for every span."""
     _attached.append(PomlCallbackHandler(register, mask).attach())
     while len(_attached) > 1:
         _attached.pop(0).detach()

@@ -1,9 +1,10 @@
-"""LlamaIndex's spans as MLflow spans.
+"""Make MLflow spans of LlamaIndex's spans.
 
 The tree is that of MLflow's own LlamaIndex tracer, without its faults.
 
-A span that LlamaIndex has left waits for the streams below it, so that the root ends last, when MLflow stores the
-trace. A span that failed ends everything below it that LlamaIndex has left: no later event would.
+A span whose call has returned stays open while streams below it are open. So the root span ends last, which is when
+MLflow stores the trace. When a span fails, all spans below it whose calls have returned are ended, because LlamaIndex
+reports no further events for them.
 """
 
 # upstream: mlflow 3.12-3.18: its own LlamaIndex tracer has five faults, each with a test that finds it
@@ -67,11 +68,11 @@ _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description",
 
 
 class State(Enum):
-    """Where a span is in its life."""
+    """The state of a span. LlamaIndex leaves a span when its call returns or fails."""
 
-    OPEN = auto()  # LlamaIndex runs it
-    STREAMING = auto()  # LlamaIndex has left it, with a stream that has not ended
-    EXITED = auto()  # it waits for the spans below it
+    OPEN = auto()  # the call is running
+    STREAMING = auto()  # LlamaIndex has left it; its result is a stream that has not ended
+    EXITED = auto()  # LlamaIndex has left it; it waits for spans below it
     ENDED = auto()
 
 
@@ -83,25 +84,25 @@ class TracedSpan:
     guarded: GuardedSpan
     owner: Any  # the handler whose trace it is part of
     parent: TracedSpan | None  # the traced span around it
-    is_model: bool
+    is_model: bool  # whether its component is a model
     state: State = State.OPEN
-    token: Any = None  # undoes its activation
+    token: Any = None  # for `deactivate`
     streamed: bool = False  # whether its result is a stream
-    stream: Callable[[], Any] = lambda: None  # a weak reference to its stream, if it can be watched
+    stream: Callable[[], Any] = lambda: None  # a weak reference to its stream, if that is a generator
     frame: int = 0  # the id of the stream's frame
-    runs_lazily: bool = False  # whether spans below it have begun while its stream was read
-    below: dict[str, TracedSpan] = field(default_factory=dict)  # those that have not ended
+    runs_lazily: bool = False  # whether spans have begun below it after LlamaIndex had left it
+    below: dict[str, TracedSpan] = field(default_factory=dict)  # its children that have not ended, by LlamaIndex's id
     outputs: Any = None  # the last piece of its stream
-    text: str | None = None  # of its stream, or of one below it
+    text: str | None = None  # the text of its stream, or of a stream below it
     error: BaseException | None = None
 
     @property
     def waits(self) -> bool:
-        """Whether a span below has still to end: one that LlamaIndex has left or, in a stream, any."""
+        """Whether it must stay open for a span below: for one that LlamaIndex has left, and if it streams, for any."""
         return any(child.state is not State.OPEN or self.streamed for child in list(self.below.values()))
 
     def is_in(self, other: TracedSpan) -> bool:
-        """Return whether it is the other span, or within that."""
+        """Return whether it is the other span, or below it."""
         span: TracedSpan | None = self
         while span is not None and span is not other:
             span = span.parent
@@ -116,16 +117,16 @@ class TracedSpan:
         return None if text is None else str(text)
 
     def take_stream_of(self, child: TracedSpan) -> None:
-        """Use the text and error of a stream below it that has ended."""
+        """Use the text and the error of a stream below it that has ended."""
         self.text = child.streamed_text() or self.text
-        # The generators of a model are made of one another: that of LLM.stream of that of LLM.stream_chat.
+        # A model's streams are nested: that of LLM.stream reads that of LLM.stream_chat, and ends with it.
         if self.is_model and not self.runs_lazily and self.state is State.STREAMING:
             self.state = State.EXITED
         if self.streamed and self.state is not State.OPEN:
             self.error = self.error or child.error
 
     def end(self) -> None:
-        """Store the content of its stream and its status, and end it."""
+        """Store the content of its stream and its status, and end MLflow's span."""
         if self.streamed:
             self.guarded.set_outputs(self.text if self.outputs is None else self.outputs)
         status = SpanStatus(SpanStatusCode.OK)
@@ -139,13 +140,13 @@ class SpanHandler(BaseSpanHandler[Any]):
     """The span handler in LlamaIndex's dispatcher.
 
     Args:
-        choose: Returns, for the component of a span that is in no traced span, the handler whose trace begins; or None.
+        choose: Returns the handler that traces a component's span that has no traced parent, or None.
     """
 
     choose: Any = Field(default=None, repr=False)
     alive: dict[str, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by LlamaIndex's id
     lazy: dict[int, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by the id of its generator's frame
-    owners: dict[str, Any] = Field(default_factory=dict, repr=False)  # handlers by the id of a span that autolog traces
+    owners: dict[str, Any] = Field(default_factory=dict, repr=False)  # handlers by the ids of spans that autolog traces
     details: Any = Field(default=None, repr=False)
     deferred: Any = Field(default=None, repr=False)
 
@@ -163,19 +164,19 @@ class SpanHandler(BaseSpanHandler[Any]):
         return "PomlSpanHandler"
 
     def start(self) -> None:
-        """Prepare for the first span."""
+        """Prepare for spans, once."""
         if self.details is None:
             self.details = Details(self._guarded)
             self.deferred = Deferred()
 
     def end_streams(self) -> None:
-        """End the spans that LlamaIndex has left, as at exit: a stream may be held and not read."""
-        for span in reversed(list(self.alive.values())):  # those below first
+        """End the spans that LlamaIndex has left. At exit, a stream may still be referenced and not read to its end."""
+        for span in reversed(list(self.alive.values())):  # children before their parents
             if span.state is not State.OPEN:
                 self._end(span)
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
-        """Return the MLflow span around a LlamaIndex span's content, ours or autolog's, and its handler."""
+        """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""
         if (found := self._around(span_id)) is not None:
             return found.guarded.span, found.owner
         return autolog_span(span_id), self.owners.get(span_id or "")
@@ -195,7 +196,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             owner = parent.owner if parent else self.owners.get(parent_span_id or "") or self.choose(instance)
             if owner is None:
                 return None
-            if autolog_handler() is not None:  # it traces, and only POML spans are added
+            if autolog_handler() is not None:  # autolog makes the spans, and only POML spans are added
                 self.owners[id_] = owner
                 return None
             return self._begin(id_, bound_args, instance, parent, owner)
@@ -206,7 +207,7 @@ class SpanHandler(BaseSpanHandler[Any]):
     def prepare_to_exit_span(  # type: ignore[override]
         self, id_: str, instance: Any = None, result: Any = None, **_: Any
     ) -> TracedSpan | None:
-        """End a span, or let it wait for streams."""
+        """End a span whose call has returned, or keep it open for streams."""
         if result is None and isinstance(instance, Workflow) and id_.partition("-")[0].endswith(".run"):
             # A cancelled run exits like this, without an error (LlamaIndex's workflows 2.26).
             return self._leave(id_, lambda span: self._fail(span, None))
@@ -238,7 +239,11 @@ class SpanHandler(BaseSpanHandler[Any]):
             self._end_stream(span, None, None)
 
     def _around(self, span_id: str | None) -> TracedSpan | None:
-        """Return the span around what happens now: LlamaIndex's active one, or that of a generator being read in it."""
+        """Return the span that what happens now belongs to.
+
+        It is the span with the id. If the span of a generator on the call stack is not above that one, it is the
+        generator's span.
+        """
         found: TracedSpan | None = self.alive.get(span_id or "")
         frame = inspect.currentframe() if self.lazy else None
         while frame is not None:
@@ -277,13 +282,13 @@ class SpanHandler(BaseSpanHandler[Any]):
         if span is not None:
             deactivate(span.token)
             span.token = None
-            self.deferred.do(partial(how, span))  # a coroutine may be collected while it is awaited
+            self.deferred.do(partial(how, span))  # the garbage collector may close a coroutine, which leaves its span
         return span
 
     def _exit(self, span: TracedSpan, result: Any) -> None:
         state = State.EXITED
         if not holds_stream(result):
-            # Now: a span that waits must not keep a result, which may hold the very stream that it waits for.
+            # Stored now: a span that waits must not reference a result, which may hold the stream that it waits for.
             span.guarded.set_outputs(documents(span.guarded.span, result))
         else:
             span.streamed = True
@@ -291,8 +296,8 @@ class SpanHandler(BaseSpanHandler[Any]):
             if (stream := stream_of(result, within, ended)) is not None and frame_of(stream) is not None:
                 self._watch(span, stream)
                 state = State.STREAMING
-            # otherwise a thread of LlamaIndex's reads it: the spans below end with it
-        span.state = state  # last, since a span below may end on another thread now
+            # Otherwise a thread of LlamaIndex reads the stream, and the span waits for the spans below it.
+        span.state = state  # set last: from now on, the end of a span below on another thread may end this span
         self._settle(span)
 
     def _fail(self, span: TracedSpan, error: BaseException | None) -> None:
@@ -302,22 +307,22 @@ class SpanHandler(BaseSpanHandler[Any]):
         self._settle(span)
 
     def _end_below(self, span: TracedSpan) -> None:
-        """End the spans below one that failed, or whose stream has ended, but for those that LlamaIndex still runs."""
+        """End the spans below a span that failed or whose stream has ended, except those whose calls are running."""
         for child in list(span.below.values()):
             if child.state is not State.OPEN:
                 self._end_below(child)
                 self._end(child)
 
     def _watch(self, span: TracedSpan, stream: Any) -> None:
-        """End a span when its stream is dropped before its end; find it while the stream is read."""
+        """End a span when its stream is collected, and register the stream's frame, by which `_around` finds it."""
         span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
         span.frame = id(frame_of(stream))
         known = self.lazy.get(span.frame)  # ids are reused
-        if known is None or known.stream() is not stream:  # else it is the innermost span with this stream
+        if known is None or known.stream() is not stream:  # else the inner span that returned it first stays
             self.lazy[span.frame] = span
 
     def _on_structured(self, event: LLMStructuredPredictInProgressEvent | LLMStructuredPredictEndEvent) -> None:
-        """Store an object of a stream of objects; these events come from where the stream is read."""
+        """Store an object of a stream of objects. The event comes from the code that reads the stream."""
         span = self._around(event.span_id)
         if span is not None and span.state is not State.OPEN:
             span.outputs = event.output
@@ -329,7 +334,7 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def _end_stream(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
         span.text = text or span.text
-        if error is not None and not isinstance(error, GeneratorExit):  # a reader that stops has not failed
+        if error is not None and not isinstance(error, GeneratorExit):  # GeneratorExit: the reader stopped reading
             span.error = error
         self._end_below(span)
         if span.state is State.STREAMING:
@@ -337,7 +342,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         self._settle(span)
 
     def _settle(self, span: TracedSpan | None) -> None:
-        """End a span that waits for nothing, and the spans above it that waited for it alone."""
+        """End a span if it waits for nothing, and then the spans above it that waited only for it."""
         while span is not None and span.state is State.EXITED and not span.waits and self._end(span):
             span = span.parent
 
@@ -356,7 +361,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         return True
 
     def _catch_up(self) -> None:
-        """End the spans of streams whose end had no event: dropped in a collection, or failed while being read."""
+        """End the spans of streams that ended without an event: they were collected, or failed while they were read."""
         self.deferred.run()
         for span in list(self.lazy.values()):
             if (stream := span.stream()) is not None and frame_of(stream) is None:

@@ -1,8 +1,8 @@
-"""The streams among LlamaIndex's results, and how their ends are found.
+"""Find the streams in LlamaIndex's results, and notice when they end.
 
-A span whose result is a stream lasts until the stream has ended. LlamaIndex has events for the end of a model's own
-stream only. The generators of responses are replaced by ones that report their end; of other generators it is found out
-that they have ended or were dropped.
+A span whose result is a stream lasts until the stream has ended. LlamaIndex has events only for the end of a model's
+own stream. The generators in responses are replaced by generators that report their end. Other generators are watched:
+a weak reference reports that one was collected, and a missing frame shows that it has ended.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ _END: Final = object()
 
 
 def holds_stream(result: Any) -> bool:
-    """Return whether a component's result, or a workflow's ``StopEvent`` with it, is or holds an unread stream."""
+    """Return whether a component's result is or contains a stream, also inside a workflow's ``StopEvent``."""
     result = _inner(result)
     streaming = (StreamingResponse, AsyncStreamingResponse, StreamingAgentChatResponse)
     return isinstance(result, streaming) or inspect.isgenerator(result) or inspect.isasyncgen(result)
 
 
 def stream_of(result: Any, inside: Inside, ended: Ended) -> Any:
-    """Return the generator that a result is or holds, or None; that of a response is replaced to report its end.
+    """Return the generator that a result is or contains, or None.
 
-    `inside` is entered for each step of a response's stream, so that what it does is part of the right span.
+    In a response, the generator is replaced by one that calls `ended` at its end. Each of its steps runs in the context
+    manager `inside`, so that what it does is part of the right span.
     """
     result = _inner(result)
     if isinstance(result, (StreamingResponse, AsyncStreamingResponse)) and result.response_gen is not None:
@@ -86,7 +87,7 @@ async def _afollow(stream: Any, inside: Inside, ended: Ended) -> AsyncIterator[A
 
 
 def frame_of(stream: Any) -> FrameType | None:
-    """Return a generator's frame, which is on the stack while it runs; None if it has ended."""
+    """Return a generator's frame, which is on the call stack while it runs; None if the generator has ended."""
     frame: FrameType | None = stream.ag_frame if inspect.isasyncgen(stream) else stream.gi_frame
     return frame
 
@@ -96,10 +97,10 @@ def _inner(result: Any) -> Any:
 
 
 class Deferred:
-    """Work that must not run in the middle of garbage collection.
+    """Runs work at once, or after a garbage collection if it is requested during one.
 
-    A stream may be collected at any moment, in any thread, also while that thread holds a lock of MLflow's exporter,
-    for which ending a span would wait. Such work runs on a new thread after the collection.
+    A stream may be collected at any moment and in any thread. That thread may hold a lock of MLflow's exporter, and
+    ending a span would wait for that lock for ever. So the work runs on a new thread after the collection.
     """
 
     def __init__(self) -> None:
@@ -110,12 +111,12 @@ class Deferred:
     def _on_collection(self, phase: str, _: dict[str, int]) -> None:
         self._collector = _thread.get_ident() if phase == "start" else None
         if self._work and self._collector is None:
-            with suppress(RuntimeError):  # the interpreter is shutting down; `run` is also called by the next span
+            with suppress(RuntimeError):  # no thread can start at shutdown; the next span calls `run` as well
                 # Not threading.Thread, whose start takes locks that this thread may hold.
                 _thread.start_new_thread(self.run, ())
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do work now or, in the middle of a collection by this thread, afterwards. Never raises."""
+        """Do work now, or after the garbage collection that this thread is in. Never raises."""
         if self._collector == _thread.get_ident():
             self._work.append(work)
         else:
