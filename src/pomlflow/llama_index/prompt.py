@@ -1,4 +1,4 @@
-"""A POML prompt wherever LlamaIndex takes a prompt."""
+"""The prompt template for LlamaIndex."""
 
 from __future__ import annotations
 
@@ -38,31 +38,32 @@ _UNSET: Final[Any] = object()
 
 
 class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate):
-    r"""A prompt written in POML, wherever LlamaIndex takes a prompt.
+    r"""A prompt written in POML, for use wherever LlamaIndex takes a prompt.
 
-    It is both a `RichPromptTemplate` and a `PromptTemplate`, because LlamaIndex's fields are typed either way. Its
-    variables are found in the markup; LlamaIndex's nodes, messages and prompts are allowed as values. A variable that
-    is the ``messages`` of a ``<conversation>`` is a history: it is optional, and its messages reach the model
-    unchanged. A file is read again when it has changed.
+    It is both a `RichPromptTemplate` and a `PromptTemplate`, because some of LlamaIndex's fields have one type and some
+    the other. Its variables are inferred from the markup; LlamaIndex's nodes, messages and prompts are allowed as
+    values. A variable that is the ``messages`` of a ``<conversation>`` is a history: it is optional, and its messages
+    reach the model unchanged. A file is read again when it has changed.
 
-    A text that the markup shows as ``{{context_str}}`` keeps its newlines and blanks, as in LlamaIndex's own prompts;
-    where an expression computes with it, and in attributes, JSON, YAML and tables, POML collapses them.
+    A text that the markup shows as ``{{context_str}}`` keeps its newlines and spaces, as in LlamaIndex's own prompts.
+    POML collapses them if an expression computes with the text, and in attributes, JSON, YAML and tables.
 
     Args:
         template: The markup; never a path.
         path: The file, instead of markup (`from_file`).
-        name: The prompt's name in MLflow's registry; by default the file's path relative to the prompt root.
+        name: The prompt's name in MLflow's registry. By default, it is made from the file's path relative to the prompt
+            root (``support.answer`` for ``support/answer.poml``).
         base_dir: The folder against which relative sources in inline markup are resolved.
         stylesheet: A POML stylesheet in addition to the markup's own.
-        chat: Whether to render messages, or one text.
+        chat: Whether to render messages; if False, the render is one text.
         register: Whether to register the prompt; None for the handler's setting.
         prompt_type: As in LlamaIndex's prompts.
         output_parser: As in LlamaIndex's prompts.
         metadata: As in LlamaIndex's prompts.
-        template_var_mappings: LlamaIndex's names of variables to those of the markup.
+        template_var_mappings: The markup's names of variables, by LlamaIndex's names.
         function_mappings: Functions that return the values of variables.
         registry_origin: A prompt in MLflow's registry, instead of markup (`from_registry`).
-        **kwargs: Values for some of the variables, like `partial_format`.
+        **kwargs: Values for some of the variables, as for `partial_format`.
 
     Raises:
         TemplateNotFoundError: The file does not exist.
@@ -75,15 +76,16 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         '# Task\n\nAnswer from this:\n\n1 + 1\n= 2\n\nWhy?'
     """
 
-    # An instance holds the markup for dumps; reading the attribute returns the f-string, see below.
+    # The instance's __dict__ contains the markup (see `_set_snapshot`). Reading the attribute returns the f-string: at
+    # the end of this module it is replaced by a property.
     template: str = Field(default="", exclude=True)
-    kwargs: dict[str, Any]  # declared as str by LlamaIndex, which passes any value
+    kwargs: dict[str, Any]  # LlamaIndex declares the values as str, but passes any
     name: str | None = Field(default=None, frozen=True)
     path: str | None = Field(default=None, frozen=True)
     base_dir: str | None = Field(default=None, frozen=True)
     stylesheet: dict[str, Any] | None = Field(default=None, frozen=True)
     chat: bool = Field(default=True, frozen=True)
-    # Not `register`: every class with ABCMeta has that, and pydantic warns.
+    # Not `register`: every class with ABCMeta has that attribute, and pydantic warns.
     register_prompt: bool | None = Field(default=None, frozen=True)
     registry_uri: str | None = Field(default=None, frozen=True)
     registry_refresh: float | None = Field(default=None, frozen=True)
@@ -137,43 +139,44 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             "template_str": core.source,
             "template_vars": [],
         }
-        # Not the bases' own, which expect their kind of template.
+        # Not the constructors of the direct bases, which expect templates in their own syntax.
         BasePromptTemplate.__init__(self, **fields, **source_fields(core))
         self._core = core
         self._set_snapshot(core.current())
 
     def _set_snapshot(self, now: Snapshot) -> None:
+        """Use a snapshot of the template, and update the fields that are read from it."""
         self._snapshot = now
         self.template_str = now.source
         content = f"{now.source}<!-- {now.digest} -->" if now.files else now.source
-        # For components that store and hash a prompt as a PromptTemplate, or as a BasePromptTemplate.
+        # Some components store and hash a prompt by the fields of PromptTemplate, or of BasePromptTemplate.
         self.__dict__["template"] = content
         self.metadata = {**self.metadata, "poml": content}
         self.template_vars = [*now.inference.variables, *now.inference.optional]
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        memo[id(self._core)] = self._core  # only its file changes a template
+        memo[id(self._core)] = self._core  # copies may share the template, since only its file can change it
         return super().__deepcopy__(memo)
 
     @property
     @override
     def is_chat_template(self) -> bool:
-        """Whether the markup has messages of its own; else all of it is one user message."""
+        """Whether the markup has messages with speakers; otherwise all of it is one user message."""
         return self.chat and self._core.inference.has_speakers
 
     def validate(self, **variables: Any) -> list[Finding]:  # type: ignore[override]  # pydantic 1's method
-        """Find errors early, at start-up instead of in the first call.
+        """Check the prompt, at start-up instead of in the first call. A check with variables is a render and is traced.
 
         Args:
-            **variables: The variables that `partial_format` has not set. Without any, only errors that do not depend
-                on values are found: in the markup, unknown components, missing files, expressions' syntax.
+            **variables: The variables that `partial_format` has not set. Without any, only errors that do not depend on
+                their values are reported: in the markup, unknown components, missing files, the syntax of expressions.
 
         Returns:
-            Warnings about what renders, but probably not as it is meant, by the rules that pyproject.toml selects.
+            Warnings about markup that renders, but probably not as intended. pyproject.toml selects the rules.
 
         Raises:
-            PomlError: As a render raises it.
+            PomlError: The error that a render would raise.
         """
         if variables:
             self.format_messages(**variables)
@@ -184,11 +187,11 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return self._core.lint()
 
     def bind_to(self, llm: LLM, /, **llm_kwargs: Any) -> PomlLLM:
-        """Bind a model to the prompt, so that the whole file reaches the model with each call.
+        """Bind a model to the prompt, so that each call passes messages, tools, schema and settings to the model.
 
         Args:
             llm: The model.
-            **llm_kwargs: Arguments of the model's chat, which override the file's ``<runtime>``.
+            **llm_kwargs: Arguments of the model's chat or completion, which override the file's ``<runtime>``.
 
         Returns:
             An object with the model's methods (``chat``, ``complete``, ``predict``, ``structured_predict``, their
@@ -209,17 +212,18 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
         Args:
             llm: The agent's model; by default LlamaIndex's ``Settings.llm``.
-            tools: The functions of the file's tools, by name, or several under their own names.
+            tools: The functions of the file's tools, by name, or under their own names.
             llm_kwargs: Arguments of the model's chat, which override the file's ``<runtime>``.
             **given: The variables.
 
         Returns:
-            ``system_prompt``, the system messages, or the text if that is all; ``tools``, described and checked by the
-            file; ``llm``, which adds the settings, and the other messages as examples, to each call; and
-            ``output_cls``, if the file has a schema.
+            ``system_prompt``, the text of the system messages, or of a prompt that is one text; ``tools``, described
+            and checked by the file; ``llm``, which adds the settings, and the other messages as examples, to each call;
+            ``initial_tool_choice``, if there is a tool choice and the model calls functions; and ``output_cls``, if
+            the file has a schema.
 
         Raises:
-            ToolError: A tool is without a function, or a function without a tool.
+            ToolError: A tool has no function, or a function no tool.
             SettingError: The model does not support a setting.
         """
         return agent_kwargs(self.render(given), llm or Settings.llm, tools, llm_kwargs or {})
@@ -230,8 +234,11 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         Args:
             **variables: The variables on which the schema depends.
 
+        Returns:
+            A subclass of `Answer`, whose instances the schema validates.
+
         Raises:
-            ConfigurationError: There is no schema of an object.
+            ConfigurationError: There is no schema, or it does not describe an object.
         """
         now = self._refreshed()
         if "schema" in now.inference.static or "schema" not in now.inference.parts:
@@ -240,7 +247,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return output_class(rendered.record.result().get("schema"), rendered.place)
 
     def render(self, variables: Mapping[str, Any], /, *, quiet: bool = False) -> Rendered:
-        """Render once, in both forms; a quiet render is not dispatched."""
+        """Render once, to messages and a text. With `quiet`, the render is not dispatched and so not traced."""
         prepared, history, now = self._prepared(variables)
         record = self._core.render(prepared, history=history, snapshot=now, keep_whitespace=True)
         return self._rendered(record, history, quiet=quiet)
@@ -251,7 +258,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         record = await self._core.arender(prepared, history=history, snapshot=now, keep_whitespace=True)
         return self._rendered(record, history)
 
-    # From here on: LlamaIndex's own methods of a prompt.
+    # Below: methods that LlamaIndex calls.
 
     @override
     def partial_format(self, **kwargs: Any) -> Self:
@@ -263,7 +270,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
     @override
     def get_template(self, llm: BaseLLM | None = None) -> str:
-        """Return the markup; a component that formats or joins it gets the render or the f-string."""
+        """Return the markup, as a string whose `format` renders and whose ``+`` uses the f-string (`PromptText`)."""
         return PromptText(self.source, self)
 
     @override
@@ -271,11 +278,11 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """Render to new messages.
 
         Args:
-            llm: The model that gets them, since some providers take media in user messages only.
+            llm: The model that gets the messages. Some providers accept media only in user messages.
             **kwargs: The variables.
 
         Raises:
-            PomlError: As a render raises it; a missing variable is a `MissingVariableError`.
+            PomlError: The render failed; a missing variable raises `MissingVariableError`.
         """
         if llm is None and self._is_empty(kwargs):
             return [ChatMessage(role="user", content=self._measure())]
@@ -296,13 +303,13 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """Render to a text.
 
         Args:
-            llm: The model that gets it.
+            llm: The model that gets the text.
             messages_to_prompt: Makes a text of several messages, or of one that is not the user's.
             completion_to_prompt: Wraps the text of a single user message.
             **kwargs: The variables. Without any, the text keeps them in braces, as `PromptTemplate` does.
 
         Raises:
-            PomlError: As a render raises it; a missing variable is a `MissingVariableError`.
+            PomlError: The render failed; a missing variable raises `MissingVariableError`.
         """
         empty = self._is_empty(kwargs)
         if llm is None and empty:
@@ -310,19 +317,22 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         bare = llm in (None, _UNSET) and messages_to_prompt is None and completion_to_prompt is None
         if bare and not kwargs and self._open_variables():
             return self.f_string(quiet=True)
-        # LlamaIndex measures a SelectorPromptTemplate like this, which drops the model.
+        # LlamaIndex measures the prompts in a SelectorPromptTemplate without a model: that render is not dispatched.
         rendered = self.render(kwargs, quiet=bare and empty)
         return rendered.format(messages_to_prompt, completion_to_prompt)
 
     def _is_empty(self, given: Mapping[str, Any]) -> bool:
-        """Return whether all open variables are given, and only empty strings."""
+        """Return whether all open variables are given and all given ones are empty strings, as for `_measure`."""
         names = [name for name in given if name not in self.kwargs]
         filled = self._map_template_vars(dict.fromkeys(names))
         return bool(names) and all(given[name] == "" for name in names) and {*self._open_variables()} <= filled.keys()
 
     def _measure(self) -> str:
-        """Return a text of about the empty prompt's length: the markup and the values that it has."""
-        # LlamaIndex measures an empty prompt several times a query, with "" for each variable and llm=None.
+        """Return a text about as long as the prompt with empty variables: the markup and the values that are set.
+
+        LlamaIndex measures the empty prompt several times in a query, with "" for each variable and ``llm=None``. This
+        text saves the renders.
+        """
         return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
 
     def f_string(self, *, quiet: bool = False) -> PromptText:
@@ -335,13 +345,13 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
         history = MessageHistory()
         record = self._core.render({**filled, **shown}, history=history, snapshot=now, keep_whitespace=True)
-        # With open variables and outside of a run, a component is only being set up.
+        # A component that reads a prompt with open variables outside of a run is being set up: that is no render.
         quiet = quiet or (bool(open_) and active_span_id.get() is None)
         text = joined_text(self._rendered(record, history, quiet=quiet).messages, place)
         return PromptText(text, self, text)
 
     def _open_variables(self) -> list[str]:
-        """Return the required variables, as the markup names them, that have no value yet."""
+        """Return the required variables that have no value yet, by the names in the markup."""
         filled = self._map_template_vars({**self.kwargs, **(self.function_mappings or {})})
         return [name for name in self._snapshot.inference.variables if name not in filled]
 
@@ -360,7 +370,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return Rendered.of(record, history, self.output_parser)
 
     def _refreshed(self) -> Snapshot:
-        """Return the template as its files are now, after an update of the fields that are read from it."""
+        """Return the current template, read again if its files have changed, and update the fields for LlamaIndex."""
         now = self._core.current()
         if now is not self._snapshot:
             self._set_snapshot(now)
@@ -374,5 +384,5 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
 
 PromptText.prompt_class = PomlPromptTemplate
-# Not in the class, where pydantic takes a property for the field's default.
+# Set here, because pydantic would take a property in the class for the field's default.
 type.__setattr__(PomlPromptTemplate, "template", property(PomlPromptTemplate.f_string))

@@ -16,11 +16,11 @@ __all__ = ["PromptText", "check_f_string", "joined_text"]
 
 
 class PromptText(str):
-    """A prompt as a string that still renders.
+    """A prompt's text as a string whose `format` renders the prompt.
 
-    `format` gives the prompt's render, and joining it to another string gives the prompt's f-string (`joined`, or the
-    prompt's ``template`` when it is read). So a component of LlamaIndex that formats or joins the string meets neither
-    the braces nor the tags of the markup, and the render is traced at its place.
+    With ``+``, it is replaced by the prompt's f-string: `joined`, or the prompt's ``template`` at that moment. So a
+    component of LlamaIndex that formats or joins the string does not get the markup, and the render is traced where it
+    happens.
     """
 
     __slots__ = ("_joined", "_prompt")
@@ -29,7 +29,7 @@ class PromptText(str):
     _joined: str | None
 
     def __new__(cls, text: str, prompt: BasePromptTemplate, joined: str | None = None) -> Self:
-        """Make the string."""
+        """Make the string; `text` is its value, and `joined` the text that ``+`` uses."""
         made = super().__new__(cls, text)
         made._prompt = prompt
         made._joined = joined
@@ -38,7 +38,7 @@ class PromptText(str):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self._prompt, self._joined)
 
-    # Workflows store such an object in a context, as JSON, by these three methods.
+    # By these three methods, a workflow's context stores the object as JSON.
 
     @classmethod
     def class_name(cls) -> str:
@@ -51,12 +51,12 @@ class PromptText(str):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Return the object of JSON data."""
+        """Return the object that `to_dict` stored."""
         return cls(data["text"], cls.prompt_class.model_validate(data["prompt"]), data["joined"])
 
     @override
     def format(self, *_: object, **variables: Any) -> str:
-        """Render the prompt with these variables."""
+        """Render the prompt to a text with these variables. Positional arguments are ignored."""
         text: str = self._prompt.format(**variables)
         return text
 
@@ -67,7 +67,11 @@ class PromptText(str):
 
 
 def check_f_string(uses: Iterable[Use], names: Sequence[str], place: str) -> None:
-    """Raise an error for an expression that computes with a variable which an f-string can only show."""
+    """Check that expressions only show the named variables, since an f-string cannot compute with them.
+
+    Raises:
+        VariableError: An expression computes with one of the variables.
+    """
     for use in uses:
         if use.name in names and not use.alone:
             raise VariableError(
@@ -78,7 +82,11 @@ def check_f_string(uses: Iterable[Use], names: Sequence[str], place: str) -> Non
 
 
 def joined_text(messages: Iterable[ChatMessage], place: str) -> str:
-    """Return the text of messages, or raise an error if they hold more than text."""
+    """Return the text of messages.
+
+    Raises:
+        PomlError: They contain more than text.
+    """
     blocks = [block for message in messages for block in message.blocks]
     for block in blocks:
         if not isinstance(block, TextBlock):
