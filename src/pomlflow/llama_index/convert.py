@@ -17,22 +17,22 @@ from pomlflow.template.writing import Message, Part, Picture, Text, Variable, wr
 __all__ = ["to_poml"]
 
 _SPEAKERS: Final = {"system": "system", "user": "human", "assistant": "ai"}
-_FIELD: Final = re.compile(r"\{([a-zA-Z_]\w*)\}", re.ASCII)  # LlamaIndex leaves all other braces as they are
+_FIELD: Final = re.compile(r"\{([a-zA-Z_]\w*)\}", re.ASCII)  # LlamaIndex does not change other braces
 
 
 def to_poml(prompt: BasePromptTemplate) -> str:
     """Convert a ``ChatPromptTemplate`` or ``PromptTemplate`` to POML markup that renders to the same messages.
 
-    Values that are texts come out the same. Pictures are encoded again by POML.
+    Variables with text values are rendered unchanged. POML encodes pictures again.
 
     Args:
-        prompt: The prompt, with partial values that are texts, variable mappings, and pictures.
+        prompt: The prompt. It may have partial values that are texts, variable mappings, and pictures.
 
     Returns:
         The markup.
 
     Raises:
-        ConversionError: A part of the prompt has no form in POML; the message names it, and the remedy.
+        ConversionError: A part of the prompt cannot be expressed in POML; the message names it and the remedy.
 
     Example:
         >>> print(to_poml(PromptTemplate("From {context_str}: {query_str}")))

@@ -1,4 +1,4 @@
-"""POML messages to LlamaIndex messages and back, and a render in both forms."""
+"""Convert POML's messages to LlamaIndex's, and back, and hold a render in the forms that LlamaIndex reads."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SPEAKERS = {
     "tool": "tool",
     "function": "tool",
 }
-# By a block's kind: the fields of its data and of its type, and the default type.
+# For each type of block: the field of its data, the field of the data's media type, and the default of that.
 _BLOCKS: Final = {
     "image": ("image", "image_mimetype", "image/png"),
     "audio": ("audio", "format", "wav"),
@@ -62,7 +62,7 @@ _BLOCKS: Final = {
 
 
 class DescribedImage(ImageBlock):
-    """An image with its alt text, which templates can show; it is not sent to providers, whose requests lack it."""
+    """An image with its alt text, which templates can show. Requests to providers have no place for an alt text."""
 
     alt: str | None = None
 
@@ -72,9 +72,9 @@ def from_poml(
 ) -> list[ChatMessage]:
     """Convert POML messages to new LlamaIndex messages with new blocks, since agents write into the blocks.
 
-    Images, sounds, videos and documents become LlamaIndex's blocks, tool requests `ToolCallBlock`s; each tool response
-    becomes a message with the role ``tool`` and its call's id in ``additional_kwargs``. `natives` are, by position,
-    messages that are LlamaIndex's already.
+    Images, sounds, videos and documents become LlamaIndex's blocks, and tool requests `ToolCallBlock`s. Each tool
+    response becomes a message with the role ``tool`` and its call's id in ``additional_kwargs``. `natives` are
+    LlamaIndex's own messages by their positions; they are copied.
 
     Example:
         >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
@@ -150,7 +150,9 @@ def _arguments(given: Any) -> dict[str, Any]:
 
 
 def to_poml(message: ChatMessage) -> dict[str, Any]:
-    """Convert a LlamaIndex message to POML's ``speaker`` and ``content``; other blocks become text that names them.
+    """Convert a LlamaIndex message to POML's ``speaker`` and ``content``.
+
+    Media without data become a text that names them. Blocks for which POML has no part are left out.
 
     Example:
         >>> to_poml(ChatMessage(role="user", content="Hello"))
@@ -165,7 +167,7 @@ def to_poml(message: ChatMessage) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any]) -> str | list[Any]:
-    """Return POML's content: one string if there is nothing else."""
+    """Return POML's content for parts; a single text becomes a string."""
     if not parts:
         return ""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
@@ -195,13 +197,13 @@ def _audio_type(format_: str) -> str:
 
 
 def _media(kind: str, data: Any, mime: str | None, place: object) -> str | dict[str, Any]:
-    if isinstance(data, bytes) and data:  # LlamaIndex's blocks have encoded it
+    if isinstance(data, bytes) and data:  # it is base64 already: LlamaIndex's blocks encode their data
         return {"type": mime or f"{kind}/*", "base64": data.decode("ascii")}
     return f"[{kind} {place}]" if place else f"[{kind}]"
 
 
 def describe(message: ChatMessage) -> dict[str, Any]:
-    """Return the fields that expressions like ``{{message.content}}`` read: speaker, role and content."""
+    """Return the fields of a message that expressions can read: ``speaker``, ``role`` and ``content``."""
     return {**to_poml(message), "role": message.role.value}
 
 
@@ -228,7 +230,7 @@ class MessageHistory(History[ChatMessage]):
         for name, value in variables.items():
             if isinstance(value, known):
                 taken[name] = _plain(value)
-            # The first item only: a list of a million numbers is a variable too.
+            # Only the first item is checked, since a variable may also be a list of a million numbers.
             elif isinstance(value, list | tuple) and isinstance(value[:1] and value[0], known):
                 taken[name] = [_plain(item) for item in value]
         return super().take({**variables, **taken} if taken else variables, named, passed)
@@ -257,7 +259,10 @@ class MessageHistory(History[ChatMessage]):
 
 @dataclass(frozen=True)
 class Rendered:
-    """One successful render, in the two forms in which LlamaIndex reads a prompt; `text` is None for a conversation."""
+    """One successful render in the two forms that LlamaIndex reads: messages and a text.
+
+    `text` is None if the render is a conversation. `parser` is the prompt's output parser.
+    """
 
     record: RenderRecord
     messages: list[ChatMessage]
@@ -282,7 +287,7 @@ class Rendered:
 
     @property
     def place(self) -> str:
-        """The template, for errors."""
+        """The name of the template, for errors."""
         return self.record.path or self.record.name or "<inline>"
 
     @property
@@ -316,7 +321,8 @@ class Rendered:
 def with_data_uris(value: Any) -> Any:
     """Return plain data with the media of LlamaIndex's blocks as data URIs, which MLflow stores as attachments.
 
-    Dumped blocks hold base64, which MLflow writes as Python shows bytes.
+    A dumped block contains base64, which MLflow writes as the repr of bytes (``b'…'``). Data that is a data URI or an
+    attachment already, or that MLflow has replaced by a note in brackets, is not changed.
     """
     # upstream: mlflow 3.12-3.18: LlamaIndex's blocks are stored inline, attachments are made of data URIs alone
     if isinstance(value, list):

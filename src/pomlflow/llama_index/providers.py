@@ -1,4 +1,4 @@
-"""The arguments that LlamaIndex's model classes take, and repairs of what they drop before the request."""
+"""Translate a POML frame to the arguments of LlamaIndex's models, and keep what these would drop from the request."""
 
 from __future__ import annotations
 
@@ -38,27 +38,28 @@ __all__ = [
 
 L = TypeVar("L", bound=LLM)
 
-# Fields of model classes that add to a call's arguments, instead of being their defaults.
+# Fields of model classes whose values are added to a call's arguments, and are not defaults for them.
 _ADDED = frozenset({"tools", "mcp_servers"})
 _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 
 def provider_of(llm: Any) -> Provider | None:
     """Return the provider of a model, or of the model to which it delegates; None if it is unknown."""
-    # Not getattr(llm, …): that is slow on a pydantic model without the field.
+    # Not getattr(llm, "delegate"): that is slow on a pydantic model without the field.
     kind: type = type(getattr(llm, "__dict__", {}).get("delegate", llm))
     return provider_of_class(kind)
 
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Translate ``<runtime>`` to arguments of a model's chat, without those that the user's override.
+    """Translate ``<runtime>`` to arguments of a model's chat. The user's own arguments (`own`) are not included.
 
-    Raises `SettingError` for a setting that the provider, or the SDK below the model's class, does not have.
+    Raises:
+        SettingError: The provider, or the SDK that the model's class calls, does not support a setting.
     """
     provider = provider_of(llm)
     given = settings(runtime, provider, place)
     values = dict(given.values)
-    if "max_completion_tokens" in own:  # OpenAI's newer name for it
+    if "max_completion_tokens" in own:  # OpenAI's newer name for max_tokens
         values.pop("max_tokens", None)
     if provider is not None and given.unknown and (known := _parameters(provider)):
         for name in sorted(given.unknown - known):
@@ -71,10 +72,10 @@ def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, 
 
 
 def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
-    """Return the model, or a copy with the settings for which its class has fields; it shares the model's clients.
+    """Return the model, or a copy with the settings for which its class has fields. A copy shares the model's clients.
 
-    A call's arguments alone are not enough: a model's metadata are made of its fields, and many classes read nothing
-    else.
+    It is not enough to pass the settings with each call. A model's metadata is made from its fields, and many classes
+    read only their fields.
     """
     # upstream: llama-index-llms-openai 0.7-0.8: its own max_tokens and additional_kwargs override a call's arguments
     fields = type(llm).model_fields
@@ -89,13 +90,18 @@ def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
     if not changed:
         return llm
     made = llm.model_copy(update=changed)
-    object.__setattr__(made, "__pydantic_private__", llm.__pydantic_private__)  # also clients that are made later
+    # The same object as the model's, so that clients that either of them makes later are shared too.
+    object.__setattr__(made, "__pydantic_private__", llm.__pydantic_private__)
     return made
 
 
 @lru_cache
 def _parameters(provider: Provider) -> frozenset[str]:
-    """Return the arguments of an SDK's chat, which refuses others late, while a stream is read."""
+    """Return the names of the arguments that an SDK's chat takes.
+
+    The SDK itself refuses other arguments late, when a stream is read. For LlamaIndex's models, `provider_of` returns
+    only OpenAI's and Anthropic's providers.
+    """
     try:
         if provider == "openai":
             from openai.resources.chat.completions import Completions as Chat
@@ -109,7 +115,7 @@ def _parameters(provider: Provider) -> frozenset[str]:
 
 
 def tool_choice(llm: LLM, choice: Any) -> Any:
-    """Translate a tool choice (``auto``, ``none``, ``required``, or a tool in the Vercel AI SDK's form or by name)."""
+    """Translate a tool choice: ``auto``, ``none``, ``required``, or a tool, by name or in the Vercel AI SDK's form."""
     if isinstance(choice, Mapping) and "toolName" in choice:
         choice = choice["toolName"]
     provider = provider_of(llm)
@@ -145,9 +151,10 @@ def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def for_provider(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
-    """Move media of other messages, above all of tool responses, to user messages where the model is OpenAI's.
+    """Move media to user messages from all other messages, such as tool responses, if the model is OpenAI's.
 
-    A mark takes their place, and they follow after the responses. It is the same list if nothing is moved.
+    A text replaces them at their place, and they follow after the tool responses. If nothing is moved, the same list is
+    returned.
     """
     # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
     if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
@@ -184,7 +191,7 @@ def _sender(message: ChatMessage, calls: Mapping[str | None, str]) -> tuple[str,
 
 
 def _marked(message: ChatMessage) -> ChatMessage:
-    """Return a message with a mark for each of its media, joined to its text."""
+    """Return a message with its media replaced by texts, which are joined to its own text."""
     texts = [_mark(block) if isinstance(block, _MEDIA) else getattr(block, "text", None) for block in message.blocks]
     others = [block for block in message.blocks if not isinstance(block, (TextBlock, *_MEDIA))]
     text = "\n\n".join(text for text in texts if text)

@@ -1,4 +1,4 @@
-"""Raise a model's refusal as an error with its text, wherever it is in a response or a stream."""
+"""Raise an error with the text of a model's refusal, wherever that is in a response or a stream."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text_of(response: Response) -> str:
 
 
 def checked(response: Any, place: str) -> Any:
-    """Return a complete response, or raise the refusal in it; return a stream that raises its refusal at its end."""
+    """Return a complete response, or raise the refusal in it. For a stream, return one that raises it at its end."""
     if isinstance(response, ChatResponse | CompletionResponse):
         reader = RefusalReader()
         _take(reader, response)
@@ -62,7 +62,10 @@ async def _achecked(stream: AsyncIterator[Response], place: str, span_id: str | 
 
 @contextmanager
 def _reading(place: str, span_id: str | None) -> Iterator[Callable[[Response], Response]]:
-    """Raise the refusal in a stream's pieces at its end, and report it to the span that returned the stream."""
+    """Raise the refusal in a stream at its end, and report it to the span of the call that returned the stream.
+
+    It gives a function that takes each piece of the stream and returns it.
+    """
     reader, last = RefusalReader(), None
 
     def take(piece: Response) -> Response:
@@ -77,7 +80,8 @@ def _reading(place: str, span_id: str | None) -> Iterator[Callable[[Response], R
             if last is not None:
                 _raise_refusal(reader, last, place)
     except PomlRefusalError as error:
-        _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))  # the reader's span is another one
+        # With the id given, since the span that is active here is that of the code that reads the stream.
+        _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
         raise
 
 

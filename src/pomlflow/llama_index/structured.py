@@ -1,7 +1,7 @@
-"""Structured answers: a pydantic class for an ``<output-schema>``, the request for it, and reading the answer.
+"""Make a pydantic class for an ``<output-schema>``, describe it to a model, and read the answer.
 
-LlamaIndex's structured prediction is based on pydantic classes: models return them, and agents take one as
-`output_cls`. Instances are validated by the schema itself, since pydantic knows only a part of JSON Schema.
+LlamaIndex's structured prediction is based on pydantic classes: models return instances, and agents take a class as
+`output_cls`. The schema itself validates instances, since pydantic supports only a part of JSON Schema.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = ["Answer", "AnswerReader", "instructions", "output_class", "with_instr
 
 
 class Answer(BaseModel):
-    """An answer by an ``<output-schema>``: its properties are attributes, and ``model_dump()`` gives a dict."""
+    """An answer that matches an ``<output-schema>``. Properties are attributes; ``model_dump()`` returns a dict."""
 
     # Properties whose names are not identifiers, or are pydantic's own, are extras; `model_dump()` includes them.
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
-    _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # None for an object within another
+    _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # None for the class of an inner object
     _poml_place: ClassVar[str] = "<inline>"
 
     def __init_subclass__(cls, schema: Mapping[str, Any] | None = None, place: str = "<inline>", **_: Any) -> None:
@@ -53,7 +53,7 @@ class Answer(BaseModel):
         """Return the schema itself: LlamaIndex's programs and OpenAI's client read it here."""
         if cls._poml_schema is None:
             return handler(core_schema)
-        read: dict[str, Any] = json.loads(json.dumps(cls._poml_schema))  # a copy, since they write into it
+        read: dict[str, Any] = json.loads(json.dumps(cls._poml_schema))  # a copy, since both change it
         return {**read, "title": cls.__name__}  # the name of the function that the model calls
 
     @override
@@ -119,7 +119,7 @@ def _capitalised(name: str) -> str:
 
 
 class AnswerReader(NamedTuple):
-    """A structured answer that is requested: its class, its schema, and the template, for errors."""
+    """Reads a structured answer: it has the answer's class, the schema, and the template's name, for errors."""
 
     kind: type[BaseModel]
     schema: Mapping[str, Any]
@@ -127,7 +127,10 @@ class AnswerReader(NamedTuple):
 
     @classmethod
     def of(cls, kind: type[BaseModel] | None, schema: Mapping[str, Any] | None, place: str) -> AnswerReader:
-        """Return the reader for a user's class or a template's schema; the class alone reads by its own schema."""
+        """Return the reader for a user's class or a template's schema.
+
+        Without a class, it is made from the schema. Without a schema, the class's own is used.
+        """
         kind = kind or output_class(schema, place)
         return cls(kind, schema or kind.model_json_schema(), place)
 
@@ -140,7 +143,10 @@ class AnswerReader(NamedTuple):
         return self.kind.model_validate(parse_answer(text, self.schema, self.place))
 
     def partial(self, text: str) -> BaseModel | None:
-        """Return an unchecked instance of a streamed answer so far, in which missing properties are None; or None."""
+        """Return the streamed answer so far as an unchecked instance, or None if it has no values yet.
+
+        Missing properties are None.
+        """
         with suppress(ValueError):
             found = parse_partial_json(text)
             if isinstance(found, dict) and any(value is not None for value in found.values()):
@@ -151,12 +157,12 @@ class AnswerReader(NamedTuple):
 
 @lru_cache(maxsize=256)  # pydantic takes 0.1 ms for a schema
 def instructions(kind: type[BaseModel]) -> str:
-    """Return LlamaIndex's own instructions to answer with JSON of a class."""
+    """Return LlamaIndex's own instructions to answer with JSON that matches a class."""
     return PydanticOutputParser(kind).get_format_string(escape_json=False).strip()
 
 
 def with_instructions(messages: list[ChatMessage], text: str) -> list[ChatMessage]:
-    """Return messages whose last one, the user's, ends with a text."""
+    """Return messages with a text at the end of the last one, or in a new user message if that is not the user's."""
     if not text:
         return list(messages)
     if not messages or messages[-1].role != MessageRole.USER:

@@ -21,25 +21,25 @@ __all__ = ["bind_tools", "describe_tool"]
 
 
 class _Metadata(ToolMetadata):
-    """A tool's metadata with POML's whole schema, of which LlamaIndex would keep some keywords only."""
+    """A tool's metadata with POML's whole schema. LlamaIndex's own class would keep only some keywords of it."""
 
     parameters: Mapping[str, Any]
 
     @override
     def get_parameters_dict(self) -> dict[str, Any]:
-        read: dict[str, Any] = json.loads(json.dumps(self.parameters))  # LlamaIndex's OpenAI writes into it
-        return {"properties": {}, **read}  # always read
+        read: dict[str, Any] = json.loads(json.dumps(self.parameters))  # a copy, since LlamaIndex's OpenAI changes it
+        return {"properties": {}, **read}  # clients read the key `properties` of every schema
 
 
 def _metadata(spec: ToolSpec, *, return_direct: bool = False) -> ToolMetadata:
-    fn_schema = output_class(spec.parameters)  # some clients read it
+    fn_schema = output_class(spec.parameters)  # some clients read this class instead of the parameters
     made = _Metadata(spec.description, spec.name, fn_schema=fn_schema, return_direct=return_direct)
     made.parameters = spec.parameters
     return made
 
 
 def describe_tool(spec: ToolSpec) -> BaseTool:
-    """Return a tool that only describes itself to a model."""
+    """Return a tool that describes a definition to a model and cannot be called."""
 
     def not_callable(**_: Any) -> NoReturn:
         raise NotImplementedError(f"{spec.name} only describes a tool to the model: the caller of the model calls it")
@@ -52,8 +52,11 @@ def bind_tools(
 ) -> list[BaseTool]:
     """Return the tools of a POML file with their functions, given by name or under their own names.
 
-    Arguments are checked by the file's schema: a refused call is an error that tells the model what to correct, and
-    the function is not called. A tool without a function, or a function without a tool, is a `ToolError`.
+    The file's schema checks the arguments. For a refused call, the function is not called, and the error tells the
+    model what to correct.
+
+    Raises:
+        ToolError: A tool has no function, or a function no tool.
 
     Example:
         >>> (tool,) = bind_tools([ToolSpec("add", "Adds.", {"required": ["a"]})], {"add": lambda a, b=1: a + b})
@@ -83,10 +86,10 @@ def _bind_tool(spec: ToolSpec, function: Any, place: str) -> BaseTool:
 def _checked(
     spec: ToolSpec, function: Callable[..., Any], place: str, preset: frozenset[str] = frozenset()
 ) -> Callable[..., Any]:
-    """Wrap a function to check the model's arguments by the schema; preset ones and contexts are passed through."""
+    """Wrap a function so that the schema checks the model's arguments. Preset ones and contexts are not checked."""
 
     def checked(args: tuple[Any, ...], given: Mapping[str, Any]) -> dict[str, Any]:
-        # LlamaIndex passes a single argument by position if the function does not take its name.
+        # LlamaIndex passes a single argument by position if the function has no parameter of its name.
         given = {**dict(zip(spec.parameters.get("properties") or (), args, strict=False)), **given}
         passed = {name: value for name, value in given.items() if name in preset or isinstance(value, Context)}
         arguments = {name: value for name, value in given.items() if name not in passed}
