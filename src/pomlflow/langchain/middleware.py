@@ -179,7 +179,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     def tools_of(self, record: RenderRecord) -> list[ToolSpec]:
         """Return the tools of a render, and keep them if they depend on no variable."""
         specs = tool_specs(record.result())
-        # Without "tool" in the markup there is no tool definition, as the names of its elements contain that.
+        # Without "tool" in the markup there are no tools: all names of their elements contain it, and POML drops the
+        # tools of included files.
         if "tools" in record.static or "tool" not in record.source.lower():
             self._static = record.digest, specs
         return specs
