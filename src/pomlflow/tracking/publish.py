@@ -31,7 +31,7 @@ from pomlflow.tracking.versions import Draft, Registry, draft_of, name_of
 
 __all__ = ["Publisher", "publisher"]
 
-_FRESH: Final = 10.0  # seconds until a known version is looked up again, as it may be deleted and made again meanwhile
+_FRESH: Final = 10.0  # seconds for which a found version is used unchecked: it may be deleted, and its number reused
 _MAX_CONTENTS: Final = 1_000  # contents whose versions are kept in memory; others are looked up again by their digests
 _MAX_LOOKUPS: Final = 1_000  # contents that wait for their lookup
 _MAX_TRACES: Final = 10_000  # traces that wait for the lookup of one content
@@ -102,7 +102,7 @@ class Publisher:
     ) -> PromptVersion | None:
         """Link a trace to the prompt version of a render in it. Never raises.
 
-        If the content's version was found in the last seconds, the trace is linked at once. Otherwise the version is
+        If the content's version was found less than ten seconds ago, the trace is linked at once. Else the version is
         looked up in the background, in the registry that is set in the caller's context now, and the trace is linked
         afterwards, even if MLflow has stored it meanwhile. A trace that MLflow has evicted from its memory is counted
         as lost.
