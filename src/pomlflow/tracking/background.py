@@ -296,10 +296,10 @@ class Worker:
         return None if task.state in {State.DONE, State.LOST} else _PAUSE
 
     def _failed(self, task: Task, error: Exception) -> float | None:
-        task.tries += 1
-        logger.debug("Failed %d times: %s", task.tries, task, exc_info=error)
+        logger.debug("Failed: %s", task, exc_info=error)
         if is_outage(task.uri, error):
             return self._note_outage(task.uri, error)
+        task.tries += 1
         if isinstance(error, RejectedError):
             logger.warning("Not registered in MLflow: %s", error)
             task.dropped()
@@ -308,7 +308,7 @@ class Worker:
             return min(0.25 * 2.0**task.tries, _MAX_PAUSE)
         _warn_refused(task.uri, error)
         if may_pass(error):
-            return min(2.0**task.tries, _MAX_PAUSE)
+            return min(2.0 ** min(task.tries, 10), _MAX_PAUSE)
         self.lost += not task.is_periodic
         task.dropped()
         return None
