@@ -59,19 +59,13 @@ def stored(experiment: str) -> Counter[tuple[str, str]]:
     return Counter((trace.info.state.value, trace.info.tags["mlflow.linkedPrompts"]) for trace in traces)
 
 
-@pytest.mark.parametrize("pool", ["spawn", "fork", "terminated"])
+@pytest.mark.parametrize("pool", ["spawn", "fork"])
 def test_a_process_pool_loses_nothing(postgres_server, use_server, tmp_path, pool):
-    """The program of the page, also with forked processes, and with a pool that ends its processes by SIGTERM."""
+    """The program of the page, also with forked processes."""
     use_server(postgres_server)
     text = next(block.text for block in blocks(PAGE) if block.title == "answers.py")
     if pool == "fork":
         text = text.replace('"spawn"', '"fork"')
-    if pool == "terminated":
-        executor = (
-            'ProcessPoolExecutor(\n        max_workers=2,\n        mp_context=multiprocessing.get_context("spawn"),'
-        )
-        assert executor in text
-        text = text.replace(executor, 'multiprocessing.get_context("spawn").Pool(\n        processes=2,')
     (tmp_path / "answers.py").write_text(text.replace("brief answers", pool), encoding="utf-8")
     printed, most = run(["answers.py"], postgres_server.uri, tmp_path)
     assert "100 answers" in printed
