@@ -34,13 +34,15 @@ def execute(notebook: Path, folder: Path) -> Any:
 
 
 def outputs(notebook: Any) -> list[Any]:
-    """All outputs, with neither ids nor the kernel's logs; a repr's length depends on the folder."""
-    shown = [
-        {key: output[key] for key in ("text", "data", "name") if key in output}
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if output.get("name") != "stderr"
-    ]
+    """All outputs, with neither ids nor the kernel's logs; a repr's length depends on the folder.
+
+    What a cell prints may come in several pieces, so it is joined.
+    """
+    shown: list[Any] = []
+    for cell in notebook.cells:
+        found = [one for one in cell.get("outputs", ()) if one.get("name") != "stderr"]
+        shown.append("".join(one["text"] for one in found if "text" in one))
+        shown += [one["data"] for one in found if "data" in one]
     texts = [json.dumps(one, sort_keys=True, indent=1, ensure_ascii=False) for one in shown]
     return [re.sub(r"(?<=tr-)[0-9a-f]{32}|\d+(?= more characters\])", "…", text) for text in texts]
 
