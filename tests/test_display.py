@@ -178,6 +178,8 @@ def test_a_replay_marks_what_differs() -> None:
     assert "Be brief." in assert_harmless(renders[1]._repr_html_()).text
     many = assert_harmless(Replay("tr-2", renders * 5_000)._repr_html_())
     assert re.search(r"… [\d,]+ more renders", many.text)
+    lines = ReplayedRender("3", "poml c", None, "different", (difference,) * 20_000)
+    assert re.search(r"… [\d,]+ more lines", assert_harmless(lines._repr_html_()).text)
 
 
 def test_reprs_are_short() -> None:

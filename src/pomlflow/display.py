@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 __all__ = ["MAX_BYTES", "replay_html", "result_html", "short", "template_html"]
+
+T = TypeVar("T")
 
 MAX_BYTES: Final = 200_000  # the maximum size of a display
 _RESERVE: Final = 2_000  # bytes kept free for closing the last element and for notes about what was left out
@@ -51,10 +53,7 @@ def result_html(output: Mapping[str, Any], title: str | None = None) -> str:
     page, messages = _Page(title or "POML"), output["messages"]
     if isinstance(messages, str) or not all(isinstance(one, Mapping) and "speaker" in one for one in messages):
         messages = [{"speaker": "human", "content": messages}]
-    for number, message in enumerate(messages):
-        if page.is_full:
-            page.note(f"{len(messages) - number:,} more messages")
-            break
+    for message in page.fitting(messages, "messages"):
         page.open(str(message["speaker"]))
         page.content(message["content"])
         page.close()
@@ -81,15 +80,13 @@ def template_html(title: str, facts: Mapping[str, Sequence[str]], source: str) -
 
 def replay_html(title: str, renders: Iterable[str]) -> str:
     """Return HTML of replayed renders, each a heading and lines; a changed line begins with two blanks and - or +."""
-    page, left = _Page(title), list(renders)
-    while left and not page.is_full:
-        heading, *lines = left.pop(0).split("\n")
+    page = _Page(title)
+    for render in page.fitting(list(renders), "renders"):
+        heading, *lines = render.split("\n")
         page.open(heading)
-        for line in lines:
+        for line in page.fitting(lines, "lines"):
             page.text(line, {"  -": "del", "  +": "ins"}.get(line[:3], "span"), after="\n")
         page.close()
-    if left:
-        page.note(f"{len(left):,} more renders")
     return page.html()
 
 
@@ -101,10 +98,13 @@ class _Page:
         self._room = MAX_BYTES - _RESERVE - len(_STYLE)
         self.text(short(title), "b")
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no room is left for another element."""
-        return self._room <= 0
+    def fitting(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Yield items while room is left, and note how many are left out."""
+        for number, item in enumerate(items):
+            if self._room <= 0:
+                self.note(f"{len(items) - number:,} more {what}")
+                return
+            yield item
 
     def html(self) -> str:
         return f'{_STYLE}<div class="pomlflow">{"".join(self._made)}</div>'
@@ -148,10 +148,7 @@ class _Page:
     def content(self, content: str | Sequence[Any]) -> None:
         """Add the parts of a message or of a tool's response."""
         parts = [content] if isinstance(content, str) else content
-        for number, part in enumerate(parts):
-            if self.is_full:
-                self.note(f"{len(parts) - number:,} more parts")
-                break
+        for part in self.fitting(parts, "parts"):
             if isinstance(part, str):
                 self.text(part)
             elif part.get("type") == _REQUEST:
