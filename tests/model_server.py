@@ -8,6 +8,7 @@ https://docs.ollama.com/api/chat.
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Call", "ModelServer", "Raw", "Refusal", "model_server"]
+__all__ = ["Call", "ModelServer", "Raw", "Refusal", "model_server", "picture", "words"]
 
 
 @dataclass(frozen=True)
@@ -233,3 +234,21 @@ def _ollama(body: dict[str, Any], answer: str | list[Call]) -> Iterator[dict[str
 def _halves(text: str) -> list[dict[str, Any]]:
     half = len(text) // 2
     return [{"text": piece} for piece in (text[:half], text[half:]) if piece]
+
+
+def picture(message: dict[str, Any]) -> bytes:
+    """The picture in a message, in either provider's protocol."""
+    for block in message["content"]:
+        if block["type"] == "image_url":
+            head, _, found = block["image_url"]["url"].partition(",")
+            assert head == "data:image/png;base64"
+            return base64.b64decode(found)
+        if block["type"] == "image":
+            assert (block["source"]["type"], block["source"]["media_type"]) == ("base64", "image/png")
+            return base64.b64decode(block["source"]["data"])
+    raise AssertionError(message)
+
+
+def words(content: Any) -> str:
+    """The text of a content, in either provider's protocol."""
+    return content if isinstance(content, str) else "".join(block["text"] for block in content)

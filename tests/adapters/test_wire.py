@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.adapters.frameworks import Framework
-from tests.model_server import Call, ModelServer, model_server
+from tests.model_server import Call, ModelServer, model_server, picture, words
 
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 PNG = "<img src='box.png' alt='a red box' syntax='multimedia'/>"
@@ -50,24 +50,6 @@ def each_client(*pairs: tuple[str, str]) -> Any:
 
 def data(name: str) -> str:
     return base64.b64encode((ASSETS / name).read_bytes()).decode()
-
-
-def picture(message: dict[str, Any]) -> bytes:
-    """The picture in a message, in either provider's protocol."""
-    for block in message["content"]:
-        if block["type"] == "image_url":
-            head, _, found = block["image_url"]["url"].partition(",")
-            assert head == "data:image/png;base64"
-            return base64.b64decode(found)
-        if block["type"] == "image":
-            assert (block["source"]["type"], block["source"]["media_type"]) == ("base64", "image/png")
-            return base64.b64decode(block["source"]["data"])
-    raise AssertionError(message)
-
-
-def words(content: Any) -> str:
-    """The text of a content, in either provider's protocol."""
-    return content if isinstance(content, str) else "".join(block["text"] for block in content)
 
 
 @each_client()

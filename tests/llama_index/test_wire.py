@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.model_server import Call, ModelServer, model_server
+from tests.model_server import Call, ModelServer, model_server, picture, words
 
 pytest.importorskip("llama_index.core")
 
@@ -64,24 +63,6 @@ def each_model(*names: str) -> Any:
     return pytest.mark.parametrize("model", names or EVERY, indirect=True)
 
 
-def image(message: dict[str, Any]) -> bytes:
-    """The image in a message, in either provider's protocol."""
-    for block in message["content"]:
-        if block["type"] == "image_url":
-            head, _, found = block["image_url"]["url"].partition(",")
-            assert head == "data:image/png;base64"
-            return base64.b64decode(found)
-        if block["type"] == "image":
-            assert (block["source"]["type"], block["source"]["media_type"]) == ("base64", "image/png")
-            return base64.b64decode(block["source"]["data"])
-    raise AssertionError(message)
-
-
-def words(content: Any) -> str:
-    """The text of a content, in either provider's protocol."""
-    return content if isinstance(content, str) else "".join(block["text"] for block in content)
-
-
 TALK = "<system-msg>Be {{tone}}.</system-msg><human-msg>Hi</human-msg><ai-msg>Yo</ai-msg><human-msg>{{q}}</human-msg>"
 
 
@@ -122,15 +103,15 @@ def test_images_of_results_follow_for_openai(server: ModelServer, model: Any, ve
     *_, second, shown = server.messages
     assert second["content"] == "The screen:\n\n[image/png: a red box]"
     assert (shown["role"], shown["content"][0]["text"]) == ("user", "From shot (c2):")
-    assert image(shown)
+    assert picture(shown)
 
 
 def test_a_conversation_continues_after_moved_images(server: ModelServer, openai: Any) -> None:
     prompt(f"<system-msg>Like {PNG}</system-msg>{CALLS}<ai-msg>Wet.</ai-msg>").bind_to(openai).chat()
     roles = ["system", "user", "user", "assistant", "tool", "tool", "user", "assistant"]
     assert [message["role"] for message in server.messages] == roles
-    assert image(server.messages[1])
-    assert image(server.messages[6])
+    assert picture(server.messages[1])
+    assert picture(server.messages[6])
 
 
 def test_llama_indexs_openai_still_loses_the_images_of_tools(server: ModelServer, openai: Any) -> None:
@@ -344,7 +325,7 @@ def test_an_image_that_an_agents_tool_returns(server: ModelServer, model: Any) -
     last = server.messages[-1]
     assert last["role"] == "user"
     results = [inner for part in last["content"] if part["type"] == "tool_result" for inner in part["content"]]
-    assert image({"content": results or last["content"]}).startswith(b"\x89PNG")
+    assert picture({"content": results or last["content"]}).startswith(b"\x89PNG")
 
 
 @each_model()
