@@ -12,7 +12,7 @@ import gc
 import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -54,36 +54,45 @@ def stream_of(result: Any, inside: Inside, ended: Ended) -> Any:
 
 
 def _follow(stream: Any, inside: Inside, ended: Ended) -> Iterator[Any]:
-    pieces, text = iter(stream), ""
-    try:
+    pieces = iter(stream)
+    with _reporting(ended) as take:
         while True:
             with inside():
                 piece = next(pieces, _END)
             if piece is _END:
-                break
-            text += str(piece)
-            yield piece
-    except BaseException as error:
-        ended(text, error)
-        raise
-    ended(text, None)
+                return
+            yield take(piece)
 
 
 async def _afollow(stream: Any, inside: Inside, ended: Ended) -> AsyncIterator[Any]:
-    text = ""
-    try:
+    with _reporting(ended) as take:
         async with aclosing(stream):
             while True:
                 with inside():
                     piece = await anext(stream, _END)
                 if piece is _END:
-                    break
-                text += str(piece)
-                yield piece
+                    return
+                yield take(piece)
+
+
+@contextmanager
+def _reporting(ended: Ended) -> Iterator[Callable[[Any], Any]]:
+    """Call `ended` at the end of a block that reads a stream.
+
+    It gives a function that takes each piece of the stream and returns it.
+    """
+    texts: list[str] = []
+
+    def take(piece: Any) -> Any:
+        texts.append(str(piece))
+        return piece
+
+    try:
+        yield take
     except BaseException as error:
-        ended(text, error)
+        ended("".join(texts), error)
         raise
-    ended(text, None)
+    ended("".join(texts), None)
 
 
 def frame_of(stream: Any) -> FrameType | None:
