@@ -232,7 +232,6 @@ class Publisher:
 
         The active run and LoggedModel are used before the given ones.
         """
-        register_hooks()
         active, name = mlflow.active_run(), str(version.name)
         for resource, identity, number, uri in (
             ("experiment", experiment, None, place.registry),
@@ -253,6 +252,7 @@ class Publisher:
                 identity=identity,
                 version=version,
             )
+            register_hooks()
             worker.submit(task)
 
 
