@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pomlflow.template.markup import TOOLS
+
 __all__ = ["attributes"]
 
 _START, _END = b'"./packages/poml/assets/componentDocs.json":', b"sourceMappingURL=data:"
@@ -23,7 +25,7 @@ _SHARED = ("Text", "Paragraph", "Inline")  # components pass attributes that the
 _SYNTAX = {
     "include": ("src",), "let": ("name", "src", "type", "value"), "meta": ("minVersion", "maxVersion", "components"),
     "outputschema": ("parser",),
-    **dict.fromkeys(("tool", "tooldef", "tooldefinition"), ("name", "description", "parser")),
+    **dict.fromkeys(TOOLS, ("name", "description", "parser")),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "TOOLS",
     "Element",
     "Passage",
     "SourceText",
@@ -35,6 +36,8 @@ _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
 _LOOP = re.compile(r"^(.*\S)\s++in\s++(.+)", re.MULTILINE)  # possessive, so that a run of blanks takes linear time
+# The elements that define a tool, without hyphens.
+TOOLS = ("tool", "tooldef", "tooldefinition")
 # All names and aliases of the elements of poml 0.0.8, in lower case and without hyphens.
 _ELEMENTS = frozenset(
     "aimessage aimsg anyorfree audio b bold br caption captionedparagraph captiontext code context conversation cp "

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pomlflow.template.faults import Fault
-from pomlflow.template.markup import Element, Passage, SourceText, expressions, split_loop, unwrapped
+from pomlflow.template.markup import TOOLS, Element, Passage, SourceText, expressions, split_loop, unwrapped
 from pomlflow.template.source import Snapshot, Use
 
 __all__ = ["SCHEMAS", "Code", "Node", "Page", "Rule"]
 
-SCHEMAS = frozenset({"outputschema", "tool", "tooldef", "tooldefinition"})
+SCHEMAS = frozenset({"outputschema", *TOOLS})
 # Elements whose content is not sent in a message.
 _NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}
 

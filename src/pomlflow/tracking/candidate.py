@@ -11,13 +11,12 @@ from typing import Final
 
 from pomlflow.exceptions import CandidateError
 from pomlflow.template.inference import infer
-from pomlflow.template.markup import Element, is_poml, parse_document
+from pomlflow.template.markup import TOOLS, Element, is_poml, parse_document
 from pomlflow.template.source import Inference
 from pomlflow.tracking.bundle import ExtractedFiles
 
 __all__ = ["check_candidate"]
 
-_TOOLS: Final = frozenset({"tool", "tooldef", "tooldefinition"})
 _PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
 
 
@@ -57,7 +56,7 @@ def _is_document(text: str) -> bool:
 
 def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, set[str]]:
     """Return the names that must not change, by a format string that describes one of them in an error."""
-    tools = [one for one in parse_document(text).walk() if one.name.replace("-", "") in _TOOLS]
+    tools = [one for one in parse_document(text).walk() if one.name.replace("-", "") in TOOLS]
     paths = {os.path.relpath(file, files.folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
     return {
         "the variable {{{{{}}}}}": {use.name for use in found.uses},
