@@ -130,7 +130,7 @@ def memory(sides: Sides, count: int) -> Iterator[str]:
         report(f"memory with {workers} measured")
 
 
-def growth(sides: Sides) -> Iterator[str]:
+def growth(sides: Sides, picture: Path | None) -> Iterator[str]:
     """CPU time against size, and a picture of it; the exponent is the slope of a line from size 8 to size 64."""
     cases = {name: {str(factor): make(factor) for factor in FACTORS} for name, make in SIZES.items()}
     found = {side: sides.probe(side, "growth", cases) for side in ("now", "then")}
@@ -142,7 +142,8 @@ def growth(sides: Sides) -> Iterator[str]:
         title = {"then": "the other version", "now": "now"}[side]
         panel.set(xscale="log", yscale="log", xlabel="size", title=title, ylabel="CPU ms")
     panels[1].legend(fontsize=8, frameon=False)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    if picture is not None:
+        figure.savefig(picture, metadata={"Date": None})
     yield "| what | size 1 | size 8 | size 64 | exponent | goal | then, size 64 |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, values in found["now"].items():
@@ -166,7 +167,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sides = Sides(arguments.other.resolve(), Path(folder))
         speed = list(rows(pairs(sides, arguments.pairs)))
-        sizes, megabytes = list(growth(sides)), list(memory(sides, min(3, arguments.pairs)))
+        sizes = list(growth(sides, PICTURE if arguments.write else None))
+        megabytes = list(memory(sides, min(3, arguments.pairs)))
     note = (
         f"Medians of {arguments.pairs} alternating pairs of processes, with Python {platform.python_version()} and "
         f"{os.cpu_count()} cores. Times are wall time but where they say CPU time, which is that of Python and its "
