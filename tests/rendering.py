@@ -16,7 +16,7 @@ def request(
     stylesheet: Mapping[str, Any] | None = None,
     chat: bool = True,
 ) -> engine.Request:
-    return engine.Request(markup, *engine.encode(variables), stylesheet, path, chat=chat)
+    return engine.Request(markup, *engine.encode(variables), stylesheet, path, path, chat=chat)
 
 
 def render(markup: str, variables: Mapping[str, Any], **options: Any) -> dict[str, Any]:

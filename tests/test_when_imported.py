@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pomlflow._post_import import no_longer, when_imported
+from pomlflow._post_import import cancel, when_imported
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.syspath_prepend(tmp_path)
     before = list(sys.meta_path)
     yield name
-    no_longer(name)
+    cancel(name)
     assert sys.meta_path == before
     for module in [module for module in sys.modules if module.startswith(name)]:
         del sys.modules[module]
@@ -73,12 +73,12 @@ def test_a_missing_module_is_not_found(late: str) -> None:
     when_imported(f"{late}_not", lambda: None)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"{late}_not")
-    no_longer(f"{late}_not")
+    cancel(f"{late}_not")
 
 
 def test_a_cancelled_call_is_not_made(late: str) -> None:
     called: list[int] = []
     when_imported(late, lambda: called.append(1))
-    no_longer(late)
+    cancel(late)
     assert importlib.import_module(late).text == "resource"
     assert called == []

@@ -8,34 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pomlflow import exceptions
 from pomlflow._lazy import lazy_names
 from pomlflow.api import arender, flush, poml, render
 from pomlflow.autolog import autolog
-from pomlflow.exceptions import (
-    AnswerError,
-    CandidateError,
-    ConfigurationError,
-    ConversionError,
-    EngineBusyError,
-    EngineError,
-    MissingVariableError,
-    NodeNotFoundError,
-    NotPomlError,
-    PomlError,
-    Problem,
-    PromptNotFoundError,
-    RegistryError,
-    RenderError,
-    RenderTimeoutError,
-    SchemaError,
-    SettingError,
-    TemplateNotFoundError,
-    ToolArgumentsError,
-    ToolError,
-    TraceNotFoundError,
-    VariableError,
-    WorkerDiedError,
-)
+from pomlflow.exceptions import *  # noqa: F403 - all of them
 from pomlflow.frame.transcript import transcript
 from pomlflow.settings import configure, configured
 from pomlflow.template.lint import Finding
@@ -47,31 +24,8 @@ if TYPE_CHECKING:
     from pomlflow.tracking.version_metrics import compare_versions
 
 __all__ = [
-    "AnswerError",
-    "CandidateError",
-    "ConfigurationError",
-    "ConversionError",
-    "EngineBusyError",
-    "EngineError",
     "Finding",
-    "MissingVariableError",
-    "NodeNotFoundError",
-    "NotPomlError",
-    "PomlError",
-    "Problem",
-    "PromptNotFoundError",
-    "RegistryError",
-    "RenderError",
-    "RenderTimeoutError",
     "Replay",
-    "SchemaError",
-    "SettingError",
-    "TemplateNotFoundError",
-    "ToolArgumentsError",
-    "ToolError",
-    "TraceNotFoundError",
-    "VariableError",
-    "WorkerDiedError",
     "__version__",
     "arender",
     "autolog",
@@ -85,6 +39,7 @@ __all__ = [
     "replay",
     "transcript",
 ]
+__all__ += exceptions.__all__
 
 # Imported on first use: replay and compare_versions import MLflow, __version__ reads the package's metadata.
 __getattr__, __dir__ = lazy_names(

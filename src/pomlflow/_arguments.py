@@ -25,7 +25,7 @@ _FOREIGN: Final = {
 
 
 def refuse_arguments(
-    unknown: Iterable[str], owner: str = "", known: Iterable[str] = (), shown: Callable[[str], str] = str
+    unknown: Iterable[str], owner: str = "", known: Iterable[str] = (), spell: Callable[[str], str] = str
 ) -> None:
     """Raise an error for one of the unknown arguments, if there are any.
 
@@ -33,7 +33,7 @@ def refuse_arguments(
         unknown: The names of the unknown arguments.
         owner: The class or function that received them.
         known: The names of the arguments that it has, for suggestions.
-        shown: Return the name to show in the error, for example of an environment variable.
+        spell: Return a name as the error shows it, for example that of an environment variable.
 
     Raises:
         ConfigurationError: The argument was removed; the error names the replacement.
@@ -41,7 +41,7 @@ def refuse_arguments(
     """
     for name in unknown:
         if name in _REMOVED:
-            raise ConfigurationError(f"{shown(name)} was removed in pomlflow 0.2: {_REMOVED[name]}")
+            raise ConfigurationError(f"{spell(name)} was removed in pomlflow 0.2: {_REMOVED[name]}")
         near = difflib.get_close_matches(name, known, 1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"{f'{owner} ' if owner else ''}got an unexpected keyword argument {name!r}{meant}")

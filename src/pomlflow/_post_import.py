@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pomlflow._log import logger
 
-__all__ = ["no_longer", "when_imported"]
+__all__ = ["cancel", "when_imported"]
 
 _waiting: Final[dict[str, Callable[[], None]]] = {}
 
@@ -34,8 +34,8 @@ def when_imported(module: str, call: Callable[[], None]) -> None:
         sys.meta_path.insert(0, _finder)
 
 
-def no_longer(module: str) -> None:
-    """Cancel the call for a module."""
+def cancel(module: str) -> None:
+    """Cancel the call that `when_imported` has registered for a module."""
     _waiting.pop(module, None)
     if not _waiting and _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
@@ -74,7 +74,7 @@ class _Loader(Loader):
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         call = _waiting.get(module.__name__)
-        no_longer(module.__name__)
+        cancel(module.__name__)
         if call is not None:
             try:
                 call()

@@ -89,8 +89,8 @@ def render(
         >>> pomlflow.render("<p>Hello {{name}}</p>", {"name": "Ada"}).messages[0].content
         'Hello Ada'
     """
-    template, variables = _prepared(markup, context, format, options)
-    return _finished(template, template.render(variables, timeout=options.get("timeout")), format)
+    template, variables = _template_and_variables(markup, context, format, options)
+    return _dispatched(template, template.render(variables, timeout=options.get("timeout")), format)
 
 
 @overload
@@ -123,11 +123,11 @@ async def arender(
         >>> asyncio.run(pomlflow.arender("<p>Hello</p>", format="message_dict"))
         [{'speaker': 'human', 'content': 'Hello'}]
     """
-    template, variables = _prepared(markup, context, format, options)
-    return _finished(template, await template.arender(variables, timeout=options.get("timeout")), format)
+    template, variables = _template_and_variables(markup, context, format, options)
+    return _dispatched(template, await template.arender(variables, timeout=options.get("timeout")), format)
 
 
-def _prepared(
+def _template_and_variables(
     markup: Markup,
     context: Variables,
     format: Format,  # noqa: A002
@@ -141,7 +141,8 @@ def _prepared(
     return _template(markup, options), context or {}
 
 
-def _finished(template: Template, record: RenderRecord, format: Format) -> Any:  # noqa: A002
+def _dispatched(template: Template, record: RenderRecord, format: Format) -> Any:  # noqa: A002
+    """Dispatch a record, and return its output in the format."""
     dispatch(record, RenderContext(file=template.path))
     return converted(record, format)
 
@@ -206,13 +207,13 @@ def poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool, format: 
             f"The markup '{markup}' looks like a file path, but it does not exist. Assuming it is a POML string.",
             stacklevel=3,  # the caller of `poml`
         )
-    template = _template(markup, {"stylesheet": _read(stylesheet, "stylesheet"), "chat": chat})
-    record = template.render(_read(context, "context") or {})
+    template = _template(markup, {"stylesheet": _json_object(stylesheet, "stylesheet"), "chat": chat})
+    record = template.render(_json_object(context, "context") or {})
     dispatch(record, RenderContext(file=template.path))
     return record
 
 
-def _read(given: Any, what: str) -> Mapping[str, Any] | None:
+def _json_object(given: Any, what: str) -> Mapping[str, Any] | None:
     """Return a context or stylesheet, read from its file or parsed from its JSON text."""
     if not given or isinstance(given, Mapping):
         return given or None  # poml ignores an empty string
@@ -246,13 +247,12 @@ def _template(markup: Markup, options: RenderOptions) -> Template:
         return Template(path=markup, stylesheet=stylesheet, **given)
     if not _exists(markup):  # raise TemplateNotFoundError: a cached template would render its last content
         _file_template.cache_clear()
-    # The name depends on the prompt root and the working folder.
-    home = str(settings().prompt_root or working_folder())
-    return _file_template(str(absolute(markup)), home, **given)
+    root = str(settings().prompt_root or working_folder())  # the name depends on it
+    return _file_template(str(absolute(markup)), root, **given)
 
 
 @lru_cache(maxsize=256)
-def _file_template(path: str, _home: str, **options: Any) -> Template:
+def _file_template(path: str, _root: str, **options: Any) -> Template:
     """Return a file's template. Reading it takes 0.5 ms with its includes; checking it for changes, 0.02 ms."""
     return Template(path=path, **options)
 

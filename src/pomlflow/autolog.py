@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import logger
-from pomlflow._post_import import no_longer, when_imported
+from pomlflow._post_import import cancel, when_imported
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _attach(part: Part, options: _Options) -> None:
 
 def _detach(part: Part) -> None:
     imported, module = _ATTACHED[part]
-    no_longer(imported)
+    cancel(imported)
     if module in sys.modules:
         sys.modules[module].detach()
 

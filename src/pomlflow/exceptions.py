@@ -33,7 +33,7 @@ No error of a render is a ValueError or a TypeError: LlamaIndex's query engines 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,7 +73,7 @@ class PomlError(RuntimeError):
 
 def _restored(kind: type[PomlError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> PomlError:
     """Restore a pickled error without its constructor, whose arguments may differ from the error's `args`."""
-    base = OSError if issubclass(kind, OSError) else RuntimeError
+    base = OSError if issubclass(kind, OSError) else RuntimeError  # the built-in class that makes the object
     error: PomlError = base.__new__(kind, *args)
     error.args = args
     error.__dict__.update(attributes)
@@ -101,25 +101,25 @@ class VariableError(PomlError):
         self.variable = variable
 
 
-_LINES: Final = 25  # the maximum number of lines of an error's text
-_CHARACTERS: Final = 2_000  # the maximum number of characters of an error's text
-_LINE: Final = 160  # the maximum number of characters shown of an offending line
+_MAX_LINES: Final = 25  # of an error's text
+_MAX_CHARACTERS: Final = 2_000  # of an error's text
+_MAX_SHOWN: Final = 160  # characters of an offending line
 
 
-def _bounded(first: str, others: Iterable[str] = (), remedy: str | None = None) -> str:
+def _bounded(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
     """Return an error's text: the first problem, the others that fit, how many were left out, and the remedy."""
-    remedy = _cut(remedy or "", _LINES // 3, _CHARACTERS // 2)
-    rest = list(others)
-    room = _CHARACTERS - len(remedy) - 40
-    lines = [_cut(first, _LINES // 2, room)]
-    while rest:
-        text = "\n".join([*lines, rest[0]])
-        if len(text) > room or text.count("\n") + remedy.count("\n") + 4 > _LINES:
+    end = [_cut(remedy, _MAX_LINES // 3, _MAX_CHARACTERS // 2)] if remedy else []
+    count = "and 1000000 more problems"  # the space that is kept for the number of those left out
+    characters = _MAX_CHARACTERS - len("\n".join([count, *end])) - 1
+    lines = _MAX_LINES - "\n".join([count, *end]).count("\n") - 1
+    text, left_out = _cut(first, _MAX_LINES // 2, characters), len(others)
+    for other in others:
+        longer = f"{text}\n{other}"
+        if len(longer) > characters or longer.count("\n") >= lines:
             break
-        lines.append(rest.pop(0))
-    if rest:
-        lines.append(f"and {len(rest)} more problem{'s' if len(rest) > 1 else ''}")
-    return "\n".join([*lines, remedy] if remedy else lines)
+        text, left_out = longer, left_out - 1
+    more = [f"and {left_out} more problem{'s' if left_out > 1 else ''}"] if left_out else []
+    return "\n".join([text, *more, *end])
 
 
 def _cut(text: str, lines: int, characters: int) -> str:
@@ -163,12 +163,12 @@ class Problem:
         return ":".join(str(part) for part in parts if part is not None)
 
     def __str__(self) -> str:
-        message = f"{self.place}: {_cut(self.message, _LINES // 3, _CHARACTERS // 3)}"
+        message = f"{self.place}: {_cut(self.message, _MAX_LINES // 3, _MAX_CHARACTERS // 3)}"
         if self.text is None or self.column is None:
             return message
-        start = max(0, self.column - 1 - _LINE // 2) if len(self.text) > _LINE else 0
-        shown, begin = self.text[start : start + _LINE], "…" if start else ""
-        end = "…" if start + _LINE < len(self.text) else ""
+        start = max(0, self.column - 1 - _MAX_SHOWN // 2) if len(self.text) > _MAX_SHOWN else 0
+        shown, begin = self.text[start : start + _MAX_SHOWN], "…" if start else ""
+        end = "…" if start + _MAX_SHOWN < len(self.text) else ""
         # Tabs stay tabs in the caret's line, so that the caret is aligned at any tab width.
         indent = "".join(char if char == "\t" else " " for char in begin + shown[: self.column - 1 - start])
         width = max(1, min(self.width, len(shown) - (self.column - 1 - start)))
@@ -354,7 +354,7 @@ class RenderError(PomlError):
     then the remedy. It has at most 25 lines and 2,000 characters.
 
     Attributes:
-        problems: All problems that POML collected; the attributes below describe the first.
+        problems: The problems that POML collected, without repeats; the attributes below describe the first.
         hint: The remedy, or None.
         message: POML's message.
         file: The file with the error, which may be an included one; None for inline markup.
@@ -368,14 +368,20 @@ class RenderError(PomlError):
     """
 
     def __init__(self, problems: Iterable[Problem], hint: str | None = None) -> None:
-        self.problems = tuple(problems)
+        # POML often reports one mistake several times.
+        self.problems = _distinct(problems)
         self.hint = hint
         first = self.problems[0]
         self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
-        # POML often reports one mistake several times: show each line once.
-        others = dict.fromkeys(f"{p.place}: {p.message}" for p in self.problems[1:])
-        others.pop(f"{first.place}: {first.message}", None)
-        super().__init__(_bounded(str(first), (f"also {_cut(other, 4, 300)}" for other in others), hint))
+        others = [_cut(f"also {problem.place}: {problem.message}", 4, 300) for problem in self.problems[1:]]
+        super().__init__(_bounded(str(first), others, hint))
+
+
+def _distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    found: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        found.setdefault((problem.place, problem.message), problem)
+    return tuple(found.values())
 
 
 class RenderTimeoutError(RenderError, TimeoutError):

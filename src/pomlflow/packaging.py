@@ -58,7 +58,7 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
         paths[str(folder)] = None
         parts = {part for template in prompts.values() for part in template.inference.includes}
         for file, template in prompts.items():
-            if wrong := next(_left_behind(template, folder), None):
+            if wrong := next(_unusable_files(template, folder), None):
                 raise ConfigurationError(f"{file} cannot travel with a model: {wrong}")
             project, values = tool_settings(file.parent)
             if project is not None and project.parent == folder.parent and "prompt_root" in values:
@@ -68,7 +68,8 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
     return {"code_paths": list(paths), "extra_pip_requirements": list(_requirements())}
 
 
-def _left_behind(template: Template, folder: Path) -> Iterator[str]:
+def _unusable_files(template: Template, folder: Path) -> Iterator[str]:
+    """Yield, for each file that a prompt names and cannot read in the model, why and the remedy."""
     assert template.path is not None  # noqa: S101 - the caller made it from a file
     takes = template.inference
     allowed = (template.path.parent, *settings().allow_read)

@@ -26,13 +26,13 @@ class PromptFile:
             absolute if the markup names an absolute path.
         sha256: The SHA-256 of its content when the prompt was read, in hexadecimal; that of no bytes if it is missing.
         location: Its path on this machine.
-        home: The markup's folder on this machine, which a trusted template may read; None if it has none.
+        folder: The markup's folder on this machine, which a trusted template may read; None if it has none.
     """
 
     path: str
     sha256: str
     location: Path
-    home: Path | None = None
+    folder: Path | None = None
 
 
 def content_digest(source: str, files: Iterable[PromptFile]) -> str:
@@ -106,15 +106,15 @@ class RenderRecord:
         variables: The variables as they were sent to POML, in JSON types only; usually a `JsonObject`.
         stylesheet: The stylesheet in addition to the markup's own, or None.
         chat: Whether messages were rendered; else one text, as by ``poml.poml(chat=False)``.
-        natives: The names of the variables with a framework's own messages, which pass through POML unchanged.
-        spaced: Whether whitespace that POML usually collapses was kept.
+        message_variables: The names of the variables with a framework's own messages, which POML does not change.
+        kept_whitespace: Whether whitespace that POML usually collapses was kept.
         output: The result of ``poml.poml(format="dict")``: ``messages`` and, if the markup has them, ``schema``,
             ``tools``, ``runtime``. None for a failed render.
         error: The error of a failed render, or None.
         start_ns: The start of the render, in nanoseconds since the epoch.
         end_ns: Its end.
         poml_version: The version of the ``poml`` package.
-        static: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` do not depend on any variable.
+        static_fields: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` do not depend on any variable.
         register: Whether to register the prompt; None for the handler's setting.
         files: The files that the source names without a variable: its includes, then its pictures, documents and data.
         version: The number of the version in the registry; None for a prompt that does not come from there.
@@ -132,12 +132,12 @@ class RenderRecord:
     folder: str | None = "."
     stylesheet: Mapping[str, Any] | None = None
     chat: bool = True
-    natives: tuple[str, ...] = ()
-    spaced: bool = False
+    message_variables: tuple[str, ...] = ()
+    kept_whitespace: bool = False
     output: Mapping[str, Any] | None = None
     error: PomlError | None = None
     poml_version: str = ""
-    static: frozenset[str] = field(default_factory=frozenset)
+    static_fields: frozenset[str] = field(default_factory=frozenset)
     register: bool | None = None
     files: tuple[PromptFile, ...] = ()
     version: int | None = None

@@ -21,22 +21,7 @@ _MOST_WORKERS: Final = 8  # the maximum by default: each Node process takes 130 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings in force.
-
-    Attributes:
-        timeout: Seconds that a render may take, including the wait for a free Node process but not the start of one
-            (``POMLFLOW_TIMEOUT``).
-        prompt_root: The folder that prompt names and stored paths are relative to (``POMLFLOW_PROMPT_ROOT``).
-        max_workers: The maximum number of Node processes (``POMLFLOW_MAX_WORKERS``); 0 for one per core, at most 8, but
-            only one in a process of ``multiprocessing``.
-        max_queue: The maximum number of renders that wait for a process (``POMLFLOW_MAX_QUEUE``).
-        max_memory: Megabytes after which a Node process is replaced (``POMLFLOW_MAX_MEMORY``).
-        max_content: The maximum length of a text in a trace's inputs and outputs, in characters; longer texts are cut,
-            longer media are left out (``POMLFLOW_MAX_CONTENT``). 0 for no limit.
-        allow_read: Folders that templates may read in addition to their own, the prompt root and the working folder
-            (``POMLFLOW_ALLOW_READ``, separated as in ``PATH``).
-        sandbox: Whether templates run in the sandbox (``POMLFLOW_SANDBOX``, 0 or 1).
-    """
+    """The settings in force; `configure` describes them."""
 
     timeout: float = 30.0
     prompt_root: Path | None = None
@@ -81,20 +66,20 @@ class SettingsOptions(TypedDict, total=False):
 
 
 _current: Settings | None = None
-_overrides: ContextVar[Mapping[str, Any] | None] = ContextVar("pomlflow_settings", default=None)
+_timeout: ContextVar[float | None] = ContextVar("pomlflow_timeout", default=None)  # that of `configured`
 
 
 def settings() -> Settings:
     """Return the settings in force, by precedence: `configured`, `configure`, the environment, the defaults."""
-    overrides = _overrides.get()
-    return _process_wide() if overrides is None else replace(_process_wide(), **overrides)
+    timeout = _timeout.get()
+    return _process_wide() if timeout is None else replace(_process_wide(), timeout=timeout)
 
 
 def _process_wide() -> Settings:
     global _current
     if _current is None:
         removed = [name for name in ("cached_results", "exact_openai_chat") if os.environ.get(_variable(name))]
-        refuse_arguments(removed, shown=_variable)
+        refuse_arguments(removed, spell=_variable)
         given: dict[str, Any] = {name: os.environ.get(_variable(name)) or None for name in _CHECKS}
         if given["allow_read"] is not None:
             given["allow_read"] = [folder for folder in given["allow_read"].split(os.pathsep) if folder]
@@ -109,8 +94,11 @@ def _variable(name: str) -> str:
 def configure(**changes: Unpack[SettingsOptions]) -> Settings:
     """Change settings of the whole process; settings that are not given keep their values.
 
+    The environment may set each of them, ``POMLFLOW_TIMEOUT`` for example; folders are separated as in ``PATH``.
+
     Args:
-        timeout: Seconds that a render may take, above 0.
+        timeout: Seconds that a render may take, above 0, including the wait for a free Node process but not the start
+            of one.
         prompt_root: The folder that prompt names and stored paths are relative to; an empty string resets it.
         max_workers: The maximum number of Node processes; 0 for one per core, at most 8. With 0, a process of
             ``multiprocessing`` has one, and any other at most ``OMP_NUM_THREADS``, which Ray and Spark set. Node
@@ -164,16 +152,16 @@ def configured(*, timeout: float | None = None, **removed: Never) -> Iterator[Se
         'Hello'
     """
     refuse_arguments(removed)
-    token = _overrides.set({**(_overrides.get() or {}), **_checked({"timeout": timeout})})
+    token = _timeout.set(_timeout.get() if timeout is None else _seconds("timeout", timeout))
     try:
         yield settings()
     finally:
-        _overrides.reset(token)
+        _timeout.reset(token)
 
 
-def _checked(given: Mapping[str, Any], shown: Callable[[str], str] = str) -> dict[str, Any]:
-    """Return the given values, checked and converted; `shown` returns a setting's name for errors."""
-    return {name: _CHECKS[name](shown(name), value) for name, value in given.items() if value is not None}
+def _checked(given: Mapping[str, Any], spell: Callable[[str], str] = str) -> dict[str, Any]:
+    """Return the given values, checked and converted; `spell` returns a setting's name as errors show it."""
+    return {name: _CHECKS[name](spell(name), value) for name, value in given.items() if value is not None}
 
 
 def _number(least: int) -> Callable[[str, Any], int]:

@@ -44,7 +44,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def kept() -> Path:
-    file = install.find().cache
+    file = install.find().cache_file
     assert file is not None
     return file
 
@@ -99,13 +99,13 @@ def test_another_node_bundle_worker_or_flag_is_another_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = install.find()
-    names = {found.cache}
+    names = {found.cache_file}
     for other in (install.Installation(Path(sys.executable), found.bundle), install.Installation(found.node, WORKER)):
-        names.add(other.cache)
+        names.add(other.cache_file)
     monkeypatch.setattr(install, "FLAGS", (*install.FLAGS, "--another"))
-    names.add(found.cache)
+    names.add(found.cache_file)
     monkeypatch.setattr(install, "WORKER", Path(__file__))
-    names.add(found.cache)
+    names.add(found.cache_file)
     assert len(names) == 5
 
 
@@ -132,7 +132,7 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(where: str, cache: Pat
     """Whoever can put a file there could run code in the worker."""
     assert how() == "none"
     (cache / where).chmod(0o777)
-    assert install.find().cache is None
+    assert install.find().cache_file is None
     assert how() == "none"
 
 
@@ -141,13 +141,13 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(where: str, cache: Pat
 def test_a_folder_of_somebody_else_is_not_trusted(cache: Path) -> None:
     assert how() == "none"
     os.chown(cache, 65534, 65534)
-    assert install.find().cache is None
+    assert install.find().cache_file is None
 
 
 def test_a_cache_folder_that_cannot_be_made_is_done_without(tmp_path: Path, monkeypatch: Any, fresh: None) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path / "file"))
-    assert install.find().cache is None
+    assert install.find().cache_file is None
     assert how() == "none"
 
 

@@ -43,7 +43,7 @@ async def atext(markup: str = "<p>{{n}}</p>", **variables: Any) -> str:
 def settled() -> None:
     """Wait until a first start's compiled code is kept, which takes the process for a moment."""
     end = time.monotonic() + 60
-    cache = installation.find().cache
+    cache = installation.find().cache_file
     while engine.stats().running or not (cache and cache.exists()):
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -190,7 +190,7 @@ def test_a_template_that_closes_its_standard_streams_fails_alone(js: JS) -> None
 def test_an_endless_loop_is_ended_with_a_remedy(js: JS, tmp_path: Path) -> None:
     log, file = tmp_path / "log", str(tmp_path / "endless.poml")
     with pytest.raises(RenderTimeoutError) as failed:
-        engine.run(engine.Request(js(counted(log, "for (;;)")), path=file), 0.5)
+        engine.run(engine.Request(js(counted(log, "for (;;)")), path=file, label=file), 0.5)
     assert failed.value.file == file
     assert str(failed.value) == (
         f"{file}: the render took longer than 0.5 s and was ended\n"
@@ -202,7 +202,7 @@ def test_an_endless_loop_is_ended_with_a_remedy(js: JS, tmp_path: Path) -> None:
 
 def test_inline_markup_that_is_out_of_time_has_no_file(js: JS) -> None:
     with pytest.raises(RenderTimeoutError, match=r"^<inline>: the render") as failed:
-        engine.run(engine.Request(js("for (;;)"), path="/folder/x.poml", inline=True), 0.2)
+        engine.run(engine.Request(js("for (;;)"), path="/folder/x.poml"), 0.2)
     assert failed.value.file is None
 
 

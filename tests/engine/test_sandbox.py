@@ -305,7 +305,7 @@ def test_a_template_that_is_not_trusted_reads_its_roots_only(home: Path, tmp_pat
         ((str(home / "inner"),), home / "note.txt", False),
     ):
         markup = f'<document src="{path}" parser="txt"/>'
-        request = engine.Request(markup, path=str(home / "<inline>.poml"), inline=True, roots=roots)
+        request = engine.Request(markup, path=str(home / "<inline>.poml"), roots=roots)
         if fine:
             assert engine.run(request).output["messages"][0]["content"] == "a note"
         else:

@@ -110,7 +110,7 @@ def test_the_record_holds_the_text_unchanged(renders) -> None:
     record = renders[0].record
     assert dict(record.variables) == {"context_str": TEXT, "query_str": "why?"}
     assert record.output["messages"][0]["content"] == TEXT
-    assert record.spaced
+    assert record.kept_whitespace
     with pytest.raises(KeyError):
         PomlPromptTemplate("<p>{{context_str}} {{other}}</p>").format(context_str=TEXT)
     assert dict(renders[1].record.variables) == {"context_str": TEXT}

@@ -55,7 +55,7 @@ def test_it_tells_where_the_native_messages_are() -> None:
     )
     assert shown(record) == ["system: s", "human: one", "ai: a longer two", "tool: three", "human: q"]
     assert history.placed == {1: ONE, 2: TWO, 3: THREE}
-    assert record.natives == ("h",)
+    assert record.message_variables == ("h",)
     assert all(history.placed[place] is note for place, note in ((1, ONE), (2, TWO), (3, THREE)))
 
 

@@ -18,7 +18,7 @@ from pomlflow.template.names import registry_name
 
 def named(file: Path, **options: str) -> tuple[str | None, str | None]:
     template = Template(path=file, **options)
-    return template.name, template.relative
+    return template.name, template.trace_path
 
 
 def test_a_file_outside_is_named_by_its_folder_and_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

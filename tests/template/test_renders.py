@@ -41,7 +41,7 @@ def test_a_record_tells_all(folder: Path) -> None:
     assert record.variables == {"name": "Ada", "extra": [1]}
     assert (record.stylesheet, record.chat, record.register, record.error) == ({}, True, False, None)
     assert record.poml_version == engine.poml_version()
-    assert record.static == {"runtime"}
+    assert record.static_fields == {"runtime"}
     assert isinstance(record.start_ns, int)
     assert isinstance(record.end_ns, int)
     assert before <= record.start_ns < record.end_ns

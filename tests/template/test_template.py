@@ -235,7 +235,7 @@ def test_the_digest_is_the_same_in_another_folder(folder: Path) -> None:
 )
 def test_a_name_comes_from_the_path_under_the_working_folder(folder: Path, path: str, name: str) -> None:
     template = Template(path=write(folder / path, HELLO))
-    assert (template.name, template.relative) == (name, path)
+    assert (template.name, template.trace_path) == (name, path)
     record = template.render({"name": "Ada"})
     assert (record.name, record.path) == (name, path)
 
@@ -259,7 +259,7 @@ def test_a_given_name_wins_and_is_cleaned(folder: Path) -> None:
 def test_inline_markup_has_no_name() -> None:
     for template in (Template(HELLO), Template(HELLO, name="")):
         record = template.render({"name": "Ada"})
-        assert (template.name, template.relative, record.name, record.path) == (None, None, None, None)
+        assert (template.name, template.trace_path, record.name, record.path) == (None, None, None, None)
 
 
 def test_names_are_relative_to_the_prompt_root(folder: Path, prompt_root: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_way_through_a_link_gives_the_same_name(folder: Path, tmp_path_factory
 
 def test_outside_of_all_roots_it_is_folder_and_file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = write(tmp_path_factory.mktemp("far") / "deep" / "a.poml", HELLO)
-    assert (Template(path=file).registry_name, Template(path=file).relative) == ("deep.a", "deep/a.poml")
+    assert (Template(path=file).name, Template(path=file).trace_path) == ("deep.a", "deep/a.poml")
 
 
 # --- copies ---

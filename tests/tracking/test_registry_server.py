@@ -37,7 +37,7 @@ def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, reg
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     output = {"messages": [], "schema": schema, "runtime": {"temperature": 0.5}}
     source = "<p>\r\n{% raw %} {{ name }} \U0001f600 </p>  \n"
-    greet = record(source=source, path="a/b.poml", output=output, static=frozenset({"schema", "runtime"}))
+    greet = record(source=source, path="a/b.poml", output=output, static_fields=frozenset({"schema", "runtime"}))
     with mlflow.start_span("chain") as span:
         version = registry.link(greet, span.trace_id, wait=60)
     assert registry.flush(60)

@@ -144,7 +144,7 @@ def test_a_source_too_long_is_refused(record):
 def test_runtime_and_schema_are_shown_where_static(record):
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     output = {"messages": [], "schema": schema, "runtime": {"model": "gpt-5", "maxTokens": 100, "topP": 0.5, "seed": 7}}
-    found(record("both", output=output, static=frozenset({"schema", "runtime"})))
+    found(record("both", output=output, static_fields=frozenset({"schema", "runtime"})))
     found(record("neither", output=output))
     static, dynamic = versions(record().name)
 
@@ -156,7 +156,7 @@ def test_runtime_and_schema_are_shown_where_static(record):
 
 def test_a_schema_too_long_costs_only_itself(record):
     schema = {"type": "object", "description": "x" * 100_000}
-    version = found(record(output={"messages": [], "schema": schema}, static=frozenset({"schema"})))
+    version = found(record(output={"messages": [], "schema": schema}, static_fields=frozenset({"schema"})))
     assert version.response_format is None
 
 

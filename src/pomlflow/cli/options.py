@@ -90,13 +90,13 @@ def rules_of(folder: Path, select: Sequence[str], ignore: Sequence[str], *, stri
     from pomlflow.template.lint import RULES, lint_settings
 
     settings = lint_settings(folder.absolute())
-    chosen = [{name.strip() for text in texts for name in text.split(",")} for texts in (select, ignore)]
-    if unknown := sorted((chosen[0] | chosen[1]) - RULES.keys()):
+    selected, ignored = [{name.strip() for text in texts for name in text.split(",")} for texts in (select, ignore)]
+    if unknown := sorted((selected | ignored) - RULES.keys()):
         raise click.UsageError(f"no rule {unknown[0]}; the rules are {', '.join(RULES)}")
     return replace(
         settings,
-        select=frozenset(chosen[0]) or settings.select,
-        ignore=settings.ignore | chosen[1],
+        select=frozenset(selected) or settings.select,
+        ignore=settings.ignore | ignored,
         strict=strict or settings.strict,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -159,11 +159,11 @@ def check(
 
 def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> tuple[bool, bool]:
     """Check a prompt; return whether it fails, and whether it has warnings."""
-    settings, place = rules_of(file.parent, **rules), context_file_of(file)
+    settings, example_file = rules_of(file.parent, **rules), context_file_of(file)
     try:
-        example = read_object(str(place)) if place.is_file() else {}
+        example = read_object(str(example_file)) if example_file.is_file() else {}
     except click.UsageError as refused:
-        _show(str(place), [refused.problem if isinstance(refused, InputError) else Problem(refused.message)])
+        _show(str(example_file), [refused.problem if isinstance(refused, InputError) else Problem(refused.message)])
         return True, False
     template = opened(file)
     if template is None:
@@ -171,8 +171,8 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     error = template.check({**example, **values}).error
     if error is not None:
         show_problems(str(file), error)
-    elif unknown := sorted(example.keys() - _names(template)):
-        _show(str(place), [Problem(f"{file.name} takes no variable {', '.join(map(repr, unknown))}")], "warning")
+    elif unknown := sorted(example.keys() - _accepted(template)):
+        _show(str(example_file), [Problem(f"{file.name} takes no variable {', '.join(map(repr, unknown))}")], "warning")
     findings = template.lint(settings, getattr(error, "problems", ()))
     warnings = [
         Problem(f"{one.message}: {one.remedy} [{one.rule}]", "", one.file, one.line, one.column) for one in findings
@@ -181,9 +181,10 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     return error is not None or (settings.strict and bool(findings)), bool(findings)
 
 
-def _names(template: Template) -> set[str]:
+def _accepted(template: Template) -> set[str]:
+    """Return the names of the variables for which a file of example values may have a value."""
     inference = template.inference
-    return {*inference.variables, *inference.optional, *inference.patterns}
+    return {*inference.variables, *inference.optional, *inference.destructured}
 
 
 def opened(file: Path, name: str | None = None) -> Template | None:
@@ -205,7 +206,7 @@ def show_problems(file: str, error: PomlError) -> None:
     """
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # not the prompt's fault
-    _show("<stdin>" if file == "-" else file, list(_problems(error)))
+    _show("<stdin>" if file == "-" else file, _problems(error))
     if isinstance(error, RenderError) and error.hint:
         click.echo("\n".join(f"  {line}" for line in error.hint.splitlines()))
 
@@ -240,17 +241,11 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _problems(error: PomlError) -> Iterator[Problem]:
+def _problems(error: PomlError) -> Sequence[Problem]:
+    """Return the problems of any error; a place at the beginning of its text is left out, since it is shown anyway."""
+    if isinstance(error, RenderError):
+        return error.problems
     if isinstance(error, MissingVariableError) and error.problem is not None:
-        yield error.problem
-        return
-    if not isinstance(error, RenderError):
-        place, _, rest = str(error).partition(": ")
-        yield Problem(rest if os.path.isabs(place) or place == "<inline>" else str(error), type(error).__name__)  # noqa: PTH117
-        return
-    seen = set()
-    for problem in error.problems:  # POML often reports one mistake several times
-        key = problem.file, problem.line, problem.column, problem.message
-        if key not in seen:
-            seen.add(key)
-            yield problem
+        return [error.problem]
+    place, _, rest = str(error).partition(": ")
+    return [Problem(rest if os.path.isabs(place) or place == "<inline>" else str(error), type(error).__name__)]  # noqa: PTH117

@@ -33,31 +33,37 @@ class _Engine:
         self.sandbox = sandbox
         self.pool = Pool(self._start)
         self._lock = threading.Lock()
-        self._storing: threading.Thread | None = None
+        self._cache_writer: threading.Thread | None = None
 
-    def run(self, request: Request, timeout: float, position: Position | None = None) -> Result:
-        files, trusted = FileAccess(request, restricted=self.sandbox), request.roots is None
+    def run(self, request: Request, timeout: float) -> Result:
+        content = request.to_json()
+        return self._run(request, content, timeout, self.pool.acquire(trusted=request.roots is None))
+
+    def _run(self, request: Request, content: bytes, timeout: float, position: Position) -> Result:
+        files = FileAccess(request, restricted=self.sandbox)
         try:
-            answer = self.pool.run(request.line(), timeout, position, trusted=trusted, respond=files.respond)
+            answer = self.pool.run(content, timeout, position, files.respond)
         except QueueTimeoutError as error:
             raise _queue_timeout(request, timeout) from error
         except DeadlineError as error:
-            message = f"the render took longer than {timeout:g} s and was ended{files.suspects}"
+            message = f"the render took longer than {timeout:g} s and was ended{files.last_read}"
             hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
-            raise RenderTimeoutError([Problem(message, "Timeout", request.file)], hint) from error
+            raise RenderTimeoutError([Problem(message, "Timeout", request.label)], hint) from error
         except WorkerDiedError as error:
             if error.returncode in FROM_OUTSIDE:
                 why = "It was tried twice: something ends Node's processes, or the machine is short of memory"
             else:
                 why = "The template ended its Node process, or needs more memory than it has"
-            message = f"{request.name}: {error}\n{why}; the next render gets a new process{files.suspects}"
+            name = request.label or "<inline>"
+            message = f"{name}: {error}\n{why}; the next render gets a new process{files.last_read}"
             raise WorkerDiedError(message, error.returncode, error.stderr) from error
         if "problems" in answer:
             raise render_error(answer["problems"], request, files)
         return Result(answer["ok"], answer["ms"], answer.get("kept", False))
 
     async def arun(self, request: Request, timeout: float) -> Result:
-        loop = _running_loop()
+        # Both raise errors, which must come before a position is acquired: nothing would release it.
+        loop, content = _running_loop(), request.to_json()
         done: concurrent.futures.Future[Result] = concurrent.futures.Future()
         position = self.pool.acquire(trusted=request.roots is None)
 
@@ -68,9 +74,9 @@ class _Engine:
                 _settle(done, error)
                 return
             try:
-                start_thread(lambda: _settle(done, _outcome(lambda: self.run(request, timeout, position))))
+                start_thread(lambda: _settle(done, _outcome(lambda: self._run(request, content, timeout, position))))
             except RuntimeError as reason:
-                self.pool.give_back(position)
+                self.pool.return_grant(position)
                 _settle(done, EngineError(f"no thread can start for the render: {reason}"))
 
         def expire() -> None:
@@ -91,22 +97,23 @@ class _Engine:
         found = installation.find()
         process = NodeProcess(found, sandbox=self.sandbox, trusted=trusted)
         with self._lock:
-            if found.cache is not None and process.hello["cache"] != "hit" and self._storing is None:
+            if found.cache_file is not None and process.hello["cache"] != "hit" and self._cache_writer is None:
                 with contextlib.suppress(RuntimeError):  # no thread can start: it is not stored
-                    self._storing = start_thread(lambda: self._store(found, trusted))
+                    self._cache_writer = start_thread(lambda: self._store_cache(found, trusted))
         return process
 
-    def _store(self, found: installation.Installation, trusted: bool) -> None:
+    def _store_cache(self, found: installation.Installation, trusted: bool) -> None:
         """Store what V8 has compiled so far, for later starts; the request queues after the first render."""
         try:
-            answer = self.pool.run(b'"op":"prepare"}', 30, self.pool.acquire(trusted=trusted, internal=True))
-            found.store(base64.b64decode(answer["ok"]))
+            position = self.pool.acquire(trusted=trusted, internal=True)
+            answer = self.pool.run(b'"op":"prepare"}', 30, position)
+            found.store_cache(base64.b64decode(answer["ok"]))
         except (OSError, EngineError, QueueTimeoutError, DeadlineError) as error:
             logger.info("POML's compiled code cannot be kept (%r): a first render takes half a second longer", error)
 
     def close(self) -> None:
-        if self._storing is not None:
-            self._storing.join(_EXIT)
+        if self._cache_writer is not None:
+            self._cache_writer.join(_EXIT)
         self.pool.close()
 
 
@@ -159,7 +166,7 @@ _current = _Current()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
-    """Return the running event loop; called before a queue position is acquired, which an error would not release."""
+    """Return the running event loop; raise an `EngineError` with the remedy if there is none."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError as error:
@@ -170,6 +177,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _outcome(work: Callable[[], Result]) -> Result | BaseException:
+    """Return what a function returns or raises."""
     try:
         return work()
     except BaseException as error:  # noqa: BLE001 - it is raised for the caller, on the event loop
@@ -177,8 +185,9 @@ def _outcome(work: Callable[[], Result]) -> Result | BaseException:
 
 
 def _settle(done: concurrent.futures.Future[Result], outcome: Result | BaseException) -> None:
+    """Resolve a future, unless its caller was cancelled."""
     if not done.set_running_or_notify_cancel():
-        return  # the caller was cancelled
+        return
     if isinstance(outcome, BaseException):
         done.set_exception(outcome)
     else:
@@ -188,7 +197,7 @@ def _settle(done: concurrent.futures.Future[Result], outcome: Result | BaseExcep
 def _queue_timeout(request: Request, timeout: float) -> RenderTimeoutError:
     message = f"no Node process came free for the render within {timeout:g} s"
     hint = "raise pomlflow.configure(timeout=…, max_workers=…), or render less at once"
-    return RenderTimeoutError([Problem(message, "Timeout", request.file)], hint)
+    return RenderTimeoutError([Problem(message, "Timeout", request.label)], hint)
 
 
 def run(request: Request, timeout: float | None = None) -> Result:

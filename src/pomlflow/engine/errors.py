@@ -11,9 +11,9 @@ from pomlflow.engine.file_access import FileAccess
 from pomlflow.engine.protocol import Request
 from pomlflow.exceptions import Problem, RenderError
 
-__all__ = ["render_error"]
+__all__ = ["SCHEMA_REMEDY", "render_error"]
 
-_SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
+SCHEMA_REMEDY = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
 _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, write a < b as b > a"
 
@@ -26,17 +26,17 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files:
     """
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
-    problems = [_problem(item, root, texts, request.file, files) for item in reported]
+    problems = [_problem(item, root, texts, request.label, files) for item in reported]
     hint = files.remedy
     if any(problem.message.startswith("unexpected character") for problem in problems):
         hint = _ESCAPES
     elif reported[0].get("schema") and _SYNTAX.search(problems[0].message):
-        hint = _SCHEMA
+        hint = SCHEMA_REMEDY
     return RenderError(problems, hint)
 
 
 def _problem(
-    item: Mapping[str, Any], root: str, texts: dict[str, str | None], shown: str | None, files: FileAccess
+    item: Mapping[str, Any], root: str, texts: dict[str, str | None], label: str | None, files: FileAccess
 ) -> Problem:
     path = item.get("path")
     if not path or not isinstance(path, str):
@@ -44,11 +44,11 @@ def _problem(
     if path not in texts:
         texts[path] = files.text(path)  # checked: a template can throw an error that names any file
     message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
-    file = shown if path == root and shown != root else os.path.normpath(path)
+    file = label if path == root else os.path.normpath(path)
     text, start, end = texts[path], item.get("start"), item.get("end")
     if text is None or not isinstance(start, int):
         return Problem(message, kind, file)
-    first, last = _span(text, _characters(text, start), _characters(text, end if isinstance(end, int) else start))
+    first, last = _corrected(text, _characters(text, start), _characters(text, end if isinstance(end, int) else start))
     line = text.count("\n", 0, first) + 1
     begin = text.rfind("\n", 0, first) + 1
     shown = text[begin:].split("\n", 1)[0].rstrip("\r")
@@ -56,7 +56,7 @@ def _problem(
     return Problem(message, kind, file, line, first - begin + 1, shown, width)
 
 
-def _span(text: str, first: int, last: int) -> tuple[int, int]:
+def _corrected(text: str, first: int, last: int) -> tuple[int, int]:
     """Return the first and last offset of a problem, corrected where POML's are known to be wrong."""
     if text[first + 1 : last + 2].startswith("{{") and text[first + 1 : last + 2].endswith("}}"):
         return first + 1, last + 1  # in an attribute POML does not count the opening quote

@@ -18,13 +18,12 @@ from pathlib import Path
 import orjson
 
 from pomlflow.engine.protocol import Request
-from pomlflow.engine.system import raised_by_system
 from pomlflow.settings import settings
 
 __all__ = ["FileAccess", "is_under", "trusted_roots"]
 
 _OK, _FAILED, _REFUSED = range(3)
-_SUSPECTS = 3
+_LAST_READ = 3  # files that the error of a process that was ended names
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
 # O_NONBLOCK: opening a pipe that has no writer would wait for ever.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -101,9 +100,9 @@ class FileAccess:
                 self.opened[path] = None
             return _response(_OK, _OPERATIONS[operation](real))
         except OSError as error:
-            if not raised_by_system(error):
+            if error.errno is None:  # raised by a signal handler of the user
                 raise
-            return _response(_FAILED, errno.errorcode.get(error.errno or 0, "EIO").encode())
+            return _response(_FAILED, errno.errorcode.get(error.errno, "EIO").encode())
         except ValueError:  # a null character
             return _response(_FAILED, b"EINVAL")
 
@@ -113,16 +112,16 @@ class FileAccess:
             real = self._permitted(path)
             return None if real is None else _read(real).decode("utf-8", "replace")
         except OSError as error:
-            if not raised_by_system(error):
+            if error.errno is None:
                 raise
             return None
         except ValueError:
             return None
 
     @property
-    def suspects(self) -> str:
-        """The last files that the render read, for the error of a process that was ended; empty if there are none."""
-        names = [*self.opened][-_SUSPECTS:]
+    def last_read(self) -> str:
+        """A note of the last files that the render read, one of which may have ended its process; empty if none."""
+        names = [*self.opened][-_LAST_READ:]
         return f"; it had read {', '.join(map(repr, names))}" if names else ""
 
     @property

@@ -47,8 +47,8 @@ class Installation:
     bundle: Path
 
     @property  # not cached_property: Python 3.11's has a lock, which stays locked in a child forked while it is held
-    def cache(self) -> Path | None:
-        """The cache file for this Node, bundle and worker; None if no folder is safe from other users."""
+    def cache_file(self) -> Path | None:
+        """The file of compiled code for this Node, bundle and worker; None if no folder is safe from other users."""
         root = _cache_root()
         if root is None:
             return None
@@ -61,7 +61,7 @@ class Installation:
     def command(self, *, sandbox: bool = True) -> list[str]:
         """Return the command line of a worker; with the sandbox, the worker may open only its own parts."""
         arguments = [str(self.bundle)]
-        cache = self.cache
+        cache = self.cache_file
         if cache is not None:
             arguments.append(str(cache))
         flags = [*FLAGS]
@@ -72,9 +72,9 @@ class Installation:
             flags += [*_SANDBOX, *(f"--allow-fs-read={file}" for file in readable)]
         return [str(self.node), *flags, str(WORKER), *arguments]
 
-    def store(self, content: bytes) -> None:
+    def store_cache(self, content: bytes) -> None:
         """Store the patched source and V8's cached data for later starts, which then do not read the bundle."""
-        cache = self.cache
+        cache = self.cache_file
         if cache is None:
             return
         folder = cache.parent

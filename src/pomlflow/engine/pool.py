@@ -65,11 +65,11 @@ class Pool:
     """
 
     def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
-        self._make = start
+        self._make_process = start
         self._lock = threading.RLock()  # reentrant: a callback of `granted` may release its process at once
         self._idle: list[NodeProcess] = []
         self._all: set[NodeProcess] = set()
-        self._starting = {True: 0, False: 0}
+        self._starting = {True: 0, False: 0}  # processes that are being started, or that a grant allows to start
         self._growing = False  # whether a process is being started in the background
         self._waiting: dict[bool, collections.deque[Position]] = {True: collections.deque(), False: collections.deque()}
         self._counts: collections.Counter[str] = collections.Counter()
@@ -106,21 +106,13 @@ class Pool:
         return position
 
     def run(
-        self,
-        request: bytes,
-        timeout: float,
-        position: Position | None = None,
-        *,
-        trusted: bool = True,
-        respond: Callable[[bytes], bytes] | None = None,
+        self, request: bytes, timeout: float, position: Position, respond: Callable[[bytes], bytes] | None = None
     ) -> dict[str, Any]:
-        """Wait for a free process, send it a request, and return the answer.
+        """Wait until the position is granted, send the request, and return the answer.
 
-        `timeout` covers the wait and the render itself, but not the start of a process. Without `position`, it acquires
-        one now.
+        `timeout` covers the wait and the render itself, but not the start of a process.
 
         Raises:
-            EngineBusyError: Too many requests wait.
             QueueTimeoutError: No process became free in time.
             DeadlineError: The request took longer than its limit.
             WorkerDiedError: The request itself ended the process, or something else ended it twice.
@@ -128,8 +120,6 @@ class Pool:
         """
         process, answered = None, False
         try:
-            if position is None:
-                position = self.acquire(trusted=trusted)
             process = self._granted(position, timeout)
             left = max(position.since + timeout - time.monotonic(), _LEAST)
             if process is None:
@@ -150,7 +140,7 @@ class Pool:
                 result = process.call(request, left, respond)
             answered = True
         finally:
-            if process is not None and position is not None:
+            if process is not None:
                 self._release(process, position, answered=answered)
         return result
 
@@ -171,14 +161,14 @@ class Pool:
             if not cancelled and position.process is not None:
                 position.process.limit_remaining(_GRACE)
 
-    def give_back(self, position: Position) -> None:
-        """Release an unused grant of a position: a process, or the right to start one."""
+    def return_grant(self, position: Position) -> None:
+        """Return an unused grant of a position, a process or the right to start one, to the waiting requests."""
         with self._lock:
             process = position.granted.result()
             if process is None:
-                self._free_place(position.trusted)
-            elif process in self._all:
-                self._hand_over(process)
+                self._cancel_start(position.trusted)
+            else:
+                self._grant_or_keep(process)
 
     def prewarm(self, workers: int) -> None:
         """Start processes for trusted templates in this thread until there are `workers` of them."""
@@ -190,8 +180,7 @@ class Pool:
                 self._starting[True] += 1
             process = self._start(trusted=True)
             with self._lock:
-                if process in self._all:
-                    self._hand_over(process)
+                self._grant_or_keep(process)
 
     def stats(self) -> Stats:
         """Return the current state and the counters."""
@@ -249,7 +238,7 @@ class Pool:
             expired = not granted.done() and self.cancel(position)
         except BaseException:  # raised by a signal handler: a grant of that moment goes to the next request
             if not self.cancel(position) and granted.exception() is None:
-                self.give_back(position)
+                self.return_grant(position)
             raise
         if expired:
             raise QueueTimeoutError
@@ -262,15 +251,15 @@ class Pool:
             position.process = process
 
     def _start(self, trusted: bool) -> NodeProcess:
-        """Start a process that `_starting` already counts; on failure, free its place."""
+        """Start a process that `_starting` already counts."""
         try:
             try:
-                process = self._make(trusted)
+                process = self._make_process(trusted)
             except WorkerDiedError:  # it was killed while it started
-                process = self._make(trusted)
+                process = self._make_process(trusted)
         except BaseException:
             with self._lock:
-                self._free_place(trusted)
+                self._cancel_start(trusted)
             raise
         with self._lock:
             self._starting[trusted] -= 1
@@ -302,9 +291,9 @@ class Pool:
             if surplus is None:
                 return
             self._all.discard(surplus)
-        self._start_in_background(trusted, surplus=surplus)
+        self._start_in_background(trusted, surplus)
 
-    def _start_in_background(self, trusted: bool, *, surplus: NodeProcess | None = None) -> None:
+    def _start_in_background(self, trusted: bool, surplus: NodeProcess | None = None) -> None:
         """Start a process in a thread, which first closes a surplus one. Needs the lock."""
         self._growing = True
         self._starting[trusted] += 1
@@ -325,8 +314,7 @@ class Pool:
             logger.info("no further Node process could be started: %s", error)
         else:
             with self._lock:
-                if process in self._all:
-                    self._hand_over(process)
+                self._grant_or_keep(process)
         finally:
             self._growing = False
 
@@ -352,26 +340,28 @@ class Pool:
             return
 
     def _release(self, process: NodeProcess, position: Position, *, answered: bool) -> None:
-        usable = process.healthy if answered else process.alive
+        usable = not process.timed_out if answered else process.alive  # `alive` takes a system call
         with self._lock:
             if not (position.abandoned or position.internal):
                 self._counts["rendered" if answered else "failed"] += 1
             position.process = None
             self._used = time.monotonic()
-            there = process in self._all  # else the pool was closed, or another process has replaced it
-            grown = usable and there and process.memory > settings().max_memory << 20
-            if usable and there and not grown:
-                self._hand_over(process)
+            is_ours = process in self._all  # else the pool was closed, or another process has replaced it
+            too_large = usable and is_ours and process.memory > settings().max_memory << 20
+            if usable and is_ours and not too_large:
+                self._grant_or_keep(process)
                 return
             self._all.discard(process)
-            self._counts["recycled"] += grown
+            self._counts["recycled"] += too_large
         process.close()
         with self._lock:
-            if there and not self._pass_place() and grown and not self._growing:
+            if is_ours and not self._grant_start() and too_large and not self._growing:
                 self._start_in_background(process.trusted)
 
-    def _hand_over(self, process: NodeProcess) -> None:
-        """Give a free process to the longest waiting request of its set, or keep it idle. Needs the lock."""
+    def _grant_or_keep(self, process: NodeProcess) -> None:
+        """Grant a free process to the longest waiting request of its set, or keep it idle. Needs the lock."""
+        if process not in self._all:  # the pool was closed
+            return
         trusted, other = process.trusted, not process.trusted
         self._idle.append(process)
         if self._waiting[other] and self._size(trusted) > self._size(other) + 1:  # balance the sets
@@ -380,12 +370,12 @@ class Pool:
             self._idle.remove(process)
             self._waiting[trusted].popleft().granted.set_result(process)
 
-    def _free_place(self, trusted: bool) -> None:
-        """Free the place of a process that was not started, for the longest waiting request. Needs the lock."""
+    def _cancel_start(self, trusted: bool) -> None:
+        """Stop counting a process that was not started; another request may start one instead. Needs the lock."""
         self._starting[trusted] -= 1
-        self._pass_place()
+        self._grant_start()
 
-    def _pass_place(self) -> bool:
+    def _grant_start(self) -> bool:
         """Let the longest waiting request that may start a process do so; return whether one may. Needs the lock."""
         for waiting in sorted(filter(None, self._waiting.values()), key=lambda one: one[0].since):
             trusted = waiting[0].trusted

@@ -1,4 +1,8 @@
-"""One Node process: start, handshake, one request at a time, and a reliable end."""
+"""One Node process: start, handshake, one request at a time, and a reliable end.
+
+A signal handler of the user may raise any exception during a wait, also a TimeoutError, which is an OSError. It must
+reach the user. It is recognised by its missing `errno`, which every error of a system call has.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,14 @@ from typing import Any, cast
 import orjson
 
 from pomlflow.engine.installation import Installation, check_versions, requirements
-from pomlflow.engine.system import Lifeline, limit_memory, raised_by_system
+from pomlflow.engine.system import Lifeline, limit_memory
 from pomlflow.exceptions import EngineError, WorkerDiedError
 from pomlflow.record import well_formed
 
 __all__ = ["FROM_OUTSIDE", "DeadlineError", "NodeProcess", "watchdog"]
 
 _START = 60.0  # maximum seconds of a start; it takes 0.2 to 0.9, more if nothing is in the disk cache
-_TAIL = 8192  # bytes of stderr that are kept for error messages
+_STDERR = 8192  # bytes of stderr that are kept for error messages
 _NEVER = float("inf")
 # Node itself may need LD_LIBRARY_PATH. The rest of the environment is withheld from templates.
 _ENVIRONMENT = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
@@ -66,8 +70,8 @@ class NodeProcess:
         self.timed_out = False
         self.memory = 0
         self._count = 0
-        self._tail = b""
-        self._drain = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
+        self._stderr_end = b""
+        self._stderr_reader = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
         try:
             with watchdog.forking:
                 self._spawn(installation.command(sandbox=sandbox))
@@ -75,11 +79,11 @@ class NodeProcess:
                     limit_memory(self.pid)
                 watchdog.add(self)
         except OSError as error:
-            if not raised_by_system(error):
+            if error.errno is None:
                 raise
             raise EngineError(f"cannot start {installation.node}: {error}") from error
         try:
-            self._drain.start()
+            self._stderr_reader.start()
             watchdog.set(self, time.monotonic() + _START)
             self.hello = self._handshake()
         except BaseException as error:
@@ -123,7 +127,7 @@ class NodeProcess:
         except _PipeClosedError:
             if self.timed_out:
                 raise EngineError(f"POML's Node process was not ready after {_START:g} s") from None
-            error = self._death("POML's Node process did not start, it ended")
+            error = self._died("POML's Node process did not start, it ended")
             if error.returncode in FROM_OUTSIDE:
                 raise error from None
             raise EngineError(f"{error}\n{requirements()}") from None
@@ -134,14 +138,9 @@ class NodeProcess:
         return ready
 
     @property
-    def healthy(self) -> bool:
-        """Whether it may be used again, as far as is known without a system call: the watchdog has not killed it."""
-        return not self.timed_out
-
-    @property
     def alive(self) -> bool:
-        """Whether it runs and may be used."""
-        return self.healthy and self._popen.poll() is None
+        """Whether it runs and may be used; this takes a system call."""
+        return not self.timed_out and self._popen.poll() is None
 
     @property
     def pid(self) -> int:
@@ -158,7 +157,7 @@ class NodeProcess:
             WorkerDiedError: The process ended for another reason.
         """
         self._count += 1
-        self._tail = b""
+        self._stderr_end = b""
         watchdog.set(self, time.monotonic() + timeout)
         try:
             self._write(b'{"id":%d,%b\n' % (self._count, request))
@@ -171,7 +170,7 @@ class NodeProcess:
         except _PipeClosedError:
             if self.timed_out:
                 raise DeadlineError from None
-            raise self._death("the Node process ended") from None
+            raise self._died("the Node process ended") from None
         except BaseException:
             self.kill()  # interrupted: its answer would be read as that of the next request
             raise
@@ -191,7 +190,7 @@ class NodeProcess:
             while view:
                 view = view[self._stdin.write(view) :]
         except OSError as error:
-            if not raised_by_system(error):
+            if error.errno is None:
                 raise
             raise _PipeClosedError from error
 
@@ -199,26 +198,23 @@ class NodeProcess:
         """Return the next line of the current request; skip what a template wrote to stdout itself."""
         opening = b'{"id":%d,' % self._count
         chunks: list[bytes] = []
-        try:
-            while chunk := self._stdout.read(1 << 16):
-                chunks.append(chunk)
-                if b"\n" in chunk:
-                    *lines, rest = b"".join(chunks).split(b"\n")
-                    for line in lines:
-                        if line.startswith(opening):
-                            return line
-                    chunks = [rest]
-        except OSError as error:
-            if not raised_by_system(error):
-                raise
+        while chunk := self._stdout.read(1 << 16):
+            chunks.append(chunk)
+            if b"\n" in chunk:
+                *lines, rest = b"".join(chunks).split(b"\n")
+                for line in lines:
+                    if line.startswith(opening):
+                        return line
+                chunks = [rest]
         raise _PipeClosedError
 
-    def _death(self, what: str) -> WorkerDiedError:
+    def _died(self, what: str) -> WorkerDiedError:
+        """Return the error for a process that has closed its output: how it ended, and the end of its stderr."""
         self._wait(1)  # the pipe closes shortly before the process ends
         returncode = self._popen.poll()
         self.kill()
-        self._drain.join(1)
-        stderr = self._tail.decode(errors="replace").split("----- Native stack trace", 1)[0].strip()
+        self._stderr_reader.join(1)
+        stderr = self._stderr_end.decode(errors="replace").split("----- Native stack trace", 1)[0].strip()
         lines = [line[:200] for line in stderr.splitlines()[-10:]]
         if returncode is None:
             how = "its output"  # "… ended its output": the process itself still runs
@@ -250,8 +246,8 @@ class NodeProcess:
     def close(self) -> None:
         """Kill it and close its pipes; only the thread that has acquired it may call this."""
         self.kill()
-        if self._drain.ident is not None:
-            self._drain.join(1)
+        if self._stderr_reader.ident is not None:
+            self._stderr_reader.join(1)
         watchdog.remove(self)
         self._close_pipes()
 
@@ -272,13 +268,14 @@ class NodeProcess:
     def _read_stderr(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while chunk := self._stderr.read(1 << 16):
-                self._tail = (self._tail + chunk)[-_TAIL:]
+                self._stderr_end = (self._stderr_end + chunk)[-_STDERR:]
 
 
 def _loads(line: bytes) -> dict[str, Any]:
+    """Parse an answer; a lone surrogate, which a JavaScript string may have, but UTF-8 may not, is replaced."""
     try:
         return cast("dict[str, Any]", orjson.loads(line))
-    except ValueError:  # a lone surrogate, which a JavaScript string may have, but UTF-8 may not
+    except ValueError:
         return cast("dict[str, Any]", orjson.loads(well_formed(json.dumps(json.loads(line), ensure_ascii=False))))
 
 

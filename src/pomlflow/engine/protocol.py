@@ -10,7 +10,7 @@ from pomlflow.engine.serialize import dumps
 
 __all__ = ["Request", "Result", "Stats"]
 
-_OPTIONAL = ("stylesheet", "path", "natives", "placeholders")
+_OPTIONAL = ("stylesheet", "path", "marks", "placeholders")
 
 
 class Request(NamedTuple):
@@ -21,13 +21,12 @@ class Request(NamedTuple):
         context: The variables as a JSON object, from `encode`.
         revive: Whether it has encoded values that JSON cannot express, from `encode`.
         stylesheet: A stylesheet in addition to the markup's own, or None.
-        path: The absolute path that relative sources are resolved against, or None.
-        inline: Whether the markup is not from a file. Then only the folder of `path` exists, and errors do not show it.
-        label: The name of inline markup in errors; None for ``<inline>``.
+        path: The absolute path against whose folder relative sources are resolved, or None; the file need not exist.
+        label: The name of the markup in errors: its file, or its URI in a registry; None for ``<inline>``.
         roots: The only folders that untrusted markup may read; it is rendered in separate Node processes. None for
             trusted markup, to which the settings apply.
         chat: True for messages; False for one text.
-        natives: A mark for each message of a variable with native messages. In the output of a ``<conversation>``,
+        marks: For each variable with native messages, a mark for each message. In the output of a ``<conversation>``,
             the mark replaces the message.
         placeholders: For a check, the variables without a value: each renders as its own name, and problems that the
             missing value may have caused are left out.
@@ -40,26 +39,15 @@ class Request(NamedTuple):
     revive: bool = False
     stylesheet: Mapping[str, Any] | None = None
     path: str | None = None
-    inline: bool = False
     label: str | None = None
     roots: tuple[str, ...] | None = None
     chat: bool = True
-    natives: Mapping[str, Sequence[str]] | None = None
+    marks: Mapping[str, Sequence[Any]] | None = None
     placeholders: Sequence[str] | None = None
     keep_whitespace: bool = False
 
-    @property
-    def file(self) -> str | None:
-        """The file or label, for error messages; None for inline markup without a label."""
-        return self.label if self.inline else self.path
-
-    @property
-    def name(self) -> str:
-        """The name of the markup in error messages."""
-        return self.file or "<inline>"
-
-    def line(self) -> bytes:
-        """Return the JSON for the worker, without the opening brace.
+    def to_json(self) -> bytes:
+        """Return the JSON for the worker, without the opening brace, before which `NodeProcess.call` puts an id.
 
         Raises:
             VariableError: The stylesheet has a value without a form in JSON.

@@ -1,4 +1,4 @@
-"""Operating system functions for Node processes: threads, a pipe that ends them, memory, origins of OSError."""
+"""Operating system functions for Node processes: threads, a pipe that ends them, memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,22 +13,11 @@ if sys.platform == "linux":
     import fcntl
     import resource
 
-__all__ = ["Lifeline", "limit_memory", "private_memory", "raised_by_system", "start_thread"]
+__all__ = ["Lifeline", "limit_memory", "private_memory", "start_thread"]
 
 # The maximum bytes of data of a sandboxed process. V8's heap has its own limit, but buffers are outside of it, such as
 # the unpacked content of a document.
 _DATA = 2 << 30
-# The modules whose code may be the innermost frame of an OSError of ours.
-_CALLERS = {
-    "pomlflow.engine.file_access",
-    "pomlflow.engine.process",
-    "pomlflow.engine.system",
-    "genericpath",
-    "ntpath",
-    "os",
-    "posixpath",
-    "subprocess",
-}
 
 
 def start_thread(work: Callable[[], object]) -> threading.Thread:
@@ -37,16 +25,6 @@ def start_thread(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work, name="pomlflow-render", daemon=True)
     thread.start()
     return thread
-
-
-def raised_by_system(error: OSError) -> bool:
-    """Return whether a system call of the engine raised the error.
-
-    A signal handler of the user may raise any error during such a call, also a TimeoutError, which is an OSError. Such
-    an error must reach the user. Its innermost frame is in the handler.
-    """
-    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__") in _CALLERS
 
 
 class Lifeline:

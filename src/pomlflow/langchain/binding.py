@@ -147,7 +147,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
                 raise PomlError("parse=True needs the prompt value of a POML prompt, which holds the schema")
             return _Call(model, value, config, {**bound, **given})
         if self.functions is not None:
-            match(tool_specs(record.result()), self.functions, place_of(record), exact="tools" in record.static)
+            match(tool_specs(record.result()), self.functions, place_of(record), exact="tools" in record.static_fields)
         if self.parse and record.result().get("schema") is None:
             raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True needs to parse the answer")
         prepared = arguments(model, record, bound, given)

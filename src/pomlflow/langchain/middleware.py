@@ -145,7 +145,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         spec = next((spec for spec in specs if spec.name == request.tool_call["name"]), None)
         if spec is None or request.tool is None:
             return request
-        place = self.prompt.core.relative or self.prompt.name or "<inline>"
+        place = self.prompt.core.trace_path or self.prompt.name or "<inline>"
         return request.override(tool=PomlTool.of(request.tool, spec, place))
 
     def _variables(self, state: Any, runtime: Any, messages: Sequence[BaseMessage] | None = None) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         specs = tool_specs(record.result())
         # Without "tool" in the markup there are no tools: all names of their elements contain it, and POML drops the
         # tools of included files.
-        if "tools" in record.static or "tool" not in record.source.lower():
+        if "tools" in record.static_fields or "tool" not in record.source.lower():
             self._static = record.digest, specs
         return specs
 
@@ -278,7 +278,7 @@ def _described(
     """Return the tools of a request; those that the markup defines get its descriptions and schemas."""
     place, by_name, ours = place_of(record), {spec.name: spec for spec in specs}, {tool.name for tool in own}
     others = [tool.name for tool in offered if isinstance(tool, BaseTool) and tool.name in by_name]
-    match(specs, [*ours, *others], place, exact="tools" in record.static)
+    match(specs, [*ours, *others], place, exact="tools" in record.static_fields)
     described: list[BaseTool | dict[str, Any]] = []
     for tool in offered:
         if isinstance(tool, BaseTool) and tool.name in by_name:

@@ -242,7 +242,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         """
         record, _ = self.render_record(variables)
         specs, given, place = tool_specs(record.result()), named(functions), place_of(record)
-        match(specs, given, place, exact="tools" in record.static)
+        match(specs, given, place, exact="tools" in record.static_fields)
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
 
     # Below: methods that LangChain calls.

@@ -224,7 +224,9 @@ class MessageHistory(History[ChatMessage]):
     native = ChatMessage
 
     @override
-    def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
+    def take(
+        self, variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
+    ) -> Mapping[str, Any]:
         known = (BaseNode, NodeWithScore, BasePromptTemplate, QueryBundle, Response)
         taken: dict[str, Any] = {}
         for name, value in variables.items():
@@ -233,7 +235,7 @@ class MessageHistory(History[ChatMessage]):
             # Only the first item is checked, since a variable may also be a list of a million numbers.
             elif isinstance(value, list | tuple) and isinstance(value[:1] and value[0], known):
                 taken[name] = [_plain(item) for item in value]
-        return super().take({**variables, **taken} if taken else variables, named, passed)
+        return super().take({**variables, **taken} if taken else variables, named, sources)
 
     @override
     def convert(self, value: Any) -> list[ChatMessage]:

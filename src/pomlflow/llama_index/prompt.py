@@ -241,7 +241,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             ConfigurationError: There is no schema, or it does not describe an object.
         """
         now = self._refreshed()
-        if "schema" in now.inference.static or "schema" not in now.inference.parts:
+        if "schema" in now.inference.static_fields or "schema" not in now.inference.fields:
             variables = {**dict.fromkeys(self._open_variables(), ""), **variables}
         rendered = self.render(variables, quiet=True)
         return output_class(rendered.record.result().get("schema"), rendered.place)

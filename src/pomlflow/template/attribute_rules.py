@@ -11,6 +11,7 @@ from typing import Any
 
 from pomlflow.template.components import attributes
 from pomlflow.template.faults import Fault
+from pomlflow.template.inference import READERS
 from pomlflow.template.page import SCHEMAS, Node, Page, Rule
 
 __all__ = ["RULES"]
@@ -20,7 +21,6 @@ _INSTEAD = {"class": "className", "style": "captionStyle", "title": "caption", "
 _VERSIONS = frozenset({("version", "meta"), ("version", "poml")})
 _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
 _URL = re.compile(r"[a-z]+://|data:")
-_READERS = frozenset("include let audio doc document folder image img table webpage".split())
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
 # The settings of models by OpenAI, Anthropic, Google, Ollama, vLLM and the Vercel AI SDK.
 _SETTINGS = frozenset(
@@ -48,7 +48,7 @@ def unknown_attribute(page: Page) -> Iterator[Fault]:
     """Find attributes that POML does not have."""
     for node in page.nodes:
         known = attributes().get(node.name)
-        for key, offset in node.element.names.items():
+        for key, offset in node.element.name_offsets.items():
             plain = key.replace("-", "")
             if known is None or plain in known or key in _EVERYWHERE or ":" in key or (key, node.name) in _VERSIONS:
                 continue
@@ -63,7 +63,7 @@ def unknown_setting(page: Page) -> Iterator[Fault]:
     """Find runtime settings that no provider has."""
     plain = {name.replace("_", ""): name for name in _SETTINGS}
     for node in page.nodes:
-        for key, offset in node.element.names.items() if node.name == "runtime" else ():
+        for key, offset in node.element.name_offsets.items() if node.name == "runtime" else ():
             name = re.sub(r"[-_]", "", key)
             if name in plain or key in _EVERYWHERE:
                 continue
@@ -147,7 +147,7 @@ def missing_file(page: Page) -> Iterator[Fault]:
     for node in page.nodes:
         source = node.element.find("src")
         at, width = source.at(0), len(source.text)
-        if not source.text or page.snapshot.uri is not None or node.name not in _READERS:
+        if not source.text or page.snapshot.uri is not None or node.name not in READERS | {"include", "let"}:
             continue
         folder = page.folder if node.name in {"include", "let"} else page.snapshot.folder
         if "{{" in source.text:
@@ -167,7 +167,7 @@ def poml_version(page: Page) -> Iterator[Fault]:
         for key, value in node.element.attributes:
             if (key, node.name) in _VERSIONS:
                 why = f"POML has no attribute {key} of <{node.element.name}>"
-                yield Fault(node.element.names[key], len(key), why, 'write <meta minVersion="0.0.8"/>')
+                yield Fault(node.element.name_offsets[key], len(key), why, 'write <meta minVersion="0.0.8"/>')
             elif node.name == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
                 why = f"{value.text!r} is not a version of POML"
                 yield Fault(value.at(0), len(value.text), why, "write three numbers: 0.0.8")

@@ -49,8 +49,8 @@ def _in_tag(text: str, element: Element) -> Iterator[Fault]:
             is_code = key in {"if", "for"} or "{{" in value.text[:at] or element.name == "let"
             remedy = "in an expression, write a < b as b > a" if is_code else "in an attribute, write #lt; for <"
             yield Fault(value.at(at), 1, f"the value of the attribute {key} holds <", remedy, element.start)
-    is_tag = is_known(element.name) and all(kind != "open" for _, kind in element.wrong)
-    for offset, kind in element.wrong[:1]:
+    is_tag = is_known(element.name) and all(kind != "open" for _, kind in element.faults)
+    for offset, kind in element.faults[:1]:
         if kind == "nameless":
             why = f"{element.name}= follows < without the name of an element"
             yield Fault(offset, len(element.name), why, 'write the name and a blank first: <img src="…"/>')
@@ -107,7 +107,7 @@ def _in_nesting(text: str, document: Element) -> Fault | None:
         return Fault(found.start(), len(found[0]), "POML takes no XML declaration", "remove it")
     tags = [(element.start, element.name, True) for element in document.walk() if element is not document]
     tags = [one for one in tags if text[one[0]] == "<"]
-    endings = [element.ending for element in document.walk() if element.ending is not None]
+    endings = [element.end_tag for element in document.walk() if element.end_tag is not None]
     tags += [(offset, name.rpartition(":")[2], False) for offset, name in endings]
     closed = {element.start for element in document.walk() if text[element.end - 2 : element.end] == "/>"}
     opened: list[tuple[int, str]] = []

@@ -58,17 +58,19 @@ class History(ABC, Generic[M]):
     def describe(self, message: M) -> dict[str, Any]:
         """Return a message as expressions see it, with at least ``speaker`` and ``content``."""
 
-    def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
+    def take(
+        self, variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
+    ) -> Mapping[str, Any]:
         """Record the native messages in a template's variables; return the variables as expressions see them.
 
         `named` variables are by themselves the messages of a ``<conversation>``, and may be anything that the framework
-        accepts as messages. The items of `passed` variables are such messages, ``{{history.slice(-6)}}``; these may
+        accepts as messages. The items of `sources` are such messages, ``{{history.slice(-6)}}``; these may
         also be pairs, of which POML (0.0.8) would make empty messages. A `VariableError` is raised for a named variable
         that has no messages.
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
-            if name in named or (name in passed and _holds_pairs(value)):
+            if name in named or (name in sources and _holds_pairs(value)):
                 try:
                     taken[name] = self._marked(name, [] if value is None else self.convert(value))
                 except Exception as error:
@@ -77,7 +79,7 @@ class History(ABC, Generic[M]):
                 taken[name] = self.describe(cast("M", value))
             elif self._holds(value):
                 taken[name] = self._marked(name, self.convert(value))
-            elif isinstance(value, dict) and (lists := self._lists(value, pairs=name in passed)):
+            elif isinstance(value, dict) and (lists := self._lists(value, pairs=name in sources)):
                 # The state of a graph as one variable: describe its messages for expressions, but do not pass them.
                 taken[name] = {**value, **{key: list(map(self.describe, self.convert(value[key]))) for key in lists}}
         return {**variables, **taken} if taken else variables

@@ -12,6 +12,8 @@ The rules are those of ``PomlFile`` in POML's ``file.tsx``:
 - What an ``<include>`` binds stays inside it.
 - The content of an unknown element is not evaluated, and an expression that is not JavaScript has no variables.
 
+A part of a markup is dynamic if it depends on more than the markup: on a variable, a file, the clock or the process.
+
 Globals are not variables: those of ECMAScript, and those of Node whose names are unlikely for a variable (``process``,
 ``Buffer``, ``URL`` …). Other globals of Node (``performance``, ``crypto``, ``navigator``, ``global`` …) count as
 variables. Markup that POML refuses is read as far as possible, since rendering it reports the errors.
@@ -31,6 +33,8 @@ from pomlflow.exceptions import Problem
 from pomlflow.template.files import decode, read_file
 from pomlflow.template.javascript import ALONE, LENGTH, TESTED, WORD, analyse, bound_by
 from pomlflow.template.markup import (
+    ENTITIES,
+    ENTITY,
     Element,
     Passage,
     SourceText,
@@ -40,13 +44,13 @@ from pomlflow.template.markup import (
     split_loop,
     unwrapped,
 )
-from pomlflow.template.source import Inference, Kind, Use
+from pomlflow.template.source import Expression, Inference, Kind, Use
 
-__all__ = ["infer"]
+__all__ = ["READERS", "infer"]
 
-# Globals whose values change between renders or machines: a part of a prompt that uses them is not static.
-_OUTSIDE = frozenset({"Date", "globalThis", "process"})
-_GLOBALS = _OUTSIDE | frozenset(
+# Globals whose values change between renders or machines: an expression that uses them is dynamic.
+_DYNAMIC_GLOBALS = frozenset({"Date", "globalThis", "process"})
+_GLOBALS = _DYNAMIC_GLOBALS | frozenset(
     "Infinity NaN undefined arguments eval isFinite isNaN parseFloat parseInt decodeURI decodeURIComponent encodeURI "
     "encodeURIComponent escape unescape AggregateError Array ArrayBuffer AsyncDisposableStack Atomics BigInt "
     "BigInt64Array BigUint64Array Boolean DataView DisposableStack Error EvalError FinalizationRegistry Float16Array "
@@ -57,7 +61,8 @@ _GLOBALS = _OUTSIDE | frozenset(
     "clearImmediate clearInterval clearTimeout console fetch queueMicrotask setImmediate setInterval setTimeout "
     "structuredClone __proto__".split()
 )
-_PARTS = {
+# The elements that give the frame a field.
+_FIELDS = {
     **dict.fromkeys(("output-schema", "outputschema"), "schema"),
     **dict.fromkeys(("tool-definition", "tool-def", "tooldef", "tool"), "tools"),
     "runtime": "runtime",
@@ -66,103 +71,103 @@ _PARTS = {
 _ATTRIBUTES = {
     "include": (),
     "meta": (),
-    **{name: ("parser",) if part == "schema" else ("name", "description", "parser") for name, part in _PARTS.items()},
+    **{key: ("parser",) if field == "schema" else ("name", "description", "parser") for key, field in _FIELDS.items()},
 }
 del _ATTRIBUTES["runtime"]
 
 # The elements, besides <include> and <let>, that read a file.
-_READERS = frozenset("audio doc document folder image img table webpage".split())
+READERS = frozenset("audio doc document folder image img table webpage".split())
 _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
 _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
-# POML does not decode an entity in an expression, so it is an error there. Its name must not count as a variable.
-_ENTITIES = re.compile(r"&(amp|lt|gt|quot|apos);")
-_ENTITY = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
-def infer(markup: str, base: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
+def infer(markup: str, folder: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
     """Return the variables and files of a markup. It accepts any text, and reads the included files.
 
-    `base` is the folder that every ``src`` is relative to; the default is the working folder. `read` returns the text
+    `folder` is the one that every ``src`` is relative to; the default is the working folder. `read` returns the text
     of a file, or None if the file does not exist; by default it reads from disk.
 
     Example:
         >>> infer('<p for="fact in facts">{{loop.index + 1}}. {{fact}} for {{user.name}}</p>').variables
         ('facts', 'user')
     """
-    home = Path(os.path.abspath(base or "."))  # noqa: PTH100
-    search = _Search(home, read)
+    folder = Path(os.path.abspath(folder or "."))  # noqa: PTH100
+    collector = _Collector(folder, read)
     root = parse_markup(markup)
     context = [child for child in root.children if isinstance(child, Element) and child.name == "context"]
     values = _json_object(context[0].text().text) if len(context) == 1 else {}
-    # POML merges the caller's variable into an object in <context> of the same name, so the object depends on it.
+    # POML merges the caller's variable into an object in <context> of the same name, so the object is dynamic.
     bound = {key: isinstance(value, dict) for key, value in values.items()}
-    search.walk([root], _Scope(SourceText(markup), home, bound, main=True))
-    return search.result()
+    collector.walk([root], _Scope(SourceText(markup), folder, bound, is_main=True))
+    return collector.result()
 
 
 class _Scope(NamedTuple):
-    """The names that are bound at an expression, each with whether its value depends on more than the markup."""
+    """The names that are bound at an expression, each with whether its value is dynamic."""
 
     source: SourceText
     folder: Path
-    leaking: dict[str, bool]  # bound by <let> or an assignment: for the rest of the file, shared by all its elements
-    own: dict[str, bool] = {}  # noqa: RUF012 - loop variables; never changed, only replaced
+    in_file: dict[str, bool]  # bound by <let> or an assignment: for the rest of the file, shared by all its elements
+    in_element: dict[str, bool] = {}  # noqa: RUF012 - bound by a loop; never changed, only replaced
     guarded: frozenset[str] = frozenset()  # tested by `typeof` in an enclosing `if`
-    depends: bool = False  # an enclosing `if` or `for` depends on more than the markup
-    main: bool = False  # the template's own markup; POML drops the schema, tools and runtime of an include
+    dynamic: bool = False  # whether an enclosing `if` or `for` is
+    is_main: bool = False  # the template's own markup; POML drops the schema, tools and runtime of an include
 
 
-class _Place(NamedTuple):
+class _Site(NamedTuple):
     """A passage with expressions, with its scope and its kind."""
 
     passage: Passage
     scope: _Scope
     kind: Kind
-    listed: bool = False  # whether a variable that stands there alone may be an empty list, as in an `if` or `for`
+    needs_list: bool = False  # whether an empty list is enough for a variable alone, as in an `if` or `for`
 
 
-class _Search:
-    """One run of the inference: walk the elements in POML's order and collect what their expressions use."""
+class _Collector:
+    """Walks the elements in POML's order and collects what their expressions use."""
 
-    def __init__(self, home: Path, read: Callable[[Path], str | None] | None) -> None:
-        self.home = home
-        self.given = read
-        self.uses: list[tuple[int, int, Use]] = []  # with the node and the offset
-        self.needed: set[str] = set()
-        self.listed: set[str] = set()  # used only in ways that work with an empty list
+    def __init__(self, folder: Path, read: Callable[[Path], str | None] | None) -> None:
+        self.folder = folder
+        self.read = read
+        # The uses and expressions, each with the number of its node, by which they are sorted: an included file's nodes
+        # follow the include.
+        self.uses: list[tuple[int, Use]] = []
+        self.expressions: list[tuple[int, Expression]] = []
+        self.node = 0
+        self.needs_value: set[str] = set()
+        self.needs_list: set[str] = set()  # an empty list is enough for every other use
         self.messages: dict[str, None] = {}
-        self.passed: dict[str, None] = {}
-        self.expressions: list[tuple[int, int, str]] = []
-        self.patterns: set[str] = set()
+        self.message_sources: dict[str, None] = {}
+        self.destructured: set[str] = set()
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
         self.not_utf8: dict[Path, Problem] = {}
-        self.parts: dict[str, bool] = {}  # part of the frame -> whether it depends on more than the markup
-        self.seen: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
-        self.reads = self.has_speakers = False
-        self.node = 0  # the number of the current node; an included file's nodes follow the include
+        self.fields: dict[str, bool] = {}  # field of the frame -> whether it is dynamic
+        self.visited: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
+        self.names_files = self.has_speakers = False
 
     def result(self) -> Inference:
-        uses = tuple(use for _, _, use in sorted(self.uses, key=lambda found: found[:2]))
+        uses = tuple(use for _, use in sorted(self.uses, key=lambda found: (found[0], found[1].offset)))
+        expressions = sorted(self.expressions, key=lambda found: (found[0], found[1].offset))
         names = dict.fromkeys(use.name for use in uses)
-        needed = self.needed | (self.listed - self.messages.keys())
+        needed = self.needs_value | (self.needs_list - self.messages.keys())
         return Inference(
             variables=tuple(name for name in names if name in needed),
             optional=tuple(name for name in names if name not in needed),
             messages=tuple(self.messages),
-            passed=tuple(name for name in self.passed if name not in self.messages),
+            message_sources=tuple(name for name in self.message_sources if name not in self.messages),
             uses=uses,
-            expressions=tuple(code for _, _, code in sorted(self.expressions, key=lambda found: found[:2])),
+            expressions=tuple(expression for _, expression in expressions),
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
             not_utf8=tuple(self.not_utf8.values()),
-            reads=self.reads,
-            parts=frozenset(self.parts),
-            static=frozenset(part for part, depends in self.parts.items() if not depends),
+            names_files=self.names_files,
+            fields=frozenset(self.fields),
+            static_fields=frozenset(field for field, dynamic in self.fields.items() if not dynamic),
             has_speakers=self.has_speakers,
-            patterns=frozenset(self.patterns),
+            destructured=frozenset(self.destructured),
         )
 
     def walk(self, nodes: Iterable[Element | Passage], scope: _Scope) -> None:
@@ -174,158 +179,165 @@ class _Search:
             if node is None:
                 pending.pop()
             elif isinstance(node, Passage):
-                self.text(_Place(node, scope, "text"))
+                self.add_passage(_Site(node, scope, "text"))
             elif node.name == "stylesheet":
-                self.reads |= "src" in node.text().text.replace("-", "").lower()
+                self.names_files |= "src" in node.text().text.replace("-", "").lower()
             elif node.name != "context":
-                self.reads |= any(key.replace("-", "") == "src" for key, _ in node.attributes)
+                self.names_files |= any(key.replace("-", "") == "src" for key, _ in node.attributes)
                 if node.name == "let":
-                    self.let(node, scope)
+                    self.add_let(node, scope)
                 else:
-                    pending.append(self.element(node, scope))
+                    pending.append(self.add_element(node, scope))
 
-    def element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
-        """Read an element's attributes; return its content and the scope of that content."""
-        scope = self.repeated(element, scope)
+    def add_element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
+        """Add an element's attributes; return its content and the scope of that content."""
+        scope = self.loop_and_condition(element, scope)
         self.has_speakers |= element.name.replace("-", "") in _SPEAKERS
-        depends = False
-        wanted = _ATTRIBUTES.get(element.name)
+        dynamic = False
+        evaluated = _ATTRIBUTES.get(element.name)
         for key, value in element.attributes:
             self.has_speakers |= key == "speaker"
-            if key not in {"for", "if"} and (wanted is None or key in wanted):
-                history = element.name == "conversation" and key == "messages" and self.history(value, scope)
-                depends |= self.text(_Place(value, scope, "attribute", bool(history)))
+            if key not in {"for", "if"} and (evaluated is None or key in evaluated):
+                is_history = element.name == "conversation" and key == "messages" and self.add_messages(value, scope)
+                dynamic |= self.add_passage(_Site(value, scope, "attribute", bool(is_history)))
         if element.name == "include":
             return self.included(element, scope)
-        if element.name in _READERS and (source := element.find("src").text) and "{{" not in source:
+        if element.name in READERS and (source := element.find("src").text) and "{{" not in source:
             # POML resolves it against the template's folder, not against the include's.
-            self.assets[self.file(self.home, source)] = None
-        part = _PARTS.get(element.name)
-        if part is None:
+            self.assets[self.file(self.folder, source)] = None
+        field = _FIELDS.get(element.name)
+        if field is None:
             content = () if element.name == "meta" or not is_known(element.name) else element.children
             return iter(content), scope
-        if part != "runtime":
-            depends |= self.schema(element, scope)
-        if scope.main:
-            self.parts[part] = self.parts.get(part, False) or depends or scope.depends
+        if field != "runtime":
+            dynamic |= self.add_schema(element, scope)
+        if scope.is_main:
+            self.fields[field] = self.fields.get(field, False) or dynamic or scope.dynamic
         return iter(()), scope
 
-    def history(self, value: Passage, scope: _Scope) -> bool:
-        """Record the variables in the ``messages`` of a ``<conversation>``; return whether it is a single variable."""
+    def add_messages(self, value: Passage, scope: _Scope) -> bool:
+        """Add the variables in the ``messages`` of a ``<conversation>``; return whether it is a single variable."""
         codes = [code for _, code in expressions(value.text)]
         alone = len(codes) == 1 and value.text.strip().strip("{}").strip() == codes[0] and is_identifier(codes[0])
         names = [use.name for code in codes if not _MAKES_MESSAGES.search(code) for use in analyse(code).uses]
-        (self.messages if alone else self.passed).update({name: None for name in names if self.free(name, scope)})
+        free = {name: None for name in names if self.is_free(name, scope)}
+        (self.messages if alone else self.message_sources).update(free)
         return alone
 
-    def repeated(self, element: Element, scope: _Scope) -> _Scope:
-        """Read ``for`` and then ``if``, whatever their order in the tag; return the scope after them."""
+    def loop_and_condition(self, element: Element, scope: _Scope) -> _Scope:
+        """Add ``for`` and then ``if``, whatever their order in the tag; return the scope after them."""
         loop, condition = element.find("for"), element.find("if")
         if loop.text and (parts := split_loop(loop.text)) is None:
             # POML refuses it, so its words do not count as variables.
-            scope = scope._replace(own={**scope.own, **dict.fromkeys(WORD.findall(loop.text), True)})
+            scope = scope._replace(in_element={**scope.in_element, **dict.fromkeys(WORD.findall(loop.text), True)})
         elif loop.text and parts is not None:
             item, start, code = parts
-            depends = self.read(code, start, _Place(loop, scope, "for", listed=True))
-            own = dict.fromkeys(("loop", *self.bound(item)), depends)
-            scope = scope._replace(own={**scope.own, **own}, depends=scope.depends or depends)
-            self.defaults(loop._replace(text=item), scope, "for")
+            dynamic = self.add_expression(code, start, _Site(loop, scope, "for", needs_list=True))
+            names = dict.fromkeys(("loop", *self.bound(item)), dynamic)
+            scope = scope._replace(in_element={**scope.in_element, **names}, dynamic=scope.dynamic or dynamic)
+            self.add_defaults(loop._replace(text=item), scope, "for")
         if condition.text:
             start, code = unwrapped(condition.text)
-            depends = self.read(code, start, _Place(condition, scope, "if", listed=True))
+            dynamic = self.add_expression(code, start, _Site(condition, scope, "if", needs_list=True))
             guarded = scope.guarded | analyse(code).tested
-            scope = scope._replace(guarded=guarded, depends=scope.depends or depends)
+            scope = scope._replace(guarded=guarded, dynamic=scope.dynamic or dynamic)
         return scope
 
     def included(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
+        """Return the content of an include's file and the scope there; nothing if the file adds nothing new."""
         source = element.find("src").text
         nothing: tuple[Iterator[Element | Passage], _Scope] = iter(()), scope
         if not source:
             return nothing
         file = self.file(scope.folder, source)
         self.includes[file] = None
-        bound = {**scope.leaking, **scope.own}
+        bound = {**scope.in_file, **scope.in_element}
         # The same file with the same names bound adds nothing new; this also ends cycles.
         visit = file, frozenset(bound), scope.guarded
-        text = None if visit in self.seen else self.read_file(file)
+        text = None if visit in self.visited else self.read_file(file)
         if text is None:
             return nothing
-        self.seen.add(visit)
+        self.visited.add(visit)
         root = parse_markup(text)
-        inside = scope._replace(source=SourceText(text, file), folder=file.parent, leaking=bound, own={}, main=False)
+        inside = scope._replace(
+            source=SourceText(text, file), folder=file.parent, in_file=bound, in_element={}, is_main=False
+        )
         return iter(root.children if root.name == "poml" else [root]), inside
 
-    def let(self, element: Element, scope: _Scope) -> None:
+    def add_let(self, element: Element, scope: _Scope) -> None:
         name, source, value = element.find("name"), element.find("src").text, element.find("value")
-        depends = bool(source)  # a file is not part of the markup
+        dynamic = bool(source)  # a file is not part of the markup
         file = self.file(scope.folder, source)
         if source:
             self.assets[file] = None
         if name.text and value.text and not source:
             start, code = unwrapped(value.text)
-            depends = self.read(code, start, _Place(value, scope, "value"))
+            dynamic = self.add_expression(code, start, _Site(value, scope, "value"))
         names: Iterable[str] = self.bound(name.text) if name.text else ()
         if not name.text and source:
             names = _json_object(self.read_file(file) or "")
         elif not name.text and not value.text:
             names = _json_object(element.text().text)
-        scope.leaking.update(dict.fromkeys(names, depends))
-        self.defaults(name, scope, "value")
+        scope.in_file.update(dict.fromkeys(names, dynamic))
+        self.add_defaults(name, scope, "value")
 
     def bound(self, pattern: str) -> list[str]:
         names = bound_by(pattern)
         if names != [pattern.strip()]:
-            self.patterns.update(names)
+            self.destructured.update(names)
         return names
 
-    def schema(self, element: Element, scope: _Scope) -> bool:
+    def add_schema(self, element: Element, scope: _Scope) -> bool:
         passage, parser = element.text(), element.find("parser").text
         text = passage.text.strip()
         if parser not in {"json", "eval"}:  # not given, or itself an expression
             parser = "json" if text.startswith("{") else "eval"
         if parser == "json":
-            return self.text(_Place(passage, scope, "text"))
+            return self.add_passage(_Site(passage, scope, "text"))
         start, code = unwrapped(text)
         start += len(passage.text) - len(passage.text.lstrip())
-        scope = scope._replace(own={"z": False, **scope.leaking, **scope.own})
-        return self.read(code, start, _Place(passage, scope, "schema"))
+        scope = scope._replace(in_element={"z": False, **scope.in_file, **scope.in_element})
+        return self.add_expression(code, start, _Site(passage, scope, "schema"))
 
-    def text(self, place: _Place) -> bool:
-        """Read every expression in a passage, and return whether one of them depends on more than the markup."""
-        depends = False
-        for start, code in expressions(place.passage.text):
-            depends |= self.read(code, start, place)
-        return depends
+    def add_passage(self, site: _Site) -> bool:
+        """Add every expression in a passage; return whether one of them is dynamic."""
+        dynamic = False
+        for start, code in expressions(site.passage.text):
+            dynamic |= self.add_expression(code, start, site)
+        return dynamic
 
-    def read(self, code: str, start: int, place: _Place) -> bool:
-        """Record what an expression uses; return whether it depends on more than the markup."""
-        self.expressions.append((self.node, place.passage.at(start), code))
-        return self.note(code, start, place)
+    def add_expression(self, code: str, start: int, site: _Site) -> bool:
+        """Add an expression and its uses; return whether it is dynamic."""
+        expression = Expression(code, site.scope.source, site.passage.at(start), site.kind)
+        self.expressions.append((self.node, expression))
+        return self.add_uses(expression, start, site)
 
-    def defaults(self, pattern: Passage, scope: _Scope, kind: Kind) -> None:
-        """Record what the default values of a pattern use, such as ``c`` in ``{a, b = c}``."""
+    def add_defaults(self, pattern: Passage, scope: _Scope, kind: Kind) -> None:
+        """Add the uses in the default values of a pattern, such as ``c`` in ``{a, b = c}``."""
         if "=" in pattern.text:
-            self.note(f"({pattern.text}) => 0", -1, _Place(pattern, scope, kind))
+            expression = Expression(f"({pattern.text}) => 0", scope.source, pattern.at(0), kind)
+            self.add_uses(expression, -1, _Site(pattern, scope, kind))
 
-    def note(self, code: str, start: int, place: _Place) -> bool:
-        scope = place.scope
-        analysis = analyse(_ENTITIES.sub(lambda entity: _ENTITY[entity[1]], code))
-        depends = analysis.broken
+    def add_uses(self, expression: Expression, start: int, site: _Site) -> bool:
+        """Add the variables that an expression uses; `start` is its offset in the passage. Return if it is dynamic."""
+        scope = site.scope
+        # POML does not decode an entity, so it is an error there. Its name must not count as a variable.
+        analysis = analyse(ENTITY.sub(lambda entity: ENTITIES[entity[1]], expression.code))
+        dynamic = analysis.broken
         for at, name, how in analysis.uses:
-            if not self.free(name, scope):
-                depends |= scope.own.get(name, scope.leaking.get(name, name in _OUTSIDE))
+            if not self.is_free(name, scope):
+                dynamic |= scope.in_element.get(name, scope.in_file.get(name, name in _DYNAMIC_GLOBALS))
                 continue
-            depends = True
-            offset = place.passage.at(start + at)
+            dynamic = True
             guarded = how == TESTED or name in analysis.tested or name in scope.guarded
-            use = Use(name, scope.source, offset, place.kind, code, guarded)
-            self.uses.append((self.node, offset, use))
+            self.uses.append((self.node, Use(name, expression, site.passage.at(start + at), guarded)))
             if not guarded:
-                (self.listed if how == LENGTH or (place.listed and how == ALONE) else self.needed).add(name)
+                needs_list = how == LENGTH or (site.needs_list and how == ALONE)
+                (self.needs_list if needs_list else self.needs_value).add(name)
         for name in analysis.assigned:
-            if name not in scope.own:
-                scope.leaking.setdefault(name, depends)
-        return depends
+            if name not in scope.in_element:
+                scope.in_file.setdefault(name, dynamic)
+        return dynamic
 
     def file(self, folder: Path, source: str) -> Path:
         """Return the file that a ``src`` names, and record whether it is only named by absolute paths."""
@@ -334,8 +346,8 @@ class _Search:
         return file
 
     def read_file(self, file: Path) -> str | None:
-        if self.given is not None:
-            return self.given(file)
+        if self.read is not None:
+            return self.read(file)
         content = read_file(file)
         if content is None:
             return None
@@ -344,8 +356,8 @@ class _Search:
             self.not_utf8[file] = problem
         return text
 
-    def free(self, name: str, scope: _Scope) -> bool:
-        return not (name in scope.own or name in scope.leaking or name in _GLOBALS) and is_identifier(name)
+    def is_free(self, name: str, scope: _Scope) -> bool:
+        return not (name in scope.in_element or name in scope.in_file or name in _GLOBALS) and is_identifier(name)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from pomlflow.engine.serialize import is_identifier
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Code", "analyse", "bound_by"]
+__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Analysis", "analyse", "bound_by"]
 
 _PLAIN = re.compile(
     r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
 )
 WORD = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 # How a name is used: tested by `typeof`, only its length, by itself, or in another way.
-TESTED, LENGTH, ALONE, _DEEPER = "typeof", "length", "alone", "deeper"
+TESTED, LENGTH, ALONE, _OTHER = "typeof", "length", "alone", "other"
 _IDENTIFIERS = frozenset(
     {"identifier", "shorthand_property_identifier", "shorthand_property_identifier_pattern"}  # a, {a}, ({a}) => …
 )
@@ -39,10 +39,10 @@ class Name(NamedTuple):
     how: str
 
 
-class Code(NamedTuple):
-    """The names in an expression: free identifiers in reading order, those that ``typeof`` tests, those assigned.
+class Analysis(NamedTuple):
+    """The names in an expression: its free identifiers in reading order, those that ``typeof`` tests, those assigned.
 
-    Code that is not JavaScript is `broken`, and has no names.
+    Analysis that is not JavaScript is `broken`, and has no names.
     """
 
     uses: tuple[Name, ...]
@@ -59,16 +59,16 @@ class _Bind(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def analyse(code: str) -> Code:
+def analyse(code: str) -> Analysis:
     """Return the names in an expression."""
     plain = _PLAIN.fullmatch(code)  # most expressions; they need no parser
     if plain:
         name, member = plain.groups()
-        how = ALONE if member is None else LENGTH if member == "length" else _DEEPER
-        return Code((Name(plain.start(1), name, how),) if is_identifier(name) else ())
+        how = ALONE if member is None else LENGTH if member == "length" else _OTHER
+        return Analysis((Name(plain.start(1), name, how),) if is_identifier(name) else ())
     root = _tree(_RETURN + code)
     if root.has_error or not root.named_children:
-        return Code((), broken=root.has_error)
+        return Analysis((), broken=root.has_error)
     found = _visit(root.named_children[0], ["arguments", *_declared(root)])
     return found._replace(uses=tuple(use._replace(start=_characters(code, use.start)) for use in found.uses))
 
@@ -79,7 +79,8 @@ def _characters(code: str, byte: int) -> int:
     return byte if code.isascii() else len(code.encode("utf-8", "replace")[:byte].decode("utf-8", "replace"))
 
 
-def _visit(statement: Node, names: list[str]) -> Code:
+def _visit(statement: Node, names: list[str]) -> Analysis:
+    """Return the names in a statement, of which `names` are bound; offsets are in bytes."""
     bound: dict[str, int] = {}
     uses: list[Name] = []
     assigned: dict[str, None] = {}
@@ -97,19 +98,19 @@ def _visit(statement: Node, names: list[str]) -> Code:
             continue
         if node.type == "assignment_expression":  # in sloppy mode, assigning to an unknown name makes a variable
             left, *right = node.named_children
-            targets = _pattern(left)
+            targets = _pattern_names(left)
             assigned.update(dict.fromkeys(name for name in targets if not bound.get(name)))
             todo += [(left, ALONE), _Bind(targets, 1), *((child, ALONE) for child in reversed(right))]
         elif node.type in _FUNCTIONS:
-            inside = _scope(node)
-            todo += [_Bind(inside, -1), *_inner(node, how), _Bind(inside, 1)]
+            inside = _bound_inside(node)
+            todo += [_Bind(inside, -1), *_child_uses(node, how), _Bind(inside, 1)]
         else:
-            todo += _inner(node, how)
+            todo += _child_uses(node, how)
     tested = frozenset(use.name for use in uses if use.how == TESTED)
-    return Code(tuple(sorted(uses)), tested, tuple(assigned))
+    return Analysis(tuple(sorted(uses)), tested, tuple(assigned))
 
 
-def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
+def _child_uses(node: Node, how: str) -> list[tuple[Node, str]]:
     """Return the children of a node, the last first, each with how the node uses it."""
     children = node.named_children
     ways, kind = [ALONE] * len(children), node.type
@@ -118,15 +119,15 @@ def _inner(node: Node, how: str) -> list[tuple[Node, str]]:
     if kind == "parenthesized_expression":
         ways[0] = how
     elif kind == "member_expression":
-        ways[0] = LENGTH if children[-1].text == b"length" else _DEEPER
+        ways[0] = LENGTH if children[-1].text == b"length" else _OTHER
     elif kind in {"subscript_expression", "call_expression", "new_expression"}:
-        ways[0] = _DEEPER
+        ways[0] = _OTHER
     elif kind == "unary_expression" and node.children[0].type == "typeof":
         ways[0] = TESTED
     return list(zip(reversed(children), reversed(ways), strict=True))
 
 
-def _scope(node: Node) -> list[str]:
+def _bound_inside(node: Node) -> list[str]:
     """Return the names that a function or class binds inside itself."""
     name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
     names = [] if name is None or name.type != "identifier" else [_text(name)]
@@ -134,7 +135,7 @@ def _scope(node: Node) -> list[str]:
         return names
     for field in ("parameter", "parameters"):
         parameters = node.child_by_field_name(field)
-        names += [] if parameters is None else _pattern(parameters)
+        names += [] if parameters is None else _pattern_names(parameters)
     if node.type != "arrow_function":
         names.append("arguments")
     return names if body is None or body.type != "statement_block" else names + _declared(body)
@@ -147,9 +148,9 @@ def _declared(body: Node) -> list[str]:
     while todo:
         node = todo.pop()
         if node.type == "variable_declarator" or (node.type == "for_in_statement" and node.child_by_field_name("kind")):
-            names += _pattern(node.named_children[0])
+            names += _pattern_names(node.named_children[0])
         elif node.type == "catch_clause" and (parameter := node.child_by_field_name("parameter")):
-            names += _pattern(parameter)
+            names += _pattern_names(parameter)
         elif node.type.endswith("_declaration") and (name := node.child_by_field_name("name")):
             names.append(_text(name))
         if node.type not in _FUNCTIONS:
@@ -157,7 +158,7 @@ def _declared(body: Node) -> list[str]:
     return names
 
 
-def _pattern(node: Node) -> list[str]:
+def _pattern_names(node: Node) -> list[str]:
     """Return the names that a pattern or a list of parameters binds."""
     names: list[str] = []
     todo = [node]
@@ -186,7 +187,7 @@ def bound_by(pattern: str) -> list[str]:
     root = _tree(f"({pattern}) => 0")
     arrow = root.named_children[0].named_children[:1] if root.named_children and not root.has_error else []
     if arrow and arrow[0].type == "arrow_function":
-        return _scope(arrow[0])
+        return _bound_inside(arrow[0])
     return WORD.findall(pattern)
 
 

@@ -98,7 +98,6 @@ def lint_settings(folder: Path | None) -> LintSettings:
 
 def lint(
     snapshot: Snapshot,
-    place: str | None,
     settings: LintSettings,
     stylesheet: Mapping[str, Any] | None = None,
     errors: Iterable[Problem] = (),
@@ -110,11 +109,11 @@ def lint(
     reported = [problem for problem in errors if problem.line is not None]
     rules = [name for name in RULES if name in settings.select and name not in settings.ignore]
     found: dict[Finding, None] = {}
-    for page, file in _pages(snapshot, place, stylesheet):
+    for page, file in _pages(snapshot, stylesheet):
         ignored = _ignored_lines(page.text)
         for name in rules:
             for fault in RULES[name](page):
-                line, column, text = page.place(fault.offset)
+                line, column, text = page.source.locate(fault.offset)
                 unwanted = ignored.get(line)
                 if unwanted is None or (unwanted and name not in unwanted):
                     found[Finding(name, fault.message, fault.remedy, file, line, column, text, fault.width)] = None
@@ -132,10 +131,8 @@ def _is_about(problem: Problem, finding: Finding) -> bool:
     return same_line and start <= finding.column < start + problem.width
 
 
-def _pages(
-    snapshot: Snapshot, place: str | None, stylesheet: Mapping[str, Any] | None
-) -> Iterator[tuple[Page, str | None]]:
-    sources = [(SourceText(snapshot.source), snapshot.folder, place)]
+def _pages(snapshot: Snapshot, stylesheet: Mapping[str, Any] | None) -> Iterator[tuple[Page, str | None]]:
+    sources = [(SourceText(snapshot.source), snapshot.folder, snapshot.label)]
     for file in snapshot.inference.includes:
         content = read_file(file)
         if content is not None and file.suffix == ".poml":

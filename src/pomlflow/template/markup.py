@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "ENTITIES",
+    "ENTITY",
     "TOOLS",
     "Element",
     "Passage",
@@ -36,6 +38,9 @@ _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
 _LOOP = re.compile(r"^(.*\S)\s++in\s++(.+)", re.MULTILINE)  # possessive, so that a run of blanks takes linear time
+# POML drops an entity from text, and does not decode it in an expression.
+ENTITY = re.compile(r"&(amp|lt|gt|quot|apos);")
+ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 # The elements that define a tool, without hyphens.
 TOOLS = ("tool", "tooldef", "tooldefinition")
 # All names and aliases of the elements of poml 0.0.8, in lower case and without hyphens.
@@ -55,7 +60,7 @@ class SourceText(NamedTuple):
     text: str
     file: Path | None = None
 
-    def place(self, offset: int) -> tuple[int, int, str]:
+    def locate(self, offset: int) -> tuple[int, int, str]:
         """Return the line and the column of an offset, both from 1, and the line's text."""
         begin = self.text.rfind("\n", 0, offset) + 1
         end = self.text.find("\n", begin)
@@ -89,24 +94,31 @@ _NOTHING = Passage("")
 
 
 class Element:
-    """An element: its name in lower case, attributes as (key in lower case, value), children in order.
+    """An element.
 
-    `start` and `end` are the offsets where its start tag begins and ends; `names` has the offset of each attribute's
-    name. `wrong` has the offset and the kind of each fault in the tag: ``unquoted`` (a value without quotes), ``bare``
-    (an attribute without a value), ``nameless`` (``<imgsrc="…"/>``), ``stray`` (other characters) and ``open`` (a tag
-    that is not closed). `ending` is the offset and the name of the end tag; POML does not compare the names.
+    Attributes:
+        name: Its name in lower case, without a namespace.
+        attributes: Pairs of a key in lower case and a value.
+        name_offsets: The offset of each attribute's name.
+        children: The elements and texts in it, in order.
+        start: The offset where its start tag begins.
+        end: The offset where its start tag ends.
+        end_tag: The offset and the name of its end tag; POML does not compare the names.
+        faults: The offset and the kind of each fault in the start tag: ``unquoted`` (a value without quotes), ``bare``
+            (an attribute without a value), ``nameless`` (``<imgsrc="…"/>``), ``stray`` (other characters) and ``open``
+            (a tag that is not closed).
     """
 
-    __slots__ = ("attributes", "children", "end", "ending", "name", "names", "start", "wrong")
+    __slots__ = ("attributes", "children", "end", "end_tag", "faults", "name", "name_offsets", "start")
 
     def __init__(self, name: str, start: int = 0) -> None:
         prefix, _, local = name.partition(":")
         self.name = (local if prefix and local and ":" not in local else name).lower()
         self.attributes: list[tuple[str, Passage]] = []
         self.children: list[Element | Passage] = []
-        self.names: dict[str, int] = {}
-        self.wrong: list[tuple[int, str]] = []
-        self.ending: tuple[int, str] | None = None
+        self.name_offsets: dict[str, int] = {}
+        self.faults: list[tuple[int, str]] = []
+        self.end_tag: tuple[int, str] | None = None
         self.start = self.end = start
 
     def find(self, key: str) -> Passage:
@@ -187,7 +199,7 @@ def _parse(text: str) -> Element:
         elif kind == "</":
             end = find(">", at) or at
             last = open_elements[-1]
-            last.ending = last.ending or (start, text[at:end].rstrip("> \n").lower())
+            last.end_tag = last.end_tag or (start, text[at:end].rstrip("> \n").lower())
             at = end
             del open_elements[max(1, len(open_elements) - 1) :]
         elif kind in {"<!--", "<!"}:
@@ -231,45 +243,48 @@ def _tag(text: str, at: int) -> tuple[Element, bool]:
         element.end = token.end() - len(opening or "")
         if close or opening:
             if opening:
-                element.wrong.append((element.start, "open"))
+                element.faults.append((element.start, "open"))
             return element, close == ">"
         if token.start() == at and value is not None:  # <imgsrc="…"/>
-            element.wrong.append((at, "nameless"))
+            element.faults.append((at, "nameless"))
         if token.start() == at or token[0].isspace():
             continue
         if value is not None:
-            element.names.setdefault(name.lower(), token.start())
+            element.name_offsets.setdefault(name.lower(), token.start())
             element.attributes.append((name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))))
-        elif token[0] == "=" and element.wrong and element.wrong[-1][1] == "bare":
-            element.wrong[-1] = (element.wrong[-1][0], "unquoted")
-        elif element.wrong[-1:] == [] or element.wrong[-1][1] != "unquoted":
-            element.wrong.append((token.start(), "bare" if name else "stray"))
+        elif token[0] == "=" and element.faults and element.faults[-1][1] == "bare":
+            element.faults[-1] = (element.faults[-1][0], "unquoted")
+        elif element.faults[-1:] == [] or element.faults[-1][1] != "unquoted":
+            element.faults.append((token.start(), "bare" if name else "stray"))
     element = element or Element("", at)
-    element.wrong.append((element.start, "open"))
+    element.faults.append((element.start, "open"))
     return element, False
 
 
 def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:
-    r"""Yield what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, with these patterns for the braces, in linear time."""
-    at, close, tail, line = 0, -1, -1, -1
+    r"""Yield what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, with these patterns for the braces, in linear time.
+
+    So the closing braces and the line end after a position are searched for only if those found before are behind it.
+    """
+    at, braces, code_end, line_end = 0, -1, -1, -1
     while opened := opening.search(text, at):
-        spaces = _SPACES.match(text, opened.end())
-        body = spaces.end() if spaces else opened.end()
-        if close <= body:
-            closed = closing.search(text, body + 1)
+        blanks = _SPACES.match(text, opened.end())
+        start = blanks.end() if blanks else opened.end()
+        if braces <= start:
+            closed = closing.search(text, start + 1)
             if closed is None:
                 return
-            tail = close = closed.start()
-            while text[tail - 1].isspace():
-                tail -= 1
-        if line < body:
-            line = text.find("\n", body)
-            line = len(text) if line < 0 else line
-        if line < tail:
+            code_end = braces = closed.start()
+            while text[code_end - 1].isspace():
+                code_end -= 1
+        if line_end < start:
+            line_end = text.find("\n", start)
+            line_end = len(text) if line_end < 0 else line_end
+        if line_end < code_end:  # it has several lines, and stays literal text
             at = opened.start() + 1
         else:
-            yield body, text[body:tail]
-            at = close + 2
+            yield start, text[start:code_end]
+            at = braces + 2
 
 
 def expressions(text: str) -> Iterator[tuple[int, str]]:

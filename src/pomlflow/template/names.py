@@ -17,7 +17,7 @@ from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
 from pomlflow.template.pyproject import tool_settings
 
-__all__ = ["NAMES", "absolute", "from_root", "name_and_path", "name_in_copy", "registry_name", "working_folder"]
+__all__ = ["NAMES", "absolute", "name_and_path", "name_in_copy", "registry_name", "relative_path", "working_folder"]
 
 _LONGEST: Final = 256  # the maximum length of a name that MLflow accepts in every kind of store
 
@@ -112,9 +112,9 @@ def _same(one: Path, two: Path) -> bool:
 
 def _relative(path: Path, folder: Path) -> str | None:
     # os.getcwd returns a path without links, but the file's path may have some: /tmp is a link on macOS.
-    for file, home in ((path, folder), (path.resolve(), folder.resolve())):
-        if file.is_relative_to(home):
-            return file.relative_to(home).as_posix()
+    for file, above in ((path, folder), (path.resolve(), folder.resolve())):
+        if file.is_relative_to(above):
+            return file.relative_to(above).as_posix()
     return None
 
 
@@ -144,10 +144,10 @@ def _in_package(path: Path) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def from_root(folder: str, root: str) -> str | None:
-    """Return a folder relative to another one, with forward slashes; None if it is on another drive."""
+def relative_path(path: str, folder: str) -> str | None:
+    """Return a path relative to a folder, with forward slashes; None if it is on another drive."""
     try:
-        return Path(os.path.relpath(folder, root)).as_posix()
+        return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:
         return None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pomlflow.template.faults import Fault
-from pomlflow.template.markup import TOOLS, Element, Passage, SourceText, expressions, split_loop, unwrapped
-from pomlflow.template.source import Snapshot, Use
+from pomlflow.template.markup import TOOLS, Element, Passage, SourceText
+from pomlflow.template.source import Expression, Snapshot, Use
 
-__all__ = ["SCHEMAS", "Code", "Node", "Page", "Rule"]
+__all__ = ["SCHEMAS", "Node", "Page", "Rule"]
 
 SCHEMAS = frozenset({"outputschema", *TOOLS})
 # Elements whose content is not sent in a message.
@@ -27,15 +25,6 @@ class Node(NamedTuple):
     element: Element
     name: str
     inside: frozenset[str]
-
-
-class Code(NamedTuple):
-    """An expression, its offset in the source, its element, and its attribute, which is empty in text."""
-
-    text: str
-    offset: int
-    element: Element
-    key: str
 
 
 @dataclass(frozen=True)
@@ -52,16 +41,6 @@ class Page:
     def text(self) -> str:
         """The markup."""
         return self.source.text
-
-    @cached_property
-    def _lines(self) -> list[int]:
-        return [0, *(found.end() for found in re.finditer("\n", self.text)), len(self.text) + 1]
-
-    def place(self, offset: int) -> tuple[int, int, str]:
-        """Return the line and the column of an offset, both from 1, and the line's text."""
-        line = bisect_right(self._lines, offset)
-        begin, end = self._lines[line - 1 : line + 1]
-        return line, offset - begin + 1, self.text[begin : end - 1].rstrip("\r")
 
     @cached_property
     def first_uses(self) -> Mapping[str, Use]:
@@ -97,34 +76,20 @@ class Page:
         ]
 
     @cached_property
-    def values(self) -> list[tuple[Passage, Node, str]]:
-        """The value of every attribute in which POML replaces ``{{…}}``, with its element and its name."""
+    def values(self) -> list[tuple[Passage, Node]]:
+        """The value of every attribute in which POML replaces ``{{…}}``, with its element."""
         return [
-            (value, node, key)
+            (value, node)
             for node in self.nodes
             for key, value in node.element.attributes
             if key not in {"for", "if"} and node.name not in {"let", "include", "meta"}
         ]
 
     @cached_property
-    def codes(self) -> list[Code]:
-        """Every expression of the page."""
-        return list(self._codes())
-
-    def _codes(self) -> Iterator[Code]:
-        for text, node in self.texts:
-            for start, code in expressions(text.text):
-                yield Code(code, text.at(start), node.element, "")
-        for value, node, key in self.values:
-            for start, code in expressions(value.text):
-                yield Code(code, value.at(start), node.element, key)
-        for node in self.nodes:
-            for key, value in node.element.attributes:
-                if key == "if" or (key == "value" and node.name == "let"):
-                    start, code = unwrapped(value.text)
-                    yield Code(code, value.at(start), node.element, key)
-                elif key == "for" and (parts := split_loop(value.text)) is not None:
-                    yield Code(parts[2], value.at(parts[1]), node.element, key)
+    def expressions(self) -> list[Expression]:
+        """Every expression of this file, except schemas in JavaScript."""
+        found = self.snapshot.inference.expressions
+        return [one for one in found if one.source.file == self.source.file and one.kind != "schema"]
 
 
 Rule = Callable[[Page], Iterator[Fault]]

@@ -14,7 +14,7 @@ from pomlflow.exceptions import PomlError, RenderError
 from pomlflow.record import JsonObject, RenderRecord
 from pomlflow.template.history import History
 from pomlflow.template.names import working_folder
-from pomlflow.template.runtime import left_open
+from pomlflow.template.runtime import unset_defaults
 from pomlflow.template.source import Snapshot
 from pomlflow.template.validation import (
     check_names,
@@ -27,23 +27,23 @@ from pomlflow.template.validation import (
     with_hint,
 )
 
-__all__ = ["NOWHERE", "Render", "RenderOptions"]
+__all__ = ["NOWHERE", "Render", "TemplateOptions"]
 
 NOWHERE: Final = Path(os.sep, "<inline>")
 """A folder that does not exist, so that no file under it can be read."""
 
 
 @dataclass(frozen=True)
-class RenderOptions:
+class TemplateOptions:
     """The options of a template besides its markup; see `Template`.
 
-    `home` is the folder that relative sources are resolved against, None for the working folder. `folder` is the same
-    relative to the prompt root.
+    `folder` is the one that relative sources are resolved against, None for the working folder; `relative_folder` is
+    the same relative to the prompt root.
     """
 
     name: str | None
-    folder: str | None
-    home: Path | None
+    folder: Path | None
+    relative_folder: str | None
     stylesheet: Mapping[str, Any] | None
     chat: bool
     register: bool | None
@@ -62,7 +62,7 @@ class Render:
 
     def __init__(
         self,
-        options: RenderOptions,
+        options: TemplateOptions,
         snapshot: Snapshot,
         variables: Mapping[str, Any],
         history: History[Any] | None,
@@ -87,14 +87,9 @@ class Render:
         except PomlError as refused:
             self.error = refused
 
-    @property
-    def _place(self) -> str | None:
-        """The name of the markup in errors: its file or its URI; None for inline markup."""
-        return self._snapshot.uri if self._snapshot.path is None else str(self._snapshot.path)
-
     def _prepare(self, variables: Mapping[str, Any]) -> engine.Request:
         options, now = self._options, self._snapshot
-        takes, natives = now.inference, None
+        takes, marks = now.inference, None
         if takes.not_utf8:
             raise RenderError(takes.not_utf8)
         variables = nameable(takes, variables)
@@ -102,26 +97,25 @@ class Render:
         if left_out:
             variables = {**dict.fromkeys(left_out, ()), **variables}
         if self._history is not None:
-            variables = self._history.take(variables, takes.messages, takes.passed)
-            natives = self._history.marks if options.chat else self._history.texts()
+            variables = self._history.take(variables, takes.messages, takes.message_sources)
+            marks = self._history.marks if options.chat else self._history.texts()
         self._context, revive = encode_variables(takes, variables)
-        check_names(takes, variables, self._place)
+        check_names(now, variables)
         self._variables = variables
         # POML resolves relative sources against the folder of a path, whose file need not exist. For inline markup that
         # is the working folder. Do not look it up for markup without sources: os.getcwd releases the interpreter lock,
         # and a busy thread, such as MLflow's exporter, may then hold it for 5 ms.
-        folder = options.home or (working_folder() if takes.reads or options.stylesheet else None) or NOWHERE
+        folder = options.folder or (working_folder() if takes.names_files or options.stylesheet else None) or NOWHERE
         return engine.Request(
             now.source.removeprefix("\ufeff"),
             self._context,
             revive,
             options.stylesheet,
             str(now.path or os.path.join(folder, "<inline>.poml")),  # noqa: PTH118
-            inline=now.path is None,
-            label=now.uri,
+            label=now.label,
             roots=now.roots,
             chat=options.chat,
-            natives=natives or None,
+            marks=marks or None,
         )
 
     def run(self, timeout: float | None) -> RenderRecord:
@@ -155,7 +149,7 @@ class Render:
             if not request.placeholders:
                 self._missing = missing_names(error, self._snapshot.inference, self._variables)
             if not self._missing:
-                self.error = with_hint(error, self._snapshot, self._place)
+                self.error = with_hint(error, self._snapshot)
             elif len(self._missing) == len(error.problems) and not is_suspicious(self._snapshot):
                 self._decide(None)
             else:
@@ -171,9 +165,9 @@ class Render:
         own = own_problems(failed, names, again)
         if own:
             others = [problem for problem in failed.problems if problem not in own]
-            self.error = with_hint(RenderError([*own, *others], failed.hint), self._snapshot, self._place)
+            self.error = with_hint(RenderError([*own, *others], failed.hint), self._snapshot)
         else:
-            self.error = missing_variables(names, failed, self._snapshot, self._place, self._variables)
+            self.error = missing_variables(names, failed, self._snapshot, self._variables)
 
     def take(self, result: engine.Result) -> None:
         """Handle a result of the engine, and set `request` to the next request or None."""
@@ -183,10 +177,10 @@ class Render:
             self._decide(None)
             return
         self._result, self._output = result, result.output
-        if history is not None and request.natives is history.marks:
+        if history is not None and request.marks is history.marks:
             self._output = history.splice(result.output)
             if self._output is None:
-                self.request = request._replace(natives=history.texts())
+                self.request = request._replace(marks=history.texts())
 
     def record(self) -> RenderRecord:
         """Make the record."""
@@ -196,7 +190,7 @@ class Render:
         added: dict[str, Any] = {}
         if output is not None and snapshot.runtime:
             own = output.get("runtime") or {}
-            if added := left_open(snapshot.runtime, own):
+            if added := unset_defaults(snapshot.runtime, own):
                 output = {**output, "runtime": {**own, **added}}
         return RenderRecord(
             source=snapshot.source,
@@ -205,16 +199,16 @@ class Render:
             start_ns=self._start,
             end_ns=self._start + elapsed,
             name=options.name,
-            path=snapshot.relative,
-            folder=options.folder,
+            path=snapshot.trace_path,
+            folder=options.relative_folder,
             stylesheet=options.stylesheet,
             chat=options.chat,
-            natives=() if self._history is None else tuple(self._history.marks),
-            spaced=self._result is not None and self._result.kept_whitespace,
+            message_variables=() if self._history is None else tuple(self._history.marks),
+            kept_whitespace=self._result is not None and self._result.kept_whitespace,
             output=output,
             error=self.error,
             poml_version=engine.poml_version(),
-            static=snapshot.inference.static,
+            static_fields=snapshot.inference.static_fields,
             register=options.register if snapshot.register is None else snapshot.register,
             files=snapshot.files,
             version=snapshot.version,

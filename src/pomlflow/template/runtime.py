@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-__all__ = ["canonical", "left_open"]
+__all__ = ["canonical", "unset_defaults"]
 
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SYNONYMS: Final = {
@@ -34,11 +34,11 @@ def canonical(key: str) -> str:
     return _SYNONYMS.get(snake, snake)
 
 
-def left_open(defaults: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, Any]:
+def unset_defaults(defaults: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults that a file does not set under any of their names.
 
     Example:
-        >>> left_open({"maxTokens": 100, "topP": 0.5}, {"maxOutputTokens": 300})
+        >>> unset_defaults({"maxTokens": 100, "topP": 0.5}, {"maxOutputTokens": 300})
         {'topP': 0.5}
     """
     own = {canonical(key) for key in runtime}

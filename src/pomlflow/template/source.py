@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,28 @@ from pomlflow.exceptions import Problem
 from pomlflow.record import PromptFile
 from pomlflow.template.files import sha256
 from pomlflow.template.markup import SourceText
+from pomlflow.template.names import relative_path
 
-__all__ = ["Inference", "Kind", "Origin", "Snapshot", "Use", "prompt_files"]
+__all__ = ["Expression", "Inference", "Kind", "Origin", "Snapshot", "Use", "prompt_files"]
 
 Kind = Literal["text", "attribute", "for", "if", "value", "schema"]
+
+
+class Expression(NamedTuple):
+    """One expression in a markup.
+
+    Attributes:
+        code: The JavaScript, without braces.
+        source: The text with the expression; its file is None for the template's own markup.
+        offset: The offset of the code in that text.
+        kind: Where it stands: in an element's text, in its ``for``, its ``if`` or another attribute, in the ``value``
+            of a ``<let>``, or in a schema in JavaScript.
+    """
+
+    code: str
+    source: SourceText
+    offset: int
+    kind: Kind
 
 
 class Use(NamedTuple):
@@ -23,40 +40,30 @@ class Use(NamedTuple):
 
     Attributes:
         name: The variable's name.
-        source: The text with the use; its file is None for the template's own markup.
-        offset: The offset of the name in that text.
-        kind: The kind of place: an element's text, its ``for``, its ``if`` or another attribute, the ``value`` of a
-            ``<let>``, or a schema in JavaScript.
         expression: The expression.
+        offset: The offset of the name in the text that has the expression.
         guarded: Whether ``typeof`` tests the variable, in the expression or in an ``if`` around it.
     """
 
     name: str
-    source: SourceText
+    expression: Expression
     offset: int
-    kind: Kind
-    expression: str
     guarded: bool = False
 
     @property
     def alone(self) -> bool:
         """Whether the expression is nothing but the variable."""
-        return self.expression.strip() == self.name
+        return self.expression.code.strip() == self.name
 
     @property
     def file(self) -> Path | None:
         """The included file with the use; None for the template's own markup."""
-        return self.source.file
+        return self.expression.source.file
 
     @property
-    def line(self) -> int:
-        """The line, from 1."""
-        return self.source.place(self.offset)[0]
-
-    @property
-    def column(self) -> int:
-        """The column, from 1, in characters."""
-        return self.source.place(self.offset)[1]
+    def position(self) -> tuple[int, int]:
+        """The line and the column, both from 1, the column in characters."""
+        return self.expression.source.locate(self.offset)[:2]
 
 
 @dataclass(frozen=True)
@@ -73,38 +80,38 @@ class Inference:
         messages: The variables that are by themselves the ``messages`` of a ``<conversation>``. Such a variable is
             required if another use needs more than an empty list: any use except its ``length``, a test in an ``if``
             and a loop in a ``for``.
-        passed: The variables whose items are the ``messages`` of a ``<conversation>`` by an expression, such as
-            ``{{history.slice(-6)}}``. Expressions with a function do not count, since they make new messages.
+        message_sources: The variables whose items are the ``messages`` of a ``<conversation>`` by an expression, such
+            as ``{{history.slice(-6)}}``. Expressions with a function do not count, since they make new messages.
         uses: Every use of every variable, in the same order.
-        expressions: The raw text of every expression, without the braces.
+        expressions: Every expression, in the same order.
         includes: Every file that an ``<include>`` names, also in an included file, missing ones too, without repeats.
         assets: Every other file that the markup names without a variable (a picture, a document, a ``<let src>``),
             missing ones too, without repeats.
         absolute: Which of these files the markup names only by their absolute paths.
         not_utf8: The problems of files that must be UTF-8 and are not.
-        reads: Whether anything in the markup names a file, even by a variable.
-        parts: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup has.
-        static: Which of these parts depend on nothing but the markup. A part is not static if it, or an ``if`` or a
+        names_files: Whether anything in the markup names a file, even by a variable.
+        fields: Which of ``"schema"``, ``"tools"`` and ``"runtime"`` the markup gives the frame.
+        static_fields: Which of these depend on nothing but the markup. A field is not static if it, or an ``if`` or a
             ``for`` around it, uses a variable, a file, the clock or the process, directly or by a ``<let>``.
         has_speakers: Whether the markup sets speakers, by an element such as ``<system-msg>`` or by ``speaker=``.
-        patterns: The names that a pattern in a ``for`` or a ``<let>`` binds, such as ``[key, value] in pairs``.
+        destructured: The names that a pattern in a ``for`` or a ``<let>`` binds, such as ``[key, value] in pairs``.
     """
 
     variables: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
-    passed: tuple[str, ...] = ()
+    message_sources: tuple[str, ...] = ()
     uses: tuple[Use, ...] = ()
-    expressions: tuple[str, ...] = ()
+    expressions: tuple[Expression, ...] = ()
     includes: tuple[Path, ...] = ()
     assets: tuple[Path, ...] = ()
     absolute: frozenset[Path] = frozenset()
     not_utf8: tuple[Problem, ...] = ()
-    reads: bool = False
-    parts: frozenset[str] = frozenset()
-    static: frozenset[str] = frozenset()
+    names_files: bool = False
+    fields: frozenset[str] = frozenset()
+    static_fields: frozenset[str] = frozenset()
     has_speakers: bool = False
-    patterns: frozenset[str] = frozenset()
+    destructured: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class Snapshot:
         stamps: The metadata of each file before it was read (`pomlflow.template.files.stamp`).
         files: The files that the markup names, includes first.
         path: The markup's own file; None for inline markup and for a prompt in the registry.
-        relative: The path of that file as traces show it, see `RenderRecord.path`.
+        trace_path: The path of that file as traces show it, see `RenderRecord.path`.
         version: The number of the version in the registry; None for other markup, also for an optimiser's candidate.
         uri: The URI of the version in the registry, ``prompts:/name/version``.
         roots: The only folders that untrusted markup may read; None for trusted markup, to which the settings apply.
@@ -135,13 +142,18 @@ class Snapshot:
     stamps: tuple[tuple[Path, object], ...] = ()
     files: tuple[PromptFile, ...] = ()
     path: Path | None = None
-    relative: str | None = None
+    trace_path: str | None = None
     version: int | None = None
     uri: str | None = None
     roots: tuple[str, ...] | None = None
     missing: tuple[tuple[str, str], ...] = ()
     runtime: Mapping[str, Any] = field(default_factory=dict)
     register: bool | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The name of the markup in errors: its file, or its URI in a registry; None for inline markup."""
+        return self.uri if self.path is None else str(self.path)
 
 
 class Origin(Protocol):
@@ -163,14 +175,9 @@ class Origin(Protocol):
 
 def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
     """Return the files that a markup in `folder` names; a missing file has the digest of an empty one."""
-    return tuple(
-        PromptFile(file.as_posix() if file in inference.absolute else _shown(file, folder), sha256(file), file, folder)
-        for file in (*inference.includes, *inference.assets)
-    )
-
-
-def _shown(file: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(file, folder)).as_posix()
-    except ValueError:  # another drive
-        return file.name
+    found = []
+    for file in (*inference.includes, *inference.assets):
+        relative = relative_path(str(file), str(folder)) or file.name
+        shown = file.as_posix() if file in inference.absolute else relative
+        found.append(PromptFile(shown, sha256(file), file, folder))
+    return tuple(found)

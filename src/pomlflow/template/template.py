@@ -18,8 +18,8 @@ from pomlflow.template.files import decode, stamp, stamps
 from pomlflow.template.history import History
 from pomlflow.template.inference import infer
 from pomlflow.template.lint import Finding, LintSettings, lint, lint_settings
-from pomlflow.template.names import absolute, from_root, name_and_path, registry_name, working_folder
-from pomlflow.template.render import NOWHERE, Render, RenderOptions
+from pomlflow.template.names import absolute, name_and_path, registry_name, relative_path, working_folder
+from pomlflow.template.render import NOWHERE, Render, TemplateOptions
 from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
 
 __all__ = ["Snapshot", "Template"]
@@ -33,7 +33,7 @@ class Template:
 
     The template is `source` (inline markup), or the file at `path`, or a prompt in a registry (`origin`). With `path`,
     `source` is the last known content of the file, used if the file no longer exists. `base_dir` is the folder that
-    relative sources in inline markup are resolved against; the default is the working folder.
+    relative sources in inline markup are resolved against; the default is the working folder at each render.
 
     Example:
         >>> Template("<p>Hello {{name}}</p>").render({"name": "Ada"}).output["messages"]
@@ -55,13 +55,13 @@ class Template:
         self.origin = origin
         self.path = None if path is None else absolute(path)
         self.base_dir = None if base_dir is None else absolute(base_dir)
-        self.relative = None
-        home = self.base_dir if self.path is None else self.path.parent
-        self._home = None if home is None else _from_prompt_root(home)
+        self.trace_path = None
+        folder = self.base_dir if self.path is None else self.path.parent
+        self._relative_folder = "." if folder is None else _relative_to_root(folder)
         name = name if origin is None else origin.name
         self.name = registry_name(name or "")
         if self.path is not None:
-            self.name, self.relative = name_and_path(self.path, name)
+            self.name, self.trace_path = name_and_path(self.path, name)
         self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
         self.register = register
@@ -76,11 +76,6 @@ class Template:
     def _identity(self) -> tuple[Any, ...]:
         where = self.path, self.origin, self.base_dir
         return *where, self.source, self.name, self.stylesheet, self.chat, self.register
-
-    @property
-    def registry_name(self) -> str | None:
-        """The prompt's name in MLflow's registry; None for markup without a name."""
-        return self.name
 
     @property
     def source(self) -> str:
@@ -104,28 +99,17 @@ class Template:
             return now
         now = self._snapshot
         # Inline markup without base_dir is resolved against the working folder, which may have changed.
-        moved = self.path is None and now.files and self._folder() != now.folder
+        moved = self.path is None and now.files and self._current_folder() != now.folder
         if moved or any(stamp(file) != before for file, before in now.stamps):
             self._snapshot = now = self._read(now.source)
         return now
 
-    def folder(self) -> str | None:
-        """Return the folder that relative sources are resolved against, relative to the prompt root.
-
-        None if it is on another drive, or unknown.
-        """
-        if self.path is not None or self.base_dir is not None:
-            return self._home
-        root, here = settings().prompt_root, None
-        if root is not None:
-            here = working_folder()
-        return "." if here is None else from_root(str(here), str(root))
-
-    def _folder(self) -> Path:
+    def _current_folder(self) -> Path:
+        """Return the folder that relative sources are resolved against."""
         return self.path.parent if self.path is not None else self.base_dir or working_folder() or NOWHERE
 
     def _read(self, last: str | None) -> Snapshot:
-        source, folder = last, self._folder()
+        source, folder = last, self._current_folder()
         # Take every stamp before reading its file, so that a change during the read is detected at the next check.
         before = stamps([] if self.path is None else [self.path])
         if self.path is not None:
@@ -140,7 +124,7 @@ class Template:
         seen = tuple((file.location, before.get(file.location)) for file in files)
         own = () if self.path is None else ((self.path, before[self.path]),)
         digest = content_digest(source, files)
-        return Snapshot(source, digest, inference, folder, own + seen, files, self.path, self.relative)
+        return Snapshot(source, digest, inference, folder, own + seen, files, self.path, self.trace_path)
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
@@ -206,8 +190,11 @@ class Template:
         self, variables: Mapping[str, Any], history: History[Any] | None, snapshot: Snapshot | None, **options: Any
     ) -> Render:
         now = snapshot or self.current()
-        home = self.base_dir if self.origin is None else now.folder
-        own = RenderOptions(self.name, self.folder(), home, self.stylesheet, self.chat, self.register)
+        folder = self.base_dir if self.origin is None else now.folder
+        relative = self._relative_folder
+        if self.path is None and self.base_dir is None and settings().prompt_root and (here := working_folder()):
+            relative = _relative_to_root(here)
+        own = TemplateOptions(self.name, folder, relative, self.stylesheet, self.chat, self.register)
         return Render(own, now, variables, history, **options)
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
@@ -238,14 +225,14 @@ class Template:
         a `ConfigurationError` is raised if they are invalid.
         """
         now = self.current()
-        settings = settings or lint_settings(self._folder())
-        place = now.uri if self.path is None else str(self.path)
-        return lint(now, place, settings, self.stylesheet, errors)
+        settings = settings or lint_settings(self._current_folder())
+        return lint(now, settings, self.stylesheet, errors)
 
 
-def _from_prompt_root(folder: Path) -> str | None:
+def _relative_to_root(folder: Path) -> str | None:
+    """Return a folder relative to the prompt root or the working folder; None if it is on another drive."""
     root = settings().prompt_root or working_folder()
-    return None if root is None else from_root(str(folder), str(root))
+    return None if root is None else relative_path(str(folder), str(root))
 
 
 @lru_cache(maxsize=256)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from pomlflow.template.faults import Fault
 from pomlflow.template.foreign import foreign_words
-from pomlflow.template.markup import Passage, expressions
-from pomlflow.template.page import Node, Page, Rule
+from pomlflow.template.markup import ENTITIES, Passage, expressions
+from pomlflow.template.page import Page, Rule
 
 __all__ = ["RULES"]
 
@@ -26,7 +26,6 @@ _STATEMENTS = {
     **dict.fromkeys(("include", "import", "extends", "from"), '<include src="part.poml"/>'),
     "set": '<let name="x" value="…"/>',
 }
-_ESCAPED = frozenset({"&amp;", "&lt;", "&gt;", "&quot;", "&apos;"})
 
 
 def single_braces(page: Page) -> Iterator[Fault]:
@@ -60,7 +59,7 @@ def _without_expressions(text: str) -> str:
 
 def unclosed_braces(page: Page) -> Iterator[Fault]:
     """Find ``{{`` that does not begin an expression."""
-    for passage, node in _with_expressions(page):
+    for passage, node in (*page.texts, *page.values):
         text = _without_expressions(passage.text)
         for found in re.finditer(r"\{\{(\s*\}\})?", text):
             if node.name == "code" or text[found.start() - 1 : found.start()] == "\\":
@@ -76,15 +75,9 @@ def unclosed_braces(page: Page) -> Iterator[Fault]:
                 yield Fault(passage.at(found.start()), 2, why, "close it with }}; no tag or entity may be in between")
 
 
-def _with_expressions(page: Page) -> Iterator[tuple[Passage, Node]]:
-    yield from page.texts
-    for value, node, _ in page.values:
-        yield value, node
-
-
 def jinja_syntax(page: Page) -> Iterator[Fault]:
     """Find statements, comments and filters of Jinja, and helpers of Handlebars."""
-    for passage, node in _with_expressions(page):
+    for passage, node in (*page.texts, *page.values):
         if node.name == "code":
             continue
         for found in _STATEMENT.finditer(passage.text):
@@ -92,24 +85,25 @@ def jinja_syntax(page: Page) -> Iterator[Fault]:
             shown = found[0].split("\n")[0][:40]
             why = f"{shown} is Jinja, and is sent as it is"
             yield Fault(passage.at(found.start()), len(shown), why, f"write {instead}")
-    for code in page.codes:
-        if not code.key and _TRIPLE.fullmatch(code.text):
-            why = f"{{{{{code.text}}}}} is Handlebars: here it makes an object"
-            yield Fault(code.offset, len(code.text), why, "write two braces")
-        for at, word, language, instead in foreign_words(code.text):
+    for expression in page.expressions:
+        code = expression.code
+        if expression.kind == "text" and _TRIPLE.fullmatch(code):
+            why = f"{{{{{code}}}}} is Handlebars: here it makes an object"
+            yield Fault(expression.offset, len(code), why, "write two braces")
+        for at, word, language, instead in foreign_words(code):
             if language != "Python":
                 why = f"{word!r} is {language}, and an expression is JavaScript"
-                yield Fault(code.offset + at, len(word), why, f"write {instead}")
+                yield Fault(expression.offset + at, len(word), why, f"write {instead}")
 
 
 def python_expression(page: Page) -> Iterator[Fault]:
     """Find Python in expressions, which are JavaScript."""
     bound = _bound(page)
-    for code in page.codes:
-        for at, word, language, instead in foreign_words(code.text):
+    for expression in page.expressions:
+        for at, word, language, instead in foreign_words(expression.code):
             if language == "Python" and word not in bound:
                 why = f"{word!r} is Python, and an expression is JavaScript"
-                yield Fault(code.offset + at, len(word), why, f"write {instead}")
+                yield Fault(expression.offset + at, len(word), why, f"write {instead}")
 
 
 def dropped_text(page: Page) -> Iterator[Fault]:
@@ -126,7 +120,7 @@ def dropped_text(page: Page) -> Iterator[Fault]:
                 yield Fault(offset, 9, "POML (0.0.8) drops <![CDATA[…]]> from text", "write its text without it")
             elif source[offset] == "&":
                 what = source[offset : source.find(";", offset) + 1]
-                instead = f"#{what[1:]}" if what in _ESCAPED else "the character itself"
+                instead = f"#{what[1:]}" if what[1:-1] in ENTITIES else "the character itself"
                 yield Fault(offset, len(what), f"POML (0.0.8) drops {what} from text", f"write {instead}")
 
 

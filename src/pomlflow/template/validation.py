@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
+from pomlflow.engine.errors import SCHEMA_REMEDY
 from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
 from pomlflow.template.faults import find_fault
 from pomlflow.template.files import decode, read_file
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import analyse
-from pomlflow.template.markup import Element, Passage, SourceText, expressions, is_known, parse_markup, split_loop
-from pomlflow.template.source import Inference, Snapshot, Use
+from pomlflow.template.markup import ENTITIES, ENTITY, SourceText, is_known, parse_markup, split_loop
+from pomlflow.template.source import Expression, Inference, Snapshot, Use
 
 __all__ = [
     "check_names",
@@ -30,8 +31,6 @@ __all__ = [
 ]
 
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
-_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos);")
-_ENTITIES = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _SHOWN = 20  # names in a message
 
 # Problems that no value of a variable can cause.
@@ -39,7 +38,6 @@ _STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpect
 _UNKNOWN = re.compile(r"Component (\S+) not found")
 _TEXT = "value= is a JavaScript expression: put a text in quotes of its own, "
 _DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, and a < b as b > a"
-_SCHEMA = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
 _LOOP = 'POML loops by an attribute: <p for="item in items">{{item}}</p>'
 _CONDITION = 'POML has conditions by an attribute: <p if="condition">…</p>'
 # Remedies for elements of other template languages, by the name of the element.
@@ -60,7 +58,7 @@ def nameable(inference: Inference, variables: Mapping[Any, Any]) -> Mapping[str,
     The latter have a name that a pattern in a loop or a ``<let>`` binds, such as ``[key, value]``, and the template
     does not need them. POML (0.0.8) would make a function with two parameters of that name, which JavaScript refuses.
     """
-    extra = inference.patterns - {*inference.variables, *inference.optional}
+    extra = inference.destructured - {*inference.variables, *inference.optional}
     if not any(not isinstance(name, str) or name in extra for name in variables):
         return variables
     return {name: value for name, value in variables.items() if isinstance(name, str) and name not in extra}
@@ -83,23 +81,25 @@ def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tupl
         return encode_variables(inference, {other: value for other, value in variables.items() if other != name})
 
 
-def check_names(inference: Inference, variables: Mapping[str, Any], place: str | None) -> None:
+def check_names(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
     """Raise a `VariableError` for a variable that an expression uses but cannot name, as in ``{{ my-key }}``."""
     for name in variables:
-        if not engine.is_identifier(name) and _names(inference.expressions, name):
+        if not engine.is_identifier(name) and _uses(snapshot.inference.expressions, name):
+            valid = re.sub(r"[^A-Za-z0-9_$]+", "_", name).strip("_")
             raise VariableError(
-                f"{place or '<inline>'}: the variable {name!r} is not a plain JavaScript identifier, so no expression "
-                f"can name it: rename it, to {re.sub(r'[^A-Za-z0-9_$]+', '_', name).strip('_')}_ for example",
+                f"{snapshot.label or '<inline>'}: the variable {name!r} is not a plain JavaScript identifier, so no "
+                f"expression can name it: rename it, to {valid}_ for example",
                 name,
             )
 
 
-def _names(expressions: tuple[str, ...], name: str) -> bool:
+def _uses(expressions: Iterable[Expression], name: str) -> bool:
+    """Return whether an expression uses a name that is not an identifier."""
     if name.isidentifier():  # a reserved word; `in` and `new` are valid parts of other expressions
         named = re.compile(rf"\s*{re.escape(name)}\s*(?:[.\[?]|$)")
-        return any(named.match(expression) for expression in expressions)
+        return any(named.match(expression.code) for expression in expressions)
     named = re.compile(rf"(?<![\w$]){re.escape(name)}(?![\w$])")
-    return any(named.search(expression) for expression in expressions)
+    return any(named.search(expression.code) for expression in expressions)
 
 
 def missing_names(error: RenderError, inference: Inference, given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -116,12 +116,12 @@ def _undefined(problem: Problem) -> str:
 def _named(problem: Problem) -> Problem:
     """Return a problem with a clear message if an entity caused it: JavaScript reads ``&lt;`` as a variable ``lt``."""
     name = _undefined(problem)
-    return replace(problem, message=f"&{name}; is not decoded in an expression") if name in _ENTITIES else problem
+    return replace(problem, message=f"&{name}; is not decoded in an expression") if name in ENTITIES else problem
 
 
 def is_suspicious(snapshot: Snapshot) -> bool:
     """Return whether the markup may have a fault of its own, which is reported before missing variables."""
-    if any(_ENTITY.search(code) or analyse(code).broken for code in snapshot.inference.expressions):
+    if any(ENTITY.search(one.code) or analyse(one.code).broken for one in snapshot.inference.expressions):
         return True
     for element in parse_markup(snapshot.source).walk():
         loop = split_loop(element.find("for").text)
@@ -135,18 +135,18 @@ def own_problems(error: RenderError, names: Sequence[str], again: RenderError | 
     own: list[Problem] = []
     for problem in again.problems if again else ():
         also_before = problem in error.problems and _undefined(problem) not in names
-        if also_before or _STATIC.match(problem.message) or _undefined(problem) in _ENTITIES:
+        if also_before or _STATIC.match(problem.message) or _undefined(problem) in ENTITIES:
             own.append(problem)
     return own
 
 
 def missing_variables(
-    names: Sequence[str], error: RenderError, snapshot: Snapshot, place: str | None, given: Mapping[str, Any]
+    names: Sequence[str], error: RenderError, snapshot: Snapshot, given: Mapping[str, Any]
 ) -> MissingVariableError:
     """Return the error for missing variables, with the place where an expression needed the first of them."""
     inference, first = snapshot.inference, names[0]
     reported = next(problem for problem in error.problems if _undefined(problem) == first)
-    use = _use_of(first, reported, inference.uses, place)
+    use = _use_of(first, reported, snapshot)
     shown = sorted(name for name, value in given.items() if not (name in inference.messages and _is_empty(value)))
     why = (
         f"the template needs the variable{'s' if len(names) > 1 else ''} {_listed(names)}; "
@@ -155,31 +155,31 @@ def missing_variables(
     if use is None:
         line, column, text, width = reported.line, reported.column, reported.text, reported.width
     else:
-        (line, column, text), width = use.source.place(use.offset), len(first)
+        (line, column, text), width = use.expression.source.locate(use.offset), len(first)
     problem = Problem(why, "MissingVariable", reported.file, line, column, text, width)
     return MissingVariableError(str(problem), first, problem)
 
 
 def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
-    kind, code = (use.kind, use.expression) if use else ("text", name)
+    kind, code = (use.expression.kind, use.expression.code) if use else ("text", name)
     foreign = next((found for found in foreign_words(code) if found[1] == name), None)
     if foreign is not None:
         return f"{name!r} is {foreign[2]}, and an expression is JavaScript: write {foreign[3]}"
     near = difflib.get_close_matches(name, given, 1)
     guard = f"typeof {name} === 'undefined' ? {'[]' if kind == 'for' else repr('')} : {name}"
     remedy = f"Pass it, or guard it in the template: {guard if kind == 'for' else f'{{{{ {guard} }}}}'}"
-    if use and kind == "value" and use.source.text[use.offset - 1] in "\"'" and is_prose(code):
+    if use and kind == "value" and use.expression.source.text[use.offset - 1] in "\"'" and is_prose(code):
         remedy += f". If it is a text, put it in quotes of its own: value=\"'{code}'\""
     elif kind == "schema":
-        remedy = f"Pass it, or write a schema: {_SCHEMA}"
+        remedy = f"Pass it, or write a schema: {SCHEMA_REMEDY}"
     return f"Did you mean {near[0]!r}? {remedy}" if near else remedy
 
 
-def _use_of(name: str, reported: Problem, uses: Iterable[Use], place: str | None) -> Use | None:
+def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use | None:
     """Return the use that a problem is about: the first one in its file that is not before its place."""
-    here = [use for use in uses if use.name == name and (str(use.file) if use.file else place) == reported.file]
-    start = reported.line or 1, reported.column or 1
-    after = [use for use in here if (use.line, use.column) >= start]
+    uses = [use for use in snapshot.inference.uses if use.name == name]
+    here = [use for use in uses if (str(use.file) if use.file else snapshot.label) == reported.file]
+    after = [use for use in here if use.position >= (reported.line or 1, reported.column or 1)]
     return min(after or here, key=lambda use: use.offset, default=None)
 
 
@@ -193,11 +193,11 @@ def _is_empty(history: Any) -> bool:
     return isinstance(history, list | tuple) and not history
 
 
-def with_hint(error: RenderError, snapshot: Snapshot, place: str | None) -> RenderError:
+def with_hint(error: RenderError, snapshot: Snapshot) -> RenderError:
     """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
     error = RenderError(map(_named, error.problems), error.hint)
     first = error.problems[0]
-    fault, hint = _diagnose(first, snapshot, place)
+    fault, hint = _diagnose(first, snapshot)
     hints = [hint or error.hint, *(why for file, why in snapshot.missing if file in str(error))]
     found = "\n".join(dict.fromkeys(filter(None, hints)))
     if fault is not None:
@@ -205,56 +205,54 @@ def with_hint(error: RenderError, snapshot: Snapshot, place: str | None) -> Rend
     return RenderError(error.problems, found or None)
 
 
-def _diagnose(problem: Problem, snapshot: Snapshot, place: str | None) -> tuple[Problem | None, str | None]:
+def _diagnose(problem: Problem, snapshot: Snapshot) -> tuple[Problem | None, str | None]:
+    """Return the cause of a problem as a problem of its own, and the remedy; each None if it is not known."""
     unknown = _UNKNOWN.match(problem.message)
     if unknown:
         return None, _INSTEAD.get(unknown[1].lower())
     if problem.message.startswith("POML version"):
         return None, f"poml {engine.poml_version()} is installed: change the version, or remove it"
-    source = _source_of(problem, snapshot, place)
+    source = _source_of(problem, snapshot)
     if source is None or problem.line is None or problem.column is None:
         return None, None
     offset = source.offset(problem.line, problem.column)
-    if problem.message.startswith(("unexpected character", "Expecting")):
-        fault = find_fault(source.text, offset)
-        if fault is None:
-            return None, None
-        line, column, text = source.place(fault.offset)
-        return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width), fault.remedy
-    element, key, code = _expression_at(parse_markup(source.text), offset)
-    return None, _remedy(element, key, code)
+    if not problem.message.startswith(("unexpected character", "Expecting")):
+        return None, _remedy_at(source, offset, problem.width, snapshot)
+    fault = find_fault(source.text, offset)
+    if fault is None:
+        return None, None
+    line, column, text = source.locate(fault.offset)
+    return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width), fault.remedy
 
 
-def _remedy(element: Element, key: str, code: str) -> str | None:
-    """Return the remedy for an expression that cannot be evaluated, or None."""
-    if key and _ENTITY.search(code):
+def _remedy_at(source: SourceText, offset: int, width: int, snapshot: Snapshot) -> str | None:
+    """Return the remedy for the expression that a problem at an offset is about, or None."""
+    after = [one for one in snapshot.inference.expressions if one.source.file == source.file and one.offset >= offset]
+    expression = min(after, key=lambda one: one.offset, default=None)
+    before = source.text[offset : expression.offset] if expression else ""
+    if expression is None or expression.kind == "schema" or (len(before) > width and before.strip("{ \t\r\n")):
+        return None
+    return _remedy(expression, before)
+
+
+def _remedy(expression: Expression, before: str) -> str | None:
+    """Return the remedy for an expression that cannot be evaluated, or None; `before` is the text in front of it."""
+    code, kind = expression.code, expression.kind
+    if kind != "text" and ENTITY.search(code):
         return _DECODED
-    if key == "for" and "{{" in code:
+    if kind == "for" and "{{" in before + code:
         return 'for= takes no braces: for="item in items"'
-    if key == "value" and element.name == "let" and is_prose(code) and analyse(code).broken:
+    if kind == "value" and is_prose(code) and analyse(code).broken:
         return f'{_TEXT}value="{quoted(code)}"'
-    if not key and (code.count("{") != code.count("}") or code.count("'") % 2 or code.count('"') % 2):
+    if kind == "text" and (code.count("{") != code.count("}") or code.count("'") % 2 or code.count('"') % 2):
         return "}} ends an expression, also inside a text: write } }"
     found = next(foreign_words(code), None)
     return found and f"an expression is JavaScript, and {found[1]!r} is {found[2]}: write {found[3]}"
 
 
-def _source_of(problem: Problem, snapshot: Snapshot, place: str | None) -> SourceText | None:
-    if problem.file == place:
+def _source_of(problem: Problem, snapshot: Snapshot) -> SourceText | None:
+    if problem.file == snapshot.label:
         return SourceText(snapshot.source.removeprefix("\ufeff"))
     file = Path(problem.file or "")
     content = read_file(file) if file in snapshot.inference.includes else None
     return None if content is None else SourceText(decode(content, str(file))[0], file)
-
-
-def _expression_at(root: Element, offset: int) -> tuple[Element, str, str]:
-    """Return the element and the attribute at an offset, and the expression there."""
-    for element in root.walk():
-        for key, value in element.attributes:
-            if value.at(0) - 1 <= offset <= value.at(0) + len(value.text):
-                return element, key, value.text
-        for child in element.children:
-            if isinstance(child, Passage) and child.at(0) <= offset < child.at(0) + len(child.text):
-                text = child.text[offset - child.at(0) :]
-                return element, "", next((code for _, code in expressions(text)), "")
-    return root, "", ""

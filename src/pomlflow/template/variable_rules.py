@@ -55,7 +55,7 @@ def _is_json(text: str) -> bool:
 
 def unused_variable(page: Page) -> Iterator[Fault]:
     """Find variables that a ``<let>`` sets and nothing uses."""
-    used = {word for code in page.snapshot.inference.expressions for word in _WORD.findall(code)}
+    used = {word for one in page.snapshot.inference.expressions for word in _WORD.findall(one.code)}
     for node in page.nodes:
         name = node.element.find("name")
         if node.name == "let" and name.text.strip() and not used & set(bound_by(name.text)):
@@ -80,7 +80,7 @@ def shadowed_variable(page: Page) -> Iterator[Fault]:
             )
             hidden = outer or lets.get(item)
             if hidden is not None:
-                line = page.place(hidden.start)[0]
+                line = page.source.locate(hidden.start)[0]
                 at = element.find("for").at(0)
                 yield Fault(at, len(item), f"the loop's {item} hides that of line {line}", "give it another name")
             loops.append((element, item, _end(element)))
@@ -92,7 +92,7 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
         before = lets.get(one)
         own = set(_WORD.findall(value))
         if before is not None and one not in own:
-            line = page.place(before.start)[0]
+            line = page.source.locate(before.start)[0]
             also = (
                 ": POML (0.0.8) ignores the if= of a <let>" if element.find("if").text or before.find("if").text else ""
             )
@@ -101,12 +101,12 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
         elif before is None and one not in own:
             early = page.first_uses.get(one)
             if early is not None and early.offset < element.start:
-                why = f"the variable {one} is used before, in line {early.line}, and there is the caller's"
+                why = f"the variable {one} is used before, in line {early.position[0]}, and there is the caller's"
                 yield Fault(name.at(0), len(name.text), why, "move the <let> up, or give it another name")
 
 
 def _end(element: Element) -> int:
-    return element.ending[0] if element.ending is not None else element.end
+    return element.end_tag[0] if element.end_tag is not None else element.end
 
 
 RULES: Mapping[str, Rule] = {

@@ -221,7 +221,7 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
 def _is_readable(file: PromptFile) -> bool:
     """Whether a render of the prompt could read the file."""
     with contextlib.suppress(OSError, ValueError):
-        return is_under(os.path.realpath(file.location), map(os.path.realpath, trusted_roots(file.home)))
+        return is_under(os.path.realpath(file.location), map(os.path.realpath, trusted_roots(file.folder)))
     return False
 
 

@@ -62,7 +62,7 @@ def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, s
         "the variable {{{{{}}}}}": {use.name for use in found.uses},
         "the tool {}": {tool.find("name").text for tool in tools},
         "the file {}": paths,
-        "{}": {_PARTS[part] for part in found.parts & _PARTS.keys()},
+        "{}": {_PARTS[part] for part in found.fields & _PARTS.keys()},
     }
 
 

@@ -129,7 +129,7 @@ class PromptConstructors:
     @property
     def registry_name(self) -> str | None:
         """The prompt's name in MLflow's registry; None for markup without a name."""
-        return self._core.registry_name
+        return self._core.name
 
     @property
     def version(self) -> int | None:
@@ -154,7 +154,7 @@ class PromptConstructors:
             "takes": [f"{name} (messages)" if name in found.messages else name for name in found.optional],
             "reads": [file.path for file in now.files],
         }
-        return template_html(self._core.relative or "POML", facts, now.source)
+        return template_html(self._core.trace_path or "POML", facts, now.source)
 
 
 def restore_origin(uri: str, refresh: float, markup: str | None, base_dir: str | os.PathLike[str] | None) -> Origin:

@@ -47,9 +47,9 @@ def facts_of(record: RenderRecord) -> dict[str, Any]:
         facts["runtime"] = dict(record.added_runtime)
     if not record.chat:
         facts["chat"] = False
-    if record.natives:
-        facts["natives"] = list(record.natives)
-    if record.spaced:
+    if record.message_variables:
+        facts["natives"] = list(record.message_variables)
+    if record.kept_whitespace:
         facts["spaced"] = True
     return facts
 

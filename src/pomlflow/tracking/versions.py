@@ -83,7 +83,7 @@ def draft_of(record: RenderRecord, name: str) -> Draft:
     tags = {_DIGEST: record.digest, "poml_path": record.path, "poml_version": record.poml_version}
     output = record.output or {}
     # Copied, since the draft waits in a background thread, where the caller may change the output meanwhile.
-    static = {key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static}
+    static = {key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static_fields}
     return Draft(
         name=name,
         source=record.source,

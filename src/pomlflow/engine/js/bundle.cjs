@@ -60,11 +60,13 @@ function load(bundle, prepared, restrict) {
   const module = { exports: {} };
   const require = restrict(Module.createRequire(bundle));
   script.runInThisContext()(module.exports, require, module, bundle, path.dirname(bundle), helpers(bundle, require));
-  const from = module.exports;
-  rememberComponents(from('./packages/poml/base.tsx'));
-  matchNames(from('./node_modules/cheerio/dist/commonjs/cheerio.js'));
-  const { PomlFile } = from('./packages/poml/file.tsx');
-  const base = from('./packages/poml/base.tsx');
+  const bundled = module.exports; // webpack's require(), for the modules in the bundle
+  const base = bundled('./packages/poml/base.tsx');
+  const { PomlFile } = bundled('./packages/poml/file.tsx');
+  rememberComponents(base);
+  matchNames(bundled('./node_modules/cheerio/dist/commonjs/cheerio.js'));
+  const place = trackPlace(PomlFile);
+  markSchemaErrors(PomlFile, place);
   return {
     cache: !cachedData ? 'none' : script.cachedDataRejected ? 'rejected' : 'hit',
     /** The bytes that Python stores for later starts. */
@@ -73,16 +75,16 @@ function load(bundle, prepared, restrict) {
       length.writeBigUInt64LE(BigInt(source.length));
       return Buffer.concat([length, Buffer.from(source, 'latin1'), script.createCachedData()]);
     },
-    React: from('./node_modules/react/index.js'),
+    React: bundled('./node_modules/react/index.js'),
     base,
     PomlFile,
-    version: from('./packages/poml/version.ts').POML_VERSION,
-    write: from('./packages/poml/index.ts').write,
-    zod: from('./node_modules/zod/index.cjs'),
-    reactRender: from('./packages/poml/util/reactRender.ts').reactRender,
+    version: bundled('./packages/poml/version.ts').POML_VERSION,
+    write: bundled('./packages/poml/index.ts').write,
+    zod: bundled('./node_modules/zod/index.cjs'),
+    reactRender: bundled('./packages/poml/util/reactRender.ts').reactRender,
     sources: numberSources(PomlFile),
-    mark: passNativeMessages(base),
-    whitespace: keepWhitespace(PomlFile),
+    markMessages: passNativeMessages(base),
+    whitespace: keepWhitespace(PomlFile, place),
     settle: keepPromises(base),
   };
 }
@@ -180,9 +182,9 @@ function passNativeMessages(base) {
   conversation.render = function (props) {
     return render.call(this, Array.isArray(props.messages) ? { ...props, messages: props.messages.map(marked) } : props);
   };
-  return (context, natives) => {
-    for (const [name, marks] of Object.entries(natives || {})) {
-      marks.forEach((text, index) => Object.defineProperty(context[name][index], MARK, { value: text }));
+  return (context, marks) => {
+    for (const [name, texts] of Object.entries(marks || {})) {
+      texts.forEach((text, index) => Object.defineProperty(context[name][index], MARK, { value: text }));
     }
   };
 }
@@ -194,18 +196,10 @@ const SPACES = Object.fromEntries(Object.entries(SIGNS).map(([space, sign]) => [
 const STRUCTURE = /<(?:obj|table)\b| serializer="(?!xml")| (?:char|token)-limit="/; // in POML's intermediate form
 const SCHEMA = /^(?:output-?schema|tool(?:-?def(?:inition)?)?)$/i;
 
-/**
- * Keeps the whitespace of variables, and marks errors in schemas.
- *
- * POML (0.0.8) collapses the whitespace of a value, even in the code and tables of a retrieved text. If a render
- * requests it, a variable that stands alone in an element's text, `{{name}}`, keeps its whitespace. An error in a
- * schema is marked, since POML's message does not mention the schema.
- */
-function keepWhitespace({ prototype }) {
-  const { evaluateExpression, formatError, xmlAttributeValueRange, xmlElementRange } = prototype;
-  let place; // the place of the next expression: POML computes its range right before evaluating it
-  let variables;
-  let used = false;
+/** Returns a function that returns where the next expression stands: POML computes its range right before it. */
+function trackPlace({ prototype }) {
+  const { xmlAttributeValueRange, xmlElementRange } = prototype;
+  let place;
   prototype.xmlAttributeValueRange = function (attribute) {
     place = 'attribute';
     return xmlAttributeValueRange.call(this, attribute);
@@ -215,12 +209,28 @@ function keepWhitespace({ prototype }) {
     place = SCHEMA.test((isText ? element.parent : element)?.name) ? 'schema' : isText ? 'text' : 'element';
     return xmlElementRange.call(this, element);
   };
+  return () => place;
+}
+
+/** Marks an error in a schema, since POML's message does not mention the schema. */
+function markSchemaErrors({ prototype }, place) {
+  const { formatError } = prototype;
   prototype.formatError = function (...given) {
-    return Object.assign(formatError.apply(this, given), { inSchema: place === 'schema' });
+    return Object.assign(formatError.apply(this, given), { inSchema: place() === 'schema' });
   };
+}
+
+/**
+ * Keeps the whitespace of a variable that stands alone in an element's text, `{{name}}`, if a render requests it. POML
+ * (0.0.8) collapses it, even in the code and tables of a retrieved text.
+ */
+function keepWhitespace({ prototype }, place) {
+  const { evaluateExpression } = prototype;
+  let variables;
+  let used = false;
   prototype.evaluateExpression = function (expression, context, range, bare) {
     const value = evaluateExpression.call(this, expression, context, range, bare);
-    if (!variables || place !== 'text' || typeof value !== 'string' || !Object.hasOwn(variables, expression)) return value;
+    if (!variables || place() !== 'text' || typeof value !== 'string' || !Object.hasOwn(variables, expression)) return value;
     const hidden = value.replace(/\n|\r|\t| {2}|^ | $/g, (space) => SIGNS[space]);
     used ||= hidden !== value;
     return hidden;

@@ -44,7 +44,8 @@ function mentions(expression, context) {
 
 /** Hooks into POML's evaluation of expressions. The first check calls it, so that renders alone cost nothing. */
 function install({ prototype }) {
-  let evaluating, looping, attribute, forced;
+  let evaluating, looping, attribute;
+  let forced; // whether an `if` was taken although a placeholder made it false
   const attributes = []; // the ranges of attributes with a placeholder's value
   const texts = []; // the ranges of texts with a placeholder's value
   const { evaluateExpression, handleForLoop, reportError, xmlAttributeValueRange } = prototype;
@@ -94,7 +95,7 @@ function install({ prototype }) {
      * Whether a placeholder may have caused a component's problem: its value is in an attribute, or in JSON in the
      * text; or it enabled alternatives that exclude each other (an `if` for each of two output schemas).
      */
-    doubts({ message, startIndex: start, endIndex: end }) {
+    mayHaveCaused({ message, startIndex: start, endIndex: end }) {
       const holds = (range) => start === undefined || (range.start >= start && range.end <= end);
       return attributes.some(holds) || (forced && /^Multiple /.test(message)) || (/\bJSON\b/.test(message) && texts.some(holds));
     },

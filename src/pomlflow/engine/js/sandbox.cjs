@@ -66,22 +66,22 @@ const MODULES = {
 };
 
 /** require() for POML's bundle without the sandbox: only the reading of files is replaced, as in the sandbox. */
-const openRequireFor = (require, files) => (id) =>
-  id === 'fs' ? { ...fs, ...files } : id === 'sharp' ? images(require, files) : require(id);
+const openRequireFor = (require, reads) => (id) =>
+  id === 'fs' ? { ...fs, ...reads } : id === 'sharp' ? images(require, reads) : require(id);
 
 /**
  * require() for POML's bundle in the sandbox.
  *
  * @param {Function} require The real one, resolving from the bundle's folder.
- * @param {object} files The reading functions of the module fs.
+ * @param {object} reads The reading functions of the module fs, by name.
  */
-function requireFor(require, files) {
+function requireFor(require, reads) {
   const given = new Map();
   const load = (id) => {
     if (MODULES[id]) return MODULES[id]();
-    if (id === 'sharp') return images(require, files);
+    if (id === 'sharp') return images(require, reads);
     if (id.startsWith('pdfjs-dist/')) return run(require.resolve(id), facade); // eval("require") of POML's pdfjs
-    if (id === 'fs') return reading(files);
+    if (id === 'fs') return readOnlyFs(reads);
     if (id === 'canvas') throw new Error("Cannot find module 'canvas'"); // optional, and not part of poml
     return closed(id);
   };
@@ -94,7 +94,7 @@ function requireFor(require, files) {
 }
 
 /** The module fs with these reading functions; every other function is closed. */
-function reading(reads) {
+function readOnlyFs(reads) {
   const module = {};
   for (const [name, value] of Object.entries(fs)) {
     if (reads[name] || typeof value === 'function') module[name] = reads[name] ?? closed(`fs.${name}`);
@@ -119,7 +119,7 @@ function run(file, require) {
  * The part of sharp that POML uses, loaded for the first image (it takes 40 ms). sharp is native code, which Node's
  * permission model does not restrict: it could read and write any file. So it only receives and returns bytes.
  */
-function images(require, files) {
+function images(require, reads) {
   const wrap = (image, source) => {
     const rename = (error) => {
       throw new Error(error.message.replace('Input buffer', `Input ${source}`));
@@ -134,7 +134,7 @@ function images(require, files) {
   return Object.freeze((input) => {
     const sharp = require('sharp');
     return typeof input === 'string'
-      ? wrap(sharp(files.readFileSync(input)), 'file')
+      ? wrap(sharp(reads.readFileSync(input)), 'file')
       : wrap(sharp(Buffer.from(input)), 'buffer');
   });
 }
@@ -197,7 +197,7 @@ function makeReport() {
 }
 
 /** Replaces globals before the bundle is loaded: the bundle keeps references, which must be to substitutes. */
-function close() {
+function replaceGlobals() {
   define('console', makeConsole());
   define('process', makeProcess());
   Buffer.poolSize = 0; // pooled small buffers would share memory, and show the content of earlier renders
@@ -217,7 +217,7 @@ function refuseImports() {
 }
 
 /** Closes the rest after the bundle is loaded; throws if something cannot be closed. */
-function finish() {
+function seal() {
   refuseImports();
   define('performance', { now: () => performance.now() });
   define('crypto', { randomUUID: () => crypto.randomUUID() });
@@ -227,4 +227,4 @@ function finish() {
   closeGlobals();
 }
 
-module.exports = { close, finish, openRequireFor, requireFor };
+module.exports = { openRequireFor, replaceGlobals, requireFor, seal };

@@ -4,7 +4,7 @@
 //
 // Each line is one JSON value. The first line on stdout is the handshake {id: 0, ready: {…}} or {id: 0, fatal: "why",
 // node}. Then there is one answer for each request, in order:
-//   {id, markup, context, stylesheet, path, chat, revive, natives, keep_whitespace} -> {id, ok: frame} | {id, problems: […]}
+//   {id, markup, context, stylesheet, path, chat, revive, marks, keep_whitespace} -> {id, ok: frame} | {id, problems: […]}
 //   the same with placeholders, names of variables without a value -> the same, without problems that these may cause
 //   {id, op: "prepare"}                                            -> {id, ok: base64 of what a later start reads}
 // An answer also has ms, the time from parsing the request to writing the answer; kept, if whitespace was kept; and in
@@ -35,7 +35,7 @@ process.stdout.write = process.stderr.write.bind(process.stderr);
 const send = (line, then) => write(`\n${line}\n`, then);
 
 /** A cache of parsed files by path and markup: parsing is half of a render. The length of its keys is bounded. */
-class Files {
+class ParsedFiles {
   constructor(limit) {
     this.limit = limit;
     this.held = 0;
@@ -66,7 +66,7 @@ class Files {
 
 /** Renders a request; returns null if kept whitespace would break the syntax of the output: JSON, YAML or a table. */
 async function render({ markup, context, stylesheet, path: file, chat }) {
-  poml.sources.begin();
+  poml.sources.begin(); // parsing reports offsets too
   const { parsed, errors } = parsedFiles.get(markup, file);
   poml.sources.begin(parsed.sourcePath);
   // Reset what react() of poml 0.0.8 leaves behind in a PomlFile, and restore the errors of its constructor.
@@ -90,8 +90,8 @@ async function render({ markup, context, stylesheet, path: file, chat }) {
   return frame;
 }
 
-/** A problem in plain values. A template can throw any object, whose properties may run code. */
-function problem(error) {
+/** Describes an error in plain values. A template can throw any object, whose properties may run code. */
+function describe(error) {
   try {
     const { name, message, startIndex, endIndex, sourcePath, inSchema } = Object(error);
     const { offset: start, file } = poml.sources.locate(startIndex);
@@ -108,16 +108,16 @@ function problem(error) {
   }
 }
 
-/** The answer to a render, as JSON. */
+/** The answer to a render, as JSON; `thrown` has what the render threw, `check` is that of placeholders.cjs. */
 function toJson(id, frame, thrown, check) {
   try {
     // The errors that POML collected come first: usually they are the cause of what was thrown later.
     const errors = [...poml.base.ErrorCollection.list(), ...thrown];
-    const problems = errors.filter((error) => !check?.doubts(Object(error))).map(problem);
+    const problems = errors.filter((error) => !check?.mayHaveCaused(Object(error))).map(describe);
     if (check) frame ??= { messages: [] };
     return JSON.stringify(problems.length ? { id, problems } : { id, ok: frame, kept: poml.whitespace.isUsed() || undefined });
   } catch (error) { // a frame that is not JSON: a schema that contains itself, a BigInt
-    return JSON.stringify({ id, problems: [problem(error)] });
+    return JSON.stringify({ id, problems: [describe(error)] });
   }
 }
 
@@ -135,9 +135,10 @@ function reviveAll(values) {
   return values;
 }
 
+/** Renders with whitespace kept or not; see `render`. */
 function attempt(request, check, keep) {
   if (request.revive) reviveAll(request.context);
-  poml.mark(request.context, request.natives);
+  poml.markMessages(request.context, request.marks);
   check?.begin(request.context, request.placeholders);
   poml.whitespace.keep(keep ? request.context : undefined);
   return render(request);
@@ -170,7 +171,7 @@ function clean() {
   files.serve(undefined);
   poml.base.BufferCollection.clear(); // documents by path and mtime, which two quick writes may share
   poml.zod.globalRegistry.clear(); // it keeps all described schemas, and refuses the same meta({ id }) twice
-  for (const forget of forgets) forget();
+  for (const cleanup of cleanups) cleanup();
 }
 
 /** Answers requests in order of arrival, until the parent is gone. */
@@ -204,17 +205,17 @@ function serve() {
 }
 
 let poml, checking;
-const forgets = [];
-const parsedFiles = new Files(256 * 1024); // a parsed file takes 85 bytes per character, or 210 if it is only tags
+const cleanups = []; // run after each render
+const parsedFiles = new ParsedFiles(256 * 1024); // a parsed file takes 85 bytes per character, or 210 if it is only tags
 try {
-  if (sandboxed) sandbox.close();
+  if (sandboxed) sandbox.replaceGlobals();
   const requireFor = sandboxed ? sandbox.requireFor : sandbox.openRequireFor;
   poml = load(process.argv[2], process.argv[3], (require) => requireFor(require, files.reads));
   if (sandboxed) {
-    forgets.push(endTimers());
-    sandbox.finish();
+    cleanups.push(endTimers());
+    sandbox.seal();
   }
-  forgets.push(forgetGlobals());
+  cleanups.push(forgetGlobals());
   serve();
   const { version, cache } = poml;
   send(JSON.stringify({ id: 0, ready: { node: process.version, poml: version, cache } }));
