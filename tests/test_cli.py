@@ -497,14 +497,15 @@ class Terminal:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_check_of_many_counts_them_on_a_terminal(
+def test_a_check_of_many_shows_a_bar_on_a_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], encoding: str
 ) -> None:
     """What it prints stays in the pipe that it goes to."""
     write(folder / "p" / "wrong.poml", "<p>{{ a. }}</p>")
     code, printed, shown = Terminal(monkeypatch, capsys, encoding).run("check", "p")
     assert (code, printed) == (1, "p/wrong.poml:1:4: Unexpected token '}'\n")
-    assert [f"checking {number} of 3\x1b[K\r".encode() in shown for number in (1, 2, 3)] == [True] * 3
+    bars = [f"checking [{'#' * done:-<30}] {number} of 3".encode() for number, done in ((1, 0), (2, 10), (3, 20))]
+    assert [bar in shown for bar in bars] == [True] * 3
     assert b"wrong.poml" not in shown
     assert shown.isascii()
     assert b"3 checked, 1 with problems" in shown
@@ -518,7 +519,7 @@ def test_register_and_replay_show_their_progress_on_a_terminal(
     write(folder / "p" / "other.poml", HELLO)
     code, printed, shown = Terminal(monkeypatch, capsys, "utf-8").run("register", "p")
     assert (code, len(printed.splitlines())) == (0, 2)
-    assert b"registering 2 of 2" in shown
+    assert b"registering [###############---------------] 2 of 2" in shown
     pomlflow.autolog(register=False)
     pomlflow.render(Path("p/other.poml"), {"name": "Ada"})
     pomlflow.autolog(disable=True)
@@ -528,4 +529,4 @@ def test_register_and_replay_show_their_progress_on_a_terminal(
     trace = str(mlflow.get_last_active_trace_id())
     code, printed, shown = Terminal(monkeypatch, capsys, "utf-8").run("replay", trace, trace)
     assert (code, printed.count("1 identical")) == (0, 2)
-    assert b"replaying 2 of 2" in shown
+    assert b"replaying [###############---------------] 2 of 2" in shown

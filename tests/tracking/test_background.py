@@ -14,7 +14,7 @@ from mlflow.utils.workspace_context import get_request_workspace
 from tests.mlflow_server import until
 
 from pomlflow.tracking import background
-from pomlflow.tracking.background import RejectedError, State, Task, Worker
+from pomlflow.tracking.background import FIRST, RejectedError, State, Task, Worker
 
 STORE = "sqlite:///store.db"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
@@ -142,6 +142,19 @@ def test_reads_run_before_a_backlog_of_writes(tasks):
     go_on.set()
     assert tasks.flush(30) == 0
     assert done == ["read", 0, 1, 2]
+
+
+def test_a_lookup_runs_before_a_backlog_of_links(tasks):
+    """Also before those whose trace was just stored: a trace that ends before its version is known costs more."""
+    done, started, go_on = [], threading.Event(), threading.Event()
+    tasks.submit(Do(lambda: (started.set(), go_on.wait(30))))
+    assert started.wait(30)
+    tasks.submit(Do(lambda: done.append("link")))
+    tasks.wake(Do(lambda: done.append("stored")))
+    tasks.submit(Do(lambda: done.append("lookup")), after=FIRST)
+    go_on.set()
+    assert tasks.flush(30) == 0
+    assert done[0] == "lookup"
 
 
 @pytest.mark.parametrize(

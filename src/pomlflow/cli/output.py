@@ -18,22 +18,24 @@ __all__ = ["progress", "show_chat", "show_json", "shown_path", "word_diff"]
 
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
 T = TypeVar("T")
+_BAR = 30  # the width of a progress bar
 _AROUND = 2  # the number of unchanged lines shown before and after a change
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the items; if there are several, show a counter on standard error if that is a terminal.
+    """Yield the items; if there are several, show a bar on standard error if that is a terminal.
 
-    The next output overwrites the counter.
+    The bar is below the line at which the next output starts, so that lines can be printed between two items.
     """
     shown = bool(items[1:]) and sys.stderr.isatty()
     for number, item in enumerate(items, 1):
         if shown:
-            click.echo(f"{what} {number} of {len(items)}\x1b[K\r", nl=False, err=True)
+            bar = "#" * (_BAR * (number - 1) // len(items))
+            click.echo(f"\x1b[K\n{what} [{bar:-<{_BAR}}] {number} of {len(items)}\x1b[K\x1b[A\r", nl=False, err=True)
         yield item
     if shown:
-        click.echo("\x1b[K", nl=False, err=True)
+        click.echo("\x1b[K\n\x1b[K\x1b[A\r", nl=False, err=True)
 
 
 def shown_path(file: str | Path) -> str:

@@ -94,7 +94,7 @@ class Stats:
         restarted: Processes that were started in place of one that had ended.
         recycled: Processes that were ended because of their memory.
         memory: Resident bytes of the processes, as last reported.
-        private_memory: Resident bytes that they do not share with another process; 0 on other systems than Linux.
+        private_memory: Bytes that they take without Node's program, which they share; 0 on other systems than Linux.
         pids: The ids of the processes, those for untrusted templates last.
     """
 

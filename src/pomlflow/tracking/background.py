@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import heapq
 import itertools
+import math
 import os
 import queue
 import threading
@@ -23,8 +24,9 @@ from mlflow.utils.workspace_context import set_server_request_workspace
 from pomlflow._log import logger, warn_once
 from pomlflow.tracking.stores import check_reachable, is_outage, may_pass, shown, without_login
 
-__all__ = ["RejectedError", "State", "Task", "Worker", "worker"]
+__all__ = ["FIRST", "RejectedError", "State", "Task", "Worker", "worker"]
 
+FIRST: Final = -math.inf  # seconds after which a task runs that goes before all others that are due
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
 _PAUSE: Final = 15.0  # seconds between runs of a task that returned NOT_YET or PARKED; a flush or `wake` runs it sooner
 _MAX_PAUSE: Final = 600.0  # seconds between runs of a task that a server refuses for now
@@ -245,7 +247,7 @@ class Worker:
         for outage in self._outages.values():
             outage.until = 0.0
         for entry in self._entries[1]:
-            entry.due = 0.0
+            entry.due = min(entry.due, 0.0)
         heapq.heapify(self._entries[1])
 
     def _settle(self) -> bool:

@@ -23,7 +23,7 @@ from mlflow.utils.uri import is_databricks_uri
 
 from pomlflow._log import logger, warn_once
 from pomlflow.record import RenderRecord
-from pomlflow.tracking.background import State, Task, worker
+from pomlflow.tracking.background import FIRST, State, Task, worker
 from pomlflow.tracking.links import TraceLink, link_model, link_run, list_in_experiment
 from pomlflow.tracking.shutdown import register_hooks
 from pomlflow.tracking.stores import Place
@@ -183,7 +183,8 @@ class Publisher:
         lookup = _Lookup(
             uri=place.registry, workspace=place.workspace, publisher=self, key=key, content=content, draft=draft
         )
-        if worker.submit(lookup):
+        # A trace that ends before its version is known takes two more requests, so links wait for lookups.
+        if worker.submit(lookup, after=FIRST):
             content.lookup = lookup
             self._lookups += 1
 
