@@ -84,6 +84,15 @@ def test_threads_get_as_many_processes_as_are_allowed_and_their_own_results(unti
     assert told.memory > 100 << 20
 
 
+def test_a_burst_grows_the_pool_to_its_limit(until: Callable[[Any], Any]) -> None:
+    """Also if all of its renders arrive while the second process starts."""
+    with ThreadPoolExecutor(8) as threads, held():
+        pomlflow.configure(max_workers=3)
+        renders = [threads.submit(text, n=n) for n in range(8)]
+        until(lambda: engine.stats().workers == 3)
+    assert [render.result() for render in renders] == [str(n) for n in range(8)]
+
+
 async def test_tasks_get_as_many_processes_as_are_allowed_and_their_own_results(until: Callable[[Any], Any]) -> None:
     assert await asyncio.gather(*(atext(n=n) for n in range(200))) == [str(n) for n in range(200)]
     until(lambda: engine.stats().workers == 2)

@@ -56,8 +56,8 @@ class Pool:
     """Two sets of warm processes. A process renders one request at a time; requests are served in order of arrival.
 
     One set is for trusted templates, the other for those that are not. A set's first request starts a process. A later
-    request starts another one, in the background, if at least as many requests of the set wait as it has processes,
-    and no other process is being started in the background.
+    request starts another one, in the background, if at least as many requests of the set wait as it has processes.
+    One process at a time is started in the background, and then the sets are compared with their queues again.
 
     `Settings.workers` is the limit for both sets together, but each set may always have one process. At the limit, a
     set can still grow if the other set has an idle process and keeps one. After two minutes without a render, all
@@ -312,11 +312,14 @@ class Pool:
             process = self._start(trusted)
         except EngineError as error:  # waiting requests get one of the existing processes
             logger.info("no further Node process could be started: %s", error)
-        else:
-            with self._lock:
-                self._grant_or_keep(process)
+            return
         finally:
             self._growing = False
+        with self._lock:
+            self._grant_or_keep(process)
+            for kind in (not trusted, trusted):  # requests that arrived during the start
+                if self._waiting[kind]:
+                    self._grow(kind)
 
     def _watch_for_idleness(self) -> None:
         """Start the thread that shrinks an idle pool, if there is more than one process. Needs the lock."""
