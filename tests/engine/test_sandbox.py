@@ -121,6 +121,14 @@ def test_without_the_sandbox_everything_is_read(home: Path, js: Callable[[str], 
     assert "closed" in refused(home, seen)
 
 
+def test_reading_the_counters_changes_nothing() -> None:
+    """A changed setting replaces the engine at the next render, and not before."""
+    rendering.render("<p>Hello</p>", {})
+    before = engine.stats()
+    settings.configure(sandbox=False)
+    assert (engine.stats().pids, engine.stats().rendered) == (before.pids, before.rendered)
+
+
 @pytest.mark.parametrize("wrong", ["/a/folder", Path("/a/folder")])
 def test_one_folder_for_a_list_of_them_is_an_error(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="must be a list of folders"):

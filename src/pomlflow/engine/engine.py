@@ -118,30 +118,34 @@ class _Engine:
 
 
 class _Current:
-    """The engine of this Python process, made at first use; a changed sandbox setting and a fork replace it."""
+    """The engine of this Python process, made at first use; a changed sandbox setting and a fork replace it.
+
+    Attributes:
+        engine: The engine that was used last; `get` returns the one for the setting in force.
+    """
 
     def __init__(self) -> None:
-        self._engine: _Engine | None = None
+        self.engine: _Engine | None = None
         self._lock = threading.Lock()
         self._registered = False
 
     def get(self) -> _Engine:
-        engine, sandbox = self._engine, settings().sandbox
+        engine, sandbox = self.engine, settings().sandbox
         if engine is not None and engine.sandbox == sandbox:
             return engine
         with self._lock:
             self._register()
-            old = self._engine
+            old = self.engine
             if old is not None and old.sandbox == sandbox:
                 return old
             # A new engine, since a process with the old setting may be starting in the old one.
-            self._engine = engine = _Engine(sandbox=sandbox)
+            self.engine = engine = _Engine(sandbox=sandbox)
         if old is not None:
             old.close()
         return engine
 
     def close(self) -> None:
-        engine, self._engine = self._engine, None
+        engine, self.engine = self.engine, None
         if engine is not None:
             engine.close()
 
@@ -158,7 +162,7 @@ class _Current:
 
     def _after_fork(self) -> None:
         watchdog.after_fork()  # a fork must share neither pipes nor locks with its parent
-        self._engine = None
+        self.engine = None
         self._lock = threading.Lock()
 
 
@@ -232,7 +236,7 @@ def stats() -> Stats:
         >>> stats().waiting
         0
     """
-    return _current.get().pool.stats()
+    return (_current.engine or _current.get()).pool.stats()
 
 
 def prewarm(workers: int = 1) -> None:
