@@ -186,6 +186,13 @@ def test_a_comment_ignores_rules_in_its_line_and_the_next() -> None:
     assert found("<poml><!-- pomlflow: ignore --><p>{a} &amp;</p></poml>") == []
 
 
+def test_several_comments_ignore_the_rules_of_all_of_them() -> None:
+    one, other = "<!-- pomlflow: ignore single-braces -->", "<!-- pomlflow: ignore dropped-text -->"
+    assert found(f"<poml>{one}{other}<p>{{a}} &amp;</p></poml>") == []
+    assert found(f"<poml>{one}\n{other}<p>{{a}} &amp;</p></poml>") == []
+    assert found(f"<poml><!-- pomlflow: ignore -->{other}<p>{{a}} &amp;</p></poml>") == []
+
+
 # --- settings ---
 
 MARKUP = "<p>{a} &amp;</p>"

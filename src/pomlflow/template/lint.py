@@ -114,8 +114,7 @@ def lint(
         for name in rules:
             for fault in RULES[name](page):
                 line, column, text = page.source.locate(fault.offset)
-                unwanted = ignored.get(line)
-                if unwanted is None or (unwanted and name not in unwanted):
+                if name not in ignored.get(line, ()):
                     found[Finding(name, fault.message, fault.remedy, file, line, column, text, fault.width)] = None
     order = {file: index for index, file in enumerate(dict.fromkeys(one.file for one in found))}
     found = {one: None for one in found if not any(_is_about(problem, one) for problem in reported)}
@@ -141,14 +140,15 @@ def _pages(snapshot: Snapshot, stylesheet: Mapping[str, Any] | None) -> Iterator
         yield Page(source, parse_document(source.text), folder, snapshot, stylesheet), shown
 
 
-def _ignored_lines(text: str) -> dict[int, frozenset[str]]:
+def _ignored_lines(text: str) -> dict[int, set[str]]:
     """Return the rules to ignore by line, from comments ``<!-- pomlflow: ignore rule -->``.
 
-    A comment applies to its own line and the next one. An empty set means all rules.
+    A comment applies to its own line and the next one, and to all rules if it names none.
     """
-    found: dict[int, frozenset[str]] = {}
+    found: dict[int, set[str]] = {}
     for comment in _IGNORED.finditer(text):
         line = text.count("\n", 0, comment.end()) + 1
-        rules = frozenset(re.findall(r"[\w-]*\w", comment["rules"]))
-        found[line] = found[line + 1] = rules
+        rules = re.findall(r"[\w-]*\w", comment["rules"])
+        for ignored in (line, line + 1):
+            found.setdefault(ignored, set()).update(rules or RULES)
     return found
