@@ -99,6 +99,27 @@ def test_an_invalid_timeout_is_refused(value: Any, monkeypatch: pytest.MonkeyPat
     assert settings.settings().timeout == 30.0
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "what"),
+    [
+        ("max_workers", 2.9, "an integer >= 0"),
+        ("max_queue", float("inf"), "an integer >= 0"),
+        ("max_memory", [], "an integer >= 1"),
+        ("max_content", "1.5", "an integer >= 0"),
+        ("timeout", 10**400, "a number of seconds above 0"),
+        ("prompt_root", 5, "a folder"),
+        ("allow_read", 5, "a list of folders"),
+        ("allow_read", [5], "a list of folders"),
+        ("sandbox", [], "1 or 0"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused(name: str, wrong: Any, what: str) -> None:
+    before = settings.settings()
+    with pytest.raises(ConfigurationError, match=f"^{name} must be {what}, got "):
+        settings.configure(**{name: wrong})  # type: ignore[misc]
+    assert settings.settings() == before
+
+
 def test_an_error_names_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
     with pytest.raises(ConfigurationError, match=r"POMLFLOW_TIMEOUT must be .*, got 'soon'"):

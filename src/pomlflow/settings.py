@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,7 +81,7 @@ def _process_wide() -> Settings:
     if _current is None:
         removed = [name for name in ("cached_results", "exact_openai_chat") if os.environ.get(_variable(name))]
         refuse_arguments(removed, spell=_variable)
-        given: dict[str, Any] = {name: os.environ.get(_variable(name)) or None for name in _CHECKS}
+        given: dict[str, Any] = {name: os.environ.get(_variable(name)) or None for name in _READERS}
         if given["allow_read"] is not None:
             given["allow_read"] = [folder for folder in given["allow_read"].split(os.pathsep) if folder]
         _current = Settings(**_checked(given, _variable))
@@ -126,7 +127,7 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
         30.0
     """
     global _current
-    refuse_arguments(changes.keys() - _CHECKS.keys(), known=_CHECKS)
+    refuse_arguments(changes.keys() - _READERS.keys(), known=_READERS)
     _current = replace(_process_wide(), **_checked(changes))
     return _current
 
@@ -152,7 +153,7 @@ def configured(*, timeout: float | None = None, **removed: Never) -> Iterator[Se
         'Hello'
     """
     refuse_arguments(removed)
-    token = _timeout.set(_timeout.get() if timeout is None else _seconds("timeout", timeout))
+    token = _timeout.set(_checked({"timeout": timeout}).get("timeout", _timeout.get()))
     try:
         yield settings()
     finally:
@@ -161,53 +162,59 @@ def configured(*, timeout: float | None = None, **removed: Never) -> Iterator[Se
 
 def _checked(given: Mapping[str, Any], spell: Callable[[str], str] = str) -> dict[str, Any]:
     """Return the given values, checked and converted; `spell` returns a setting's name as errors show it."""
-    return {name: _CHECKS[name](spell(name), value) for name, value in given.items() if value is not None}
+    found = {}
+    for name, value in given.items():
+        if value is not None:
+            what, read = _READERS[name]
+            try:
+                found[name] = read(value)
+            except (TypeError, ValueError, LookupError, OverflowError, RuntimeError) as error:
+                raise ConfigurationError(f"{spell(name)} must be {what}, got {value!r}") from error
+    return found
 
 
-def _number(least: int) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        try:
-            number = int(value)
-        except (TypeError, ValueError):
-            number = least - 1
+def _number(least: int) -> tuple[str, Callable[[Any], int]]:
+    def read(value: Any) -> int:
+        number = int(value) if isinstance(value, str) else operator.index(value)
         if number < least:
-            raise ConfigurationError(f"{name} must be an integer >= {least}, got {value!r}")
+            raise ValueError
         return number
 
-    return check
+    return f"an integer >= {least}", read
 
 
-def _seconds(name: str, value: Any) -> float:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
+def _seconds(value: Any) -> float:
+    seconds = float(value)
     if not 0 < seconds < float("inf"):
-        raise ConfigurationError(f"{name} must be a number of seconds above 0, got {value!r}")
+        raise ValueError
     return seconds
 
 
-def _folders(name: str, value: Any) -> tuple[Path, ...]:
+def _folder(value: Any) -> Path:
+    return Path(value).expanduser().absolute()  # independent of a later chdir
+
+
+def _folders(value: Any) -> tuple[Path, ...]:
     if isinstance(value, str | os.PathLike):
-        raise ConfigurationError(f"{name} must be a list of folders, got {value!r}")
-    return tuple(Path(folder).expanduser().absolute() for folder in value)  # independent of a later chdir
-
-
-def _switch(name: str, value: Any) -> bool:
-    word = str(value).strip().lower()
-    if word not in _SWITCHES:
-        raise ConfigurationError(f"{name} must be 1 or 0, got {value!r}")
-    return _SWITCHES[word]
+        raise TypeError
+    return tuple(map(_folder, value))
 
 
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "timeout": _seconds,
-    "prompt_root": lambda _, folder: Path(folder).expanduser().absolute() if folder else None,
+
+
+def _switch(value: Any) -> bool:
+    return _SWITCHES[str(value).strip().lower()]
+
+
+# What each setting must be, and the function that converts it and raises an error of Python's for another value.
+_READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "timeout": ("a number of seconds above 0", _seconds),
+    "prompt_root": ("a folder", lambda value: _folder(value) if value != "" else None),
     "max_workers": _number(0),
     "max_queue": _number(0),
     "max_memory": _number(1),
     "max_content": _number(0),
-    "allow_read": _folders,
-    "sandbox": _switch,
+    "allow_read": ("a list of folders", _folders),
+    "sandbox": ("1 or 0", _switch),
 }
