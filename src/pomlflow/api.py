@@ -245,10 +245,11 @@ def _template(markup: Markup, options: RenderOptions) -> Template:
     given.pop("base_dir", None)  # a file's own folder is its base
     if stylesheet:  # not hashable, so not cached
         return Template(path=markup, stylesheet=stylesheet, **given)
-    if not _exists(markup):  # raise TemplateNotFoundError: a cached template would render its last content
+    path = absolute(markup)
+    if not _exists(path):  # raise TemplateNotFoundError: a cached template would render its last content
         _file_template.cache_clear()
     root = str(settings().prompt_root or working_folder())  # the name depends on it
-    return _file_template(str(absolute(markup)), root, **given)
+    return _file_template(str(path), root, **given)
 
 
 @lru_cache(maxsize=256)

@@ -94,7 +94,7 @@ def _checked(**given: Any) -> _Options:
     refuse_arguments(given.keys() - known, "autolog", known)
     options = _Options(**given)
     # Absolute, so that the same options after a chdir are recognised as unchanged.
-    folder = None if options.trace_dir is None else os.path.abspath(options.trace_dir)  # noqa: PTH100
+    folder = options.trace_dir and os.path.abspath(os.path.expanduser(options.trace_dir))  # noqa: PTH100, PTH111
     return replace(options, mask=check_mask(options.mask), trace_dir=folder)
 
 

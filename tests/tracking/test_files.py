@@ -138,6 +138,17 @@ def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
     assert len(set(folders)) == 50
 
 
+def test_a_tilde_is_the_home_folder(
+    tmp_path: Path, autolog: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the path of a template."""
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    autolog(log_traces=False, trace_dir="~/runs")
+    pomlflow.poml("<p>Hello</p>")
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
 def test_a_full_disk_does_not_stop_a_render(
     tmp_path: Path, autolog: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

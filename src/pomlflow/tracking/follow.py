@@ -20,6 +20,7 @@ from pomlflow.exceptions import ConfigurationError, RegistryError
 from pomlflow.record import content_digest
 from pomlflow.template import Template
 from pomlflow.template.inference import infer
+from pomlflow.template.names import absolute
 from pomlflow.template.source import Snapshot
 from pomlflow.tracking.background import State, Task, worker
 from pomlflow.tracking.bundle import ExtractedFiles
@@ -81,7 +82,7 @@ def open_prompt(
         refresh=refresh,
         content=content,
         fallback=template,
-        base_dir=None if base_dir is None else Path(base_dir).absolute(),
+        base_dir=None if base_dir is None else absolute(base_dir),
         first_refresh=0.0 if content is None else refresh,
     )
 
