@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -34,6 +35,15 @@ def test_nulls_are_removed_through_references() -> None:
         "$defs": {"row": OPTIONAL, "maybe": {"type": ["string", "null"]}},
     }
     assert without_nulls({"row": {"a": "x", "b": None}, "maybe": None}, schema) == {"row": {"a": "x"}, "maybe": None}
+
+
+def test_nulls_are_removed_through_chains_and_circles_of_references() -> None:
+    names = [f"d{number}" for number in range(9)]
+    chain = {name: {"$ref": f"#/$defs/{then}"} for name, then in itertools.pairwise(names)}
+    node = {"properties": {"text": TEXT, "next": {"$ref": "#"}}}
+    assert without_nulls({"text": None}, {"$ref": "#/$defs/d0", "$defs": {**chain, "d8": node}}) == {}
+    assert without_nulls({"next": {"next": {"text": None}}}, node) == {"next": {"next": {}}}
+    assert without_nulls({"text": None}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}) == {"text": None}
 
 
 @pytest.mark.parametrize(

@@ -235,11 +235,13 @@ def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], place: str)
 
 def _followed(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a schema with its references resolved, except those in its parts."""
-    seen = 0
-    while isinstance(schema, Mapping) and isinstance(way := schema.get("$ref"), str) and way.startswith("#/"):
-        schema, seen = root, seen + 1
-        for name in way[2:].split("/"):
-            schema = schema.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(schema, Mapping) else None
-        if seen > len(root):  # a reference to itself
+    seen: set[str] = set()
+    while isinstance(schema, Mapping) and isinstance(way := schema.get("$ref"), str) and way not in seen:
+        start, *names = way.split("/")
+        if start != "#":
             break
+        seen.add(way)
+        schema = root
+        for name in names:
+            schema = schema.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(schema, Mapping) else None
     return schema if isinstance(schema, Mapping) else {}
