@@ -259,6 +259,8 @@ def test_in_github_actions_problems_are_annotations(run: Run, folder: Path, monk
     assert run("check", "wrong.poml").stdout.startswith(
         "::error file=wrong.poml,line=1,col=2::Component tsk not found."
     )
+    write(folder / "50% a,b.poml", "<tsk/>")
+    assert run("check", "50% a,b.poml").stdout.startswith("::error file=50%25 a%2Cb.poml,line=1,")
 
 
 # --- the registry ---

@@ -233,6 +233,7 @@ def _line(file: str, problem: Problem, level: str) -> str:
     message = problem.message if len(problem.message) <= _LONGEST else f"{problem.message[:_LONGEST]}…"
     if os.environ.get("GITHUB_ACTIONS") == "true":
         # https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+        place = _escaped(place).replace(":", "%3A").replace(",", "%2C")
         return f"::{level} file={place},line={line},col={column}::{_escaped(message)}"
     return f"{place}:{line}:{column}: {'' if level == 'error' else f'{level}: '}{message.split(chr(10), 1)[0]}"
 
