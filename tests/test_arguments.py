@@ -70,6 +70,7 @@ def test_register_prompts_is_register_in_handlers(framework: str) -> None:
         (lambda: pomlflow.configure(timout=1), "'timout'; did you mean 'timeout'"),
         (lambda: pomlflow.render(HELLO, nam="a"), "'nam'; did you mean 'name'"),
         (lambda: pomlflow.render(Path("a"), zzz=1), "'zzz'$"),
+        (lambda: pomlflow.configure(**dict.fromkeys("hgfedcba")), "'a'$"),  # the first of several, always
     ],
 )
 def test_a_misspelled_argument_names_the_one_that_was_meant(call: Callable[[], Any], meant: str) -> None:

@@ -27,7 +27,7 @@ _FOREIGN: Final = {
 def refuse_arguments(
     unknown: Iterable[str], owner: str = "", known: Iterable[str] = (), spell: Callable[[str], str] = str
 ) -> None:
-    """Raise an error for one of the unknown arguments, if there are any.
+    """Raise an error for the first of the unknown arguments by name, if there are any.
 
     Args:
         unknown: The names of the unknown arguments.
@@ -39,7 +39,7 @@ def refuse_arguments(
         ConfigurationError: The argument was removed; the error names the replacement.
         TypeError: The argument never existed; the error suggests a similar name.
     """
-    for name in unknown:
+    for name in sorted(unknown):
         if name in _REMOVED:
             raise ConfigurationError(f"{spell(name)} was removed in pomlflow 0.2: {_REMOVED[name]}")
         near = difflib.get_close_matches(name, known, 1)
@@ -53,6 +53,6 @@ def refuse_foreign(given: Iterable[str], owner: str) -> None:
     Raises:
         ConfigurationError: There is such an argument; the error names the replacement.
     """
-    for name in given:
+    for name in sorted(given):
         if name in _FOREIGN:
             raise ConfigurationError(f"{owner} has no argument {name}=: {_FOREIGN[name]}")
