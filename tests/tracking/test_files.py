@@ -115,6 +115,12 @@ def test_numbers_that_are_taken_are_passed_over(tmp_path: Path, record: Callable
     assert TraceFiles(tmp_path).write(record(), None).name == f"0003.{record().name}"
 
 
+def test_numbers_go_on_after_9999(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
+    for number in range(1, 10_001):
+        (tmp_path / f"{number:04}.other.poml").touch()
+    assert TraceFiles(tmp_path).write(record(name="new"), None).name == "10001.new"
+
+
 def test_threads_and_processes_take_a_number_each(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
     records = [record(source=f"<p>{number}</p>", variables={"n": number}, name=None) for number in range(20)]
     with ThreadPoolExecutor(4) as threads:

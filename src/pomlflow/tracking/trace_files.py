@@ -73,7 +73,7 @@ class TraceFiles:
 
     def _begin(self, name: str, markup: str) -> Path:
         """Write the markup under the first free number."""
-        taken = {entry.name[:4] for entry in os.scandir(self.folder)}
+        taken = {entry.name.partition(".")[0] for entry in os.scandir(self.folder)}
         for number in itertools.count(1):
             prefix = self.folder / f"{number:04}{f'.{name}' if name else ''}"
             if f"{number:04}" not in taken:
