@@ -160,6 +160,16 @@ def test_a_users_mistake_is_two_lines_and_no_traceback(run: Run, folder: Path, a
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize("command", ["render", "vars", "check", "diff", "register"])
+def test_a_prompt_that_is_not_utf_8_fails(run: Run, folder: Path, mlflow_store: str, command: str) -> None:
+    """It is the prompt's fault, and not one of the usage."""
+    (folder / "a.poml").write_bytes(b"<p>caf\xe9</p>")
+    done = run(command, "a.poml")
+    assert (done.exit_code, done.stdout.startswith("a.poml:1:7: ")) == (1, True), done.output
+    if command in {"render", "vars"}:
+        assert run(command, "-", given=b"<p>caf\xe9</p>").exit_code == 1
+
+
 @pytest.mark.parametrize("command", ["render", "check"])
 def test_an_engine_that_cannot_run_is_no_fault_of_a_prompt(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str

@@ -18,9 +18,9 @@ from typing import Any
 import click
 
 from pomlflow.cli.options import settings_options
-from pomlflow.cli.prompts import check, render, variables
+from pomlflow.cli.prompts import check, render, show_problems, variables
 from pomlflow.cli.registry import diff, pull, register, replay
-from pomlflow.exceptions import PomlError
+from pomlflow.exceptions import PomlError, RenderError
 
 __all__ = ["CommandError", "cli", "main"]
 
@@ -39,6 +39,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except RenderError as error:  # a prompt that is not UTF-8
+            show_problems("-", error)
+            ctx.exit(1)
         except PomlError as error:
             raise CommandError(str(error)) from error
         except BrokenPipeError:  # click handles it itself

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pomlflow.exceptions import Problem
+from pomlflow.exceptions import Problem, RenderError
 from pomlflow.settings import configure
 from pomlflow.template.files import decode
 
@@ -209,7 +209,10 @@ def template_of(file: str, *, name: str | None = None, stylesheet: str | None = 
 
     style = None if stylesheet is None else read_object(stylesheet)
     if file == "-":
-        return Template(_text(file), name=name, stylesheet=style, chat=chat)
+        try:
+            return Template(_text(file), name=name, stylesheet=style, chat=chat)
+        except InputError as error:
+            raise RenderError([error.problem]) from error
     if file.startswith("prompts:"):
         connect(None)
         from pomlflow.tracking.follow import open_prompt
