@@ -17,8 +17,9 @@ from tests.templates import sha, write
 
 from pomlflow import settings
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
+from pomlflow.record import PromptFile
 from pomlflow.template import Template
-from pomlflow.tracking.bundle import unpack
+from pomlflow.tracking.bundle import pack, unpack
 from pomlflow.tracking.load import Reference, load
 from pomlflow.tracking.publishing import register
 
@@ -301,6 +302,19 @@ def hostile(path: str, folder: str = "", content: bytes = b"x", **entry: Any) ->
 def test_a_path_that_leads_out_of_its_folder_is_refused(path: str, folder: str) -> None:
     with pytest.raises(ValueError, match="leads out of its folder"):
         unpack(hostile(path, folder))
+
+
+def test_what_is_packed_can_be_unpacked(tmp_path: Path) -> None:
+    """The limit of all files together applies to both."""
+    content = b"0" * 11_000_000
+    files = []
+    for path in ("a.txt", "b.txt", "c.txt"):
+        file = tmp_path / path
+        file.write_bytes(content if path != "c.txt" else b"small")
+        files.append(PromptFile(path, hashlib.sha256(file.read_bytes()).hexdigest(), file, tmp_path))
+    bundle = unpack(pack(files, None))
+    assert bundle.contents == {"a.txt": content, "c.txt": b"small"}
+    assert bundle.omitted["b.txt"].startswith("it has 11,000,000 bytes; all files of a version are limited to ")
 
 
 def test_a_bomb_is_not_unpacked() -> None:

@@ -151,17 +151,21 @@ def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
         return {}
     tags: dict[str, str] = {}
     entries: list[dict[str, Any]] = []
+    room = _MAX_UNPACKED
     for file in files:
         entry: dict[str, Any] = {"path": file.path, "sha256": file.sha256}
         entries.append(entry)
         content, omitted = _read(file)
         is_text, pieces = _split(content)
-        room = _MAX_PACKED - sum(map(len, tags.values()))
-        if not omitted and (len(content) > _MAX_UNPACKED or sum(map(len, pieces)) > room):
-            omitted = f"it has {len(content):,} bytes; the files of a version are limited to {_MAX_PACKED:,} characters"
+        if not omitted and (len(content) > room or sum(map(len, (*tags.values(), *pieces))) > _MAX_PACKED):
+            omitted = (
+                f"it has {len(content):,} bytes; all files of a version are limited to {_MAX_UNPACKED:,}, and to "
+                f"{_MAX_PACKED:,} characters as they are stored"
+            )
         if omitted:
             entry["left"] = omitted
             continue
+        room -= len(content)
         names = [f"{_CONTENT_TAG}{len(tags) + number}" for number in range(1, len(pieces) + 1)]
         tags.update(zip(names, pieces, strict=True))
         entry |= {"size": len(content), "text": is_text, "tags": names}
