@@ -361,11 +361,14 @@ def test_what_an_optimiser_registered_has_the_files_of_the_version_before(
     paths = [file.path for file in made.current().files]
     register(made)
     mlflow.genai.register_prompt(name, made.source.replace("<p>{{fact}}</p>", "<p>Remember: {{fact}}</p>"))
-    publish(name, "<p>No files</p>")
+    for number in range(11):  # versions without files, before the next one that names some and after it
+        publish(name, f"<p>No files {number}</p>")
+    mlflow.genai.register_prompt(name, made.source.replace("<p>{{fact}}</p>", "<p>Never forget: {{fact}}</p>"))
     elsewhere()
-    record = opened(name, alias=None, version=2).render({"mood": "kind"})
-    assert record.result()["messages"][0]["content"] == WHOLE.replace("Water", "Remember: Water")
-    assert (record.version, [file.path for file in record.files]) == (2, paths)
+    for version, words in ((2, "Remember"), (14, "Never forget")):
+        record = opened(name, alias=None, version=version).render({"mood": "kind"})
+        assert record.result()["messages"][0]["content"] == WHOLE.replace("Water", f"{words}: Water")
+        assert (record.version, [file.path for file in record.files]) == (version, paths)
 
 
 def test_what_an_optimiser_registered_finds_its_includes_in_base_dir(name: str, tmp_path: Path) -> None:

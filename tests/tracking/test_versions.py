@@ -89,6 +89,7 @@ def test_unity_catalog_sorts_nothing(record):
 
     contents = ["first", "second", "third", "fourth", "first", "third"]
     assert [find(content).version for content in contents] == [1, 2, 3, 4, 1, 3]
+    assert registry.last_with_files(record().name, 4) is None
 
 
 def test_nothing_is_made_where_only_a_look_is_asked_for(record):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from mlflow import MlflowClient
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils.gorilla import get_original_attribute
@@ -24,6 +23,7 @@ from pomlflow.template.inference import infer
 from pomlflow.template.markup import is_poml
 from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
 from pomlflow.tracking.stores import Place, check_reachable, store_errors
+from pomlflow.tracking.versions import Registry
 
 __all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"]
 
@@ -175,7 +175,7 @@ class Reference(NamedTuple):
             why = f" ({error.message})"
         if found is None:
             raise PromptNotFoundError(f"MLflow's registry does not have {self.uri}{why}", self.uri)
-        return PromptContent.of(found, _inherited_tags(client, found))
+        return PromptContent.of(found, _inherited_tags(Registry(client, place.registry), found))
 
 
 def load(
@@ -245,19 +245,15 @@ def _text_of(version: PromptVersion) -> str:
     return str(get_original_attribute(version, "template"))  # type: ignore[no-untyped-call] # in MLflow
 
 
-def _inherited_tags(client: MlflowClient, version: PromptVersion) -> dict[str, str] | None:
+def _inherited_tags(registry: Registry, version: PromptVersion) -> dict[str, str] | None:
     """Return the tags of an earlier version with files, if this version names files and was registered without tags.
 
-    MLflow's optimisers register a text without tags. Its files are those of the last version before it, which is
-    looked for among the ten newest.
+    MLflow's optimisers register a text without tags. Its files are those of the last version before it that has any.
     """
     if version.tags.keys() & {FILES_TAG, _DIGEST_TAG} or not version.is_text_prompt:
         return None
     named = infer(_text_of(version), Path(os.sep), read=lambda _: None)
     if not (named.includes or named.assets):
         return None
-    query = f"name = '{version.name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
-    for other in client.search_model_versions(query, max_results=10, order_by=["version_number DESC"]):
-        if int(other.version) < int(version.version) and FILES_TAG in other.tags:
-            return dict(other.tags)
-    return None
+    other = registry.last_with_files(str(version.name), int(version.version))
+    return None if other is None else dict(other.tags)

@@ -29,7 +29,7 @@ from pomlflow.record import PromptFile, RenderRecord
 from pomlflow.template.names import NAMES
 from pomlflow.template.runtime import canonical
 from pomlflow.tracking.background import RejectedError
-from pomlflow.tracking.bundle import FileChangedError, pack
+from pomlflow.tracking.bundle import FILES_TAG, FileChangedError, pack
 
 __all__ = ["Draft", "Registry", "draft_of", "model_config", "name_of", "runtime_of"]
 
@@ -143,18 +143,20 @@ class Registry:
         version = self.client.get_prompt_version(draft.name, draft.number)
         return version if version is not None and _has_content(version, draft) else None
 
+    def last_with_files(self, name: str, before: int) -> PromptVersion | None:
+        """Return the last version before a number that has files."""
+        has_files = f"tags.`{FILES_TAG}` LIKE '%' AND version_number < {before}"
+        return next(iter(self._search(name, has_files, newest=True)), None)
+
     def _first(self, name: str, digest: str) -> PromptVersion | None:
         """Return the first version of a prompt with a digest."""
-        found = self._search(name, digest, limit=1)
-        return found[0] if found else None
+        return next(iter(self._search(name, f"tags.`{_DIGEST}` = '{digest}'")), None)
 
-    def _search(
-        self, name: str, digest: str | None = None, *, newest: bool = False, limit: int = 1
-    ) -> list[PromptVersion]:
+    def _search(self, name: str, condition: str = "", *, newest: bool = False, limit: int = 1) -> list[PromptVersion]:
         """Return versions in the order of their numbers. Names and digests contain no quotes, so none are escaped."""
         query = f"name = '{name}' AND tags.`{_IS_PROMPT}` = 'true'"
-        if digest is not None:
-            query += f" AND tags.`{_DIGEST}` = '{digest}'"
+        if condition:
+            query += f" AND {condition}"
         if self.uri.startswith("databricks-uc"):  # its client refuses an order
             page = self.client.search_model_versions(query)
             found = list(page)
