@@ -52,6 +52,15 @@ def poml_span(trace: Trace) -> Span:
     return span
 
 
+def test_a_check_is_neither_traced_nor_registered(framework: Framework, stored_traces: Fetch) -> None:
+    pomlflow.autolog()
+    checked = framework.prompts.from_template("<p>Hello {{name}}</p>", name="only-checked")
+    assert checked.validate(name="Ada") == checked.validate() == []
+    assert pomlflow.flush()
+    assert stored_traces() == []
+    assert mlflow.MlflowClient().get_prompt("only-checked") is None
+
+
 def _in_threads(call: Callable[[], Any]) -> None:
     with ThreadPoolExecutor(2) as threads:
         for done in [threads.submit(call) for _ in range(3)]:

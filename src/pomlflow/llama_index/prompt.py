@@ -166,7 +166,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return self.chat and self._core.inference.has_speakers
 
     def validate(self, **variables: Any) -> list[Finding]:  # type: ignore[override]  # pydantic 1's method
-        """Check the prompt, at start-up instead of in the first call. A check with variables is a render and is traced.
+        """Check the prompt, at start-up instead of in the first call. Nothing is traced.
 
         Args:
             **variables: The variables that `partial_format` has not set. Without any, only errors that do not depend on
@@ -178,11 +178,10 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         Raises:
             PomlError: The error that a render would raise.
         """
-        if variables:
-            self.format_messages(**variables)
-            return self._core.lint()
         prepared, history, _ = self._prepared({})
-        if (error := self._core.check(prepared, history=history).error) is not None:
+        if variables:
+            self.render(variables, quiet=True)
+        elif (error := self._core.check(prepared, history=history).error) is not None:
             raise error
         return self._core.lint()
 
