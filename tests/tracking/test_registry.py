@@ -18,6 +18,7 @@ from tests.tracking.programs import found_by, versions
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.tracking import publish
 from pomlflow.tracking.background import worker
+from pomlflow.tracking.links import TraceLink
 
 LINKED = "mlflow.linkedPrompts"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
@@ -185,6 +186,27 @@ def test_a_listener_that_fails_hurts_no_other(mlflow_store, registry, record, ca
     assert len(warnings_of(caplog)) == 1
 
 
+def test_a_link_that_fails_is_counted_and_hurts_no_other(
+    mlflow_store, registry, record, lookups_go_on, monkeypatch, caplog
+):
+    add, failures = TraceLink.add, [RuntimeError("no link")]
+
+    def fail_once(link, version):
+        if failures:
+            raise failures.pop()
+        return add(link, version)
+
+    monkeypatch.setattr(TraceLink, "add", fail_once)
+    traces = [trace(record(), registry) for _ in range(2)]
+    stored(traces[1])
+    lookups_go_on.set()
+    assert not registry.flush(30)
+
+    assert [linked(one) for one in traces] == [[], [f"{record().name}/1"]]
+    assert ["no link" in warning for warning in warnings_of(caplog)] == [True]
+    assert registry.link(record(), trace(record(), registry)).version == 1  # found, and not given up
+
+
 def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, caplog):
     long = record(source="x" * 100_001)
     ids = [trace(long, registry, wait=30) for _ in range(3)]
@@ -268,6 +290,7 @@ def test_link_never_raises(mlflow_store, registry, caplog):
         assert registry.link(object(), span.trace_id) is None
         assert registry.link(object(), span.trace_id) is None
     assert len(warnings_of(caplog)) == 1
+    assert worker.take_lost() == 2
 
 
 def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, registry, record, caplog):

@@ -120,7 +120,7 @@ class Publisher:
         try:
             return self._link(record, trace_id, register, on_version)
         except Exception as error:  # noqa: BLE001 - telemetry never raises into the user's call
-            warn_once("link", "A render could not be linked to its prompt version: %r", error, exc_info=error)
+            _count_failure(error)
             return None
 
     def _link(
@@ -196,7 +196,7 @@ class Publisher:
             worker.lost += 1
 
     def finish(self, lookup: _Lookup, version: PromptVersion | None, *, is_rejected: bool = False) -> None:
-        """Store the result of a lookup, and link the traces that wait for it. Called on the worker's thread."""
+        """Store the result of a lookup, and link the traces that wait for it. It is called once and never raises."""
         with self._lock:
             content = lookup.content
             content.version, content.checked, content.lookup = version, time.monotonic(), None
@@ -204,7 +204,10 @@ class Publisher:
             self._lookups -= 1
         if version is not None:
             for trace, on_version in lookup.traces:
-                self._attach(lookup.key.place, trace, version, on_version)
+                try:
+                    self._attach(lookup.key.place, trace, version, on_version)
+                except Exception as error:  # noqa: BLE001 - the next trace is linked all the same
+                    _count_failure(error)
 
     def _attach(self, place: Place, trace: TraceLink, version: PromptVersion, on_version: OnVersion | None) -> None:
         if on_version is not None:
@@ -254,7 +257,13 @@ class Publisher:
                 version=version,
             )
             register_hooks()
-            worker.submit(task)
+            if not worker.submit(task):
+                self._associated.pop(once, None)
+
+
+def _count_failure(error: Exception) -> None:
+    worker.lost += 1
+    warn_once("link", "A render could not be linked to its prompt version: %r", error, exc_info=error)
 
 
 def _is_databricks(place: Place) -> bool:
