@@ -96,6 +96,16 @@ def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
     assert used.inference.variables == ("who",)
 
 
+def test_a_refresh_that_is_refused_is_made_up_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While too many tasks wait, it is not scheduled; the next render schedules it again."""
+    publish(name)
+    with monkeypatch.context() as patch:
+        patch.setattr("pomlflow.tracking.background._MAX_TASKS", 0)
+        template = opened(name)
+    publish(name, "<p>Bye {{name}}</p>")
+    until(lambda: text(template, name="Ada") == "Bye Ada")
+
+
 def test_model_settings_set_in_mlflow_hold_where_the_file_sets_none(name: str) -> None:
     """Those of the file have other names and win; a change in MLflow's page is followed."""
     publish(name, "<poml><runtime maxOutputTokens='300' stop='END'/><p>Hello</p></poml>")

@@ -187,11 +187,15 @@ class RegistryOrigin:
             raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
 
     def schedule_update(self, seconds: float) -> None:
-        """Schedule a lookup of the version in the background, unless it can never change."""
-        self._process = os.getpid()
+        """Schedule a lookup of the version in the background, unless it can never change.
+
+        If too many tasks wait, the next render tries again.
+        """
+        self._process: int | None = os.getpid()
         if self._reference.number is None or self._state.content is None:
             task = _Refresh(uri=self._place.registry, workspace=self._place.workspace, origin=weakref.ref(self))
-            worker.submit(task, after=seconds)
+            if not worker.submit(task, after=seconds):
+                self._process = None
 
     def update(self) -> None:
         """Look up the version, use it if it is another one, and schedule the next update."""
