@@ -133,6 +133,17 @@ def test_a_stream_that_ends_invalid_yields_the_valid_part_first() -> None:
         next(stream)
 
 
+def test_a_stream_without_chunks_is_no_answer() -> None:
+    """LangChain's own models raise an error for one; a model with a stream method of its own may not."""
+
+    class Silent(FakeListChatModel):
+        def stream(self, *_: Any, **__: Any) -> Any:
+            yield from ()
+
+    with pytest.raises(PomlOutputParserError, match="is not the JSON"):
+        list(PROMPT.bind_to(Silent(responses=[]), parse=True).stream(N))
+
+
 def test_a_wrong_answer_can_be_retried() -> None:
     model = Model(answers=["Sorry.", '{"n": 1}'])
     counting = PROMPT.bind_to(model, parse=True)

@@ -58,8 +58,11 @@ class PomlRefusalError(PomlOutputParserError, _ModelRefusalError):
 
 
 def parse_message(answer: Any, record: RenderRecord) -> Any:
-    """Return the object in a message, or in a text model's answer, checked by the render's output schema."""
-    place = place_of(record)
+    """Return the object in a message, or in a text model's answer, checked by the render's output schema.
+
+    The answer is None for a stream without chunks.
+    """
+    place, answer = place_of(record), "" if answer is None else answer
     raise_refusal(answer, place)
     if isinstance(answer, AIMessage) and answer.tool_calls:
         names = ", ".join(call["name"] for call in answer.tool_calls)
