@@ -99,6 +99,23 @@ class TestLangChain:
         ]
         return markup
 
+    def test_the_error_for_examples_names_their_form(self) -> None:
+        from langchain_core.prompts import (
+            ChatPromptTemplate,
+            FewShotChatMessagePromptTemplate,
+            FewShotPromptTemplate,
+            PromptTemplate,
+        )
+
+        from pomlflow.langchain import to_poml
+
+        examples: dict[str, Any] = {"examples": [{"a": "b"}], "input_variables": []}
+        texts = FewShotPromptTemplate(example_prompt=PromptTemplate.from_template("{a}"), suffix="?", **examples)
+        chats = FewShotChatMessagePromptTemplate(example_prompt=ChatPromptTemplate([("human", "{a}")]), **examples)
+        for prompt in (texts, chats, ChatPromptTemplate([("system", "s"), chats])):
+            with pytest.raises(ConversionError, match=r"^FewShot\w+ has no form in POML: .* <example>.*<conv"):
+                to_poml(prompt)
+
     @pytest.mark.parametrize("values", [{}, {"history": [("human", "1"), ("ai", "2"), ("human", "3")]}])
     def test_placeholders(self, values: dict[str, Any]) -> None:
         from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder

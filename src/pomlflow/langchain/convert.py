@@ -75,7 +75,7 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
     if isinstance(prompt, PromptTemplate):
         return write([Message("human", list(_parts(prompt, {})))])
     if type(prompt) is not ChatPromptTemplate:
-        raise ConversionError(f"a {type(prompt).__name__} has no form in POML", type(prompt).__name__)
+        raise _no_form_of(prompt)
     return write(list(_Converter(prompt.partial_variables).items(prompt.messages)))
 
 
@@ -101,7 +101,7 @@ class _Converter:
             elif type(message) in _SPEAKERS:
                 yield Message(_SPEAKERS[type(message)], list(self._content(message)))
             else:
-                raise _no_form(type(message).__name__, "has no form in POML")
+                raise _no_form_of(message)
 
     def _content(self, message: Any) -> Iterator[Part]:
         for field in ("additional_kwargs", "name", "id", "response_metadata"):
@@ -128,7 +128,7 @@ def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[Part]:
     elif isinstance(prompt, DictPromptTemplate):
         yield _picture(prompt.template, prompt.template_format, partial)
     else:
-        raise _no_form(type(prompt).__name__, "has no form in POML")
+        raise _no_form_of(prompt)
 
 
 def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[Text | Variable]:
@@ -192,6 +192,14 @@ def _literal(block: Mapping[str, Any]) -> Iterator[Part]:
         return
     mime_type, data = _picture_data(block)
     yield Picture(mime_type, data)
+
+
+def _no_form_of(prompt: Any) -> ConversionError:
+    kind = type(prompt).__name__
+    remedy = "write this part in POML anew, and convert the rest"
+    if kind.startswith("FewShot"):
+        remedy = 'write its examples as <example>, or pass them as messages to <conversation messages="{{examples}}"/>'
+    return _no_form(kind, f"has no form in POML: {remedy}")
 
 
 def _no_form(part: str, why: str) -> ConversionError:

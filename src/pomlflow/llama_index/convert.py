@@ -79,7 +79,7 @@ class _Fields:
 def _message(message: ChatMessage, fields: _Fields) -> Message:
     role = str(message.role.value)
     if role not in _SPEAKERS:
-        raise _no_form(f"the role {role}", "has no form in POML")
+        raise _no_form(f"the role {role}", "has no form in POML: pass such messages as a history, to <conversation>")
     if message.additional_kwargs:
         raise _no_form("additional_kwargs", "have no form in POML: remove them")
     return Message(_SPEAKERS[role], [part for block in message.blocks for part in _block(block, fields)])
