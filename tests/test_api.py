@@ -18,7 +18,8 @@ from tests.corpus.cases import Case, case, cases
 from tests.model_server import model_server
 
 import pomlflow
-from pomlflow.frame.openai import Format
+from pomlflow.api import poml_record
+from pomlflow.frame.openai import Format, raw
 
 CASES = [one for one in cases() if not one.fails and one.name != "limit-tokens"]  # which takes 3 s a render
 FORMATS = [one for one in get_args(Format) if one != "raw"]
@@ -46,7 +47,7 @@ def poml_without_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("one", [pytest.param(c, id=c.name) for c in CASES])
 def test_each_format_is_that_of_poml(one: Case, poml_without_node: list[str]) -> None:
     """The Python of poml and ours convert the same frame equally; the tests of the engine compare the frames."""
-    poml_without_node.append(pomlflow.poml(one.file, **arguments(one), format="raw"))
+    poml_without_node.append(raw(poml_record(one.file, **arguments(one), format="raw", exact=True).result()))
     original = poml.poml
     for name in FORMATS:
         theirs = outcome(original, one, format=name)
@@ -241,6 +242,17 @@ def test_openai_chat_follows_openai_here_and_poml_under_autolog() -> None:
     pomlflow.autolog(log_traces=False)
     try:
         assert poml.poml(markup, format="openai_chat")["stop_sequences"] == ["END"]
+    finally:
+        pomlflow.autolog(disable=True)
+
+
+def test_histories_of_openais_form_are_read_here_and_not_by_poml_under_autolog() -> None:
+    markup, given = '<conversation messages="{{h}}"/>', {"h": [{"role": "assistant", "content": "Hi"}]}
+    assert pomlflow.poml(markup, given) == [{"speaker": "ai", "content": "Hi"}]
+    assert pomlflow.render(markup, given, format="message_dict") == [{"speaker": "ai", "content": "Hi"}]
+    pomlflow.autolog(log_traces=False)
+    try:
+        assert poml.poml(markup, given) == [{"speaker": "human", "content": "Hi"}]
     finally:
         pomlflow.autolog(disable=True)
 

@@ -81,7 +81,7 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
         given = SimpleNamespace(**call.arguments)
         if poml not in _ours or given.extra_args:  # command-line options: only poml runs a command line
             return original(*args, **options)
-        record = poml_record(given.markup, given.context, given.stylesheet, given.chat, given.format)
+        record = poml_record(given.markup, given.context, given.stylesheet, given.chat, given.format, exact=True)
         _trace_as_poml(record, given)
         if given.output_file is not None:
             Path(given.output_file).write_text(raw(record.result()), encoding="utf-8", newline="")

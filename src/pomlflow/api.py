@@ -197,8 +197,19 @@ def poml(
     return converted(record, format)
 
 
-def poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool, format: Format) -> RenderRecord:  # noqa: A002
-    """Render the arguments of ``poml.poml()``; dispatch and return the record, also of a failed render."""
+def poml_record(
+    markup: Any,
+    context: Any,
+    stylesheet: Any,
+    chat: bool,
+    format: Format,  # noqa: A002
+    *,
+    exact: bool = False,
+) -> RenderRecord:
+    """Render the arguments of ``poml.poml()``; dispatch and return the record, also of a failed render.
+
+    With `exact`, messages in a history without POML's ``speaker`` are system messages, as in poml.
+    """
     check_format(format)
     if not isinstance(markup, os.PathLike) and _exists(markup):
         markup = Path(markup)
@@ -208,7 +219,7 @@ def poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool, format: 
             stacklevel=3,  # the caller of `poml`
         )
     template = _template(markup, {"stylesheet": _json_object(stylesheet, "stylesheet"), "chat": chat})
-    record = template.render(_json_object(context, "context") or {})
+    record = template.render(_json_object(context, "context") or {}, exact=exact)
     dispatch(record, RenderContext(file=template.path))
     return record
 

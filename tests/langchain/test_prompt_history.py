@@ -92,7 +92,16 @@ def test_what_else_is_a_history(value: Any, expected: list[BaseMessage]) -> None
     assert poml().invoke({**GIVEN, "history": value}).to_messages() == [SHORT[0], *expected, SHORT[1]]
 
 
-NO_HISTORIES = [[7], 7, [("nobody", "Hi")], [{"speaker": "human"}], [object()]]
+NO_HISTORIES = [
+    [7],
+    7,
+    [("nobody", "Hi")],
+    [{"speaker": "human"}],
+    [{"speaker": "robot", "content": "Hi"}],
+    [{"role": "user"}],
+    [{"content": "Hi"}],
+    [object()],
+]
 
 
 @pytest.mark.parametrize("value", NO_HISTORIES, ids=lambda value: f"{value!r:.20}")
@@ -100,6 +109,7 @@ def test_what_is_no_history_is_refused_with_its_name(value: Any) -> None:
     with pytest.raises(VariableError, match="variable 'history' holds no messages") as caught:
         poml().invoke({**GIVEN, "history": value})
     assert caught.value.variable == "history"
+    assert value == 7 or "at index 0, " in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,24 @@ def test_a_history_accepts_each_form_of_role_and_text(history: Any) -> None:
     assert prompt.format_messages(chat_history=history) == [message("user", "Hi"), message("assistant", "Hello")]
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "user"},
+        {"role": "user", "text": "Hi"},
+        {"content": "Hi"},
+        {"speaker": "robot", "content": "Hi"},
+        7,
+        ("a",),
+    ],
+)
+def test_what_is_no_message_is_an_error_with_its_index(item: Any) -> None:
+    """LlamaIndex would make an empty message of some."""
+    prompt = PomlPromptTemplate('<conversation messages="{{chat_history}}"/>')
+    with pytest.raises(VariableError, match="'chat_history' holds no messages: at index 1, "):
+        prompt.format_messages(chat_history=["Hi", item])
+
+
 def test_a_history_may_be_one_text() -> None:
     """Condensing chat engines pass the history as a text."""
     prompt = PomlPromptTemplate('<conversation messages="{{chat_history}}"/><human-msg>Q</human-msg>')

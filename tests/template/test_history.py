@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from poml.api import PomlMessage
 
 from pomlflow.exceptions import RenderError, VariableError
 from pomlflow.record import RenderRecord
@@ -25,8 +27,8 @@ class Note:
 class Notes(History[Note]):
     native = Note
 
-    def convert(self, value: Any) -> list[Note]:
-        return [Note(*note.split(": ", 1)) if isinstance(note, str) else note for note in value]
+    def convert(self, item: Any) -> list[Note]:
+        return [item if isinstance(item, Note) else Note(*item.split(": ", 1))]
 
     def to_poml(self, message: Note) -> dict[str, Any]:
         return {"speaker": message.speaker, "content": list(message.parts) or message.text}
@@ -114,6 +116,67 @@ def test_what_cannot_be_converted_is_a_record_with_its_name() -> None:
     assert record.error.variable == "h"
     assert "variable 'h' holds no messages: 'int' object is not iterable" in str(record.error)
     assert record.output is None
+
+
+@pytest.mark.parametrize("item", [7, "no message", None])
+@pytest.mark.parametrize("markup", ['<conversation messages="{{h}}"/>', "<p>{{h.length}}</p>", "<p>{{s.h}}</p>"])
+def test_an_item_that_cannot_be_converted_is_named_by_its_index(markup: str, item: Any) -> None:
+    """Also in a list that is known by its ends, alone or in a state."""
+    messages = [ONE, item, TWO]
+    record, _ = render(markup, h=messages, s={"h": messages})
+    assert isinstance(record.error, VariableError)
+    assert "' holds no messages: at index 1, " in str(record.error)
+    assert '"role": "user"' in str(record.error)
+
+
+@pytest.mark.parametrize(
+    ("message", "rendered"),
+    [
+        ({"role": "user", "content": "Hi"}, "human: Hi"),
+        ({"role": "assistant", "content": [{"type": "text", "text": "Hi"}]}, "ai: Hi"),
+        ({"role": "developer", "content": "Hi"}, "system: Hi"),
+        ({"speaker": "human", "role": "x", "content": "Hi"}, "human: Hi"),
+        (PomlMessage(speaker="ai", content="Hi"), "ai: Hi"),
+    ],
+)
+def test_without_a_framework_messages_have_pomls_form_or_openais(message: Any, rendered: str) -> None:
+    for code, variables in (
+        ("h", {"h": [message]}),
+        ("h.slice(-9)", {"h": [message]}),
+        ("state.h", {"state": {"h": [message]}}),
+    ):
+        record = Template(f'<conversation messages="{{{{{code}}}}}"/>').render(variables)
+        assert shown(record) == [rendered]
+        assert '"speaker":' in json.dumps(dict(record.variables))  # a replay renders the same
+
+
+def test_a_pair_is_a_message_too() -> None:
+    record = Template('<conversation messages="{{h}}"/>').render({"h": [("user", "Hi"), ("ai", "Hello")]})
+    assert shown(record) == ["human: Hi", "ai: Hello"]
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({"role": "user"}, "it has no content"),
+        ({"role": "user", "text": "Hi"}, "it has no content"),
+        ({"speaker": "human", "content": None}, "it has no content"),
+        ({"role": "robot", "content": "Hi"}, "the role 'robot' is unknown"),
+        ({"content": "Hi"}, "it has no role"),
+        ({"role": "tool", "content": "Hi"}, "tools have no form"),
+        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "tools have no form"),
+        ({"role": "user", "content": [{"type": "input_audio"}]}, "a part of type input_audio"),
+        (ONE.text, "a value of type str is no message"),
+        (7, "a value of type int is no message"),
+    ],
+)
+def test_what_is_no_message_is_an_error_with_index_and_remedy(message: Any, why: str) -> None:
+    """POML would make a system message of it, or none."""
+    given = [{"speaker": "human", "content": "Hi"}, message]
+    record = Template('<conversation messages="{{h}}"/>').render({"h": given})
+    assert isinstance(record.error, VariableError)
+    assert str(record.error).startswith(f"variable 'h' holds no messages: at index 1, {why}")
+    assert '"role": "user"' in str(record.error)
 
 
 @pytest.mark.parametrize("markup", ['<p>a</p><conversation messages="{{h}}"/>', '<conversation messages="{{h}}"/>'])

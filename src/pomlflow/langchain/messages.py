@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from langchain_core.prompt_values import PromptValue
 from typing_extensions import override
 
 from pomlflow.frame import media
-from pomlflow.template.history import REQUEST, RESPONSE, History
+from pomlflow.template.history import REQUEST, RESPONSE, History, in_poml_form
 
 __all__ = ["MessageHistory", "describe", "from_poml", "media_after_tools", "to_poml"]
 
@@ -231,25 +231,23 @@ class MessageHistory(History[BaseMessage]):
     native = BaseMessage
 
     @override
-    def convert(self, value: Any) -> list[BaseMessage]:
-        """Convert messages, tuples, strings and dicts of OpenAI's or POML's form, in a list, or a prompt value.
+    def convert(self, item: Any) -> list[BaseMessage]:
+        """Convert a message, tuple, text, or dict of OpenAI's or POML's form."""
+        if isinstance(item, BaseMessage):
+            return [item]
+        if isinstance(item, Mapping) and "speaker" in item:
+            return from_poml([in_poml_form(item)])
+        return convert_to_messages([item])  # raises for other types
 
-        A single message or dict is converted too. A text raises a `TypeError`, as with ``MessagesPlaceholder``, because
-        its role is unknown.
+    @override
+    def items(self, value: Any) -> Iterable[Any]:
+        """Return the items of a list, a prompt value or a single message.
+
+        A text raises a `TypeError`, as with ``MessagesPlaceholder``, because its role is unknown.
         """
-        if isinstance(value, PromptValue):
-            return value.to_messages()
         if isinstance(value, str):
             raise TypeError('a history is a list of messages, not a text; pass [("human", text)], for example')
-        made: list[BaseMessage] = []
-        for item in [value] if isinstance(value, Mapping | BaseMessage) else value:
-            if isinstance(item, BaseMessage):
-                made.append(item)
-            elif isinstance(item, Mapping) and "speaker" in item:
-                made += from_poml([item])
-            else:
-                made += convert_to_messages([item])  # raises for other types
-        return made
+        return value.to_messages() if isinstance(value, PromptValue) else super().items(value)
 
     to_poml = staticmethod(to_poml)
     describe = staticmethod(describe)

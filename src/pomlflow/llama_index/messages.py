@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +30,7 @@ from typing_extensions import override
 from pomlflow.display import result_html, short
 from pomlflow.frame.media import AUDIO_FORMATS, data_uri
 from pomlflow.record import RenderRecord
-from pomlflow.template.history import REQUEST, RESPONSE, History
+from pomlflow.template.history import REQUEST, RESPONSE, History, in_poml_form
 
 if TYPE_CHECKING:
     from poml.api import PomlFrame
@@ -238,22 +238,24 @@ class MessageHistory(History[ChatMessage]):
         return super().take({**variables, **taken} if taken else variables, named, sources)
 
     @override
-    def convert(self, value: Any) -> list[ChatMessage]:
-        """Convert one or several messages, texts, pairs of role and text, or dicts in either form."""
-        made: list[ChatMessage] = []
-        for item in [value] if isinstance(value, str | Mapping | ChatMessage) else value:
-            if isinstance(item, ChatMessage):
-                made.append(item)
-            elif isinstance(item, Mapping) and "speaker" in item:
-                made += from_poml([item])
-            elif isinstance(item, Mapping):
-                made.append(ChatMessage(**item))
-            elif isinstance(item, str):
-                made += [ChatMessage(role=MessageRole.USER, content=item)] if item else []
-            else:
-                role, content = item
-                made.append(ChatMessage(role=role, content=content))
-        return made
+    def convert(self, item: Any) -> list[ChatMessage]:
+        """Convert a message, text, pair of role and text, or dict in either form."""
+        if isinstance(item, ChatMessage):
+            return [item]
+        if isinstance(item, str):
+            return [ChatMessage(role=MessageRole.USER, content=item)] if item else []
+        if not isinstance(item, Mapping):
+            role, content = item
+            return [ChatMessage(role=role, content=content)]
+        if "speaker" in item:
+            return from_poml([in_poml_form(item)])
+        if "role" not in item or not item.keys() & {"content", "blocks"}:  # LlamaIndex would make an empty message
+            raise TypeError("it has no role, or neither content nor blocks")
+        return [ChatMessage(**item)]
+
+    @override
+    def items(self, value: Any) -> Iterable[Any]:
+        return [value] if isinstance(value, str) else super().items(value)
 
     to_poml = staticmethod(to_poml)
     describe = staticmethod(describe)

@@ -11,20 +11,28 @@ import json
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
 from pomlflow.exceptions import VariableError
 
-__all__ = ["REQUEST", "RESPONSE", "History"]
+__all__ = ["REQUEST", "RESPONSE", "History", "in_poml_form", "plain_histories"]
 
 REQUEST = "application/vnd.poml.toolrequest"
 RESPONSE = "application/vnd.poml.toolresponse"
 M = TypeVar("M")
+_SPEAKERS: Final = {
+    **{speaker: speaker for speaker in ("human", "ai", "system", "tool")},
+    "user": "human",
+    "assistant": "ai",
+    "developer": "system",
+}
+_REMEDY: Final = 'Write {"role": "user", "content": "…"} for a message'
 
 # A mark is between private-use characters: no output syntax of POML escapes them or breaks a line at them. The number
 # is random, so that no text of a message or a variable can imitate a mark.
 _NONCE = secrets.token_hex(8)
+_DATA_URI = re.compile(r"data:(image/[\w.+-]+);base64,(.+)", re.DOTALL)
 # A mark with the one or two line ends that POML puts between messages.
 _WHOLE_LINE = re.compile(rf"(?:\A|(?<=\n)|\n\n?)\ue000{_NONCE}:(\d+)\ue001(?:\n\n?|\Z)")
 _TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
@@ -47,8 +55,12 @@ class History(ABC, Generic[M]):
         self.placed: dict[int, M] = {}
 
     @abstractmethod
-    def convert(self, value: Any) -> list[M]:
-        """Return native messages for any value that the framework accepts as messages."""
+    def convert(self, item: Any) -> list[M]:
+        """Return native messages for any item of a history that the framework accepts."""
+
+    def items(self, value: Any) -> Iterable[Any]:
+        """Return the items of a history, which may be a single message."""
+        return [value] if isinstance(value, (Mapping, self.native)) else value
 
     @abstractmethod
     def to_poml(self, message: M) -> dict[str, Any]:
@@ -71,18 +83,21 @@ class History(ABC, Generic[M]):
         taken: dict[str, Any] = {}
         for name, value in variables.items():
             if name in named or (name in sources and _holds_pairs(value)):
-                try:
-                    taken[name] = self._marked(name, [] if value is None else self.convert(value))
-                except Exception as error:
-                    raise VariableError(f"variable {name!r} holds no messages: {error}", name) from error
+                taken[name] = self._marked(name, self._converted(name, value))
             elif isinstance(value, self.native):
                 taken[name] = self.describe(cast("M", value))
             elif self._holds(value):
-                taken[name] = self._marked(name, self.convert(value))
+                taken[name] = self._marked(name, self._converted(name, value))
             elif isinstance(value, dict) and (lists := self._lists(value, pairs=name in sources)):
                 # The state of a graph as one variable: describe its messages for expressions, but do not pass them.
-                taken[name] = {**value, **{key: list(map(self.describe, self.convert(value[key]))) for key in lists}}
+                described = {key: list(map(self.describe, self._converted(name, value[key]))) for key in lists}
+                taken[name] = {**value, **described}
+            elif name in sources:
+                taken[name] = _with_speakers(name, value)
         return {**variables, **taken} if taken else variables
+
+    def _converted(self, name: str, value: Any) -> list[M]:
+        return _converted(name, value, self.items, self.convert)
 
     def _lists(self, state: dict[str, Any], *, pairs: bool) -> list[str]:
         return [key for key, inner in state.items() if self._holds(inner) or (pairs and _holds_pairs(inner))]
@@ -135,6 +150,96 @@ class History(ABC, Generic[M]):
             if parts:
                 messages.append({**message, "content": _content(parts)})
         return {**output, "messages": messages}
+
+
+def plain_histories(
+    variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """Return the variables of a render without a framework, with histories in POML's form; see `History.take`.
+
+    Raises:
+        VariableError: A named variable has an item that is no message.
+    """
+    taken: dict[str, Any] = {}
+    for name, value in variables.items():
+        if name in named and (value is None or isinstance(value, str | Mapping | list | tuple)):
+            taken[name] = _converted(name, value, _items, lambda item: [in_poml_form(item)])
+        elif name in sources:
+            taken[name] = _with_speakers(name, value)
+    return {**variables, **taken} if taken else variables
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, str):
+        raise TypeError("it is a text, and not a list of messages")
+    return [value] if isinstance(value, Mapping) else value
+
+
+def _with_speakers(name: str, value: Any) -> Any:
+    """Add speakers to messages of OpenAI's form in a list, or in the lists of a dict; leave everything else."""
+    if isinstance(value, dict):
+        lists = {key: _with_speakers(name, inner) for key, inner in value.items() if isinstance(inner, list | tuple)}
+        return {**value, **lists}
+    if not any(map(_has_role, _ends(value))):
+        return value
+    return _converted(name, value, _items, lambda item: [in_poml_form(item) if _has_role(item) else item])
+
+
+def _has_role(item: Any) -> bool:
+    return isinstance(item, Mapping) and "speaker" not in item and {"role", "content"} <= item.keys()
+
+
+def in_poml_form(message: Any) -> Any:
+    """Return a message of POML's form, ``speaker`` and ``content``, for one of that form, of OpenAI's, or a pair.
+
+    Raises:
+        TypeError: It is no such message, or POML cannot express it.
+    """
+    if isinstance(message, list | tuple) and len(message) == 2:  # noqa: PLR2004
+        message = dict(zip(("role", "content"), message, strict=True))
+    if not isinstance(message, Mapping):
+        if not hasattr(message, "speaker"):
+            raise TypeError(f"a value of type {type(message).__name__} is no message of POML's")
+        return message
+    key = "speaker" if "speaker" in message else "role"
+    if (speaker := _SPEAKERS.get(str(message.get(key)))) is None:
+        raise TypeError(f"the {key} {message[key]!r} is unknown" if key in message else "it has no role")
+    content = message.get("content")
+    if not isinstance(content, str | list | tuple):
+        raise TypeError("it has no content, a text or a list of parts")
+    if key == "speaker":
+        return message
+    if speaker == "tool" or message.get("tool_calls"):
+        raise TypeError("tools have no form in it: pass a framework's own messages, to that framework's template")
+    parts = content if isinstance(content, str) else list(map(_part, content))
+    return {**message, "speaker": speaker, "content": parts}
+
+
+def _part(part: Any) -> Any:
+    """Return POML's form of a part of a content of OpenAI's form."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in ("text", "input_text", "output_text"):
+        return part["text"]
+    if kind == "image_url" and (uri := _DATA_URI.fullmatch(str(part["image_url"].get("url")))):
+        return {"type": uri[1], "base64": uri[2]}
+    if isinstance(part, str) or "/" in str(kind):
+        return part
+    raise TypeError(f"a part of type {kind} is no text or picture in base64")
+
+
+def _converted(
+    name: str, value: Any, items: Callable[[Any], Iterable[Any]], convert: Callable[[Any], Iterable[M]]
+) -> list[M]:
+    """Return the converted messages of a history, or raise an error that names the first item that is none."""
+    made: list[M] = []
+    place = ""
+    try:
+        for index, item in enumerate(() if value is None else items(value)):
+            place = f"at index {index}, "
+            made += convert(item)
+    except Exception as error:
+        raise VariableError(f"variable {name!r} holds no messages: {place}{error}. {_REMEDY}", name) from error
+    return made
 
 
 def _holds_pairs(value: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pomlflow import engine
 from pomlflow.exceptions import PomlError, RenderError
 from pomlflow.record import JsonObject, RenderRecord
-from pomlflow.template.history import History
+from pomlflow.template.history import History, plain_histories
 from pomlflow.template.names import working_folder
 from pomlflow.template.runtime import unset_defaults
 from pomlflow.template.source import Snapshot
@@ -69,11 +69,13 @@ class Render:
         *,
         placeholders: Sequence[str] = (),
         keep_whitespace: bool = False,
+        exact: bool = False,
     ) -> None:
         self._start, self._clock = time.time_ns(), time.perf_counter_ns()
         self._options = options
         self._snapshot = snapshot
         self._history = history
+        self._exact = exact
         self._variables: Mapping[str, Any] = {}
         self._context = b"{}"
         self._result: engine.Result | None = None
@@ -99,6 +101,8 @@ class Render:
         if self._history is not None:
             variables = self._history.take(variables, takes.messages, takes.message_sources)
             marks = self._history.marks if options.chat else self._history.texts()
+        elif not self._exact:
+            variables = plain_histories(variables, takes.messages, takes.message_sources)
         self._context, revive = encode_variables(takes, variables)
         check_names(now, variables)
         self._variables = variables

@@ -165,14 +165,16 @@ class Template:
         snapshot: Snapshot | None = None,
         timeout: float | None = None,
         keep_whitespace: bool = False,
+        exact: bool = False,
     ) -> RenderRecord:
         """Render, and return the record. A failed render has a record too; `RenderRecord.result` raises its error.
 
         `history` replaces a framework's own messages in the variables, and has their places in the output afterwards.
         With `keep_whitespace`, a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
-        blanks.
+        blanks. With `exact`, POML gets histories as they are.
         """
-        return self._prepare(variables, history, snapshot, keep_whitespace=keep_whitespace).run(timeout)
+        options = {"keep_whitespace": keep_whitespace, "exact": exact}
+        return self._prepare(variables, history, snapshot, **options).run(timeout)
 
     async def arender(
         self,

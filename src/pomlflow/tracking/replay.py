@@ -327,8 +327,8 @@ class _StoredHistory(History[Mapping[str, Any]]):
         return variables
 
     @override
-    def convert(self, value: Any) -> list[Mapping[str, Any]]:
-        return list(value)
+    def convert(self, item: Any) -> list[Mapping[str, Any]]:
+        return [item]
 
     @override
     def to_poml(self, message: Mapping[str, Any]) -> dict[str, Any]:
