@@ -6,12 +6,16 @@ of MLflow lacks one of its parts, one warning is logged, and spans have neither 
 
 from __future__ import annotations
 
+import copy
+import json
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from inspect import BoundArguments
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import mlflow
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
@@ -19,8 +23,10 @@ from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.workflow import StartEvent
-from mlflow.entities import Document, LiveSpan, SpanType
+from mlflow.entities import Document, LiveSpan, Span, SpanType, TraceState
 from mlflow.tracing import provider
+from mlflow.tracing.client import TracingClient
+from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils import set_span_chat_tools
 from opentelemetry.sdk.trace import ReadableSpan
@@ -28,14 +34,17 @@ from opentelemetry.trace import INVALID_SPAN
 
 from pomlflow._log import warn_once
 from pomlflow.llama_index.messages import with_data_uris
+from pomlflow.tracking.background import State, Task, worker
 from pomlflow.tracking.redaction import GuardedSpan, plain
 from pomlflow.tracking.spans import active, within
+from pomlflow.tracking.stores import Place
 
 _mlflow: Any = None
 with suppress(ImportError):  # not one of MLflow's public modules
     from mlflow.llama_index import tracer as _mlflow
 
 __all__ = [
+    "UNREAD",
     "Details",
     "activate",
     "autolog_handler",
@@ -49,7 +58,10 @@ __all__ = [
     "plain_data",
     "set_chat_tools",
     "start_span",
+    "store_unread",
 ]
+
+UNREAD: Final = "[stream, not read to its end]"
 
 _ROOT = get_dispatcher()
 _SPANS: Any = getattr(_mlflow, "MlflowSpanHandler", None)
@@ -133,6 +145,52 @@ def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: Li
             span_type=span_type,
             attributes=attributes,
         )
+
+
+def store_unread(root: LiveSpan) -> None:
+    """Store the trace of a root span that waits for the readers of streams, in the background."""
+    if root.parent_id is None:
+        place = Place.now()
+        worker.submit(_UnreadTrace(uri=place.tracking, workspace=place.workspace, root=root))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _UnreadTrace(Task):
+    """Store a trace as if its streams ended now. MLflow stores all of it again when they do."""
+
+    root: LiveSpan
+    _trace: Any = None
+
+    def run(self) -> State:
+        """Store the spans, and then the trace."""
+        manager: Any = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
+        is_over = self.root.end_time_ns is not None
+        with manager.get_trace(self.root.trace_id) as live:
+            self._trace = self._trace or live
+            if self._trace is None or self._trace.info.experiment_id is None:
+                return State.DONE
+            trace = self._trace.to_mlflow_trace()
+        info, now = copy.copy(trace.info), time.time_ns()
+        if not is_over:
+            info.state, info.execution_duration = TraceState.OK, now // 1_000_000 - info.request_time
+            info.response_preview = info.response_preview or UNREAD
+        with suppress(NotImplementedError):  # the store has no single spans
+            client = TracingClient(self.uri)
+            client.log_spans(info.experiment_id, [_ended(span, now) for span in trace.data.spans])
+            client.start_trace(info)
+        # If MLflow has stored the end of the trace meanwhile, this may have replaced it.
+        return State.DONE if is_over or self.root.end_time_ns is None else State.NOT_YET
+
+
+def _ended(span: Span, now: int) -> Span:
+    if span.end_time_ns is not None:
+        return span
+    outputs = {SpanAttributeKey.OUTPUTS: json.dumps(UNREAD)}
+    data = span.to_dict()
+    status = {"code": "STATUS_CODE_OK", "message": ""}
+    return Span.from_dict(
+        {**data, "end_time_unix_nano": now, "status": status, "attributes": {**outputs, **data["attributes"]}}
+    )
 
 
 def inputs_of(bound_args: BoundArguments) -> dict[str, Any]:

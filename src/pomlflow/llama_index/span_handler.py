@@ -45,6 +45,7 @@ from pydantic import Field
 from pomlflow._log import warn_once
 from pomlflow.llama_index.messages import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
+    UNREAD,
     Details,
     activate,
     autolog_handler,
@@ -56,10 +57,11 @@ from pomlflow.llama_index.mlflow_tracer import (
     plain_data,
     set_chat_tools,
     start_span,
+    store_unread,
 )
 from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
-from pomlflow.tracking.shutdown import call_before_exit
+from pomlflow.tracking.shutdown import call_before_exit, call_before_flush
 
 __all__ = ["SpanHandler"]
 
@@ -95,6 +97,12 @@ class TracedSpan:
     outputs: Any = None  # the last piece of its stream
     text: str | None = None  # the text of its stream, or of a stream below it
     error: BaseException | None = None
+    is_stored: bool = False  # whether its trace was stored while it waited for readers of streams
+
+    @property
+    def root(self) -> TracedSpan:
+        """The topmost span that is traced here."""
+        return self if self.parent is None else self.parent.root
 
     @property
     def waits(self) -> bool:
@@ -154,6 +162,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         super().__init__()
         self.choose = choose
         call_before_exit(self.end_streams)
+        call_before_flush(self.store_unread)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SpanHandler:
         return self
@@ -173,7 +182,16 @@ class SpanHandler(BaseSpanHandler[Any]):
         """End the spans that LlamaIndex has left. At exit, a stream may still be referenced and not read to its end."""
         for span in reversed(list(self.alive.values())):  # children before their parents
             if span.state is not State.OPEN:
+                span.text = span.streamed_text() or UNREAD
                 self._end(span)
+
+    def store_unread(self) -> None:
+        """Store the traces that wait only for readers of streams, once; their spans stay open for the readers."""
+        spans = list(self.alive.values())
+        for root in {span.root for span in spans} - {span.root for span in spans if span.state is State.OPEN}:
+            if not root.is_stored:
+                root.is_stored = True
+                store_unread(root.guarded.span)
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
         """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""

@@ -29,10 +29,11 @@ from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.stores import check_reachable, shown
 
-__all__ = ["call_before_exit", "enlarge_span_queue", "finish", "flush", "register_hooks"]
+__all__ = ["call_before_exit", "call_before_flush", "enlarge_span_queue", "finish", "flush", "register_hooks"]
 
 _FORKED: Final = 300.0  # seconds to flush at the exit of a multiprocessing child whose server responds
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
+_before_flush: Final[list[Callable[[], None]]] = []
 
 
 class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
@@ -52,14 +53,13 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Flush MLflow's traces and then our tasks."""
         deadline = time.monotonic() + min(timeout_millis / 1e3, _limit())
+        _call(_before_flush)
         _drain_all(deadline)
         worker.flush(max(0.0, deadline - time.monotonic()))
         return True
 
     def _exit_before_join(self) -> None:
-        for callback in self.before_exit:
-            with suppress(Exception):
-                callback()
+        _call(self.before_exit)
         # MLflow stores what is left in an exit hook, and a multiprocessing child runs none. So it gets more time here.
         if finish(None if multiprocessing.parent_process() is None else _FORKED):
             # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
@@ -94,9 +94,21 @@ def call_before_exit(callback: Callable[[], None]) -> None:
         _hooks().before_exit.append(callback)
 
 
+def call_before_flush(callback: Callable[[], None]) -> None:
+    """Register a function to call at each flush, before it. It must not block."""
+    _before_flush.append(callback)
+
+
+def _call(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        with suppress(Exception):
+            callback()
+
+
 def flush(timeout: float | None) -> bool:
     """Flush traces, prompt versions and links; return whether everything is stored. One warning counts the losses."""
     deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
+    _call(_before_flush)
     drained = _drain_all(deadline)
     if drained is None:
         mlflow.flush_trace_async_logging()
