@@ -13,7 +13,7 @@ from tests.templates import write
 
 from pomlflow import RenderError, engine, settings
 from pomlflow.template import Template
-from pomlflow.tracking.publishing import register
+from pomlflow.tracking.versions import register
 
 SECRET = "the neighbour's secret"
 DOCUMENT = '<poml><document src="{{path}}" parser="txt"/></poml>'

@@ -14,7 +14,7 @@ from mlflow.genai.scorers import scorer
 from tests.templates import write
 
 from pomlflow.template import Template
-from pomlflow.tracking.publishing import register
+from pomlflow.tracking.versions import register
 
 if TYPE_CHECKING:
     import pytest

@@ -17,7 +17,18 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "pomlflow"
 # Each part of the package may import its own layer and those below; the frameworks' adapters never each other.
 LAYERS = [
-    {"exceptions", "settings", "_arguments", "_lazy", "_log", "_post_import", "_version", "types", "display"},
+    {
+        "content",
+        "exceptions",
+        "settings",
+        "_arguments",
+        "_lazy",
+        "_log",
+        "_post_import",
+        "_version",
+        "types",
+        "display",
+    },
     {"_frame"},
     {"record"},
     {"engine"},

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, Final, TypeVar
 
+from pomlflow.content import REQUEST, RESPONSE, as_chat
+
 __all__ = ["MAX_BYTES", "replay_html", "result_html", "short", "template_html"]
 
 T = TypeVar("T")
@@ -16,8 +18,6 @@ MAX_BYTES: Final = 200_000  # the maximum size of a display
 _RESERVE: Final = 2_000  # bytes kept free for closing the last element and for notes about what was left out
 _MAX_TEXT: Final = 20_000  # the maximum number of characters of one text
 _MAX_REPR: Final = 300
-_REQUEST: Final = "application/vnd.poml.toolrequest"
-_RESPONSE: Final = "application/vnd.poml.toolresponse"
 _PICTURE: Final = re.compile(r"image/[\w.+-]+")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}\s*")
 # Colours are inherited, or are readable on light and dark: each notebook host has its own names for themes.
@@ -50,10 +50,8 @@ def short(text: str) -> str:
 
 def result_html(output: Mapping[str, Any], title: str | None = None) -> str:
     """Return HTML of the messages, tools, schema and settings in a render's output, ``poml.poml(format="dict")``."""
-    page, messages = _Page(title or "POML"), output["messages"]
-    if isinstance(messages, str) or not all(isinstance(one, Mapping) and "speaker" in one for one in messages):
-        messages = [{"speaker": "human", "content": messages}]
-    for message in page.fitting(messages, "messages"):
+    page = _Page(title or "POML")
+    for message in page.fitting(as_chat(output["messages"]), "messages"):
         page.open(str(message["speaker"]))
         page.content(message["content"])
         page.close()
@@ -151,9 +149,9 @@ class _Page:
         for part in self.fitting(parts, "parts"):
             if isinstance(part, str):
                 self.text(part)
-            elif part.get("type") == _REQUEST:
+            elif part.get("type") == REQUEST:
                 self.text(f"calls {part.get('name')} {json.dumps(part.get('content'), ensure_ascii=False)}")
-            elif part.get("type") == _RESPONSE:
+            elif part.get("type") == RESPONSE:
                 self.line("response of", str(part.get("name") or "a tool"))
                 self.content(part.get("content", ""))
             else:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import orjson
 
+from pomlflow.content import as_chat
 from pomlflow.exceptions import PomlError
 from pomlflow.types import Frame
 
@@ -143,6 +144,11 @@ class RenderRecord:
     version: int | None = None
     added_runtime: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """What errors name the template by: its path, else its name."""
+        return self.path or self.name or "<inline>"
+
     @cached_property
     def frame(self) -> Frame:
         """The render's result in poml's own models.
@@ -168,10 +174,8 @@ def frame_of(output: Mapping[str, Any], *, chat: bool = True) -> Frame:
     from pomlflow._frame import PomlFrame
 
     messages = output["messages"]
-    if not (chat and isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)):
-        messages = [{"speaker": "human", "content": messages}]
     fields = {
-        "messages": messages,
+        "messages": as_chat(messages) if chat else [{"speaker": "human", "content": messages}],
         "output_schema": output.get("schema"),
         "tools": output.get("tools"),
         "runtime": output.get("runtime"),

@@ -14,7 +14,7 @@ from tests.templates import write
 
 from pomlflow import CandidateError
 from pomlflow.template import Template
-from pomlflow.tracking.publishing import register
+from pomlflow.tracking.versions import register
 
 PICTURE = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pomlflow.frame.openai import chat_messages, shown_messages
+from pomlflow.frame.openai import chat_messages, trace_messages
 
 PICTURE = {"type": "image/png", "base64": "iVBORw0KGgo=", "alt": "a chart"}
 SHOWN = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
@@ -61,8 +61,8 @@ def test_a_text_or_a_list_of_parts_is_one_user_message() -> None:
     assert chat_messages(["Look:", PICTURE]) == [{"role": "user", "content": [text, SHOWN]}]
 
 
-def test_shown_messages_keep_pictures_in_responses() -> None:
-    messages = shown_messages([{"speaker": "tool", "content": [response("1", [PICTURE])]}])
+def test_trace_messages_keep_pictures_in_responses() -> None:
+    messages = trace_messages([{"speaker": "tool", "content": [response("1", [PICTURE])]}])
     assert messages == [
         {"role": "tool", "speaker": "tool", "tool_call_id": "1", "name": "plot", "content": [SHOWN]},
     ]

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
-from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments, match, named, tool_specs
+from pomlflow.frame.tools import (
+    ToolSpec,
+    check_accepts,
+    check_arguments,
+    check_functions,
+    functions_by_name,
+    tool_specs,
+)
 
 PARAMETERS = {
     "type": "object",
@@ -49,8 +56,8 @@ def test_the_shape_of_openai_plain_and_strict() -> None:
 
 def test_functions_are_keyed_by_their_names() -> None:
     tool = SimpleNamespace(name="now")
-    assert named([weather, tool]) == {"weather": weather, "now": tool}
-    assert named({"other": weather}) == {"other": weather}
+    assert functions_by_name([weather, tool]) == {"weather": weather, "now": tool}
+    assert functions_by_name({"other": weather}) == {"other": weather}
 
 
 @pytest.mark.parametrize(
@@ -63,24 +70,24 @@ def test_functions_are_keyed_by_their_names() -> None:
 )
 def test_invalid_functions_are_refused(given: Any, message: str) -> None:
     with pytest.raises(ToolError, match=message):
-        named(given)
+        functions_by_name(given)
 
 
 def test_matching_tools_and_functions_are_accepted() -> None:
-    match([WEATHER], ["weather"])
-    match([], [])
+    check_functions([WEATHER], ["weather"])
+    check_functions([], [])
 
 
 def test_an_error_names_unmatched_tools_and_functions() -> None:
     with pytest.raises(ToolError, match=r"a\.poml defines 'weather' without a function.*for the function 'now'") as e:
-        match([WEATHER], ["now"], "a.poml")
+        check_functions([WEATHER], ["now"], "a.poml")
     assert e.value.tool == "weather"
 
 
 def test_a_function_without_a_tool_is_accepted_where_variables_decide_on_the_tools() -> None:
-    match([], ["now"], exact=False)
+    check_functions([], ["now"], exact=False)
     with pytest.raises(ToolError, match="defines 'weather' without a function"):
-        match([WEATHER], ["now"], exact=False)
+        check_functions([WEATHER], ["now"], exact=False)
 
 
 def test_valid_arguments_lose_the_nulls_of_strict_mode() -> None:

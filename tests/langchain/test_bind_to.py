@@ -14,13 +14,13 @@ from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGenerationChunk
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, RunnableSequence
 from langchain_core.tools import tool
 from tests.langchain.prompts import Model, TextModel
 
 from pomlflow import PomlError, SettingError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
-from pomlflow.langchain.binding import PomlChain, PomlModel
+from pomlflow.langchain.binding import PomlModel
 
 MARKUP = """\
 <poml>
@@ -173,8 +173,8 @@ BOUND: dict[str, Callable[[Any], Any]] = {
     "twice": lambda chain: chain.bind(temperature=9).bind(temperature=0),
     "with a parser": lambda chain: (chain | StrOutputParser()).bind(temperature=0),
     "then a parser": lambda chain: chain.bind(temperature=0) | StrOutputParser(),
-    "behind a mapping": lambda chain: ({"x": RunnableLambda(len)} | chain).bind(temperature=0),
-    "behind a sequence": lambda chain: (RunnableLambda(dict) | RunnableLambda(dict) | chain).bind(temperature=0),
+    "behind a mapping": lambda chain: {"x": RunnableLambda(len)} | chain.bind(temperature=0),
+    "behind a sequence": lambda chain: RunnableLambda(dict) | RunnableLambda(dict) | chain.bind(temperature=0),
     "with config": lambda chain: chain.with_config(tags=["x"]).bind(temperature=0),
     "retried": lambda chain: chain.with_retry().bind(temperature=0),
     "with fallbacks": lambda chain: chain.with_fallbacks([chain]).bind(temperature=0),
@@ -248,9 +248,8 @@ def test_the_choice_of_a_tool_goes_through_the_clients_own_bind_tools() -> None:
 def test_copies_of_a_chain_behave_as_the_chain() -> None:
     chain = prompt().bind_to(GenericFakeChatModel(messages=iter([])).bind(seed=1)).bind(temperature=0)
     for twin in (pickle.loads(pickle.dumps(prompt().bind_to(Model()).bind(temperature=0))), copy.deepcopy(chain)):
-        assert isinstance(twin, PomlChain)
-        assert isinstance(twin.last, PomlModel)
-        assert twin.last.kwargs == {"temperature": 0}
+        assert isinstance(twin.bound.last, PomlModel)
+        assert twin.kwargs == {"temperature": 0}
     twin = pickle.loads(pickle.dumps(prompt(SETTING).bind_to(Model())))
     twin.invoke({})
     assert twin.last.bound.options == [{"stop": None, "temperature": 0.5}]
@@ -260,16 +259,15 @@ def test_copies_of_a_chain_behave_as_the_chain() -> None:
 def test_a_chain_goes_through_langchains_own_serialisation() -> None:
     openai = pytest.importorskip("langchain_openai").ChatOpenAI
     chain = prompt(SETTING).bind_to(openai(model="gpt-4o", api_key="none"), parse=True).bind(stop=["x"])
-    classes = [PomlPromptTemplate, PomlChain, PomlModel, openai]
+    classes = [PomlPromptTemplate, RunnableBinding, RunnableSequence, PomlModel, openai]
     twin = loads(
         dumps(chain),
         valid_namespaces=["pomlflow", "langchain_openai"],
         secrets_map={"OPENAI_API_KEY": "none"},
         allowed_objects=classes,
     )
-    assert isinstance(twin, PomlChain)
-    assert (twin.first, twin.last.kwargs, twin.last.parse) == (chain.first, {"stop": ["x"]}, True)
-    assert twin.last.bound.model_name == "gpt-4o"
+    assert (twin.bound.first, twin.kwargs, twin.bound.last.parse) == (chain.bound.first, {"stop": ["x"]}, True)
+    assert twin.bound.last.bound.model_name == "gpt-4o"
 
 
 def test_a_text_model_gets_the_settings_and_refuses_the_rest() -> None:

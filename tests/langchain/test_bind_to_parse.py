@@ -12,12 +12,11 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableLambda, RunnableSequence
 from tests.langchain.prompts import Model, TextModel
 
 from pomlflow import AnswerError, PomlError
 from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate, PomlRefusalError
-from pomlflow.langchain.binding import PomlChain
 
 SCHEMA = '{"type": "object", "properties": {"{{field}}": {"type": "integer"}}, "required": ["{{field}}"]}'
 PROMPT = PomlPromptTemplate.from_template(
@@ -26,7 +25,7 @@ PROMPT = PomlPromptTemplate.from_template(
 N = {"field": "n"}
 
 
-def chain(*answers: Any) -> PomlChain:
+def chain(*answers: Any) -> RunnableSequence:
     return PROMPT.bind_to(Model(answers=list(answers)), parse=True)
 
 

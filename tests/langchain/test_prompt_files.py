@@ -146,9 +146,9 @@ class Tracing(BaseCallbackHandler):
 def test_a_tracing_that_cannot_be_imported_costs_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A version of MLflow without what we lean on must not fail the user's call."""
+    """A version of MLflow without what the handler needs must not fail the user's call."""
     monkeypatch.setitem(sys.modules, "pomlflow.langchain.handler", None)
     for _ in range(3):
         assert poml().invoke(GIVEN, {"callbacks": [Tracing()]}).to_messages() == SHORT
     assert [(record.name, record.levelname) for record in caplog.records] == [("pomlflow", "WARNING")]
-    assert "POML renders are not traced" in caplog.text
+    assert "A render could not be traced (langchain)" in caplog.text

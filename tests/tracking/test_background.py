@@ -14,7 +14,7 @@ from mlflow.utils.workspace_context import get_request_workspace
 from tests.mlflow_server import until
 
 from pomlflow.tracking import background
-from pomlflow.tracking.background import FIRST, RejectedError, State, Task, Worker
+from pomlflow.tracking.background import FIRST, RejectedError, Task, TaskState, Worker
 
 STORE = "sqlite:///store.db"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
@@ -31,11 +31,11 @@ class Do(Task):
         self.what = what
         self.over = False
 
-    def run(self) -> State:
+    def run(self) -> TaskState:
         result = self.what()
-        return result if isinstance(result, State) else State.NOT_YET if result is False else State.DONE
+        return result if isinstance(result, TaskState) else TaskState.NOT_YET if result is False else TaskState.DONE
 
-    def dropped(self) -> None:
+    def on_dropped(self) -> None:
         self.over = True
 
 
@@ -114,7 +114,7 @@ def test_what_can_never_be_accepted_is_tried_once(tasks, caplog):
 def test_what_is_impossible_for_ever_is_counted(tasks):
     """Whatever the task found out, it is not tried again."""
     runs = []
-    tasks.submit(Do(lambda: (runs.append(1), State.LOST)[1]))
+    tasks.submit(Do(lambda: (runs.append(1), TaskState.LOST)[1]))
     assert tasks.flush(30) == 0
     assert (runs, tasks.take_lost()) == ([1], 1)
 
@@ -122,7 +122,7 @@ def test_what_is_impossible_for_ever_is_counted(tasks):
 def test_what_depends_on_the_program_holds_up_no_flush(tasks):
     """A trace that is still open, and a prompt that is refreshed every minute."""
     ended, runs = threading.Event(), []
-    parked = Do(lambda: runs.append(ended.is_set()) or (State.DONE if ended.is_set() else State.PARKED))
+    parked = Do(lambda: runs.append(ended.is_set()) or (TaskState.DONE if ended.is_set() else TaskState.PARKED))
     tasks.submit(parked)
     tasks.submit(Read(lambda: None), after=3600)
     assert tasks.flush(3600) == 0
@@ -210,7 +210,7 @@ def test_no_password_reaches_the_log(tasks, caplog):
     """URIs hold them, and errors quote URIs."""
     tasks.submit(Do(lambda: None, "http://ada:secret@127.0.0.1:9"))
     until(lambda: messages(caplog))
-    assert "http://127.0.0.1:9" in caplog.text
+    assert "http://***@127.0.0.1:9" in caplog.text
     assert "secret" not in caplog.text
     assert "ada" not in caplog.text
 

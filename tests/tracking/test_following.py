@@ -30,7 +30,7 @@ from pomlflow.template import Template
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.load import Reference
-from pomlflow.tracking.publishing import register
+from pomlflow.tracking.versions import register
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 

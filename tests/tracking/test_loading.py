@@ -21,7 +21,7 @@ from pomlflow.record import PromptFile
 from pomlflow.template import Template
 from pomlflow.tracking.bundle import pack, unpack
 from pomlflow.tracking.load import Reference, load
-from pomlflow.tracking.publishing import register
+from pomlflow.tracking.versions import register
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 

@@ -18,7 +18,7 @@ from tests.tracking.programs import found_by
 
 from pomlflow.record import content_digest
 from pomlflow.tracking.load import load
-from pomlflow.tracking.stores import Place
+from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import Registry, draft_of
 
 pytestmark = pytest.mark.server
@@ -64,7 +64,7 @@ def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, 
     mlflow.set_tracking_uri(f"sqlite:///{(tmp_path / 'broken.db').as_posix()}")
     mlflow.set_registry_uri(mlflow_server.uri)
     greet = record(source="<p>Hello</p>", digest=content_digest("<p>Hello</p>", ()))
-    place = Place.now()
+    place = Stores.current()
     found = Registry(place.client(), place.registry).find(draft_of(greet, greet.name), create=True)
     assert found.uri == f"prompts:/{greet.name}/1"
     assert load(greet.name, version=1).source == greet.source

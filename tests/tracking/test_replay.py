@@ -23,9 +23,9 @@ import pomlflow
 from pomlflow import TraceNotFoundError, settings
 from pomlflow.template import Template
 from pomlflow.tracking.follow import open_prompt
-from pomlflow.tracking.publishing import register as publish
 from pomlflow.tracking.replay import Replay, ReplayedRender
 from pomlflow.tracking.spans import log_render
+from pomlflow.tracking.versions import register as publish
 
 
 def picture(colour: int = 0) -> bytes:

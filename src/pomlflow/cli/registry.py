@@ -54,7 +54,7 @@ def register(
     import mlflow
 
     from pomlflow.cli.output import progress, shown_path
-    from pomlflow.tracking.stores import shown
+    from pomlflow.tracking.stores import redacted
 
     files = prompts_in(paths)
     if name is not None and len(files) > 1:
@@ -62,14 +62,14 @@ def register(
     readable = [template for file in files if (template := opened(file, name)) is not None]
     templates = _without_parts(readable, {*map(os.path.abspath, paths)})
     counts = {"failed": len(files) - len(readable)} if len(files) > len(readable) else {}
-    click.echo(f"registry: {shown(mlflow.get_registry_uri(), '***@')}", err=True)
+    click.echo(f"registry: {redacted(mlflow.get_registry_uri())}", err=True)
     for template in progress(templates, "registering"):
         record = template.check()
         if record.error is not None:
             state, shown_name = "failed", str(template.name)
             show_problems(str(template.path), record.error)
         else:
-            from pomlflow.tracking.publishing import register as publish
+            from pomlflow.tracking.versions import register as publish
 
             done = publish(template, record=record, alias=alias, message=message, dry_run=dry_run)
             number = None if done.version is None else int(done.version.version)

@@ -10,17 +10,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Any, Final, Literal, TypeGuard, get_args
+from typing import Any, Final, Literal, get_args
 
 import orjson
 
+from pomlflow.content import as_chat, is_chat, split_parts
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame.media import alt_text, heading, media_after_tools, openai_part
+from pomlflow.frame.media import alt_text, heading, media_after_tools, openai_part, replace_values
 from pomlflow.frame.schema import response_format
-from pomlflow.frame.settings import settings
+from pomlflow.frame.settings import provider_parameters
 from pomlflow.frame.tools import tool_specs
 from pomlflow.record import RenderRecord
-from pomlflow.template.history import REQUEST, RESPONSE
 
 __all__ = [
     "Format",
@@ -30,7 +30,7 @@ __all__ = [
     "indented",
     "pretty",
     "raw",
-    "shown_messages",
+    "trace_messages",
 ]
 
 Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pydantic"]
@@ -88,7 +88,7 @@ def _openai_chat(output: Mapping[str, Any]) -> dict[str, Any]:
 
 def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
     # No provider, so that no setting is refused: OpenAI's client may talk to another server, which has more settings.
-    values = settings(runtime, None).values
+    values = provider_parameters(runtime, None).values
     if "stream" in runtime:
         values["stream"] = runtime["stream"]
     if "max_tokens" in values and not {"maxTokens", "max_tokens"} & runtime.keys():
@@ -96,29 +96,22 @@ def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def shown_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """Return POML's messages in OpenAI's format for a trace, each with POML's speaker.
-
-    A render with chat off, one text or a list of parts, becomes one user message.
-
-    Example:
-        >>> shown_messages([{"speaker": "human", "content": "Hello"}])
-        [{'role': 'user', 'speaker': 'human', 'content': 'Hello'}]
-    """
-    shown = list(_flat(messages))
-    for message in shown:
+def trace_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
+    """Return POML's messages in OpenAI's format, each with POML's speaker, for a trace; with chat off, one of them."""
+    made = list(_flat(messages))
+    for message in made:
         message["content"] = _content(message["content"]) or (None if "tool_calls" in message else "")
-    return shown
+    return made
 
 
 def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
     """Yield messages in OpenAI's format, each with POML's speaker. Their content is still POML's text or parts."""
-    for speaker, content in _spoken(messages):
+    for speaker, content in ((message["speaker"], message["content"]) for message in as_chat(messages)):
         head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
         if isinstance(content, str):
             yield {**head, "content": content}
             continue
-        calls, responses, rest = _sorted(content)
+        calls, responses, rest = split_parts(content)
         if calls:
             yield {**head, "content": rest, "tool_calls": [_tool_call(call) for call in calls]}
         elif rest or not responses:
@@ -129,14 +122,10 @@ def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """Return POML's messages as OpenAI's API accepts them.
+    """Return POML's messages as OpenAI's API accepts them; with chat off, one user message.
 
-    The API accepts only text in a tool's response, so its pictures and sounds follow in a user message. A message
-    without content is left out. A render with chat off becomes one user message.
-
-    Example:
-        >>> chat_messages([{"speaker": "human", "content": ["Hello"]}])
-        [{'role': 'user', 'content': 'Hello'}]
+    It accepts only text in a tool's response, so pictures and sounds follow in a user message, and no message without
+    content.
     """
     return media_after_tools(
         (message for message in _flat(messages) if message["content"] != [] or message.keys() > _HEAD),
@@ -166,11 +155,11 @@ def _as_text(parts: list[Any]) -> str:
 
 
 def _langchain_messages(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
-    for speaker, content in _spoken(messages):
+    for speaker, content in ((message["speaker"], message["content"]) for message in as_chat(messages)):
         if isinstance(content, str):
             yield {"type": speaker, "data": {"content": content}}
             continue
-        calls, responses, rest = _sorted(content)
+        calls, responses, rest = split_parts(content)
         for part in responses:
             text = _as_text(_parts(part["content"]))
             yield {"type": "tool", "data": {"content": text, "tool_call_id": part["id"], "name": part["name"]}}
@@ -197,32 +186,8 @@ def _langchain_content(parts: list[Any]) -> str | list[dict[str, Any]]:
     ]
 
 
-def _spoken(messages: str | list[Any]) -> Iterator[tuple[str, str | list[Any]]]:
-    """Yield the speaker and content of each message."""
-    if not _is_chat(messages):
-        yield "human", messages
-        return
-    for message in messages:
-        yield message["speaker"], message["content"]
-
-
-def _is_chat(messages: str | list[Any]) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)
-
-
 def _parts(content: str | list[Any]) -> list[Any]:
     return [content] if isinstance(content, str) else content
-
-
-def _kind(part: Any) -> str | None:
-    return part.get("type") if isinstance(part, dict) else None
-
-
-def _sorted(parts: list[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
-    """Return the tool requests, the tool responses, and all other parts."""
-    requests = [part for part in parts if _kind(part) == REQUEST]
-    responses = [part for part in parts if _kind(part) == RESPONSE]
-    return requests, responses, [part for part in parts if _kind(part) not in (REQUEST, RESPONSE)]
 
 
 def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:
@@ -244,31 +209,19 @@ def _tool_call(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def raw(output: Mapping[str, Any]) -> str:
-    """Return the JSON text that POML's command line writes: compact, with numbers as JavaScript spells them.
-
-    Example:
-        >>> raw({"messages": "naïve", "runtime": {"temperature": 0.00001}})
-        '{"messages":"naïve","runtime":{"temperature":0.00001}}'
-    """
-    return orjson.dumps(_spelled(dict(output))).decode()
+    """Return the JSON text that POML's command line writes: compact, with numbers as JavaScript spells them."""
+    return orjson.dumps(replace_values(dict(output), _spelled)).decode()
 
 
 def indented(value: Any) -> str:
     """Return any JSON value as POML writes it into its trace files."""
-    return orjson.dumps(_spelled(value), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    return orjson.dumps(replace_values(value, _spelled), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def pretty(output: Mapping[str, Any]) -> str:
-    """Return the messages as POML's command line prints them for people.
-
-    Example:
-        >>> print(pretty({"messages": [{"speaker": "human", "content": "Hello"}]}))
-        ===== human =====
-        <BLANKLINE>
-        Hello
-    """
+    """Return the messages as POML's command line prints them for people."""
     messages = output["messages"]
-    if _is_chat(messages):
+    if is_chat(messages):
         return "\n\n".join(f"===== {m['speaker']} =====\n\n{_pretty_content(m['content'])}" for m in messages)
     return _pretty_content(messages)
 
@@ -284,11 +237,7 @@ def _shortened(text: str) -> str:
 
 
 def _spelled(value: Any) -> Any:
-    """Replace the numbers that orjson writes differently from JavaScript, or refuses."""
-    if isinstance(value, dict):
-        return {key: _spelled(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_spelled(item) for item in value]
+    """Return a number that orjson writes differently from JavaScript, or refuses, as JavaScript writes it."""
     if isinstance(value, float):
         return orjson.Fragment(_number(value))
     return orjson.Fragment(str(value)) if type(value) is int and abs(value) >= 1 << 63 else value

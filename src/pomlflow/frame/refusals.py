@@ -19,14 +19,7 @@ def reason_name(value: Any) -> str:
 class RefusalReader:
     """The refusal in a response, or in the pieces of a streamed one.
 
-    Attributes:
-        text: The text of the refusal, empty if the provider gives none; None if the model has not refused.
-
-    Example:
-        >>> reader = RefusalReader()
-        >>> reader.take({"choices": [{"message": {"refusal": "I cannot help."}}]})
-        >>> reader.text
-        'I cannot help.'
+    `text` is empty if the provider gives no text of the refusal, and None if the model has not refused.
     """
 
     def __init__(self) -> None:
@@ -55,9 +48,9 @@ def _whole(raw: Any) -> Iterator[str]:
             yield str(_get(part, "refusal") or "")
     if _get(_get(response, "incomplete_details"), "reason") == "content_filter":
         yield ""
-    for place in (raw, _get(raw, "delta")):  # Anthropic
-        if _get(place, "stop_reason") == "refusal":
-            yield str(_get(_get(place, "stop_details"), "explanation") or "")
+    for part in (raw, _get(raw, "delta")):  # Anthropic
+        if _get(part, "stop_reason") == "refusal":
+            yield str(_get(_get(part, "stop_details"), "explanation") or "")
     finish = reason_name(_get(raw, "finish_reason"))  # Google
     blocked = reason_name(_get(raw, "block_reason") or _get(_get(raw, "prompt_feedback"), "block_reason"))
     if finish in WITHHELD or blocked not in ("", "0", "BLOCKED_REASON_UNSPECIFIED"):

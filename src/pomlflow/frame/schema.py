@@ -48,10 +48,6 @@ def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
 
     It is strict if strict mode can express the schema. Otherwise it has the schema unchanged: strict mode has no
     optional properties, so the model would have to invent values for them.
-
-    Example:
-        >>> response_format({"type": "object", "properties": {}})["json_schema"]["strict"]
-        True
     """
     strict = _fits_strict_mode(schema)
     described = {"description": schema["description"]} if isinstance(schema.get("description"), str) else {}
@@ -86,10 +82,6 @@ def strict_form(schema: Mapping[str, Any]) -> dict[str, Any]:
     Objects allow no other properties, and every property is required. An optional property may be null instead, and
     `without_nulls` removes these nulls. Keywords that strict mode refuses are left out, so check the answer by the
     original schema.
-
-    Example:
-        >>> strict_form({"type": "object", "properties": {"city": {"type": "string"}}})["properties"]
-        {'city': {'type': ['string', 'null']}}
     """
     made: dict[str, Any] = {}
     for key, value in schema.items():
@@ -148,43 +140,38 @@ def json_value(text: str) -> Any:
     return json.loads(fenced[1] if fenced else text)
 
 
-def parse_answer(text: str, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
-    """Parse a model's answer and check it by the output schema; raise an `AnswerError` if it does not match.
-
-    Example:
-        >>> parse_answer('{"n": 1}', {"type": "object", "properties": {"n": {"type": "integer"}}})
-        {'n': 1}
-    """
+def parse_answer(text: str, schema: Mapping[str, Any], label: str = "<inline>") -> Any:
+    """Parse a model's answer and check it by the output schema; raise an `AnswerError` if it does not match."""
     try:
         value = json_value(text)
     except ValueError as error:
         raise AnswerError(
-            f"{place}: the answer is not the JSON that <output-schema> requires ({error}). The answer: {text!r}", text
+            f"{label}: the answer is not the JSON that <output-schema> requires ({error}). The answer: {text!r}", text
         ) from error
-    return checked_answer(value, schema, text, place)
+    return checked_answer(value, schema, text, label)
 
 
-def checked_answer(value: Any, schema: Mapping[str, Any], text: str, place: str = "<inline>") -> Any:
+def checked_answer(value: Any, schema: Mapping[str, Any], text: str, label: str = "<inline>") -> Any:
     """Return the value that a framework has parsed from an answer, checked and without the nulls of strict mode."""
-    value = without_nulls(value, schema, place)
-    if found := problems(value, schema, place):
+    value = without_nulls(value, schema, label)
+    if found := problems(value, schema, label):
         raise AnswerError(
-            f"{place}: the answer violates <output-schema>: {'; '.join(found)}. The answer: {text!r}", text, found
+            f"{label}: the answer violates <output-schema>: {'; '.join(found)}. The answer: {text!r}", text, found
         )
     return value
 
 
-def problems(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> list[str]:
-    """Return the mismatches of a JSON value with a schema, each with its place in the value, the outermost first.
+def problems(value: Any, schema: Mapping[str, Any], label: str = "<inline>") -> list[str]:
+    """Return the mismatches of a JSON value with a schema, each with its path in the value, the outermost first.
 
     The schema's draft is that of its ``$schema``, else 2020-12. An invalid schema, which POML accepts, raises a
     `SchemaError`.
     """
-    found = sorted(_errors(value, schema, schema, place), key=lambda error: len(error.absolute_path))
+    found = sorted(_errors(value, schema, schema, label), key=lambda error: len(error.absolute_path))
     return [f"{error.json_path}: {error.message}" for error in found]
 
 
-def _errors(value: Any, schema: Any, root: Mapping[str, Any], place: str) -> list[ValidationError]:
+def _errors(value: Any, schema: Any, root: Mapping[str, Any], label: str) -> list[ValidationError]:
     """Return the errors of a value by `schema`, which is a part of the schema `root`."""
     from jsonschema.exceptions import SchemaError as InvalidSchema
     from referencing.exceptions import Unresolvable
@@ -192,9 +179,9 @@ def _errors(value: Any, schema: Any, root: Mapping[str, Any], place: str) -> lis
     try:
         return list(_validator(orjson.dumps(root)).evolve(schema=schema).iter_errors(value))
     except Unresolvable as error:
-        raise SchemaError(f"{place}: a schema refers to something outside of itself: {error}", place) from error
+        raise SchemaError(f"{label}: a schema refers to something outside of itself: {error}", label) from error
     except InvalidSchema as error:
-        raise SchemaError(f"{place}: a schema is invalid at {error.json_path}: {error.message}", place) from error
+        raise SchemaError(f"{label}: a schema is invalid at {error.json_path}: {error.message}", label) from error
 
 
 @lru_cache(maxsize=256)
@@ -207,15 +194,15 @@ def _validator(schema: bytes) -> Validator:
     return kind(read)
 
 
-def without_nulls(value: Any, schema: Mapping[str, Any], place: str = "<inline>") -> Any:
+def without_nulls(value: Any, schema: Mapping[str, Any], label: str = "<inline>") -> Any:
     """Remove the nulls of optional properties, as strict mode has them; keep nulls that the schema allows."""
-    return _without_nulls(value, schema, schema, place)
+    return _without_nulls(value, schema, schema, label)
 
 
-def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], place: str) -> Any:
+def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], label: str) -> Any:
     schema = _followed(schema, root)
     if isinstance(value, list):
-        return [_without_nulls(inner, schema.get("items"), root, place) for inner in value]
+        return [_without_nulls(inner, schema.get("items"), root, label) for inner in value]
     properties = schema.get("properties")
     if not isinstance(value, dict) or not isinstance(properties, Mapping):
         return value
@@ -226,10 +213,10 @@ def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], place: str)
             inner is None
             and name in properties
             and name not in required
-            and _errors(None, properties[name], root, place)
+            and _errors(None, properties[name], root, label)
         ):
             continue
-        kept[name] = _without_nulls(inner, properties.get(name), root, place)
+        kept[name] = _without_nulls(inner, properties.get(name), root, label)
     return kept
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from pomlflow.exceptions import SettingError
 from pomlflow.template.runtime import canonical
 
-__all__ = ["Provider", "Settings", "provider_of", "settings"]
+__all__ = ["Parameters", "Provider", "provider_of", "provider_parameters"]
 
 Provider = Literal["openai", "openai_responses", "anthropic", "google", "ollama"]
 
@@ -62,28 +62,20 @@ _OUTSIDE_OPTIONS: Final = frozenset({"model", "tool_choice", "think", "keep_aliv
 
 
 @dataclass(frozen=True)
-class Settings:
-    """A provider's parameters.
+class Parameters:
+    """A provider's parameters."""
 
-    Attributes:
-        values: The parameters by the provider's names, nested as in the provider's request (``options`` of Ollama).
-        unknown: The names of settings that are not in our tables. They reach the model unchanged, and it may refuse
-            them.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    unknown: frozenset[str] = frozenset()
+    values: dict[str, Any] = field(default_factory=dict)  # nested as in the provider's request (`options` of Ollama)
+    unknown: frozenset[str] = frozenset()  # names in none of the tables; the model gets them, and may refuse them
 
 
-def settings(runtime: Mapping[str, Any] | None, provider: Provider | None, place: str = "<inline>") -> Settings:
+def provider_parameters(
+    runtime: Mapping[str, Any] | None, provider: Provider | None, label: str = "<inline>"
+) -> Parameters:
     """Translate ``<runtime>`` to a provider's parameters; OpenAI's names are used if the provider is unknown.
 
     A `SettingError` is raised for a setting that the provider does not have, or that is given twice under different
     names. ``provider`` and ``stream`` are left out: the user's model and call decide on these.
-
-    Example:
-        >>> settings({"maxTokens": 300, "stopSequences": ["END"]}, "google").values
-        {'max_output_tokens': 300, 'stop_sequences': ['END']}
     """
     given: dict[str, Any] = {}
     written: dict[str, str] = {}
@@ -92,24 +84,18 @@ def settings(runtime: Mapping[str, Any] | None, provider: Provider | None, place
         if name in _NOT_FOR_MODELS:
             continue
         if name in given:
-            raise SettingError(f"{place}: <runtime> has both {written[name]} and {key}, which mean the same", key)
+            raise SettingError(f"{label}: <runtime> has both {written[name]} and {key}, which mean the same", key)
         if provider is not None and name in _LACKS[provider]:
-            raise SettingError(f"{place}: {_unsupported(provider, key, name)}", key)
+            raise SettingError(f"{label}: {_unsupported(provider, key, name)}", key)
         given[name], written[name] = [value] if name == "stop" and isinstance(value, str) else value, key
     names = {} if provider is None else _NAMES[provider]
     values = {names.get(name, name): value for name, value in given.items()}
     unknown = frozenset(names.get(name, name) for name in given if name not in _COMMON and name not in names)
-    return Settings(_in_options(values) if provider == "ollama" else values, unknown)
+    return Parameters(_in_options(values) if provider == "ollama" else values, unknown)
 
 
 def _unsupported(provider: Provider, key: str, name: str) -> str:
-    title = (
-        "OpenAI's Responses API"
-        if provider == "openai_responses"
-        else "OpenAI"
-        if provider == "openai"
-        else provider.capitalize()
-    )
+    title = {"openai": "OpenAI", "openai_responses": "OpenAI's Responses API"}.get(provider, provider.capitalize())
     extra = f"; for a compatible server that does, write extra-body='{{\"{name}\": …}}'" if provider == "openai" else ""
     return (
         f"{title} does not support the <runtime> setting {key}. Remove it, or make it conditional with if= on a "

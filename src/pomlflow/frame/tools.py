@@ -9,18 +9,12 @@ from typing import Any
 from pomlflow.exceptions import ToolArgumentsError, ToolError
 from pomlflow.frame.schema import problems, strict_form, without_nulls
 
-__all__ = ["ToolSpec", "check_accepts", "check_arguments", "match", "named", "tool_specs"]
+__all__ = ["ToolSpec", "check_accepts", "check_arguments", "check_functions", "functions_by_name", "tool_specs"]
 
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """A tool as a POML file defines it.
-
-    Attributes:
-        name: The name.
-        description: The description for the model.
-        parameters: The JSON Schema of the arguments.
-    """
+    """A tool as a POML file defines it."""
 
     name: str
     description: str = ""
@@ -38,23 +32,17 @@ class ToolSpec:
 
 
 def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
-    """Return the tools of a record's output, in the markup's order.
-
-    Example:
-        >>> tool_specs({"tools": [{"type": "function", "name": "now", "parameters": {"type": "object"}}]})
-        [ToolSpec(name='now', description='', parameters={'type': 'object'})]
-    """
+    """Return the tools of a record's output, in the markup's order."""
     return [
         ToolSpec(tool["name"], tool.get("description") or "", tool.get("parameters") or {"type": "object"})
         for tool in output.get("tools") or ()
     ]
 
 
-def named(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
+def functions_by_name(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
     """Return functions by the names of their tools; raise a `ToolError` for an invalid or repeated one.
 
-    `functions` has them by name; or it has functions or a framework's tools, whose names are ``name``, else
-    ``metadata.name``, else ``__name__``.
+    They are given by name; or as functions or a framework's tools, with ``name``, ``metadata.name`` or ``__name__``.
     """
     if isinstance(functions, Mapping):
         pairs = list(functions.items())
@@ -78,7 +66,9 @@ def _name(function: Any) -> str:
     return name
 
 
-def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline>", *, exact: bool = True) -> None:
+def check_functions(
+    specs: Sequence[ToolSpec], names: Iterable[str], label: str = "<inline>", *, exact: bool = True
+) -> None:
     """Raise a `ToolError` if a tool has no function or, if `exact`, a function has no tool; the error names them all.
 
     Pass ``exact=False`` if the tools depend on variables: another render may define tools for the other functions.
@@ -93,15 +83,15 @@ def match(specs: Sequence[ToolSpec], names: Iterable[str], place: str = "<inline
         wrong.append(f"defines {_listed(without_function)} without a function (pass one under that name)")
     if without_tool:
         wrong.append(f"has no <tool-definition> for the function {_listed(without_tool)} (add one, or remove it)")
-    raise ToolError(f"{place} {' and '.join(wrong)}", [*without_function, *without_tool][0])
+    raise ToolError(f"{label} {' and '.join(wrong)}", [*without_function, *without_tool][0])
 
 
-def check_accepts(spec: ToolSpec, accepted: Iterable[str], place: str = "<inline>") -> None:
+def check_accepts(spec: ToolSpec, accepted: Iterable[str], label: str = "<inline>") -> None:
     """Raise a `ToolError` if a function does not accept an argument of its tool; frameworks would drop it silently."""
     names = set(accepted)
     if lacking := [name for name in spec.parameters.get("properties", ()) if name not in names]:
         raise ToolError(
-            f"{place}: the function of <tool-definition> {spec.name!r} does not accept {_listed(lacking)}", spec.name
+            f"{label}: the function of <tool-definition> {spec.name!r} does not accept {_listed(lacking)}", spec.name
         )
 
 
@@ -109,18 +99,12 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], place: str = "<inline>") -> dict[str, Any]:
+def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], label: str = "<inline>") -> dict[str, Any]:
     """Return the arguments of a call, checked by the tool's schema and without the nulls of strict mode.
 
     Otherwise it raises a `ToolArgumentsError`, whose text tells a model what to correct.
-
-    Example:
-        >>> check_arguments(ToolSpec("now", parameters={"type": "object", "required": ["zone"]}), {})
-        Traceback (most recent call last):
-            ...
-        pomlflow.exceptions.ToolArgumentsError: now: $: 'zone' is a required property (by <inline>)
     """
-    checked: dict[str, Any] = without_nulls(dict(arguments), spec.parameters, place)
-    if found := problems(checked, spec.parameters, place):
-        raise ToolArgumentsError(f"{spec.name}: {'; '.join(found)} (by {place})", spec.name, arguments, found)
+    checked: dict[str, Any] = without_nulls(dict(arguments), spec.parameters, label)
+    if found := problems(checked, spec.parameters, label):
+        raise ToolArgumentsError(f"{spec.name}: {'; '.join(found)} (by {label})", spec.name, arguments, found)
     return checked

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pomlflow.template.history import REQUEST, RESPONSE
+from pomlflow.content import REQUEST, RESPONSE, is_chat
 
 if TYPE_CHECKING:
     from poml.api import PomlFrame
@@ -58,7 +58,7 @@ def sections(output: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     The title is empty for a render without speakers (``chat=False``).
     """
     messages = output["messages"]
-    if isinstance(messages, str) or not all(isinstance(one, dict) and "speaker" in one for one in messages):
+    if not is_chat(messages):
         yield "", "\n".join(_parts(messages))
     else:
         for message in messages:

@@ -20,8 +20,7 @@ _RENDERS_PER_WORKER = 8
 class BatchedPromptTemplate(BaseChatPromptTemplate):
     """A chat prompt whose async batches, also those of a chain, are rendered with limited concurrency.
 
-    LangChain starts all items of a batch at once. These may be more than the engine's queue holds
-    (`pomlflow.configure(max_queue=…)`), and the last ones might wait longer than a render's timeout.
+    LangChain starts all items at once, which may be more than the engine's queue holds or renders within their timeout.
     """
 
     @override

@@ -16,56 +16,50 @@ from langchain_core.runnables import (
     RunnableSequence,
     RunnableWithFallbacks,
 )
-from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
-from pomlflow.frame.tools import match, tool_specs
+from pomlflow.frame.tools import check_functions, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import (
     arguments,
-    explain_refusals,
-    place_of,
+    explain_unsupported,
     uses_chat_completions,
 )
 from pomlflow.langchain.output import PartialObject, parse_message
 from pomlflow.langchain.prompt_value import PomlPromptValue
 from pomlflow.record import RenderRecord
 
-__all__ = ["PomlChain", "PomlModel", "wrap_models"]
+__all__ = ["PomlModel", "wrap_models"]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a model: the model, its input and its arguments.
-
-    `unknown` has the arguments that the client may refuse, with the part of the template that they come from. `record`
-    is None if the frame is not applied in this call.
-    """
+    """One call of a model: the model, its input and its arguments."""
 
     model: Runnable[Any, Any]
     value: Any
     config: RunnableConfig
     kwargs: dict[str, Any]
-    record: RenderRecord | None = None
-    unknown: Mapping[str, str] = field(default_factory=dict)
+    record: RenderRecord | None = None  # None if the frame is not applied in this call
+    unknown: Mapping[str, str] = field(default_factory=dict)  # as in `Arguments`
 
-    def explain_refusals(self) -> AbstractContextManager[None]:
-        return explain_refusals(self.unknown, self.model, "" if self.record is None else place_of(self.record))
+    def explain_unsupported(self) -> AbstractContextManager[None]:
+        return explain_unsupported(self.unknown, self.model, "" if self.record is None else self.record.label)
 
 
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     """Call a model with the tools, output schema and settings of the prompt value that is its input.
 
-    `PomlPromptTemplate.bind_to` uses it in place of the model in a chain. It adds no run of its own: traces show the
-    model with the frame's arguments. These are computed for each call, and `kwargs` override them. With `parse` it
-    returns the object in the answer. `functions` are the names that the frame's tools must match; None allows any.
+    It adds no run of its own: traces show the model with the frame's arguments, which are computed for each call and
+    which `kwargs` override.
     """
 
-    parse: bool = False
-    functions: list[str] | None = None
+    parse: bool = False  # whether to return the object in the answer
+    functions: list[str] | None = None  # the names that the frame's tools must match; None allows any
 
     @classmethod
     @override
@@ -86,14 +80,14 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        with call.explain_refusals():
+        with call.explain_unsupported():
             return self._parsed(call.model.invoke(call.value, call.config, **call.kwargs), call)
 
     @override
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        with call.explain_refusals():
+        with call.explain_unsupported():
             return self._parsed(await call.model.ainvoke(call.value, call.config, **call.kwargs), call)
 
     @override
@@ -101,13 +95,13 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
         partial = PartialObject()
-        with call.explain_refusals():
+        with call.explain_unsupported():
             for chunk in call.model.stream(call.value, call.config, **call.kwargs):
                 if not self._parses(call):
                     yield chunk
                 elif partial.take(chunk):
                     yield partial.value
-        if self._parses(call) and partial.finish(self._parsed(partial.message, call)):
+        if self._parses(call) and partial.update(self._parsed(partial.message, call)):
             yield partial.value
 
     @override
@@ -117,13 +111,13 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
         partial = PartialObject()
-        with call.explain_refusals():
+        with call.explain_unsupported():
             async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
                 if not self._parses(call):
                     yield chunk
                 elif partial.take(chunk):
                     yield partial.value
-        if self._parses(call) and partial.finish(self._parsed(partial.message, call)):
+        if self._parses(call) and partial.update(self._parsed(partial.message, call)):
             yield partial.value
 
     # RunnableBindingBase would pass the same arguments for all inputs of a batch, but each input has its own frame.
@@ -147,9 +141,11 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
                 raise PomlError("parse=True needs the prompt value of a POML prompt, which holds the schema")
             return _Call(model, value, config, {**bound, **given})
         if self.functions is not None:
-            match(tool_specs(record.result()), self.functions, place_of(record), exact="tools" in record.static_fields)
+            check_functions(
+                tool_specs(record.result()), self.functions, record.label, exact="tools" in record.static_fields
+            )
         if self.parse and record.result().get("schema") is None:
-            raise PomlError(f"{place_of(record)} has no <output-schema>, which parse=True needs to parse the answer")
+            raise PomlError(f"{record.label} has no <output-schema>, which parse=True needs to parse the answer")
         prepared = arguments(model, record, bound, given)
         if uses_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
             value = media_after_tools(value.to_messages())
@@ -160,44 +156,6 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
     def _parsed(self, answer: Any, call: _Call) -> Any:
         return parse_message(answer, call.record) if self.parse and call.record is not None else answer
-
-
-class PomlChain(RunnableSequence[Any, Any]):
-    """A `RunnableSequence` from a prompt's variables to the model's answer, whose bound arguments reach the model."""
-
-    # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step, which drops them.
-    # A POML prompt keeps those that it gets in its prompt value, for the model.
-
-    def __init__(self, *steps: Any, name: str | None = None, **fields: Any) -> None:
-        super().__init__(*steps, name=name, **fields)
-
-    @classmethod
-    @override
-    def get_lc_namespace(cls) -> list[str]:
-        return ["pomlflow", "langchain", "binding"]
-
-    @override
-    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
-        """Return the chain's name, by default ``RunnableSequence``, as traces name every other chain."""
-        return super().get_name(suffix, name=name or self.name or RunnableSequence.__name__)
-
-    @override
-    def bind(self, **kwargs: Any) -> PomlChain:
-        """Add arguments for the last `PomlModel` of the chain; they override the frame."""
-        steps = list(self.steps)
-        last = max(index for index, step in enumerate(steps) if _holds_poml_model(step))
-        steps[last] = steps[last].bind(**kwargs)
-        return PomlChain(*steps, name=self.name)
-
-    @override
-    def __or__(self, other: Any) -> PomlChain:
-        steps = other.steps if isinstance(other, RunnableSequence) else [coerce_to_runnable(other)]
-        return PomlChain(*self.steps, *steps, name=self.name or getattr(other, "name", None))
-
-    @override
-    def __ror__(self, other: Any) -> PomlChain:
-        steps = other.steps if isinstance(other, RunnableSequence) else [coerce_to_runnable(other)]
-        return PomlChain(*steps, *self.steps, name=getattr(other, "name", None) or self.name)
 
 
 def wrap_models(
@@ -258,12 +216,3 @@ def _is_configurable(runnable: Any) -> bool:
     """Whether it is the result of `init_chat_model` without a fixed model."""
     # upstream: langchain 1.3-1.5: the configurable model of init_chat_model has no public class.
     return type(runnable).__name__ == "_ConfigurableModel" and callable(getattr(type(runnable), "_model", None))
-
-
-def _holds_poml_model(step: Any) -> bool:
-    """Whether a step holds a `PomlModel`."""
-    if isinstance(step, PomlModel):
-        return True
-    if isinstance(step, RunnableBindingBase):
-        return _holds_poml_model(step.bound)
-    return isinstance(step, RunnableWithFallbacks) and _holds_poml_model(step.runnable)

@@ -18,20 +18,15 @@ __all__ = ["attach", "detach"]
 
 
 class _Hook:
-    """The variable from which LangChain reads a handler at the start of each run.
+    """The variable from which LangChain reads a handler at the start of each run, by its `get` alone.
 
-    LangChain expects a ``ContextVar`` here and calls only its `get` (langchain-core 1.4 to 1.7). A real one would be
-    set only in the context of `autolog`'s caller, and not in other threads.
+    A real ``ContextVar`` would be set only in the context of `autolog`'s caller, and not in other threads.
     """
 
     make: Callable[[], Any] | None = None
 
     def get(self) -> Any:
-        """Return the handler, even after `detach`.
-
-        LangChain calls `get` twice for a run, first to see whether there is a handler and then to add it. A `detach` in
-        between must not make the second result None.
-        """
+        """Return the handler, also after `detach`: of the two calls for a run, the last must not return None alone."""
         return None if self.make is None else self.make()
 
 

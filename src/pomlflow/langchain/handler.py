@@ -10,7 +10,7 @@ from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 from pomlflow.frame.media import with_openai_parts
-from pomlflow.langchain.runs import ContextProxy, ended_early, innermost, nearest, open_run, surroundings
+from pomlflow.langchain.runs import ContextProxy, current_manager, current_span, is_suppressed, open_run, parent_in
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.spans import log_render, prepare
@@ -94,27 +94,27 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
     """
     if context.framework == "llama_index":
         return False  # it belongs to LlamaIndex's span, also inside a LangChain run
-    around = surroundings()
+    manager = current_manager()
     if context.run is not None:
         handlers, run_id = context.run.handlers, context.run.run_id
-    elif around is not None:
-        handlers, run_id = around.handlers, around.parent_run_id
+    elif manager is not None:
+        handlers, run_id = manager.handlers, manager.parent_run_id
     else:  # in a classic chain, which does not set LangChain's context variable
-        found = innermost()
+        found = current_span()
         handlers, run_id = (), found.run_id if isinstance(found, ContextProxy) else None
-    if ended_early(run_id):
+    if is_suppressed(run_id):
         return True
     if (run := open_run(run_id)) is not None:
         if any(isinstance(handler, MlflowLangchainTracer) and not isinstance(handler, Tracer) for handler in handlers):
             warn_once("two tracers", _TWO_TRACERS)
         owner: Any = run.tracer
-        log_render(record, parent=nearest(run.span.span), register=owner.register, mask=owner.mask)
+        log_render(record, parent=parent_in(run.span.span), register=owner.register, mask=owner.mask)
         return True
     tracers = [handler for handler in handlers if isinstance(handler, MlflowLangchainTracer)]
     if not tracers:
         return False
     span = next((span for tracer in tracers if (span := span_in(tracer, run_id)) is not None), None)
-    parent = span if span is None or _MISSING else nearest(span)
+    parent = span if span is None or _MISSING else parent_in(span)
     ours = next((tracer for tracer in tracers if isinstance(tracer, PomlCallbackHandler)), None)
     register, mask = (True, None) if ours is None else (ours.register, ours.mask)
     log_render(record, parent=parent, register=register, mask=mask)

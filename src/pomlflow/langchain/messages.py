@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import mimetypes
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import (
@@ -20,8 +17,9 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 from typing_extensions import override
 
+from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, split_parts
 from pomlflow.frame import media
-from pomlflow.template.history import REQUEST, RESPONSE, History, in_poml_form
+from pomlflow.template.history import History, in_poml_form
 
 __all__ = ["MessageHistory", "describe", "from_poml", "media_after_tools", "to_poml"]
 
@@ -37,15 +35,10 @@ _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 def from_poml(
     messages: Sequence[Mapping[str, Any]], natives: Mapping[int, BaseMessage] | None = None
 ) -> list[BaseMessage]:
-    """Convert a frame's messages to LangChain's.
+    """Convert a frame's messages to LangChain's; `natives` are LangChain's own messages by their positions, unchanged.
 
     Images, audio and documents become LangChain's standard content blocks, which the clients of OpenAI, Anthropic and
-    Google convert. Tool requests become tool calls. Each tool response becomes a tool message of its own. `natives` are
-    LangChain's own messages by their positions; they are used unchanged.
-
-    Example:
-        >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
-        'Hello'
+    Google convert. Each tool response becomes a tool message of its own.
     """
     made: list[BaseMessage] = []
     for position, message in enumerate(messages):
@@ -61,12 +54,14 @@ def from_poml(
 
 
 def _rich(speaker: str, parts: Sequence[Any]) -> list[BaseMessage]:
-    blocks = [_block(part) for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
-    calls = [_call(part) for part in parts if isinstance(part, Mapping) and part["type"] == REQUEST]
+    requests, responses, rest = split_parts(parts)
+    blocks = [_block(part) for part in rest]
+    calls = [
+        {"type": "tool_call", "id": part["id"], "name": part["name"], "args": call_arguments(part["content"])}
+        for part in requests
+    ]
     made: list[BaseMessage] = [
-        ToolMessage(content=_content(part["content"]), tool_call_id=part["id"], name=part["name"])
-        for part in parts
-        if isinstance(part, Mapping) and part["type"] == RESPONSE
+        ToolMessage(content=_content(part["content"]), tool_call_id=part["id"], name=part["name"]) for part in responses
     ]
     if blocks or calls or not made:  # an empty POML message has no parts at all, and is still a message
         made.insert(0, _message(speaker, _unwrapped(blocks), calls))
@@ -96,37 +91,17 @@ def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
     mime = part["type"]
     kind, _, subtype = mime.partition("/")
     if kind == "audio":
-        mime = f"audio/{media.AUDIO_FORMATS.get(subtype, subtype)}"
+        mime = f"audio/{media.audio_format(subtype)}"
     block = {"type": kind, "base64": part["base64"], "mime_type": mime}
     if kind not in ("image", "audio", "video"):
-        # OpenAI rejects a file without a name.
-        block |= {"type": "file", "filename": f"document{mimetypes.guess_extension(mime) or ''}"}
+        block |= {"type": "file", "filename": media.document_name(mime)}
     if part.get("alt"):
         block["extras"] = {"alt": part["alt"]}
     return block
 
 
-def _call(part: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = part["content"]
-    if isinstance(arguments, str):
-        with suppress(ValueError):
-            arguments = json.loads(arguments)
-    if not isinstance(arguments, dict):
-        arguments = {"input": arguments}
-    return {"type": "tool_call", "id": part["id"], "name": part["name"], "args": arguments}
-
-
 def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Move pictures and other media out of tools' messages, where OpenAI's chat completions refuse them.
-
-    They follow in a user's message after the last response: the API requires responses right after their requests.
-
-    Example:
-        >>> picture = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
-        >>> response, shown = media_after_tools([ToolMessage([picture], tool_call_id="1", name="shot")])
-        >>> response.content, shown.content[0]["text"]
-        ('[image/png]', 'From shot (1):')
-    """
+    """Move pictures and other media out of tools' messages, where OpenAI's chat completions refuse them."""
     return media.media_after_tools(
         messages, is_tool=lambda message: isinstance(message, ToolMessage), split=_without_media, user=HumanMessage
     )
@@ -161,10 +136,6 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
     """Convert a LangChain message to POML's ``speaker`` and ``content``.
 
     A block for which POML has no part becomes a text that names its type. Reasoning is left out.
-
-    Example:
-        >>> to_poml(HumanMessage("Hello"))
-        {'speaker': 'human', 'content': 'Hello'}
     """
     content = message.content
     calls = message.tool_calls if isinstance(message, AIMessage) else []
@@ -177,15 +148,10 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
         {"type": REQUEST, "id": call["id"] or "", "name": call["name"], "content": call["args"]} for call in calls
     ]
     if isinstance(message, ToolMessage):
-        parts = [{"type": RESPONSE, "id": message.tool_call_id, "name": message.name or "", "content": _joined(parts)}]
-    return {"speaker": speaker, "content": _joined(parts)}
-
-
-def _joined(parts: list[Any]) -> str | list[Any]:
-    """Return POML's content for parts; a single text becomes a string."""
-    if not parts:
-        return ""
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
+        parts = [
+            {"type": RESPONSE, "id": message.tool_call_id, "name": message.name or "", "content": joined_parts(parts)}
+        ]
+    return {"speaker": speaker, "content": joined_parts(parts)}
 
 
 def describe(message: BaseMessage) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame.schema import checked_answer, response_format
-from pomlflow.frame.tools import ToolSpec, match, named, tool_specs
+from pomlflow.frame.tools import ToolSpec, check_functions, functions_by_name, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import (
     Arguments,
-    explain_refusals,
+    explain_unsupported,
     model_settings,
-    place_of,
     uses_chat_completions,
 )
 from pomlflow.langchain.output import PomlOutputParserError, parse_message, raise_refusal
@@ -91,7 +90,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
             raise ConfigurationError(f"PomlMiddleware takes a PomlPromptTemplate, not a {type(prompt).__name__}")
         self.prompt = prompt
         self.variables = variables
-        self.tools: list[BaseTool] = [as_tool(name, function) for name, function in named(tools or ()).items()]
+        functions = functions_by_name(tools or ())
+        self.tools: list[BaseTool] = [as_tool(name, function) for name, function in functions.items()]
         self._static: tuple[str, list[ToolSpec]] | None = None
 
     @property
@@ -145,8 +145,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         spec = next((spec for spec in specs if spec.name == request.tool_call["name"]), None)
         if spec is None or request.tool is None:
             return request
-        place = self.prompt.core.trace_path or self.prompt.name or "<inline>"
-        return request.override(tool=PomlTool.of(request.tool, spec, place))
+        label = self.prompt.core.trace_path or self.prompt.name or "<inline>"
+        return request.override(tool=PomlTool.of(request.tool, spec, label))
 
     def _variables(self, state: Any, runtime: Any, messages: Sequence[BaseMessage] | None = None) -> dict[str, Any]:
         """Return the variables of the template from the context, the state, the messages and the user's function.
@@ -179,9 +179,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     def tools_of(self, record: RenderRecord) -> list[ToolSpec]:
         """Return the tools of a render, and keep them if they depend on no variable."""
         specs = tool_specs(record.result())
-        # Without "tool" in the markup there are no tools: all names of their elements contain it, and POML drops the
-        # tools of included files.
-        if "tools" in record.static_fields or "tool" not in record.source.lower():
+        if "tools" in record.static_fields or "tools" not in self.prompt.core.inference.fields:
             self._static = record.digest, specs
         return specs
 
@@ -191,9 +189,9 @@ class _Call:
 
     def __init__(self, middleware: PomlMiddleware, request: ModelRequest[Any], value: PromptValue) -> None:
         record: RenderRecord = value.record  # type: ignore[attr-defined]
-        output, place = record.result(), place_of(record)
-        self.record, self.place = record, place
-        self.settings: Arguments = model_settings(request.model, output.get("runtime"), place)
+        output, label = record.result(), record.label
+        self.record, self.label = record, label
+        self.settings: Arguments = model_settings(request.model, output.get("runtime"), label)
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
         specs = middleware.tools_of(record)
         completions = uses_chat_completions(request.model)
@@ -208,10 +206,10 @@ class _Call:
             overrides["tool_choice"] = self.settings.tool_choice
         if self.schema is not None:
             overrides["response_format"] = _strategy(self.schema)
-        rendered, asked = value.to_messages(), {id(message) for message in request.messages}
-        placed = "messages" in middleware.prompt.core.inference.messages
-        placed = placed or any(id(message) in asked for message in rendered)
-        overrides |= _messages(rendered, request, placed=placed)
+        rendered, requested = value.to_messages(), {id(message) for message in request.messages}
+        has_conversation = "messages" in middleware.prompt.core.inference.messages
+        has_conversation = has_conversation or any(id(message) in requested for message in rendered)
+        overrides |= _messages(rendered, request, has_conversation=has_conversation)
         if completions:
             overrides["messages"] = media_after_tools(overrides["messages"])
         self.request = request.override(**overrides)
@@ -220,11 +218,11 @@ class _Call:
     def explain_errors(self) -> Iterator[None]:
         """Name the template in errors: of arguments that the client refuses, and of answers that do not match."""
         try:
-            with explain_refusals(self.settings.unknown, self.settings.model, self.place):
+            with explain_unsupported(self.settings.unknown, self.settings.model, self.label):
                 yield
         except StructuredOutputValidationError as error:
             try:
-                raise_refusal(error.ai_message, self.place)
+                raise_refusal(error.ai_message, self.label)
                 if self.schema is not None:
                     parse_message(error.ai_message, self.record)
             except PomlOutputParserError as ours:
@@ -240,22 +238,22 @@ class _Call:
         answer = next((message for message in reversed(inner.result) if isinstance(message, AIMessage)), None)
         text = "" if answer is None else str(answer.text)
         try:
-            inner.structured_response = checked_answer(found, self.schema, text, self.place)
+            inner.structured_response = checked_answer(found, self.schema, text, self.label)
         except AnswerError as error:
             raise PomlOutputParserError(str(error), text, error.problems, answer) from error
         return response
 
 
-def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, placed: bool) -> dict[str, Any]:
+def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, has_conversation: bool) -> dict[str, Any]:
     """Return the system prompt and the messages of a request.
 
-    `placed` is whether the rendered messages contain the conversation already.
+    `has_conversation` is whether the rendered messages contain the conversation already.
     """
     head = 0
     while head < len(rendered) and isinstance(rendered[head], SystemMessage):
         head += 1
     rest = rendered[head:]
-    messages: list[AnyMessage] = [*rest] if placed else [*rest, *request.messages]  # type: ignore[list-item]
+    messages: list[AnyMessage] = [*rest] if has_conversation else [*rest, *request.messages]  # type: ignore[list-item]
     if not head:
         return {"messages": messages}
     own = [] if request.system_message is None else [request.system_message]
@@ -276,13 +274,13 @@ def _described(
     strict: bool,
 ) -> list[BaseTool | dict[str, Any]]:
     """Return the tools of a request; those that the markup defines get its descriptions and schemas."""
-    place, by_name, ours = place_of(record), {spec.name: spec for spec in specs}, {tool.name for tool in own}
+    label, by_name, ours = record.label, {spec.name: spec for spec in specs}, {tool.name for tool in own}
     others = [tool.name for tool in offered if isinstance(tool, BaseTool) and tool.name in by_name]
-    match(specs, [*ours, *others], place, exact="tools" in record.static_fields)
+    check_functions(specs, [*ours, *others], label, exact="tools" in record.static_fields)
     described: list[BaseTool | dict[str, Any]] = []
     for tool in offered:
         if isinstance(tool, BaseTool) and tool.name in by_name:
-            described.append(PomlTool.of(tool, by_name[tool.name], place, strict=strict))
+            described.append(PomlTool.of(tool, by_name[tool.name], label, strict=strict))
         # The middleware's own functions are left out if this render does not define their tools.
         elif isinstance(tool, dict) or tool.name not in ours:
             described.append(tool)

@@ -11,16 +11,15 @@ from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 
 from pomlflow.exceptions import PomlError, SettingError, ToolError
 from pomlflow.frame.schema import response_format, strict_form
-from pomlflow.frame.settings import Provider, provider_of, settings
+from pomlflow.frame.settings import Provider, provider_of, provider_parameters
 from pomlflow.frame.tools import ToolSpec, tool_specs
 from pomlflow.record import RenderRecord
 
 __all__ = [
     "Arguments",
     "arguments",
-    "explain_refusals",
+    "explain_unsupported",
     "model_settings",
-    "place_of",
     "uses_chat_completions",
 ]
 
@@ -33,24 +32,12 @@ _OLLAMA_FIELDS = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a model call.
+    """The arguments of a model call."""
 
-    Attributes:
-        model: The model. It is a copy if the frame names another one and the client does not take a name per call.
-        values: Keyword arguments of the call.
-        tool_choice: ``toolChoice`` of ``<runtime>``, in the form that every client's ``bind_tools`` takes.
-        unknown: Names in `values` that the client may refuse, each with a text about its origin for the error.
-    """
-
-    model: BaseLanguageModel[Any]
+    model: BaseLanguageModel[Any]  # a copy if the frame names another one and the client takes no name in a call
     values: dict[str, Any] = field(default_factory=dict)
-    tool_choice: Any = None
-    unknown: Mapping[str, str] = field(default_factory=dict)
-
-
-def place_of(record: RenderRecord) -> str:
-    """Return the name of a render's template for errors."""
-    return record.path or record.name or "<inline>"
+    tool_choice: Any = None  # in the form that every client's `bind_tools` takes
+    unknown: Mapping[str, str] = field(default_factory=dict)  # `values` that the client may refuse: origins
 
 
 def arguments(
@@ -61,14 +48,14 @@ def arguments(
     The frame overrides arguments that were `bound` to the model, except that bound tools are kept next to the frame's.
     Call-time arguments (`given`) override the frame.
     """
-    output, place = record.result(), place_of(record)
-    runtime = model_settings(model, output.get("runtime"), place)
+    output, label = record.result(), record.label
+    runtime = model_settings(model, output.get("runtime"), label)
     values, schema = dict(runtime.values), output.get("schema")
     if schema is not None:
-        values |= _structured_output(model, schema, place)
+        values |= _structured_output(model, schema, label)
     strict = "response_format" in {*bound, *values, *given} and uses_chat_completions(model)
     if specs := tool_specs(output):
-        values |= _bound_tools(runtime.model, specs, runtime.tool_choice, place, strict=strict)
+        values |= _bound_tools(runtime.model, specs, runtime.tool_choice, label, strict=strict)
     if before := bound.get("tools"):
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
@@ -76,12 +63,12 @@ def arguments(
     return Arguments(runtime.model, _override({**bound, **values}, given), unknown=runtime.unknown)
 
 
-def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, place: str) -> Arguments:
+def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, label: str) -> Arguments:
     """Translate ``<runtime>`` to the parameters of a model's client."""
     if not runtime:
         return Arguments(model)
     provider = provider_of(type(model))
-    translated = settings(runtime, provider, place)
+    translated = provider_parameters(runtime, provider, label)
     values = dict(translated.values)
     choice = _tool_choice(values.pop("tool_choice", None), provider)
     if "stop_sequences" in values:  # renamed to LangChain's own name; the provider's would override a caller's `stop`
@@ -107,7 +94,7 @@ def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
 
 
 @contextmanager
-def explain_refusals(origins: Mapping[str, str], model: Any, place: str) -> Iterator[None]:
+def explain_unsupported(origins: Mapping[str, str], model: Any, label: str) -> Iterator[None]:
     """Raise a `SettingError` that names the template if a client refuses one of the arguments in `origins`."""
     try:
         yield
@@ -116,13 +103,13 @@ def explain_refusals(origins: Mapping[str, str], model: Any, place: str) -> Iter
         if name is None:
             raise
         raise SettingError(
-            f"{place} {origins[name]}, which this version of {type(model).__name__} refuses: {error}", name
+            f"{label} {origins[name]}, which this version of {type(model).__name__} refuses: {error}", name
         ) from error
 
 
-def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any], label: str) -> dict[str, Any]:
     if not isinstance(model, BaseChatModel):
-        raise PomlError(f"{place}: {type(model).__name__} is a text model and takes no <output-schema>")
+        raise PomlError(f"{label}: {type(model).__name__} is a text model and takes no <output-schema>")
     provider = provider_of(type(model))
     if provider == "google":
         return {"response_mime_type": "application/json", "response_schema": dict(schema)}
@@ -132,16 +119,16 @@ def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any],
 
 
 def _bound_tools(
-    model: BaseLanguageModel[Any], specs: Sequence[ToolSpec], choice: Any, place: str, *, strict: bool
+    model: BaseLanguageModel[Any], specs: Sequence[ToolSpec], choice: Any, label: str, *, strict: bool
 ) -> dict[str, Any]:
     """Return the call arguments that the client's own `bind_tools` makes for the tools."""
     if not isinstance(model, BaseChatModel):
-        raise ToolError(f"{place}: {type(model).__name__} is a text model and takes no tools", specs[0].name)
+        raise ToolError(f"{label}: {type(model).__name__} is a text model and takes no tools", specs[0].name)
     tools = [spec.openai(strict=strict) for spec in specs]
     try:
         binding: Any = model.bind_tools(tools, **({} if choice is None else {"tool_choice": choice}))
     except NotImplementedError as error:
-        raise ToolError(f"{place} defines tools, and {type(model).__name__} takes none", specs[0].name) from error
+        raise ToolError(f"{label} defines tools, and {type(model).__name__} takes none", specs[0].name) from error
     return dict(getattr(binding, "kwargs", None) or {"tools": tools})
 
 

@@ -13,7 +13,6 @@ from langchain_core.utils.json import parse_partial_json
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame.refusals import RefusalReader
 from pomlflow.frame.schema import parse_answer
-from pomlflow.langchain.model_arguments import place_of
 from pomlflow.record import RenderRecord
 
 __all__ = ["PartialObject", "PomlOutputParserError", "PomlRefusalError", "parse_message", "raise_refusal"]
@@ -62,29 +61,29 @@ def parse_message(answer: Any, record: RenderRecord) -> Any:
 
     The answer is None for a stream without chunks.
     """
-    place, answer = place_of(record), "" if answer is None else answer
-    raise_refusal(answer, place)
+    label, answer = record.label, "" if answer is None else answer
+    raise_refusal(answer, label)
     if isinstance(answer, AIMessage) and answer.tool_calls:
         names = ", ".join(call["name"] for call in answer.tool_calls)
         raise PomlOutputParserError(
-            f"{place}: the model called {names} instead of answering. parse=True parses answers only: run the tools, "
+            f"{label}: the model called {names} instead of answering. parse=True parses answers only: run the tools, "
             f"in an agent for example",
             answer.text,
             raw=answer,
         )
     text = answer if isinstance(answer, str) else str(answer.text)
     try:
-        return parse_answer(text, record.result()["schema"], place)
+        return parse_answer(text, record.result()["schema"], label)
     except AnswerError as error:
         raw = answer if isinstance(answer, BaseMessage) else None
         raise PomlOutputParserError(str(error), text, error.problems, raw) from error
 
 
-def raise_refusal(answer: Any, place: str) -> None:
+def raise_refusal(answer: Any, label: str) -> None:
     """Raise a `PomlRefusalError` if a message is a refusal."""
     if isinstance(answer, AIMessage) and (refusal := _refusal(answer)) is not None:
         text = refusal or str(answer.text)
-        raise PomlRefusalError(f"{place}: the model refused{f': {text}' if text else ''}", text, raw=answer)
+        raise PomlRefusalError(f"{label}: the model refused{f': {text}' if text else ''}", text, raw=answer)
 
 
 def _refusal(message: AIMessage) -> str | None:
@@ -105,16 +104,11 @@ def _refusal(message: AIMessage) -> str | None:
 
 
 class PartialObject:
-    """The object in a streamed answer, as far as it has arrived.
-
-    Attributes:
-        message: The chunks so far, added up.
-        value: The object so far; None before it has begun.
-    """
+    """The object in a streamed answer, as far as it has arrived."""
 
     def __init__(self) -> None:
-        self.message: Any = None
-        self.value: Any = None
+        self.message: Any = None  # the chunks so far, added up
+        self.value: Any = None  # the object so far; None before it has begun
 
     def take(self, chunk: Any) -> bool:
         """Add a chunk; return whether the object has grown."""
@@ -124,9 +118,9 @@ class PartialObject:
             value = parse_partial_json(text) if text.strip() else None
         except ValueError:
             return False
-        return self.finish(value)
+        return self.update(value)
 
-    def finish(self, value: Any) -> bool:
+    def update(self, value: Any) -> bool:
         """Set the value; return whether it has changed."""
         if value is None or value == self.value:
             return False

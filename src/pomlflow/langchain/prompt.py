@@ -12,19 +12,17 @@ from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
 from pomlflow._arguments import refuse_arguments, refuse_foreign
-from pomlflow._log import warn_once
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
-from pomlflow.frame.tools import match, named, tool_specs
+from pomlflow.frame.tools import check_functions, functions_by_name, tool_specs
 from pomlflow.langchain.batches import BatchedPromptTemplate
-from pomlflow.langchain.binding import PomlChain, wrap_models
+from pomlflow.langchain.binding import wrap_models
 from pomlflow.langchain.messages import MessageHistory
-from pomlflow.langchain.model_arguments import place_of
 from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
@@ -184,7 +182,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         *,
         parse: bool = False,
         tools: Mapping[str, Any] | Iterable[Any] | None = None,
-    ) -> PomlChain:
+    ) -> RunnableSequence[Any, Any]:
         """Make a chain that passes the messages, tools, output schema and runtime settings to a model.
 
         ``prompt | llm`` passes only the messages. Each call translates the rest to the model's own parameters. Tools
@@ -216,8 +214,8 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             >>> prompt.bind_to(FakeListChatModel(responses=["Hello!"])).invoke({"name": "Ada"}).content
             'Hello!'
         """
-        functions = None if tools is None else list(named(tools))
-        return PomlChain(self, wrap_models(llm, parse=parse, functions=functions))
+        functions = None if tools is None else list(functions_by_name(tools))
+        return RunnableSequence(self, wrap_models(llm, parse=parse, functions=functions))
 
     def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
         """Return the markup's tools with functions, for a ``ToolNode``, an agent's constructor, or a loop of your own.
@@ -241,9 +239,9 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             3
         """
         record, _ = self.render_record(variables)
-        specs, given, place = tool_specs(record.result()), named(functions), place_of(record)
-        match(specs, given, place, exact="tools" in record.static_fields)
-        return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, place) for spec in specs]
+        specs, given, label = tool_specs(record.result()), functions_by_name(functions), record.label
+        check_functions(specs, given, label, exact="tools" in record.static_fields)
+        return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, label) for spec in specs]
 
     # Below: methods that LangChain calls.
 
@@ -260,7 +258,8 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         return self._with_arguments(await super().ainvoke(input, config), kwargs)
 
     def _with_arguments(self, value: PromptValue, arguments: Mapping[str, Any]) -> PomlPromptValue:
-        """Store the arguments of a chain's call, which LangChain passes to the first step, for the model after it."""
+        """Store the arguments of a chain's call, for the model after the prompt."""
+        # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step.
         made = cast("PomlPromptValue", value)
         made.arguments.update(arguments)
         return made
@@ -322,7 +321,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     def _dispatch(
         self, record: RenderRecord, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun | None
     ) -> None:
-        set_sink("langchain", _trace_in_run)
+        set_sink("langchain", _trace)
         dispatch(record, RenderContext("langchain", run, self._core.path))
 
     def render_record(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
@@ -385,16 +384,10 @@ def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str,
     }
 
 
-def _trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
-    """Call `handler.trace_in_run`, the sink for renders, if MLflow's tracer has been imported.
-
-    Without it no handler of ours or MLflow's can trace the run, and a prompt alone must not import MLflow.
-    """
+def _trace(record: RenderRecord, context: RenderContext) -> bool:
+    """Sink: store a render in its run if MLflow's tracer has been imported, without which nothing traces the run."""
     if "mlflow.langchain.langchain_tracer" not in sys.modules:
         return False
-    try:
-        from pomlflow.langchain.handler import trace_in_run
-    except Exception as error:  # noqa: BLE001 - an unsupported version of MLflow may raise any error
-        warn_once("langchain handler", "POML renders are not traced: %s", error, exc_info=error)
-        return True
+    from pomlflow.langchain.handler import trace_in_run
+
     return trace_in_run(record, context)

@@ -10,21 +10,18 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 from pydantic import PrivateAttr
 from typing_extensions import override
 
+from pomlflow.content import split_parts
 from pomlflow.display import result_html, short
 from pomlflow.exceptions import PomlError
 from pomlflow.langchain.messages import from_poml
 from pomlflow.record import RenderRecord
-from pomlflow.template.history import REQUEST, RESPONSE
 from pomlflow.types import Frame
 
 __all__ = ["PomlChatPromptValue", "PomlPromptValue", "PomlStringPromptValue", "prompt_value"]
 
 
 class _Rendered(PromptValue):
-    """A prompt value with the render that it was made from.
-
-    LangChain serialises it as LangChain's class of prompt value, with only the messages or the text.
-    """
+    """A prompt value with the render that it was made from. LangChain serialises only its messages or text."""
 
     _record: RenderRecord | None = PrivateAttr(default=None)
     _arguments: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -122,9 +119,8 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Po
     content = record.result()["messages"]
     if record.chat:
         return PomlChatPromptValue(from_poml(content, natives), record=record)
-    parts = [content] if isinstance(content, str) else content
-    shown = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
-    messages = from_poml([{"speaker": "human", "content": shown}])
+    *_, parts = split_parts(content)
+    messages = from_poml([{"speaker": "human", "content": parts}])
     return PomlStringPromptValue(_text(parts), record=record, messages=messages)
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, Final, cast
 from uuid import UUID
 
-import mlflow
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
@@ -22,65 +21,53 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN, Span, SpanContext
 
 from pomlflow.tracking.redaction import GuardedSpan
-from pomlflow.tracking.spans import active, within
+from pomlflow.tracking.spans import active, nearest
 
 __all__ = [
     "ContextProxy",
     "Run",
-    "drop",
-    "ended_early",
-    "forget",
-    "innermost",
-    "nearest",
+    "current_manager",
+    "current_run_id",
+    "current_span",
+    "is_suppressed",
     "open_run",
-    "run_id_here",
-    "surroundings",
+    "parent_in",
+    "suppress_run",
+    "unsuppress_run",
     "user_span",
 ]
 
 _OK: Final = SpanStatus(SpanStatusCode.OK)
 _CANCELLED: Final = SpanStatus(SpanStatusCode.ERROR, asyncio.CancelledError.__name__)
-_MOST_ENDED_EARLY: Final = 10_000
+_MAX_SUPPRESSED: Final = 10_000
 
 _open: dict[UUID, Run] = {}  # open runs of all handlers, since a run with several handlers is traced once
-_ended_early: dict[UUID, None] = {}  # runs that go on after their traces; what LangChain starts in them is not traced
+_suppressed: dict[UUID, None] = {}  # runs that go on after their traces; what LangChain starts in them is not traced
 
 
 @dataclass(eq=False)
 class Run:
-    """A LangChain run that is being traced.
-
-    Attributes:
-        run_id: LangChain's id of the run.
-        tracer: The handler that traces it.
-        span: Its span.
-        parent: The run that it is part of.
-        generator: Whether its body is a generator, which runs in the context of its reader.
-        task: The asyncio task that it was started in.
-        parts: The runs that are part of it and are still open, or cancelled and not yet settled.
-        chunk: The last chunk that was streamed.
-        cancelled: The error that cancelled it, and the time of that in nanoseconds.
-    """
+    """A LangChain run that is being traced."""
 
     run_id: UUID
-    tracer: BaseCallbackHandler
+    tracer: BaseCallbackHandler  # the handler that traces it
     span: GuardedSpan
     parent: Run | None
-    generator: bool
-    task: asyncio.Task[Any] | None
-    parts: dict[Run, None] = field(default_factory=dict)
-    chunk: Any = None
-    cancelled: tuple[asyncio.CancelledError, int] | None = None
+    is_generator: bool  # whether its body is a generator, which runs in the context of its reader
+    task: asyncio.Task[Any] | None  # in which it was started
+    parts: dict[Run, None] = field(default_factory=dict)  # its children that are open, or cancelled and not settled
+    chunk: Any = None  # the last one that was streamed
+    cancelled: tuple[asyncio.CancelledError, int] | None = None  # the error, and the time in nanoseconds
     _proxy: ContextProxy | None = None
     _tokens: list[tuple[Token[Any], Any]] = field(default_factory=list)
 
     def open(self, span: Span) -> None:
         """Make the run's span the active one, and add the run to the open ones."""
-        self._proxy = ContextProxy(span, self.run_id, generator=self.generator)
+        self._proxy = ContextProxy(span, self.run_id, is_generator=self.is_generator)
         token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
         tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
         self._tokens = [(token, token.var.get()) for token in tokens]
-        forget(self.run_id)  # a caller may give an id to several runs, one after the other
+        unsuppress_run(self.run_id)  # a caller may give an id to several runs, one after the other
         _open[self.run_id] = self
         if self.parent is None:
             return
@@ -104,7 +91,7 @@ class Run:
     def end_early(self, *, by_control_flow: bool = False) -> None:
         """End the run and its open parts. What LangChain starts in it afterwards is not traced."""
         self.end_parts(by_control_flow=by_control_flow)
-        drop(self.run_id)
+        suppress_run(self.run_id)
         self.end(by_control_flow=by_control_flow)
 
     def end_parts(self, *, by_control_flow: bool = False) -> None:
@@ -117,9 +104,9 @@ class Run:
         """Close a run that was cancelled. Its span stays open until its parent decides if that is an error (`settle`).
 
         Its open parts in the same task, or in a task that is done or cancelled as well, count as cancelled. Parts that
-        go on elsewhere (``asyncio.shield``, threads) do not, and end early.
+        go on elsewhere (``asyncio.shield``, threads) end early.
         """
-        drop(self.run_id)
+        suppress_run(self.run_id)
         if not self._close():
             return
         self.cancelled = error, time.time_ns()
@@ -136,8 +123,8 @@ class Run:
     def settle(self, *, by_control_flow: bool) -> None:
         """End the span of a cancelled run, at the time when it was cancelled.
 
-        It is settled late because a graph whose reader stops reading cancels its nodes before it reports its own end.
-        Only that end shows that control flow cancelled them.
+        A graph whose reader stops reading cancels its nodes before it reports its own end, which alone shows that
+        control flow cancelled them.
         """
         if self.cancelled is None:
             return
@@ -152,10 +139,7 @@ class Run:
             self._leave()
 
     def _close(self) -> bool:
-        """Close the run's proxy and, if possible, restore the context; return False if the run was closed before.
-
-        Another thread may close it at the same time.
-        """
+        """Close the run's proxy and, if possible, restore the context; return False if it was closed before."""
         if _open.pop(self.run_id, None) is None or self._proxy is None:
             return False
         self._proxy.close()
@@ -180,156 +164,115 @@ def open_run(run_id: UUID | None) -> Run | None:
     return None if run_id is None else _open.get(run_id)
 
 
-def ended_early(run_id: UUID | None) -> bool:
+def is_suppressed(run_id: UUID | None) -> bool:
     """Return whether the run goes on after the end of its trace; what is started in it is not traced."""
-    return run_id in _ended_early
+    return run_id in _suppressed
 
 
-def drop(run_id: UUID) -> None:
-    """Mark a run as ended early: what LangChain starts in it from now on is not traced."""
-    _ended_early[run_id] = None
-    if len(_ended_early) > _MOST_ENDED_EARLY:  # LangChain never reports the end of a cancelled model, so some remain
-        _ended_early.pop(next(iter(_ended_early)), None)
+def suppress_run(run_id: UUID) -> None:
+    """Trace nothing that LangChain starts in a run from now on."""
+    _suppressed[run_id] = None
+    if len(_suppressed) > _MAX_SUPPRESSED:  # LangChain never reports the end of a cancelled model, so some remain
+        _suppressed.pop(next(iter(_suppressed)), None)
 
 
-def forget(run_id: UUID) -> None:
-    """Undo `drop`, when LangChain has reported the run's end or begins another run with its id."""
-    _ended_early.pop(run_id, None)
+def unsuppress_run(run_id: UUID) -> None:
+    """Undo `suppress_run`, when LangChain has reported the run's end or begins another run with its id."""
+    _suppressed.pop(run_id, None)
 
 
-class ContextProxy(Span):
-    """A span that a context holds for a run: it stands for the run's span, and after the run for the one before it.
+class ContextProxy:
+    """A span that a context holds for a run: the run's span, and after the run the span that was active before.
 
-    It may stay in a context after the run. With an ended span in its place, MLflow would lose every later trace of that
-    task.
-
-    Args:
-        span: The run's span.
-        run_id: The run's id.
-        generator: Whether the run's body is a generator, which runs in the context of its reader. What the reader does
-            between two chunks is not part of the run.
-
-    Attributes:
-        run_id: The run's id.
-        span: The run's span; None after the run.
-        generator: As given.
-        before: The span, or the open proxy, that was active before.
-        outside: The innermost span that was active before and is not a run's.
-        reader: The id of the run that reads the generator, or None.
+    It may stay in a context after the run. With an ended span there, MLflow would lose every later trace of that task.
+    A run whose body is a generator runs in the context of its reader, so what the reader does between two chunks is not
+    part of the run.
     """
 
-    def __init__(self, span: Span, run_id: UUID, *, generator: bool) -> None:
+    def __init__(self, span: Span, run_id: UUID, *, is_generator: bool) -> None:
         before = provider.get_current_otel_span() or INVALID_SPAN
         self.run_id = run_id
-        self.span: Span | None = span
-        self.generator = generator
+        self.span: Span | None = span  # None after the run
+        self.is_generator = is_generator
         # Never a closed proxy: in a context that is never cleaned up, the chain of proxies would grow without end.
-        self.before: Span = before.resolved(open_only=True) if isinstance(before, ContextProxy) else before
+        self.before = before.resolved(open_only=True) if isinstance(before, ContextProxy) else before
+        # The innermost span that was active before and is not a run's.
         self.outside: Span = self.before.outside if isinstance(self.before, ContextProxy) else self.before
-        self.reader = run_id_here() if generator else None
+        self.reader = current_run_id() if is_generator else None
 
     def close(self) -> None:
         """Stand for the span before the run from now on."""
         self.span = None
 
-    def resolved(self, *, open_only: bool = False) -> Span:
+    def resolved(self, *, open_only: bool = False) -> Span | ContextProxy:
         """Return the proxy of the run that the calling code is part of, or the span outside of all runs.
 
         With `open_only`, return the innermost open proxy, even if its generator's reader is calling.
         """
-        found: Span = self
+        found: Span | ContextProxy = self
         while isinstance(found, ContextProxy) and (
-            found.span is None or (not open_only and found.generator and run_id_here() == found.reader)
+            found.span is None or (not open_only and found.is_generator and current_run_id() == found.reader)
         ):
             found = found.before
         return found
 
-    def _now(self) -> Span:
+    def _span_now(self) -> Any:
         found = self.resolved()
-        if isinstance(found, ContextProxy):
-            return found.span or INVALID_SPAN
-        return _unless_ended(found)
+        return found.span or INVALID_SPAN if isinstance(found, ContextProxy) else _unless_ended(found)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._span_now(), name)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
         """The attributes. MLflow reads the trace's id from the request id, and takes ``"null"`` for no active trace."""
-        attributes = getattr(self._now(), "attributes", None) or {}
+        attributes = getattr(self._span_now(), "attributes", None) or {}
         return attributes if SpanAttributeKey.REQUEST_ID in attributes else {SpanAttributeKey.REQUEST_ID: "null"}
 
     @property
     def context(self) -> SpanContext:
         """The span context, under the name that it has in the SDK's spans."""
-        return self.get_span_context()
-
-    def get_span_context(self) -> SpanContext:
-        """Return the span context."""
-        return self._now().get_span_context()
-
-    def is_recording(self) -> bool:
-        """Return whether a span is open."""
-        return self._now().is_recording()
-
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Set attributes."""
-        self._now().set_attributes(attributes)
-
-    def set_attribute(self, key: str, value: Any) -> None:
-        """Set an attribute."""
-        self._now().set_attribute(key, value)
-
-    def add_event(self, *args: Any, **kwargs: Any) -> None:
-        """Add an event."""
-        self._now().add_event(*args, **kwargs)
-
-    def update_name(self, name: str) -> None:
-        """Change the name."""
-        self._now().update_name(name)
-
-    def set_status(self, *args: Any, **kwargs: Any) -> None:
-        """Set the status."""
-        self._now().set_status(*args, **kwargs)
-
-    def record_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Record an exception."""
-        self._now().record_exception(*args, **kwargs)
+        return cast("SpanContext", self._span_now().get_span_context())
 
     def end(self, end_time: int | None = None) -> None:
         """Do nothing: only the handler ends a run."""
 
 
-def surroundings() -> BaseCallbackManager | None:
+Span.register(ContextProxy)  # a context may hold only instances of `Span`
+
+
+def current_manager() -> BaseCallbackManager | None:
     """Return the callback manager of the LangChain run that the calling code is part of, or None."""
     callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
     return callbacks if isinstance(callbacks, BaseCallbackManager) else None
 
 
-def user_span() -> Span:
-    """Return the innermost active span that is not a run's, or an invalid one."""
-    found = innermost()
-    return _unless_ended(found.outside if isinstance(found, ContextProxy) else found)
+def current_run_id() -> UUID | None:
+    """Return the id of the LangChain run that the calling code is part of, or None."""
+    manager = current_manager()
+    return None if manager is None else manager.parent_run_id
 
 
-def nearest(span: LiveSpan) -> LiveSpan:
-    """Return the parent for a new span in a run: the user's span that is open inside the run, or the run's own span."""
-    inner = user_span()
-    if inner is INVALID_SPAN:
-        return span
-    with active(inner):
-        found = mlflow.get_current_active_span()
-    return found if found is not None and within(found, span) else span
-
-
-def innermost() -> Span:
+def current_span() -> Span | ContextProxy:
     """Return the proxy of the run that the calling code is part of, or the active span outside of all runs."""
     current = provider.get_current_otel_span() or INVALID_SPAN
     return current.resolved() if isinstance(current, ContextProxy) else current
 
 
+def user_span() -> Span:
+    """Return the innermost active span that is not a run's, or an invalid one."""
+    found = current_span()
+    return _unless_ended(found.outside if isinstance(found, ContextProxy) else found)
+
+
+def parent_in(span: LiveSpan) -> LiveSpan:
+    """Return the parent for a new span in a run: the user's span that is open inside the run, or the run's own span."""
+    inner = user_span()
+    if inner is INVALID_SPAN:
+        return span
+    with active(inner):
+        return nearest(span)
+
+
 def _unless_ended(span: Span) -> Span:
     return INVALID_SPAN if isinstance(span, ReadableSpan) and not cast("Span", span).is_recording() else span
-
-
-def run_id_here() -> UUID | None:
-    """Return the id of the LangChain run that the calling code is part of, or None."""
-    around = surroundings()
-    return None if around is None else around.parent_run_id

@@ -29,18 +29,18 @@ class PomlTool(StructuredTool):
     """
 
     spec: ToolSpec
-    place: str = "<inline>"
+    label: str = "<inline>"
     strict: bool = False
     hidden: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, tool: BaseTool, spec: ToolSpec, place: str, *, strict: bool = False) -> PomlTool:
+    def of(cls, tool: BaseTool, spec: ToolSpec, label: str, *, strict: bool = False) -> PomlTool:
         """Return the tool, described and checked by a definition."""
         inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
-            check_accepts(spec, accepted, place)
+            check_accepts(spec, accepted, label)
         kept = {**inner.__dict__, "description": spec.description or inner.description}
-        return cls.model_construct(**kept, spec=spec, place=place, strict=strict, hidden=_hidden(inner))
+        return cls.model_construct(**kept, spec=spec, label=label, strict=strict, hidden=_hidden(inner))
 
     @property
     @override
@@ -54,17 +54,14 @@ class PomlTool(StructuredTool):
             arguments = {name: value for name, value in tool_input.items() if name not in self.hidden}
             injected = {name: value for name, value in tool_input.items() if name in self.hidden}
             try:
-                tool_input = {**check_arguments(self.spec, arguments, self.place), **injected}
+                tool_input = {**check_arguments(self.spec, arguments, self.label), **injected}
             except ToolArgumentsError as error:
-                raise _refused(error) from error
+                raise _validation_error(error) from error
         return super()._parse_input(tool_input, tool_call_id)
 
 
 def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
-    """Return a function or a tool as a LangChain tool of that name.
-
-    If the function's parameters can be read from its signature, LangChain converts arguments to their types.
-    """
+    """Return a function or a tool as a LangChain tool of that name."""
     if isinstance(function, BaseTool):
         return function if function.name == name else function.model_copy(update={"name": name})
     asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
@@ -123,7 +120,7 @@ def _hidden(tool: StructuredTool) -> frozenset[str]:
     return frozenset(found)
 
 
-def _refused(error: ToolArgumentsError) -> ValidationError:
+def _validation_error(error: ToolArgumentsError) -> ValidationError:
     """Return pydantic's error with the problems of ours."""
     lines = []
     for problem in error.problems:

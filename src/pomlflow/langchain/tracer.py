@@ -36,8 +36,17 @@ from opentelemetry.trace import Span
 
 from pomlflow.dispatch import Mask
 from pomlflow.frame.media import with_openai_parts
-from pomlflow.langchain.runs import Run, drop, ended_early, forget, nearest, open_run, run_id_here, user_span
-from pomlflow.tracking.redaction import GuardedSpan, plain, within_limit
+from pomlflow.langchain.runs import (
+    Run,
+    current_run_id,
+    is_suppressed,
+    open_run,
+    parent_in,
+    suppress_run,
+    unsuppress_run,
+    user_span,
+)
+from pomlflow.tracking.redaction import GuardedSpan, json_data, within_limit
 from pomlflow.tracking.spans import active
 
 with warnings.catch_warnings():
@@ -70,17 +79,11 @@ def missing_parts(tracer: type) -> list[str]:
 
 
 class Tracer(MlflowLangchainTracer):
-    """MLflow's tracer without the faults that the module lists.
+    """MLflow's tracer without the faults that the module lists."""
 
-    Attributes:
-        register: Whether to register POML prompts, if a template does not set that.
-        mask: Returns what may be stored of a span's content.
-        process_wide: Whether `pomlflow.autolog` made it. Then it begins no trace while MLflow's autolog is on.
-    """
-
-    register: bool = True
+    register: bool = True  # whether to register POML prompts, if a template does not set that
     mask: Mask | None = None
-    process_wide: bool = False
+    process_wide: bool = False  # whether `autolog` made it: then it begins no trace while MLflow's autolog is on
 
     @property
     def run_inline(self) -> bool:
@@ -109,9 +112,9 @@ class Tracer(MlflowLangchainTracer):
         if not self._traces(run_id, parent_run_id):
             return _no_span()
         # A call in a run may pass callbacks of its own, and then LangChain reports no parent.
-        parent = open_run(parent_run_id) or open_run(run_id_here())
+        parent = open_run(parent_run_id) or open_run(current_run_id())
         with active(user_span()) if parent is None else nullcontext():
-            above = nearest(parent.span.span) if parent is not None else mlflow.get_current_active_span()
+            above = parent_in(parent.span.span) if parent is not None else mlflow.get_current_active_span()
             if parent is None and _is_the_same_run(above, span_name, span_type, attributes or {}):
                 return _no_span()
             span = mlflow.start_span_no_context(
@@ -123,9 +126,9 @@ class Tracer(MlflowLangchainTracer):
         task = _current_task()
         if task is None and span_type == SpanType.LLM and parent is not None:  # not called inline: see `run_inline`
             task = parent.task
-        generator = _is_generator(span_type, inputs, attributes)
-        guarded = GuardedSpan(span, self.mask, to_plain=_plain, media=with_openai_parts)
-        run = Run(run_id, self, guarded, parent, generator=generator, task=task)
+        is_generator = _is_generator(span_type, inputs, attributes)
+        guarded = GuardedSpan(span, self.mask, to_json=_plain, media=with_openai_parts)
+        run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=task)
         run.open(cast("Span", span._span))
         if inputs is not None:
             run.span.set_inputs(inputs)
@@ -135,8 +138,8 @@ class Tracer(MlflowLangchainTracer):
         """Return whether this handler is to trace a run that starts."""
         if open_run(run_id) is not None:  # this handler is in the list twice, or another one of ours comes first
             return False
-        if ended_early(parent_run_id or run_id_here()):
-            drop(run_id)
+        if is_suppressed(parent_run_id or current_run_id()):
+            suppress_run(run_id)
             return False
         # MLflow's autolog adds no tracer to a run that inherits one. So a run below one of ours is always ours.
         ours = open_run(parent_run_id) is not None if parent_run_id is not None else not self.process_wide
@@ -152,9 +155,9 @@ class Tracer(MlflowLangchainTracer):
     ) -> None:
         run = open_run(run_id)
         if run is None:
-            forget(run_id)
+            unsuppress_run(run_id)
         elif run.tracer is self:
-            if run.generator or run.parent is None:
+            if run.is_generator or run.parent is None:
                 run.end_parts()
             run.span.set_attributes(attributes or {})
             run.end(outputs, status)
@@ -222,7 +225,7 @@ def span_in(handler: BaseCallbackHandler, run_id: UUID | None) -> LiveSpan | Non
 
 def _plain(value: Any) -> Any:
     """Return a value as the JSON data that MLflow would store, with its media in OpenAI's shape."""
-    return with_openai_parts(plain(value))
+    return with_openai_parts(json_data(value))
 
 
 def _is_generator(span_type: str, inputs: Any, attributes: Mapping[str, Any] | None) -> bool:

@@ -74,14 +74,14 @@ class PomlLLM:
     def _request(self, rendered: Rendered, llm_kwargs: Options, **options: Any) -> Request:
         output = rendered.record.result()
         own = {**self.llm_kwargs, **(llm_kwargs or {})}
-        settings = settings_for(self.llm, output.get("runtime"), own, rendered.place)
+        settings = settings_for(self.llm, output.get("runtime"), own, rendered.record.label)
         choice = settings.pop("tool_choice", None)
-        model = BoundLLM.of(self.llm, {**settings, **own}, rendered.place)
+        model = BoundLLM.of(self.llm, {**settings, **own}, rendered.record.label)
         options = {"tools": tool_specs(output), "choice": choice, "schema": output.get("schema"), **options}
         return model.request(rendered, **options)
 
     def _structured(self, rendered: Rendered, llm_kwargs: Options, kind: type[BaseModel] | None) -> Request:
-        reader = AnswerReader.of(kind, rendered.record.result().get("schema"), rendered.place)
+        reader = AnswerReader.of(kind, rendered.record.result().get("schema"), rendered.record.label)
         return self._request(rendered, llm_kwargs, tools=(), reader=reader)
 
     @_dispatcher.span
@@ -230,27 +230,27 @@ class PomlLLM:
 
 def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `FunctionAgent`, `ReActAgent` and `CodeActAgent` for a render of their prompt."""
-    record, place = rendered.record, rendered.place
+    record, label = rendered.record, rendered.record.label
     output, own = record.result(), dict(llm_kwargs)
-    settings = settings_for(llm, output.get("runtime"), own, place)
+    settings = settings_for(llm, output.get("runtime"), own, label)
     # For the first call only: an agent that must call a tool in every call never ends.
     choice = own.pop("tool_choice", settings.pop("tool_choice", None))
-    system, examples = _system_and_examples(rendered, place)
+    system, examples = _system_and_examples(rendered, label)
     # The record is kept for links to the prompt's version, which need no content.
     record = dataclasses.replace(record, variables={}, output={**output, "messages": []})
     made: dict[str, Any] = {
-        "llm": BoundLLM.of(llm, {**settings, **own}, place, examples=examples, record=record),
+        "llm": BoundLLM.of(llm, {**settings, **own}, label, examples=examples, record=record),
         "system_prompt": system,
-        "tools": bind_tools(tool_specs(output), tools, place),
+        "tools": bind_tools(tool_specs(output), tools, label),
     }
     if choice is not None and llm.metadata.is_function_calling_model:
         made["initial_tool_choice"] = choice
     if schema := output.get("schema"):
-        made["output_cls"] = output_class(schema, place)
+        made["output_cls"] = output_class(schema, label)
     return made
 
 
-def _system_and_examples(rendered: Rendered, place: str) -> tuple[str | None, list[ChatMessage]]:
+def _system_and_examples(rendered: Rendered, label: str) -> tuple[str | None, list[ChatMessage]]:
     """Return an agent's system prompt, and the other messages as examples."""
     if rendered.text is not None:  # one text without a role is the system prompt
         system, examples = rendered.messages, []
@@ -258,5 +258,5 @@ def _system_and_examples(rendered: Rendered, place: str) -> tuple[str | None, li
         system = [message for message in rendered.messages if message.role == MessageRole.SYSTEM]
         examples = [message for message in rendered.messages if message.role != MessageRole.SYSTEM]
     for block in (block for message in system for block in message.blocks if not isinstance(block, TextBlock)):
-        raise PomlError(f"{place}: an agent's system prompt is a text, which cannot hold its {block.block_type}")
+        raise PomlError(f"{label}: an agent's system prompt is a text, which cannot hold its {block.block_type}")
     return "\n\n".join(message.content or "" for message in system) or None, examples

@@ -50,18 +50,10 @@ class PomlRenderEvent(BaseEvent):
     @field_serializer("record")
     def _plain(self, record: RenderRecord) -> dict[str, Any]:
         """Return JSON types only, for handlers that store events."""
-        return {
-            "name": record.name,
-            "path": record.path,
-            "digest": record.digest,
-            "source": record.source,
-            "variables": dict(record.variables),
-            "output": None if record.output is None else dict(record.output),
-            "error": None if record.error is None else str(record.error),
-            "start_ns": record.start_ns,
-            "end_ns": record.end_ns,
-            "poml_version": record.poml_version,
-        }
+        names = ("name", "path", "digest", "source", "output", "start_ns", "end_ns", "poml_version")
+        fields = {name: getattr(record, name) for name in names}
+        error = None if record.error is None else str(record.error)
+        return {**fields, "variables": dict(record.variables), "error": error}
 
 
 def dispatch_render(record: RenderRecord, file: Path | None) -> None:

@@ -33,11 +33,11 @@ from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index.binding import PomlLLM
 from pomlflow.llama_index.llm import earlier_render
-from pomlflow.llama_index.mlflow_tracer import autolog_handler, has_outlived_trace, nearest
+from pomlflow.llama_index.mlflow_tracer import autolog_handler, has_outlived_trace
 from pomlflow.llama_index.span_handler import SpanHandler
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.spans import log_render, prepare
+from pomlflow.tracking.spans import log_render, nearest, prepare
 
 __all__ = ["PomlCallbackHandler", "trace_in_span"]
 
@@ -151,10 +151,7 @@ _scope: ContextVar[tuple[PomlCallbackHandler, ...]] = ContextVar("pomlflow_llama
 
 
 class _EventHandler(BaseEventHandler):
-    """The event handler in LlamaIndex's dispatcher.
-
-    It is not a subclass of MLflow's, which ``autolog()`` would mistake for its own.
-    """
+    """The event handler in LlamaIndex's dispatcher; ``autolog()`` would take a subclass of MLflow's for its own."""
 
     @classmethod
     def class_name(cls) -> str:

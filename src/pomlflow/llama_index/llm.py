@@ -30,11 +30,11 @@ from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.internals import prepare_chat_with_tools, validate_chat_with_tools
 from pomlflow.llama_index.providers import (
     apply_fields,
-    for_provider,
+    media_after_tools,
     native_schema,
     tool_choice,
 )
-from pomlflow.llama_index.refusals import Response, checked, google_refusals, text_of
+from pomlflow.llama_index.refusals import Response, check_refusal, google_refusals, text_of
 from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
 from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
@@ -50,8 +50,7 @@ earlier_render: ContextVar[RenderRecord | None] = ContextVar("pomlflow_llama_ind
 class _Delegation:
     """The methods that call the delegate.
 
-    They are in a class that is no model, because LlamaIndex adds spans to the methods that a model class defines. The
-    delegate's methods have spans already.
+    They are in a class that is no model, because LlamaIndex adds spans to the methods that a model class defines.
     """
 
     def chat(self: Any, messages: Sequence[ChatMessage], **kwargs: Any) -> Any:
@@ -82,7 +81,7 @@ class _Delegation:
         self: Any, output_cls: type[BaseModel], prompt: Any, llm_kwargs: Options = None, **variables: Any
     ) -> Any:
         """Return an agent's structured answer, by the same rules as `PomlLLM`."""
-        reader = AnswerReader.of(output_cls, None, self.place)
+        reader = AnswerReader.of(output_cls, None, self.label)
         request = self.request(prompt, llm_kwargs, variables=variables, reader=reader)
         return request.read(await request.send("a"))
 
@@ -100,30 +99,22 @@ class _Delegation:
 
 
 class BoundLLM(_Delegation, LLM):
-    """A model that adds a render's settings and examples to each call of its delegate.
+    """A model that adds a render's settings and examples to each call of its delegate."""
 
-    Attributes:
-        delegate: The model, with the settings for which its class has fields.
-        options: Arguments of its chat. The arguments of a call override them.
-        examples: Messages that are inserted after the system messages of each chat.
-        place: The name of the template, for errors.
-        record: The render, without content, if it was made before the calls; else None.
-    """
-
-    delegate: SerializeAsAny[LLM]
-    options: dict[str, Any] = Field(default_factory=dict)
-    examples: list[ChatMessage] = Field(default_factory=list)
-    place: str = "<inline>"
-    record: InstanceOf[RenderRecord] | None = Field(default=None, exclude=True)
+    delegate: SerializeAsAny[LLM]  # the model, with the settings for which its class has fields
+    options: dict[str, Any] = Field(default_factory=dict)  # arguments of its chat, which those of a call override
+    examples: list[ChatMessage] = Field(default_factory=list)  # inserted after the system messages of each chat
+    label: str = "<inline>"  # what errors name the template by
+    record: InstanceOf[RenderRecord] | None = Field(default=None, exclude=True)  # of an agent's prompt, without content
 
     @classmethod
-    def of(cls, llm: LLM, options: Mapping[str, Any], place: str, **fields: Any) -> BoundLLM:
+    def of(cls, llm: LLM, options: Mapping[str, Any], label: str, **fields: Any) -> BoundLLM:
         """Bind a model. The result calls functions if the model does."""
         kind = BoundFunctionCallingLLM if isinstance(llm, FunctionCallingLLM) else BoundLLM
         delegate = apply_fields(llm, options)
         shared = {name: getattr(delegate, name) for name in LLM.model_fields}
         # Without pydantic's validation, which would take as long as the rest of a call.
-        return kind.model_construct(**shared, delegate=delegate, options=dict(options), place=place, **fields)
+        return kind.model_construct(**shared, delegate=delegate, options=dict(options), label=label, **fields)
 
     @classmethod
     @override
@@ -138,22 +129,24 @@ class BoundLLM(_Delegation, LLM):
     def _messages(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         first = next((at for at, m in enumerate(messages) if m.role != MessageRole.SYSTEM), len(messages))
         examples = [example.model_copy(deep=True) for example in self.examples]
-        return for_provider(self.delegate, [*messages[:first], *examples, *messages[first:]])
+        return media_after_tools(self.delegate, [*messages[:first], *examples, *messages[first:]])
 
     def _send(self, method: str, content: Any, **kwargs: Any) -> Any:
         with self._call():
-            return checked(getattr(self.delegate, method)(content, **{**self.options, **kwargs}), self.place)
+            return check_refusal(getattr(self.delegate, method)(content, **{**self.options, **kwargs}), self.label)
 
     async def _asend(self, method: str, content: Any, **kwargs: Any) -> Any:
         with self._call():
-            return checked(await getattr(self.delegate, method)(content, **{**self.options, **kwargs}), self.place)
+            return check_refusal(
+                await getattr(self.delegate, method)(content, **{**self.options, **kwargs}), self.label
+            )
 
     @contextmanager
     def _call(self) -> Iterator[None]:
         """Set the earlier render for the handler during a call, and raise Google's refusals."""
         token = earlier_render.set(self.record)
         try:
-            with google_refusals(self.place):
+            with google_refusals(self.label):
                 yield
         finally:
             earlier_render.reset(token)
@@ -185,7 +178,7 @@ class BoundLLM(_Delegation, LLM):
         elif reader is not None and isinstance(self, FunctionCallingLLM) and self.metadata.is_function_calling_model:
             tools, answers_by_tool = [reader.tool()], True
         elif schema is not None:
-            addition = instructions(output_class(schema, self.place))
+            addition = instructions(output_class(schema, self.label))
         messages = with_instructions(self._get_messages(prompt, **variables), addition)
         if tools and isinstance(self, FunctionCallingLLM):
             prepared = prepare_chat_with_tools(
@@ -211,7 +204,7 @@ class BoundLLM(_Delegation, LLM):
     def _text(self, prompt: Any, messages: Sequence[ChatMessage], variables: Mapping[str, Any]) -> str:
         for block in (block for message in messages for block in message.blocks if not isinstance(block, TextBlock)):
             raise PomlError(
-                f"{self.place}: a completion is a text, which cannot hold the prompt's {block.block_type}: use chat"
+                f"{self.label}: a completion is a text, which cannot hold the prompt's {block.block_type}: use chat"
             )
         return self._get_prompt(prompt, **variables)
 
@@ -226,16 +219,13 @@ class BoundFunctionCallingLLM(BoundLLM, FunctionCallingLLM):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One call of a bound model: its messages or text, its arguments, and the reader of its answer.
-
-    `answers_by_tool` is whether the model answers with the arguments of a tool call.
-    """
+    """One call of a bound model."""
 
     model: BoundLLM
     content: list[ChatMessage] | str
-    options: dict[str, Any]
+    options: dict[str, Any]  # arguments of the model's chat or completion
     reader: AnswerReader | None = None
-    answers_by_tool: bool = False
+    answers_by_tool: bool = False  # whether the model answers with the arguments of a tool call
 
     @property
     def chats(self) -> bool:

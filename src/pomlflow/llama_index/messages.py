@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import mimetypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -27,15 +24,16 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
 
+from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, split_parts
 from pomlflow.display import result_html, short
-from pomlflow.frame.media import AUDIO_FORMATS, data_uri
+from pomlflow.frame.media import audio_format, audio_type, document_name
 from pomlflow.record import RenderRecord
-from pomlflow.template.history import REQUEST, RESPONSE, History, in_poml_form
+from pomlflow.template.history import History, in_poml_form
 
 if TYPE_CHECKING:
     from poml.api import PomlFrame
 
-__all__ = ["DescribedImage", "MessageHistory", "Rendered", "describe", "from_poml", "to_poml", "with_data_uris"]
+__all__ = ["DescribedImage", "MessageHistory", "Rendered", "describe", "from_poml", "to_poml"]
 
 _ROLES = {
     "human": MessageRole.USER,
@@ -52,13 +50,6 @@ _SPEAKERS = {
     "tool": "tool",
     "function": "tool",
 }
-# For each type of block: the field of its data, the field of the data's media type, and the default of that.
-_BLOCKS: Final = {
-    "image": ("image", "image_mimetype", "image/png"),
-    "audio": ("audio", "format", "wav"),
-    "video": ("video", "video_mimetype", "video/mp4"),
-    "document": ("data", "document_mimetype", "application/pdf"),
-}
 
 
 class DescribedImage(ImageBlock):
@@ -72,13 +63,8 @@ def from_poml(
 ) -> list[ChatMessage]:
     """Convert POML messages to new LlamaIndex messages with new blocks, since agents write into the blocks.
 
-    Images, sounds, videos and documents become LlamaIndex's blocks, and tool requests `ToolCallBlock`s. Each tool
-    response becomes a message with the role ``tool`` and its call's id in ``additional_kwargs``. `natives` are
-    LlamaIndex's own messages by their positions; they are copied.
-
-    Example:
-        >>> from_poml([{"speaker": "ai", "content": "Hello"}])[0].content
-        'Hello'
+    `natives` are LlamaIndex's own messages by their positions; they are copied. Each tool response becomes a message
+    with the role ``tool`` and its call's id in ``additional_kwargs``.
     """
     made: list[ChatMessage] = []
     for position, message in enumerate(messages):
@@ -128,63 +114,46 @@ def _block(part: str | Mapping[str, Any]) -> ContentBlock:
         return TextBlock(text=part)
     mime: str = part["type"]
     if mime == REQUEST:
-        return ToolCallBlock(tool_call_id=part["id"], tool_name=part["name"], tool_kwargs=_arguments(part["content"]))
+        return ToolCallBlock(
+            tool_call_id=part["id"], tool_name=part["name"], tool_kwargs=call_arguments(part["content"])
+        )
     data, (kind, _, subtype) = part["base64"].encode(), mime.partition("/")
     if kind == "image":
         alt = part.get("alt")
         described = {"image": data, "image_mimetype": mime}
         return DescribedImage(**described, alt=alt) if alt else ImageBlock(**described)
     if kind == "audio":
-        return AudioBlock(audio=data, format=AUDIO_FORMATS.get(subtype, subtype))
+        return AudioBlock(audio=data, format=audio_format(subtype))
     if kind == "video":
         return VideoBlock(video=data, video_mimetype=mime)
-    title = f"document{mimetypes.guess_extension(mime) or ''}"
-    return DocumentBlock(data=data, document_mimetype=mime, title=title)
-
-
-def _arguments(given: Any) -> dict[str, Any]:
-    if isinstance(given, str):
-        with suppress(ValueError):
-            given = json.loads(given)
-    return given if isinstance(given, dict) else {"input": given}
+    return DocumentBlock(data=data, document_mimetype=mime, title=document_name(mime))
 
 
 def to_poml(message: ChatMessage) -> dict[str, Any]:
     """Convert a LlamaIndex message to POML's ``speaker`` and ``content``.
 
     Media without data become a text that names them. Blocks for which POML has no part are left out.
-
-    Example:
-        >>> to_poml(ChatMessage(role="user", content="Hello"))
-        {'speaker': 'human', 'content': 'Hello'}
     """
     parts = [part for part in map(_part, message.blocks) if part != ""]
     call = message.additional_kwargs.get("tool_call_id")
     if message.role in (MessageRole.TOOL, MessageRole.FUNCTION) and call is not None:
         name = message.additional_kwargs.get("name") or ""
-        parts = [{"type": RESPONSE, "id": str(call), "name": str(name), "content": _joined(parts)}]
-    return {"speaker": _SPEAKERS.get(message.role.value, "human"), "content": _joined(parts)}
-
-
-def _joined(parts: list[Any]) -> str | list[Any]:
-    """Return POML's content for parts; a single text becomes a string."""
-    if not parts:
-        return ""
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
+        parts = [{"type": RESPONSE, "id": str(call), "name": str(name), "content": joined_parts(parts)}]
+    return {"speaker": _SPEAKERS.get(message.role.value, "human"), "content": joined_parts(parts)}
 
 
 def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a table, a line for each kind
     if isinstance(block, TextBlock):
         return block.text
     if isinstance(block, ToolCallBlock):
-        call = _arguments(block.tool_kwargs)
+        call = call_arguments(block.tool_kwargs)
         return {"type": REQUEST, "id": block.tool_call_id or "", "name": block.tool_name, "content": call}
     if isinstance(block, ImageBlock):
         shown = _media("image", block.image, block.image_mimetype, block.url or block.path)
         alt = getattr(block, "alt", None)
         return {**shown, "alt": alt} if alt and isinstance(shown, dict) else shown
     if isinstance(block, AudioBlock):
-        return _media("audio", block.audio, _audio_type(block.format or "*"), block.url or block.path)
+        return _media("audio", block.audio, audio_type(block.format or "*"), block.url or block.path)
     if isinstance(block, VideoBlock):
         return _media("video", block.video, block.video_mimetype, block.url or block.path)
     if isinstance(block, DocumentBlock):
@@ -192,14 +161,10 @@ def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a tab
     return ""  # thinking, cache points, citations
 
 
-def _audio_type(format_: str) -> str:
-    return "audio/mpeg" if format_ == "mp3" else f"audio/{format_}"
-
-
-def _media(kind: str, data: Any, mime: str | None, place: object) -> str | dict[str, Any]:
+def _media(kind: str, data: Any, mime: str | None, location: object) -> str | dict[str, Any]:
     if isinstance(data, bytes) and data:  # it is base64 already: LlamaIndex's blocks encode their data
         return {"type": mime or f"{kind}/*", "base64": data.decode("ascii")}
-    return f"[{kind} {place}]" if place else f"[{kind}]"
+    return f"[{kind} {location}]" if location else f"[{kind}]"
 
 
 def describe(message: ChatMessage) -> dict[str, Any]:
@@ -263,36 +228,24 @@ class MessageHistory(History[ChatMessage]):
 
 @dataclass(frozen=True)
 class Rendered:
-    """One successful render in the two forms that LlamaIndex reads: messages and a text.
-
-    `text` is None if the render is a conversation. `parser` is the prompt's output parser.
-    """
+    """One successful render in the two forms that LlamaIndex reads: messages and a text."""
 
     record: RenderRecord
     messages: list[ChatMessage]
-    text: str | None
+    text: str | None  # None for a conversation
     parser: BaseOutputParser | None = None
 
     @classmethod
     def of(cls, record: RenderRecord, history: MessageHistory, parser: BaseOutputParser | None = None) -> Rendered:
-        """Convert a record, or raise its error.
-
-        A render with chat off, or whose only message is the user's, is also one text.
-        """
+        """Convert a record, or raise its error. With chat off, or with one user message only, it is also one text."""
         content = record.result()["messages"]
         if record.chat:
             messages = from_poml(content, history.placed)
             alone = len(messages) == 1 and messages[0].role == MessageRole.USER and not history.placed
         else:
-            parts = [content] if isinstance(content, str) else content
-            parts = [part for part in parts if isinstance(part, str) or part["type"] not in (REQUEST, RESPONSE)]
+            *_, parts = split_parts(content)
             messages, alone = from_poml([{"speaker": "human", "content": parts}]), True
         return cls(record, messages, (messages[0].content or "") if alone else None, parser)
-
-    @property
-    def place(self) -> str:
-        """The name of the template, for errors."""
-        return self.record.path or self.record.name or "<inline>"
 
     @property
     def frame(self) -> PomlFrame:
@@ -320,26 +273,3 @@ class Rendered:
             return (messages_to_prompt or default_messages_to_prompt)(self.format_messages())
         text = self.text if self.parser is None else self.parser.format(self.text)
         return text if completion_to_prompt is None else completion_to_prompt(text)
-
-
-def with_data_uris(value: Any) -> Any:
-    """Return plain data with the media of LlamaIndex's blocks as data URIs, which MLflow stores as attachments.
-
-    A dumped block contains base64, which MLflow writes as the repr of bytes (``b'…'``). Data that is a data URI or an
-    attachment already, or that MLflow has replaced by a note in brackets, is not changed.
-    """
-    # upstream: mlflow 3.12-3.18: LlamaIndex's blocks are stored inline, attachments are made of data URIs alone
-    if isinstance(value, list):
-        return [with_data_uris(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    kind = value.get("block_type")
-    if isinstance(kind, str) and kind in _BLOCKS:
-        field, type_field, default = _BLOCKS[kind]
-        data = value.get(field)
-        if isinstance(data, str) and data and not data.startswith(("data:", "mlflow-attachment://", "[")):
-            mime = str(value.get(type_field) or default)
-            mime = _audio_type(mime) if kind == "audio" else mime
-            base64 = data.removeprefix("b'").removesuffix("'")
-            return {**value, field: data_uri(mime, base64)}
-    return {key: with_data_uris(item) for key, item in value.items()}

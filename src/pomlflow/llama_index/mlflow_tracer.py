@@ -33,11 +33,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN
 
 from pomlflow._log import warn_once
-from pomlflow.llama_index.messages import with_data_uris
-from pomlflow.tracking.background import State, Task, worker
-from pomlflow.tracking.redaction import GuardedSpan, plain
-from pomlflow.tracking.spans import active, within
-from pomlflow.tracking.stores import Place
+from pomlflow.frame.media import with_data_uris
+from pomlflow.tracking.background import Task, TaskState, worker
+from pomlflow.tracking.redaction import GuardedSpan, json_data
+from pomlflow.tracking.spans import active, nearest
+from pomlflow.tracking.stores import Stores
 
 _mlflow: Any = None
 with suppress(ImportError):  # not one of MLflow's public modules
@@ -54,7 +54,6 @@ __all__ = [
     "has_outlived_trace",
     "inputs_of",
     "inside",
-    "nearest",
     "plain_data",
     "set_chat_tools",
     "start_span",
@@ -69,11 +68,7 @@ _EVENTS: Any = getattr(_mlflow, "MlflowEventHandler", None)
 
 
 class Details:
-    """Span types and attributes of components and events, as MLflow's tracer stores them.
-
-    Args:
-        find: Returns our span for the id of a LlamaIndex span, or None. Events' attributes are written to it.
-    """
+    """Span types and attributes of components and events, as MLflow's tracer stores them."""
 
     def __init__(self, find: Callable[[str | None], GuardedSpan | None]) -> None:
         self._find = find
@@ -150,8 +145,8 @@ def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: Li
 def store_unread(root: LiveSpan) -> None:
     """Store the trace of a root span that waits for the readers of streams, in the background."""
     if root.parent_id is None:
-        place = Place.now()
-        worker.submit(_UnreadTrace(uri=place.tracking, workspace=place.workspace, root=root))
+        stores = Stores.current()
+        worker.submit(_UnreadTrace(uri=stores.tracking, workspace=stores.workspace, root=root))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -161,14 +156,14 @@ class _UnreadTrace(Task):
     root: LiveSpan
     _trace: Any = None
 
-    def run(self) -> State:
+    def run(self) -> TaskState:
         """Store the spans, and then the trace."""
         manager: Any = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
         is_over = self.root.end_time_ns is not None
         with manager.get_trace(self.root.trace_id) as live:
             self._trace = self._trace or live
             if self._trace is None or self._trace.info.experiment_id is None:
-                return State.DONE
+                return TaskState.DONE
             trace = self._trace.to_mlflow_trace()
         info, now = copy.copy(trace.info), time.time_ns()
         if not is_over:
@@ -179,7 +174,7 @@ class _UnreadTrace(Task):
             client.log_spans(info.experiment_id, [_ended(span, now) for span in trace.data.spans])
             client.start_trace(info)
         # If MLflow has stored the end of the trace meanwhile, this may have replaced it.
-        return State.DONE if is_over or self.root.end_time_ns is None else State.NOT_YET
+        return TaskState.DONE if is_over or self.root.end_time_ns is None else TaskState.NOT_YET
 
 
 def _ended(span: Span, now: int) -> Span:
@@ -202,7 +197,7 @@ def inputs_of(bound_args: BoundArguments) -> dict[str, Any]:
 
 def plain_data(value: Any) -> Any:
     """Return a component's content as JSON data, with its media as data URIs."""
-    return with_data_uris(plain(value))
+    return with_data_uris(json_data(value))
 
 
 def documents(span: LiveSpan, outputs: Any) -> Any:
@@ -239,14 +234,6 @@ def inside(span: LiveSpan, span_id: str) -> Iterator[None]:
     finally:
         provider.detach_span_from_context(span_token)
         active_span_id.reset(token)
-
-
-def nearest(span: LiveSpan) -> LiveSpan:
-    """Return the active span if it is the user's own (``@mlflow.trace``) inside a component's span; else the latter."""
-    inner = mlflow.get_current_active_span()
-    if inner is None or inner.span_id == span.span_id:
-        return span
-    return inner if within(inner, span) else span
 
 
 def has_outlived_trace() -> bool:

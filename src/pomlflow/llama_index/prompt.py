@@ -23,7 +23,7 @@ from pomlflow.display import short
 from pomlflow.llama_index.binding import PomlLLM, agent_kwargs
 from pomlflow.llama_index.events import dispatch_render
 from pomlflow.llama_index.messages import MessageHistory, Rendered
-from pomlflow.llama_index.providers import for_provider
+from pomlflow.llama_index.providers import media_after_tools
 from pomlflow.llama_index.structured import Answer, output_class
 from pomlflow.llama_index.text_views import PromptText, check_f_string, joined_text
 from pomlflow.record import RenderRecord
@@ -243,7 +243,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         if "schema" in now.inference.static_fields or "schema" not in now.inference.fields:
             variables = {**dict.fromkeys(self._open_variables(), ""), **variables}
         rendered = self.render(variables, quiet=True)
-        return output_class(rendered.record.result().get("schema"), rendered.place)
+        return output_class(rendered.record.result().get("schema"), rendered.record.label)
 
     def render(self, variables: Mapping[str, Any], /, *, quiet: bool = False) -> Rendered:
         """Render once, to messages and a text. With `quiet`, the render is not dispatched and so not traced."""
@@ -285,7 +285,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """
         if llm is None and self._is_empty(kwargs):
             return [ChatMessage(role="user", content=self._measure())]
-        return for_provider(llm, self.render(kwargs).format_messages())
+        return media_after_tools(llm, self.render(kwargs).format_messages())
 
     async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
         """Render to messages without blocking the event loop; LlamaIndex itself never calls it."""
@@ -329,24 +329,23 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     def _measure(self) -> str:
         """Return a text about as long as the prompt with empty variables: the markup and the values that are set.
 
-        LlamaIndex measures the empty prompt several times in a query, with "" for each variable and ``llm=None``. This
-        text saves the renders.
+        LlamaIndex measures that several times in a query, with "" for each variable and ``llm=None``.
         """
         return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
 
     def f_string(self, *, quiet: bool = False) -> PromptText:
         """Return the prompt's text with its open variables in braces."""
-        place, now = self.path or "<inline>", self._refreshed()
+        label, now = self.path or "<inline>", self._refreshed()
         names = {to: name for name, to in (self.template_var_mappings or {}).items()}
         filled = self._map_template_vars(self.kwargs)
         open_ = [name for name in now.inference.variables if name not in filled]
-        check_f_string(now.inference.uses, open_, place)
+        check_f_string(now.inference.uses, open_, label)
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
         history = MessageHistory()
         record = self._core.render({**filled, **shown}, history=history, snapshot=now, keep_whitespace=True)
         # A component that reads a prompt with open variables outside of a run is being set up: that is no render.
         quiet = quiet or (bool(open_) and active_span_id.get() is None)
-        text = joined_text(self._rendered(record, history, quiet=quiet).messages, place)
+        text = joined_text(self._rendered(record, history, quiet=quiet).messages, label)
         return PromptText(text, self, text)
 
     def _open_variables(self) -> list[str]:

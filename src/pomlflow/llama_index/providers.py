@@ -23,13 +23,13 @@ from llama_index.core.llms import LLM
 from pomlflow.exceptions import SettingError
 from pomlflow.frame import media
 from pomlflow.frame.schema import response_format
-from pomlflow.frame.settings import Provider, settings
+from pomlflow.frame.settings import Provider, provider_parameters
 from pomlflow.frame.settings import provider_of as provider_of_class
 from pomlflow.llama_index.internals import has_structured_output
 
 __all__ = [
     "apply_fields",
-    "for_provider",
+    "media_after_tools",
     "native_schema",
     "provider_of",
     "settings_for",
@@ -50,21 +50,17 @@ def provider_of(llm: Any) -> Provider | None:
     return provider_of_class(kind)
 
 
-def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Translate ``<runtime>`` to arguments of a model's chat. The user's own arguments (`own`) are not included.
-
-    Raises:
-        SettingError: The provider, or the SDK that the model's class calls, does not support a setting.
-    """
+def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Translate ``<runtime>`` to arguments of a model's chat; raise a `SettingError` for an unsupported one."""
     provider = provider_of(llm)
-    given = settings(runtime, provider, place)
+    given = provider_parameters(runtime, provider, label)
     values = dict(given.values)
     if "max_completion_tokens" in own:  # OpenAI's newer name for max_tokens
         values.pop("max_tokens", None)
     if provider is not None and given.unknown and (known := _parameters(provider)):
         for name in sorted(given.unknown - known):
             raise SettingError(
-                f"{place}: {type(llm).__name__} does not support the <runtime> setting {name}. Remove it or, if your "
+                f"{label}: {type(llm).__name__} does not support the <runtime> setting {name}. Remove it or, if your "
                 f"server supports it, write extra-body='{{\"{name}\": …}}'",
                 name,
             )
@@ -97,11 +93,7 @@ def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
 
 @lru_cache
 def _parameters(provider: Provider) -> frozenset[str]:
-    """Return the names of the arguments that an SDK's chat takes.
-
-    The SDK itself refuses other arguments late, when a stream is read. For LlamaIndex's models, `provider_of` returns
-    only OpenAI's and Anthropic's providers.
-    """
+    """Return the names of the arguments that an SDK's chat takes. The SDK itself refuses others late, in a stream."""
     try:
         if provider == "openai":
             from openai.resources.chat.completions import Completions as Chat
@@ -150,12 +142,8 @@ def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def for_provider(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
-    """Move media to user messages from all other messages, such as tool responses, if the model is OpenAI's.
-
-    A text replaces them at their place, and they follow after the tool responses. If nothing is moved, the same list is
-    returned.
-    """
+def media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
+    """Move media to user messages, after the tool responses, from all other messages, if the model is OpenAI's."""
     # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
     if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
         return messages

@@ -15,7 +15,7 @@ from llama_index.core.instrumentation.span import active_span_id
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame.refusals import WITHHELD, RefusalReader
 
-__all__ = ["PomlRefusalError", "Response", "checked", "google_refusals", "text_of"]
+__all__ = ["PomlRefusalError", "Response", "check_refusal", "google_refusals", "text_of"]
 
 Response = ChatResponse | CompletionResponse
 # The texts of the errors that LlamaIndex's Google model raises for an answer that Google withheld.
@@ -38,34 +38,31 @@ def text_of(response: Response) -> str:
     return (response.message.content if isinstance(response, ChatResponse) else response.text) or ""
 
 
-def checked(response: Any, place: str) -> Any:
+def check_refusal(response: Any, label: str) -> Any:
     """Return a complete response, or raise the refusal in it. For a stream, return one that raises it at its end."""
     if isinstance(response, ChatResponse | CompletionResponse):
         reader = RefusalReader()
         _take(reader, response)
-        _raise_refusal(reader, response, place)
+        _raise_refusal(reader, response, label)
         return response
-    return (_achecked if hasattr(response, "__anext__") else _checked)(response, place, active_span_id.get())
+    return (_achecked if hasattr(response, "__anext__") else _checked)(response, label, active_span_id.get())
 
 
-def _checked(stream: Iterator[Response], place: str, span_id: str | None) -> Generator[Response, None, None]:
-    with _reading(place, span_id) as take:
+def _checked(stream: Iterator[Response], label: str, span_id: str | None) -> Generator[Response, None, None]:
+    with _reading(label, span_id) as take:
         for piece in stream:
             yield take(piece)
 
 
-async def _achecked(stream: AsyncIterator[Response], place: str, span_id: str | None) -> AsyncGenerator[Response, None]:
-    with _reading(place, span_id) as take:
+async def _achecked(stream: AsyncIterator[Response], label: str, span_id: str | None) -> AsyncGenerator[Response, None]:
+    with _reading(label, span_id) as take:
         async for piece in stream:
             yield take(piece)
 
 
 @contextmanager
-def _reading(place: str, span_id: str | None) -> Iterator[Callable[[Response], Response]]:
-    """Raise the refusal in a stream at its end, and report it to the span of the call that returned the stream.
-
-    It gives a function that takes each piece of the stream and returns it.
-    """
+def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], Response]]:
+    """Raise the refusal in a stream at its end, and report it to the span of the call that returned the stream."""
     reader, last = RefusalReader(), None
 
     def take(piece: Response) -> Response:
@@ -75,10 +72,10 @@ def _reading(place: str, span_id: str | None) -> Iterator[Callable[[Response], R
         return piece
 
     try:
-        with google_refusals(place):
+        with google_refusals(label):
             yield take
             if last is not None:
-                _raise_refusal(reader, last, place)
+                _raise_refusal(reader, last, label)
     except PomlRefusalError as error:
         # With the id given, since the span that is active here is that of the code that reads the stream.
         _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
@@ -93,13 +90,13 @@ def _take(reader: RefusalReader, response: Response) -> None:
         reader.take(response.message.additional_kwargs)
 
 
-def _raise_refusal(reader: RefusalReader, response: Response, place: str) -> None:
+def _raise_refusal(reader: RefusalReader, response: Response, label: str) -> None:
     if reader.text is not None:
-        raise _refusal(reader.text or text_of(response), place)
+        raise _refusal(reader.text or text_of(response), label)
 
 
 @contextmanager
-def google_refusals(place: str) -> Iterator[None]:
+def google_refusals(label: str) -> Iterator[None]:
     """Raise a refusal for the error that LlamaIndex's Google model raises instead of returning a response."""
     try:
         yield
@@ -107,8 +104,8 @@ def google_refusals(place: str) -> Iterator[None]:
         text, found = str(error), _EARLY_END.match(str(error))
         if (found is None or found[1] not in WITHHELD) and text != _NO_CANDIDATES:
             raise
-        raise _refusal("" if found is None else text.partition(": ")[2], place) from error
+        raise _refusal("" if found is None else text.partition(": ")[2], label) from error
 
 
-def _refusal(text: str, place: str) -> PomlRefusalError:
-    return PomlRefusalError(f"{place}: the model refused{f': {text}' if text else ''}", text)
+def _refusal(text: str, label: str) -> PomlRefusalError:
+    return PomlRefusalError(f"{label}: the model refused{f': {text}' if text else ''}", text)

@@ -43,7 +43,7 @@ from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
 from pydantic import Field
 
 from pomlflow._log import warn_once
-from pomlflow.llama_index.messages import with_data_uris
+from pomlflow.frame.media import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
     UNREAD,
     Details,
@@ -69,13 +69,12 @@ __all__ = ["SpanHandler"]
 _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description", "parameters"})
 
 
-class State(Enum):
+class SpanState(Enum):
     """The state of a span. LlamaIndex leaves a span when its call returns or fails."""
 
     OPEN = auto()  # the call is running
     STREAMING = auto()  # LlamaIndex has left it; its result is a stream that has not ended
-    EXITED = auto()  # LlamaIndex has left it; it waits for spans below it
-    ENDED = auto()
+    EXITED = auto()  # LlamaIndex has left it; it waits for spans below it, or has ended
 
 
 @dataclass(eq=False)
@@ -84,10 +83,10 @@ class TracedSpan:
 
     id: str  # LlamaIndex's
     guarded: GuardedSpan
-    owner: Any  # the handler whose trace it is part of
+    handler: Any  # the handler whose trace it is part of
     parent: TracedSpan | None  # the traced span around it
     is_model: bool  # whether its component is a model
-    state: State = State.OPEN
+    state: SpanState = SpanState.OPEN
     token: Any = None  # for `deactivate`
     streamed: bool = False  # whether its result is a stream
     stream: Callable[[], Any] = lambda: None  # a weak reference to its stream, if that is a generator
@@ -107,7 +106,7 @@ class TracedSpan:
     @property
     def waits(self) -> bool:
         """Whether it must stay open for a span below: for one that LlamaIndex has left, and if it streams, for any."""
-        return any(child.state is not State.OPEN or self.streamed for child in list(self.below.values()))
+        return any(child.state is not SpanState.OPEN or self.streamed for child in list(self.below.values()))
 
     def is_in(self, other: TracedSpan) -> bool:
         """Return whether it is the other span, or below it."""
@@ -128,9 +127,9 @@ class TracedSpan:
         """Use the text and the error of a stream below it that has ended."""
         self.text = child.streamed_text() or self.text
         # A model's streams are nested: that of LLM.stream reads that of LLM.stream_chat, and ends with it.
-        if self.is_model and not self.runs_lazily and self.state is State.STREAMING:
-            self.state = State.EXITED
-        if self.streamed and self.state is not State.OPEN:
+        if self.is_model and not self.runs_lazily and self.state is SpanState.STREAMING:
+            self.state = SpanState.EXITED
+        if self.streamed and self.state is not SpanState.OPEN:
             self.error = self.error or child.error
 
     def end(self) -> None:
@@ -147,14 +146,13 @@ class TracedSpan:
 class SpanHandler(BaseSpanHandler[Any]):
     """The span handler in LlamaIndex's dispatcher.
 
-    Args:
-        choose: Returns the handler that traces a component's span that has no traced parent, or None.
+    `choose` returns the handler that traces a component's span that has no traced parent, or None.
     """
 
     choose: Any = Field(default=None, repr=False)
-    alive: dict[str, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by LlamaIndex's id
-    lazy: dict[int, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by the id of its generator's frame
-    owners: dict[str, Any] = Field(default_factory=dict, repr=False)  # handlers by the ids of spans that autolog traces
+    traced: dict[str, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by LlamaIndex's id
+    by_frame: dict[int, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by the id of its generator's frame
+    handlers: dict[str, Any] = Field(default_factory=dict, repr=False)  # by the ids of autolog's spans
     details: Any = Field(default=None, repr=False)
     deferred: Any = Field(default=None, repr=False)
 
@@ -180,15 +178,15 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def end_streams(self) -> None:
         """End the spans that LlamaIndex has left. At exit, a stream may still be referenced and not read to its end."""
-        for span in reversed(list(self.alive.values())):  # children before their parents
-            if span.state is not State.OPEN:
+        for span in reversed(list(self.traced.values())):  # children before their parents
+            if span.state is not SpanState.OPEN:
                 span.text = span.streamed_text() or UNREAD
                 self._end(span)
 
     def store_unread(self) -> None:
         """Store the traces that wait only for readers of streams, once; their spans stay open for the readers."""
-        spans = list(self.alive.values())
-        for root in {span.root for span in spans} - {span.root for span in spans if span.state is State.OPEN}:
+        spans = list(self.traced.values())
+        for root in {span.root for span in spans} - {span.root for span in spans if span.state is SpanState.OPEN}:
             if not root.is_stored:
                 root.is_stored = True
                 store_unread(root.guarded.span)
@@ -196,8 +194,8 @@ class SpanHandler(BaseSpanHandler[Any]):
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
         """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""
         if (found := self._around(span_id)) is not None:
-            return found.guarded.span, found.owner
-        return autolog_span(span_id), self.owners.get(span_id or "")
+            return found.guarded.span, found.handler
+        return autolog_span(span_id), self.handlers.get(span_id or "")
 
     def new_span(  # type: ignore[override] # all arguments are passed by name
         self,
@@ -211,13 +209,13 @@ class SpanHandler(BaseSpanHandler[Any]):
         try:
             self._catch_up()
             parent = self._around(parent_span_id)
-            owner = parent.owner if parent else self.owners.get(parent_span_id or "") or self.choose(instance)
-            if owner is None:
+            handler = parent.handler if parent else self.handlers.get(parent_span_id or "") or self.choose(instance)
+            if handler is None:
                 return None
             if autolog_handler() is not None:  # autolog makes the spans, and only POML spans are added
-                self.owners[id_] = owner
+                self.handlers[id_] = handler
                 return None
-            return self._begin(id_, bound_args, instance, parent, owner)
+            return self._begin(id_, bound_args, instance, parent, handler)
         except Exception as error:  # noqa: BLE001 - telemetry never raises, and the dispatcher would hide it
             warn_once("llama-index span", "A LlamaIndex span could not be traced: %r", error)
             return None
@@ -242,30 +240,26 @@ class SpanHandler(BaseSpanHandler[Any]):
         if isinstance(event, (LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent)):
             self._on_structured(event)
             return
-        span = self.alive.get(event.span_id or "")
+        span = self.traced.get(event.span_id or "")
         if span is None:
             return
         if isinstance(event, ExceptionEvent):
-            if span.state is not State.OPEN:
+            if span.state is not SpanState.OPEN:
                 self._end_stream_safely(span, None, event.exception)
             return
         self.details.handle(event)
         if isinstance(event, (LLMChatInProgressEvent, LLMCompletionInProgressEvent)):
             span.outputs = event.response
-        elif span.state is not State.OPEN and isinstance(event, (LLMChatEndEvent, LLMCompletionEndEvent)):
+        elif span.state is not SpanState.OPEN and isinstance(event, (LLMChatEndEvent, LLMCompletionEndEvent)):
             span.outputs = event.response
             self._end_stream(span, None, None)
 
     def _around(self, span_id: str | None) -> TracedSpan | None:
-        """Return the span that what happens now belongs to.
-
-        It is the span with the id. If the span of a generator on the call stack is not above that one, it is the
-        generator's span.
-        """
-        found: TracedSpan | None = self.alive.get(span_id or "")
-        frame = inspect.currentframe() if self.lazy else None
+        """Return the span with the id; or that of a generator on the call stack, if the former is not below it."""
+        found: TracedSpan | None = self.traced.get(span_id or "")
+        frame = inspect.currentframe() if self.by_frame else None
         while frame is not None:
-            lazy: TracedSpan | None = self.lazy.get(id(frame))
+            lazy: TracedSpan | None = self.by_frame.get(id(frame))
             stream = None if lazy is None else lazy.stream()
             if lazy is not None and stream is not None and frame_of(stream) is frame:  # ids are reused
                 return found if found is not None and found.is_in(lazy) else lazy
@@ -273,7 +267,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         return found
 
     def _begin(
-        self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, owner: Any
+        self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, handler: Any
     ) -> TracedSpan:
         is_model, inputs = isinstance(instance, BaseLLM), inputs_of(bound_args)
         live = start_span(
@@ -282,12 +276,12 @@ class SpanHandler(BaseSpanHandler[Any]):
             self.details.attributes(instance),
             None if parent is None else parent.guarded.span,
         )
-        guarded = GuardedSpan(live, owner.mask, to_plain=plain_data, media=with_data_uris, safe=_SAFE)
-        span = TracedSpan(id_, guarded, owner, parent, is_model)
-        self.alive[id_] = span
+        guarded = GuardedSpan(live, handler.mask, to_json=plain_data, media=with_data_uris, safe=_SAFE)
+        span = TracedSpan(id_, guarded, handler, parent, is_model)
+        self.traced[id_] = span
         if parent is not None:
             parent.below[id_] = span
-            parent.runs_lazily = parent.runs_lazily or parent.state is not State.OPEN
+            parent.runs_lazily = parent.runs_lazily or parent.state is not SpanState.OPEN
         span.token = activate(live)
         if is_model and (tools := inputs.get("kwargs", {}).get("tools")):
             set_chat_tools(live, tools)
@@ -295,8 +289,8 @@ class SpanHandler(BaseSpanHandler[Any]):
         return span
 
     def _leave(self, id_: str, how: Callable[[TracedSpan], None]) -> TracedSpan | None:
-        self.owners.pop(id_, None)
-        span: TracedSpan | None = self.alive.get(id_)
+        self.handlers.pop(id_, None)
+        span: TracedSpan | None = self.traced.get(id_)
         if span is not None:
             deactivate(span.token)
             span.token = None
@@ -304,7 +298,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         return span
 
     def _exit(self, span: TracedSpan, result: Any) -> None:
-        state = State.EXITED
+        state = SpanState.EXITED
         if not holds_stream(result):
             # Stored now: a span that waits must not reference a result, which may hold the stream that it waits for.
             span.guarded.set_outputs(documents(span.guarded.span, result))
@@ -313,7 +307,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
             if (stream := stream_of(result, within, ended)) is not None and frame_of(stream) is not None:
                 self._watch(span, stream)
-                state = State.STREAMING
+                state = SpanState.STREAMING
             # Otherwise a thread of LlamaIndex reads the stream, and the span waits for the spans below it.
         span.state = state  # set last: from now on, the end of a span below on another thread may end this span
         self._settle(span)
@@ -321,13 +315,13 @@ class SpanHandler(BaseSpanHandler[Any]):
     def _fail(self, span: TracedSpan, error: BaseException | None) -> None:
         self._end_below(span)
         span.error = error
-        span.state = State.EXITED
+        span.state = SpanState.EXITED
         self._settle(span)
 
     def _end_below(self, span: TracedSpan) -> None:
         """End the spans below a span that failed or whose stream has ended, except those whose calls are running."""
         for child in list(span.below.values()):
-            if child.state is not State.OPEN:
+            if child.state is not SpanState.OPEN:
                 self._end_below(child)
                 self._end(child)
 
@@ -335,14 +329,14 @@ class SpanHandler(BaseSpanHandler[Any]):
         """End a span when its stream is collected, and register the stream's frame, by which `_around` finds it."""
         span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
         span.frame = id(frame_of(stream))
-        known = self.lazy.get(span.frame)  # ids are reused
+        known = self.by_frame.get(span.frame)  # ids are reused
         if known is None or known.stream() is not stream:  # else the inner span that returned it first stays
-            self.lazy[span.frame] = span
+            self.by_frame[span.frame] = span
 
     def _on_structured(self, event: LLMStructuredPredictInProgressEvent | LLMStructuredPredictEndEvent) -> None:
         """Store an object of a stream of objects. The event comes from the code that reads the stream."""
         span = self._around(event.span_id)
-        if span is not None and span.state is not State.OPEN:
+        if span is not None and span.state is not SpanState.OPEN:
             span.outputs = event.output
             if isinstance(event, LLMStructuredPredictEndEvent):
                 self._end_stream(span, None, None)
@@ -355,22 +349,21 @@ class SpanHandler(BaseSpanHandler[Any]):
         if error is not None and not isinstance(error, GeneratorExit):  # GeneratorExit: the reader stopped reading
             span.error = error
         self._end_below(span)
-        if span.state is State.STREAMING:
-            span.state = State.EXITED
+        if span.state is SpanState.STREAMING:
+            span.state = SpanState.EXITED
         self._settle(span)
 
     def _settle(self, span: TracedSpan | None) -> None:
         """End a span if it waits for nothing, and then the spans above it that waited only for it."""
-        while span is not None and span.state is State.EXITED and not span.waits and self._end(span):
+        while span is not None and span.state is SpanState.EXITED and not span.waits and self._end(span):
             span = span.parent
 
     def _end(self, span: TracedSpan) -> bool:
         """End a span; return False if another thread has ended it."""
-        if self.alive.pop(span.id, None) is None:
+        if self.traced.pop(span.id, None) is None:
             return False
-        span.state = State.ENDED
-        if self.lazy.get(span.frame) is span:
-            del self.lazy[span.frame]
+        if self.by_frame.get(span.frame) is span:
+            del self.by_frame[span.frame]
         span.end()
         if span.parent is not None:
             span.parent.below.pop(span.id, None)
@@ -381,9 +374,9 @@ class SpanHandler(BaseSpanHandler[Any]):
     def _catch_up(self) -> None:
         """End the spans of streams that ended without an event: they were collected, or failed while they were read."""
         self.deferred.run()
-        for span in list(self.lazy.values()):
+        for span in list(self.by_frame.values()):
             if (stream := span.stream()) is not None and frame_of(stream) is None:
                 self._end_stream(span, None, None)
 
     def _guarded(self, span_id: str | None) -> GuardedSpan | None:
-        return getattr(self.alive.get(span_id or ""), "guarded", None)
+        return getattr(self.traced.get(span_id or ""), "guarded", None)

@@ -25,7 +25,7 @@ from pomlflow._log import warn_once
 __all__ = ["Deferred", "frame_of", "holds_stream", "stream_of"]
 
 Inside = Callable[[], AbstractContextManager[None]]
-Ended = Callable[[str | None, BaseException | None], None]
+OnEnd = Callable[[str | None, BaseException | None], None]
 """Called at a stream's end, with its text, if that is known, and the exception that ended it."""
 
 _END: Final = object()
@@ -38,24 +38,24 @@ def holds_stream(result: Any) -> bool:
     return isinstance(result, streaming) or inspect.isgenerator(result) or inspect.isasyncgen(result)
 
 
-def stream_of(result: Any, inside: Inside, ended: Ended) -> Any:
+def stream_of(result: Any, inside: Inside, on_end: OnEnd) -> Any:
     """Return the generator that a result is or contains, or None.
 
-    In a response, the generator is replaced by one that calls `ended` at its end. Each of its steps runs in the context
-    manager `inside`, so that what it does is part of the right span.
+    In a response, it is replaced by one that calls `on_end` at its end and runs each of its steps `inside` the right
+    span.
     """
     result = _inner(result)
     if isinstance(result, (StreamingResponse, AsyncStreamingResponse)) and result.response_gen is not None:
         stream: Any = result.response_gen
-        followed: Any = (_afollow if hasattr(stream, "__anext__") else _follow)(stream, inside, ended)
+        followed: Any = (_afollow if hasattr(stream, "__anext__") else _follow)(stream, inside, on_end)
         result.response_gen = followed
         return followed
     return result if inspect.isgenerator(result) or inspect.isasyncgen(result) else None
 
 
-def _follow(stream: Any, inside: Inside, ended: Ended) -> Iterator[Any]:
+def _follow(stream: Any, inside: Inside, on_end: OnEnd) -> Iterator[Any]:
     pieces = iter(stream)
-    with _reporting(ended) as take:
+    with _reporting(on_end) as take:
         while True:
             with inside():
                 piece = next(pieces, _END)
@@ -64,8 +64,8 @@ def _follow(stream: Any, inside: Inside, ended: Ended) -> Iterator[Any]:
             yield take(piece)
 
 
-async def _afollow(stream: Any, inside: Inside, ended: Ended) -> AsyncIterator[Any]:
-    with _reporting(ended) as take:
+async def _afollow(stream: Any, inside: Inside, on_end: OnEnd) -> AsyncIterator[Any]:
+    with _reporting(on_end) as take:
         async with aclosing(stream):
             while True:
                 with inside():
@@ -76,11 +76,8 @@ async def _afollow(stream: Any, inside: Inside, ended: Ended) -> AsyncIterator[A
 
 
 @contextmanager
-def _reporting(ended: Ended) -> Iterator[Callable[[Any], Any]]:
-    """Call `ended` at the end of a block that reads a stream.
-
-    It gives a function that takes each piece of the stream and returns it.
-    """
+def _reporting(on_end: OnEnd) -> Iterator[Callable[[Any], Any]]:
+    """Call `on_end` at the end of a block that reads a stream; yield a function for each piece of the stream."""
     texts: list[str] = []
 
     def take(piece: Any) -> Any:
@@ -90,9 +87,9 @@ def _reporting(ended: Ended) -> Iterator[Callable[[Any], Any]]:
     try:
         yield take
     except BaseException as error:
-        ended("".join(texts), error)
+        on_end("".join(texts), error)
         raise
-    ended("".join(texts), None)
+    on_end("".join(texts), None)
 
 
 def frame_of(stream: Any) -> FrameType | None:

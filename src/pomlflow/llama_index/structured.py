@@ -34,18 +34,18 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # None for the class of an inner object
-    _poml_place: ClassVar[str] = "<inline>"
+    _poml_label: ClassVar[str] = "<inline>"
 
-    def __init_subclass__(cls, schema: Mapping[str, Any] | None = None, place: str = "<inline>", **_: Any) -> None:
+    def __init_subclass__(cls, schema: Mapping[str, Any] | None = None, label: str = "<inline>", **_: Any) -> None:
         if schema is not None:
-            cls._poml_schema, cls._poml_place = schema, place
+            cls._poml_schema, cls._poml_label = schema, label
 
     @model_validator(mode="before")
     @classmethod
     def _by_the_schema(cls, given: Any) -> Any:
         if cls._poml_schema is None or not isinstance(given, Mapping):
             return given
-        return parse_answer(json.dumps(given, default=str), cls._poml_schema, cls._poml_place)
+        return parse_answer(json.dumps(given, default=str), cls._poml_schema, cls._poml_label)
 
     @classmethod
     @override
@@ -60,35 +60,29 @@ class Answer(BaseModel):
     def __reduce__(self) -> Any:
         if self._poml_schema is None:
             return super().__reduce__()
-        return _restore, (self._poml_schema, self._poml_place, self.model_dump(exclude_unset=True))
+        return _restore, (self._poml_schema, self._poml_label, self.model_dump(exclude_unset=True))
 
 
-def _restore(schema: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> Answer:
-    return output_class(schema, place).model_validate(values)
+def _restore(schema: Mapping[str, Any], label: str, values: Mapping[str, Any]) -> Answer:
+    return output_class(schema, label).model_validate(values)
 
 
-def output_class(schema: Mapping[str, Any] | None, place: str = "<inline>") -> type[Answer]:
-    """Return the subclass of `Answer` for an output schema; the same class for the same schema.
-
-    Example:
-        >>> city = output_class({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
-        >>> city.model_validate({"name": "Oslo"}).name
-        'Oslo'
-    """
+def output_class(schema: Mapping[str, Any] | None, label: str = "<inline>") -> type[Answer]:
+    """Return the subclass of `Answer` for an output schema; the same class for the same schema."""
     if schema is None:
-        raise ConfigurationError(f"{place} has no <output-schema>: add one, or give a pydantic class")
+        raise ConfigurationError(f"{label} has no <output-schema>: add one, or give a pydantic class")
     if schema.get("type", "object") != "object":
         raise ConfigurationError(
-            f"{place}: <output-schema> describes {schema['type']!r}, but models answer with objects only: make it a "
+            f"{label}: <output-schema> describes {schema['type']!r}, but models answer with objects only: make it a "
             "property of an object"
         )
-    return _class_for(json.dumps(schema), place)
+    return _class_for(json.dumps(schema), label)
 
 
 @lru_cache(maxsize=256)
-def _class_for(text: str, place: str) -> type[Answer]:
+def _class_for(text: str, label: str) -> type[Answer]:
     schema = json.loads(text)
-    return _class(schema, _capitalised(schema_name(schema)), {"schema": schema, "place": place})
+    return _class(schema, _capitalised(schema_name(schema)), {"schema": schema, "label": label})
 
 
 def _class(schema: Mapping[str, Any], name: str, arguments: dict[str, Any] | None = None) -> type[Answer]:
@@ -123,16 +117,13 @@ class AnswerReader(NamedTuple):
 
     kind: type[BaseModel]
     schema: Mapping[str, Any]
-    place: str
+    label: str
 
     @classmethod
-    def of(cls, kind: type[BaseModel] | None, schema: Mapping[str, Any] | None, place: str) -> AnswerReader:
-        """Return the reader for a user's class or a template's schema.
-
-        Without a class, it is made from the schema. Without a schema, the class's own is used.
-        """
-        kind = kind or output_class(schema, place)
-        return cls(kind, schema or kind.model_json_schema(), place)
+    def of(cls, kind: type[BaseModel] | None, schema: Mapping[str, Any] | None, label: str) -> AnswerReader:
+        """Return the reader for a user's class or a template's schema, either of which may be made from the other."""
+        kind = kind or output_class(schema, label)
+        return cls(kind, schema or kind.model_json_schema(), label)
 
     def tool(self) -> ToolSpec:
         """Return the tool whose call is the answer."""
@@ -140,13 +131,10 @@ class AnswerReader(NamedTuple):
 
     def read(self, text: str) -> BaseModel:
         """Return the answer as an instance, or raise `AnswerError`."""
-        return self.kind.model_validate(parse_answer(text, self.schema, self.place))
+        return self.kind.model_validate(parse_answer(text, self.schema, self.label))
 
     def partial(self, text: str) -> BaseModel | None:
-        """Return the streamed answer so far as an unchecked instance, or None if it has no values yet.
-
-        Missing properties are None.
-        """
+        """Return the streamed answer so far as an unchecked instance, or None if it has no values yet."""
         with suppress(ValueError):
             found = parse_partial_json(text)
             if isinstance(found, dict) and any(value is not None for value in found.values()):

@@ -16,11 +16,9 @@ __all__ = ["PromptText", "check_f_string", "joined_text"]
 
 
 class PromptText(str):
-    """A prompt's text as a string whose `format` renders the prompt.
+    """A prompt's text as a string whose `format` renders the prompt, so that the render is traced where it happens.
 
-    With ``+``, it is replaced by the prompt's f-string: `joined`, or the prompt's ``template`` at that moment. So a
-    component of LlamaIndex that formats or joins the string does not get the markup, and the render is traced where it
-    happens.
+    For ``+``, it is the prompt's f-string: `joined`, or the prompt's ``template`` at that moment.
     """
 
     __slots__ = ("_joined", "_prompt")
@@ -66,31 +64,23 @@ class PromptText(str):
         return joined + other
 
 
-def check_f_string(uses: Iterable[Use], names: Sequence[str], place: str) -> None:
-    """Check that expressions only show the named variables, since an f-string cannot compute with them.
-
-    Raises:
-        VariableError: An expression computes with one of the variables.
-    """
+def check_f_string(uses: Iterable[Use], names: Sequence[str], label: str) -> None:
+    """Raise a `VariableError` if an expression computes with one of the variables: an f-string can only show them."""
     for use in uses:
         if use.name in names and not use.alone:
             raise VariableError(
-                f"{place}: a component reads this prompt as an f-string, which can show {use.name!r} but not compute "
-                f"{{{{ {use.expression.code} }}}}: show the variable alone, or give it a value with partial_format",
+                f"{label}: a component reads this prompt as an f-string, which can show {use.name!r} but not compute "
+                f"{{{{ {use.expression} }}}}: show the variable alone, or give it a value with partial_format",
                 use.name,
             )
 
 
-def joined_text(messages: Iterable[ChatMessage], place: str) -> str:
-    """Return the text of messages.
-
-    Raises:
-        PomlError: They contain more than text.
-    """
+def joined_text(messages: Iterable[ChatMessage], label: str) -> str:
+    """Return the text of messages; raise a `PomlError` if they contain more than text."""
     blocks = [block for message in messages for block in message.blocks]
     for block in blocks:
         if not isinstance(block, TextBlock):
             raise PomlError(
-                f"{place}: a component reads this prompt as a text, which cannot hold its {block.block_type}"
+                f"{label}: a component reads this prompt as a text, which cannot hold its {block.block_type}"
             )
     return "\n\n".join(block.text for block in blocks if isinstance(block, TextBlock))

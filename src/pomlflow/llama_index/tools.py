@@ -13,7 +13,7 @@ from llama_index.core.tools.types import AsyncBaseTool
 from llama_index.core.workflow import Context
 from typing_extensions import override
 
-from pomlflow.frame.tools import ToolSpec, check_arguments, match, named
+from pomlflow.frame.tools import ToolSpec, check_arguments, check_functions, functions_by_name
 from pomlflow.llama_index.internals import callbacks
 from pomlflow.llama_index.structured import output_class
 
@@ -48,30 +48,22 @@ def describe_tool(spec: ToolSpec) -> BaseTool:
 
 
 def bind_tools(
-    specs: list[ToolSpec], functions: Mapping[str, Any] | Iterable[Any] | None, place: str = "<inline>"
+    specs: list[ToolSpec], functions: Mapping[str, Any] | Iterable[Any] | None, label: str = "<inline>"
 ) -> list[BaseTool]:
     """Return the tools of a POML file with their functions, given by name or under their own names.
 
-    The file's schema checks the arguments. For a refused call, the function is not called, and the error tells the
-    model what to correct.
-
-    Raises:
-        ToolError: A tool has no function, or a function no tool.
-
-    Example:
-        >>> (tool,) = bind_tools([ToolSpec("add", "Adds.", {"required": ["a"]})], {"add": lambda a, b=1: a + b})
-        >>> tool(a=2).raw_output
-        3
+    The file's schema checks the arguments, and the error tells the model what to correct. A `ToolError` is raised if a
+    tool has no function, or a function no tool.
     """
-    by_name = named(functions or {})
-    match(specs, by_name, place)
-    return [_bind_tool(spec, by_name[spec.name], place) for spec in specs]
+    by_name = functions_by_name(functions or {})
+    check_functions(specs, by_name, label)
+    return [_bind_tool(spec, by_name[spec.name], label) for spec in specs]
 
 
-def _bind_tool(spec: ToolSpec, function: Any, place: str) -> BaseTool:
+def _bind_tool(spec: ToolSpec, function: Any, label: str) -> BaseTool:
     if isinstance(function, FunctionTool):
         return FunctionTool(
-            _checked(spec, function.real_fn, place, frozenset(function.partial_params)),
+            _checked(spec, function.real_fn, label, frozenset(function.partial_params)),
             metadata=_metadata(spec, return_direct=function.metadata.return_direct),
             **callbacks(function),
             partial_params=function.partial_params,
@@ -79,12 +71,12 @@ def _bind_tool(spec: ToolSpec, function: Any, place: str) -> BaseTool:
     if isinstance(function, BaseTool):
         call = function.acall if isinstance(function, AsyncBaseTool) else function.__call__
         metadata = _metadata(spec, return_direct=function.metadata.return_direct)
-        return FunctionTool(_checked(spec, call, place), metadata=metadata, callback=lambda output: output)
-    return FunctionTool(_checked(spec, function, place), metadata=_metadata(spec))
+        return FunctionTool(_checked(spec, call, label), metadata=metadata, callback=lambda output: output)
+    return FunctionTool(_checked(spec, function, label), metadata=_metadata(spec))
 
 
 def _checked(
-    spec: ToolSpec, function: Callable[..., Any], place: str, preset: frozenset[str] = frozenset()
+    spec: ToolSpec, function: Callable[..., Any], label: str, preset: frozenset[str] = frozenset()
 ) -> Callable[..., Any]:
     """Wrap a function so that the schema checks the model's arguments. Preset ones and contexts are not checked."""
 
@@ -93,7 +85,7 @@ def _checked(
         given = {**dict(zip(spec.parameters.get("properties") or (), args, strict=False)), **given}
         passed = {name: value for name, value in given.items() if name in preset or isinstance(value, Context)}
         arguments = {name: value for name, value in given.items() if name not in passed}
-        return {**check_arguments(spec, arguments, place), **passed}
+        return {**check_arguments(spec, arguments, label), **passed}
 
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 

@@ -14,12 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
+from pomlflow.content import REQUEST, RESPONSE, joined_parts
 from pomlflow.exceptions import VariableError
 
-__all__ = ["REQUEST", "RESPONSE", "History", "in_poml_form", "plain_histories"]
+__all__ = ["History", "in_poml_form", "plain_histories"]
 
-REQUEST = "application/vnd.poml.toolrequest"
-RESPONSE = "application/vnd.poml.toolresponse"
 M = TypeVar("M")
 _SPEAKERS: Final = {
     **{speaker: speaker for speaker in ("human", "ai", "system", "tool")},
@@ -142,13 +141,13 @@ class History(ABC, Generic[M]):
                 parts += [first] if first or not rest else []
                 for index, text in zip(rest[::2], rest[1::2], strict=True):
                     if parts:
-                        messages.append({**message, "content": _content(parts)})
+                        messages.append({**message, "content": joined_parts(parts)})
                     native = self._messages[int(index)]
                     self.placed[len(messages)] = native
                     messages.append(self.to_poml(native))
                     parts = [text] if text else []
             if parts:
-                messages.append({**message, "content": _content(parts)})
+                messages.append({**message, "content": joined_parts(parts)})
         return {**output, "messages": messages}
 
 
@@ -249,10 +248,6 @@ def _holds_pairs(value: Any) -> bool:
 def _ends(value: Any) -> tuple[Any, ...]:
     """Return the first and the last item of a list. A variable may be a list of a million numbers: do not scan it."""
     return (*value[:1], *value[-1:]) if isinstance(value, list | tuple) else ()
-
-
-def _content(parts: list[Any]) -> str | list[Any]:
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
 
 
 def _plain(content: str | list[Any]) -> str | list[Any]:

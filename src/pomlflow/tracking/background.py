@@ -22,9 +22,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import set_server_request_workspace
 
 from pomlflow._log import logger, warn_once
-from pomlflow.tracking.stores import check_reachable, is_outage, may_pass, shown, without_login
+from pomlflow.tracking.stores import check_reachable, is_outage, may_pass, redacted, redacted_error
 
-__all__ = ["FIRST", "RejectedError", "State", "Task", "Worker", "worker"]
+__all__ = ["FIRST", "RejectedError", "Task", "TaskState", "Worker", "worker"]
 
 FIRST: Final = -math.inf  # seconds after which a task runs that goes before all others that are due
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
@@ -39,7 +39,7 @@ class RejectedError(Exception):
     """The store can never accept this, so the task is not run again."""
 
 
-class State(Enum):
+class TaskState(Enum):
     """The result of a task's run."""
 
     DONE = "done"
@@ -50,38 +50,30 @@ class State(Enum):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Task:
-    """Work for one store.
-
-    Attributes:
-        uri: The store.
-        workspace: The MLflow workspace that it belongs to, or None.
-        tries: How many of its runs failed.
-        has_reached: Whether its last run reached the store.
-        state: What its last run returned; None before the first run and after a failure.
-    """
+    """Work for one store."""
 
     is_periodic: ClassVar[bool] = False  # it runs before the others, and no flush waits for it
     is_bounded: ClassVar[bool] = False  # it limits the time of its own requests, so the server is not checked before it
 
     uri: str
-    workspace: str | None = None
-    tries: int = 0
-    has_reached: bool = True
-    state: State | None = None
+    workspace: str | None = None  # MLflow's workspace
+    tries: int = 0  # how many of its runs failed
+    has_reached: bool = True  # whether its last run reached the store
+    state: TaskState | None = None  # what its last run returned; None before the first run and after a failure
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} for {shown(self.uri)}>"
+        return f"<{type(self).__name__} for {redacted(self.uri)}>"
 
     @property
     def wanted(self) -> bool:
         """Whether it still has work to do; if not, it is removed without a run."""
         return True
 
-    def run(self) -> State:
+    def run(self) -> TaskState:
         """Do the work. It may block for minutes."""
         raise NotImplementedError
 
-    def dropped(self) -> None:
+    def on_dropped(self) -> None:
         """Clean up after the worker has given up on the task."""
 
 
@@ -115,9 +107,8 @@ class _Flush:
 class Worker:
     """Runs tasks one after another in a daemon thread, which the first task starts.
 
-    A forked child has no tasks and no thread until it submits its first task. Tasks and flushes reach the thread
-    through a queue, and only the thread changes the other fields. So `wake` needs no lock, and may be called from a
-    weak reference's callback.
+    Tasks and flushes reach the thread through a queue, and only the thread changes the other fields. So `wake` needs no
+    lock, and may be called from a weak reference's callback. A forked child has neither tasks nor a thread.
     """
 
     def __init__(self) -> None:
@@ -136,13 +127,10 @@ class Worker:
         self._numbers = itertools.count()
 
     def submit(self, task: Task, *, after: float = 0.0) -> bool:
-        """Schedule a task to run after some seconds, without blocking.
-
-        Returns False if too many tasks are waiting; the new task is dropped then.
-        """
+        """Schedule a task, without blocking; return False if it is dropped because too many are waiting."""
         if self.pending() >= _MAX_TASKS:
             self.lost += not task.is_periodic
-            logger.debug("Too many tasks wait for %s: %s is dropped", shown(task.uri), task)
+            logger.debug("Too many tasks wait for %s: %s is dropped", redacted(task.uri), task)
             return False
         self._inbox.put((time.monotonic() + after, task))
         self._start()
@@ -166,10 +154,7 @@ class Worker:
         return lost
 
     def flush(self, timeout: float | None) -> int:
-        """Run all tasks now and wait for them; return how many are still pending.
-
-        A store that is unreachable is tried once during the flush. The flush does not wait for its tasks after that.
-        """
+        """Run all tasks now and wait for those of reachable stores; return how many are still pending."""
         deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
         if self._thread is None and not self.pending():
             return 0
@@ -236,7 +221,7 @@ class Worker:
             return
 
     def _push(self, task: Task, due: float) -> None:
-        if self._flushes and task.state is not State.PARKED:
+        if self._flushes and task.state is not TaskState.PARKED:
             due = min(due, time.monotonic() + _FLUSH_PAUSE)
         heapq.heappush(self._entries[0 if task.is_periodic else 1], _Entry(due, next(self._numbers), task))
 
@@ -266,7 +251,7 @@ class Worker:
         return len(self._flushes) < before
 
     def _waiting(self) -> list[Task]:
-        return [entry.task for entry in list(self._entries[1]) if entry.task.state is not State.PARKED]
+        return [entry.task for entry in list(self._entries[1]) if entry.task.state is not TaskState.PARKED]
 
     def _is_blocked(self, task: Task, flush: _Flush) -> bool:
         outage = self._outages.get(task.uri)
@@ -291,11 +276,11 @@ class Worker:
             task.state = None
             return self._failed(task, error)
         if task.has_reached and self._outages.pop(task.uri, None) is not None:
-            logger.info("MLflow's store %s is reachable again.", shown(task.uri))
-        if task.state is State.LOST:
+            logger.info("MLflow's store %s is reachable again.", redacted(task.uri))
+        if task.state is TaskState.LOST:
             logger.debug("Lost: %s", task)
             self.lost += 1
-        return None if task.state in {State.DONE, State.LOST} else _PAUSE
+        return None if task.state in {TaskState.DONE, TaskState.LOST} else _PAUSE
 
     def _failed(self, task: Task, error: Exception) -> float | None:
         logger.debug("Failed: %s", task, exc_info=error)
@@ -304,15 +289,15 @@ class Worker:
         task.tries += 1
         if isinstance(error, RejectedError):
             logger.warning("Not registered in MLflow: %s", error)
-            task.dropped()
+            task.on_dropped()
             return None
         if task.tries < _MAX_TRIES:  # usually another process has taken the same version number
             return min(0.25 * 2.0**task.tries, _MAX_PAUSE)
-        _warn_refused(task.uri, error)
+        _warn_rejected(task.uri, error)
         if may_pass(error):
             return min(2.0 ** min(task.tries, 10), _MAX_PAUSE)
         self.lost += not task.is_periodic
-        task.dropped()
+        task.on_dropped()
         return None
 
     def _note_outage(self, uri: str, error: Exception) -> float:
@@ -321,8 +306,8 @@ class Worker:
             logger.warning(
                 "MLflow's store %s is unreachable. Calls go on; prompt versions and trace links are queued and will be "
                 "retried. (%s)",
-                shown(uri),
-                without_login(error, uri),
+                redacted(uri),
+                redacted_error(uri, error),
             )
         outage = self._outages[uri]
         outage.confirmed = time.monotonic()
@@ -331,15 +316,15 @@ class Worker:
         return outage.pause
 
 
-def _warn_refused(uri: str, error: Exception) -> None:
+def _warn_rejected(uri: str, error: Exception) -> None:
     kind = error.error_code if isinstance(error, MlflowException) else type(error).__name__
     effect = "it will be retried" if may_pass(error) else "it is dropped"
     warn_once(
         ("refused", uri, kind),
         "MLflow's store %s refuses a prompt or its link, %s: %s",
-        shown(uri),
+        redacted(uri),
         effect,
-        without_login(error, uri),
+        redacted_error(uri, error),
     )
 
 
@@ -347,7 +332,7 @@ worker: Final = Worker()
 """The one worker of this process."""
 
 
-def _run_task(task: Task) -> State:
+def _run_task(task: Task) -> TaskState:
     if task.workspace:
         set_server_request_workspace(task.workspace)  # in this context, unlike `set_workspace`, which is process-wide
     if not task.is_bounded:

@@ -65,9 +65,8 @@ class BundledFile:
 class Bundle:
     """All files of a prompt version, in the order of the digest.
 
-    `folder` is the path of the markup's folder, relative to the folder that contains all the files. It has as many
-    parts as a file's path has leading ``..``, so that each path stays inside. It uses forward slashes, and is empty
-    if no path has a ``..``.
+    `folder` is the path of the markup's folder below the folder that contains all the files: it has as many parts as a
+    file's path has leading ``..``.
     """
 
     files: tuple[BundledFile, ...] = ()
@@ -85,13 +84,10 @@ class Bundle:
 
 
 class ExtractedFiles:
-    """The files of a prompt version, written to a temporary folder. No folder is made if there cannot be files.
+    """The files of a prompt version in a temporary folder, `root`, which is not made if there cannot be files.
 
-    `root` is that folder, `folder` is the markup's folder in it, and `files` maps absolute paths to the files that are
-    there. A file that was not stored is copied from `base_dir`, which has the layout of `root`, when it is looked up.
-
-    Raises:
-        OSError: The files cannot be written.
+    `folder` is the markup's folder in it, and `files` maps absolute paths to the files that are there. A file that was
+    not stored is copied from `base_dir`, which has the layout of `root`, when it is looked up.
     """
 
     def __init__(self, bundle: Bundle, base_dir: Path | None) -> None:
@@ -142,11 +138,7 @@ class ExtractedFiles:
 
 
 def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
-    """Return the tags that store a markup's files; `folder` is the markup's own, relative to the prompt root.
-
-    Raises:
-        FileChangedError: A file has changed since it was rendered.
-    """
+    """Return the tags that store a markup's files; `folder` is its own. `FileChangedError` if one has changed since."""
     if not files:
         return {}
     tags: dict[str, str] = {}
@@ -175,11 +167,7 @@ def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
 
 
 def unpack(tags: Mapping[str, str]) -> Bundle:
-    """Return the files that a version's tags hold.
-
-    Raises:
-        ValueError: The tags are damaged: they were changed, or pomlflow did not write them.
-    """
+    """Return the files that a version's tags hold; raise a ValueError if the tags are damaged."""
     if FILES_TAG not in tags:
         return Bundle()
     try:
@@ -199,11 +187,7 @@ def unpack(tags: Mapping[str, str]) -> Bundle:
 
 
 def _read(file: PromptFile) -> tuple[bytes, str]:
-    """Return a file's content, and the reason if it must be omitted, else an empty string.
-
-    Raises:
-        FileChangedError: It has changed since it was rendered.
-    """
+    """Return a file's content, and the reason if it must be omitted, else an empty string."""
     if PurePosixPath(file.path).is_absolute():
         return b"", "its path is absolute, and valid on one machine only: name it relative to the prompt"
     if not _is_portable(file.path, sys.maxsize):
@@ -260,10 +244,7 @@ def _digest(content: bytes) -> str:
 
 
 def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
-    """Return the last parts of the markup's folder: as many as the largest number of ``..`` in a path.
-
-    A ``_`` replaces each part that the folder lacks.
-    """
+    """Return the last parts of the markup's folder, as many as a path has leading ``..``; ``_`` for those it lacks."""
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
     names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
     return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]] if levels else [])

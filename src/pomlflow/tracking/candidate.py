@@ -21,13 +21,7 @@ _PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
 
 
 def check_candidate(text: str, found: Inference, original: str, files: ExtractedFiles, uri: str) -> None:
-    """Check a candidate against the original text of the version.
-
-    `found` is the inference of the candidate `text`. `files` are the version's files, and `uri` is the version.
-
-    Raises:
-        CandidateError: It is not POML, or lacks or adds a variable, tool, file or part.
-    """
+    """Raise a `CandidateError` if a candidate is not POML, or lacks or adds a variable, tool, file or part."""
     if not is_poml(text) or (_is_document(original) and not _is_document(text)):
         raise CandidateError(
             f"the candidate for {uri} is not a POML document: it must be the whole markup, from <poml> to </poml>, "

@@ -59,8 +59,8 @@ def compare(then: Any, now: Any, fetch: Fetch, where: str = "") -> Iterator[Diff
     """
     if isinstance(then, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*then, *now)):
-            place = f"{where}.{key}" if where else key
-            yield from compare(then.get(key, _ABSENT), now.get(key, _ABSENT), fetch, place)
+            inner = f"{where}.{key}" if where else key
+            yield from compare(then.get(key, _ABSENT), now.get(key, _ABSENT), fetch, inner)
     elif isinstance(then, list) and isinstance(now, list):
         for index in range(max(len(then), len(now))):
             before, after = (side[index] if index < len(side) else _ABSENT for side in (then, now))

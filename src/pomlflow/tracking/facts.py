@@ -13,7 +13,7 @@ usual value:
 ``chat``         false if the render is one text
 ``natives``      the names of variables that were lists of a framework's own messages
 ``spaced``       true if texts kept their whitespace
-``bare``         the places in the inputs where an attachment replaces base64 that was not in a data URI
+``bare``         the paths in the inputs where an attachment replaces base64 that was not in a data URI
 ``masked``       which of ``inputs`` and ``outputs`` the handler's mask changed
 ``cut``          which of them were longer than ``max_content`` of `pomlflow.configure`
 ===============  =====================================================================================================
@@ -64,16 +64,13 @@ def is_attachment(value: object) -> bool:
     return isinstance(value, str) and value.startswith("mlflow-attachment://")
 
 
-def bare_media(given: Any, stored: Any, place: tuple[str | int, ...] = ()) -> Iterator[list[str | int]]:
-    """Yield the place of each attachment that replaces base64 outside of a data URI, as a list of keys and indices.
-
-    `given` is a value as the user gave it, `stored` the same value as MLflow stored it.
-    """
+def bare_media(given: Any, stored: Any, path: tuple[str | int, ...] = ()) -> Iterator[list[str | int]]:
+    """Yield the path to each attachment in a stored value that replaces base64 outside of a data URI."""
     if isinstance(stored, dict) and isinstance(given, Mapping):
         for key, value in stored.items():
-            yield from bare_media(given.get(key), value, (*place, key))
+            yield from bare_media(given.get(key), value, (*path, key))
     elif isinstance(stored, list) and isinstance(given, list):
         for index, pair in enumerate(zip(given, stored, strict=False)):
-            yield from bare_media(*pair, (*place, index))
+            yield from bare_media(*pair, (*path, index))
     elif is_attachment(stored) and isinstance(given, str) and not given.startswith("data:"):
-        yield list(place)
+        yield list(path)

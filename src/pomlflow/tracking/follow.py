@@ -22,12 +22,12 @@ from pomlflow.template import Template
 from pomlflow.template.inference import infer
 from pomlflow.template.names import absolute
 from pomlflow.template.source import Snapshot
-from pomlflow.tracking.background import State, Task, worker
+from pomlflow.tracking.background import Task, TaskState, worker
 from pomlflow.tracking.bundle import ExtractedFiles
 from pomlflow.tracking.candidate import check_candidate
 from pomlflow.tracking.load import PromptContent, Reference, load_reference, run_bounded
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.stores import Place
+from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import runtime_of
 
 __all__ = ["RegistryOrigin", "open_prompt"]
@@ -48,37 +48,27 @@ def open_prompt(
 ) -> RegistryOrigin:
     """Load a prompt from the registry that is set now, and follow it there.
 
-    The arguments are those of `pomlflow.tracking.constructors.PromptConstructors.from_registry`, and `markup`: a text
-    that was loaded from the registry before, as a fallback. It is trusted as little as a prompt in the registry.
-
-    Raises:
-        PromptNotFoundError: There is no such version, and no fallback.
-        NotPomlError: It is not POML, and there is no fallback.
-        RegistryError: There is no fallback, and the registry is unreachable, or the version was changed.
-        TemplateNotFoundError: The fallback cannot be read.
-        ConfigurationError: An argument is invalid.
-
-    Example:
-        >>> Template(origin=open_prompt("prompts:/support@production")).render({})  # doctest: +SKIP
+    The arguments and errors are those of `pomlflow.tracking.constructors.PromptConstructors.from_registry`. `markup` is
+    a text that was loaded from the registry before, as a fallback; it is trusted as little as a prompt in the registry.
     """
     for argument, value in (("refresh", refresh), ("timeout", timeout)):
         if not value > 0:
             raise ConfigurationError(f"{argument} must be a number of seconds above 0, got {value!r}")
-    place, reference = Place.now(), Reference.of(name_or_uri, version, alias)
+    stores, reference = Stores.current(), Reference.of(name_or_uri, version, alias)
     template = None
     if fallback is not None or markup is not None:
         template = Template(None if fallback is not None else markup, path=fallback)
     content: PromptContent | None = None
     try:
-        content = load_reference(reference, place, timeout)
-        publisher.associate(place, content.version)
+        content = load_reference(reference, stores, timeout)
+        publisher.associate(stores, content.version)
     except RegistryError as error:
         if template is None:
             raise
         logger.info("%s. %s is used until then", error, template.path or "The stored markup")
     return RegistryOrigin(
         reference,
-        place,
+        stores,
         refresh=refresh,
         content=content,
         fallback=template,
@@ -88,30 +78,26 @@ def open_prompt(
 
 
 @dataclass(frozen=True)
-class _State:
-    """The content of an origin. An update replaces the whole object, so that other threads see no mixture.
+class _Loaded:
+    """The content of an origin. An update replaces the whole object, so that other threads see no mixture."""
 
-    `content` is None for the fallback. `made_from` is what the snapshot was made from: the version's text as MLflow
-    returned it, or the fallback's own snapshot.
-    """
-
-    content: PromptContent | None
-    made_from: object
+    content: PromptContent | None  # None for the fallback
+    made_from: object  # of the snapshot: the version's text as MLflow returned it, or the fallback's own snapshot
     snapshot: Snapshot
     files: ExtractedFiles | None = None
 
 
 class RegistryOrigin:
-    """The prompt that a reference names at each moment.
+    """The prompt that a reference names at each moment. A copy is the same object.
 
-    A copy is the same object. A pickle contains the loaded version, but not the store's URI, which may hold a password.
-    An unpickled origin refreshes from the registry that is set where it is unpickled.
+    A pickle contains the loaded version, but not the store's URI, which may hold a password: an unpickled origin
+    refreshes from the registry that is set where it is unpickled.
     """
 
     def __init__(
         self,
         reference: Reference,
-        place: Place,
+        stores: Stores,
         *,
         refresh: float,
         content: PromptContent | None,
@@ -123,10 +109,10 @@ class RegistryOrigin:
         self.uri = reference.uri
         self.refresh = refresh
         self._reference = reference
-        self._place = place
+        self._stores = stores
         self._fallback = fallback
         self._base_dir = base_dir
-        self._state = self._fallback_state(None) if content is None else self._state_of(content, content.source, None)
+        self._loaded = self._use_fallback(None) if content is None else self._use_version(content, content.source)
         self.schedule_update(first_refresh)
 
     def __eq__(self, other: object) -> bool:
@@ -136,7 +122,7 @@ class RegistryOrigin:
         return hash(self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
-        return self._reference, self._place, self.refresh, self._base_dir
+        return self._reference, self._stores, self.refresh, self._base_dir
 
     def __copy__(self) -> RegistryOrigin:
         return self
@@ -150,60 +136,57 @@ class RegistryOrigin:
     @property
     def version(self) -> PromptVersion | None:
         """MLflow's current version; None while the fallback is used."""
-        content = self._state.content
+        content = self._loaded.content
         return None if content is None else content.version
 
     def current(self) -> Snapshot:
         """Return the template as it is now, from memory."""
         if self._process != os.getpid():  # a forked child has no task that refreshes it yet
             self.schedule_update(0)
-        now = self._state
+        now = self._loaded
         if now.content is None:
-            return self._fallback_state(now).snapshot
+            return self._use_fallback(now).snapshot
         # MLflow's optimisers replace this property during their trials (see `load`): it is read for each render.
         text = str(now.content.version.template)
         if text != now.made_from or now.files is None or not now.files.complete:
-            made = self._state_of(now.content, text, now.files)
-            if self._state is now:  # otherwise a refresh has replaced it meanwhile
-                self._state = made
+            made = self._use_version(now.content, text, now.files)
+            if self._loaded is now:  # otherwise a refresh has replaced it meanwhile
+                self._loaded = made
             now = made
         return now.snapshot
 
-    def _fallback_state(self, now: _State | None) -> _State:
+    def _use_fallback(self, now: _Loaded | None) -> _Loaded:
         """Return the state of the fallback as it is now, and make it the current one if the fallback has changed."""
         assert self._fallback is not None  # noqa: S101 - an origin has a content or a fallback
         snapshot = self._fallback.current()
         if now is None or now.made_from is not snapshot:
             roots = None if self._fallback.path is not None else ()
-            self._state = now = _State(None, snapshot, replace(snapshot, register=False, roots=roots))
+            self._loaded = now = _Loaded(None, snapshot, replace(snapshot, register=False, roots=roots))
         return now
 
-    def _state_of(self, content: PromptContent, text: str, files: ExtractedFiles | None) -> _State:
+    def _use_version(self, content: PromptContent, text: str, files: ExtractedFiles | None = None) -> _Loaded:
         try:
             if files is None or not files.complete:
                 files = ExtractedFiles(content.bundle, self._base_dir)
-            return _State(content, text, _snapshot(content, text, files), files)
+            return _Loaded(content, text, _snapshot(content, text, files), files)
         except OSError as error:
             raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
 
     def schedule_update(self, seconds: float) -> None:
-        """Schedule a lookup of the version in the background, unless it can never change.
-
-        If too many tasks wait, the next render tries again.
-        """
+        """Schedule a lookup of the version, unless it can never change; if too many tasks wait, at the next render."""
         self._process: int | None = os.getpid()
-        if self._reference.number is None or self._state.content is None:
-            task = _Refresh(uri=self._place.registry, workspace=self._place.workspace, origin=weakref.ref(self))
+        if self._reference.number is None or self._loaded.content is None:
+            task = _Refresh(uri=self._stores.registry, workspace=self._stores.workspace, origin=weakref.ref(self))
             if not worker.submit(task, after=seconds):
                 self._process = None
 
     def update(self) -> None:
         """Look up the version, use it if it is another one, and schedule the next update."""
-        before = self._state.content
+        before = self._loaded.content
         try:
-            content = run_bounded(lambda: self._reference.fetch(self._place), _REFRESH_TIMEOUT)
+            content = run_bounded(lambda: self._reference.fetch(self._stores), _REFRESH_TIMEOUT)
             if before is None or content.identity != before.identity:
-                self._state = self._state_of(content, content.source, None)
+                self._loaded = self._use_version(content, content.source)
                 logger.info("%s is %s now", self.uri, content.uri)
         except RegistryError as error:
             in_use = "the fallback" if before is None else before.uri
@@ -212,7 +195,7 @@ class RegistryOrigin:
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
-    """Return the template of a version; `text` is its source, or a candidate of an optimiser in its place."""
+    """Return the template of a version; `text` is its source, or a candidate of an optimiser in its stores."""
     found = infer(text, files.folder, read=files.read)
     if text != content.source:
         check_candidate(text, found, content.source, files, content.uri)
@@ -251,7 +234,7 @@ def _unpickled(
 ) -> RegistryOrigin:
     content = None if version is None else PromptContent.of(version)
     return RegistryOrigin(
-        reference, Place.now(), refresh=refresh, content=content, fallback=fallback, base_dir=base_dir
+        reference, Stores.current(), refresh=refresh, content=content, fallback=fallback, base_dir=base_dir
     )
 
 
@@ -267,11 +250,11 @@ class _Refresh(Task):
     def wanted(self) -> bool:
         return self.origin() is not None
 
-    def run(self) -> State:
+    def run(self) -> TaskState:
         if (origin := self.origin()) is not None:
             origin.update()
-        return State.DONE
+        return TaskState.DONE
 
-    def dropped(self) -> None:
+    def on_dropped(self) -> None:
         if (origin := self.origin()) is not None:
             origin.schedule_update(origin.refresh)

@@ -25,10 +25,10 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils.prompt import update_linked_prompts_tag
 from mlflow.utils.rest_utils import verify_rest_response
 
-from pomlflow.tracking.background import State, Task
-from pomlflow.tracking.stores import Place, check_reachable, is_server, send
+from pomlflow.tracking.background import Task, TaskState
+from pomlflow.tracking.stores import Stores, check_reachable, is_server, send
 
-__all__ = ["TraceLink", "link_model", "link_run", "list_in_experiment"]
+__all__ = ["TraceLink", "link_resource", "list_in_experiment"]
 
 _TAG: Final = TraceTagKey.LINKED_PROMPTS
 _EXPERIMENTS: Final = "_mlflow_experiment_ids"  # a prompt's tag, by which an experiment's page finds its prompts
@@ -38,37 +38,25 @@ _LINK: Final = "/api/2.0/mlflow/traces/link-prompts"
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TraceLink(Task):
-    """Link one trace to the prompt versions that were rendered in it, and report if the trace was lost.
-
-    Attributes:
-        trace_id: The trace.
-        experiment: Its experiment; None if it is not stored in MLflow, as with OTLP alone.
-        is_evicted: Whether MLflow no longer had it in memory when the link was made.
-        run_id: The MLflow run that it is part of, or None.
-        model_id: The LoggedModel, or None.
-        is_late: Whether a version was added after the trace had left MLflow's memory.
-    """
+    """Link one trace to the prompt versions that were rendered in it, and report if the trace was lost."""
 
     is_bounded: ClassVar[bool] = True
 
     trace_id: str
-    experiment: str | None = None
-    is_evicted: bool = False
-    run_id: str | None = None
+    experiment: str | None = None  # None if the trace is not stored in MLflow, as with OTLP alone
+    is_evicted: bool = False  # whether MLflow no longer had the trace in memory when the link was made
+    run_id: str | None = None  # the MLflow run that the trace is part of
     model_id: str | None = None
+    is_late: bool = False  # whether a version was added after the trace had left MLflow's memory
     _info: weakref.ref[TraceInfo] | None = None
     _metadata: dict[str, str] = field(default_factory=dict)
     _versions: list[PromptVersion] = field(default_factory=list)
     _linked: int = 0  # the first so many versions have a stored association
-    is_late: bool = False
 
     @classmethod
-    def of(cls, place: Place, trace_id: str, wake: Callable[[TraceLink], None] | None) -> TraceLink:
-        """Return the link of a trace.
-
-        `wake` is called when MLflow has exported the trace. It may be called in any thread and must take no lock.
-        """
-        link = cls(uri=place.tracking, workspace=place.workspace, trace_id=trace_id)
+    def of(cls, stores: Stores, trace_id: str, wake: Callable[[TraceLink], None] | None) -> TraceLink:
+        """Return the link of a trace. `wake` is called in any thread when MLflow has exported it; it takes no lock."""
+        link = cls(uri=stores.tracking, workspace=stores.workspace, trace_id=trace_id)
         with _manager().get_trace(trace_id) as trace:
             if trace is None:
                 link.is_evicted = True
@@ -90,7 +78,9 @@ class TraceLink(Task):
     @property
     def wanted(self) -> bool:
         """Whether the trace is not stored yet, or a version was added afterwards; False once the trace is lost."""
-        return self.state is not State.LOST and (self.state is not State.DONE or self._linked < len(self._versions))
+        return self.state is not TaskState.LOST and (
+            self.state is not TaskState.DONE or self._linked < len(self._versions)
+        )
 
     def add(self, version: PromptVersion) -> bool:
         """Add a version; return False if it was added before, or the trace will not be stored in MLflow."""
@@ -106,21 +96,21 @@ class TraceLink(Task):
         self._versions.append(version)
         return True
 
-    def run(self) -> State:
+    def run(self) -> TaskState:
         """Store the associations, if the trace is stored."""
         self.has_reached = False
         with _manager().get_trace(self.trace_id) as trace:
             if trace is not None:
-                return State.PARKED
-        missing = State.LOST if self._is_released else State.NOT_YET
+                return TaskState.PARKED
+        missing = TaskState.LOST if self._is_released else TaskState.NOT_YET
         if _EXPORTED not in self._metadata:
             return missing
         versions = self._versions[self._linked :]
         if not versions:
-            return State.DONE
+            return TaskState.DONE
         try:
             if self.is_late and not self._tag_stored(versions):
-                return State.NOT_YET
+                return TaskState.NOT_YET
             self._associate(versions)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -128,7 +118,7 @@ class TraceLink(Task):
             return missing
         self.has_reached = True
         self._linked += len(versions)
-        return State.DONE
+        return TaskState.DONE
 
     @property
     def _is_released(self) -> bool:
@@ -138,7 +128,7 @@ class TraceLink(Task):
     def _tag_stored(self, versions: list[PromptVersion]) -> bool:
         """Tag a trace that has left memory; return False if it is not complete in the store yet.
 
-        MLflow stores spans as they end, and the trace with its tags afterwards. Those would overwrite an earlier tag.
+        MLflow stores the trace with its tags after its spans. Those would overwrite an earlier tag.
         """
         check_reachable(self.uri)
         client = TracingClient(self.uri)
@@ -168,31 +158,24 @@ def _manager() -> InMemoryTraceManager:
     return manager
 
 
-def list_in_experiment(client: MlflowClient, name: str, experiment: str) -> State:
+def list_in_experiment(client: MlflowClient, name: str, experiment: str) -> TaskState:
     """List the prompt on an experiment's page, as `mlflow.genai.register_prompt` does."""
     prompt = client.get_prompt(name)
     if prompt is None:  # MLflow returns None for each failure
-        return State.NOT_YET
+        return TaskState.NOT_YET
     listed = [one for one in prompt.tags.get(_EXPERIMENTS, "").split(",") if one]
     if experiment not in listed:
         # Commas at both ends: MLflow searches by LIKE '%,1,%'.
         client.set_prompt_tag(name, _EXPERIMENTS, f",{','.join([*listed, experiment])},")
-    return State.DONE
+    return TaskState.DONE
 
 
-def link_run(client: MlflowClient, run: str, version: PromptVersion) -> State:
-    """Link a version to an MLflow run, as `mlflow.genai.load_prompt` does for the active one."""
-    before = client.get_run(run).data.tags.get(_TAG)
+def link_resource(client: MlflowClient, kind: str, identity: str, version: PromptVersion) -> None:
+    """Link a version to an MLflow run or a LoggedModel, as `mlflow.genai.load_prompt` does for the active one."""
+    tags = client.get_run(identity).data.tags if kind == "run" else client.get_logged_model(identity).tags
+    before = tags.get(_TAG)
     after = update_linked_prompts_tag(before, [version])
-    if after != before:
-        client.set_tag(run, _TAG, after)
-    return State.DONE
-
-
-def link_model(client: MlflowClient, model: str, version: PromptVersion) -> State:
-    """Link a version to a LoggedModel, as `mlflow.genai.load_prompt` does for the active one."""
-    before = client.get_logged_model(model).tags.get(_TAG)
-    after = update_linked_prompts_tag(before, [version])
-    if after != before:
-        client.set_logged_model_tags(model, {_TAG: after})
-    return State.DONE
+    if after != before and kind == "run":
+        client.set_tag(identity, _TAG, after)
+    elif after != before:
+        client.set_logged_model_tags(identity, {_TAG: after})

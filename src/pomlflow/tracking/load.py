@@ -22,7 +22,7 @@ from pomlflow.record import PromptFile, content_digest
 from pomlflow.template.inference import infer
 from pomlflow.template.markup import is_poml
 from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
-from pomlflow.tracking.stores import Place, check_reachable, store_errors
+from pomlflow.tracking.stores import Stores, check_reachable, store_errors
 from pomlflow.tracking.versions import Registry
 
 __all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"]
@@ -39,11 +39,9 @@ _NOT_FOUND: Final = {
 
 @dataclass(frozen=True)
 class PromptContent:
-    """The checked content of a prompt version.
+    """The checked content of a prompt version: its markup, and the same digest as that of a template.
 
-    `source` is the registered markup, and `digest` is the same as `pomlflow.template.Template.digest`. Read
-    `version.template` at each use instead of keeping its value: MLflow's optimisers replace that property during their
-    trials.
+    Read `version.template` at each use: MLflow's optimisers replace that property during their trials.
     """
 
     version: PromptVersion
@@ -73,18 +71,18 @@ class PromptContent:
 
     @classmethod
     def of(cls, version: PromptVersion, inherited_tags: Mapping[str, str] | None = None) -> PromptContent:
-        """Read and check a version. Its files come from `inherited_tags`, those of another version, if they are given.
-
-        Raises:
-            NotPomlError: It is a chat or plain text.
-            RegistryError: It was changed after it was registered.
-        """
+        """Read and check a version; its files come from `inherited_tags`, those of another version, if given."""
         uri = str(version.uri)
         if not version.is_text_prompt:
             raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
         source, stated = _text_of(version), version.tags.get(_DIGEST_TAG)
-        if stated is None:
-            _check_poml(source, uri)
+        if stated is None and not is_poml(source):
+            start = source if len(source) <= 40 else f"{source[:39]}…"  # noqa: PLR2004 - fits into a line
+            raise NotPomlError(
+                f"{uri} is plain text, not POML ({start!r}): load it with mlflow.genai.load_prompt, or register it "
+                "with <poml> around it",
+                uri,
+            )
         try:
             bundle = unpack(inherited_tags or version.tags)
         except ValueError as error:
@@ -99,21 +97,6 @@ class PromptContent:
         return cls(version, source, digest, bundle)
 
 
-def _check_poml(text: str, uri: str) -> None:
-    """Check that the text of a version is POML.
-
-    Raises:
-        NotPomlError: It is plain text.
-    """
-    if not is_poml(text):
-        start = text if len(text) <= 40 else f"{text[:39]}…"  # noqa: PLR2004 - fits into a line
-        raise NotPomlError(
-            f"{uri} is plain text, not POML ({start!r}): load it with mlflow.genai.load_prompt, or register it "
-            "with <poml> around it",
-            uri,
-        )
-
-
 class Reference(NamedTuple):
     """A prompt's name with a version's number or an alias; without both, it refers to the newest version."""
 
@@ -123,17 +106,7 @@ class Reference(NamedTuple):
 
     @classmethod
     def of(cls, name_or_uri: str, version: int | str | None = None, alias: str | None = None) -> Reference:
-        """Parse a name with a number or an alias, or a URI.
-
-        Raises:
-            ConfigurationError: The arguments do not name exactly one version.
-
-        Example:
-            >>> Reference.of("prompts:/support@production").uri
-            'prompts:/support@production'
-            >>> Reference.of("support", version=3).uri
-            'prompts:/support/3'
-        """
+        """Parse a name with a number or an alias, or a URI; raise a `ConfigurationError` if that is ambiguous."""
         if version is not None and alias is not None:
             raise ConfigurationError(f"the prompt {name_or_uri!r}: give version= or alias=, not both")
         uri = name_or_uri
@@ -154,16 +127,9 @@ class Reference(NamedTuple):
         version = f"@{self.alias or 'latest'}" if self.number is None else f"/{self.number}"
         return f"prompts:/{self.name}{version}"
 
-    def fetch(self, place: Place) -> PromptContent:
-        """Read the version from the store. It may block for minutes.
-
-        Raises:
-            PromptNotFoundError: There is no such version.
-            NotPomlError: It is not POML.
-            RegistryError: It was changed after it was registered.
-            MlflowException: The registry failed or is unreachable.
-        """
-        client, found, why = place.client(), None, ""
+    def fetch(self, stores: Stores) -> PromptContent:
+        """Read the version from the store, or raise a `RegistryError` or MLflow's error. It may block for minutes."""
+        client, found, why = stores.client(), None, ""
         try:
             if self.number is not None:
                 found = client.get_prompt_version(self.name, self.number)
@@ -175,35 +141,24 @@ class Reference(NamedTuple):
             why = f" ({error.message})"
         if found is None:
             raise PromptNotFoundError(f"MLflow's registry does not have {self.uri}{why}", self.uri)
-        return PromptContent.of(found, _inherited_tags(Registry(client, place.registry), found))
+        return PromptContent.of(found, _inherited_tags(Registry(client, stores.registry), found))
 
 
 def load(
     name_or_uri: str, *, version: int | str | None = None, alias: str | None = None, timeout: float = 10.0
 ) -> PromptContent:
-    """Load a version from the registry that is set now, within `timeout` seconds.
-
-    Raises:
-        PromptNotFoundError: There is no such version.
-        NotPomlError: It is not POML.
-        RegistryError: The registry is unreachable, or the version was changed after it was registered.
-        ConfigurationError: The arguments do not name exactly one version.
-
-    Example:
-        >>> load("prompts:/support@production").source  # doctest: +SKIP
-        '<poml>…'
-    """
-    return load_reference(Reference.of(name_or_uri, version, alias), Place.now(), timeout)
+    """Load a version from the registry that is set now, within `timeout` seconds."""
+    return load_reference(Reference.of(name_or_uri, version, alias), Stores.current(), timeout)
 
 
-def load_reference(reference: Reference, place: Place, timeout: float) -> PromptContent:
-    """Load a version within `timeout` seconds; it raises the same errors as `load`."""
+def load_reference(reference: Reference, stores: Stores, timeout: float) -> PromptContent:
+    """Load a version within `timeout` seconds, or raise a `RegistryError`."""
 
     def fetch() -> PromptContent:
-        if place.workspace:
-            set_server_request_workspace(place.workspace)
-        check_reachable(place.registry)
-        return reference.fetch(place)
+        if stores.workspace:
+            set_server_request_workspace(stores.workspace)
+        check_reachable(stores.registry)
+        return reference.fetch(stores)
 
     try:
         return run_bounded(fetch, timeout)
@@ -215,11 +170,7 @@ def load_reference(reference: Reference, place: Place, timeout: float) -> Prompt
 
 
 def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
-    """Make a call in another thread, and return or raise what it does.
-
-    Raises:
-        TimeoutError: The call took longer than `timeout` seconds. It continues in its thread.
-    """
+    """Make a call in another thread, and return or raise what it does; after `timeout` seconds raise a TimeoutError."""
     # upstream: mlflow 3.12-3.18: its client retries for 247 s while a server is unreachable; a call has no limit.
     future: Future[_T] = Future()
 
@@ -246,9 +197,9 @@ def _text_of(version: PromptVersion) -> str:
 
 
 def _inherited_tags(registry: Registry, version: PromptVersion) -> dict[str, str] | None:
-    """Return the tags of an earlier version with files, if this version names files and was registered without tags.
+    """Return the tags of the last version before with files, for a text that names files and has no tags.
 
-    MLflow's optimisers register a text without tags. Its files are those of the last version before it that has any.
+    MLflow's optimisers register texts like that.
     """
     if version.tags.keys() & {FILES_TAG, _DIGEST_TAG} or not version.is_text_prompt:
         return None

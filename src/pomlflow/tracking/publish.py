@@ -23,11 +23,11 @@ from mlflow.utils.uri import is_databricks_uri
 
 from pomlflow._log import logger, warn_once
 from pomlflow.record import RenderRecord
-from pomlflow.tracking.background import FIRST, State, Task, worker
-from pomlflow.tracking.links import TraceLink, link_model, link_run, list_in_experiment
+from pomlflow.tracking.background import FIRST, Task, TaskState, worker
+from pomlflow.tracking.links import TraceLink, link_resource, list_in_experiment
 from pomlflow.tracking.shutdown import register_hooks
-from pomlflow.tracking.stores import Place
-from pomlflow.tracking.versions import Draft, Registry, draft_of, name_of
+from pomlflow.tracking.stores import Stores
+from pomlflow.tracking.versions import Registry, draft_of, name_of
 
 __all__ = ["Publisher", "publisher"]
 
@@ -41,17 +41,13 @@ OnVersion = Callable[[PromptVersion], None]
 
 
 class _Key(NamedTuple):
-    """One content under one name in one registry.
+    """One content under one name in one registry."""
 
-    `number` is the version that was rendered, if it came from the registry. `create` is whether a missing version is
-    made, which a failed render never does.
-    """
-
-    place: Place
+    stores: Stores
     name: str
     digest: str
-    number: int | None
-    create: bool
+    number: int | None  # of the version that was rendered, if it came from the registry
+    create: bool  # whether a missing version is made, which a failed render never does
 
 
 @dataclass
@@ -80,8 +76,7 @@ class _Content:
 class Publisher:
     """Finds or makes the prompt version of each render, and links it to the render's trace, run and LoggedModel.
 
-    It may be used from many threads and event loops. A forked child keeps the known versions of its parent, but none of
-    the pending lookups.
+    A forked child keeps the known versions of its parent, but none of the pending lookups.
     """
 
     def __init__(self) -> None:
@@ -100,22 +95,11 @@ class Publisher:
     def link(
         self, record: RenderRecord, trace_id: str, *, register: bool = True, on_version: OnVersion | None = None
     ) -> PromptVersion | None:
-        """Link a trace to the prompt version of a render in it. Never raises.
+        """Link a trace to the prompt version of a render in it, at once or in the background; return it if it is known.
 
-        If the content's version was found less than ten seconds ago, the trace is linked at once. Else the version is
-        looked up in the background, in the registry that is set in the caller's context now, and the trace is linked
-        afterwards, even if MLflow has stored it meanwhile. A trace that MLflow has evicted from its memory is counted
-        as lost.
-
-        Args:
-            record: The render.
-            trace_id: The trace of its span; nothing happens for the trace of a no-op span.
-            register: Whether to register and link the version. If not, only a loss of the trace is detected.
-            on_version: Called with the version as soon as it is known: in this call, or later on another thread. It is
-                not called for a render that was made while the registry was unreachable.
-
-        Returns:
-            The version; None if it is not known yet, or if the prompt is not to be registered.
+        Without `register`, only a loss of the trace is detected. `on_version` gets the version as soon as it is known,
+        in this call or on another thread, except for a render that was made while the registry was unreachable. Never
+        raises.
         """
         try:
             return self._link(record, trace_id, register, on_version)
@@ -128,12 +112,12 @@ class Publisher:
     ) -> PromptVersion | None:
         if trace_id == NO_OP_SPAN_TRACE_ID:
             return None
-        place = Place.now()
-        trace = self._trace(place, trace_id)
+        stores = Stores.current()
+        trace = self._trace(stores, trace_id)
         name = name_of(record) if register else None
         if name is None:
             return None
-        key = _Key(place, name, record.digest, record.version, record.error is None)
+        key = _Key(stores, name, record.digest, record.version, record.error is None)
         with self._lock:
             content = self._content(key)
             if content.is_rejected:
@@ -143,14 +127,16 @@ class Publisher:
             if not content.is_fresh:
                 if content.lookup is not None:
                     # No `on_version` during an outage: it would keep the span in memory until the server is back.
-                    self._wait_for(content.lookup, trace, None if worker.is_unreachable(place.registry) else on_version)
+                    self._wait_for(
+                        content.lookup, trace, None if worker.is_unreachable(stores.registry) else on_version
+                    )
                 return None
             version = content.version
         if version is not None:
-            self._attach(place, trace, version, on_version)
+            self._attach(stores, trace, version, on_version)
         return version
 
-    def _trace(self, place: Place, trace_id: str) -> TraceLink:
+    def _trace(self, stores: Stores, trace_id: str) -> TraceLink:
         """Return the link of a trace, which detects from now on if the trace is lost."""
         register_hooks()
         if not self._is_hooked and hasattr(os, "register_at_fork"):
@@ -159,8 +145,8 @@ class Publisher:
         with self._lock:
             link = self._links.get(trace_id)
             if link is None:
-                wake = None if _is_databricks(place) else worker.wake
-                link = self._links[trace_id] = TraceLink.of(place, trace_id, wake)
+                wake = None if _is_databricks(stores) else worker.wake
+                link = self._links[trace_id] = TraceLink.of(stores, trace_id, wake)
                 worker.lost += link.is_evicted
                 if link.is_noticed:
                     worker.submit(link, after=_FRESH)
@@ -174,14 +160,14 @@ class Publisher:
                 del self._contents[next(iter(self._contents))]
         return content
 
-    def _look_up(self, key: _Key, content: _Content, draft: Draft) -> None:
+    def _look_up(self, key: _Key, content: _Content, draft: RenderRecord) -> None:
         if self._lookups >= _MAX_LOOKUPS:
             logger.debug("Too many prompts wait to be registered: %s is left out this time", key.name)
             worker.lost += 1
             return
-        place = key.place
+        stores = key.stores
         lookup = _Lookup(
-            uri=place.registry, workspace=place.workspace, publisher=self, key=key, content=content, draft=draft
+            uri=stores.registry, workspace=stores.workspace, publisher=self, key=key, content=content, draft=draft
         )
         # A trace that ends before its version is known takes two more requests, so links wait for lookups.
         if worker.submit(lookup, after=FIRST):
@@ -195,7 +181,7 @@ class Publisher:
         else:
             worker.lost += 1
 
-    def finish(self, lookup: _Lookup, version: PromptVersion | None, *, is_rejected: bool = False) -> None:
+    def complete(self, lookup: _Lookup, version: PromptVersion | None, *, is_rejected: bool = False) -> None:
         """Store the result of a lookup, and link the traces that wait for it. It is called once and never raises."""
         with self._lock:
             content = lookup.content
@@ -205,44 +191,41 @@ class Publisher:
         if version is not None:
             for trace, on_version in lookup.traces:
                 try:
-                    self._attach(lookup.key.place, trace, version, on_version)
+                    self._attach(lookup.key.stores, trace, version, on_version)
                 except Exception as error:  # noqa: BLE001 - the next trace is linked all the same
                     _count_failure(error)
 
-    def _attach(self, place: Place, trace: TraceLink, version: PromptVersion, on_version: OnVersion | None) -> None:
+    def _attach(self, stores: Stores, trace: TraceLink, version: PromptVersion, on_version: OnVersion | None) -> None:
         if on_version is not None:
             try:
                 on_version(version)
             except Exception as error:  # noqa: BLE001 - the next trace is linked all the same
                 warn_once("on_version", "A listener for prompt versions failed: %r", error, exc_info=error)
-        if _is_databricks(place):  # its exporters link by themselves, each in its own way
+        if _is_databricks(stores):  # its exporters link by themselves, each in its own way
             with InMemoryTraceManager.get_instance().get_trace(trace.trace_id) as live:  # type: ignore[no-untyped-call]
                 if live is not None:
                     InMemoryTraceManager.get_instance().register_prompt(trace.trace_id, version)  # type: ignore[no-untyped-call]
         elif trace.add(version):
             worker.submit(trace, after=0.0 if trace.is_late else _FRESH)
-        self.associate(place, version, experiment=trace.experiment, run=trace.run_id, model=trace.model_id)
+        self.associate(stores, version, experiment=trace.experiment, run=trace.run_id, model=trace.model_id)
 
     def associate(
         self,
-        place: Place,
+        stores: Stores,
         version: PromptVersion,
         *,
         experiment: str | None = None,
         run: str | None = None,
         model: str | None = None,
     ) -> None:
-        """Link a version to a run and a LoggedModel, and list it in an experiment. Each is done once.
-
-        The active run and LoggedModel are used before the given ones.
-        """
+        """Link a version to the active run and LoggedModel, else the given ones, and list it in an experiment, once."""
         active, name = mlflow.active_run(), str(version.name)
         for resource, identity, number, uri in (
-            ("experiment", experiment, None, place.registry),
-            ("run", run if active is None else active.info.run_id, version.version, place.tracking),
-            ("model", mlflow.get_active_model_id() or model, version.version, place.tracking),
+            ("experiment", experiment, None, stores.registry),
+            ("run", run if active is None else active.info.run_id, version.version, stores.tracking),
+            ("model", mlflow.get_active_model_id() or model, version.version, stores.tracking),
         ):
-            once = (*place, resource, identity, name, str(number))
+            once = (*stores, resource, identity, name, str(number))
             if identity is None or once in self._associated:
                 continue
             if len(self._associated) >= _MAX_ASSOCIATED:
@@ -250,8 +233,8 @@ class Publisher:
             self._associated[once] = None
             task = _Association(
                 uri=uri,
-                workspace=place.workspace,
-                place=place,
+                workspace=stores.workspace,
+                stores=stores,
                 resource=resource,
                 identity=identity,
                 version=version,
@@ -266,8 +249,8 @@ def _count_failure(error: Exception) -> None:
     warn_once("link", "A render could not be linked to its prompt version: %r", error, exc_info=error)
 
 
-def _is_databricks(place: Place) -> bool:
-    return bool(is_databricks_uri(place.tracking))  # type: ignore[no-untyped-call] # in MLflow
+def _is_databricks(stores: Stores) -> bool:
+    return bool(is_databricks_uri(stores.tracking))  # type: ignore[no-untyped-call] # in MLflow
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -277,36 +260,36 @@ class _Lookup(Task):
     publisher: Publisher
     key: _Key
     content: _Content
-    draft: Draft
+    draft: RenderRecord
     traces: list[tuple[TraceLink, OnVersion | None]] = field(default_factory=list)
 
-    def run(self) -> State:
+    def run(self) -> TaskState:
         """Find or make the version."""
-        registry = Registry(self.key.place.client(), self.uri)
-        self.publisher.finish(self, registry.find(self.draft, create=self.key.create))
-        return State.DONE
+        registry = Registry(self.key.stores.client(), self.uri)
+        self.publisher.complete(self, registry.find(self.draft, create=self.key.create))
+        return TaskState.DONE
 
-    def dropped(self) -> None:
+    def on_dropped(self) -> None:
         """Do not look it up again."""
-        self.publisher.finish(self, None, is_rejected=True)
+        self.publisher.complete(self, None, is_rejected=True)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _Association(Task):
     """List one prompt in an experiment, or link one version to a run or LoggedModel."""
 
-    place: Place
-    resource: str
+    stores: Stores
+    resource: str  # "experiment", "run" or "model"
     identity: str
     version: PromptVersion
 
-    def run(self) -> State:
+    def run(self) -> TaskState:
         """Write the tag."""
         if self.resource == "experiment":
-            return list_in_experiment(self.place.client(), str(self.version.name), self.identity)
-        client = MlflowClient(tracking_uri=self.place.tracking, registry_uri=self.place.registry)
-        link = link_run if self.resource == "run" else link_model
-        return link(client, self.identity, self.version)
+            return list_in_experiment(self.stores.client(), str(self.version.name), self.identity)
+        client = MlflowClient(tracking_uri=self.stores.tracking, registry_uri=self.stores.registry)
+        link_resource(client, self.resource, self.identity, self.version)
+        return TaskState.DONE
 
 
 publisher: Final = Publisher()

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
@@ -19,14 +20,14 @@ from mlflow.tracing.utils import dump_span_attribute_value
 
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask
-from pomlflow.frame.media import kind_of_media
+from pomlflow.frame.media import kind_of_media, replace_values
 from pomlflow.record import well_formed
 from pomlflow.settings import settings
 
 __all__ = [
     "GuardedSpan",
+    "json_data",
     "masked",
-    "plain",
     "within_limit",
 ]
 
@@ -36,7 +37,7 @@ _OK: Final = SpanStatus(SpanStatusCode.OK)
 _MEDIA: Final = re.compile(r""""(?:data:|[A-Za-z0-9+/=_-]{64}|b['\\]|<mlflow\.)""")
 
 
-def plain(value: Any) -> Any:
+def json_data(value: Any) -> Any:
     """Return a value as the JSON data that MLflow would store."""
     return json.loads(dump_span_attribute_value(value))
 
@@ -45,15 +46,10 @@ class GuardedSpan:
     """A live span that applies the mask and the size limit to content before MLflow receives it.
 
     Without a mask, content is stored as soon as it is set. With one, inputs and outputs are kept until the end and
-    masked once. An exception is stored with the message that the mask returns, without its traceback. Other events are
-    not stored.
-
-    Args:
-        span: MLflow's span.
-        mask: The user's mask.
-        to_plain: Converts content to the JSON data that the mask gets.
-        media: Rewrites stored JSON data so that MLflow makes attachments of its media.
-        safe: The attributes that are stored even if there is a mask, in addition to MLflow's own; None for all.
+    masked once; an exception is stored with the message that the mask returns, without its traceback, and no other
+    event. `to_json` converts content to JSON data for the mask, and `media` rewrites stored data so that MLflow makes
+    attachments of its media. `safe` are the attributes that are stored even if there is a mask, in addition to MLflow's
+    own; None for all.
     """
 
     def __init__(
@@ -61,7 +57,7 @@ class GuardedSpan:
         span: LiveSpan,
         mask: Mask | None = None,
         *,
-        to_plain: Callable[[Any], Any] = plain,
+        to_json: Callable[[Any], Any] = json_data,
         media: Callable[[Any], Any] | None = None,
         safe: Container[str] | None = None,
     ) -> None:
@@ -70,7 +66,7 @@ class GuardedSpan:
         self.kept: dict[str, Any] = {}  # "inputs" and "outputs" as the mask returned them
         self.cut: list[str] = []  # "inputs" or "outputs", if it was too long
         self.has_media = False
-        self._to_plain = to_plain
+        self._to_json = to_json
         self._media = media
         self._safe = safe
         self._held: dict[str, Any] = {}
@@ -112,9 +108,9 @@ class GuardedSpan:
 
     def end(self, status: SpanStatus = _OK, end_time_ns: int | None = None) -> None:
         """Store what was kept for the mask, and end the span. An error in the content is logged and not raised."""
-        self.span.end(status=self.finish(status), end_time_ns=end_time_ns)
+        self.span.end(status=self.store_held(status), end_time_ns=end_time_ns)
 
-    def finish(self, status: SpanStatus) -> SpanStatus:
+    def store_held(self, status: SpanStatus) -> SpanStatus:
         """Store what was kept for the mask; return the status, with its text masked and cut."""
         try:
             if self.span.trace_id == NO_OP_SPAN_TRACE_ID:
@@ -157,9 +153,9 @@ class GuardedSpan:
             if content is None or self.span.trace_id == NO_OP_SPAN_TRACE_ID:
                 return
             if self.mask is None:
-                self._store(name, self._to_plain(content) if settings().max_content else content)
+                self._store(name, self._to_json(content) if settings().max_content else content)
             else:
-                self._held[name] = self._to_plain(content)
+                self._held[name] = self._to_json(content)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
             _warn_incomplete(error)
 
@@ -193,10 +189,7 @@ def _warn_incomplete(error: Exception) -> None:
 
 
 def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
-    """Return the ``inputs`` and ``outputs`` that the mask returned, or nothing if it failed.
-
-    The mask may change the objects that it gets.
-    """
+    """Return the ``inputs`` and ``outputs`` that the mask returned, or nothing if it failed."""
     try:
         kept = mask({"inputs": inputs, "outputs": outputs})
     except Exception as error:  # noqa: BLE001 - the user's function; its message may hold what it was to hide
@@ -209,46 +202,19 @@ def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
 
 
 def within_limit(value: Any) -> Any:
-    """Cut texts, and leave out media, that are longer than ``max_content`` of `pomlflow.configure`.
-
-    If nothing is too long, the same object is returned; callers compare by identity.
-
-    Example:
-        >>> import pomlflow
-        >>> before = pomlflow.configure().max_content
-        >>> _ = pomlflow.configure(max_content=5)
-        >>> within_limit({"context": {"word": "POML", "text": "Hello Ada"}})
-        {'context': {'word': 'POML', 'text': 'Hello… [4 more characters: max_content]'}}
-        >>> _ = pomlflow.configure(max_content=before)
-    """
+    """Cut texts, and leave out media, that are longer than ``max_content``; the same object if nothing is too long."""
     limit = settings().max_content
-    return _cut(value, limit) if limit else value
+    return replace_values(value, partial(_shortened, limit)) if limit else value
 
 
-def _cut(value: Any, limit: int) -> Any:
-    if isinstance(value, str):
-        return value if len(value) <= limit else _shortened(value, limit)
-    if isinstance(value, Mapping):
-        items = {key: _cut(item, limit) for key, item in value.items()}
-        return items if any(items[key] is not item for key, item in value.items()) else value
-    if isinstance(value, list | tuple):
-        cut = [_cut(item, limit) for item in value]
-        return cut if any(new is not old for new, old in zip(cut, value, strict=True)) else value
-    return value
-
-
-def _shortened(text: str, limit: int) -> str:
+def _shortened(limit: int, text: Any) -> Any:
+    if not isinstance(text, str) or len(text) <= limit:
+        return text
     if kind := kind_of_media(text):
         return f"[{kind} of {len(text)} characters left out: max_content]"
     return f"{text[:limit]}… [{len(text) - limit} more characters: max_content]"
 
 
 def _sound(value: Any) -> Any:
-    """Return plain data without half surrogate pairs, which no store can hold."""
-    if isinstance(value, str):
-        return well_formed(value)
-    if isinstance(value, Mapping):
-        return {_sound(key): _sound(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_sound(item) for item in value]
-    return value
+    """Return JSON data without half surrogate pairs, which no store can hold."""
+    return replace_values(value, lambda item: well_formed(item) if isinstance(item, str) else item)

@@ -22,19 +22,20 @@ from mlflow.tracing.utils.artifact_utils import get_artifact_uri_for_trace
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 from typing_extensions import override
 
+from pomlflow.content import REQUEST, RESPONSE
 from pomlflow.display import replay_html, short
 from pomlflow.engine.file_access import trusted_roots
 from pomlflow.exceptions import PomlError, TraceNotFoundError
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
-from pomlflow.template.history import REQUEST, RESPONSE, History
+from pomlflow.template.history import History
 from pomlflow.tracking.compare import Difference, Fetch, compare
 from pomlflow.tracking.facts import ATTRIBUTE, facts_of, folder_of, is_attachment
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.shutdown import flush
 from pomlflow.tracking.spans import span_content
-from pomlflow.tracking.stores import shown
+from pomlflow.tracking.stores import redacted
 
 __all__ = ["Replay", "ReplayedRender", "replay"]
 
@@ -43,7 +44,7 @@ _FLUSH: Final = 30.0  # seconds
 _TOO_LARGE: Final = "[Attachment too large: "  # mlflow 3.12 to 3.18, under MLFLOW_TRACE_MAX_ATTACHMENT_SIZE
 _UNCHANGED: Final = "none of the files and versions that the trace names has changed"
 
-_Place = tuple[str | int, ...]  # the keys and indices that lead to a value
+_Path = tuple[str | int, ...]  # the keys and indices that lead to a value
 
 
 class _LostContentError(Exception):
@@ -74,8 +75,8 @@ class ReplayedRender:
     record: RenderRecord | None = None
 
     def __str__(self) -> str:
-        place = f" ({self.path})" if self.path else ""
-        lines = [f"{self.title}{place}: {self.outcome}"]
+        path = f" ({self.path})" if self.path else ""
+        lines = [f"{self.title}{path}: {self.outcome}"]
         for part in (*map(str, self.differences), *self.reasons):
             lines += [f"  {line}" for line in part.split("\n")]
         return "\n".join(lines)
@@ -168,7 +169,7 @@ def _fetch_trace(trace_id: str) -> Trace:
         if error.error_code not in _NOT_FOUND:
             raise
         raise TraceNotFoundError(
-            f"no trace {trace_id} in {shown(mlflow.get_tracking_uri())} ({error.message}): choose its store with "
+            f"no trace {trace_id} in {redacted(mlflow.get_tracking_uri())} ({error.message}): choose its store with "
             "MLFLOW_TRACKING_URI or mlflow.set_tracking_uri()",
             trace_id,
         ) from error
@@ -230,7 +231,7 @@ class _StoredRender:
             )
         if isinstance(stored, str):
             raise _LostContentError("the inputs were cut short (OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT?)")
-        bare = {tuple(place) for place in self._facts.get("bare", ())}
+        bare = {tuple(path) for path in self._facts.get("bare", ())}
         inputs: Any = _restored(stored, self._fetch, bare)
         kinds = (("prompt", str), ("context", dict))
         if not (isinstance(inputs, dict) and all(isinstance(inputs.get(key), kind) for key, kind in kinds)):
@@ -284,7 +285,7 @@ class _StoredRender:
 
     def _stored_error(self) -> str:
         message = self._attributes.get("poml.error", self._span.status.description)
-        return _without_file(str(message), lambda place: self._attributes.get(f"poml.error.{place}"))
+        return _without_file(str(message), lambda field: self._attributes.get(f"poml.error.{field}"))
 
     def _changed_versions(self, record: RenderRecord) -> Iterator[str]:
         for package, then, now in (
@@ -351,23 +352,23 @@ class _StoredHistory(History[Mapping[str, Any]]):
         return dict(message)
 
 
-def _restored(value: Any, fetch: Fetch, bare: set[_Place], place: _Place = ()) -> Any:
-    """Replace the references to attachments in stored inputs by data URIs, or by base64 at the places in `bare`."""
+def _restored(value: Any, fetch: Fetch, bare: set[_Path], path: _Path = ()) -> Any:
+    """Replace the references to attachments in stored inputs by data URIs, or by base64 at the paths in `bare`."""
     if isinstance(value, dict):
-        return {key: _restored(item, fetch, bare, (*place, key)) for key, item in value.items()}
+        return {key: _restored(item, fetch, bare, (*path, key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [_restored(item, fetch, bare, (*place, index)) for index, item in enumerate(value)]
+        return [_restored(item, fetch, bare, (*path, index)) for index, item in enumerate(value)]
     if isinstance(value, str) and value.startswith(_TOO_LARGE):
-        raise _LostContentError(f"{'.'.join(map(str, place))} is not in the trace: {value.strip('[]')}")
+        raise _LostContentError(f"{'.'.join(map(str, path))} is not in the trace: {value.strip('[]')}")
     if not is_attachment(value):
         return value
     data = base64.b64encode(fetch(value)).decode()
     known = Attachment.parse_ref(value) or {}
-    return data if place in bare else f"data:{known.get('content_type', '')};base64,{data}"
+    return data if path in bare else f"data:{known.get('content_type', '')};base64,{data}"
 
 
 def _without_file(error: str, attribute: Callable[[str], Any]) -> str:
     """Return an error's first line with its position, but without its file, whose path differs between machines."""
     first = error.split("\n", 1)[0]
-    places = [str(number) for place in ("line", "column") if (number := attribute(place)) is not None]
-    return ":".join([*places, first.partition(": ")[2] or first])
+    position = [str(number) for field in ("line", "column") if (number := attribute(field)) is not None]
+    return ":".join([*position, first.partition(": ")[2] or first])

@@ -27,9 +27,9 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import worker
-from pomlflow.tracking.stores import check_reachable, shown
+from pomlflow.tracking.stores import check_reachable, redacted
 
-__all__ = ["call_before_exit", "call_before_flush", "enlarge_span_queue", "finish", "flush", "register_hooks"]
+__all__ = ["call_before_exit", "call_before_flush", "enlarge_span_queue", "flush", "flush_at_exit", "register_hooks"]
 
 _FORKED: Final = 300.0  # seconds to flush at the exit of a multiprocessing child whose server responds
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
@@ -48,7 +48,7 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
             threading._register_atexit(self._exit_before_join)  # type: ignore[attr-defined]
         # Another version of Python has no such function. It raises if the first trace is made while Python shuts down.
         except (AttributeError, RuntimeError):
-            atexit.register(finish)
+            atexit.register(flush_at_exit)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Flush MLflow's traces and then our tasks."""
@@ -61,9 +61,9 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
     def _exit_before_join(self) -> None:
         _call(self.before_exit)
         # MLflow stores what is left in an exit hook, and a multiprocessing child runs none. So it gets more time here.
-        if finish(None if multiprocessing.parent_process() is None else _FORKED):
+        if flush_at_exit(None if multiprocessing.parent_process() is None else _FORKED):
             # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
-            atexit.register(finish)
+            atexit.register(flush_at_exit)
 
 
 _hooks: Final = cache(_Hooks)
@@ -77,10 +77,7 @@ def enlarge_span_queue(size: int) -> None:
 
 
 def register_hooks() -> None:
-    """Register hooks at Python's exit and fork, and in MLflow's flush.
-
-    MLflow's flush removes the hook when it also ends MLflow's threads, so this is called for each new trace.
-    """
+    """Register hooks at exit, at fork and in MLflow's flush, which removes them when it also ends MLflow's threads."""
     try:
         with base_mlflow._batch_processor_registry_lock:
             base_mlflow._batch_processor_registry.add(_hooks())
@@ -116,7 +113,7 @@ def flush(timeout: float | None) -> bool:
     return drained is not False and not pending and not lost
 
 
-def finish(limit: float | None = None) -> bool:
+def flush_at_exit(limit: float | None = None) -> bool:
     """Store what is pending, except for stores that do not respond; return whether all stores respond. Never raises."""
     deadline = time.monotonic() + (_limit() if limit is None else limit)
     respond = True
@@ -128,12 +125,12 @@ def finish(limit: float | None = None) -> bool:
                 continue
             try:
                 check_reachable(uri, _CHECK)
-                _open(queue)
+                _export_without_threads(queue)
                 _drain(processor, queue, deadline)
             except Exception:  # noqa: BLE001 - for any reason, the store accepts nothing
                 respond = False
                 logger.warning(
-                    "The program ends while MLflow's store %s is unreachable: its traces are lost", shown(uri)
+                    "The program ends while MLflow's store %s is unreachable: its traces are lost", redacted(uri)
                 )
                 _abandon(queue)
     _flush_worker(max(deadline, time.monotonic() + 0.1))
@@ -150,10 +147,7 @@ def _flush_worker(deadline: float) -> tuple[int, int]:
 
 
 def _exports() -> list[tuple[str | None, Any, Any]]:
-    """Return the store, processor and queue of each of MLflow's exporters.
-
-    The store is None for OTLP. The queue is None if the exporter has none and exports at once.
-    """
+    """Return the store (None for OTLP), the processor and the queue, if it has one, of each of MLflow's exporters."""
     processors = {*base_mlflow._batch_processor_registry, provider._get_span_processor()}  # type: ignore[no-untyped-call]
     exports = []
     for processor in processors:
@@ -184,7 +178,7 @@ def _drain(processor: Any, queue: Any, deadline: float) -> bool:
         return bool(tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, left))
 
 
-def _open(queue: Any) -> None:
+def _export_without_threads(queue: Any) -> None:
     """Prepare an export queue for traces while no thread can start: in exit hooks, from Python 3.12 on."""
     if queue is None or _can_start_threads():
         return

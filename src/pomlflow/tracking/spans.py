@@ -21,7 +21,7 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -37,7 +37,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask
 from pomlflow.frame.media import bare_data_uris
-from pomlflow.frame.openai import shown_messages
+from pomlflow.frame.openai import trace_messages
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.publish import publisher
@@ -45,7 +45,7 @@ from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.shutdown import enlarge_span_queue
 from pomlflow.tracking.termination import finish_at_sigterm
 
-__all__ = ["SPAN_TYPE", "active", "log_render", "prepare", "span_content", "within"]
+__all__ = ["SPAN_TYPE", "active", "log_render", "nearest", "prepare", "span_content"]
 
 SPAN_TYPE: Final = "PROMPT"
 
@@ -62,18 +62,10 @@ def log_render(
     mask: Mask | None = None,
     root: bool = False,
 ) -> None:
-    """Store one render as a span. Never raises: a failure is logged, once per kind.
+    """Store one render as a span below `parent`, else below the active span; with `root`, as a trace of its own.
 
-    Args:
-        record: The render.
-        parent: The parent of the new span. With None, it is the active span, or the new span is a root if none is
-            active.
-        register: Whether to register the prompt and link its version, if the template does not set that.
-        mask: Returns what may be stored of inputs and outputs.
-        root: Whether to start a new trace even if a span is active.
-
-    Example:
-        >>> log_render(Template("<p>Hello {{name}}</p>").render({"name": "Ada"}), parent=None)
+    `register` applies if the template does not set it, and `mask` returns what may be stored of inputs and outputs. A
+    failure is logged, once per kind.
     """
     try:
         _raise_limits()
@@ -103,30 +95,25 @@ def active(span: Span) -> Iterator[None]:
         provider.detach_span_from_context(token)
 
 
-def within(span: LiveSpan, outer: LiveSpan) -> bool:
-    """Whether a span is a descendant of another; False if a span between them is no longer in MLflow's memory."""
+def nearest(span: LiveSpan) -> LiveSpan:
+    """Return the active span if it is below this one (the user's own, by ``@mlflow.trace``), else this one."""
     traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
-    found: LiveSpan | None = span
-    while found is not None and found.trace_id == outer.trace_id and found.parent_id is not None:
-        if found.parent_id == outer.span_id:
-            return True
-        found = traces.get_span_from_id(found.trace_id, found.parent_id)
-    return False
+    inner = found = mlflow.get_current_active_span()
+    while found is not None and found.trace_id == span.trace_id and found.span_id != span.span_id:
+        if found.parent_id == span.span_id:
+            return cast("LiveSpan", inner)
+        found = traces.get_span_from_id(found.trace_id, found.parent_id) if found.parent_id else None
+    return span
 
 
 def _start(record: RenderRecord, parent: LiveSpan | None, *, root: bool) -> LiveSpan:
-    def start() -> LiveSpan:
+    with active(INVALID_SPAN) if root else nullcontext():
         return mlflow.start_span_no_context(
             name="poml" if parent is None or record.name is None else f"poml {record.name}",
             span_type=SPAN_TYPE,
             parent_span=parent,
             start_time_ns=record.start_ns,
         )
-
-    if root:
-        with active(INVALID_SPAN):
-            return start()
-    return start()
 
 
 def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
@@ -140,9 +127,9 @@ def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
     if record.name is not None and record.version is not None:
         yield "poml.prompt", f"prompts:/{record.name}/{record.version}"
     yield "mlflow.spanLogLevel", _INFO
-    for place in ("file", "line", "column"):
-        if (value := getattr(record.error, place, None)) is not None:
-            yield f"poml.error.{place}", value
+    for field in ("file", "line", "column"):
+        if (value := getattr(record.error, field, None)) is not None:
+            yield f"poml.error.{field}", value
 
 
 def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
@@ -155,7 +142,7 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
     else:
         span.add_event(SpanEvent.from_exception(error))
         status = SpanStatus(SpanStatusCode.ERROR, str(error))
-    status = span.finish(status)
+    status = span.store_held(status)
     if error is not None:
         span.set_attribute("poml.error", status.description)
     facts = facts_of(record)
@@ -187,8 +174,7 @@ def prepare() -> None:
 def _raise_limits() -> None:
     """Raise the limits of MLflow's buffers, above which it drops traces, for example those of a large `batch`.
 
-    MLflow reads the limits once, before its first trace. Their defaults are changed, and not the environment, which
-    subprocesses would inherit.
+    Their defaults are changed, and not the environment, which subprocesses would inherit.
     """
     # upstream: mlflow 3.12-3.18: a trace that is evicted from its buffer is dropped without a warning.
     limits = [
@@ -223,4 +209,4 @@ def _outputs(record: RenderRecord) -> dict[str, Any] | None:
     if record.output is None:
         return None
     extras = {key: record.output[key] for key in ("tools", "schema", "runtime") if record.output.get(key) is not None}
-    return {"messages": shown_messages(record.output["messages"]), **extras}
+    return {"messages": trace_messages(record.output["messages"]), **extras}

@@ -18,21 +18,21 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.workspace_context import get_request_workspace
 
 __all__ = [
-    "Place",
+    "Stores",
     "check_reachable",
     "is_outage",
     "is_server",
     "may_pass",
+    "redacted",
+    "redacted_error",
     "send",
-    "shown",
     "store_errors",
-    "without_login",
 ]
 
 _REQUEST_TIMEOUT: Final = 10.0  # seconds for one request without retries
 
 
-class Place(NamedTuple):
+class Stores(NamedTuple):
     """The URIs of the stores for traces and for prompts, and the MLflow workspace."""
 
     tracking: str
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     workspace: str | None
 
     @classmethod
-    def now(cls) -> Place:
+    def current(cls) -> Stores:
         """Return the stores and the workspace that are set in the current context."""
         return cls(mlflow.get_tracking_uri(), mlflow.get_registry_uri(), get_request_workspace())
 
@@ -58,11 +58,7 @@ def is_server(uri: str) -> bool:
 
 
 def check_reachable(uri: str, timeout: float = _REQUEST_TIMEOUT) -> None:
-    """Fail fast if a server is unreachable. Any response except a gateway's own error counts as reachable.
-
-    Raises:
-        MlflowException: It is unreachable.
-    """
+    """Raise an MlflowException if a server does not respond, or only a gateway does."""
     if is_server(uri):
         send(uri, "/health", "GET", timeout)
 
@@ -88,10 +84,7 @@ def send(uri: str, path: str, method: str, timeout: float = _REQUEST_TIMEOUT, **
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """Return the classes of errors that a store raises: MLflow's, the network's, and SQLAlchemy's if it is imported.
-
-    SQLAlchemy is not imported for a server: its import would cost the first traced call 0.1 s.
-    """
+    """Return the classes of errors that a store raises: MLflow's, the network's, and SQLAlchemy's if it is imported."""
     sqlalchemy = sys.modules.get("sqlalchemy.exc")
     return (MlflowException, OSError, *(() if sqlalchemy is None else (sqlalchemy.SQLAlchemyError,)))
 
@@ -118,24 +111,13 @@ def _status(error: MlflowException) -> int:
     return int(error.get_http_status_code())  # type: ignore[no-untyped-call] # in MLflow
 
 
-def shown(uri: str, instead: str = "") -> str:
-    """Return a store's URI for logs, with the user's name and password replaced by `instead`.
-
-    Example:
-        >>> shown("postgresql://mlflow:secret@db:5432/mlflow", "***@")
-        'postgresql://***@db:5432/mlflow'
-    """
-    login = _login(uri)
-    return uri.replace(login, instead, 1) if login else uri
+def redacted(uri: str, text: str | None = None) -> str:
+    """Return a store's URI, or a text that may contain it, without the user's name and password."""
+    login, _, _ = urlsplit(uri).netloc.rpartition("@")
+    text = uri if text is None else text
+    return text.replace(f"{login}@", "***@") if login else text
 
 
-def _login(uri: str) -> str:
-    login, at, _ = urlsplit(uri).netloc.rpartition("@")
-    return login + at
-
-
-def without_login(error: Exception, uri: str) -> str:
-    """Return an error's text without the store's user name and password."""
-    login = _login(uri)
-    text = str(error).replace(login, "") if login else str(error)
-    return f"{type(error).__name__}: {text}"[:500]
+def redacted_error(uri: str, error: Exception) -> str:
+    """Return an error's text, cut, without the store's user name and password."""
+    return redacted(uri, f"{type(error).__name__}: {error}")[:500]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from pomlflow.tracking.shutdown import finish
+from pomlflow.tracking.shutdown import flush_at_exit
 
 __all__ = ["finish_at_sigterm"]
 
@@ -43,8 +43,8 @@ def _is_of_uvicorn(handler: Any) -> bool:
 
 
 def _finish_and_end(number: int, _frame: object) -> None:
-    # In a new thread: the signal has interrupted the main thread, which may hold a lock that `finish` needs.
-    thread = threading.Thread(target=finish, args=(_LIMIT,), daemon=True)
+    # In a new thread: the signal has interrupted the main thread, which may hold a lock that `flush_at_exit` needs.
+    thread = threading.Thread(target=flush_at_exit, args=(_LIMIT,), daemon=True)
     with suppress(RuntimeError):  # no thread can start while the interpreter shuts down
         thread.start()
         thread.join(_LIMIT)
@@ -64,5 +64,5 @@ def _finish_when_restored(mine: Any, number: int) -> None:
     """Wait until uvicorn has restored the handler that was set before its own, and end the program then."""
     while signal.getsignal(number) is mine:
         time.sleep(_POLL)
-    finish(_LIMIT)
+    flush_at_exit(_LIMIT)
     os.kill(os.getpid(), number)

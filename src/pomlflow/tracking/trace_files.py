@@ -25,13 +25,7 @@ __all__ = ["TraceFiles"]
 
 
 class TraceFiles:
-    """An existing folder of trace files. Several threads and processes may write to it at the same time.
-
-    Example:
-        >>> files = TraceFiles.of_this_run("pomlruns")
-        >>> files.write(Template("<p>Hello</p>").render({}), None).name
-        '0001'
-    """
+    """An existing folder of trace files. Several threads and processes may write to it at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,11 +33,7 @@ class TraceFiles:
 
     @classmethod
     def of_this_run(cls, trace_dir: str | os.PathLike[str]) -> TraceFiles:
-        """Make a new folder in `trace_dir` for this process, named after the current time as poml does.
-
-        Raises:
-            ConfigurationError: The folder cannot be made.
-        """
+        """Make a new folder in `trace_dir` for this process, named after the current time as poml does."""
         try:
             Path(trace_dir).mkdir(parents=True, exist_ok=True)
             while True:
@@ -55,10 +45,7 @@ class TraceFiles:
             raise ConfigurationError(f"trace_dir: cannot make a folder in {trace_dir}: {error}") from error
 
     def write(self, record: RenderRecord, file: Path | None, mask: Mask | None = None) -> Path:
-        """Write the files of a render, and return the prefix of their paths. A failed render has no result files.
-
-        `file` is the absolute path of its template, None for inline markup. The mask gets the same dict as for a span.
-        """
+        """Write the files of a render, whose template's file is `file`, and return the prefix of their paths."""
         content = _content(record) if mask is None else _masked_content(record, mask)
         name = file.name.removesuffix(".poml") if file is not None else record.name or ""
         with self._lock:

@@ -1,6 +1,7 @@
 """Find a prompt version in MLflow's registry by its digest, or make it once.
 
-`Registry` calls the store and may block as long as MLflow does; `pomlflow.tracking.publish` calls it in the background.
+`Registry` calls the store and may block as long as MLflow does. `register` calls it at once, and
+`pomlflow.tracking.publish` in the background.
 
 MLflow has no uniqueness constraint on a version's content. All processes follow one rule instead: the version of a
 content is the one with the lowest number among those with its digest. MLflow's SQL stores number versions by
@@ -14,7 +15,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mlflow import MlflowClient
@@ -25,13 +26,16 @@ from mlflow.utils.gorilla import get_original_attribute
 from pydantic import ValidationError
 
 from pomlflow._log import logger
-from pomlflow.record import PromptFile, RenderRecord
+from pomlflow.exceptions import RegistryError
+from pomlflow.record import RenderRecord
+from pomlflow.template import Template
 from pomlflow.template.names import NAMES
 from pomlflow.template.runtime import canonical
 from pomlflow.tracking.background import RejectedError
 from pomlflow.tracking.bundle import FILES_TAG, FileChangedError, pack
+from pomlflow.tracking.stores import Stores, check_reachable
 
-__all__ = ["Draft", "Registry", "draft_of", "model_config", "name_of", "runtime_of"]
+__all__ = ["Registration", "Registry", "draft_of", "model_config", "name_of", "register", "runtime_of"]
 
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
 _NEWEST: Final = 20  # newest versions whose content is compared if no version has the digest as a tag
@@ -44,103 +48,59 @@ from pomlflow.langchain import PomlPromptTemplate  # or pomlflow.llama_index
 prompt = PomlPromptTemplate.from_registry("{}")"""
 
 
-@dataclass(frozen=True)
-class Draft:
-    """The part of a render that is needed to find or make its version; it is much smaller than the record.
-
-    `path` is the file, relative to the prompt root, and `files` are relative to `folder`. `runtime` and `schema` are
-    None if they depend on a variable. `number` is the version that was rendered, if it came from the registry.
-    `message` is the commit message of a new version.
-    """
-
-    name: str
-    source: str
-    digest: str
-    path: str | None
-    tags: Mapping[str, str]
-    files: tuple[PromptFile, ...] = ()
-    folder: str | None = None
-    runtime: Mapping[str, Any] | None = None
-    schema: Mapping[str, Any] | None = None
-    number: int | None = None
-    message: str | None = None
-
-
 def name_of(record: RenderRecord) -> str | None:
     """Return the name to register a render's prompt under, or None if it is not to be registered.
 
-    Inline markup without a name is registered only with ``register=True``. Otherwise a program that builds its markup
-    for each call would make a prompt for each call.
+    Inline markup without a name is registered only with ``register=True``: a program that builds its markup for each
+    call would make a prompt for each call.
     """
     if record.register is False:
         return None
     return record.name or (f"inline-{record.digest[:12]}" if record.register else None)
 
 
-def draft_of(record: RenderRecord, name: str) -> Draft:
-    """Return the draft of a render, under a name."""
+def draft_of(record: RenderRecord, name: str) -> RenderRecord:
+    """Return what is needed of a record to find or make its version, under a name: no content of the render."""
     NAMES.warn_of_folder(name)
-    tags = {_DIGEST: record.digest, "poml_path": record.path, "poml_version": record.poml_version}
     output = record.output or {}
     # Copied, since the draft waits in a background thread, where the caller may change the output meanwhile.
-    static = {key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static_fields}
-    return Draft(
-        name=name,
-        source=record.source,
-        digest=record.digest,
-        path=record.path,
-        tags={key: value for key, value in tags.items() if value},
-        files=record.files,
-        folder=record.folder,
-        runtime=static.get("runtime"),
-        schema=static.get("schema"),
-        number=record.version,
-    )
+    static: dict[str, Any] = {
+        key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static_fields
+    }
+    return replace(record, name=name, variables={}, output=static, error=None)
 
 
 @dataclass(frozen=True)
 class Registry:
-    """One registry, through MLflow's client.
-
-    Attributes:
-        client: MLflow's client.
-        uri: The registry's URI.
-    """
+    """One registry, through MLflow's client."""
 
     client: MlflowClient
     uri: str
 
-    def find(self, draft: Draft, *, create: bool) -> PromptVersion | None:
-        """Find the version of a draft's content, or make it.
-
-        Returns:
-            The version of this content; None if there is none and `create` is False.
-
-        Raises:
-            RejectedError: The registry cannot take the prompt.
-            MlflowException: The registry failed, or is unreachable.
-        """
-        if draft.number is not None:
-            return self._numbered(draft)
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", draft.name):
-            raise RejectedError(f"MLflow accepts no prompt named {draft.name!r}: use letters, digits, '_', '-' and '.'")
+    def find(self, draft: RenderRecord, *, create: bool, message: str | None = None) -> PromptVersion | None:
+        """Return the version of a draft's content, made with a commit message if there is none; else None."""
+        name = str(draft.name)
+        if draft.version is not None:
+            return self._numbered(name, draft)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise RejectedError(f"MLflow accepts no prompt named {name!r}: use letters, digits, '_', '-' and '.'")
         if len(draft.source) > _MAX_SOURCE:
             raise RejectedError(
-                f"the prompt {draft.name!r} has {len(draft.source):,} characters and the limit of MLflow's registry is "
+                f"the prompt {name!r} has {len(draft.source):,} characters and the limit of MLflow's registry is "
                 f"{_MAX_SOURCE:,}: move data out of the markup, into variables or documents"
             )
-        found = self._first(draft.name, draft.digest)
+        found = self._first(name, draft.digest)
         if found is not None:
             return found
-        newest = self._search(draft.name, newest=True, limit=_NEWEST)
+        newest = self._search(name, newest=True, limit=_NEWEST)
         by_text = [version for version in newest if _has_content(version, draft)]
         if by_text or not create:
             return by_text[-1] if by_text else None
-        return self._make(draft, is_first=not newest)
+        return self._make(name, draft, message, is_first=not newest)
 
-    def _numbered(self, draft: Draft) -> PromptVersion | None:
+    def _numbered(self, name: str, draft: RenderRecord) -> PromptVersion | None:
         """Return the version that was rendered, unless it was deleted and made again with another content."""
-        version = self.client.get_prompt_version(draft.name, draft.number)
+        version = self.client.get_prompt_version(name, draft.version)
         return version if version is not None and _has_content(version, draft) else None
 
     def last_with_files(self, name: str, before: int) -> PromptVersion | None:
@@ -169,24 +129,25 @@ class Registry:
             found = self.client.search_model_versions(query, max_results=limit, order_by=[order])
         return [model_version_to_prompt_version(version) for version in found]
 
-    def _make(self, draft: Draft, *, is_first: bool) -> PromptVersion:
+    def _make(self, name: str, draft: RenderRecord, message: str | None, *, is_first: bool) -> PromptVersion:
         """Make a version, and return the lowest one of this content, which another process may have made."""
         # upstream: mlflow 3.12-3.18: `register_prompt` copies the version's tags to the prompt, changes their dict,
         # writes the current thread's experiment and starts a thread for that.
-        name = draft.name
         try:
             files = pack(draft.files, draft.folder)
         except FileChangedError as error:  # the next render has the new content, with another digest
             raise RejectedError(f"the prompt {name!r}: {error}") from error
         if is_first:
             self._make_prompt(name)
+        tags = {_DIGEST: draft.digest, "poml_path": draft.path, "poml_version": draft.poml_version}
+        schema, runtime = draft.result().get("schema"), draft.result().get("runtime")
         mine: PromptVersion = self.client.create_prompt_version(
             name,
             draft.source,
-            description=draft.message or (f"POML from {draft.path}"[:1000] if draft.path else "POML, inline"),
-            tags={**draft.tags, **files},
-            response_format=_response_format(draft),
-            model_config=model_config(draft.runtime) if draft.runtime else None,
+            description=message or (f"POML from {draft.path}"[:1000] if draft.path else "POML, inline"),
+            tags={**{key: value for key, value in tags.items() if value}, **files},
+            response_format=dict(schema) if schema and len(json.dumps(schema)) <= _MAX_SOURCE else None,
+            model_config=model_config(runtime) if runtime else None,
         )
         lowest = self._first(name, draft.digest) or mine
         if lowest.version == mine.version:
@@ -220,32 +181,19 @@ class Registry:
             )
 
 
-def _has_content(version: PromptVersion, draft: Draft) -> bool:
+def _has_content(version: PromptVersion, draft: RenderRecord) -> bool:
     """Whether a version has the draft's content: by its digest, or by its text if it was registered without one."""
     digest = version.tags.get(_DIGEST)
     if digest is not None:
         return bool(digest == draft.digest)
-    if not version.is_text_prompt or (draft.files and draft.number is None):  # equal texts may have different files
+    if not version.is_text_prompt or (draft.files and draft.version is None):  # equal texts may have different files
         return False
     # upstream: mlflow 3.12-3.18: optimize_prompts replaces the property `template` for all versions during its trials.
     return bool(get_original_attribute(version, "template") == draft.source)  # type: ignore[no-untyped-call]
 
 
-def _response_format(draft: Draft) -> dict[str, Any] | None:
-    if not draft.schema or len(json.dumps(draft.schema)) > _MAX_SOURCE:
-        return None
-    return dict(draft.schema)
-
-
 def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
-    """Return POML's ``<runtime>`` as MLflow's model config; ``extra_params`` has what MLflow does not know.
-
-    A value that MLflow does not allow, such as a ``topP`` of 2, is left out.
-
-    Example:
-        >>> model_config({"model": "gpt-5", "maxTokens": 100, "seed": 7}).to_dict()
-        {'model_name': 'gpt-5', 'max_tokens': 100, 'seed': 7}
-    """
+    """Return POML's ``<runtime>`` as MLflow's model config, without values that MLflow refuses."""
     fields: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in runtime.items():
@@ -264,15 +212,58 @@ def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
 
 
 def runtime_of(version: PromptVersion) -> dict[str, Any]:
-    """Return a version's model config as POML's runtime settings.
-
-    Example:
-        >>> config = {"model_name": "gpt-5", "max_tokens": 100}
-        >>> runtime_of(PromptVersion("support", 1, "<p/>", model_config=config))
-        {'model': 'gpt-5', 'maxTokens': 100}
-    """
+    """Return a version's model config as POML's runtime settings."""
 
     def camel(name: str) -> str:
         return "model" if name == "model_name" else re.sub("_([a-z])", lambda found: found[1].upper(), name)
 
     return {camel(name): value for name, value in (version.model_config or {}).items()}
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The result of `register`; `version` is None if a dry run found none, and `is_new` if it was or would be made."""
+
+    name: str
+    digest: str
+    version: PromptVersion | None
+    is_new: bool
+
+
+def register(
+    template: Template,
+    *,
+    record: RenderRecord | None = None,
+    alias: str | None = None,
+    message: str | None = None,
+    dry_run: bool = False,
+) -> Registration:
+    """Find or make the version of a template's content in the registry that is set now, and set an alias to it.
+
+    `message` is the commit message of a new version; by default it names the file. Inline markup without a name is
+    registered as ``inline-<digest>``. `record` is a render of the template, whose static ``<runtime>`` and
+    ``<output-schema>`` become MLflow's model config and response format; by default, a render with empty variables.
+    A `RegistryError` is raised if the registry is unreachable or refuses the prompt.
+    """
+    if record is None:
+        found = template.inference
+        empty: dict[str, Any] = dict.fromkeys((*found.variables, *found.optional), "")
+        record = template.render({**empty, **{name: [] for name in found.messages}})
+    record = replace(record, register=True, version=None)
+    draft = draft_of(record, str(name_of(record)))
+    stores = Stores.current()
+    registry = Registry(stores.client(), stores.registry)
+    uri = f"prompts:/{draft.name}"
+    try:
+        check_reachable(stores.registry)
+        version = registry.find(draft, create=False)
+        is_new = version is None
+        if is_new and not dry_run:
+            version = registry.find(draft, create=True, message=message)
+        if alias is not None and version is not None and not dry_run:
+            registry.client.set_prompt_alias(version.name, alias, int(version.version))
+    except RejectedError as error:
+        raise RegistryError(str(error), uri) from error
+    except MlflowException as error:
+        raise RegistryError(f"MLflow's registry cannot take {uri}: {error}", uri) from error
+    return Registration(str(draft.name) if version is None else str(version.name), draft.digest, version, is_new)

@@ -1,0 +1,47 @@
+"""The messages in a render's output (``poml.poml(format="dict")``), and the parts of their content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeGuard
+
+__all__ = ["REQUEST", "RESPONSE", "as_chat", "call_arguments", "is_chat", "joined_parts", "split_parts"]
+
+REQUEST: Final = "application/vnd.poml.toolrequest"
+RESPONSE: Final = "application/vnd.poml.toolresponse"
+
+
+def is_chat(messages: Any) -> TypeGuard[list[dict[str, Any]]]:
+    """Return whether messages have speakers; with chat off, they are one text or a list of its parts."""
+    return isinstance(messages, list) and all(isinstance(m, dict) and "speaker" in m for m in messages)
+
+
+def as_chat(messages: Any) -> list[dict[str, Any]]:
+    """Return a render's messages; with chat off, its text or parts as one human message."""
+    return messages if is_chat(messages) else [{"speaker": "human", "content": messages}]
+
+
+def split_parts(content: str | Sequence[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
+    """Return the tool requests in a content, the tool responses, and the texts and media."""
+    found: tuple[list[Any], list[Any], list[Any]] = [], [], []
+    for part in [content] if isinstance(content, str) else content:
+        kind = None if isinstance(part, str) else part["type"]
+        found[0 if kind == REQUEST else 1 if kind == RESPONSE else 2].append(part)
+    return found
+
+
+def joined_parts(parts: list[Any]) -> str | list[Any]:
+    """Return a content for parts; a single text becomes a string."""
+    if not parts:
+        return ""
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
+
+
+def call_arguments(content: Any) -> dict[str, Any]:
+    """Return the arguments of a tool request, whose content may also be JSON text or another value."""
+    if isinstance(content, str):
+        with suppress(ValueError):
+            content = json.loads(content)
+    return content if isinstance(content, dict) else {"input": content}
