@@ -147,6 +147,7 @@ def test_a_tracing_that_cannot_be_imported_costs_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A version of MLflow without what the handler needs must not fail the user's call."""
+    monkeypatch.setitem(sys.modules, "mlflow.langchain.langchain_tracer", sys)  # imported
     monkeypatch.setitem(sys.modules, "pomlflow.langchain.handler", None)
     for _ in range(3):
         assert poml().invoke(GIVEN, {"callbacks": [Tracing()]}).to_messages() == SHORT
