@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,14 +50,10 @@ class TemplateOptions:
 
 
 class Render:
-    """One render in progress.
+    """One render of a template.
 
     A variable is missing only if an expression that was evaluated needed it, so the engine decides. If it reports other
     problems too, a second render, with placeholders, shows which of them the missing variables did not cause.
-
-    Attributes:
-        request: The next request to the engine; None if there is none.
-        error: The error of a failed render.
     """
 
     def __init__(
@@ -76,20 +72,73 @@ class Render:
         self._snapshot = snapshot
         self._history = history
         self._exact = exact
-        self._variables: Mapping[str, Any] = {}
         self._context = b"{}"
-        self._result: engine.Result | None = None
+        self._kept_whitespace = False
         self._output: Mapping[str, Any] | None = None
-        self._missing: tuple[str, ...] = ()
-        self.request: engine.Request | None = None
-        self.error: PomlError | None = None
-        try:
-            request = self._prepare(variables)
-            self.request = request._replace(placeholders=placeholders or None, keep_whitespace=keep_whitespace)
-        except PomlError as refused:
-            self.error = refused
+        self._error: PomlError | None = None
+        self._requests = self._steps(variables, placeholders, keep_whitespace)
 
-    def _prepare(self, variables: Mapping[str, Any]) -> engine.Request:
+    def run(self, timeout: float | None) -> RenderRecord:
+        """Render, and return the record."""
+        outcome: engine.Result | PomlError | None = None
+        while (request := self._next(outcome)) is not None:
+            try:
+                outcome = engine.run(request, timeout)
+            except PomlError as error:
+                outcome = error
+        return self._record()
+
+    async def arun(self, timeout: float | None) -> RenderRecord:
+        """Render without blocking the event loop, and return the record."""
+        outcome: engine.Result | PomlError | None = None
+        while (request := self._next(outcome)) is not None:
+            try:
+                outcome = await engine.arun(request, timeout)
+            except PomlError as error:
+                outcome = error
+        return self._record()
+
+    def _next(self, outcome: engine.Result | PomlError | None) -> engine.Request | None:
+        """Return the next request to the engine after the outcome of the last one; None if there is none."""
+        try:
+            return next(self._requests) if outcome is None else self._requests.send(outcome)
+        except StopIteration:
+            return None
+        except PomlError as error:
+            self._error = error
+            return None
+
+    def _steps(
+        self, variables: Mapping[str, Any], placeholders: Sequence[str], keep_whitespace: bool
+    ) -> Generator[engine.Request, engine.Result | PomlError, None]:
+        """Yield each request to the engine, receive its outcome, and set the output or the error."""
+        snapshot, history = self._snapshot, self._history
+        variables, request = self._prepare(variables)
+        request = request._replace(placeholders=placeholders or None, keep_whitespace=keep_whitespace)
+        while not isinstance(outcome := (yield request), PomlError):
+            self._output, self._kept_whitespace = outcome.output, outcome.kept_whitespace
+            if history is None or request.marks is not history.marks:
+                return
+            self._output = history.splice(outcome.output)
+            if self._output is not None:
+                return
+            request = request._replace(marks=history.texts())
+        self._error = outcome
+        if type(outcome) is not RenderError:  # its limit of time, or the engine
+            return
+        missing = () if placeholders else missing_names(outcome, snapshot.inference, variables)
+        again = None
+        if missing and (len(missing) != len(outcome.problems) or is_suspicious(snapshot)):
+            again = yield request._replace(placeholders=missing)
+        own = own_problems(outcome, missing, again) if isinstance(again, RenderError) else []
+        if missing and not own:
+            self._error = missing_variables(missing, outcome, snapshot, variables)
+        else:
+            others = [problem for problem in outcome.problems if problem not in own]
+            self._error = with_hint(RenderError([*own, *others], outcome.hint), snapshot)
+
+    def _prepare(self, variables: Mapping[str, Any]) -> tuple[Mapping[str, Any], engine.Request]:
+        """Return the variables as expressions see them, and the request."""
         options, now = self._options, self._snapshot
         takes, marks = now.inference, None
         if takes.not_utf8:
@@ -105,12 +154,11 @@ class Render:
             variables = plain_histories(variables, takes.messages, takes.message_sources)
         self._context, revive = encode_variables(takes, variables)
         check_names(now, variables)
-        self._variables = variables
         # POML resolves relative sources against the folder of a path, whose file need not exist. For inline markup that
         # is the working folder. Do not look it up for markup without sources: os.getcwd releases the interpreter lock,
         # and a busy thread, such as MLflow's exporter, may then hold it for 5 ms.
         folder = options.folder or (working_folder() if takes.names_files or options.stylesheet else None) or NOWHERE
-        return engine.Request(
+        request = engine.Request(
             now.source.removeprefix("\ufeff"),
             self._context,
             revive,
@@ -121,76 +169,12 @@ class Render:
             chat=options.chat,
             marks=marks or None,
         )
+        return variables, request
 
-    def run(self, timeout: float | None) -> RenderRecord:
-        """Render, and return the record."""
-        while self.request is not None:
-            try:
-                self.take(engine.run(self.request, timeout))
-            except PomlError as error:
-                self.fail(error)
-        return self.record()
-
-    async def arun(self, timeout: float | None) -> RenderRecord:
-        """Render without blocking the event loop, and return the record."""
-        while self.request is not None:
-            try:
-                self.take(await engine.arun(self.request, timeout))
-            except PomlError as error:
-                self.fail(error)
-        return self.record()
-
-    def fail(self, error: PomlError) -> None:
-        """Handle an error of the engine, and set `request` to the next request or None."""
-        assert self.request is not None  # noqa: S101
-        request, self.request = self.request, None
-        if self._missing:
-            self._decide(error if isinstance(error, RenderError) else None)
-        elif type(error) is not RenderError:
-            self.error = error
-        else:
-            self.error = error
-            if not request.placeholders:
-                self._missing = missing_names(error, self._snapshot.inference, self._variables)
-            if not self._missing:
-                self.error = with_hint(error, self._snapshot)
-            elif len(self._missing) == len(error.problems) and not is_suspicious(self._snapshot):
-                self._decide(None)
-            else:
-                self.request = request._replace(placeholders=self._missing)
-
-    def _decide(self, again: RenderError | None) -> None:
-        """Set the error: the template's own problems, else the missing variables.
-
-        `again` is the error of the render with placeholders, if it failed.
-        """
-        failed, names = self.error, self._missing
-        assert isinstance(failed, RenderError)  # noqa: S101
-        own = own_problems(failed, names, again)
-        if own:
-            others = [problem for problem in failed.problems if problem not in own]
-            self.error = with_hint(RenderError([*own, *others], failed.hint), self._snapshot)
-        else:
-            self.error = missing_variables(names, failed, self._snapshot, self._variables)
-
-    def take(self, result: engine.Result) -> None:
-        """Handle a result of the engine, and set `request` to the next request or None."""
-        assert self.request is not None  # noqa: S101
-        history, request, self.request = self._history, self.request, None
-        if self._missing:
-            self._decide(None)
-            return
-        self._result, self._output = result, result.output
-        if history is not None and request.marks is history.marks:
-            self._output = history.splice(result.output)
-            if self._output is None:
-                self.request = request._replace(marks=history.texts())
-
-    def record(self) -> RenderRecord:
-        """Make the record."""
+    def _record(self) -> RenderRecord:
         elapsed = time.perf_counter_ns() - self._clock
         options, snapshot = self._options, self._snapshot
-        output = self._output if self.error is None else None
+        output = self._output if self._error is None else None
         added: dict[str, Any] = {}
         if output is not None and snapshot.runtime:
             own = output.get("runtime") or {}
@@ -208,9 +192,9 @@ class Render:
             stylesheet=options.stylesheet,
             chat=options.chat,
             message_variables=() if self._history is None else tuple(self._history.marks),
-            kept_whitespace=self._result is not None and self._result.kept_whitespace,
+            kept_whitespace=self._kept_whitespace,
             output=output,
-            error=self.error,
+            error=self._error,
             poml_version=engine.poml_version(),
             static_fields=snapshot.inference.static_fields,
             register=options.register if snapshot.register is None else snapshot.register,

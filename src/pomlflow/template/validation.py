@@ -130,10 +130,10 @@ def is_suspicious(snapshot: Snapshot) -> bool:
     return False
 
 
-def own_problems(error: RenderError, names: Sequence[str], again: RenderError | None) -> list[Problem]:
+def own_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
     """Return the problems that missing variables did not cause; `again` is the error of a render with placeholders."""
     own: list[Problem] = []
-    for problem in again.problems if again else ():
+    for problem in again.problems:
         also_before = problem in error.problems and _undefined(problem) not in names
         if also_before or _STATIC.match(problem.message) or _undefined(problem) in ENTITIES:
             own.append(problem)
