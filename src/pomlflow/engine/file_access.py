@@ -7,6 +7,7 @@ in the same way, and every file is allowed.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -18,11 +19,13 @@ from pathlib import Path
 import orjson
 
 from pomlflow.engine.protocol import Request
+from pomlflow.exceptions import Problem
 from pomlflow.settings import settings
 
-__all__ = ["FileAccess", "is_under", "trusted_roots"]
+__all__ = ["FileAccess", "decode", "is_under", "trusted_roots"]
 
 _OK, _FAILED, _REFUSED = range(3)
+_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _LAST_READ = 3  # files that the error of a process that was ended names
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
 # O_NONBLOCK: opening a pipe that has no writer would wait for ever.
@@ -79,11 +82,11 @@ class FileAccess:
         self.opened: dict[str, None] = {}
 
     def respond(self, line: bytes) -> bytes:
-        """Respond to one request, ``{"op": "read" | "stat" | "list" | "exists", "path": …}`` as JSON.
+        """Respond to one request, ``{"op": …, "path": …}`` as JSON; `_OPERATIONS` has the operations.
 
         The response is a status, the length of a body, and the body. Status and length are 64-bit integers, little
-        endian. The body is, by status, 0: the file's content, or JSON for ``stat`` and ``list``; 1: the name of an
-        errno; 2: the reason why the request was refused.
+        endian. The body is, by status, 0: the file's content, why it is not UTF-8, or JSON for ``stat`` and ``list``;
+        1: the name of an errno; 2: the reason why the request was refused.
         """
         request = orjson.loads(line)
         operation, path = str(request["op"]), str(request["path"])
@@ -162,6 +165,28 @@ class FileAccess:
         return real if is_under(real, self.roots) else None
 
 
+def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
+    """Decode UTF-8 and drop a byte-order mark. Invalid bytes are replaced, and the first is returned as a problem."""
+    head = content[:2]
+    is_wide = head in _MARKS or (len(head) == 2 and head.count(0) == 1)  # noqa: PLR2004
+    try:
+        text = content.decode("utf-8-sig")
+        if not is_wide:
+            return text, None
+        wrong = 0
+    except UnicodeDecodeError as error:
+        text, wrong = content.decode("utf-8-sig", "replace"), 0 if is_wide else error.start
+    begin = content.rfind(b"\n", 0, wrong) + 1
+    line = content[begin:].split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
+    column = len(content[begin:wrong].decode("utf-8", "replace")) + 1
+    message = (
+        f"the file is not UTF-8: its byte {wrong + 1} is {content[wrong]:#04x}"
+        f"{' (it looks like UTF-16)' if is_wide else ''}. Save it as UTF-8"
+    )
+    number = content.count(b"\n", 0, wrong) + 1
+    return text, Problem(message, "EncodingError", file, number, column, line.replace("\0", "\ufffd"))
+
+
 def _unreadable(path: str) -> str:
     """Return the reason why a file cannot be read; empty if it can."""
     at = os.lstat(path)
@@ -183,6 +208,11 @@ def _read(path: str) -> bytes:
         if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):
             raise PermissionError(errno.EACCES, "")
         return file.readall()
+
+
+def _explain(path: str) -> bytes:
+    _, problem = decode(_read(path), path)
+    return (f"{problem.line}:{problem.column}: {problem.message}" if problem else "1:1: it changed").encode()
 
 
 def _stat(path: str) -> bytes:
@@ -209,7 +239,7 @@ def _kind(mode: int) -> str:
     return "link" if stat.S_ISLNK(mode) else "other"
 
 
-_OPERATIONS = {"read": _read, "stat": _stat, "list": _list, "exists": _exists}
+_OPERATIONS = {"read": _read, "explain": _explain, "stat": _stat, "list": _list, "exists": _exists}
 
 
 def _response(status: int, content: bytes) -> bytes:

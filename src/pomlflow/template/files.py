@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 from collections.abc import Iterable
@@ -10,11 +9,9 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from pomlflow.exceptions import Problem
+from pomlflow.engine.file_access import decode
 
 __all__ = ["decode", "read_file", "sha256", "stamp", "stamps"]
-
-_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 
 def stamp(file: Path) -> object:
@@ -37,28 +34,6 @@ def read_file(file: Path) -> bytes | None:
         if file.is_file():
             return file.read_bytes()
     return None
-
-
-def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
-    """Decode UTF-8 and drop a byte-order mark. Invalid bytes are replaced, and the first is returned as a problem."""
-    head = content[:2]
-    is_wide = head in _MARKS or (len(head) == 2 and head.count(0) == 1)  # noqa: PLR2004
-    try:
-        text = content.decode("utf-8-sig")
-        if not is_wide:
-            return text, None
-        wrong = 0
-    except UnicodeDecodeError as error:
-        text, wrong = content.decode("utf-8-sig", "replace"), 0 if is_wide else error.start
-    begin = content.rfind(b"\n", 0, wrong) + 1
-    line = content[begin:].split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
-    column = len(content[begin:wrong].decode("utf-8", "replace")) + 1
-    message = (
-        f"the file is not UTF-8: its byte {wrong + 1} is {content[wrong]:#04x}"
-        f"{' (it looks like UTF-16)' if is_wide else ''}. Save it as UTF-8"
-    )
-    number = content.count(b"\n", 0, wrong) + 1
-    return text, Problem(message, "EncodingError", file, number, column, line.replace("\0", "\ufffd"))
 
 
 def sha256(file: Path) -> str:

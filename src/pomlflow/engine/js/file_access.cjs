@@ -1,6 +1,6 @@
 // The reading functions of fs for POML's bundle. Python reads the files, since it knows what each render may read.
 //
-// During a render, the worker may send lines {id, op: "read" | "stat" | "list" | "exists", path}, one at a time. The
+// During a render, the worker may send lines {id, op: "read" | "explain" | "stat" | "list" | "exists", path}, one at a time. The
 // response, on stdin, is a status, the length of a body, and the body; see FileAccess.respond in file_access.py.
 'use strict';
 
@@ -13,8 +13,7 @@ const util = require('node:util');
 
 const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 const { wait } = Atomics;
-const REPLACEMENT = Buffer.from('\ufffd');
-const SYSCALLS = { read: 'open', stat: 'stat', list: 'scandir' };
+const SYSCALLS = { read: 'open', explain: 'open', stat: 'stat', list: 'scandir' };
 const errors = new Map([...util.getSystemErrorMap()].map(([number, [name, text]]) => [name, { number, text }]));
 let current; // the id of the request that is being rendered
 
@@ -72,27 +71,14 @@ function named(file) {
 const { toString } = Buffer.prototype; // a template can replace it
 
 /** Whether bytes begin like UTF-16: with its byte-order mark, or with two bytes of which exactly one is zero. */
-const looksUtf16 = ([first, second]) => [first, second].includes(0) ? first !== second : first + second === 0xff + 0xfe;
-
-/** The first invalid byte of UTF-8: its offset in the decoded text, and in the bytes. */
-function firstWrong(text, bytes) {
-  for (let at = text.indexOf('\ufffd'); at >= 0; at = text.indexOf('\ufffd', at + 1)) {
-    const byte = Buffer.byteLength(text.slice(0, at));
-    if (!REPLACEMENT.equals(bytes.subarray(byte, byte + 3))) return [at, byte];
-  }
-  return [0, 0];
-}
+const looksUtf16 = ([first, second]) =>
+  second !== undefined && ([first, second].includes(0) ? first !== second : first + second === 0xff + 0xfe);
 
 /** The text of a file without a byte-order mark, which POML (0.0.8) takes for content; throws if it is not UTF-8. */
 function textOf(bytes, file) {
+  if (looksUtf16(bytes) || !isUtf8(bytes)) throw new Error(`${file}:${request('explain', file)}`);
   const text = toString.call(bytes);
-  const wide = looksUtf16(bytes);
-  if (!wide && isUtf8(bytes)) return text.startsWith('\ufeff') ? text.slice(1) : text;
-  const [at, byte] = wide ? [0, 0] : firstWrong(text, bytes);
-  const before = text.slice(0, at).split('\n');
-  const place = `${file}:${before.length}:${[...before.at(-1)].length + 1}`;
-  const what = `its byte ${byte + 1} is 0x${bytes[byte].toString(16).padStart(2, '0')}`;
-  throw new Error(`${place}: the file is not UTF-8: ${what}${wide ? ' (it looks like UTF-16)' : ''}. Save it as UTF-8`);
+  return text.startsWith('\ufeff') ? text.slice(1) : text;
 }
 
 /** The result of readFileSync: text, or bytes whose toString, which POML calls, decodes in the same way. */
