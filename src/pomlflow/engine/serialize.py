@@ -32,7 +32,7 @@ __all__ = ["decode", "dumps", "encode", "is_identifier"]
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_STRICT_INTEGER | orjson.OPT_PASSTHROUGH_DATACLASS
 _SAFE_INTEGER = 2**53 - 1  # JavaScript's Number.MAX_SAFE_INTEGER
 _DEPTH = 100
-_SHOWN = 60  # characters of a too deep value's place in an error: its beginning shows where to look
+_SHOWN = 60  # characters of a too deep value's path in an error: its beginning shows where to look
 # The key of encoded NaN and infinities. It has a private-use character, so that no key of a user equals it.
 _NUMBER = "\ue000number"
 _JAVASCRIPT = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -182,7 +182,7 @@ def _has_non_finite(values: Iterable[Any]) -> bool:
     return False
 
 
-def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table, a line for each kind
+def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911 - a table, a line for each kind
     """Convert a value and everything in it, with its place, so that an error can name what has no JSON form."""
     kind = type(value)
     if value is None or kind is bool:
@@ -190,48 +190,48 @@ def _walk(value: Any, place: str, depth: int) -> Any:  # noqa: PLR0911 - a table
     if kind is str:
         return well_formed(value)
     if kind is int:
-        return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else _text(value, place)
+        return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else _text(value, path)
     if kind is float:
         return value if math.isfinite(value) else {_NUMBER: _JAVASCRIPT[str(value)]}
     if depth > _DEPTH:
-        begin = place if len(place) <= _SHOWN else f"{place[:_SHOWN]}…"
+        begin = path if len(path) <= _SHOWN else f"{path[:_SHOWN]}…"
         why = f"variable {begin!r} is nested more than {_DEPTH} deep, or holds itself"
-        raise VariableError(why, _variable(place))
+        raise VariableError(why, _variable(path))
     if kind is dict:
-        named = ((_key(key, place), inner) for key, inner in value.items())
-        return {name: _walk(inner, f"{place}.{name}" if place else name, depth + 1) for name, inner in named}
+        named = ((_key(key, path), inner) for key, inner in value.items())
+        return {name: _walk(inner, f"{path}.{name}" if path else name, depth + 1) for name, inner in named}
     if kind in {list, tuple}:
-        return [_walk(v, f"{place}[{i}]", depth + 1) for i, v in enumerate(value)]
+        return [_walk(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
     try:
         plain = _convert(value)
     except Exception as error:
         because = f" ({type(error).__name__}: {error})" if str(error) else ""
         raise VariableError(
-            f"variable {place!r} is a {kind.__module__}.{kind.__qualname__}, which has no form in JSON{because}: "
+            f"variable {path!r} is a {kind.__module__}.{kind.__qualname__}, which has no form in JSON{because}: "
             "pass text, a number, a list, a dict, a dataclass or a pydantic model",
-            _variable(place),
+            _variable(path),
         ) from error
-    return _walk(plain, place, depth + 1)
+    return _walk(plain, path, depth + 1)
 
 
-def _key(key: Any, place: str) -> str:
+def _key(key: Any, path: str) -> str:
     """Return a key as text: as orjson writes it, else by str()."""
     if type(key) is not str:
         try:
             [key] = orjson.loads(orjson.dumps({key: None}, option=_OPTIONS))
         except TypeError:
-            key = _text(key, place)
+            key = _text(key, path)
     return well_formed(key)
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: Any, path: str) -> str:
     """Return str(value), which fails for an integer of more than 4,300 digits and may fail for any object."""
     try:
         return str(value)
     except Exception as error:
-        why = f"variable {place!r} holds a {type(value).__qualname__} without a text ({type(error).__name__}: {error})"
-        raise VariableError(why, _variable(place)) from error
+        why = f"variable {path!r} holds a {type(value).__qualname__} without a text ({type(error).__name__}: {error})"
+        raise VariableError(why, _variable(path)) from error
 
 
-def _variable(place: str) -> str:
-    return place.split(".", 1)[0].split("[", 1)[0]
+def _variable(path: str) -> str:
+    return path.split(".", 1)[0].split("[", 1)[0]
