@@ -28,13 +28,13 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
 
     The bar is below the line at which the next output starts, so that lines can be printed between two items.
     """
-    shown = bool(items[1:]) and sys.stderr.isatty()
+    visible = bool(items[1:]) and sys.stderr.isatty()
     for number, item in enumerate(items, 1):
-        if shown:
+        if visible:
             bar = "#" * (_BAR * (number - 1) // len(items))
             click.echo(f"\x1b[K\n{what} [{bar:-<{_BAR}}] {number} of {len(items)}\x1b[K\x1b[A\r", nl=False, err=True)
         yield item
-    if shown:
+    if visible:
         click.echo("\x1b[K\n\x1b[K\x1b[A\r", nl=False, err=True)
 
 

@@ -214,14 +214,14 @@ def show_problems(file: str, error: PomlError) -> None:
 def _show(file: str, problems: Sequence[Problem], level: str = "error") -> None:
     """Print the first problems, one per line, and the number of the others."""
     lines = [_line(file, problem, level) for problem in problems]
-    shown = length = 0
+    printed = length = 0
     for line in lines[:_LINES]:
         length += len(line)
-        if shown and length > _CHARACTERS:
+        if printed and length > _CHARACTERS:
             break
         click.echo(line)
-        shown += 1
-    if more := len(lines) - shown:
+        printed += 1
+    if more := len(lines) - printed:
         click.echo(f"  {more} more {'problem' if level == 'error' else level}{'s' if more > 1 else ''}")
 
 

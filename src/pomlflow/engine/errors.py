@@ -51,9 +51,9 @@ def _problem(
     first, last = _corrected(text, _characters(text, start), _characters(text, end if isinstance(end, int) else start))
     line = text.count("\n", 0, first) + 1
     begin = text.rfind("\n", 0, first) + 1
-    shown = text[begin:].split("\n", 1)[0].rstrip("\r")
-    width = max(1, min(last + 1, begin + len(shown)) - first)
-    return Problem(message, kind, file, line, first - begin + 1, shown, width)
+    line_text = text[begin:].split("\n", 1)[0].rstrip("\r")
+    width = max(1, min(last + 1, begin + len(line_text)) - first)
+    return Problem(message, kind, file, line, first - begin + 1, line_text, width)
 
 
 def _corrected(text: str, first: int, last: int) -> tuple[int, int]:

@@ -136,8 +136,8 @@ def _pages(snapshot: Snapshot, stylesheet: Mapping[str, Any] | None) -> Iterator
         content = read_file(file)
         if content is not None and file.suffix == ".poml":
             sources.append((SourceText(decode(content, str(file))[0], file), file.parent, str(file)))
-    for source, folder, shown in sources:
-        yield Page(source, parse_document(source.text), folder, snapshot, stylesheet), shown
+    for source, folder, label in sources:
+        yield Page(source, parse_document(source.text), folder, snapshot, stylesheet), label
 
 
 def _ignored_lines(text: str) -> dict[int, set[str]]:

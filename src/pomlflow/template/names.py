@@ -82,13 +82,13 @@ def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
     in_root = (root and _relative(path, root)) or ((root := _project_root(path.parent)) and _relative(path, root))
     package = None if in_root else _in_package(path)
     here = working_folder()
-    shown = in_root or (here and _relative(path, here)) or package
-    outside = shown is None
-    shown = shown or f"{path.parent.name or 'root'}/{path.name}"
-    found = registry_name(name or (in_root or package or shown).removesuffix(".poml"))
+    trace_path = in_root or (here and _relative(path, here)) or package
+    outside = trace_path is None
+    trace_path = trace_path or f"{path.parent.name or 'root'}/{path.name}"
+    found = registry_name(name or (in_root or package or trace_path).removesuffix(".poml"))
     if found is not None:
         NAMES.add(found, path, outside=outside and not name)
-    return found, shown
+    return found, trace_path
 
 
 def name_in_copy(path: Path, folder: Path) -> str | None:

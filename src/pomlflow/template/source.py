@@ -178,6 +178,6 @@ def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
     found = []
     for file in (*inference.includes, *inference.assets):
         relative = relative_path(str(file), str(folder)) or file.name
-        shown = file.as_posix() if file in inference.absolute else relative
-        found.append(PromptFile(shown, sha256(file), file, folder))
+        path = file.as_posix() if file in inference.absolute else relative
+        found.append(PromptFile(path, sha256(file), file, folder))
     return tuple(found)

@@ -147,10 +147,10 @@ def missing_variables(
     inference, first = snapshot.inference, names[0]
     reported = next(problem for problem in error.problems if _undefined(problem) == first)
     use = _use_of(first, reported, snapshot)
-    shown = sorted(name for name, value in given.items() if not (name in inference.messages and _is_empty(value)))
+    given_names = sorted(name for name, value in given.items() if not (name in inference.messages and _is_empty(value)))
     why = (
         f"the template needs the variable{'s' if len(names) > 1 else ''} {_listed(names)}; "
-        f"given: {_listed(shown) or 'none'}. {_remedy_of_missing(first, use, shown)}"
+        f"given: {_listed(given_names) or 'none'}. {_remedy_of_missing(first, use, given_names)}"
     )
     if use is None:
         line, column, text, width = reported.line, reported.column, reported.text, reported.width
