@@ -162,8 +162,8 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     settings, example_file = rules_of(file.parent, **rules), context_file_of(file)
     try:
         example = read_object(str(example_file)) if example_file.is_file() else {}
-    except click.UsageError as refused:
-        _show(str(example_file), [refused.problem if isinstance(refused, InputError) else Problem(refused.message)])
+    except click.UsageError as invalid:
+        _show(str(example_file), [invalid.problem if isinstance(invalid, InputError) else Problem(invalid.message)])
         return True, False
     template = opened(file)
     if template is None:

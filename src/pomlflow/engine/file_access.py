@@ -24,7 +24,7 @@ from pomlflow.settings import settings
 
 __all__ = ["FileAccess", "decode", "is_under", "trusted_roots"]
 
-_OK, _FAILED, _REFUSED = range(3)
+_OK, _FAILED, _DENIED = range(3)
 _MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _LAST_READ = 3  # files that the error of a process that was ended names
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
@@ -70,7 +70,7 @@ class FileAccess:
     The render may read what is under `Request.roots`; if that is None, what is under `trusted_roots`.
 
     Attributes:
-        refused: The requested paths that it may not read, each with its folder.
+        denied: The requested paths that it may not read, each with its folder.
         opened: The files that it has requested to read and may read.
     """
 
@@ -78,7 +78,7 @@ class FileAccess:
         self._request = request
         self._restricted = restricted
         self._roots: tuple[str, ...] | None = None
-        self.refused: dict[str, str] = {}
+        self.denied: dict[str, str] = {}
         self.opened: dict[str, None] = {}
 
     def respond(self, line: bytes) -> bytes:
@@ -86,19 +86,19 @@ class FileAccess:
 
         The response is a status, the length of a body, and the body. Status and length are 64-bit integers, little
         endian. The body is, by status, 0: the file's content, why it is not UTF-8, or JSON for ``stat`` and ``list``;
-        1: the name of an errno; 2: the reason why the request was refused.
+        1: the name of an errno; 2: the reason why the request was denied.
         """
         request = orjson.loads(line)
         operation, path = str(request["op"]), str(request["path"])
         try:
             real = self._permitted(path)
             if real is None:
-                # POML looks for a .env file next to each template; a refusal of that must not be reported to the user.
+                # POML looks for a .env file next to each template, which must not be reported to the user.
                 if operation != "exists" or not path.endswith(".env"):
-                    self.refused[path] = path if operation == "list" else os.path.dirname(path)  # noqa: PTH120
-                return _response(_REFUSED, f"reading {path!r} is not allowed".encode(errors="replace"))
+                    self.denied[path] = path if operation == "list" else os.path.dirname(path)  # noqa: PTH120
+                return _response(_DENIED, f"reading {path!r} is not allowed".encode(errors="replace"))
             if operation == "read" and (why := _unreadable(real)):
-                return _response(_REFUSED, f"cannot read {path!r}: {why}".encode(errors="replace"))
+                return _response(_DENIED, f"cannot read {path!r}: {why}".encode(errors="replace"))
             if operation == "read":
                 self.opened[path] = None
             return _response(_OK, _OPERATIONS[operation](real))
@@ -129,14 +129,14 @@ class FileAccess:
 
     @property
     def remedy(self) -> str | None:
-        """The remedy for refused requests; None if there were none."""
-        if not self.refused:
+        """The remedy for denied requests; None if there were none."""
+        if not self.denied:
             return None
-        names = ", ".join(map(repr, self.refused))
+        names = ", ".join(map(repr, self.denied))
         folders = ", ".join(map(repr, self.roots)) or "nothing"
         if self._request.roots is not None:
             return f"{names} may not be read: this template is not trusted and may read {folders} only"
-        wanted = ", ".join(map(repr, dict.fromkeys(self.refused.values())))
+        wanted = ", ".join(map(repr, dict.fromkeys(self.denied.values())))
         return (
             f"{names} may not be read: this template may read {folders}. Allow more with "
             f"pomlflow.configure(allow_read=[{wanted}]), or lift the sandbox with pomlflow.configure(sandbox=False)"
@@ -155,7 +155,7 @@ class FileAccess:
     def _permitted(self, path: str) -> str | None:
         """Return the path with links resolved if the render may read it, else None.
 
-        The part of a path that exists is resolved, so that a refusal does not reveal whether a file elsewhere exists.
+        The part of a path that exists is resolved, so that a denial does not reveal whether a file elsewhere exists.
         """
         if not self._restricted:
             return os.path.realpath(path)

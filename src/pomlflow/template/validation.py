@@ -74,8 +74,8 @@ def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tupl
     """
     try:
         return engine.encode(variables)
-    except VariableError as refused:
-        name = refused.variable
+    except VariableError as error:
+        name = error.variable
         if name in inference.variables or name in inference.optional or name not in variables:
             raise
         return encode_variables(inference, {other: value for other, value in variables.items() if other != name})

@@ -25,15 +25,15 @@ function denied(what) {
 
 /** A substitute for a module, class or function: properties can be read, classes can extend it, calls throw. */
 function closed(name) {
-  const refuse = () => {
+  const deny = () => {
     throw denied(name);
   };
   const parts = new Map();
   return new Proxy(function () {}, {
-    apply: refuse,
-    construct: refuse,
-    set: refuse,
-    defineProperty: refuse,
+    apply: deny,
+    construct: deny,
+    set: deny,
+    defineProperty: deny,
     get(target, key) {
       if (key === 'prototype') return target.prototype;
       if (typeof key === 'symbol' || ['__esModule', 'then', 'toJSON'].includes(key)) return undefined;
@@ -204,11 +204,11 @@ function replaceGlobals() {
 }
 
 /**
- * Refuses import(). In code that a file of Node or ours evaluates, import() would give access to Node's modules, since
+ * Denies import(). In code that a file of Node or ours evaluates, import() would give access to Node's modules, since
  * V8 takes the code for a part of that file; `setTimeout(eval, 0, code)` is such a case. Calls of require(), as in
  * sharp's own code, are not affected.
  */
-function refuseImports() {
+function denyImports() {
   const resolve = (name, context, next) => {
     if (new Set(context.conditions).has('import')) throw denied(`import('${name}')`);
     return next(name, context);
@@ -218,7 +218,7 @@ function refuseImports() {
 
 /** Closes the rest after the bundle is loaded; throws if something cannot be closed. */
 function seal() {
-  refuseImports();
+  denyImports();
   define('performance', { now: () => performance.now() });
   define('crypto', { randomUUID: () => crypto.randomUUID() });
   define('fetch', closed('fetch')); // kept for its error message
