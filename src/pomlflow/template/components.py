@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import mmap
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from pomlflow.engine.installation import package_folder
 from pomlflow.template.markup import TOOLS
 
 __all__ = ["attributes"]
@@ -47,11 +46,10 @@ def attributes() -> Mapping[str, Mapping[str, str]]:
 
 def _components_text() -> str:
     """Return POML's own part of the bundle: from the documentation to the end of the code."""
-    spec = importlib.util.find_spec("poml")
-    if spec is None or spec.origin is None:
+    folder = package_folder("poml")
+    if folder is None:
         return ""
-    bundle = Path(spec.origin).parent / "js" / "cli.js"
-    with bundle.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with (folder / "js" / "cli.js").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(_START)
         return content[start : content.find(_END, start)].decode(errors="replace") if start >= 0 else ""
 
