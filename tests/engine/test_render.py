@@ -14,7 +14,7 @@ import pytest
 from tests import rendering
 
 from pomlflow import engine
-from pomlflow.exceptions import PomlError, RenderError, RenderTimeoutError
+from pomlflow.exceptions import PomlError, RenderError, RenderTimeoutError, VariableError
 
 ECHO = "<p>{{who}} {{who}}</p>"
 BUSY = "const end = Date.now() + 1000; while (end > Date.now()); return 'done'"
@@ -198,6 +198,13 @@ async def test_both_kinds_of_a_time_limit(js: Callable[[str], str]) -> None:
     with pytest.raises(RenderTimeoutError):
         await engine.arun(engine.Request(js("for (;;)")), 0.2)
     assert text(await rendering.arender(ECHO, {"who": "next"})) == "next next"
+
+
+async def test_an_async_render_that_cannot_be_encoded_keeps_no_process() -> None:
+    rendering.render(ECHO, {"who": "first"})
+    with pytest.raises(VariableError, match="has no form in JSON"):
+        await engine.arun(engine.Request("<p>a</p>", stylesheet={"p": {"syntax": object()}}))
+    assert (engine.stats().running, engine.stats().starting, engine.stats().waiting) == (0, 0, 0)
 
 
 def test_equal_markup_is_parsed_once() -> None:
