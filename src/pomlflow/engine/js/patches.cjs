@@ -6,7 +6,7 @@
 
 const PATCHES = [
   {
-    why: 'The bundle is a command line. Its modules are wanted, through the require() of webpack, and no run.',
+    why: 'The bundle is a command line: export the require() of webpack, for its modules, instead of running it.',
     find: '__webpack_require__(__webpack_require__.s = "./packages/poml/cli.ts")',
     replace: '__webpack_require__;module.exports = __webpack_require__',
   },
@@ -47,17 +47,17 @@ const PATCHES = [
   },
   {
     // upstream: poml 0.0.8: quadratic time in messages, by searches for each speaker
-    why: 'Quadratic in messages: two searches through a list, which the next two patches replace.',
+    why: 'Quadratic in messages: two searches through a list for each speaker, which the next two patches replace.',
     find: 'const colorSpeakers =',
     replace: 'const places = new Map(essentialIndices.map((index, place) => [index, place])); const colorSpeakers =',
   },
   {
-    why: 'The first of them.',
+    why: 'The first search for a speaker; see the patch before.',
     find: 'essentialIndices.findIndex(index => index == segment.start)',
     replace: 'places.get(segment.start)',
   },
   {
-    why: 'The second of them.',
+    why: 'The second search for a speaker.',
     find: 'essentialIndices.findIndex(index => index == segment.end)',
     replace: 'places.get(segment.end)',
   },
