@@ -1,7 +1,7 @@
 """Find what the engine runs: Node, POML's bundle, and a cache of compiled code, which makes a start three times faster.
 
 Node's permission model disables its own compile cache, so Python stores V8's cached data. The folder must be one that
-only this user can write to: whoever can write there can run code in the worker.
+only this user can write to: write access there means running code in the worker.
 """
 
 from __future__ import annotations

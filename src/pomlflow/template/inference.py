@@ -67,7 +67,7 @@ _FIELDS = {
     **dict.fromkeys(("tool-definition", "tool-def", "tooldef", "tool"), "tools"),
     "runtime": "runtime",
 }
-# The attributes that POML evaluates, besides `for` and `if`; it evaluates all attributes of elements not listed here.
+# The attributes that POML evaluates, other than `for` and `if`; of elements that are not listed, it evaluates them all.
 _ATTRIBUTES = {
     "include": (),
     "meta": (),
@@ -75,7 +75,7 @@ _ATTRIBUTES = {
 }
 del _ATTRIBUTES["runtime"]
 
-# The elements, besides <include> and <let>, that read a file.
+# The elements that read a file, other than <include> and <let>.
 READERS = frozenset("audio doc document folder image img table webpage".split())
 _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
 _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")

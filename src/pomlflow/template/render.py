@@ -35,7 +35,7 @@ NOWHERE: Final = Path(os.sep, "<inline>")
 
 @dataclass(frozen=True)
 class TemplateOptions:
-    """The options of a template besides its markup; see `Template`.
+    """The options of a template other than its markup; see `Template`.
 
     `folder` is the one that relative sources are resolved against, None for the working folder; `relative_folder` is
     the same relative to the prompt root.
