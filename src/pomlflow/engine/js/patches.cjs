@@ -17,12 +17,17 @@ const PATCHES = [
     replace: 'false',
   },
   {
-    // upstream: poml 0.0.8: development React hides four properties in each element
+    // upstream: poml 0.0.8: development React defines properties in each element, for warnings
     why: 'Development React hides four properties in each element, for warnings alone.',
     find: '      self = props.ref;\n      type = {',
     replace:
       '      return { $$typeof: REACT_ELEMENT_TYPE, type, key, props: Object.freeze(props), ref: null, _owner: owner };\n' +
       '      type = {',
+  },
+  {
+    why: 'Development React defines a property in each element of a loop, for a warning alone.',
+    find: 'node &&\n        defineKeyPropWarningGetter(',
+    replace: 'false &&\n        defineKeyPropWarningGetter(',
   },
   {
     // upstream: poml 0.0.8: quadratic time in a run of blanks
@@ -41,9 +46,9 @@ const PATCHES = [
     why: 'Quadratic in elements: a search through a list.',
     find: 'return result.mappings.find(segment => segment.inputStart === startIndex && segment.inputEnd === endIndex);',
     replace:
-      'const key = (one) => `${one.inputStart} ${one.inputEnd}`; ' +
-      'result.known ??= new Map(result.mappings.toReversed().map((one) => [key(one), one])); ' +
-      'return result.known.get(`${startIndex} ${endIndex}`);',
+      'const key = (start, end) => start * 2 ** 26 + end; ' +
+      'result.known ??= new Map(result.mappings.toReversed().map((one) => [key(one.inputStart, one.inputEnd), one])); ' +
+      'return result.known.get(key(startIndex, endIndex));',
   },
   {
     // upstream: poml 0.0.8: quadratic time in messages, by searches for each speaker
@@ -60,6 +65,21 @@ const PATCHES = [
     why: 'The second search for a speaker.',
     find: 'essentialIndices.findIndex(index => index == segment.end)',
     replace: 'places.get(segment.end)',
+  },
+  {
+    // upstream: poml 0.0.8: three objects of cheerio and one for each property, for each element
+    why: 'Three objects of cheerio for each element, where one does.',
+    find: 'const speaker = getSpecifiedSpeaker($(child));',
+    replace: 'child = $(child); const speaker = getSpecifiedSpeaker(child);',
+  },
+  {
+    why: 'An object for each property of each element, only to assign it.',
+    find:
+      'Object.assign(target, { [key]: source[key] });\n                }\n            }\n            else {\n' +
+      '                Object.assign(target, { [key]: source[key] });',
+    replace:
+      'target[key] = source[key];\n                }\n            }\n            else {\n' +
+      '                target[key] = source[key];',
   },
   {
     why: 'mammoth is loaded in a render, and its queue must not end with that one, as the timers of a template do.',
