@@ -27,17 +27,10 @@ _FOREIGN: Final = {
 def refuse_arguments(
     unknown: Iterable[str], owner: str = "", known: Iterable[str] = (), spell: Callable[[str], str] = str
 ) -> None:
-    """Raise an error for the first of the unknown arguments by name, if there are any.
+    """Raise a `ConfigurationError` for an argument that was removed, or a TypeError for one that never existed.
 
-    Args:
-        unknown: The names of the unknown arguments.
-        owner: The class or function that received them.
-        known: The names of the arguments that it has, for suggestions.
-        spell: Return a name as the error shows it, for example that of an environment variable.
-
-    Raises:
-        ConfigurationError: The argument was removed; the error names the replacement.
-        TypeError: The argument never existed; the error suggests a similar name.
+    `owner` received the unknown arguments, and has the known ones. `spell` returns a name as the error shows it, for
+    example that of an environment variable.
     """
     for name in sorted(unknown):
         if name in _REMOVED:
@@ -48,11 +41,7 @@ def refuse_arguments(
 
 
 def refuse_foreign(given: Iterable[str], owner: str) -> None:
-    """Raise an error for an argument that only another library's template has.
-
-    Raises:
-        ConfigurationError: There is such an argument; the error names the replacement.
-    """
+    """Raise a `ConfigurationError` that names the replacement of an argument of another library's template."""
     for name in sorted(given):
         if name in _FOREIGN:
             raise ConfigurationError(f"{owner} has no argument {name}=: {_FOREIGN[name]}")

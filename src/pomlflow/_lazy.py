@@ -15,10 +15,8 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the ``__getattr__`` and ``__dir__`` of a package with lazy attributes.
 
-    Args:
-        package: The full name of the package.
-        modules: The module of each attribute, relative to the package.
-        requires: What to install for each top-level module that may be missing.
+    `modules` has the module of each attribute, relative to the package; `requires` has what to install for each
+    top-level module that may be missing.
     """
 
     def find(name: str) -> Any:

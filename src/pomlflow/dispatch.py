@@ -80,11 +80,7 @@ def dispatch(record: RenderRecord, context: RenderContext = _PLAIN) -> None:
 
 
 def check_mask(mask: Mask | None) -> Mask | None:
-    """Return the mask if it is a function or None.
-
-    Raises:
-        ConfigurationError: The mask is not callable.
-    """
+    """Return the mask, or raise a `ConfigurationError` if it is not a function."""
     if mask is not None and not callable(mask):
         raise ConfigurationError(f"mask must be a function, not a {type(mask).__name__}")
     return mask

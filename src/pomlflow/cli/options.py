@@ -83,9 +83,6 @@ def rules_of(folder: Path, select: Sequence[str], ignore: Sequence[str], *, stri
     """Return the lint settings for a prompt in a folder.
 
     `select` replaces the rules in pyproject.toml, and `ignore` adds to them. `strict` is set if either sets it.
-
-    Raises:
-        UsageError: There is no such rule.
     """
     from pomlflow.template.lint import RULES, lint_settings
 
@@ -132,9 +129,6 @@ def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
 
     A file ``-`` is standard input. An option is ``name=text``, ``name:=json`` or ``name=@file``.
 
-    Raises:
-        UsageError: A file cannot be read, or an option is malformed.
-
     Example:
         >>> values_of([], ["name=Ada", "count:=3", "tags:=[1, 2]"])
         {'name': 'Ada', 'count': 3, 'tags': [1, 2]}
@@ -159,11 +153,7 @@ def context_file_of(file: Path) -> Path:
 
 
 def read_object(file: str) -> dict[str, Any]:
-    """Return the JSON object in a file, or in standard input (``-``).
-
-    Raises:
-        UsageError: The file cannot be read, or does not hold a JSON object.
-    """
+    """Return the JSON object in a file, or in standard input (``-``)."""
     value = _json(_text(file), file)
     if not isinstance(value, dict):
         raise InputError(Problem(f"must hold a JSON object, not {json.dumps(value)[:40]}", "JSON", file))
@@ -200,10 +190,6 @@ def template_of(file: str, *, name: str | None = None, stylesheet: str | None = 
     """Return the template for an argument: a file, ``-`` for standard input, or a URI of MLflow's registry.
 
     `stylesheet` is the path of a JSON file.
-
-    Raises:
-        PomlError: The template does not exist or cannot be read.
-        UsageError: The stylesheet cannot be read, or the file is a folder.
     """
     from pomlflow.template import Template
 
@@ -227,9 +213,6 @@ def prompts_in(paths: Sequence[str]) -> list[Path]:
     """Return the given files and the .poml files in the given folders, in order and without repeats.
 
     Hidden folders and virtual environments are skipped.
-
-    Raises:
-        UsageError: A file does not exist, or a folder has no .poml file.
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):

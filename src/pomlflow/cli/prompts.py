@@ -199,13 +199,9 @@ def opened(file: Path, name: str | None = None) -> Template | None:
 
 
 def show_problems(file: str, error: PomlError) -> None:
-    """Print an error's problems, one per line in the format of compilers, and its remedy.
-
-    Raises:
-        EngineError: The error is that of an engine that cannot render anything.
-    """
+    """Print an error's problems, one per line in the format of compilers, and its remedy."""
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
-        raise error  # not the prompt's fault
+        raise error  # the engine cannot render anything, which is not the prompt's fault
     _show("<stdin>" if file == "-" else file, _problems(error))
     if isinstance(error, RenderError) and error.hint:
         click.echo("\n".join(f"  {line}" for line in error.hint.splitlines()))

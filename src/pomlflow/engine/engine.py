@@ -205,22 +205,7 @@ def _queue_timeout(request: Request, timeout: float) -> RenderTimeoutError:
 
 
 def run(request: Request, timeout: float | None = None) -> Result:
-    """Render a request.
-
-    Args:
-        request: What to render.
-        timeout: Seconds until the render fails, including the wait for a free process but not the start of one; None
-            for `pomlflow.configure`'s.
-
-    Returns:
-        The result.
-
-    Raises:
-        RenderError: POML refused it.
-        RenderTimeoutError: It took longer than its limit.
-        EngineBusyError: Too many renders wait for a process.
-        EngineError: Node could not be started, or ended during the render.
-    """
+    """Render a request; `timeout` is in seconds and includes the wait for a free process, but not the start of one."""
     return _current.get().run(request, settings().timeout if timeout is None else timeout)
 
 

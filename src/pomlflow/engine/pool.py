@@ -80,10 +80,9 @@ class Pool:
         self._shrinking = False  # whether a thread waits for the pool to be idle
 
     def acquire(self, *, trusted: bool = True, internal: bool = False) -> Position:
-        """Return a position in the queue. A waiting internal one does not make the pool grow.
+        """Return a position in the queue; raise an `EngineBusyError` if too many requests wait.
 
-        Raises:
-            EngineBusyError: Too many requests wait.
+        A waiting internal one does not make the pool grow.
         """
         position = Position(trusted, internal)
         with self._lock:

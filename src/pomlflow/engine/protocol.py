@@ -47,11 +47,7 @@ class Request(NamedTuple):
     keep_whitespace: bool = False
 
     def to_json(self) -> bytes:
-        """Return the JSON for the worker, without the opening brace, before which `NodeProcess.call` puts an id.
-
-        Raises:
-            VariableError: The stylesheet has a value without a form in JSON.
-        """
+        """Return the JSON for the worker, without the opening brace, before which `NodeProcess.call` puts an id."""
         fields: dict[str, Any] = {"markup": self.markup, "chat": self.chat, "revive": self.revive}
         if self.keep_whitespace:
             fields["keep_whitespace"] = True

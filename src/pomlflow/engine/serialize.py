@@ -48,16 +48,10 @@ _RESERVED = frozenset(
 
 
 def is_identifier(name: object) -> bool:
-    """Return whether a POML expression can use a variable of this name.
+    """Return whether a POML expression can use a variable of this name: a plain identifier that is not a reserved word.
 
     POML makes a JavaScript function whose parameters are the variables' names. A name that is not an identifier would
     run as code, so it must never reach Node.
-
-    Args:
-        name: The variable's name.
-
-    Returns:
-        True for a plain identifier that is not a reserved word.
 
     Example:
         >>> is_identifier("context_str"), is_identifier("my-key"), is_identifier("class")
@@ -67,7 +61,7 @@ def is_identifier(name: object) -> bool:
 
 
 def encode(variables: Mapping[str, Any]) -> tuple[bytes, bool]:
-    """Encode variables as JSON.
+    """Encode variables as a JSON object; return it, and whether Node must revive values that JSON cannot express.
 
     - Dates become text in ISO 8601; decimals (with all digits), UUIDs and paths become text.
     - pydantic models, dataclasses and named tuples become objects.
@@ -77,16 +71,8 @@ def encode(variables: Mapping[str, Any]) -> tuple[bytes, bool]:
     - NaN and infinities become those of JavaScript.
     - Integers outside of ±(2**53 - 1) become text, so that no digit is lost.
 
-    Variables whose names are not plain identifiers are left out, since no expression could use them.
-
-    Args:
-        variables: The variables by name.
-
-    Returns:
-        The JSON object, and whether Node must revive encoded values that JSON cannot express.
-
-    Raises:
-        VariableError: A value has no JSON form; the message names the variable and the place in it.
+    Variables whose names are not plain identifiers are left out, since no expression could use them. A `VariableError`
+    for a value without a JSON form names the variable and the path to the value.
     """
     return dumps({name: value for name, value in variables.items() if is_identifier(name)})
 

@@ -75,11 +75,7 @@ class LintSettings:
 
 
 def lint_settings(folder: Path | None) -> LintSettings:
-    """Read ``select``, ``ignore`` and ``strict`` under ``[tool.pomlflow]`` of the nearest pyproject.toml.
-
-    Raises:
-        ConfigurationError: One of them has an invalid value.
-    """
+    """Read ``select``, ``ignore`` and ``strict`` under ``[tool.pomlflow]`` of the nearest pyproject.toml."""
     file, values = tool_settings(folder) if folder is not None else (None, {})
     found: dict[str, frozenset[str]] = {}
     for key in ("select", "ignore"):

@@ -68,9 +68,6 @@ def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tupl
     """Encode variables, and leave out those that the template does not take and that have no form in JSON.
 
     An agent's state, for example, often has such extra variables.
-
-    Raises:
-        VariableError: A variable that the template takes has no form in JSON.
     """
     try:
         return engine.encode(variables)

@@ -86,10 +86,7 @@ class Conversation:
 
 
 def write(items: Sequence[Message | Conversation | ToolResponse]) -> str:
-    """Return the markup of a prompt.
-
-    Raises:
-        ConversionError: Something has no form in POML.
+    """Return the markup of a prompt; raise a `ConversionError` for what has no form in POML.
 
     Example:
         >>> print(write([Message("human", [Text("a < b, "), Variable("name")]), Conversation("history")]))
