@@ -1,4 +1,4 @@
-"""What every test stands on: a quiet MLflow, a real SQLite store, and nothing left behind."""
+"""What every test uses: a quiet MLflow, a real SQLite store, and nothing left afterwards."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ os.environ.update(
 
 import itertools
 import queue
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -21,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.mlflow_server import mlflow_server, use_server
+from tests.mlflow_server import empty_store, mlflow_server, use_server
 from tests.pending import finish, forget_pending
 from tests.recorded_trees import compare
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
 
-__all__ = ["mlflow_server", "use_server"]
+__all__ = ["empty_store", "mlflow_server", "use_server"]
 
 _numbers = itertools.count(1)
 
@@ -62,7 +63,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_name_taken() -> Iterator[None]:
-    """A file of an earlier test has the name that its like would have."""
+    """The names that an earlier test has given are free again."""
     yield
     if (naming := sys.modules.get("pomlflow.template.names")) is not None:
         naming.NAMES.clear()
@@ -86,7 +87,7 @@ def no_active_model() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_pending() -> Iterator[None]:
-    """What a test leaves to the registry's thread would be told, and waited for, in another test."""
+    """What a test leaves to the background thread would be logged, and waited for, in another test."""
     yield
     if "pomlflow.tracking.background" not in sys.modules:
         return
@@ -111,19 +112,9 @@ def _no_waiting_for_disks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of one SQLite store for the whole run: making a new one costs seconds of migrations."""
-    return f"sqlite:///{(tmp_path_factory.mktemp('mlflow') / 'store.db').as_posix()}"
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite store without traces, to copy: making one costs seconds of migrations."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    SqlAlchemyStore(f"sqlite:///{file.as_posix()}", (file.parent / "artifacts").as_uri())
-    return file
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> str:
+    """The URI of one SQLite store for all tests of this process."""
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('mlflow') / 'store.db').as_posix()}"
 
 
 @pytest.fixture
@@ -139,7 +130,7 @@ def mlflow_store(mlflow_database: str, tmp_path: Path) -> Iterator[str]:
     mlflow.set_experiment(experiment_id=identity)
     yield identity
     mlflow.flush_trace_async_logging()
-    assert mlflow.get_current_active_span() is None, "an active span was left behind"
+    assert mlflow.get_current_active_span() is None, "an active span was left"
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])
 
@@ -153,7 +144,7 @@ def stored_traces(mlflow_store: str) -> Callable[[], list[Trace]]:
 
         mlflow.flush_trace_async_logging()
         found: list[Any] = mlflow.search_traces(locations=[mlflow_store], return_type="list")
-        # Traces of one millisecond are told apart by their spans.
+        # Traces of one millisecond are distinguished by their spans.
         return sorted(
             found,
             key=lambda trace: (

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MlflowServer", "ServerPort", "free_port", "mlflow_server", "until", "use_server"]
+__all__ = ["MlflowServer", "ServerPort", "empty_store", "free_port", "mlflow_server", "until", "use_server"]
 
 _numbers = itertools.count(1)
 _START = 100.0  # seconds; a start takes 5 to 40 on a busy machine: migrations and imports
@@ -145,9 +147,33 @@ class ServerPort:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store without traces, to copy: one for all processes of a run, since its migrations take seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    file = folder / "mlflow.db"
+    try:
+        (folder / "empty-store").mkdir()
+    except FileExistsError:  # another process makes it
+        until(file.exists, 200)
+        return file
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = folder / "empty-store" / "mlflow.db"
+    SqlAlchemyStore(f"sqlite:///{new.as_posix()}", (folder / "artifacts").as_uri())
+    new.rename(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
     """One server for all tests that leave it as it is."""
-    with MlflowServer(tmp_path_factory.mktemp("server")) as server:
+    folder = tmp_path_factory.mktemp("server")
+    store = shutil.copy(empty_store, folder / "store.db")
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        database.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0'")
+        database.commit()
+    with MlflowServer(folder) as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""A loopback server that speaks as OpenAI, Anthropic, Google and Ollama do, and keeps what it was sent.
+"""A loopback server with the protocols of OpenAI, Anthropic, Google and Ollama, which keeps what it was sent.
 
 The answers are scripted: a text, or calls of tools. Streams come in two pieces. What the requests must look like is
 for the tests to say. Protocols: https://platform.openai.com/docs/api-reference/chat,
@@ -31,7 +31,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Raw:
-    """An answer in the words of one provider: its response, or the events of a stream."""
+    """An answer in the form of one provider: its response, or the events of a stream."""
 
     events: list[dict[str, Any]]
 

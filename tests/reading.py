@@ -1,4 +1,4 @@
-"""A secret that no prompt may read, for the tests of both frameworks: where it lies, and the ways to it."""
+"""A secret that no prompt may read, for the tests of both frameworks: where it is, and the ways to it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def publish_reader(name: str, home: Path) -> None:
 
 @contextmanager
 def refused(words: str, way: str = "") -> Iterator[None]:
-    """What happens inside is refused with these words, and without the secret's; a URL is the path of no file."""
+    """It is refused with this message, and without the secret; a URL is the path of no file."""
     with pytest.raises(RenderError, match="ENOENT: no such file" if way.startswith("file:") else words) as caught:
         yield
     assert SECRET not in str(caught.value)

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Span, Trace
 from tests.mlflow_server import MlflowServer, until
 from tests.model_server import ModelServer, model_server
+from tests.programs import run_program
 
 import pomlflow
 
@@ -92,8 +93,10 @@ assert len(mlflow.search_traces(locations=[sys.argv[2]], return_type="list")) ==
 """
 
 
-def test_flush_stores_traces_without_registered_prompts(mlflow_store: str, mlflow_database: str) -> None:
-    subprocess.run([sys.executable, "-c", UNREGISTERED, mlflow_database, mlflow_store], check=True)
+def test_flush_stores_traces_without_registered_prompts(
+    mlflow_store: str, mlflow_database: str, tmp_path: Path
+) -> None:
+    run_program(UNREGISTERED, mlflow_database, mlflow_store, folder=tmp_path).check_returncode()
 
 
 def test_the_function_of_poml_is_traced_and_unchanged(stored_traces: Fetch, prompt: str) -> None:

@@ -15,8 +15,12 @@ from typing import Any
 
 import poml
 import pytest
+from click.testing import CliRunner
+from tests.programs import run_program
 
 import pomlflow
+from pomlflow import settings
+from pomlflow.cli import cli
 
 CASES = Path(__file__).parent / "cases"
 
@@ -29,8 +33,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def command_line(folder: Path) -> Callable[..., tuple[int, str]]:
-    """Run the command; gives its exit code and all that it prints."""
+def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Run the command in this process; return its exit code and all that it prints."""
+    monkeypatch.setattr(settings, "_current", settings.Settings())
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, "INFO" if "LEVEL" in name else "1"))  # the command line sets them
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+
+    def run(*arguments: str, given: str = "") -> tuple[int, str]:
+        done = CliRunner().invoke(cli, arguments, input=given, prog_name="pomlflow", catch_exceptions=False)
+        return done.exit_code, done.output
+
+    return run
+
+
+@pytest.fixture
+def process(folder: Path) -> Callable[..., tuple[int, str]]:
+    """Run the command in a process of its own; return its exit code and all that it prints."""
 
     def run(*arguments: str, given: str = "", **environment: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -220,7 +239,7 @@ def test_a_missing_quote_is_named() -> None:
     assert "quote" in shown
 
 
-def test_an_expression_in_text_that_has_ampersands_wants_an_attribute_or_quotes() -> None:
+def test_an_expression_in_text_with_ampersands_needs_an_attribute_or_quotes() -> None:
     shown = str(error("<p>{{ a && b }}</p>", {"a": 1, "b": 1}))
     assert "#amp;" not in shown
     assert "if=" in shown or "quote" in shown
@@ -250,16 +269,16 @@ def test_validate_warns_of_entities_that_vanish() -> None:
 
 @pytest.mark.parametrize("arguments", [["render", "-"], ["check", "-"], ["vars", "-"]], ids=lambda given: given[0])
 def test_what_the_terminal_cannot_encode_is_escaped(
-    command_line: Callable[..., tuple[int, str]], arguments: list[str]
+    command_line: Callable[..., tuple[int, str]], process: Callable[..., tuple[int, str]], arguments: list[str]
 ) -> None:
     """An emoji in the text, in an error's line and in a variable's place."""
     markup = (
         "<poml><p>🎉</p><p>{{ '🎉'.x.y }}</p></poml>" if arguments[0] == "check" else "<poml><p>🎉 {{a}}</p></poml>"
     )
     given = [*arguments, *(["-c", "a=🎉"] if arguments[0] == "render" else [])]
-    expected = command_line(*given, given=markup, PYTHONIOENCODING="utf-8")
-    assert command_line(*given, given=markup, PYTHONIOENCODING="cp1252:strict")[0] == expected[0]
-    shown = command_line(*given, given=markup, PYTHONIOENCODING="cp1252")
+    expected = command_line(*given, given=markup)
+    assert process(*given, given=markup, PYTHONIOENCODING="cp1252:strict")[0] == expected[0]
+    shown = process(*given, given=markup, PYTHONIOENCODING="cp1252")
     assert shown == (expected[0], expected[1].replace("🎉", r"\U0001f389"))
 
 
@@ -277,14 +296,12 @@ def test_broken_values_leave_the_other_prompts_checked(command_line: Callable[..
 
 @pytest.mark.parametrize("command", [["check"], ["register", "--dry-run"]], ids=lambda given: given[0])
 def test_a_prompt_that_is_no_text_leaves_the_others_checked(
-    command_line: Callable[..., tuple[int, str]], command: list[str]
+    command_line: Callable[..., tuple[int, str]], command: list[str], mlflow_store: str
 ) -> None:
     Path("a.poml").write_bytes((CASES / "latin1.poml").read_bytes())
     Path("b.poml").write_text("<p>fine</p>", encoding="utf-8")
     Path("c.poml").write_text("<tsk/>", encoding="utf-8")
-    code, shown = command_line(
-        *command, ".", MLFLOW_TRACKING_URI=f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
-    )
+    code, shown = command_line(*command, ".")
     assert code == 1
     assert "a.poml:2:5: the file is not UTF-8" in shown
     assert "c.poml:1:2" in shown
@@ -347,6 +364,5 @@ def test_it_renders_where_the_working_folder_was_removed(folder: Path, module: s
         print(file.format(name="Ada"), markup.format(name="Ada"))
         print(pomlflow.poml("<p>Hey</p>")[0]["content"])
     """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    done = run_program(textwrap.dedent(program), folder=folder)
     assert re.findall(r"Hello Ada|Hi Ada|Hey", done.stdout) == ["Hello Ada", "Hi Ada", "Hey"]

@@ -135,7 +135,7 @@ def test_hostile_data_stays_text_in_every_place(place: str) -> None:
     ],
     ids=["long", "many", "parts", "text", "folded", "names"],
 )
-def test_a_display_is_bounded_and_says_how_much_is_left_out(output: dict[str, Any]) -> None:
+def test_a_display_is_bounded_and_counts_what_is_left_out(output: dict[str, Any]) -> None:
     page = assert_harmless(result_html(output, HUGE))
     assert re.search(r"… \[?[\d,]+ more (characters|messages|parts)", page.text)
 

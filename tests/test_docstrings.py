@@ -37,5 +37,5 @@ def test_examples_run(name: str) -> None:
 
 
 def test_there_are_examples() -> None:
-    """A file that nobody finds any more would pass in silence."""
+    """A file that is not found any more would pass unnoticed."""
     assert {"pomlflow.template.template", "pomlflow.langchain.prompt", "pomlflow.engine"} <= set(modules())

@@ -1,30 +1,22 @@
-"""Each example, run as docs say it, in a folder of its own."""
+"""Each example, run as the docs show, in a folder of its own."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name: str, folder: Path) -> str:
     """What an example prints."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name],
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = run_program(EXAMPLES / name, folder=folder, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -39,11 +31,11 @@ def test_the_tests_of_prompts_pass_and_notice_a_change(tmp_path: Path) -> None:
     folder = shutil.copytree(EXAMPLES, tmp_path / "examples")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "syrupy"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder / "test_prompts.py")]
+    command = ["-q", "-p", "no:cacheprovider", str(folder / "test_prompts.py")]
 
     def report() -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        return done.stdout
+        program = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+        return run_program(program, *command, folder=tmp_path, environment=environment).stdout
 
     assert "4 snapshots passed." in report()
     prompt = folder / "prompts" / "text_qa.poml"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.programs import run_program
 from tests.registry_prompts import optimised
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +53,7 @@ def test_a_report_still_holds(code: str, printed: str, empty_store: Path, tmp_pa
         "MLFLOW_TRACKING_URI": f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = run_program(code, folder=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == printed
 

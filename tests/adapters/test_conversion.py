@@ -130,9 +130,15 @@ class TestLangChain:
         from langchain_core.prompts import ChatPromptTemplate
 
         call = {"name": "look", "args": {"at": {"x": [1, None, True, f"{ODD}}}}}"]}}, "id": "c1", "type": "tool_call"}
-        asked, answered = AIMessage("One moment.", tool_calls=[call]), ToolMessage(ODD.strip(), tool_call_id="c1")
+        call_message, tool_message = (
+            AIMessage("One moment.", tool_calls=[call]),
+            ToolMessage(ODD.strip(), tool_call_id="c1"),
+        )
         inner = ChatPromptTemplate([("human", "{q}")], partial_variables={"q": "Look!"})
-        self.same(ChatPromptTemplate([SystemMessage("{literal}"), inner, asked, answered, ("human", "{r}")]), r="Why?")
+        self.same(
+            ChatPromptTemplate([SystemMessage("{literal}"), inner, call_message, tool_message, ("human", "{r}")]),
+            r="Why?",
+        )
 
     def test_jinja_and_mustache_with_variables_alone(self) -> None:
         from langchain_core.prompts import ChatPromptTemplate

@@ -18,7 +18,7 @@ ROWS = 3
 
 @scorer
 def brief(outputs: Any) -> str:
-    """Whether the answer is one word, as a judge says it."""
+    """Whether the answer is one word, as a judge's feedback."""
     return "no" if " " in outputs else "yes"
 
 

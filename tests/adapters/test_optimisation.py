@@ -30,7 +30,7 @@ SOURCE = """<poml>
   <runtime temperature="0"/>
 </poml>
 """
-OTHERS = [  # what is replaced, by what, and what the error says
+OTHERS = [  # what is replaced, by what, and the error's message
     ("{{how}}", "kindly", "lost the variable {{how}}"),
     ("{{how}}", "{{how}} in {{language}}", "added the variable {{language}}"),
     ('name="look_up"', 'name="search"', "lost the tool look_up and added the tool search"),

@@ -135,7 +135,7 @@ def unreachable(request: pytest.FixtureRequest, mlflow_store: str) -> Iterator[s
     forget_pending()
 
 
-def test_an_unreachable_server_costs_no_answer_and_one_warning(
+def test_an_unreachable_server_loses_no_answer_and_logs_one_warning(
     framework: Framework, unreachable: str, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A call that waited for it would end in the test's time limit: that server is silent for ever."""

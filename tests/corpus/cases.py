@@ -39,8 +39,8 @@ class Case:
         name: Its name.
         file: Its markup's file.
         variables: What it is rendered with.
-        stylesheet: The stylesheet beside the markup, or None.
-        chat: Whether messages are asked for.
+        stylesheet: The stylesheet given with the markup, or None.
+        chat: Whether messages are rendered instead of one text.
         fails: Whether poml refuses it.
     """
 
@@ -187,8 +187,8 @@ def main(names: list[str]) -> None:
         assert (frame is None) == (error is not None) == one.fails, f"{one.name}: {frame} {error} {printed}"
         result = frame
         if frame is None:
-            told = f"{error['kind']}: {error['message']}"
-            assert told in printed, f"{one.name}: {told} is not what poml.poml() prints: {printed}"
+            summary = f"{error['kind']}: {error['message']}"
+            assert summary in printed, f"{one.name}: {summary} is not what poml.poml() prints: {printed}"
             result = {"error": portable(error)}
         text = json.dumps(result, indent=2) + "\n"
         _expected(one.name).write_text(text, encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""Makes the binary files in ``assets`` that corpus cases read; the files are committed, this tells how they came to be.
+"""Makes the binary files in ``assets`` that corpus cases read; the files are committed, this is how they were made.
 
 Run it from anywhere: ``python tests/corpus/make_assets.py``. It needs Pillow. Text files in ``assets`` are written by
 hand. A new picture or document needs new expected files: ``python -m tests.corpus.cases``.

@@ -1,4 +1,4 @@
-"""What the engine's tests share: templates that do as they are told, and the processes that they run in."""
+"""What the engine's tests share: templates that run given JavaScript, and the processes that they run in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEADLINE = 60.0  # seconds; only a failing test waits so long
 
 @pytest.fixture(autouse=True)
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one process, the tests here can tell which one it is; those of the pool ask for more."""
+    """One process, so that the tests know which one renders; those of the pool set more."""
     monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "1")
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=1))
     if engine.stats().workers > 1:
@@ -59,7 +59,7 @@ def until() -> Callable[[Callable[[], Any]], Any]:
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """A new engine, and none left behind."""
+    """A new engine, and none afterwards."""
     engine.close()
     yield
     engine.close()
@@ -67,7 +67,7 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture
 def lifted(one_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the sandbox: templates that write files, to say that they have begun, or end their process."""
+    """Without the sandbox: templates that write a file when they begin, or end their process."""
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), sandbox=False))
 
 
@@ -113,9 +113,9 @@ def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         file = tmp_path / f"program{len(started)}.py"
-        # Whoever starts the tests in the background has Ctrl-C ignored, and children inherit that.
-        heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        file.write_text(f"{heard}\n{program}", encoding="utf-8")
+        # A shell that starts the tests in the background has Ctrl-C ignored, and children inherit that.
+        restored = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        file.write_text(f"{restored}\n{program}", encoding="utf-8")
         paths = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", str(file), *arguments],

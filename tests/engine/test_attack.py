@@ -125,12 +125,12 @@ def test_nothing_can_be_imported(code: str) -> None:
 
 
 def test_a_stack_shows_no_function(js: JS) -> None:
-    """V8 gives the functions that run, and what they were called with, to whoever sets this."""
+    """V8 gives the functions that run, and what they were called with, to the one that sets this."""
     for code in ("Error.prepareStackTrace = (_, sites) => sites", "Object.prototype.prepareStackTrace = (_, s) => s"):
         assert text(js(f"{code}; return typeof new Error('x').stack")) == "string"
 
 
-def test_what_is_closed_says_how_to_open_it(js: JS) -> None:
+def test_what_is_closed_names_the_setting_that_opens_it(js: JS) -> None:
     for code in ("process.getBuiltinModule('fs')", "fetch('http://127.0.0.1/')"):
         assert "pomlflow.configure(sandbox=False)" in refusal(js(code))
 
@@ -176,10 +176,10 @@ def test_no_connection_is_made(js: JS) -> None:
             server.accept()
 
 
-def test_the_machine_is_not_told_of(js: JS) -> None:
-    told = text(js("return JSON.stringify([process, Object.keys(process)])"))
+def test_nothing_of_the_machine_is_visible(js: JS) -> None:
+    shown = text(js("return JSON.stringify([process, Object.keys(process)])"))
     for secret in (os.uname().nodename if sys.platform != "win32" else "?", str(os.getppid()), str(Path.home() / ".")):
-        assert f'"{secret}"' not in told
+        assert f'"{secret}"' not in shown
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -230,7 +230,7 @@ def test_memory_of_earlier_renders_is_not_seen(js: JS) -> None:
 def test_buffers_without_end_are_ended(
     fresh: None, js: JS, hello: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They lie outside of V8's heap, and its cap. A smaller limit than usual, so that nobody's machine swaps."""
+    """They lie outside of V8's heap, and its cap. A smaller limit than usual, so that no machine swaps."""
     import resource
 
     assert hello() == "Hello Ada"
@@ -244,7 +244,7 @@ def test_buffers_without_end_are_ended(
     assert hello() == "Hello Ada"
 
 
-# --- lies to this side
+# --- false data for Python
 
 
 def test_an_error_that_names_another_file_shows_none_of_it(tmp_path: Path, js: JS) -> None:
@@ -252,20 +252,20 @@ def test_an_error_that_names_another_file_shows_none_of_it(tmp_path: Path, js: J
     secret = tmp_path / "secret.txt"
     secret.write_text("the secret's line", encoding="utf-8")
     thrown = f"Object.assign(new Error('x'), {{ sourcePath: {str(secret)!r}, startIndex: 0, endIndex: 3 }})"
-    told = refusal(js(f"throw {thrown}"))
-    assert "the secret's line" not in told
+    shown = refusal(js(f"throw {thrown}"))
+    assert "the secret's line" not in shown
 
 
 @pytest.mark.parametrize("value", ["x", -1, 1e99, {"a": 1}, [1], True, None])
-def test_an_error_with_senseless_places_is_told(value: Any, js: JS) -> None:
+def test_an_error_with_invalid_places_is_reported(value: Any, js: JS) -> None:
     import json
 
     lie = json.dumps(value)
     assert "lie" in refusal(js(f"throw Object.assign(new Error('lie'), {{ startIndex: {lie}, sourcePath: {lie} }})"))
 
 
-def test_what_answers_to_nobody_is_passed_over(js: JS) -> None:
-    """The protocol's own words, printed."""
+def test_a_response_without_a_request_is_ignored(js: JS) -> None:
+    """The protocol's own frames, printed."""
     line = "console.log('x'); process.stdout.write(JSON.stringify({ id: 1, ok: { } }) + String.fromCharCode(10))"
     assert text(js(f"{line}; return 'mine'")) == "mine"
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 Script = Callable[..., "subprocess.Popen[str]"]
 
-# Renders, tells its worker's process id, and ends as its arguments say; "looping": while a template loops for ever.
+# Renders, prints its worker's process id, and ends in the given way; "looping": while a template loops for ever.
 PARENT = """
 import asyncio, os, signal, sys, threading, time
 from pathlib import Path
@@ -163,7 +163,7 @@ print(rendering.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["conten
 """
 
 
-def test_ctrl_c_ends_a_render_that_waits_for_its_turn(
+def test_ctrl_c_ends_a_render_that_waits_in_the_queue(
     lifted_script: Script, finish: Callable[[Any], str], tmp_path: Path
 ) -> None:
     assert finish(lifted_script(WAITING, str(tmp_path / "begun"))) == "interrupted\nnext\n"
@@ -192,8 +192,8 @@ threading.Thread(target=interrupt, daemon=True).start()
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
-    told = engine.stats()
-    print("interrupted", told.waiting, told.cancelled)
+    stats = engine.stats()
+    print("interrupted", stats.waiting, stats.cancelled)
 print(asyncio.run(rendering.arender("<p>{{who}}</p>", {"who": "next"}))["messages"][0]["content"])
 """
 
@@ -201,7 +201,7 @@ print(asyncio.run(rendering.arender("<p>{{who}}</p>", {"who": "next"}))["message
 def test_ctrl_c_in_a_terminal_ends_awaited_renders_and_the_next_one_works(
     lifted_script: Script, finish: Callable[[Any], str], tmp_path: Path
 ) -> None:
-    """The one that loops, and those that wait behind it."""
+    """The one that loops, and those that wait for it."""
     assert finish(lifted_script(AWAITED, str(tmp_path / "begun"))) == "interrupted 0 6\nnext\n"
 
 
@@ -268,7 +268,7 @@ rendering.render("<p>a</p>", {})
 """
 
 
-def test_a_render_after_the_engine_was_closed_at_exit_works_or_says_why_not(
+def test_a_render_after_the_engine_was_closed_at_exit_works_or_is_refused(
     script: Script, finish: Callable[[Any], str]
 ) -> None:
     """Handlers run last in, first out: the engine's own has run before one that was registered earlier."""
@@ -288,6 +288,6 @@ gc.collect()
 """
 
 
-def test_an_exit_says_nothing(script: Script, finish: Callable[[Any], str]) -> None:
+def test_an_exit_prints_nothing(script: Script, finish: Callable[[Any], str]) -> None:
     """No ResourceWarning: warnings are errors in these programs, and their stderr must be empty."""
     assert finish(script(NOTHING_OPEN)) == ""

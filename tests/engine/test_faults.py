@@ -139,7 +139,7 @@ print(text("again"), len(os.listdir("/proc/self/fd")) < 40)
 
 
 def test_no_file_can_be_opened_any_more(script: Script, finish: Finish) -> None:
-    """A warm worker needs none; a new one says what is missing, and comes when there are some again."""
+    """A warm worker needs none; the error of a new one names the cause, and a later one starts."""
     warm, failed, again = finish(script(OPEN + RENDER + EXHAUSTED)).splitlines()
     assert (warm, again) == ("Hello warm", "Hello again True")
     assert failed.startswith("cannot start ")
@@ -196,7 +196,7 @@ def test_uvloop(worker: Callable[[], int], js: Callable[[str], str]) -> None:
 
 
 def test_trio_renders_in_threads(hello: Callable[[], str]) -> None:
-    """And is told so where it awaits a render; that takes no worker away from others."""
+    """And an awaited render is an error; that takes no worker from others."""
 
     async def main() -> list[str]:
         for _ in range(2):
@@ -233,7 +233,7 @@ print(*{pid for file in files for pid in file.read_text().split()})
 
 
 def test_an_exit_while_daemon_threads_render(script: Script, finish: Finish, alive: Callable[[int], bool]) -> None:
-    """It is quick, says nothing, and leaves no process."""
+    """It is quick, prints nothing, and leaves no process."""
     workers = [int(pid) for pid in finish(script(RENDER + DAEMONS)).split()]
     assert workers
     assert [pid for pid in workers if alive(pid)] == []
@@ -262,7 +262,7 @@ def app(environ, start_response):
 def test_gunicorn_that_has_rendered_before_it_forks(
     alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
-    """Each worker has a Node process of its own, no answer goes astray, and a SIGTERM ends them all."""
+    """Each worker has a Node process of its own, no answer gets lost, and a SIGTERM ends them all."""
     pytest.importorskip("gunicorn")
     (tmp_path / "server.py").write_text(SERVER, encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -171,7 +171,7 @@ def test_a_document_that_unpacks_to_hundreds_of_megabytes_is_named(name: str, ma
         engine.run(engine.Request(markup, path=os.path.abspath("x.poml")), 1)  # noqa: PTH100
 
 
-def test_a_document_whose_headers_lie_is_named() -> None:
+def test_a_document_with_false_headers_is_named() -> None:
     """Each part of it declares 4 GB, for which its reader allocates."""
     content = bytearray((FOLDER / "assets" / "staff.xlsx").read_bytes())
     at = -1

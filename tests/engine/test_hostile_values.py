@@ -1,6 +1,6 @@
 """Variables are data: whatever they hold, the messages have the structure that they have with a harmless value.
 
-Hypothesis makes 2,000 inputs in CI, and as many as ``POMLFLOW_HOSTILE_INPUTS`` says elsewhere (``make soak``: 100,000).
+Hypothesis makes 2,000 inputs in CI, and as many as ``POMLFLOW_HOSTILE_INPUTS`` elsewhere (``make soak``: 100,000).
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ def harmless(value: Any) -> Any:
 
 
 def shadows(value: Any) -> bool:
-    """Whether it has a key that stands before something every object of JavaScript's has, or marks bytes."""
+    """Whether it has a key that hides something every object of JavaScript's has, or marks bytes."""
     if isinstance(value, list):
         return any(map(shadows, value))
     return isinstance(value, dict) and any(key in SHADOWS or shadows(inner) for key, inner in value.items())
 
 
 def structure(output: dict[str, Any]) -> Any:
-    """Who speaks, and of what parts: all of the output but its texts."""
+    """The speakers and the types of parts: all of the output but its texts."""
 
     def parts(content: Any) -> Any:
         if isinstance(content, str):
@@ -146,12 +146,12 @@ def structure(output: dict[str, Any]) -> Any:
     return shown, {key: output[key] for key in output.keys() - {"messages"}}
 
 
-def test_words_that_are_json_stay_words() -> None:
+def test_texts_that_are_json_stay_texts() -> None:
     """poml.poml() loses the first and makes a tool call of the second."""
     markup = "<conversation messages='{{history}}'/>"
-    for said in JSON:
-        history = [{"speaker": "ai", "content": said}]
-        assert render(markup, {"history": history})["messages"] == [{"speaker": "ai", "content": said.strip()}]
+    for content in JSON:
+        history = [{"speaker": "ai", "content": content}]
+        assert render(markup, {"history": history})["messages"] == [{"speaker": "ai", "content": content.strip()}]
 
 
 def render(markup: str, variables: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def test_a_value_changes_no_structure(value: Any, place: str) -> None:
             with pytest.raises(RenderError):
                 render(markup, {"v": harmless(value)})
         return
-    if place == "a condition":  # what is false there is JavaScript's to say: with it, or without it
+    if place == "a condition":  # JavaScript decides what is false: with it, or without it
         shown = structure(hostile)
         assert shown == structure(render(markup, {"v": harmless(value)}))
         assert hostile["messages"][1]["content"] in ("a", "ab", "a\n\nb")

@@ -50,7 +50,7 @@ def kept() -> Path:
 
 
 def how() -> str:
-    """Render rightly in a new process, and tell what it made of the cache; what it stores is there then."""
+    """Render in a new process, and return what it made of the cache; what it stores is there then."""
     process = NodeProcess(install.find())
     seen = str(process.hello["cache"])
     process.close()
@@ -129,7 +129,7 @@ def test_only_the_newest_caches_are_kept(stored: bytes, cache: Path) -> None:
 @posix
 @pytest.mark.parametrize("where", ["", "engine"])
 def test_a_folder_that_others_can_write_to_is_not_trusted(where: str, cache: Path) -> None:
-    """Whoever can put a file there could run code in the worker."""
+    """A user who can put a file there could run code in the worker."""
     assert how() == "none"
     (cache / where).chmod(0o777)
     assert install.find().cache_file is None
@@ -138,13 +138,13 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(where: str, cache: Pat
 
 @posix
 @pytest.mark.skipif(sys.platform != "win32" and os.getuid() != 0, reason="only root can give a folder away")
-def test_a_folder_of_somebody_else_is_not_trusted(cache: Path) -> None:
+def test_a_folder_of_another_user_is_not_trusted(cache: Path) -> None:
     assert how() == "none"
     os.chown(cache, 65534, 65534)
     assert install.find().cache_file is None
 
 
-def test_a_cache_folder_that_cannot_be_made_is_done_without(tmp_path: Path, monkeypatch: Any, fresh: None) -> None:
+def test_without_a_cache_folder_it_renders(tmp_path: Path, monkeypatch: Any, fresh: None) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path / "file"))
     assert install.find().cache_file is None
@@ -152,9 +152,7 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
-def test_a_cache_that_cannot_be_written_is_done_without(
-    error: OSError, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_writable_cache_it_renders(error: OSError, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And leaves no half-written file."""
 
     def refuse(*_: object) -> None:
@@ -167,7 +165,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_a_sound_cache_that_cannot_be_written_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's image, say, that is mounted read-only: root may write despite all permissions, so not by these."""
+    """A container's image, say, that is mounted read-only. Permissions alone are no test: root may write."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -240,7 +238,7 @@ def test_a_missing_bundle_is_named_with_a_remedy(tmp_path: Path, monkeypatch: py
     assert not isinstance(failed.value, NodeNotFoundError)
 
 
-def test_the_first_render_that_fails_to_start_stands_in_no_later_ones_way(
+def test_a_first_render_that_fails_to_start_blocks_no_later_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None, hello: Callable[[], str]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -252,7 +250,7 @@ def test_the_first_render_that_fails_to_start_stands_in_no_later_ones_way(
 
 
 def test_the_environment_of_a_worker_is_scrubbed(lifted: None, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
-    """Without the sandbox too: nobody has business with its secrets, nor has NODE_OPTIONS with the worker."""
+    """Without the sandbox too: a template needs no secrets, and the worker no NODE_OPTIONS."""
     monkeypatch.setenv("POMLFLOW_TEST_SECRET", "s3cret")
     monkeypatch.setenv("NODE_OPTIONS", "--no-such-option")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
@@ -324,7 +322,7 @@ def test_a_node_in_which_something_cannot_be_closed_is_refused(
 
 
 @posix
-def test_packages_behind_a_link_are_found(tmp_path: Path) -> None:
+def test_packages_in_a_linked_folder_are_found(tmp_path: Path) -> None:
     """A virtual environment that is a link: Node resolves the paths of what it loads for a picture."""
     link = tmp_path / "site-packages"
     link.symlink_to(Path(poml.__file__).parent.parent)

@@ -111,7 +111,7 @@ LOOK = (
 def test_a_registry_prompt_learns_nothing_of_the_users(
     workers: int, fresh: None, js: JS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One leaves code behind, the user renders with a secret next to a secret file, another one looks."""
+    """One leaves code, the user renders with a secret next to a secret file, another one looks."""
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=workers))
     (tmp_path / "secret.txt").write_text(SECRET + "-in-a-file", encoding="utf-8")
     own = str(tmp_path / "own.poml")

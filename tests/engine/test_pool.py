@@ -1,4 +1,4 @@
-"""Many renders at once: how many processes there are, who waits, who is refused, and what is told of it."""
+"""Many renders at once: the number of processes, which renders wait or are refused, and `engine.stats()`."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_threads_get_as_many_processes_as_are_allowed_and_their_own_results(unti
         assert list(threads.map(lambda n: text(n=n), range(500))) == [str(n) for n in range(500)]
         until(lambda: engine.stats().workers == 2)
         assert list(threads.map(lambda n: text(n=n), range(500))) == [str(n) for n in range(500)]
-    told = engine.stats()
-    assert (told.workers, told.max_workers, told.running, told.waiting, told.failed) == (2, 2, 0, 0, 0)
-    assert told.rendered >= 1000
-    assert told.memory > 100 << 20
+    stats = engine.stats()
+    assert (stats.workers, stats.max_workers, stats.running, stats.waiting, stats.failed) == (2, 2, 0, 0, 0)
+    assert stats.rendered >= 1000
+    assert stats.memory > 100 << 20
 
 
 def test_a_burst_grows_the_pool_to_its_limit(until: Callable[[Any], Any]) -> None:
@@ -146,8 +146,8 @@ def test_the_time_that_a_render_waits_is_part_of_its_limit(until: Callable[[Any]
             asyncio.run(engine.arun(engine.Request("<p>x</p>"), 0.05))
         assert engine.stats().waiting == 0
     other.join()
-    told = engine.stats()
-    assert (told.failed, told.restarted) == (0, 0)  # the other one was left alone
+    stats = engine.stats()
+    assert (stats.failed, stats.restarted) == (0, 0)  # the other one was left alone
 
 
 async def test_a_cancelled_render_that_waits_leaves_the_queue() -> None:
@@ -159,8 +159,8 @@ async def test_a_cancelled_render_that_waits_leaves_the_queue() -> None:
         waits.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waits
-        told = engine.stats()
-        assert (told.waiting, told.cancelled) == (0, 1)
+        stats = engine.stats()
+        assert (stats.waiting, stats.cancelled) == (0, 1)
     assert await first == "1"
 
 
@@ -200,8 +200,8 @@ async def test_a_render_that_is_cancelled_while_its_process_starts_leaves_the_pr
         await first
     assert await atext(n=2) == "2"
     await reached(lambda: not engine.stats().running)  # V8's compiled code is kept after a first start
-    told = engine.stats()
-    assert (told.workers, told.waiting, told.starting, told.cancelled, told.failed) == (1, 0, 0, 1, 0)
+    stats = engine.stats()
+    assert (stats.workers, stats.waiting, stats.starting, stats.cancelled, stats.failed) == (1, 0, 0, 1, 0)
 
 
 async def test_cancelling_ends_no_other_render() -> None:
@@ -265,14 +265,14 @@ def test_what_failed_and_what_was_started_again_is_counted(js: JS) -> None:
     [pid] = engine.stats().pids
     os.kill(pid, signal.SIGKILL)
     text(n=2)
-    told = engine.stats()
-    assert (told.rendered - before.rendered, told.failed, told.restarted, told.recycled) == (3, 1, 1, 0)
+    stats = engine.stats()
+    assert (stats.rendered - before.rendered, stats.failed, stats.restarted, stats.recycled) == (3, 1, 1, 0)
 
 
-def test_what_the_engine_asks_for_itself_is_counted_as_no_render(
+def test_the_engines_own_requests_are_counted_as_no_render(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[[Any], Any]
 ) -> None:
-    monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path))  # a first start, whose compiled code is asked for
+    monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path))  # a first start, whose compiled code is requested
     text(n=0)
     until(lambda: list(tmp_path.rglob("prepared")))
     assert engine.stats().rendered == 1
@@ -280,8 +280,8 @@ def test_what_the_engine_asks_for_itself_is_counted_as_no_render(
 
 def test_prewarmed_processes_are_there_before_the_first_render() -> None:
     engine.prewarm(2)
-    told = engine.stats()
-    assert (told.workers, told.rendered) == (2, 0)
+    stats = engine.stats()
+    assert (stats.workers, stats.rendered) == (2, 0)
     engine.prewarm(1)
     assert engine.stats().workers == 2
 
@@ -303,7 +303,7 @@ def test_settings_of_a_block_hold_in_it_alone(js: JS) -> None:
     "wrong",
     [{"max_content": -1}, {"max_workers": -1}, {"max_queue": "many"}, {"max_memory": 0}],
 )
-def test_a_number_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_invalid_number_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))} must be an integer >= "):
         pomlflow.configure(**wrong)
 
@@ -334,9 +334,9 @@ def test_each_set_gets_a_process_and_keeps_it(workers: int) -> None:
     pomlflow.configure(max_workers=workers)
     for number in range(5):
         assert (text(n=number), registry_text(number)) == (str(number), str(number))
-    told = engine.stats()
-    assert (told.workers, told.restarted, told.rendered) == (2, 0, 10)
-    assert len(told.pids) == 2
+    stats = engine.stats()
+    assert (stats.workers, stats.restarted, stats.rendered) == (2, 0, 10)
+    assert len(stats.pids) == 2
 
 
 def test_the_cap_is_common_and_an_idle_process_makes_room_for_the_other_set(until: Callable[[Any], Any]) -> None:

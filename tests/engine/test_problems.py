@@ -1,4 +1,4 @@
-"""A render error tells what and where, and shows it: file, line, column, the line with a caret, all that POML found."""
+"""A render error has a message and a place: file, line, column, the line with a caret, all that POML found."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def place(problem: Problem) -> tuple[int | None, int | None, str | None, int]:
     return problem.line, problem.column, problem.text, problem.width
 
 
-# What is meant stands between the marks.
+# The place is between the marks.
 PLACES = {
     "text": ("<poml>\n  <p>Hello ¦{{ nobody.x }}¦!</p>\n</poml>", "nobody is not defined"),
     "attribute": ('<poml>\n  <cp caption="to ¦{{ nobody }}¦.">x</cp>\n</poml>', "nobody is not defined"),
@@ -100,7 +100,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("case", PLACES)
-def test_an_error_tells_where_it_is(case: str, fail: Fail, tmp_path: Path) -> None:
+def test_an_error_names_its_place(case: str, fail: Fail, tmp_path: Path) -> None:
     markup, where = marked(PLACES[case][0])
     error = fail(markup)
     assert error.message.startswith(PLACES[case][1])
@@ -111,7 +111,7 @@ def test_an_error_tells_where_it_is(case: str, fail: Fail, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("case", ["text", "missing document", "unclosed tag"])
 def test_inline_markup_says_so(case: str, fail: Fail, tmp_path: Path) -> None:
-    """With no path, and with a path that only stands for a folder."""
+    """With no path, and with a path that only names a folder."""
     markup, where = marked(PLACES[case][0])
     error = fail(markup, name=None)
     with pytest.raises(RenderError) as caught:
@@ -133,7 +133,7 @@ def test_what_reaches_over_lines_is_shown_to_the_end_of_its_first(fail: Fail) ->
     assert place(error.problems[0]) == (2, 3, '  <p speaker="dog">', 17)
 
 
-def test_all_problems_are_told_once(fail: Fail, tmp_path: Path) -> None:
+def test_all_problems_are_reported_once(fail: Fail, tmp_path: Path) -> None:
     error = fail('<poml>\n  <p>{{ one }}</p>\n  <p for="i in [1, 2]">{{ two }}</p>\n  <nope/>\n</poml>')
     assert [(p.message, p.line) for p in error.problems] == [
         ("one is not defined", 2),

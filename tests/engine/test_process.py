@@ -50,7 +50,7 @@ def busy(result: str) -> str:
     return f"const end = Date.now() + 1000; while (end > Date.now()); return {result!r}"
 
 
-def test_the_handshake_tells_the_versions() -> None:
+def test_the_handshake_holds_the_versions() -> None:
     process = NodeProcess(install.find())
     process.close()
     assert process.hello["poml"] == engine.poml_version()
@@ -155,7 +155,7 @@ def test_a_template_that_ends_its_process_fails_and_is_not_tried_again(
 def test_a_template_without_end_to_its_memory_fails_and_is_not_tried_again(
     fresh: None, js: JS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """V8's heap is capped; the message says that it was the heap. A smaller cap than usual, for a shorter test."""
+    """V8's heap is capped; the message names the heap. A smaller cap than usual, for a shorter test."""
     monkeypatch.setenv("POMLFLOW_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(install, "FLAGS", ("--max-old-space-size=128",))
     log = tmp_path / "log"
@@ -226,9 +226,7 @@ def test_a_render_that_waits_for_ever_is_ended() -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 50])
-def test_requests_that_come_in_pieces_one_upon_another_are_taken_whole(
-    pieces: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_that_arrive_in_pieces_are_read_whole(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = NodeProcess._write
 
     def in_pieces(process: NodeProcess, data: bytes) -> None:
@@ -238,8 +236,8 @@ def test_requests_that_come_in_pieces_one_upon_another_are_taken_whole(
 
     monkeypatch.setattr(NodeProcess, "_write", in_pieces)
     values = [f"{number}é" * (1 + 9 * number) for number in range(100)]
-    said = [rendering.render("<p>{{value}}</p>", {"value": value})["messages"][0]["content"] for value in values]
-    assert said == values
+    rendered = [rendering.render("<p>{{value}}</p>", {"value": value})["messages"][0]["content"] for value in values]
+    assert rendered == values
 
 
 @linux
@@ -252,7 +250,7 @@ def test_a_process_sleeps_when_no_more_requests_come(
     assert until(lambda: Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "S")
 
 
-def test_a_request_that_nobody_reads_is_ended(worker: Callable[[], int]) -> None:
+def test_a_request_that_is_not_read_is_ended(worker: Callable[[], int]) -> None:
     """30 MB do not fit into a pipe: the write itself waits."""
     context, _ = engine.encode({"long": "x" * 30_000_000})
     os.kill(worker(), signal.SIGSTOP)
@@ -260,7 +258,7 @@ def test_a_request_that_nobody_reads_is_ended(worker: Callable[[], int]) -> None
         engine.run(engine.Request("<p>{{long.length}}</p>", context), 0.5)
 
 
-def test_a_long_limit_and_a_short_one_side_by_side(js: JS) -> None:
+def test_a_long_limit_and_a_short_one_at_the_same_time(js: JS) -> None:
     """The watchdog sleeps until the nearest deadline that it knows; a nearer one must wake it."""
     assert text("<p>a</p>", 10**12) == "a"
     with pytest.raises(RenderTimeoutError):
@@ -271,12 +269,12 @@ def test_a_long_limit_and_a_short_one_side_by_side(js: JS) -> None:
 
 
 @pytest.mark.parametrize("garbage", ["garbage", "garbage\\n", '{"id":1}\\n', "\\n\\n\\n", "\\u0000\\u00ff"])
-def test_what_a_template_writes_to_stdout_by_hand_is_passed_over(garbage: str, js: JS) -> None:
+def test_what_a_template_writes_to_stdout_by_hand_is_ignored(garbage: str, js: JS) -> None:
     assert text(js(f"{FS}.writeSync(1, '{garbage}'); return 5")) == "5"
     assert text("<p>a</p>") == "a"
 
 
-def test_what_a_template_writes_to_stdout_later_is_passed_over(js: JS) -> None:
+def test_what_a_template_writes_to_stdout_later_is_ignored(js: JS) -> None:
     assert text(js(f"setTimeout(() => {FS}.writeSync(1, 'late'), 1); return 1")) == "1"
     assert [text(f"<p>{i}</p>") for i in range(50)] == [str(i) for i in range(50)]
 
@@ -299,7 +297,7 @@ def test_a_flood_by_hand_on_stdout_and_stderr_neither_hangs_nor_breaks(number: i
     assert text("<p>a</p>") == "a"
 
 
-def test_what_a_render_printed_is_not_told_of_a_later_one(js: JS) -> None:
+def test_what_a_render_printed_is_not_in_the_error_of_a_later_one(js: JS) -> None:
     assert text(js("console.error('of the first'); return 1")) == "1"
     assert text("<p>a</p>") == "a"
     with pytest.raises(WorkerDiedError) as died:
@@ -307,7 +305,7 @@ def test_what_a_render_printed_is_not_told_of_a_later_one(js: JS) -> None:
     assert "of the first" not in str(died.value)
 
 
-# --- left behind
+# --- left after a render
 
 
 @pytest.mark.parametrize(
@@ -319,7 +317,7 @@ def test_what_a_render_printed_is_not_told_of_a_later_one(js: JS) -> None:
         "queueMicrotask(() => { throw new Error('micro'); })",
     ],
 )
-def test_what_a_template_leaves_behind_breaks_no_later_render(code: str, js: JS, worker: Callable[[], int]) -> None:
+def test_what_a_template_leaves_breaks_no_later_render(code: str, js: JS, worker: Callable[[], int]) -> None:
     first = worker()
     for _ in range(3):
         assert text(js(f"{code}; return 7")) == "7"
@@ -388,7 +386,7 @@ def test_a_node_that_cannot_be_started_is_named(fresh: None, tmp_path: Path, mon
     monkeypatch.undo()
 
 
-def test_a_node_that_ends_at_once_is_told_with_its_words(
+def test_a_node_that_ends_at_once_is_reported_with_its_stderr(
     fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = tmp_path / "node"

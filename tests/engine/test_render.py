@@ -42,7 +42,7 @@ def test_a_stylesheet_is_applied() -> None:
 
 
 def test_relative_sources_are_resolved_against_the_path(tmp_path: Path) -> None:
-    """The path need not exist: it stands for its folder."""
+    """The path need not exist: it names its folder."""
     (tmp_path / "note.txt").write_text("noted", encoding="utf-8")
     output = rendering.render('<document src="note.txt"/>', {}, path=str(tmp_path / "none.poml"))
     assert text(output) == "noted"
@@ -113,7 +113,7 @@ def test_the_first_renders_of_many_threads_share_one_process(fresh: None) -> Non
 
 
 async def test_an_async_render_does_not_hold_up_the_event_loop(js: Callable[[str], str]) -> None:
-    """While JavaScript is busy for a second, a task of the loop goes on ticking."""
+    """While JavaScript is busy for a second, a task of the loop continues."""
     await rendering.arender(ECHO, {"who": "warm"})
     ticks = 0
 
@@ -194,7 +194,7 @@ def test_closing_the_engine_fails_the_renders_in_flight_and_no_later_one(
 
 
 async def test_both_kinds_of_a_time_limit(js: Callable[[str], str]) -> None:
-    """`timeout` ends the Node process and says so; asyncio's own only stops waiting."""
+    """`timeout` ends the Node process and names the limit; asyncio's own only stops waiting."""
     with pytest.raises(RenderTimeoutError):
         await engine.arun(engine.Request(js("for (;;)")), 0.2)
     assert text(await rendering.arender(ECHO, {"who": "next"})) == "next next"

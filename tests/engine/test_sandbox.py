@@ -34,7 +34,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The template's folder, with a secret in the one beside it."""
+    """The template's folder, with a secret in the one next to it."""
     (tmp_path / "home" / "inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "secret.txt").write_text(SECRET, encoding="utf-8")
@@ -83,12 +83,12 @@ def test_the_working_folder_and_the_prompt_root_are_read(home: Path, tmp_path: P
     refused(home, DOCUMENT, path=str(tmp_path / "work" / "a.txt"))
 
 
-def test_what_lies_elsewhere_is_refused_with_both_remedies(home: Path, tmp_path: Path) -> None:
-    told = refused(home, DOCUMENT, path="../other/secret.txt")
+def test_what_is_elsewhere_is_refused_with_both_remedies(home: Path, tmp_path: Path) -> None:
+    message = refused(home, DOCUMENT, path="../other/secret.txt")
     other = str(tmp_path / "other")
-    assert f"pomlflow.configure(allow_read=[{other!r}])" in told
-    assert "pomlflow.configure(sandbox=False)" in told
-    assert str(home) in told
+    assert f"pomlflow.configure(allow_read=[{other!r}])" in message
+    assert "pomlflow.configure(sandbox=False)" in message
+    assert str(home) in message
 
 
 def test_a_folder_that_was_allowed_is_read(home: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_no_spelling_leads_out(spelled: str, home: Path, tmp_path: Path) -> None
     assert refused(home, DOCUMENT, path=spelled.format(other=tmp_path / "other", home=home))
 
 
-def test_a_folder_whose_name_only_begins_alike_is_another(home: Path, tmp_path: Path) -> None:
+def test_a_folder_whose_name_has_the_same_beginning_is_another(home: Path, tmp_path: Path) -> None:
     (tmp_path / "homely").mkdir()
     (tmp_path / "homely" / "note.txt").write_text(SECRET, encoding="utf-8")
     assert "lift the sandbox" in refused(home, DOCUMENT, path="../homely/note.txt")
@@ -235,12 +235,12 @@ EVERY = {
 def test_every_element_that_reads_obeys(markup: str, home: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     for path in (other / "secret.txt", other / "box.png", other / "report.docx", other / "missing.txt", other):
-        told = refused(home, f"<poml>{markup.replace('PATH', str(path))}</poml>", path=str(path))
-        assert "allow_read" in told or "Cannot determine parser" in told
+        message = refused(home, f"<poml>{markup.replace('PATH', str(path))}</poml>", path=str(path))
+        assert "allow_read" in message or "Cannot determine parser" in message
 
 
-def test_nobody_learns_what_is_there_elsewhere(home: Path, tmp_path: Path) -> None:
-    """What is and what is not are refused with the same words."""
+def test_an_error_does_not_reveal_which_files_exist_elsewhere(home: Path, tmp_path: Path) -> None:
+    """What is and what is not are refused with the same message."""
     for markup in ('<img src="{{path}}"/>', DOCUMENT):
         there, missing = (
             refused(home, markup, path=str(tmp_path / "other" / name)).replace(name, "NAME")
@@ -264,13 +264,13 @@ def test_a_pipe_or_a_device_is_not_waited_for(home: Path) -> None:
     refused(home, DOCUMENT, path="zero")
 
 
-def test_failures_have_nodes_own_words(home: Path) -> None:
+def test_failures_have_nodes_own_messages(home: Path) -> None:
     assert f"ENOENT: no such file or directory, stat '{home / 'none.txt'}'" in refused(home, DOCUMENT, path="none.txt")
     assert "EISDIR: illegal operation on a directory, read" in refused(home, DOCUMENT, path="inner")
 
 
 def test_pictures_that_name_other_files_show_none_of_them(home: Path, tmp_path: Path) -> None:
-    """An SVG may; sharp would load it, natively, from beside the file."""
+    """An SVG may; sharp would load it, natively, from the file's folder."""
     image = f"<image href='file://{tmp_path / 'other' / 'box.png'}' width='12' height='8'/>"
     head = "<svg xmlns='http://www.w3.org/2000/svg' width='12' height='8'>"
     pictures = []
@@ -321,7 +321,7 @@ def test_a_template_that_is_not_trusted_reads_its_roots_only(home: Path, tmp_pat
                 engine.run(request)
 
 
-def test_what_was_refused_is_not_asked_of_python_again_by_an_error(home: Path, tmp_path: Path) -> None:
+def test_what_was_refused_is_not_requested_again_for_an_error(home: Path, tmp_path: Path) -> None:
     files = FileAccess(engine.Request("<p/>", path=str(home / "prompt.poml")))
     assert files.text(str(tmp_path / "other" / "secret.txt")) is None
     assert files.text(str(home / "note.txt")) == "a note"

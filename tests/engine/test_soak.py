@@ -1,4 +1,4 @@
-"""Faults in the midst of work: what is rendered beside them is right, what they hit fails with its own class.
+"""Faults during work: other renders are right, the affected ones fail with their own class.
 
 A short form in CI; ``make soak`` sets ``POMLFLOW_SOAK_RENDERS`` to 10,000, with a fault for every hundredth.
 """
@@ -87,8 +87,8 @@ def hit(outcomes: Outcomes, signals: list[signal.Signals], until: Callable[[Any]
         os.kill(chance.choice(processes), how)
 
 
-def under_fire(signals: list[signal.Signals], until: Callable[[Any], Any]) -> Counter[str]:
-    """8 threads and 2 event loops render; signals rain on their processes."""
+def with_signals(signals: list[signal.Signals], until: Callable[[Any], Any]) -> Counter[str]:
+    """8 threads and 2 event loops render; their processes get signals."""
     outcomes, share = Outcomes(), RENDERS // 10
     with ThreadPoolExecutor(11) as threads:
         jobs = [threads.submit(work, outcomes, share, f"thread{i}-") for i in range(8)]
@@ -110,7 +110,7 @@ def test_no_render_is_lost_when_processes_are_killed_or_crash(fresh: None, until
     """Each gives its own result, those too whose process was hit under them; and nothing is left."""
     before = children()
     kinds = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGBUS]
-    counts = under_fire([kinds[number % len(kinds)] for number in range(FAULTS)], until)
+    counts = with_signals([kinds[number % len(kinds)] for number in range(FAULTS)], until)
     assert counts == {"right": RENDERS // 10 * 10}
     engine.close()
     assert children() <= before
@@ -118,12 +118,12 @@ def test_no_render_is_lost_when_processes_are_killed_or_crash(fresh: None, until
 
 def test_a_process_that_aborts_costs_one_render_at_most(fresh: None, until: Callable[[Any], Any]) -> None:
     """V8 aborts when a template takes all memory: that is not rendered again."""
-    counts = under_fire([signal.SIGABRT, signal.SIGKILL] * (FAULTS // 2), until)
+    counts = with_signals([signal.SIGABRT, signal.SIGKILL] * (FAULTS // 2), until)
     assert counts.keys() <= {"right", "WorkerDiedError"}
     assert counts["WorkerDiedError"] <= FAULTS
 
 
-EVIL = {
+MISBEHAVING = {
     "loops": ("for (;;)", RenderTimeoutError),
     "never settles": (
         "const again = () => Promise.resolve().then(again); again()",
@@ -139,24 +139,24 @@ EVIL = {
 
 
 def test_templates_that_misbehave_fail_alone(js: Callable[[str], str]) -> None:
-    """Each of them, again and again, amid honest ones on other threads."""
+    """Each of them several times, while good ones render on other threads."""
     outcomes, stop = Outcomes(), threading.Event()
 
-    def honest(name: str) -> None:
+    def render_good(name: str) -> None:
         number = 0
         while not stop.is_set():
             work(outcomes, 1, f"{name}{number}-")
             number += 1
 
     with ThreadPoolExecutor(3) as threads:
-        honests = [threads.submit(honest, name) for name in "abc"]
+        good = [threads.submit(render_good, name) for name in "abc"]
         try:
             for _ in range(max(1, FAULTS // 20)):
-                for code, expected in EVIL.values():
+                for code, expected in MISBEHAVING.values():
                     with pytest.raises(expected):
                         engine.run(engine.Request(js(code)), 2)
         finally:
             stop.set()
-        for job in honests:
+        for job in good:
             job.result()
     assert outcomes.counts.keys() == {"right"}

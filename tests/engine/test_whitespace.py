@@ -1,4 +1,4 @@
-"""The whitespace of a variable that stands alone in text, kept where a render asks for it."""
+"""The whitespace of a variable that stands alone in text, kept where a render requests it."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def test_schemas_attributes_and_tool_calls_get_the_text_as_it_is(tmp_path: Path)
     output = rendered(markup, path=tmp_path / "p.poml", schema='{\n  "type":  "object"\n}', file="a  b.txt").output
     assert (output["schema"], output["messages"][0]["content"]) == ({"type": "object"}, "noted")
     call = """<ai-msg><p>{{x}}</p><tool-request id="1" name="f" parameters='{"a": [1, null, "b  c"]}'/></ai-msg>"""
-    said, called = rendered(call, x="a\n b").output["messages"][0]["content"]
-    assert (said, called["content"]) == ("a\n b", {"a": [1, None, "b  c"]})
+    plain, called = rendered(call, x="a\n b").output["messages"][0]["content"]
+    assert (plain, called["content"]) == ("a\n b", {"a": [1, None, "b  c"]})
 
 
 def test_included_files_keep_it_too(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def see(page: Any, *texts: str) -> None:
 
 
 def take_picture(page: Any, name: str, height: int = 700) -> None:
-    """Write a picture for the docs, where they are wanted."""
+    """Write a picture for the docs, if a folder is set."""
     if folder := os.environ.get("POMLFLOW_SCREENSHOTS"):
         page.set_viewport_size({"width": 1400, "height": height})
         page.screenshot(path=ROOT / folder / name)

@@ -50,11 +50,11 @@ class Agent(Model):
 
 def calls(*cities: str) -> list[Any]:
     """Answers that call the tool, then one that does not."""
-    asked = [
+    calls = [
         AIMessage("", tool_calls=[{"name": "weather", "args": {"city": city}, "id": str(number)}])
         for number, city in enumerate(cities)
     ]
-    return [*asked, "It rains."]
+    return [*calls, "It rains."]
 
 
 def graph(model: Any) -> Any:

@@ -66,7 +66,7 @@ def test_a_text_model_takes_no_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said", "held"),
+    ("answer", "message", "held"),
     [
         ("Sorry.", r"count: the answer is not the JSON", "Sorry."),
         ('{"n": "x"}', r"\$\.n: 'x' is not of type 'integer'", '{"n": "x"}'),
@@ -78,14 +78,14 @@ def test_a_text_model_takes_no_schema() -> None:
         ),
     ],
 )
-def test_an_answer_without_such_an_object_is_an_error_that_holds_it(answer: Any, said: str, held: str) -> None:
-    with pytest.raises(PomlOutputParserError, match=said) as caught:
+def test_an_answer_without_such_an_object_is_an_error_that_holds_it(answer: Any, message: str, held: str) -> None:
+    with pytest.raises(PomlOutputParserError, match=message) as caught:
         chain(answer).invoke(N)
     for error in (caught.value, pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
         assert isinstance(error, AnswerError | OutputParserException)
         assert (error.answer, error.llm_output) == (held, held)
         assert error.message.text == held or error.message.additional_kwargs["refusal"] == held
-    with pytest.raises(PomlOutputParserError, match=said):
+    with pytest.raises(PomlOutputParserError, match=message):
         list(chain(answer).stream(N))
 
 

@@ -97,8 +97,8 @@ PLACED = """\
 
 def test_a_file_that_places_the_conversation_itself_is_all_that_the_model_gets() -> None:
     model = Agent()
-    asked = {"messages": [HumanMessage("One", id="1"), AIMessage("Two", id="2"), HumanMessage("Three", id="3")]}
-    made(model, markup=PLACED, tools=()).invoke(asked)
+    given = {"messages": [HumanMessage("One", id="1"), AIMessage("Two", id="2"), HumanMessage("Three", id="3")]}
+    made(model, markup=PLACED, tools=()).invoke(given)
     (messages,) = model.received
     assert [message.content for message in messages] == ["Be kind.", "Two", "Three", "Answer in one word."]
     assert messages[2].id == "3"
@@ -167,7 +167,7 @@ def test_only_variables_of_the_file_are_passed_to_the_render() -> None:
     assert seen == [{"ship"}]
 
 
-def test_only_poml_prompts_are_taken() -> None:
+def test_only_poml_prompts_are_loaded() -> None:
     assert PomlMiddleware(PomlPromptTemplate("<p>Hi</p>"), tools=None).tools == []
     with pytest.raises(ConfigurationError, match="takes a PomlPromptTemplate, not a str"):
         PomlMiddleware("<p>Hi</p>")
@@ -177,9 +177,9 @@ def test_the_output_schema_is_the_response_format_and_its_object_is_in_the_state
     model = Agent(answers=[call(city="Oslo"), '{"n": 1}'])
     state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(QUESTION)
     assert state["structured_response"] == {"n": 1}
-    said = model.options[1]["response_format"]["json_schema"]
-    assert said["name"] == "answer"
-    assert said["schema"]["properties"] == {"n": {"type": "integer"}}
+    sent = model.options[1]["response_format"]["json_schema"]
+    assert sent["name"] == "answer"
+    assert sent["schema"]["properties"] == {"n": {"type": "integer"}}
 
 
 def test_an_object_against_the_schema_is_an_error_that_holds_the_answer() -> None:

@@ -53,7 +53,7 @@ def agent() -> Any:
     )
 
 
-def test_each_render_stands_under_its_model_step_and_is_linked(stored_traces: Fetch) -> None:
+def test_each_render_is_a_child_of_its_model_step_and_is_linked(stored_traces: Fetch) -> None:
     config = {"callbacks": [PomlCallbackHandler()]}
     agent().invoke(QUESTION, config)
     list(agent().stream(QUESTION, config))
@@ -70,6 +70,6 @@ def test_each_render_stands_under_its_model_step_and_is_linked(stored_traces: Fe
         assert shown == ["1 so far.", "3 so far."]
 
 
-async def test_an_async_agents_renders_stand_there_too(stored_traces: Fetch) -> None:
+async def test_an_async_agents_renders_are_there_too(stored_traces: Fetch) -> None:
     await agent().ainvoke(QUESTION, {"callbacks": [PomlCallbackHandler()]})
     assert agent_trees(stored_traces) == [TREE]

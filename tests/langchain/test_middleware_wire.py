@@ -26,7 +26,7 @@ MARKUP = """\
 </poml>
 """
 PICTURE = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
-SAID = {
+EXPECTED = {
     "`<system-msg>`": "Be kind.",
     "`<tool-definition description=…>`": "The weather.",
     "`<runtime model=…>`": "m-1",
@@ -61,9 +61,9 @@ def test_each_providers_agent_sends_the_files_settings_and_the_tools_picture(cli
     assert state["structured_response"] == {"n": 1}
     body, address = server.bodies[1], server.paths[1]
     for feature in FEATURES:
-        if feature.label in SAID:
+        if feature.label in EXPECTED:
             path = feature.paths[CLIENTS.index(client)]
-            assert found(body, address, path) == SAID[feature.label], feature.label
+            assert found(body, address, path) == EXPECTED[feature.label], feature.label
     schema = next(feature for feature in FEATURES if feature.label == "`<output-schema>`")
     assert found(body, address, schema.paths[CLIENTS.index(client)])["properties"] == {"n": {"type": "integer"}}
     assert "Rain in Oslo for 3" in str(body)

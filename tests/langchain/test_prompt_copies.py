@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,6 +17,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableSequence
 from pydantic import BaseModel
 from tests.langchain.prompts import GIVEN, MARKUP, SHORT, poml
+from tests.programs import run_program
 
 from pomlflow import PomlError
 from pomlflow.langchain import PomlChatPromptValue, PomlPromptTemplate, PomlStringPromptValue
@@ -106,10 +105,8 @@ def test_prompts_that_differ_are_not_equal(change: dict[str, Any]) -> None:
 def test_a_pickle_travels_to_another_process(tmp_path: Path) -> None:
     (tmp_path / "prompt.pickle").write_bytes(pickle.dumps(poml(**OPTIONS)))
     code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).invoke({'question': 'Why?'}).to_string())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "prompt.pickle")], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "System: You are a poet.\nHuman: Why?\n"
+    done = run_program(code, str(tmp_path / "prompt.pickle"), folder=tmp_path)
+    assert done.stdout == "System: You are a poet.\nHuman: Why?\n", done.stderr
 
 
 def test_a_prompt_of_a_file_is_loaded_where_the_file_is_not(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,28 +212,28 @@ def test_a_value_of_messages_alone_has_no_frame() -> None:
 
 class State(TypedDict, total=False):
     question: str
-    asked: Any
+    value: Any
 
 
 async def test_a_checkpoint_of_a_prompt_value_is_that_of_langchains_own(caplog: pytest.LogCaptureFixture) -> None:
     """LangGraph stores and loads it with the same warnings as ChatPromptValue."""
     checkpoint = pytest.importorskip("langgraph.checkpoint.memory")
     graph = pytest.importorskip("langgraph.graph")
-    said = {}
+    results = {}
     for prompt in (poml(), ChatPromptTemplate([("system", "You are {role}."), ("human", "{question}")])):
         builder = graph.StateGraph(State)
-        builder.add_node("ask", lambda state, prompt=prompt: {"asked": prompt.invoke({**GIVEN, **state})})
+        builder.add_node("ask", lambda state, prompt=prompt: {"value": prompt.invoke({**GIVEN, **state})})
         builder.add_edge(graph.START, "ask")
         compiled = builder.compile(checkpointer=checkpoint.InMemorySaver())
         config = {"configurable": {"thread_id": "1"}}
         caplog.clear()
         with caplog.at_level(logging.DEBUG):
             compiled.invoke({"question": "Why?"}, config)
-            restored = compiled.get_state(config).values["asked"]
+            restored = compiled.get_state(config).values["value"]
         # LangGraph 1.2 returns the messages as plain BaseMessages, LangChain's own too.
         found = [(type(message), message.type, message.content) for message in restored.to_messages()]
         assert [content for _, _, content in found] == ["You are a poet.", "Why?"]
-        assert (await compiled.ainvoke({"question": "How?"}, config))["asked"].to_messages()[1].content == "How?"
+        assert (await compiled.ainvoke({"question": "How?"}, config))["value"].to_messages()[1].content == "How?"
         levels = [record.levelname for record in caplog.records if record.name.startswith("langgraph")]
-        said[type(prompt)] = found, levels
-    assert said[PomlPromptTemplate] == said[ChatPromptTemplate]
+        results[type(prompt)] = found, levels
+    assert results[PomlPromptTemplate] == results[ChatPromptTemplate]

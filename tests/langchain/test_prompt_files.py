@@ -104,16 +104,14 @@ def test_partial_variables_stay_over_a_change(file: Path) -> None:
 async def test_a_render_reads_the_files_state_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = PomlPromptTemplate.from_file(file)
     prompt.invoke(GIVEN)
-    asked: list[Any] = []
+    seen: list[Any] = []
     real = os.stat
-    monkeypatch.setattr(
-        os, "stat", lambda path, *args, **options: (asked.append(path), real(path, *args, **options))[1]
-    )
+    monkeypatch.setattr(os, "stat", lambda path, *args, **options: (seen.append(path), real(path, *args, **options))[1])
     prompt.invoke(GIVEN)
     await prompt.ainvoke(GIVEN)
     prompt.format(**GIVEN)
     prompt.batch([GIVEN] * 2)
-    assert [path for path in asked if "answer.poml" in str(path)] == [file] * 5
+    assert [path for path in seen if "answer.poml" in str(path)] == [file] * 5
 
 
 def test_a_deleted_file_and_a_changed_folder(

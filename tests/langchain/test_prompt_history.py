@@ -175,8 +175,8 @@ def test_free_text_is_not_changed_by_a_history() -> None:
     """Its blank lines are its own."""
     text = '<system-msg><text whiteSpace="pre">\n\n x \n\n</text></system-msg>'
     alone = PomlPromptTemplate(f"<poml>{text}<human-msg>q</human-msg></poml>").invoke({}).to_messages()
-    beside = conversation("h", f"{text}<human-msg>q</human-msg>").invoke({"h": [AIMessage("a")]}).to_messages()
-    assert beside == [AIMessage("a"), *alone]
+    together = conversation("h", f"{text}<human-msg>q</human-msg>").invoke({"h": [AIMessage("a")]}).to_messages()
+    assert together == [AIMessage("a"), *alone]
 
 
 def test_neighbours_that_poml_merges_stay_apart() -> None:

@@ -72,9 +72,9 @@ def test_arguments_against_the_schema_are_refused_as_langchain_refuses_them() ->
 def test_a_tool_that_handles_its_errors_returns_them() -> None:
     found = made(weather)
     found.handle_validation_error = True
-    said = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {}})
-    assert isinstance(said, ToolMessage)
-    assert said.status == "error"
+    answer = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {}})
+    assert isinstance(answer, ToolMessage)
+    assert answer.status == "error"
 
 
 async def test_an_async_function() -> None:
@@ -135,8 +135,8 @@ def own(city: str, days: int = 1, secret: Annotated[str, InjectedToolArg] = "") 
 def test_a_langchain_tool_keeps_its_own_fields() -> None:
     found = made(own)
     assert (found.name, found.description, found.return_direct) == ("weather", "At sea", True)
-    said = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {"city": "Oslo", "secret": "s"}})
-    assert (said.content, said.artifact) == ("Sun in Oslo", "s")
+    answer = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {"city": "Oslo", "secret": "s"}})
+    assert (answer.content, answer.artifact) == ("Sun in Oslo", "s")
     with pytest.raises(ToolException, match="no such city"):
         found.invoke({"city": "Nowhere"})
 

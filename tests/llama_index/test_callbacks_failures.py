@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel
 from tests.llama_index.traces import FOREIGN_WARNINGS, open_spans, traced, tree
+from tests.programs import run_program
 
 from pomlflow.llama_index import PomlCallbackHandler
 
@@ -252,13 +252,11 @@ raise ValueError("broken")
 """
 
 
-def test_a_program_that_fails(mlflow_store: str, stored_traces: Any) -> None:
+def test_a_program_that_fails(mlflow_store: str, stored_traces: Any, tmp_path: Path) -> None:
     """A stream that a module holds is dropped only when MLflow stores nothing any more."""
     store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_ID": mlflow_store}
     environment = {**os.environ, **store, "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run_program(SCRIPT, folder=tmp_path, environment=environment)
     assert "ValueError: broken" in done.stderr
     (trace,) = stored_traces()
     assert tree(trace).splitlines()[0] == "RetrieverQueryEngine.query CHAIN"

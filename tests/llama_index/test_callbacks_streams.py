@@ -334,7 +334,7 @@ def test_work_of_a_lazy_stream_is_part_of_the_trace(traced: Any, scripted: Any) 
     ]
 
 
-def test_many_streams_leave_nothing_behind(mlflow_store: str, make: Any, scripted: Any) -> None:
+def test_many_streams_leave_nothing_in_memory(mlflow_store: str, make: Any, scripted: Any) -> None:
     """A thousand, read and unread: no span, generator or wrapper stays in memory. MLflow itself stores nothing here."""
     streams: weakref.WeakSet[Any] = weakref.WeakSet()
     llm, engine, plain = scripted("One two."), make("One two."), PromptTemplate("{query_str}")

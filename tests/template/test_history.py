@@ -50,7 +50,7 @@ def shown(record: RenderRecord) -> list[str]:
     return [f"{message['speaker']}: {message['content']}" for message in record.result()["messages"]]
 
 
-def test_it_tells_where_the_native_messages_are() -> None:
+def test_it_returns_where_the_native_messages_are() -> None:
     record, history = render(
         '<poml><system-msg>s</system-msg><conversation messages="{{h}}"/><human-msg>q</human-msg></poml>',
         h=[ONE, TWO, THREE],
@@ -86,7 +86,7 @@ def test_messages_in_a_state_keep_their_speakers() -> None:
     record, history = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, TWO], "n": 1})
     assert (shown(record), history.placed) == (["human: one", "ai: a longer two"], {})
     record, _ = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, THREE]})
-    assert isinstance(record.error, RenderError)  # POML's own refusal of what a tool says
+    assert isinstance(record.error, RenderError)  # POML's own refusal of a tool's content
 
 
 def test_other_lists_are_left_alone() -> None:
@@ -187,7 +187,7 @@ def test_marks_do_not_outlive_a_render(markup: str) -> None:
         assert "three" in str(record.result())
 
 
-def test_only_the_line_ends_beside_a_mark_are_pomls() -> None:
+def test_only_the_line_ends_next_to_a_mark_are_pomls() -> None:
     """As in a message that POML merged of text, a picture, a mark and text."""
     history = Notes()
     history.take({"h": [ONE]}, ())

@@ -372,7 +372,7 @@ def test_assets_are_listed_where_poml_looks_for_them(folder: Path) -> None:
     assert infer(markup, folder).assets == tuple(Path(os.path.normpath(folder / name)) for name in expected)
 
 
-def test_files_are_read_by_whom_it_is_told(folder: Path) -> None:
+def test_files_are_read_by_the_given_function(folder: Path) -> None:
     found = infer("<include src='text.poml'/><include src='x.poml'/>", folder, read={folder / "x.poml": "{{y}}"}.get)
     assert found.variables == ("y",)
 
@@ -494,7 +494,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_garbage_is_taken(seed: int, tmp_path: Path) -> None:
+def test_garbage_is_parsed(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     markup = "".join(chance.choices(PIECES, k=chance.choice([3, 10, 100, 400])))
     found = infer(markup, tmp_path)

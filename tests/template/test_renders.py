@@ -1,4 +1,4 @@
-"""What the renders of a template tell: a record each, of a failed one too."""
+"""The records of a template's renders, also of failed ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_record_tells_all(folder: Path) -> None:
+def test_a_record_holds_all(folder: Path) -> None:
     file = write(folder / "support" / "a.poml", '<poml><p>Hello {{name}}</p><runtime temperature="0"/></poml>')
     template = Template(path=file, stylesheet={}, register=False)
     before = time.time_ns()
@@ -48,7 +48,7 @@ def test_a_record_tells_all(folder: Path) -> None:
     assert record.end_ns - record.start_ns <= after - before + 10**6
 
 
-def test_a_record_tells_where_files_were_looked_for_and_what_was_included(
+def test_a_record_holds_the_folder_of_files_and_what_was_included(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Relative to the prompt root: on another machine that is elsewhere."""
@@ -153,7 +153,7 @@ def test_a_name_that_is_no_identifier_is_refused_where_the_template_tries_it(nam
     ("name", "expression"),
     [("new", "new Date(0).getTime()"), ("in", "'a' in {a: 1}"), ("class", "x.class"), ("key", "x['my-key']")],
 )
-def test_reserved_words_in_their_own_sense_are_no_variables(name: str, expression: str) -> None:
+def test_reserved_words_are_no_variables(name: str, expression: str) -> None:
     record = Template(f"<p>{{{{ {expression} }}}}</p>").render({name: 1, "x": {}})
     assert record.error is None
 

@@ -30,16 +30,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stats(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The files that were asked for by `os.stat`, in order."""
-    asked: list[str] = []
+    """The files that were passed to `os.stat`, in order."""
+    seen: list[str] = []
     real = os.stat
 
     def counted(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
-        asked.append(os.fspath(path))
+        seen.append(os.fspath(path))
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(os, "stat", counted)
-    return asked
+    return seen
 
 
 def test_a_changed_file_is_picked_up_with_its_variables(folder: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_changed_file_is_picked_up_with_its_variables(folder: Path) -> None:
     )
 
 
-def test_a_file_of_the_same_size_and_time_is_told_by_its_replacement(folder: Path) -> None:
+def test_a_replaced_file_of_the_same_size_and_time_is_recognised(folder: Path) -> None:
     """Editors and deployments put a new file in the old one's place."""
     file = write(folder / "a.poml", "<p>1</p>")
     template, stamp = Template(path=file), file.stat()
@@ -110,7 +110,7 @@ def test_a_deleted_file_keeps_its_last_content_with_one_warning(folder: Path, ca
     assert len(caplog.records) == 2
 
 
-def test_content_given_beside_a_missing_file_stands_in_for_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_content_given_with_a_missing_file_replaces_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As a copy of a template does, where it is loaded on another machine."""
     template = Template(HELLO, path="missing.poml")
     assert text(template, name="Ada") == "Hello Ada"
@@ -119,7 +119,7 @@ def test_content_given_beside_a_missing_file_stands_in_for_it(folder: Path, capl
     assert text(template) == "here"
 
 
-def test_a_render_asks_once_for_each_file(folder: Path, stats: list[str]) -> None:
+def test_a_render_requests_each_file_once(folder: Path, stats: list[str]) -> None:
     one = Template(path=write(folder / "a.poml", HELLO))
     for name in ("part", "inner"):
         write(folder / f"{name}.poml", "<p>{{x}}</p>")
@@ -205,7 +205,7 @@ def test_a_picture_and_a_document_are_part_of_the_content(folder: Path) -> None:
     assert template.current() is second
 
 
-def test_a_record_tells_the_files_of_its_content(folder: Path) -> None:
+def test_a_record_lists_the_files_of_its_content(folder: Path) -> None:
     write(folder / "parts" / "head.poml", "<p>Hello</p>")
     record = Template(path=write(folder / "a.poml", '<include src="parts/head.poml"/>')).render({})
     assert record.files == (PromptFile("parts/head.poml", sha("<p>Hello</p>"), folder / "parts" / "head.poml", folder),)

@@ -49,7 +49,7 @@ def test_markup_is_never_a_path(folder: Path) -> None:
     assert text(Template(path="hello.poml"), name="Ada") == "Hello Ada"
 
 
-def test_a_missing_file_is_told_at_construction(folder: Path) -> None:
+def test_a_missing_file_is_reported_at_construction(folder: Path) -> None:
     with pytest.raises(TemplateNotFoundError, match="cannot read the template") as caught:
         Template(path="missing.poml")
     assert isinstance(caught.value, FileNotFoundError)
@@ -136,7 +136,7 @@ def test_the_mark_that_editors_on_windows_begin_a_file_with_is_no_markup(folder:
 
 
 def test_any_markup_can_be_constructed() -> None:
-    """What is wrong with it is the render's to say."""
+    """The render reports what is wrong with it."""
     for markup in ("", "<poml><p>", "{{", "{{ ) }}", "<include/>", "\x00", "}}{{"):
         Template(markup)
     error = Template("<poml><p>").render({}).error

@@ -209,7 +209,7 @@ def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
     ],
 )
 def test_broken_markup_is_reported_at_the_fault(markup: str, line: int, column: int, fault: str, remedy: str) -> None:
-    """POML itself reports where its parser stumbles, often far behind."""
+    """POML itself reports where its parser stumbles, often far after the fault."""
     error = Template(markup).render({}).error
     assert type(error) is RenderError
     assert (error.line, error.column) == (line, column)

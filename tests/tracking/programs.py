@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from tests.programs import run_program
 
 __all__ = ["found_by", "program", "run", "versions"]
 
@@ -65,24 +62,8 @@ def _environment() -> dict[str, str]:
 
 
 def run(text: str, folder: Path, *, timeout: float = 100, code: int = 0, **environment: str) -> str:
-    """Run it to its end, with all that it forked, and check its exit code; return what it printed."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", text],  # forking in threads, from Python 3.12 on
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=folder,
-        env={**_environment(), **environment},
-        start_new_session=True,
-    )
-    try:
-        printed, _ = process.communicate(timeout=timeout)
-    finally:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-    assert process.returncode == code, printed
+    """Run it to its end, and check its exit code; return what it printed."""
+    done = run_program(text, folder=folder, environment={**_environment(), **environment}, timeout=timeout)
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed
     return printed

@@ -119,7 +119,7 @@ def test_what_is_impossible_for_ever_is_counted(tasks):
     assert (runs, tasks.take_lost()) == ([1], 1)
 
 
-def test_what_depends_on_the_program_holds_up_no_flush(tasks):
+def test_what_depends_on_the_program_delays_no_flush(tasks):
     """A trace that is still open, and a prompt that is refreshed every minute."""
     ended, runs = threading.Event(), []
     parked = Do(lambda: runs.append(ended.is_set()) or (TaskState.DONE if ended.is_set() else TaskState.PARKED))
@@ -190,7 +190,7 @@ def test_an_outage_is_one_warning_and_its_end_a_message(tasks, caplog, error):
 
 
 def test_each_store_has_its_own_outage(tasks):
-    """A notebook goes on with another store; what waits for the first is still pending, and holds up no flush."""
+    """A notebook continues with another store; what waits for the first is still pending, and delays no flush."""
     done = []
     tasks.submit(Do(lambda: done.append("dead"), DEAD))
     until(lambda: tasks.is_unreachable(DEAD))

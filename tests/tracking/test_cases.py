@@ -196,20 +196,23 @@ START = {
     "uvicorn.run(app)": "import app, uvicorn; uvicorn.run(app.app, port=port, lifespan='off')",
 }
 SERVE = """
-import os, signal, socket, subprocess, sys, time, urllib.request
+import os, signal, socket, time, urllib.request
 with socket.create_server(("127.0.0.1", 0)) as listener:
     port = listener.getsockname()[1]
-server = subprocess.Popen([sys.executable, "-c", "import sys; port = int(sys.argv[1]); " + {start!r}, str(port)])
+server = os.fork()
+if server == 0:
+    {start}
+    raise SystemExit
 for number in range(40):
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{{port}}/{{number}}", timeout=60).read()
             break
         except OSError:
-            assert server.poll() is None
+            assert os.waitpid(server, os.WNOHANG) == (0, 0)
             time.sleep(0.1)
-server.send_signal(signal.SIGTERM)
-print("code", server.wait())
+os.kill(server, signal.SIGTERM)
+print("code", os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]))
 """
 
 
@@ -219,7 +222,7 @@ def test_sigterm_under_uvicorn_loses_no_trace(mlflow_store, name, tmp_path: Path
     """Uvicorn raises the signal again at its end, so that Python runs no exit hook."""
     pytest.importorskip("langchain_core")
     (tmp_path / "app.py").write_text(APP.format(uri=mlflow.get_tracking_uri(), experiment=mlflow_store, name=name))
-    printed = run(SERVE.format(start=start), tmp_path, PYTHONPATH=str(tmp_path))
+    printed = run(SERVE.format(start=start), tmp_path)
     assert "code -15" in printed
     traces = mlflow.search_traces(locations=[mlflow_store], return_type="list", max_results=100)
     assert [(str(one.info.state), linked(one)) for one in traces] == [("OK", [f"{name}/1"])] * 40

@@ -108,7 +108,7 @@ def test_a_mask_holds_for_files_too(tmp_path: Path, autolog: Callable[..., None]
     assert written(folder) == {"0001.context.json": '{\n  "name": "?"\n}', "0001.poml": "<p>{{name}}</p>"}
 
 
-def test_numbers_that_are_taken_are_passed_over(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
+def test_numbers_that_exist_are_skipped(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
     """POML's Node processes may write to the folder, too."""
     (tmp_path / "0001.other.poml").touch()
     (tmp_path / "0002.other.result.json").touch()

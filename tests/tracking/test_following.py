@@ -10,8 +10,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 import weakref
 from collections import Counter
@@ -22,6 +20,7 @@ from typing import Any
 import mlflow
 import pytest
 from tests.mlflow_server import until
+from tests.programs import run_program
 from tests.templates import text, write
 
 import pomlflow
@@ -445,13 +444,15 @@ def test_a_pickled_one_renders_where_there_is_no_registry(
     pickled = pickle.dumps(opened(name))
     assert mlflow.get_tracking_uri().encode() not in pickled
     elsewhere()
+    file = tmp_path / "template.pickle"
+    file.write_bytes(pickled)
     code = (
-        "import pickle, sys; template = pickle.load(sys.stdin.buffer); print(template.current().folder)\n"
+        "import pickle, sys; template = pickle.load(open(sys.argv[1], 'rb')); print(template.current().folder)\n"
         "print(template.render({'mood': 'kind'}).result()['messages'][0]['content'])"
     )
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": DEAD}
-    done = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, check=True, env=environment)
-    folder, shown = done.stdout.decode().split("\n", 1)
+    done = run_program(code, str(file), folder=Path.cwd(), environment={**os.environ, "MLFLOW_TRACKING_URI": DEAD})
+    done.check_returncode()
+    folder, shown = done.stdout.split("\n", 1)
     assert shown.strip() == WHOLE
     assert Path(folder).is_absolute()
     assert not Path(folder).exists()

@@ -25,7 +25,7 @@ def llama_index(prompt: Any) -> str:
     return str(prompt.format_messages(name="Ada")[0].content)
 
 
-def test_each_call_is_answered_with_the_best_that_is_known(
+def test_each_call_renders_the_last_known_version(
     mlflow_server: MlflowServer,
     use_server: Any,
     tmp_path: Path,

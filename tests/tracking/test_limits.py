@@ -42,7 +42,7 @@ def stored(stored_traces: Callable[[], list[Trace]]) -> Iterator[Callable[..., A
     mlflow.tracing.reset()
 
 
-def test_a_text_is_cut_and_says_how_much_is_missing(stored: Callable[..., Any]) -> None:
+def test_a_cut_text_counts_what_is_missing(stored: Callable[..., Any]) -> None:
     """In markup, variables and messages, at any depth; what is within the limit is whole."""
     exact = "x y" + "z" * 1497
     span = stored(f"<p>{{{{rows[0].text}}}}</p><!-- {LONG} -->", {"rows": [{"text": LONG, "n": 1}], "exact": exact})
@@ -88,7 +88,7 @@ def test_a_mask_sees_all_and_what_it_leaves_is_cut(stored: Callable[..., Any]) -
     assert span.outputs == "short"
 
 
-def test_what_a_failed_render_says_is_cut(stored: Callable[..., Any]) -> None:
+def test_the_error_of_a_failed_render_is_cut(stored: Callable[..., Any]) -> None:
     span = stored("<p>{{ (() => { throw new Error(text) })() }}</p>", {"text": "secret " + LONG})
     assert span.status.status_code.value == "ERROR"
     assert "secret" in span.attributes["poml.error"]
@@ -97,7 +97,7 @@ def test_what_a_failed_render_says_is_cut(stored: Callable[..., Any]) -> None:
         assert len(text) < 1600
 
 
-def test_a_replay_says_what_was_cut(stored: Callable[..., Any]) -> None:
+def test_a_replay_lists_what_was_cut(stored: Callable[..., Any]) -> None:
     """The inputs, without which nothing can be rendered; or what it gave alone."""
     span = stored("<p>{{text}}</p>", {"text": LONG})
     [render] = pomlflow.replay(span.trace_id).renders

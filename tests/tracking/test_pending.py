@@ -77,7 +77,7 @@ def test_a_flush_falls_back_on_mlflows_own(mlflow_store, record, monkeypatch):
 
 
 def test_a_store_that_was_left_makes_no_flush_wait(mlflow_store, record):
-    """The server was away, and the notebook goes on with another store: what can be finished is, at once."""
+    """The server was away, and the notebook continues with another store: what can be finished is, at once."""
     there = mlflow.get_registry_uri()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"

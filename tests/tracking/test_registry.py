@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 from typing import Any
@@ -174,7 +175,7 @@ def test_the_version_is_reported_once_now_or_later(mlflow_store, registry, recor
     assert [version.version for version in reported] == [1, 1, 2]
 
 
-def test_a_listener_that_fails_hurts_no_other(mlflow_store, registry, record, caplog):
+def test_a_listener_that_fails_affects_no_other(mlflow_store, registry, record, caplog):
     with mlflow.start_span("chain") as span:
         registry.link(record(), span.trace_id, on_version=lambda _: 1 / 0)
         registry.link(record(), span.trace_id)
@@ -270,11 +271,11 @@ def test_the_prompt_is_listed_in_each_experiment_that_uses_it(mlflow_store, regi
         assert record().name in [prompt.name for prompt in found]
 
 
-def test_each_registry_gets_the_prompt(mlflow_store, registry, record, tmp_path):
+def test_each_registry_gets_the_prompt(mlflow_store, registry, record, tmp_path, empty_store):
     """What counts is the registry that is set when a render is linked."""
     before = mlflow.get_registry_uri()
     trace(record("first"), registry, wait=30)
-    mlflow.set_registry_uri(f"sqlite:///{(tmp_path / 'other.db').as_posix()}")
+    mlflow.set_registry_uri(f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db').as_posix()}")
     try:
         trace(record(), registry, wait=60)
         assert [version.template for version in versions(record().name)] == [record().source]

@@ -325,7 +325,7 @@ def test_a_trace_without_poml(mlflow_store: str) -> None:
     assert str(replayed) == f"{span.trace_id}: no POML render"
 
 
-def test_a_trace_of_a_moment_ago_is_waited_for(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_that_is_not_stored_yet_is_waited_for(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow exports in the background."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
     mlflow.tracing.reset()

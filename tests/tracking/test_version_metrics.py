@@ -146,7 +146,7 @@ def test_a_time_window_and_other_experiments(name: str, tmp_path: Path) -> None:
     assert count(experiment_ids=[before, trace_location()]) == 2
 
 
-def test_an_alias_stands_for_the_version_that_it_names(name: str) -> None:
+def test_an_alias_is_the_version_that_it_names(name: str) -> None:
     trace(name, 2)
     table = pomlflow.compare_versions(name, ["production", 1, "1"])
     assert table.index.tolist() == [2, 1]

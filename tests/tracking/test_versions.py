@@ -92,7 +92,7 @@ def test_unity_catalog_sorts_nothing(record):
     assert registry.last_with_files(record().name, 4) is None
 
 
-def test_nothing_is_made_where_only_a_look_is_asked_for(record):
+def test_a_lookup_makes_nothing(record):
     assert found(record(), create=False) is None
     assert versions(record().name) == []
     found(record())
@@ -172,7 +172,7 @@ def test_a_schema_too_long_costs_only_itself(record):
         ({"extraParams": 1, "extra_params": {"a": 1}}, {"extraParams": 1, "extra_params": {"a": 1}}),
     ],
 )
-def test_runtime_in_mlflows_words(runtime, expected):
+def test_runtime_as_mlflows_model_config(runtime, expected):
     assert model_config(runtime).to_dict() == expected
 
 
@@ -186,7 +186,7 @@ def test_runtime_in_mlflows_words(runtime, expected):
         ({"name": None, "register": True, "digest": "0123456789abcdef"}, "inline-0123456789ab"),
     ],
 )
-def test_inline_markup_has_a_name_only_where_asked(record, changes, expected):
+def test_inline_markup_has_a_name_only_if_one_is_requested(record, changes, expected):
     assert name_of(record(**changes)) == expected
 
 
