@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import subprocess
 import sys
@@ -284,12 +283,23 @@ def _others_off() -> Iterator[None]:
     mlflow.langchain.autolog(disable=True, silent=True)
 
 
+# Each order of any three of them is in one of these.
+ORDERS = [
+    "langchain openai pomlflow set_trace",
+    "openai langchain set_trace pomlflow",
+    "set_trace openai pomlflow langchain",
+    "set_trace langchain pomlflow openai",
+    "pomlflow openai set_trace langchain",
+    "pomlflow langchain set_trace openai",
+]
+
+
 @pytest.mark.usefixtures("_others_off")
-@pytest.mark.parametrize("order", [pytest.param(o, id=" ".join(o)) for o in itertools.permutations(STEPS)])
+@pytest.mark.parametrize("order", ORDERS)
 def test_in_every_order_there_is_one_trace_with_each_span_once(
-    stored_traces: Fetch, prompt: str, client: tuple[openai.OpenAI, ModelServer], order: tuple[str, ...]
+    stored_traces: Fetch, prompt: str, client: tuple[openai.OpenAI, ModelServer], order: str
 ) -> None:
-    for step in order:
+    for step in order.split():
         STEPS[step]()
     name = prompt.removesuffix(".poml")
     with mlflow.start_span("explain"):

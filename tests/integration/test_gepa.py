@@ -14,7 +14,11 @@ from tests.test_docs import Page, names
 
 __all__ = ["names"]
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore", "error:::pomlflow")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.xdist_group("gepa"),
+    pytest.mark.filterwarnings("ignore", "error:::pomlflow"),
+]
 
 
 def test_gepa_finds_a_better_wording_and_what_it_breaks_does_not_win(names: dict[str, Any], tmp_path: Path) -> None:

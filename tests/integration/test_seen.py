@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,13 @@ import mlflow
 import pytest
 from tests.markdown import ROOT
 from tests.mlflow_server import MlflowServer
+from tests.programs import run_program
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.xdist_group("seen"),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
@@ -46,9 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
     shutil.copy(empty_store, folder / "mlflow.db")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     for example in ("langchain_chain.py", "conversation.py"):
-        subprocess.run(
-            [sys.executable, ROOT / "examples" / example], cwd=folder, env=environment, check=True, capture_output=True
-        )
+        run_program(ROOT / "examples" / example, folder=folder, environment=environment).check_returncode()
     with MlflowServer(folder, f"sqlite:///{folder / 'mlflow.db'}") as server:
         yield server
 

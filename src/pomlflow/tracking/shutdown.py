@@ -183,11 +183,12 @@ def _export_without_threads(queue: Any) -> None:
     if queue is None or _can_start_threads():
         return
     # upstream: mlflow 3.12-3.18: the queue loses traces then, or stores one twice and stops, as it starts its threads.
-    if queue.is_active():
-        pool = queue._worker_threadpool
-        pool._max_workers = max(1, len(pool._threads))
-    else:
-        queue._stop_event.set()  # a stopped queue exports in the calling thread
+    with queue._lock:  # another thread may be starting the queue's threads; stopped then, MLflow's exit hook never ends
+        if queue.is_active():
+            pool = queue._worker_threadpool
+            pool._max_workers = max(1, len(pool._threads))
+        else:
+            queue._stop_event.set()  # a stopped queue exports in the calling thread
 
 
 def _can_start_threads() -> bool:
