@@ -1,6 +1,6 @@
 """Variables are data: whatever they hold, the messages have the structure that they have with a harmless value.
 
-Hypothesis makes 2,000 inputs in CI, and as many as ``POMLFLOW_HOSTILE_INPUTS`` elsewhere (``make soak``: 100,000).
+Hypothesis makes 1,000 inputs in CI, and as many as ``POMLFLOW_HOSTILE_INPUTS`` elsewhere (``make soak``: 100,000).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pomlflow.engine.serialize import _RESERVED
 from pomlflow.exceptions import RenderError, VariableError
 from pomlflow.template import Template
 
-INPUTS = int(os.environ.get("POMLFLOW_HOSTILE_INPUTS", "2000"))
+INPUTS = int(os.environ.get("POMLFLOW_HOSTILE_INPUTS", "1000"))
 
 
 def share(part: float) -> Callable[[Any], Any]:
@@ -27,7 +27,7 @@ def share(part: float) -> Callable[[Any], Any]:
     count = max(1, int(INPUTS * part))
     return settings(
         max_examples=count,
-        derandomize=INPUTS <= 2000,
+        derandomize=INPUTS <= 1000,
         database=None,
         deadline=None,
         phases=(Phase.explicit, Phase.generate, Phase.shrink),

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 from mlflow.tracing.client import TracingClient
+from mlflow.tracing.export.async_export_queue import AsyncTraceExportQueue
 from tests.pending import forget_pending
 
 import pomlflow
@@ -48,6 +49,32 @@ def test_mlflows_own_flush_finishes_it_too(mlflow_store, record, monkeypatch):
         assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
         waited.clear()
     waited.set()
+
+
+def test_a_queue_that_another_thread_starts_at_exit_is_not_stopped(monkeypatch):
+    """MLflow's exit hook would wait for ever for the tasks of a stopped queue."""
+    monkeypatch.setattr(shutdown, "_can_start_threads", lambda: False)
+    exports, started, proceed = AsyncTraceExportQueue(), threading.Event(), threading.Event()
+    set_up = exports._set_up_threads
+
+    def slowly() -> None:
+        set_up()
+        started.set()
+        proceed.wait(30)
+
+    monkeypatch.setattr(exports, "_set_up_threads", slowly)
+    starting = threading.Thread(target=exports.activate)
+    starting.start()
+    started.wait(30)
+    opening = threading.Thread(target=shutdown._open, args=(exports,))
+    opening.start()
+    opening.join(0.2)  # it waits for the other thread
+    proceed.set()
+    starting.join()
+    opening.join()
+    assert exports.is_active()
+    assert not exports._stop_event.is_set()
+    exports.flush(terminate=True)
 
 
 def test_a_flush_keeps_its_limit(mlflow_store, record, monkeypatch):
