@@ -1,6 +1,8 @@
 # Everything is made in .venv, with the versions of requirements.lock.
 PYTHON ?= python3
 BIN = .venv/bin
+# With it, each of the many processes of the tests would compile all packages anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install example test integration docs notebooks lint format typecheck bench against soak langchain-core lock clean
 
