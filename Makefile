@@ -26,7 +26,7 @@ integration: install
 	$(BIN)/uv pip install --quiet --python .venv --group integration --constraints requirements.lock
 	# MLflow's LlamaIndex flavor needs this package's version alone; its dependencies are older than those of the tests.
 	$(BIN)/uv pip install --quiet --python .venv --no-deps 'llama-index>=0.14.22,<0.15'
-	$(BIN)/python -m pytest -m integration -n 2 --dist loadgroup tests/integration
+	$(BIN)/python -m pytest -m integration tests/integration
 
 # The site of docs/, in site/; a broken link or reference is an error.
 docs: install

@@ -276,6 +276,7 @@ STEPS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture
 def _others_off() -> Iterator[None]:
+    poml.clear_trace()
     yield
     poml.set_trace(False)
     poml.clear_trace()

@@ -8,9 +8,11 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer, mlflow_server, use_server
 from tests.postgres import find_postgres, postgres
 from tests.processes import started_with
+
+__all__ = ["mlflow_server", "use_server"]
 
 _MARK = "POMLFLOW_INTEGRATION"
 

@@ -1,4 +1,4 @@
-"""GEPA on a POML prompt, as in docs/optimise.md; the model that it reflects with is on loopback."""
+"""GEPA on a POML prompt, as docs/optimise.md says it; the model that it reflects with is on loopback."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from tests.test_docs import Page, names
 
 __all__ = ["names"]
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.xdist_group("gepa"),
-    pytest.mark.filterwarnings("ignore", "error:::pomlflow"),
-]
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore", "error:::pomlflow")]
 
 
 def test_gepa_finds_a_better_wording_and_what_it_breaks_does_not_win(names: dict[str, Any], tmp_path: Path) -> None:
@@ -44,9 +40,9 @@ def test_gepa_finds_a_better_wording_and_what_it_breaks_does_not_win(names: dict
     assert shown.printed.splitlines()[-1] == "0.0 1.0 prompts:/harbour/2"  # GEPA prints its progress
     assert [path for path in server.paths if not path.endswith("/chat/completions")] == []
     assert len(server.bodies) == 3, "it went on after the best candidate, or stopped before"
-    sent = server.bodies[0]["messages"][0]["content"]
-    assert sent.startswith("These are the instructions of an assistant, as a POML document:\n<poml>")
-    assert '<img src="chart.png"' in sent
+    asked = server.bodies[0]["messages"][0]["content"]
+    assert asked.startswith("These are the instructions of an assistant, as a POML document:\n<poml>")
+    assert '<img src="chart.png"' in asked
 
     best = names["PomlPromptTemplate"].from_registry("harbour", version=2)
     assert best.source == better.strip()

@@ -9,7 +9,7 @@ from langchain_core.language_models import FakeListChatModel
 import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("postgres")]
+pytestmark = pytest.mark.integration
 
 
 def test_a_batch_is_stored_whole_and_linked_to_one_version(postgres_server, use_server):

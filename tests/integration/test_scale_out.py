@@ -18,7 +18,7 @@ from tests.markdown import ROOT, blocks
 from tests.mlflow_server import until
 from tests.processes import Process, started_with
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("postgres"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 PAGE = (ROOT / "docs" / "scale-out.md").read_text(encoding="utf-8")
 ROWS = int(os.environ.get("POMLFLOW_RAY_ROWS", "2000"))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,11 @@ import mlflow
 import pytest
 from tests.markdown import ROOT
 from tests.mlflow_server import MlflowServer
-from tests.programs import run_program
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.xdist_group("seen"),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
@@ -46,7 +46,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
     shutil.copy(empty_store, folder / "mlflow.db")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     for example in ("langchain_chain.py", "conversation.py"):
-        run_program(ROOT / "examples" / example, folder=folder, environment=environment).check_returncode()
+        subprocess.run(
+            [sys.executable, ROOT / "examples" / example], cwd=folder, env=environment, check=True, capture_output=True
+        )
     with MlflowServer(folder, f"sqlite:///{folder / 'mlflow.db'}") as server:
         yield server
 
@@ -97,7 +99,7 @@ def see(page: Any, *texts: str) -> None:
 
 
 def take_picture(page: Any, name: str, height: int = 700) -> None:
-    """Write a picture for the docs, if a folder is set."""
+    """Write a picture for the docs, where they are wanted."""
     if folder := os.environ.get("POMLFLOW_SCREENSHOTS"):
         page.set_viewport_size({"width": 1400, "height": height})
         page.screenshot(path=ROOT / folder / name)
