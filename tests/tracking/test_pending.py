@@ -66,12 +66,12 @@ def test_a_queue_that_another_thread_starts_at_exit_is_not_stopped(monkeypatch):
     starting = threading.Thread(target=exports.activate)
     starting.start()
     started.wait(30)
-    opening = threading.Thread(target=shutdown._open, args=(exports,))
-    opening.start()
-    opening.join(0.2)  # it waits for the other thread
+    preparing = threading.Thread(target=shutdown._export_without_threads, args=(exports,))
+    preparing.start()
+    preparing.join(0.2)  # it waits for the other thread
     proceed.set()
     starting.join()
-    opening.join()
+    preparing.join()
     assert exports.is_active()
     assert not exports._stop_event.is_set()
     exports.flush(terminate=True)
