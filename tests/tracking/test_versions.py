@@ -72,16 +72,17 @@ def test_a_version_that_was_rendered_is_found_if_it_still_has_its_content(record
 
 
 class UnityCatalog(MlflowClient):
-    """MLflow's client with what its Unity Catalog store refuses."""
+    """MLflow's client as it is with Unity Catalog: prompts are no models, and are listed in pages without a filter."""
 
-    def search_model_versions(self, filter_string=None, max_results=None, order_by=None, page_token=None):
-        if order_by:
-            raise MlflowException("Argument 'order_by' is unsupported for models in the Unity Catalog")
-        return super().search_model_versions(filter_string, 2, page_token=page_token)
+    def search_model_versions(self, *_: Any, **__: Any) -> Any:
+        raise MlflowException("there is no such model")
+
+    def search_prompt_versions(self, name: str, max_results: int | None = None, page_token: str | None = None) -> Any:
+        return super().search_prompt_versions(name, 2, page_token)
 
 
-def test_unity_catalog_sorts_nothing(record):
-    """So all versions are read, in pages."""
+def test_unity_catalog_is_searched_in_pages_of_all_versions(record):
+    """It has no search by tag."""
     registry = Registry(UnityCatalog(), "databricks-uc")
 
     def find(content: str) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -105,29 +105,49 @@ class Registry:
 
     def last_with_files(self, name: str, before: int) -> PromptVersion | None:
         """Return the last version before a number that has files."""
-        has_files = f"tags.`{FILES_TAG}` LIKE '%' AND version_number < {before}"
-        return next(iter(self._search(name, has_files, newest=True)), None)
+        return next(iter(self._search(name, FILES_TAG, before=before, newest=True)), None)
 
     def _first(self, name: str, digest: str) -> PromptVersion | None:
         """Return the first version of a prompt with a digest."""
-        return next(iter(self._search(name, f"tags.`{_DIGEST}` = '{digest}'")), None)
+        return next(iter(self._search(name, _DIGEST, digest)), None)
 
-    def _search(self, name: str, condition: str = "", *, newest: bool = False, limit: int = 1) -> list[PromptVersion]:
-        """Return versions in the order of their numbers. Names and digests contain no quotes, so none are escaped."""
+    def _search(
+        self,
+        name: str,
+        tag: str | None = None,
+        value: str | None = None,
+        *,
+        before: int | None = None,
+        newest: bool = False,
+        limit: int = 1,
+    ) -> list[PromptVersion]:
+        """Return versions in the order of their numbers; those with a tag, of any value if none is given."""
+        if self.uri.startswith("databricks-uc"):  # its prompts are no models, and it has no search by tag
+            found = [one for one in self._all(name) if before is None or int(one.version) < before]
+            found = [one for one in found if tag is None or (tag in one.tags and value in {None, one.tags[tag]})]
+            return sorted(found, key=lambda one: int(one.version), reverse=newest)[:limit]
+        # Names and digests contain no quotes, so none are escaped.
         query = f"name = '{name}' AND tags.`{_IS_PROMPT}` = 'true'"
-        if condition:
-            query += f" AND {condition}"
-        if self.uri.startswith("databricks-uc"):  # its client refuses an order
-            page = self.client.search_model_versions(query)
-            found = list(page)
-            while page.token:
-                page = self.client.search_model_versions(query, page_token=page.token)
-                found += page
-            found = sorted(found, key=lambda version: int(version.version), reverse=newest)[:limit]
-        else:
-            order = f"version_number {'DESC' if newest else 'ASC'}"
-            found = self.client.search_model_versions(query, max_results=limit, order_by=[order])
-        return [model_version_to_prompt_version(version) for version in found]
+        if tag is not None:
+            query += f" AND tags.`{tag}` LIKE '%'" if value is None else f" AND tags.`{tag}` = '{value}'"
+        if before is not None:
+            query += f" AND version_number < {before}"
+        order = f"version_number {'DESC' if newest else 'ASC'}"
+        models = self.client.search_model_versions(query, max_results=limit, order_by=[order])
+        return [model_version_to_prompt_version(version) for version in models]
+
+    def _all(self, name: str) -> Iterator[PromptVersion]:
+        """Yield all versions, in pages; none of a prompt that does not exist."""
+        token: str | None = ""
+        while token is not None:
+            try:
+                page = self.client.search_prompt_versions(name, page_token=token or None)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return
+                raise
+            yield from page
+            token = page.token or None
 
     def _make(self, name: str, draft: RenderRecord, message: str | None, *, is_first: bool) -> PromptVersion:
         """Make a version, and return the lowest one of this content, which another process may have made."""
