@@ -218,7 +218,7 @@ def test_the_cache_holds_the_source_so_that_a_start_does_not_read_the_bundle(cac
 
 
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **folders: Path | None) -> None:
-    monkeypatch.setattr(install, "_package", lambda name: folders[name])
+    monkeypatch.setattr(install, "package_folder", lambda name: folders[name])
 
 
 def test_a_missing_node_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
