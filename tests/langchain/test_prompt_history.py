@@ -143,6 +143,19 @@ def test_a_message_made_in_an_expression_is_pomls() -> None:
     assert messages == [HumanMessage("First"), AIMessage("Own", id="a"), AIMessage("Changed")]
 
 
+def test_a_history_that_a_span_recorded_is_the_history() -> None:
+    """Its tool calls and their results too."""
+    call = {"id": "1", "name": "find", "args": {"day": 3}}
+    recorded = [
+        {"speaker": "human", "type": "human", "content": "Why?"},
+        {"speaker": "ai", "type": "ai", "content": "", "tool_calls": [call]},
+        {"speaker": "tool", "type": "tool", "content": "Swell.", "tool_call_id": "1"},
+    ]
+    expected = [HumanMessage("Why?"), AIMessage("", tool_calls=[call]), ToolMessage("Swell.", tool_call_id="1")]
+    prompt = PomlPromptTemplate.from_template("<poml><conversation messages='{{history}}'/></poml>")
+    assert prompt.invoke({"history": recorded}).to_messages() == expected
+
+
 def test_two_histories() -> None:
     prompt = conversation("first", '<human-msg>and</human-msg><conversation messages="{{second}}"/>')
     assert prompt.optional_variables == ["first", "second"]

@@ -202,7 +202,9 @@ class MessageHistory(History[BaseMessage]):
         if isinstance(item, BaseMessage):
             return [item]
         if isinstance(item, Mapping) and "speaker" in item:
-            return from_poml([in_poml_form(item)])
+            if "type" not in item or not isinstance(item["content"], str):
+                return from_poml([in_poml_form(item)])
+            item = {key: value for key, value in item.items() if key != "speaker"}  # as `describe` returns it
         return convert_to_messages([item])  # raises for other types
 
     @override
