@@ -217,7 +217,7 @@ class NotPomlError(RegistryError):
 
 
 class CandidateError(RegistryError):
-    """An optimiser's candidate is not POML, or has other variables, tools, files or parts than the prompt."""
+    """An optimiser's candidate is not POML, or differs from the prompt in more than its wording."""
 
 
 class TraceNotFoundError(PomlError, LookupError):

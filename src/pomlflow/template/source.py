@@ -153,7 +153,9 @@ class Snapshot:
     @property
     def label(self) -> str | None:
         """The name of the markup in errors: its file, or its URI in a registry; None for inline markup."""
-        return self.uri if self.path is None else str(self.path)
+        if self.path is not None:
+            return str(self.path)
+        return self.uri if self.uri is None or self.version is not None else f"the candidate for {self.uri}"
 
 
 class Origin(Protocol):

@@ -1,16 +1,18 @@
 """Check a text that MLflow's prompt optimiser tries instead of a version's own text.
 
-It must be POML, with the variables, tools, files and other parts of the version.
+It must be POML, with the variables, tools, files, schemas, roles and other parts of the version.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from pomlflow.exceptions import CandidateError
-from pomlflow.template.inference import infer
+from pomlflow.template.inference import READERS, infer
+from pomlflow.template.javascript import analyse
 from pomlflow.template.markup import TOOLS, Element, is_poml, parse_document
 from pomlflow.template.source import Inference
 from pomlflow.tracking.bundle import ExtractedFiles
@@ -18,10 +20,15 @@ from pomlflow.tracking.bundle import ExtractedFiles
 __all__ = ["check_candidate"]
 
 _PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
+_ROLES: Final = {
+    **dict.fromkeys(("systemmsg", "systemmessage"), "system"),
+    **dict.fromkeys(("humanmsg", "humanmessage"), "human"),
+    **dict.fromkeys(("aimsg", "aimessage"), "ai"),
+}
 
 
 def check_candidate(text: str, found: Inference, original: str, files: ExtractedFiles, uri: str) -> None:
-    """Raise a `CandidateError` if a candidate is not POML, or lacks or adds a variable, tool, file or part."""
+    """Raise a `CandidateError` if a candidate is not POML, or other than in its wording differs from the original."""
     if not is_poml(text) or (_is_document(original) and not _is_document(text)):
         raise CandidateError(
             f"the candidate for {uri} is not a POML document: it must be the whole markup, from <poml> to </poml>, "
@@ -32,12 +39,17 @@ def check_candidate(text: str, found: Inference, original: str, files: Extracted
         _contents(original, infer(original, files.folder, read=files.read), files),
         _contents(text, found, files),
     )
-    lost, new = [", ".join(_missing(*pair)) for pair in ((before, after), (after, before))]
-    if lost or new:
-        changes = " and ".join(filter(None, (lost and f"lost {lost}", new and f"added {new}")))
+    lost, new = [list(_missing(*pair)) for pair in ((before, after), (after, before))]
+    lost += [f"the role {role}" for role in sorted(_roles(original) - _roles(text))]
+    details, others = _details(original), _details(text)
+    changed = [what for what in details if what in others and details[what] != others[what]]
+    changes = [
+        f"{verb} {', '.join(them)}" for verb, them in (("lost", lost), ("added", new), ("changed", changed)) if them
+    ]
+    if changes:
         raise CandidateError(
-            f"the candidate for {uri} has {changes}: change the wording, and keep each variable, tool, file and "
-            "part as it is in the original",
+            f"the candidate for {uri} has {' and '.join(changes)}: change the wording, and keep each variable, tool, "
+            "file, role and part as it is in the original",
             uri,
         )
 
@@ -50,14 +62,49 @@ def _is_document(text: str) -> bool:
 
 def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, set[str]]:
     """Return the names that must not change, by a format string that describes one of them in an error."""
-    tools = [one for one in parse_document(text).walk() if one.name.replace("-", "") in TOOLS]
+    elements = list(parse_document(text).walk())
+    tools = [one for one in elements if one.name.replace("-", "") in TOOLS]
+    constant = [one for one in found.expressions if one.kind in {"if", "for"} and not analyse(one.code).uses]
     paths = {os.path.relpath(file, files.folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
     return {
         "the variable {{{{{}}}}}": {use.name for use in found.uses},
         "the tool {}": {tool.find("name").text for tool in tools},
         "the file {}": paths,
+        "the condition {}": {f'{one.kind}="{one.code}"' for one in constant},
         "{}": {_PARTS[part] for part in found.fields & _PARTS.keys()},
     }
+
+
+def _roles(text: str) -> set[str]:
+    """Return the roles of the messages; markup without messages is one human message."""
+    elements = list(parse_document(text).walk())
+    named = {_ROLES.get(one.name.replace("-", ""), one.find("speaker").text) for one in elements} - {""}
+    return named or {"human"}
+
+
+def _details(text: str) -> dict[str, Any]:
+    """Return the schemas without descriptions, and which files are pictures, by what an error names them."""
+    found: dict[str, Any] = {}
+    for one in parse_document(text).walk():
+        name, schema = one.name.replace("-", ""), one.text().text
+        if name in READERS:
+            source = one.find("src").text or f"<{name}>"
+            found[f'syntax="multimedia" of {source}'] = one.find("syntax").text == "multimedia"
+        elif name in TOOLS or name == "outputschema":
+            part = "<output-schema>" if name == "outputschema" else f"the tool {one.find('name').text}"
+            try:
+                value = _without_descriptions(json.loads(schema))
+            except (ValueError, RecursionError):  # JavaScript, or JSON with expressions in it
+                value = " ".join(schema.split())
+            found[f"the schema of {part}"] = value
+    return found
+
+
+def _without_descriptions(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        texts = {key for key, value in schema.items() if key == "description" and isinstance(value, str)}
+        return {key: _without_descriptions(value) for key, value in schema.items() if key not in texts}
+    return [_without_descriptions(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def _missing(one: dict[str, set[str]], other: dict[str, set[str]]) -> Iterator[str]:
