@@ -1,4 +1,4 @@
-"""Log one prompt in three MLflow models of different flavors. Runs offline, without a key.
+"""Log one prompt in three MLflow models of different flavors. Runs offline, without a key; needs the package langchain.
 
 cd examples/serve
 python log_models.py
