@@ -2,8 +2,8 @@
 
     MLFLOW_TRACKING_URI=http://localhost:5000 python examples/ray_batch.py --rows 2000 --actors 2
 
-Batches have 100 rows, so two actors need at least 200. Runs offline, without a key; needs a running `mlflow server`, and
-the packages `pomlflow[langchain]` and `ray[data]`.
+Batches have 100 rows, so two actors need at least 200. Runs offline, without a key; needs a running `mlflow server`,
+and the packages `pomlflow[langchain]` and `ray[data]`.
 """
 
 from __future__ import annotations
