@@ -250,6 +250,24 @@ def test_the_remedy_of_an_error_is_shown(run: Run, folder: Path, command: str) -
     assert error.value.hint.splitlines()[0] in done.stdout
 
 
+def test_each_error_has_its_own_remedy_in_the_order_of_the_lines(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = '<p if="a is not None">a</p>\n<p>{{ ", ".join(b) }}</p>\n<item>x</item>'
+    write(folder / "a.poml", f'<poml>\n<table src="no.csv"/>\n{broken}</poml>')
+    shown = run("check", "a.poml").stdout.splitlines()
+    assert [line.split(": ")[0] for line in shown if not line.startswith("  ")] == [
+        "a.poml:2:1", "a.poml:3:7", "a.poml:4:4", "a.poml:5:1"
+    ]  # fmt: skip
+    python = [line.rpartition(": ")[2] for line in shown if "is Python" in line]
+    assert python == ["write !==", "write xs.join(', ')"]
+    assert shown[-2].startswith("a.poml:5:1: item does not appear alone")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    annotations = run("check", "a.poml").stdout.splitlines()
+    assert "line=3,col=7::Unexpected identifier 'is'%0Aan expression is JavaScript" in annotations[1]
+    assert annotations[2].endswith("write xs.join(', ')")
+
+
 def test_in_github_actions_problems_are_annotations(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     write(folder / "wrong.poml", "<tsk/>")

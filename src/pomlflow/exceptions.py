@@ -146,6 +146,7 @@ class Problem:
         column: The column, from 1, in characters (neither UTF-16 units nor bytes).
         text: The offending line.
         width: The number of offending characters in that line.
+        remedy: The remedy, or None.
     """
 
     message: str
@@ -155,6 +156,7 @@ class Problem:
     column: int | None = None
     text: str | None = None
     width: int = 1
+    remedy: str | None = None
 
     @property
     def place(self) -> str:
@@ -350,12 +352,12 @@ class WorkerDiedError(EngineError):
 class RenderError(PomlError):
     """POML refused the template or could not render it with these variables.
 
-    The text is the first problem with its place, the offending line and a caret; then the other problems, one per line;
-    then the remedy. It has at most 25 lines and 2,000 characters.
+    The text is the first problem with its place, the offending line and a caret; then the other problems, one per line,
+    each with its remedy; then the remedy of the first one. It has at most 25 lines and 2,000 characters.
 
     Attributes:
         problems: The problems that POML collected, without repeats; the attributes below describe the first.
-        hint: The remedy, or None.
+        hint: The remedy of the first problem, and what concerns all of them, or None.
         message: POML's message.
         file: The file with the error, which may be an included one; None for inline markup.
         line: The line, from 1, or None.
@@ -370,11 +372,18 @@ class RenderError(PomlError):
     def __init__(self, problems: Iterable[Problem], hint: str | None = None) -> None:
         # POML often reports one mistake several times.
         self.problems = _distinct(problems)
-        self.hint = hint
         first = self.problems[0]
+        self.hint = "\n".join(dict.fromkeys(filter(None, (first.remedy, hint)))) or None
         self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
-        others = [_cut(f"also {problem.place}: {problem.message}", 4, 300) for problem in self.problems[1:]]
-        super().__init__(_bounded(str(first), others, hint))
+        others = [_cut(_also(problem), 4, 300) for problem in self.problems[1:]]
+        named = first.remedy and first.kind != "MarkupError" and any(one.line != first.line for one in self.problems)
+        remedy = f"line {first.line}: {self.hint}" if named else self.hint
+        super().__init__(_bounded(str(first), others, remedy))
+
+
+def _also(problem: Problem) -> str:
+    remedy = f": {problem.remedy}" if problem.remedy else ""
+    return f"also {problem.place}: {problem.message}{remedy}"
 
 
 def _distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:

@@ -199,21 +199,24 @@ def opened(file: Path, name: str | None = None) -> Template | None:
 
 
 def show_problems(file: str, error: PomlError) -> None:
-    """Print an error's problems, one per line in the format of compilers, and its remedy."""
+    """Print an error's problems by line in the format of compilers, each with its remedy, and what concerns all."""
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # the engine cannot render anything, which is not the prompt's fault
-    _show("<stdin>" if file == "-" else file, _problems(error))
+    problems = _problems(error)
+    files = list(dict.fromkeys(one.file for one in problems))
+    ordered = sorted(problems, key=lambda one: (files.index(one.file), one.line or 0, one.column or 0))
+    _show("<stdin>" if file == "-" else file, ordered)
     if isinstance(error, RenderError) and error.hint:
-        click.echo("\n".join(f"  {line}" for line in error.hint.splitlines()))
+        click.echo(_indented(error.hint.removeprefix(problems[0].remedy or "").strip("\n")), nl=False)
 
 
 def _show(file: str, problems: Sequence[Problem], level: str = "error") -> None:
-    """Print the first problems, one per line, and the number of the others."""
+    """Print the first problems, each with its remedy, and the number of the others."""
     lines = [_line(file, problem, level) for problem in problems]
-    printed = length = 0
-    for line in lines[:_LINES]:
-        length += len(line)
-        if printed and length > _CHARACTERS:
+    printed = length = rows = 0
+    for line in lines:
+        length, rows = length + len(line), rows + line.count("\n") + 1
+        if printed and (length > _CHARACTERS or rows > _LINES):
             break
         click.echo(line)
         printed += 1
@@ -227,11 +230,18 @@ def _line(file: str, problem: Problem, level: str) -> str:
     place = shown_path(problem.file or file)
     line, column = problem.line or 1, problem.column or 1
     message = problem.message if len(problem.message) <= _LONGEST else f"{problem.message[:_LONGEST]}…"
+    remedy = problem.remedy or ""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         # https://docs.github.com/actions/reference/workflow-commands-for-github-actions
         place = _escaped(place).replace(":", "%3A").replace(",", "%2C")
-        return f"::{level} file={place},line={line},col={column}::{_escaped(message)}"
-    return f"{place}:{line}:{column}: {'' if level == 'error' else f'{level}: '}{message.split(chr(10), 1)[0]}"
+        text = f"{message}\n{remedy}" if remedy else message
+        return f"::{level} file={place},line={line},col={column}::{_escaped(text)}"
+    shown = f"{place}:{line}:{column}: {'' if level == 'error' else f'{level}: '}{message.split(chr(10), 1)[0]}\n"
+    return (shown + _indented(remedy)).rstrip("\n")
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines())
 
 
 def _escaped(text: str) -> str:

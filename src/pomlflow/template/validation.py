@@ -35,6 +35,7 @@ _SHOWN = 20  # names in a message
 
 # Problems that no value of a variable can cause.
 _STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpected)(?! .*JSON)")
+_SYNTAX = ("unexpected character", "Expecting")  # how the errors of POML's parser begin
 _UNKNOWN = re.compile(r"Component (\S+) not found")
 _TEXT = "value= is a JavaScript expression: put a text in quotes of its own, "
 _DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, and a < b as b > a"
@@ -192,34 +193,41 @@ def _is_empty(history: Any) -> bool:
 
 def with_hint(error: RenderError, snapshot: Snapshot) -> RenderError:
     """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
-    error = RenderError(map(_named, error.problems), error.hint)
-    first = error.problems[0]
-    fault, hint = _diagnose(first, snapshot)
-    hints = [hint or error.hint, *(why for file, why in snapshot.missing if file in str(error))]
-    found = "\n".join(dict.fromkeys(filter(None, hints)))
-    if fault is not None:
-        return RenderError([fault, *error.problems], found or None)
-    return RenderError(error.problems, found or None)
+    problems = [replace(one, remedy=_remedy_of(one, snapshot)) for one in map(_named, error.problems)]
+    fault = _cause(problems[0], snapshot)
+    problems = [fault, *problems] if fault is not None else problems
+    hints = [None if problems[0].remedy else error.hint]
+    hints += [why for file, why in snapshot.missing if file in str(error)]
+    return RenderError(problems, "\n".join(dict.fromkeys(filter(None, hints))) or None)
 
 
-def _diagnose(problem: Problem, snapshot: Snapshot) -> tuple[Problem | None, str | None]:
-    """Return the cause of a problem as a problem of its own, and the remedy; each None if it is not known."""
-    unknown = _UNKNOWN.match(problem.message)
-    if unknown:
-        return None, _INSTEAD.get(unknown[1].lower())
-    if problem.message.startswith("POML version"):
-        return None, f"poml {engine.poml_version()} is installed: change the version, or remove it"
-    source = _source_of(problem, snapshot)
+def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
+    """Return the cause of a syntax error as a problem of its own, or None if it is not known."""
+    source = _source_of(problem, snapshot) if problem.message.startswith(_SYNTAX) else None
     if source is None or problem.line is None or problem.column is None:
-        return None, None
-    offset = source.offset(problem.line, problem.column)
-    if not problem.message.startswith(("unexpected character", "Expecting")):
-        return None, _remedy_at(source, offset, problem.width, snapshot)
-    fault = find_fault(source.text, offset)
+        return None
+    fault = find_fault(source.text, source.offset(problem.line, problem.column))
     if fault is None:
-        return None, None
+        return None
     line, column, text = source.locate(fault.offset)
-    return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width), fault.remedy
+    return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width, fault.remedy)
+
+
+def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
+    """Return the remedy for a problem, or None if it is not known."""
+    message = problem.message
+    if unknown := _UNKNOWN.match(message):
+        return _INSTEAD.get(unknown[1].lower())
+    if message.startswith("POML version"):
+        return f"poml {engine.poml_version()} is installed: change the version, or remove it"
+    if message.endswith("without a list context"):
+        return "put the <item> into a <list>"
+    if message.startswith(_SYNTAX) or problem.line is None or problem.column is None:
+        return None
+    source = _source_of(problem, snapshot)
+    if source is None:
+        return None
+    return _remedy_at(source, source.offset(problem.line, problem.column), problem.width, snapshot)
 
 
 def _remedy_at(source: SourceText, offset: int, width: int, snapshot: Snapshot) -> str | None:
