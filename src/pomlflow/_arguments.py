@@ -25,18 +25,22 @@ _FOREIGN: Final = {
 
 
 def refuse_arguments(
-    unknown: Iterable[str], owner: str = "", known: Iterable[str] = (), spell: Callable[[str], str] = str
+    unknown: Iterable[str],
+    owner: str = "",
+    known: Iterable[str] = (),
+    spell: Callable[[str], str] = str,
+    remedy: str = "",
 ) -> None:
     """Raise a `ConfigurationError` for an argument that was removed, or a TypeError for one that never existed.
 
     `owner` received the unknown arguments, and has the known ones. `spell` returns a name as the error shows it, for
-    example that of an environment variable.
+    example that of an environment variable. `remedy` contains ``{}`` for the name, and follows the problem.
     """
     for name in sorted(unknown):
         if name in _REMOVED:
             raise ConfigurationError(f"{spell(name)} was removed in pomlflow 0.2: {_REMOVED[name]}")
         near = difflib.get_close_matches(name, known, 1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
+        meant = f"; did you mean {near[0]!r}?" if near else remedy.format(name)
         raise TypeError(f"{f'{owner} ' if owner else ''}got an unexpected keyword argument {name!r}{meant}")
 
 

@@ -134,7 +134,8 @@ def _template_and_variables(
     options: RenderOptions,
 ) -> tuple[Template, Mapping[str, Any]]:
     known = RenderOptions.__annotations__.keys()
-    refuse_arguments(options.keys() - known, known=known)
+    remedy = '; pass a variable in a mapping, as the second argument: {{"{}": …}}'
+    refuse_arguments(options.keys() - known, known=known, remedy=remedy)
     check_format(format)
     if context is not None and not isinstance(context, Mapping):
         raise ConfigurationError(f"context must be a mapping of variables, not a {type(context).__name__}")

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 from mlflow.entities import Span, Trace
 from tests.adapters.frameworks import Framework
 from tests.registry_prompts import warnings_of
 
-from pomlflow.exceptions import RenderError
+from pomlflow.exceptions import ConfigurationError, RenderError
 from pomlflow.settings import settings
 
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
@@ -202,3 +204,29 @@ def test_half_an_emoji_costs_no_trace(framework: Framework, stored_traces: Fetch
     inputs = poml_span(traces[0]).inputs
     assert inputs == "\ufffd" if mask else inputs["context"] == {"name": "\ufffd and 😀"}
     assert "so \\ufffd" in everything(traces[0])
+
+
+def test_arrays_and_data_frames_are_values(framework: Framework) -> None:
+    rows = pd.DataFrame({"item": ["tea"], "sold": [3]})
+    table = framework.prompts.from_template('<table records="{{rows}}" syntax="csv"/>')
+    assert table.format(rows=rows).split()[-2:] == ["item,sold", "tea,3"]
+    loop = framework.prompts.from_template("<p>{{numbers.join(' and ')}}</p>")
+    assert loop.format(numbers=np.array([1, 2])).endswith("1 and 2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"template": Path("p.poml")}, r"a template is a text, not of the type PosixPath; for a file use .*from_file"),
+        ({"template": 3}, "a template is a text, not of the type int; for a file use .*from_file"),
+        (
+            {"template": "<p/>", "stylesheet": "list { }"},
+            r'a stylesheet is a mapping .*"list": .*, not of the type str',
+        ),
+    ],
+)
+def test_templates_and_stylesheets_of_another_type_are_refused(
+    framework: Framework, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message.replace("PosixPath", type(Path()).__name__)):
+        framework.prompts.from_template(**arguments)

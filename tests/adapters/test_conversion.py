@@ -233,7 +233,7 @@ class TestLlamaIndex:
 
     def test_what_has_no_form_is_named(self) -> None:
         from llama_index.core.base.llms.types import ChatMessage, ImageBlock
-        from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
+        from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, RichPromptTemplate
 
         from pomlflow.llama_index import to_poml
 
@@ -242,6 +242,7 @@ class TestLlamaIndex:
             (PromptTemplate("{x}", function_mappings={"x": lambda **_: "1"}), "x is a function"),
             (ChatPromptTemplate([ChatMessage(role="tool", content="x")]), "the role tool"),
             (ChatPromptTemplate([by_address]), "a content block of type image"),
+            (RichPromptTemplate("{{x}}"), r"RichPromptTemplate is written in Jinja.* docs/migration\.md"),
         ):
             with pytest.raises(ConversionError, match=words):
                 to_poml(prompt)

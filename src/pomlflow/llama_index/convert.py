@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
-from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
+from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, RichPromptTemplate
 from llama_index.core.prompts.base import BasePromptTemplate
 
 from pomlflow.exceptions import ConversionError
@@ -41,6 +41,9 @@ def to_poml(prompt: BasePromptTemplate) -> str:
         </poml>
         <BLANKLINE>
     """
+    if type(prompt) is RichPromptTemplate:
+        remedy = 'write it anew, by the table in docs/migration.md, "From RichPromptTemplate"'
+        raise _no_form(type(prompt).__name__, f"is written in Jinja, which has no form here: {remedy}")
     if type(prompt) not in (ChatPromptTemplate, PromptTemplate):
         raise _no_form(type(prompt).__name__, "has no form here: convert the prompts in it, or write it anew")
     if prompt.output_parser is not None:

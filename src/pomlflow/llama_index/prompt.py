@@ -324,7 +324,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """Return whether all open variables are given and all given ones are empty strings, as for `_measure`."""
         names = [name for name in given if name not in self.kwargs]
         filled = self._map_template_vars(dict.fromkeys(names))
-        return bool(names) and all(given[name] == "" for name in names) and {*self._open_variables()} <= filled.keys()
+        empty = all(isinstance(given[name], str) and not given[name] for name in names)
+        return bool(names) and empty and {*self._open_variables()} <= filled.keys()
 
     def _measure(self) -> str:
         """Return a text about as long as the prompt with empty variables: the markup and the values that are set.

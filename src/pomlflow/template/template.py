@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pomlflow._log import logger
-from pomlflow.exceptions import Problem, RenderError, TemplateNotFoundError
+from pomlflow.exceptions import ConfigurationError, Problem, RenderError, TemplateNotFoundError
 from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
 from pomlflow.template.files import decode, stamp, stamps
@@ -52,6 +52,15 @@ class Template:
         register: bool | None = None,
         origin: Origin | None = None,
     ) -> None:
+        if source is not None and not isinstance(source, str):
+            raise ConfigurationError(
+                f"a template is a text, not of the type {type(source).__name__}; for a file use from_file(path)"
+            )
+        if stylesheet is not None and not isinstance(stylesheet, Mapping):
+            raise ConfigurationError(
+                "a stylesheet is a mapping of elements or classes to attributes, "
+                f'such as {{"list": {{"listStyle": "dash"}}}}, not of the type {type(stylesheet).__name__}'
+            )
         self.origin = origin
         self.path = None if path is None else absolute(path)
         self.base_dir = None if base_dir is None else absolute(base_dir)
