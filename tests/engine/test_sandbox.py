@@ -161,7 +161,9 @@ def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_read(home: Path,
     (home / "out.txt").symlink_to(tmp_path / "other" / "secret.txt")
     (home / "folder").symlink_to(tmp_path / "other")
     (home / "in.txt").symlink_to(home / "note.txt")
-    refused(home, DOCUMENT, path="out.txt")
+    message = refused(home, DOCUMENT, path="out.txt")
+    assert f"a link to {str(tmp_path / 'other' / 'secret.txt')!r}, may not be read" in message
+    assert f"allow_read=[{str(tmp_path / 'other')!r}]" in message
     refused(home, DOCUMENT, path="folder/secret.txt")
     refused(home, DOCUMENT, path="folder/../other/secret.txt")
     assert read(home, DOCUMENT, path="in.txt") == "a note"

@@ -132,11 +132,18 @@ class FileAccess:
         """The remedy for denied requests; None if there were none."""
         if not self.denied:
             return None
-        names = ", ".join(map(repr, self.denied))
         folders = ", ".join(map(repr, self.roots)) or "nothing"
         if self._request.roots is not None:
+            names = ", ".join(map(repr, self.denied))
             return f"{names} may not be read: this template is not trusted and may read {folders} only"
-        wanted = ", ".join(map(repr, dict.fromkeys(self.denied.values())))
+        allowed, parts = [], []
+        for path, folder in self.denied.items():
+            target = os.path.realpath(path)
+            is_link = is_under(path, self.roots)
+            parts.append(f"{path!r}, a link to {target!r}," if is_link else repr(path))
+            allowed.append(os.path.dirname(target) if is_link else folder)  # noqa: PTH120
+        names = ", ".join(parts)
+        wanted = ", ".join(map(repr, dict.fromkeys(allowed)))
         return (
             f"{names} may not be read: this template may read {folders}. Allow more with "
             f"pomlflow.configure(allow_read=[{wanted}]), or lift the sandbox with pomlflow.configure(sandbox=False)"
