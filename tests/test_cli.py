@@ -400,6 +400,26 @@ def test_an_unreachable_server_is_an_error_without_retries(run: Run, mlflow_stor
         assert "127.0.0.1" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["diff p/support.poml", "pull", "render"])
+@pytest.mark.parametrize(("options", "seconds"), [((), 60), (("--timeout", "90"), 90)])
+@pytest.mark.usefixtures("unset")
+def test_a_slow_store_is_waited_for_and_its_error_names_the_option(
+    run: Run, mlflow_store: str, monkeypatch: pytest.MonkeyPatch, command: str, options: tuple[str, ...], seconds: int
+) -> None:
+    from pomlflow.tracking import load
+
+    bounded = load.run_bounded
+
+    def slow(call: Callable[[], Any], timeout: float) -> Any:
+        assert timeout == seconds
+        return bounded(lambda: threading.Event().wait(0.1), 0.01)
+
+    monkeypatch.setattr(load, "run_bounded", slow)
+    done = run(*command.split(), "prompts:/support/1", *options)
+    assert done.exit_code == 2
+    assert "no answer within 0.01 s; try again, or allow more time with timeout= (--timeout on the" in done.stderr
+
+
 def test_a_trace_is_replayed(run: Run, folder: Path, mlflow_store: str) -> None:
     import mlflow
 

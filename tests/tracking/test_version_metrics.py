@@ -153,3 +153,11 @@ def test_an_alias_is_the_version_that_it_names(name: str) -> None:
     assert table["traces"].tolist() == [1, 0]
     with pytest.raises(pomlflow.PromptNotFoundError, match=f"{name}@missing"):
         pomlflow.compare_versions(name, ["missing"])
+
+
+def test_a_version_or_prompt_that_does_not_exist_is_an_error(name: str) -> None:
+    for wrong, version in ((name, 7), (f"{name}-mistyped", 1)):
+        with pytest.raises(pomlflow.PromptNotFoundError, match=f"prompts:/{wrong}/{version}"):
+            pomlflow.compare_versions(wrong, [version])
+    mlflow.genai.register_prompt(f"{name}-text", "Hello")
+    assert pomlflow.compare_versions(f"{name}-text", [1])["traces"].tolist() == [0]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.settings import configure
+from pomlflow.settings import configure, settings
 from pomlflow.template.files import decode
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "InputError",
     "connect",
     "context_file_of",
+    "load_timeout",
     "lost_values",
     "mlflow_options",
     "name_option",
@@ -106,7 +107,8 @@ def settings_options(command: F) -> F:
     )  # fmt: skip
     timeout = click.option(
         "--timeout", metavar="SECONDS", expose_value=False, callback=_configure,
-        help="Seconds that a render may take; the default is POMLFLOW_TIMEOUT, or 30.",
+        help="Seconds that a render may take; the default is POMLFLOW_TIMEOUT, or 30. A load from the registry may "
+        "take at least 60.",
     )  # fmt: skip
     return root(timeout(command))
 
@@ -203,7 +205,7 @@ def template_of(file: str, *, name: str | None = None, stylesheet: str | None = 
         connect(None)
         from pomlflow.tracking.follow import open_prompt
 
-        return Template(origin=open_prompt(file), stylesheet=style, chat=chat)
+        return Template(origin=open_prompt(file, timeout=load_timeout()), stylesheet=style, chat=chat)
     if os.path.isdir(file):  # noqa: PTH112
         raise click.UsageError(f"{file} is a folder: name a file in it")
     return Template(path=file, name=name, stylesheet=style, chat=chat)
@@ -241,6 +243,11 @@ def mlflow_options(command: F) -> F:
     return click.option(
         "--tracking-uri", metavar="URI", help="MLflow's store; the default is MLFLOW_TRACKING_URI.",
     )(command)  # fmt: skip
+
+
+def load_timeout() -> float:
+    """Return the seconds that a load from the registry may take; a person waits longer than a program."""
+    return max(60.0, settings().timeout)
 
 
 def connect(tracking_uri: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pomlflow.cli.options import FILE, connect, mlflow_options, name_option, prompts_in, template_of
+from pomlflow.cli.options import FILE, connect, load_timeout, mlflow_options, name_option, prompts_in, template_of
 from pomlflow.cli.prompts import opened, show_problems
 from pomlflow.template.files import read_file
 
@@ -119,7 +119,7 @@ def diff(ctx: click.Context, file: str, uri: str | None, name: str | None, track
     template = template_of(file, name=name)
     if uri is None and template.name is None:
         raise click.UsageError("give --name, or the version: prompts:/name@alias or prompts:/name/3")
-    content = load(uri or f"prompts:/{template.name}@latest")
+    content = load(uri or f"prompts:/{template.name}@latest", timeout=load_timeout())
     if content.digest == template.digest:
         click.echo(f"{file} is {content.uri}", err=True)
         return
@@ -166,7 +166,7 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
     from pomlflow.cli.output import shown_path
     from pomlflow.tracking.load import load
 
-    content = load(uri)
+    content = load(uri, timeout=load_timeout())
     if output == "-":
         click.echo(content.source, nl=False)
         return

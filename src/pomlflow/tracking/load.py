@@ -30,6 +30,7 @@ __all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"
 _T = TypeVar("_T")
 _DIGEST_TAG: Final = "poml_sha256"
 _URI: Final = re.compile(r"prompts:/([^/@]+)(?:/(\d+)|@([\w-]+))?")
+_MORE_TIME: Final = "; try again, or allow more time with timeout= (--timeout on the command line)"
 _NOT_FOUND: Final = {
     "RESOURCE_DOES_NOT_EXIST",
     "NOT_FOUND",
@@ -165,8 +166,8 @@ def load_reference(reference: Reference, stores: Stores, timeout: float) -> Prom
     except RegistryError:
         raise
     except store_errors() as error:
-        uri = reference.uri
-        raise RegistryError(f"{uri} cannot be loaded from MLflow's registry: {error}", uri) from error
+        uri, remedy = reference.uri, _MORE_TIME if isinstance(error, TimeoutError) else ""
+        raise RegistryError(f"{uri} cannot be loaded from MLflow's registry: {error}{remedy}", uri) from error
 
 
 def run_bounded(call: Callable[[], _T], timeout: float) -> _T:

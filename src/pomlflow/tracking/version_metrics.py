@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from statistics import fmean
 from typing import Final
@@ -12,6 +13,7 @@ import mlflow
 import pandas as pd
 from mlflow.entities import Feedback, TraceInfo, TraceState
 
+from pomlflow.exceptions import NotPomlError
 from pomlflow.tracking.load import load
 
 __all__ = ["compare_versions"]
@@ -48,7 +50,7 @@ def compare_versions(
         nor one of these are left out. A value that no trace has is NaN.
 
     Raises:
-        RegistryError: An alias cannot be resolved, or does not exist (`PromptNotFoundError`).
+        RegistryError: A version cannot be loaded, or does not exist (`PromptNotFoundError`).
         MlflowException: The store failed or is unreachable.
 
     Example:
@@ -68,6 +70,9 @@ def compare_versions(
     for number in (_number(name, version) for version in versions):
         query = " AND ".join([f"prompt = '{name}/{number}'", *window])
         found = mlflow.search_traces(locations=locations, filter_string=query, include_spans=False, return_type="list")
+        if not found:
+            with suppress(NotPomlError):  # versions of any kind are compared
+                load(name, version=number)  # raises an error if there is no such version
         rows[number] = _metrics([trace.info for trace in found if trace.info.state != TraceState.IN_PROGRESS])
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="version"))
 
