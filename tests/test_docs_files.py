@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
@@ -112,3 +113,19 @@ def test_the_dockerfile_installs_what_there_is_and_fills_the_cache(tmp_path: Pat
 def test_configuration_is_valid(block: Block) -> None:
     read = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}[block.language]
     assert read(block.text)
+
+
+def test_the_page_on_scaling_out_shows_the_code_of_the_example() -> None:
+    example = (ROOT / "examples" / "ray_batch.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    blocks_shown = [block.text for block in blocks(page) if block.language == "python" and not block.title]
+    assert blocks_shown
+    for text in blocks_shown:
+        assert text in example or indent(text, "    ") in example
+
+
+@pytest.mark.parametrize("file", ["chain.py", "engine.py", "agent.py", "shop/support.poml", "shop/rules.poml"])
+def test_the_page_on_serving_shows_the_files_of_the_example(file: str) -> None:
+    page = (ROOT / "docs" / "package-and-serve.md").read_text(encoding="utf-8")
+    example = (ROOT / "examples" / "serve" / file).read_text(encoding="utf-8")
+    assert [block.text for block in blocks(page) if block.title == file] == [example]

@@ -10,7 +10,6 @@ import uuid
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
-from textwrap import indent
 
 import mlflow
 import pytest
@@ -82,11 +81,3 @@ def test_ray_data_loses_nothing(postgres_server, use_server, tmp_path):
     assert "Node processes of an actor: 1\n" in printed
     assert stored("answers") == {("OK", '[{"name": "answers", "version": "1"}]'): ROWS}
     assert set(most.values()) == {1}
-
-
-def test_the_page_shows_the_code_of_the_example():
-    example = (ROOT / "examples" / "ray_batch.py").read_text(encoding="utf-8")
-    shown = [block.text for block in blocks(PAGE) if block.language == "python" and not block.title]
-    assert shown
-    for text in shown:
-        assert text in example or indent(text, "    ") in example
