@@ -64,6 +64,9 @@ WRONG = [
     ("<p>{{{x}}}</p>", [("jinja-syntax", 6)]),
     ("<p>{{ True }} {{ None }} {{ x.upper() }}</p>", [("python-expression", c) for c in (7, 18, 31)]),
     ("<p for='i in range(3)'>a</p>", [("python-expression", 14)]),
+    ("<p>{{ xs[-1] }} {{ f(xs[ - 2 ]) }} {{ x // 2 }}</p>", [("python-expression", c) for c in (9, 24, 41)]),
+    ("<p for='k, v in Object.entries(d)'>{{k}} {{v}}</p>", [("python-expression", 9)]),
+    ("<poml>a<runtime n='{{[1, b]}}' seed='{{ ({a: 1}) }}'/></poml>", [("unknown-setting", c) for c in (22, 41)]),
     ("<p if='isinstance(x, str)'>a</p>", [("python-expression", 8)]),
     ("<img scr='a.png'/>", [("unknown-attribute", 6)]),
     ("<p>a&nbsp;b &#65;<![CDATA[c]]></p>", [("dropped-text", c) for c in (5, 13, 18)]),
@@ -113,6 +116,9 @@ RIGHT = [
     "<let name='a' value='1'/><let name='a' value='a + 1'/>{{a}}",
     "<poml><p for='x in xs'>{{x}}</p><p for='x in ys'>{{x}}</p></poml>",
     "<p for='{a, b} in xs'>{{a}} {{loop.index}}</p>",
+    "<p for='[a, b] in xs'>{{a}} {{ xs[n - 1] }} {{ [-1] }} {{ 'https://a.b' + '[-1]' }} {{ x /* // 2 */ }}</p>",
+    "<p>{{ x // the total of all }}</p>",
+    """<poml>a<runtime stop='["a"]' seed='{{ [1, 2][0] }}' metadata='{{ JSON.stringify({a: 1}) }}'/></poml>""",
 ]
 
 
@@ -124,6 +130,25 @@ def test_what_is_probably_not_meant_is_reported_at_its_place(markup: str, expect
 @pytest.mark.parametrize("markup", RIGHT)
 def test_what_is_meant_is_not_reported(markup: str) -> None:
     assert found(markup) == []
+
+
+@pytest.mark.parametrize(
+    ("markup", "remedy"),
+    [
+        ("<p>{{ a.b[-1] }}</p>", "write a.b.at(-1)"),
+        ("<p>{{ total // 2 }}</p>", "write Math.floor(total / 2)"),
+        ("<p for='k, v in d.items()'>{{k}}{{v}}</p>", "write [k, v] in …"),
+        ("<p>{{ d.items() }}</p>", 'write Object.entries(x), in a loop for="[k, v] in Object.entries(x)"'),
+        ("""<poml>a<runtime stop="{{['a']}}"/></poml>""", """write JSON: stop='["a"]'"""),
+        (
+            """<poml>a<runtime response-format="{{ {type: 'json_object'} }}"/></poml>""",
+            """write JSON: response-format='{"type": "json_object"}'""",
+        ),
+        ("<poml>a<runtime stop='{{ [x] }}'/></poml>", "write JSON: stop='{{ JSON.stringify([x]) }}'"),
+    ],
+)
+def test_the_remedy_of_valid_javascript_with_another_meaning(markup: str, remedy: str) -> None:
+    assert remedy in [one.remedy for one in Template(markup).lint(LintSettings())]
 
 
 def sections() -> list[Any]:

@@ -172,7 +172,8 @@ def test_a_variable_that_no_evaluated_expression_needs_is_not_missing(
         ("<p if='not x'>a</p>", "Unexpected identifier", "'not' is Python: write !"),
         ("<p>{{ x | default('a') }}</p>", "Unexpected token", "'default' is Jinja: write x ?? y"),
         ("<p>{{ '}} ' }}</p>", "Invalid or unexpected token", "}} ends an expression"),
-        ("<p for='x in xs'>{{x}}</p><document src='nowhere.txt'/>", "ENOENT", None),
+        ("<p for='x in xs'>{{x}}</p><document src='nowhere.txt'/>", "ENOENT", "a path is relative to"),
+        ("<include src='{{x}}.poml'/>", "ENOENT", "the src of <include> is not evaluated: write <include"),
     ],
 )
 def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(

@@ -12,6 +12,8 @@ from typing import Any
 from pomlflow.template.components import attributes
 from pomlflow.template.faults import Fault
 from pomlflow.template.inference import READERS
+from pomlflow.template.javascript import find_nodes
+from pomlflow.template.markup import expressions
 from pomlflow.template.page import SCHEMAS, Node, Page, Rule
 
 __all__ = ["RULES"]
@@ -60,10 +62,13 @@ def unknown_attribute(page: Page) -> Iterator[Fault]:
 
 
 def unknown_setting(page: Page) -> Iterator[Fault]:
-    """Find runtime settings that no provider has."""
+    """Find runtime settings that no provider has, and objects and arrays, which become text."""
     plain = {name.replace("_", ""): name for name in _SETTINGS}
     for node in page.nodes:
-        for key, offset in node.element.name_offsets.items() if node.name == "runtime" else ():
+        if node.name != "runtime":
+            continue
+        yield from _literal_settings(page, node)
+        for key, offset in node.element.name_offsets.items():
             name = re.sub(r"[-_]", "", key)
             if name in plain or key in _EVERYWHERE:
                 continue
@@ -71,6 +76,31 @@ def unknown_setting(page: Page) -> Iterator[Fault]:
             remedy = f"write {_camel(plain[near[0]])}" if near else "write what the provider's API calls it"
             written = page.text[offset : offset + len(key)]
             yield Fault(offset, len(key), f"{written} is not a setting of a model", remedy)
+
+
+def _literal_settings(page: Page, node: Node) -> Iterator[Fault]:
+    """Find settings whose value is an object or an array in JavaScript."""
+    for key, value in node.element.attributes:
+        for start, code in expressions(value.text) if key not in _EVERYWHERE else ():
+            literal = code.removeprefix("(").removesuffix(")").strip()
+            if all(text != literal for _, text in find_nodes(code, "object", "array")):
+                continue
+            offset = node.element.name_offsets[key]
+            written = page.text[offset : offset + len(key)]
+            kind = "an object" if literal[0] == "{" else "an array"
+            why = f"{kind} in {written} of <runtime> becomes text"
+            yield Fault(value.at(start), len(code), why, f"write JSON: {written}={_as_json(literal)}")
+
+
+def _as_json(literal: str) -> str:
+    """Return an object or array of JavaScript as an attribute's value that POML reads as JSON."""
+    try:
+        value = json.loads(re.sub(r"([{,]\s*)(\w+)\s*:", r'\1"\2":', literal.replace("'", '"')))
+    except (ValueError, RecursionError):  # it has names or other code
+        quote = '"' if "'" in literal else "'"
+        return f"{quote}{{{{ JSON.stringify({literal}) }}}}{quote}"
+    shown = json.dumps(value, ensure_ascii=False)
+    return f"'{shown}'"
 
 
 def _camel(name: str) -> str:

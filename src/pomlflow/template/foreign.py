@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pomlflow.template.javascript import analyse
+from pomlflow.template.javascript import analyse, find_nodes
 
 __all__ = ["foreign_words", "is_prose", "quoted"]
 
@@ -22,8 +22,9 @@ _CALLS = {
     "max": "Math.max(...xs)", "any": "xs.some(x => …)", "all": "xs.every(x => …)", "isinstance": "typeof x",
     "dict": "{...x}", "set": "new Set(xs)", "print": "the value alone", "repr": "JSON.stringify(x)",
 }  # fmt: skip
+_ITEMS = 'Object.entries(x), in a loop for="[k, v] in Object.entries(x)"'
 _METHODS = {
-    "items": "Object.entries(x)", "upper": "x.toUpperCase()", "lower": "x.toLowerCase()", "strip": "x.trim()",
+    "items": _ITEMS, "upper": "x.toUpperCase()", "lower": "x.toLowerCase()", "strip": "x.trim()",
     "lstrip": "x.trimStart()", "rstrip": "x.trimEnd()", "append": "[...xs, x]", "startswith": "x.startsWith(y)",
     "endswith": "x.endsWith(y)", "format": "`…${x}…`", "title": "x.charAt(0).toUpperCase() + x.slice(1)",
     "isoformat": "x.toISOString()", "strftime": "x.toLocaleDateString()", "splitlines": "x.split('\\n')",
@@ -36,7 +37,7 @@ _FILTERS = {
     ),
     **dict.fromkeys(("e", "escape", "safe", "string"), "the value alone"),
     "abs": "Math.abs(x)", "count": "xs.length", "d": "x ?? y", "default": "x ?? y", "first": "xs[0]",
-    "float": "Number(x)", "int": "parseInt(x)", "items": "Object.entries(x)", "join": "xs.join(', ')",
+    "float": "Number(x)", "int": "parseInt(x)", "items": _ITEMS, "join": "xs.join(', ')",
     "last": "xs.at(-1)", "length": "xs.length", "list": "[...xs]", "lower": "x.toLowerCase()",
     "replace": "x.replaceAll(a, b)", "reverse": "[...xs].reverse()", "round": "Math.round(x)", "sort": "[...xs].sort()",
     "tojson": "JSON.stringify(x)", "trim": "x.trim()", "upper": "x.toUpperCase()",
@@ -48,6 +49,11 @@ _SYNTAX = {
     r"\bis\s+not\b": ("is not", "!=="),
     r"(?<=[\"'])\s*\.\s*join\s*\(": ("join", "xs.join(', ')"),
 }
+_NEGATIVE = re.compile(r"(.+?)(?:\?\.)?(\[\s*-\s*(\d+)\s*\])", re.DOTALL)
+# A comment that is an operand: after a name, a number or a bracket in its line, and without words of prose.
+_DIVISOR = re.compile(r"//\s*([\w$.]+(?:\([^()]*\))?)\s*\)*\s*(?:[-+*/%<>=?].*)?")
+_DIVIDEND = re.compile(r"[\w)\]][ \t]*\Z")
+_OPERANDS = re.compile(r"\s*([\w$.]+)\s*//\s*([\w$.]+)\s*")
 _HANDLEBARS = re.compile(r"[#^>]\s*[A-Za-z]+|(?:/\s*[A-Za-z]+|else)$")
 _TOKEN = re.compile(
     r"(?P<text>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`)"
@@ -74,6 +80,7 @@ def foreign_words(code: str) -> Iterator[tuple[int, str, str, str]]:
     for pattern, (what, instead) in _SYNTAX.items():
         if found := re.search(pattern, code) if broken or what == "join" else None:
             yield found.start(), what, "Python", instead
+    yield from _operators(code)
     for token in _TOKEN.finditer(code):
         word, before, called = token["word"], (token["before"] or "").strip(), token["called"]
         is_key = token["key"] and not called and "?" not in code
@@ -82,6 +89,18 @@ def foreign_words(code: str) -> Iterator[tuple[int, str, str, str]]:
             yield token.start("word"), word, "Jinja", _FILTERS[word]
         elif javascript is not None:
             yield token.start("word"), word, "Python", javascript
+
+
+def _operators(code: str) -> Iterator[tuple[int, str, str, str]]:
+    """Yield Python's negative indexes and integer divisions, which are valid JavaScript with another meaning."""
+    if "//" not in code and "-" not in code:
+        return
+    for at, text in find_nodes(code, "subscript_expression", "comment"):
+        if found := _NEGATIVE.fullmatch(text):
+            yield at + found.start(2), found[2], "Python", f"{found[1]}.at(-{found[3]})"
+        elif _DIVISOR.fullmatch(text) and _DIVIDEND.search(code, 0, at):
+            whole = _OPERANDS.fullmatch(code)
+            yield at, "//", "Python", f"Math.floor({whole[1]} / {whole[2]})" if whole else "Math.floor(a / b)"
 
 
 def _of_python(word: str, before: str, *, called: bool, broken: bool) -> str | None:

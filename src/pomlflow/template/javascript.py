@@ -12,7 +12,7 @@ from pomlflow.engine.serialize import is_identifier
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Analysis", "analyse", "bound_by"]
+__all__ = ["ALONE", "LENGTH", "TESTED", "WORD", "Analysis", "analyse", "bound_by", "find_nodes"]
 
 _PLAIN = re.compile(
     r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
@@ -189,6 +189,18 @@ def bound_by(pattern: str) -> list[str]:
     if arrow and arrow[0].type == "arrow_function":
         return _bound_inside(arrow[0])
     return WORD.findall(pattern)
+
+
+def find_nodes(code: str, *kinds: str) -> list[tuple[int, str]]:
+    """Return the offset and the code of each node of an expression that has one of these types of tree-sitter's."""
+    found: list[tuple[int, str]] = []
+    todo = [_tree(_RETURN + code)]
+    while todo:
+        node = todo.pop()
+        if node.type in kinds:
+            found.append((_characters(code, node.start_byte), _text(node)))
+        todo += node.named_children
+    return sorted(found)
 
 
 def _tree(code: str) -> Node:

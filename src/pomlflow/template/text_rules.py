@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from pomlflow.template.faults import Fault
 from pomlflow.template.foreign import foreign_words
-from pomlflow.template.markup import ENTITIES, Passage, expressions
+from pomlflow.template.markup import ENTITIES, Passage, expressions, split_loop
 from pomlflow.template.page import Page, Rule
 
 __all__ = ["RULES"]
@@ -19,6 +19,7 @@ _FIELD = re.compile(
 _LITERAL = frozenset({"code", "outputformat", "obj", "object", "dataobj", "table"})
 _EXAMPLES = frozenset({"example", "exampleoutput", "output", "examples", "exampleset"})
 _STATEMENT = re.compile(r"\{%-?\s*(\w+)(?:(?!%\}).)*%\}|\{#(?:(?!#\}).)+#\}", re.DOTALL)
+_TWO_NAMES = re.compile(r"\s*[A-Za-z_$][\w$]*\s*,\s*[A-Za-z_$][\w$]*")
 _TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")
 _STATEMENTS = {
     **dict.fromkeys(("if", "elif", "else", "endif"), 'an attribute of an element: <p if="condition">…</p>'),
@@ -104,6 +105,13 @@ def python_expression(page: Page) -> Iterator[Fault]:
             if language == "Python" and word not in bound:
                 why = f"{word!r} is Python, and an expression is JavaScript"
                 yield Fault(expression.offset + at, len(word), why, f"write {instead}")
+    for node in page.nodes:
+        loop = node.element.find("for")
+        parts = split_loop(loop.text)
+        if parts and _TWO_NAMES.fullmatch(parts[0]):
+            names = parts[0].strip()
+            why = f"for={names!r} is Python: POML gives the whole item to the first name"
+            yield Fault(loop.at(loop.text.find(names)), len(names), why, f"write [{names}] in …")
 
 
 def dropped_text(page: Page) -> Iterator[Fault]:

@@ -30,6 +30,11 @@ __all__ = [
     "with_hint",
 ]
 
+_NO_FILE = re.compile(r"ENOENT|file not found")
+_NOT_EVALUATED = {
+    "include": """write <include src="a.poml" if="which === 'a'"/> for each file""",
+    "let": "name one file",
+}
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
 _SHOWN = 20  # names in a message
 
@@ -222,12 +227,22 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
         return f"poml {engine.poml_version()} is installed: change the version, or remove it"
     if message.endswith("without a list context"):
         return "put the <item> into a <list>"
-    if message.startswith(_SYNTAX) or problem.line is None or problem.column is None:
+    source = None if message.startswith(_SYNTAX) else _source_of(problem, snapshot)
+    if source is None or problem.line is None or problem.column is None:
         return None
-    source = _source_of(problem, snapshot)
-    if source is None:
+    offset = source.offset(problem.line, problem.column)
+    if _NO_FILE.search(message):
+        return _remedy_of_no_file(source.text[source.text.rfind("<", 0, offset + 1) :], message, snapshot)
+    return _remedy_at(source, offset, problem.width, snapshot)
+
+
+def _remedy_of_no_file(tag: str, message: str, snapshot: Snapshot) -> str | None:
+    for name, remedy in _NOT_EVALUATED.items():
+        if "{{" in message and re.match(rf"<{name}\b", tag):
+            return f"the src of <{name}> is not evaluated: {remedy}"
+    if snapshot.uri is not None:
         return None
-    return _remedy_at(source, source.offset(problem.line, problem.column), problem.width, snapshot)
+    return f"a path is relative to {'the folder of the .poml file' if snapshot.path else snapshot.folder}"
 
 
 def _remedy_at(source: SourceText, offset: int, width: int, snapshot: Snapshot) -> str | None:
