@@ -105,6 +105,13 @@ def test_a_tool_without_a_function_and_a_function_without_a_tool_are_errors() ->
         made(Agent(), tools=[weather, weather])
 
 
+def test_functions_describe_themselves_if_the_markup_defines_no_tool() -> None:
+    model = Agent(answers=["Noon."])
+    made(model, tools=[now], markup="<system-msg>You serve {{ship}}.</system-msg>").invoke(QUESTION)
+    (tool,) = model.options[0]["tools"]
+    assert (tool["function"]["name"], tool["function"]["description"]) == ("now", "The time.")
+
+
 def test_a_call_that_a_person_edited_is_checked_by_the_schema_too() -> None:
     from langgraph.checkpoint.memory import InMemorySaver
     from langgraph.types import Command

@@ -150,7 +150,14 @@ def test_tools_and_functions_must_match(scripted: Any) -> None:
     with pytest.raises(ToolError, match="<inline> defines 'weather' without a function"):
         prompt(TOOL, SYSTEM).agent_kwargs(scripted(), tone="kind")
     with pytest.raises(ToolError, match="has no <tool-definition> for the function 'weather'"):
-        prompt(SYSTEM).agent_kwargs(scripted(), tools=[weather], tone="kind")
+        prompt(TOOL.replace("weather", "rain"), SYSTEM).agent_kwargs(
+            scripted(), tools={"rain": weather, "weather": weather}, tone="kind"
+        )
+
+
+def test_functions_describe_themselves_if_the_markup_defines_no_tool(scripted: Any) -> None:
+    (tool,) = prompt(SYSTEM).agent_kwargs(scripted(), tools=[weather], tone="kind")["tools"]
+    assert (tool.metadata.name, [*tool.metadata.get_parameters_dict()["properties"]]) == ("weather", ["city"])
 
 
 class Engine:

@@ -54,7 +54,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     Args:
         prompt: The prompt.
         tools: The functions of the markup's tools, by name, or under their own names. They need not be passed to the
-            agent as well. Tools of the agent that the markup does not define are not changed.
+            agent as well. Tools of the agent that the markup does not define are not changed, nor are these functions
+            if the markup defines no tool at all.
         variables: A function from the agent's state and runtime (``runtime.context``, ``runtime.store``) to further
             variables.
 
@@ -197,10 +198,12 @@ class _Call:
         completions = uses_chat_completions(request.model)
         formats = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
         strict = completions and formats
+        # Without any definition in the markup, the functions describe themselves, like the agent's own tools.
+        own = middleware.tools if "tools" in middleware.prompt.core.inference.fields else ()
         overrides: dict[str, Any] = {
             "model": self.settings.model,
             "model_settings": {**self.settings.values, **request.model_settings},
-            "tools": _described(record, specs, request.tools, middleware.tools, strict=strict),
+            "tools": _described(record, specs, request.tools, own, strict=strict),
         }
         if self.settings.tool_choice is not None and request.tool_choice is None:
             overrides["tool_choice"] = self.settings.tool_choice

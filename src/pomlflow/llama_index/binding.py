@@ -34,7 +34,7 @@ from pomlflow.llama_index.llm import BoundLLM, Options, Request
 from pomlflow.llama_index.messages import Rendered
 from pomlflow.llama_index.providers import settings_for
 from pomlflow.llama_index.structured import AnswerReader, output_class
-from pomlflow.llama_index.tools import bind_tools
+from pomlflow.llama_index.tools import bind_tools, plain_tools
 
 __all__ = ["PomlLLM", "agent_kwargs"]
 
@@ -228,8 +228,13 @@ class PomlLLM:
         return request.agrowing(await request.send("astream_"))
 
 
-def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `FunctionAgent`, `ReActAgent` and `CodeActAgent` for a render of their prompt."""
+def agent_kwargs(
+    rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[str, Any], *, defined: bool
+) -> dict[str, Any]:
+    """Return the arguments of `FunctionAgent`, `ReActAgent` and `CodeActAgent` for a render of their prompt.
+
+    `defined` is whether the markup defines tools.
+    """
     record, label = rendered.record, rendered.record.label
     output, own = record.result(), dict(llm_kwargs)
     settings = settings_for(llm, output.get("runtime"), own, label)
@@ -241,7 +246,7 @@ def agent_kwargs(rendered: Rendered, llm: LLM, tools: Any, llm_kwargs: Mapping[s
     made: dict[str, Any] = {
         "llm": BoundLLM.of(llm, {**settings, **own}, label, examples=examples, record=record),
         "system_prompt": system,
-        "tools": bind_tools(tool_specs(output), tools, label),
+        "tools": bind_tools(tool_specs(output), tools, label) if defined else plain_tools(tools),
     }
     if choice is not None and llm.metadata.is_function_calling_model:
         made["initial_tool_choice"] = choice

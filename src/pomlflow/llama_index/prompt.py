@@ -211,7 +211,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
         Args:
             llm: The agent's model; by default LlamaIndex's ``Settings.llm``.
-            tools: The functions of the file's tools, by name, or under their own names.
+            tools: The functions of the file's tools, by name, or under their own names. If the file defines no tool at
+                all, they describe themselves.
             llm_kwargs: Arguments of the model's chat, which override the file's ``<runtime>``.
             **given: The variables.
 
@@ -222,10 +223,11 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             the file has a schema.
 
         Raises:
-            ToolError: A tool has no function, or a function no tool.
+            ToolError: A tool has no function, or a function no tool in a file that defines others.
             SettingError: The model does not support a setting.
         """
-        return agent_kwargs(self.render(given), llm or Settings.llm, tools, llm_kwargs or {})
+        rendered, defined = self.render(given), "tools" in self._snapshot.inference.fields
+        return agent_kwargs(rendered, llm or Settings.llm, tools, llm_kwargs or {}, defined=defined)
 
     def output_cls(self, **variables: Any) -> type[Answer]:
         """Return a pydantic class for ``<output-schema>``, for use wherever LlamaIndex takes one.

@@ -17,7 +17,7 @@ from pomlflow.frame.tools import ToolSpec, check_arguments, check_functions, fun
 from pomlflow.llama_index.internals import callbacks
 from pomlflow.llama_index.structured import output_class
 
-__all__ = ["bind_tools", "describe_tool"]
+__all__ = ["bind_tools", "describe_tool", "plain_tools"]
 
 
 class _Metadata(ToolMetadata):
@@ -58,6 +58,14 @@ def bind_tools(
     by_name = functions_by_name(functions or {})
     check_functions(specs, by_name, label)
     return [_bind_tool(spec, by_name[spec.name], label) for spec in specs]
+
+
+def plain_tools(functions: Mapping[str, Any] | Iterable[Any] | None) -> list[BaseTool]:
+    """Return functions as tools that describe themselves; tools of LlamaIndex are not changed."""
+    return [
+        function if isinstance(function, BaseTool) else FunctionTool.from_defaults(function, name=name)
+        for name, function in functions_by_name(functions or {}).items()
+    ]
 
 
 def _bind_tool(spec: ToolSpec, function: Any, label: str) -> BaseTool:
