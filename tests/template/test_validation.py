@@ -314,3 +314,21 @@ def test_each_use_of_a_variable_has_its_place() -> None:
 def test_a_use_is_guarded_by_typeof() -> None:
     uses = infer("<p if=\"typeof a === 'string'\">{{a}}</p>{{a}}").uses
     assert [use.guarded for use in uses] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "pairs"),
+    [({"a": 1}, "of the type dict", True), ("ab", "of the type str", False), (None, "None", False)],
+)
+def test_a_loop_over_no_list_names_the_variable_and_its_type(value: Any, kind: str, pairs: bool) -> None:
+    error = Template("<p for='x in xs'>{{x.a}} {{loop.index}}</p>").render({"xs": value}).error
+    assert isinstance(error, RenderError)
+    assert [problem.message for problem in error.problems] == [f"List is expected in for attribute: xs is {kind}"]
+    assert str(error.hint).startswith("pass a list as xs")
+    assert ('for="[key, value] in Object.entries(xs)"' in str(error)) is pairs
+
+
+def test_a_loop_over_an_expression_that_is_no_list_is_one_problem() -> None:
+    error = Template("<p for='[k, v] in xs.all'>{{k}} {{v}}</p>").render({"xs": {"all": 1}}).error
+    assert isinstance(error, RenderError)
+    assert [problem.message for problem in error.problems] == ["List is expected in for attribute."]

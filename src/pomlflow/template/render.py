@@ -135,7 +135,7 @@ class Render:
             self._error = missing_variables(missing, outcome, snapshot, variables)
         else:
             others = [problem for problem in outcome.problems if problem not in own]
-            self._error = with_hint(RenderError([*own, *others], outcome.hint), snapshot)
+            self._error = with_hint(RenderError([*own, *others], outcome.hint), snapshot, variables)
 
     def _prepare(self, variables: Mapping[str, Any]) -> tuple[Mapping[str, Any], engine.Request]:
         """Return the variables as expressions see them, and the request."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pomlflow.exceptions import MissingVariableError, Problem, RenderError, Vari
 from pomlflow.template.faults import find_fault
 from pomlflow.template.files import decode, read_file
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
-from pomlflow.template.javascript import analyse
+from pomlflow.template.javascript import analyse, bound_by
 from pomlflow.template.markup import ENTITIES, ENTITY, SourceText, is_known, parse_markup, split_loop
 from pomlflow.template.source import Expression, Inference, Snapshot, Use
 
@@ -36,6 +36,7 @@ _NOT_EVALUATED = {
     "let": "name one file",
 }
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
+_NO_LIST = "List is expected in for attribute."
 _SHOWN = 20  # names in a message
 
 # Problems that no value of a variable can cause.
@@ -196,14 +197,42 @@ def _is_empty(history: Any) -> bool:
     return isinstance(history, list | tuple) and not history
 
 
-def with_hint(error: RenderError, snapshot: Snapshot) -> RenderError:
+def with_hint(error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any]) -> RenderError:
     """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
-    problems = [replace(one, remedy=_remedy_of(one, snapshot)) for one in map(_named, error.problems)]
+    found = map(_named, _loops_named(error.problems, snapshot, variables))
+    problems = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in found]
     fault = _cause(problems[0], snapshot)
     problems = [fault, *problems] if fault is not None else problems
     hints = [None if problems[0].remedy else error.hint]
     hints += [why for file, why in snapshot.missing if file in str(error)]
     return RenderError(problems, "\n".join(dict.fromkeys(filter(None, hints))) or None)
+
+
+def _loops_named(problems: Iterable[Problem], snapshot: Snapshot, variables: Mapping[str, Any]) -> Iterator[Problem]:
+    """Name the variables that loops need as lists, and leave out the problems of the names that these loops bind."""
+    bound: set[str] = set()
+    for problem in problems:
+        source = _source_of(problem, snapshot) if problem.message == _NO_LIST else None
+        if _undefined(problem) in bound:
+            continue
+        if source is None or problem.line is None or problem.column is None:
+            yield problem
+            continue
+        expression, before = _expression_at(source, source.offset(problem.line, problem.column), snapshot)
+        loop = split_loop(before[1:] + expression.code) if expression else None
+        bound |= {"loop", *bound_by(loop[0])} if loop else set()
+        name = expression.code.strip() if expression else ""
+        if any(use.expression == expression and use.alone for use in snapshot.inference.uses):
+            value = variables.get(name)
+            kind = "None" if value is None else f"of the type {type(value).__name__}"
+            pairs = f'; the pairs of a dict are for="[key, value] in Object.entries({name})"'
+            yield replace(
+                problem,
+                message=f"{_NO_LIST[:-1]}: {name} is {kind}",
+                remedy=f"pass a list as {name}{pairs if isinstance(value, Mapping) else ''}",
+            )
+        else:
+            yield problem
 
 
 def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
@@ -247,12 +276,17 @@ def _remedy_of_no_file(tag: str, message: str, snapshot: Snapshot) -> str | None
 
 def _remedy_at(source: SourceText, offset: int, width: int, snapshot: Snapshot) -> str | None:
     """Return the remedy for the expression that a problem at an offset is about, or None."""
-    after = [one for one in snapshot.inference.expressions if one.source.file == source.file and one.offset >= offset]
-    expression = min(after, key=lambda one: one.offset, default=None)
-    before = source.text[offset : expression.offset] if expression else ""
+    expression, before = _expression_at(source, offset, snapshot)
     if expression is None or expression.kind == "schema" or (len(before) > width and before.strip("{ \t\r\n")):
         return None
     return _remedy(expression, before)
+
+
+def _expression_at(source: SourceText, offset: int, snapshot: Snapshot) -> tuple[Expression | None, str]:
+    """Return the first expression that is not before an offset, and the text between the offset and the expression."""
+    after = [one for one in snapshot.inference.expressions if one.source.file == source.file and one.offset >= offset]
+    expression = min(after, key=lambda one: one.offset, default=None)
+    return expression, source.text[offset : expression.offset] if expression else ""
 
 
 def _remedy(expression: Expression, before: str) -> str | None:
