@@ -61,20 +61,21 @@ def compare_versions(
         4           102        0.00        655.0              0.92
     """
     locations = None if experiment_ids is None else list(experiment_ids)
-    window = [
-        f"timestamp_ms {sign} {round(moment.timestamp() * 1000)}"
-        for sign, moment in ((">=", since), ("<", until))
-        if moment is not None
-    ]
     rows = {}
     for number in (_number(name, version) for version in versions):
-        query = " AND ".join([f"prompt = '{name}/{number}'", *window])
+        query = " AND ".join([f"prompt = '{name}/{number}'", *_window(since, until)])
         found = mlflow.search_traces(locations=locations, filter_string=query, include_spans=False, return_type="list")
         if not found:
             with suppress(NotPomlError):  # versions of any kind are compared
                 load(name, version=number)  # raises an error if there is no such version
         rows[number] = _metrics([trace.info for trace in found if trace.info.state != TraceState.IN_PROGRESS])
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="version"))
+
+
+def _window(since: datetime | None, until: datetime | None) -> list[str]:
+    """Return the conditions of a search for traces that started in a period."""
+    bounds = (">=", since), ("<", until)
+    return [f"timestamp_ms {sign} {round(at.timestamp() * 1000)}" for sign, at in bounds if at is not None]
 
 
 def _number(name: str, version: int | str) -> int:
