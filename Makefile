@@ -48,12 +48,12 @@ format: install
 typecheck: install
 	$(BIN)/mypy
 
-# About five minutes; it writes table and picture into docs/figures.md.
+# About seven minutes; it writes table and picture into docs/figures.md.
 bench: install
 	$(BIN)/python tests/benchmarks/run.py --write
 
 # Ten alternating pairs of processes with another checkout, which has its own environment (make install), as in
-# `make against OTHER=../first`; about six minutes. It writes its tables and picture into docs/figures.md.
+# `make against OTHER=../first`; about a quarter of an hour. It writes its tables and picture into docs/figures.md.
 against: install
 	$(BIN)/python tests/benchmarks/against.py $(OTHER) --write
 
