@@ -19,6 +19,7 @@ from pomlflow.tracking.bundle import ExtractedFiles
 
 __all__ = ["check_candidate"]
 
+_Elements = list[tuple[str, Element]]
 _PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
 _ROLES: Final = {
     **dict.fromkeys(("systemmsg", "systemmessage"), "system"),
@@ -28,21 +29,21 @@ _ROLES: Final = {
 
 
 def check_candidate(text: str, found: Inference, original: str, files: ExtractedFiles, uri: str) -> None:
-    """Raise a `CandidateError` if a candidate is not POML, or other than in its wording differs from the original."""
-    if not is_poml(text) or (_is_document(original) and not _is_document(text)):
+    """Raise a `CandidateError` if a candidate is not POML, or differs from the original in more than its wording."""
+    document, candidate = parse_document(original), parse_document(text)
+    if not is_poml(text) or (_is_document(document, original) and not _is_document(candidate, text)):
         raise CandidateError(
             f"the candidate for {uri} is not a POML document: it must be the whole markup, from <poml> to </poml>, "
             "with nothing before or after it, no comment, no Markdown fence and no explanation",
             uri,
         )
-    before, after = (
-        _contents(original, infer(original, files.folder, read=files.read), files),
-        _contents(text, found, files),
-    )
+    elements, others = _elements(document), _elements(candidate)
+    before = _contents(elements, infer(original, files.folder, read=files.read), files)
+    after = _contents(others, found, files)
     lost, new = [list(_missing(*pair)) for pair in ((before, after), (after, before))]
-    lost += [f"the role {role}" for role in sorted(_roles(original) - _roles(text))]
-    details, others = _details(original), _details(text)
-    changed = [what for what in details if what in others and details[what] != others[what]]
+    lost += [f"the role {role}" for role in sorted(_roles(elements) - _roles(others))]
+    details, now = _details(elements), _details(others)
+    changed = [what for what in details if what in now and details[what] != now[what]]
     changes = [
         f"{verb} {', '.join(them)}" for verb, them in (("lost", lost), ("added", new), ("changed", changed)) if them
     ]
@@ -54,44 +55,46 @@ def check_candidate(text: str, found: Inference, original: str, files: Extracted
         )
 
 
-def _is_document(text: str) -> bool:
+def _is_document(document: Element, text: str) -> bool:
     """Whether a text is one ``<poml>`` from its beginning; `is_poml` also takes comments and several elements."""
-    elements = [child for child in parse_document(text).children if isinstance(child, Element)]
+    elements = [child for child in document.children if isinstance(child, Element)]
     return len(elements) == 1 and text.lstrip("\ufeff \t\r\n").lower().startswith("<poml")
 
 
-def _contents(text: str, found: Inference, files: ExtractedFiles) -> dict[str, set[str]]:
+def _elements(document: Element) -> _Elements:
+    """Return all elements by their names in the spelling without hyphens."""
+    return [(element.name.replace("-", ""), element) for element in document.walk()]
+
+
+def _contents(elements: _Elements, found: Inference, files: ExtractedFiles) -> dict[str, set[str]]:
     """Return the names that must not change, by a format string that describes one of them in an error."""
-    elements = list(parse_document(text).walk())
-    tools = [one for one in elements if one.name.replace("-", "") in TOOLS]
     constant = [one for one in found.expressions if one.kind in {"if", "for"} and not analyse(one.code).uses]
     paths = {os.path.relpath(file, files.folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
     return {
         "the variable {{{{{}}}}}": {use.name for use in found.uses},
-        "the tool {}": {tool.find("name").text for tool in tools},
+        "the tool {}": {one.find("name").text for name, one in elements if name in TOOLS},
         "the file {}": paths,
         "the condition {}": {f'{one.kind}="{one.code}"' for one in constant},
         "{}": {_PARTS[part] for part in found.fields & _PARTS.keys()},
     }
 
 
-def _roles(text: str) -> set[str]:
+def _roles(elements: _Elements) -> set[str]:
     """Return the roles of the messages; markup without messages is one human message."""
-    elements = list(parse_document(text).walk())
-    named = {_ROLES.get(one.name.replace("-", ""), one.find("speaker").text) for one in elements} - {""}
+    named = {_ROLES.get(name, one.find("speaker").text) for name, one in elements} - {""}
     return named or {"human"}
 
 
-def _details(text: str) -> dict[str, Any]:
+def _details(elements: _Elements) -> dict[str, Any]:
     """Return the schemas without descriptions, and which files are pictures, by what an error names them."""
     found: dict[str, Any] = {}
-    for one in parse_document(text).walk():
-        name, schema = one.name.replace("-", ""), one.text().text
+    for name, one in elements:
         if name in READERS:
             source = one.find("src").text or f"<{name}>"
             found[f'syntax="multimedia" of {source}'] = one.find("syntax").text == "multimedia"
         elif name in TOOLS or name == "outputschema":
             part = "<output-schema>" if name == "outputschema" else f"the tool {one.find('name').text}"
+            schema = one.text().text
             try:
                 value = _without_descriptions(json.loads(schema))
             except (ValueError, RecursionError):  # JavaScript, or JSON with expressions in it
