@@ -345,9 +345,34 @@ def test_the_cap_is_common_and_an_idle_process_makes_room_for_the_other_set(unti
     before = set(engine.stats().pids)
     with ThreadPoolExecutor(8) as threads:
         until(lambda: [*threads.map(registry_text, range(40))] and len(before.intersection(engine.stats().pids)) == 1)
-        assert engine.stats().workers == 3
+        assert engine.stats().workers + engine.stats().starting <= 3
         assert sorted(map(int, threads.map(lambda n: text(n=n), range(40)))) == list(range(40))
     assert (engine.stats().failed, engine.stats().restarted) == (0, 0)
+
+
+def test_a_set_that_starts_in_a_full_pool_takes_the_place_of_an_idle_process_or_of_the_next_one_that_becomes_free(
+    until: Callable[[Any], Any],
+) -> None:
+    pomlflow.configure(max_workers=3)
+    engine.prewarm(3)
+    assert registry_text(1) == "1"
+    assert engine.stats().workers == 3
+    engine.close()
+    engine.prewarm(3)
+    stop = threading.Event()
+
+    def render_own(_: int) -> None:
+        while not stop.is_set():
+            text(n=1)
+
+    with ThreadPoolExecutor(8) as threads:
+        running = [threads.submit(render_own, number) for number in range(8)]
+        try:
+            assert registry_text(1) == "1"
+            until(lambda: engine.stats().workers == 3)
+        finally:
+            stop.set()
+        assert [one.result() for one in running] == [None] * 8
 
 
 def test_neither_set_starves_while_both_have_more_than_they_can_do(until: Callable[[Any], Any]) -> None:

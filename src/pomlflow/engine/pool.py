@@ -62,8 +62,8 @@ class Pool:
     One process at a time is started in the background, and then the sets are compared with their queues again.
 
     `Settings.workers` is the limit for both sets together, but each set may always have one process. At the limit, a
-    set can still grow if the other set has an idle process and keeps one. After two minutes without a render, all
-    processes but one are ended.
+    set can still grow if the other set has an idle process and keeps one. Above the limit, a process that becomes free
+    is ended if its set keeps one. After two minutes without a render, all processes but one are ended.
     """
 
     def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
@@ -71,6 +71,7 @@ class Pool:
         self._lock = threading.RLock()  # reentrant: a callback of `granted` may release its process at once
         self._idle: list[NodeProcess] = []
         self._all: set[NodeProcess] = set()
+        self._surplus: list[NodeProcess] = []  # no longer in the pool; closed before another process starts
         self._starting = {True: 0, False: 0}  # processes that are being started, or that a grant allows to start
         self._growing = False  # whether a process is being started in the background
         self._waiting: dict[bool, collections.deque[Position]] = {True: collections.deque(), False: collections.deque()}
@@ -91,6 +92,7 @@ class Pool:
             if (process := self._take_idle(trusted)) is not None:
                 position.granted.set_result(process)
             elif not self._size(trusted):
+                self._make_room(trusted)
                 self._starting[trusted] += 1
                 position.granted.set_result(None)
             elif waiting >= settings().max_queue:
@@ -205,6 +207,7 @@ class Pool:
             self._closed.set()
             idle, self._idle = self._idle, []
             busy = self._all.difference(idle)
+            idle += self._surplus
             self._all.clear()
             for waiting in self._waiting.values():
                 while waiting:
@@ -221,8 +224,20 @@ class Pool:
     def _size(self, trusted: bool) -> int:
         return sum(process.trusted is trusted for process in self._all) + self._starting[trusted]
 
-    def _is_full(self) -> bool:
-        return len(self._all) + sum(self._starting.values()) >= settings().workers
+    def _free(self) -> int:
+        """Return how many processes more there may be; negative above the limit."""
+        return settings().workers - len(self._all) - sum(self._starting.values())
+
+    def _make_room(self, trusted: bool) -> bool:
+        """Take an idle process of the other set out of a full pool; return whether a process may start."""
+        if self._free() > 0:
+            return True
+        surplus = self._take_idle(not trusted) if self._size(not trusted) > 1 else None
+        if surplus is None:
+            return False
+        self._all.discard(surplus)
+        self._surplus.append(surplus)
+        return True
 
     def _take_idle(self, trusted: bool) -> NodeProcess | None:
         for process in reversed(self._idle):
@@ -253,7 +268,11 @@ class Pool:
 
     def _start(self, trusted: bool) -> NodeProcess:
         """Start a process that `_starting` already counts."""
+        with self._lock:
+            surplus, self._surplus = self._surplus, []
         try:
+            for process in surplus:
+                process.close()
             try:
                 process = self._make_process(trusted)
             except WorkerDiedError:  # it was killed while it started
@@ -284,32 +303,22 @@ class Pool:
 
     def _grow(self, trusted: bool) -> None:
         """Start another process for a set whose waiting requests are as many as its processes. Needs the lock."""
-        other, surplus = not trusted, None
-        if self._growing or len(self._waiting[trusted]) < self._size(trusted):
-            return
-        if self._is_full():
-            surplus = self._take_idle(other) if self._size(other) > 1 else None
-            if surplus is None:
-                return
-            self._all.discard(surplus)
-        self._start_in_background(trusted, surplus)
+        wanted = not self._growing and len(self._waiting[trusted]) >= self._size(trusted)
+        if wanted and self._make_room(trusted):
+            self._start_in_background(trusted)
 
-    def _start_in_background(self, trusted: bool, surplus: NodeProcess | None = None) -> None:
-        """Start a process in a thread, which first closes a surplus one. Needs the lock."""
+    def _start_in_background(self, trusted: bool) -> None:
+        """Start a process in a thread. Needs the lock."""
         self._growing = True
         self._starting[trusted] += 1
         try:
-            start_thread(lambda: self._run_in_background(trusted, surplus))
+            start_thread(lambda: self._run_in_background(trusted))
         except RuntimeError:  # no thread can start
             self._starting[trusted] -= 1
             self._growing = False
-            if surplus is not None:
-                surplus.close()
 
-    def _run_in_background(self, trusted: bool, surplus: NodeProcess | None) -> None:
+    def _run_in_background(self, trusted: bool) -> None:
         try:
-            if surplus is not None:
-                surplus.close()
             process = self._start(trusted)
         except EngineError as error:  # waiting requests get one of the existing processes
             logger.info("no further Node process could be started: %s", error)
@@ -351,8 +360,9 @@ class Pool:
             position.process = None
             self._used = time.monotonic()
             is_ours = process in self._all  # else the pool was closed, or another process has replaced it
+            surplus = self._free() < 0 and self._size(process.trusted) > 1
             too_large = usable and is_ours and process.memory > settings().max_memory << 20
-            if usable and is_ours and not too_large:
+            if usable and is_ours and not (too_large or surplus):
                 self._grant_or_keep(process)
                 return
             self._all.discard(process)
@@ -383,7 +393,7 @@ class Pool:
         """Let the longest waiting request that may start a process do so; return whether one may. Needs the lock."""
         for waiting in sorted(filter(None, self._waiting.values()), key=lambda one: one[0].since):
             trusted = waiting[0].trusted
-            if not self._is_full() or not self._size(trusted):
+            if self._free() > 0 or not self._size(trusted):
                 self._starting[trusted] += 1
                 waiting.popleft().granted.set_result(None)
                 return True
