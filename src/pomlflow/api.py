@@ -14,11 +14,12 @@ from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow.dispatch import RenderContext, dispatch
-from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
+from pomlflow.exceptions import ConfigurationError, RenderError, TemplateNotFoundError
 from pomlflow.frame.openai import Format, check_format, converted, raw
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
+from pomlflow.template.files import decode, read_file
 from pomlflow.template.names import absolute, working_folder
 from pomlflow.types import Frame, FrameDict, MessageDict
 
@@ -232,9 +233,16 @@ def _json_object(given: Any, what: str) -> Mapping[str, Any] | None:
     if not isinstance(given, str | os.PathLike):
         raise TypeError(f"the {what} must be a dict, JSON text or a file, not a {type(given).__name__}")
     try:
-        text = Path(given).read_bytes() if _exists(given) else str(given)
-        if isinstance(text, str) and not text.lstrip().startswith("{"):
+        text, problem = str(given), None
+        if _exists(given):
+            content = read_file(Path(given))
+            if content is None:
+                raise ConfigurationError(f"the {what} {text} cannot be read: it is not a regular file")
+            text, problem = decode(content, text)
+        elif not text.lstrip().startswith("{"):
             raise TemplateNotFoundError(2, f"the {what}'s file does not exist; pass a dict or a JSON file", text)
+        if problem is not None:
+            raise RenderError([problem])
         read = json.loads(text)
     except ValueError as error:
         raise ConfigurationError(f"the {what} {str(given)[:200]} is not JSON: {error}") from error

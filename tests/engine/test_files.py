@@ -124,6 +124,38 @@ def test_a_pipe_is_not_waited_for(folder: Path, markup: str) -> None:
     assert "it is a pipe or a device, not a file" in shown or "part.poml" in shown
 
 
+@posix
+@pytest.mark.parametrize("argument", ["context", "stylesheet"])
+def test_a_pipe_as_context_or_stylesheet_is_not_waited_for(folder: Path, argument: str) -> None:
+    os.mkfifo(folder / "data.json")
+    with pytest.raises(pomlflow.ConfigurationError, match="not a regular file"):
+        pomlflow.poml("<p>a</p>", **{argument: "data.json"})
+
+
+@pytest.mark.parametrize("argument", ["context", "stylesheet"])
+def test_a_context_or_stylesheet_of_another_encoding_is_an_error_with_its_place(folder: Path, argument: str) -> None:
+    (folder / "data.json").write_bytes('{"p": "é"}'.encode("latin-1"))
+    with pytest.raises(pomlflow.RenderError, match=r"data.json:1:8: the file is not UTF-8"):
+        pomlflow.poml("<p>a</p>", **{argument: "data.json"})
+
+
+@posix
+@pytest.mark.parametrize("markup", ["<img src='/etc/hostname'/>", "<audio src='/etc/hostname' syntax='multimedia'/>"])
+def test_media_that_may_not_be_read_are_not_called_missing(sandbox: bool, markup: str) -> None:
+    if not sandbox:
+        pytest.skip("every file may be read")
+    shown = error(markup)
+    assert "reading '/etc/hostname' is not allowed" in shown
+    assert "allow_read=['/etc']" in shown
+
+
+@posix
+def test_a_prompt_that_is_a_link_to_itself_is_named(folder: Path) -> None:
+    (folder / "loop.poml").symlink_to("loop.poml")
+    with pytest.raises(pomlflow.TemplateNotFoundError, match=r"loop\.poml"):
+        pomlflow.render(folder / "loop.poml")
+
+
 def test_a_file_that_no_render_can_hold_is_refused() -> None:
     with Path("large.csv").open("wb") as file:
         file.truncate(600_000_000)

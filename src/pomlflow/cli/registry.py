@@ -171,7 +171,7 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
         click.echo(content.source, nl=False)
         return
     files = _files_of(content, Path(output))
-    kept = [file for file, data in files.items() if file.exists() and file.read_bytes() != data]
+    kept = [file for file, data in files.items() if file.exists() and read_file(file) != data]
     if kept and not force:
         names = ", ".join(shown_path(str(file)) for file in kept)
         raise click.UsageError(f"{names}: different from {content.uri}; --force overwrites it")

@@ -14,6 +14,7 @@ from pomlflow.exceptions import Problem, RenderError
 __all__ = ["SCHEMA_REMEDY", "render_error"]
 
 SCHEMA_REMEDY = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
+_PROBED = re.compile(r"(?:Image|Audio) file not found: (.*)", re.DOTALL)
 _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, write a < b as b > a"
 
@@ -44,6 +45,8 @@ def _problem(
     if path not in texts:
         texts[path] = files.text(path)  # checked: a template can throw an error that names any file
     message, kind = str(item.get("message", "")).strip() or "POML gives no message", str(item.get("kind", ""))
+    if (probed := _PROBED.match(message)) and probed[1] in files.denied:
+        message = f"reading {probed[1]!r} is not allowed"
     file = label if path == root else os.path.normpath(path)
     text, start, end = texts[path], item.get("start"), item.get("end")
     if text is None or not isinstance(start, int):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from pomlflow.template.markup import Element, Passage, is_known, parse_document
 
-__all__ = ["ESCAPES", "Fault", "find_fault"]
+__all__ = ["ESCAPES", "EXPRESSION", "Fault", "find_fault"]
 
 ESCAPES = "in text, write #amp; for & and #lt; for <"
-_EXPRESSION = (
+EXPRESSION = (
     'an expression in text cannot hold & or <: name its value first, <let name="both" value="a && b"/>, or write it '
     "in an if=; write a < b as b > a"
 )
@@ -19,7 +19,6 @@ _ONE_ROOT = "remove it, or put everything into one <poml>…</poml>"
 _BAD = re.compile(r"<(?!!--)|&(?!(?:[A-Za-z_:][\w:.\-]*|#[0-9]+|#x[0-9A-Fa-f]+);)")
 _NAME = re.compile(r"[^\s>/=]+")
 _VALUE = re.compile(r"\s*=\s*(\{\{.*?\}\}|[^\s>]*)")
-_COMMENT = re.compile(r"<!--(?:(?!-->).)*\Z", re.DOTALL)
 
 
 class Fault(NamedTuple):
@@ -35,8 +34,8 @@ class Fault(NamedTuple):
 def find_fault(text: str, reported: int) -> Fault | None:
     """Return the cause of an error that POML reports at an offset: the first fault, if it is not after the offset."""
     document = parse_document(text)
-    elements = list(document.walk())
-    inside = sorted(fault for one in elements for fault in (*_in_tag(text, one), *_in_text(text, one)))
+    found = (fault for one in document.walk() for fault in (*_in_tag(text, one), *_in_text(text, one)))
+    inside = sorted([*_unended(text), *found])
     fault = inside[0] if inside else _in_nesting(text, document)
     if fault is None or reported < (fault.offset if fault.since < 0 else fault.since):
         return None
@@ -71,7 +70,7 @@ def _in_tag(text: str, element: Element) -> Iterator[Fault]:
 
 
 def _stray(text: str, offset: int) -> Fault:
-    remedy = _EXPRESSION if text.rfind("{{", 0, offset) > text.rfind("}}", 0, offset) else ESCAPES
+    remedy = EXPRESSION if text.rfind("{{", 0, offset) > text.rfind("}}", 0, offset) else ESCAPES
     what = "an element" if text[offset] == "<" else "an entity"
     return Fault(offset, 1, f"{text[offset]} in text is read as the start of {what}", remedy)
 
@@ -99,10 +98,14 @@ def _in_text(text: str, element: Element) -> Iterator[Fault]:
             yield _stray(text, child.at(found.start()))
 
 
+def _unended(text: str) -> Iterator[Fault]:
+    for begin, end, name in (("<!--", "-->", "comment"), ("<![CDATA[", "]]>", "CDATA section")):
+        if (offset := text.find(begin, text.rfind(end) + 1)) >= 0:
+            yield Fault(offset, len(begin), f"the {name} has no end", f"end it with {end}", 0)
+
+
 def _in_nesting(text: str, document: Element) -> Fault | None:
     """Return the first missing or superfluous end tag, by the tag names, which POML does not compare."""
-    if comment := _COMMENT.search(text):
-        return Fault(comment.start(), 4, "the comment has no end", "end it with -->", 0)
     if found := re.match(r"\ufeff?\s*<[?!](?!--)[^>]*>", text):
         return Fault(found.start(), len(found[0]), "POML takes no XML declaration", "remove it")
     tags = [(element.start, element.name, True) for element in document.walk() if element is not document]

@@ -110,9 +110,13 @@ def _same(one: Path, two: Path) -> bool:
         return False
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
+
+
 def _relative(path: Path, folder: Path) -> str | None:
     # os.getcwd returns a path without links, but the file's path may have some: /tmp is a link on macOS.
-    for file, above in ((path, folder), (path.resolve(), folder.resolve())):
+    for file, above in ((path, folder), (_real(path), _real(folder))):
         if file.is_relative_to(above):
             return file.relative_to(above).as_posix()
     return None

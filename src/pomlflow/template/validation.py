@@ -12,7 +12,7 @@ from typing import Any
 from pomlflow import engine
 from pomlflow.engine.errors import SCHEMA_REMEDY
 from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
-from pomlflow.template.faults import find_fault
+from pomlflow.template.faults import EXPRESSION, Fault, find_fault
 from pomlflow.template.files import decode, read_file
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import analyse, bound_by
@@ -44,7 +44,8 @@ _STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpect
 _SYNTAX = ("unexpected character", "Expecting")  # how the errors of POML's parser begin
 _UNKNOWN = re.compile(r"Component (\S+) not found")
 _TEXT = "value= is a JavaScript expression: put a text in quotes of its own, "
-_DECODED = "&amp; and &lt; are not decoded in an expression: write && as it is, and a < b as b > a"
+_ENTITY = re.compile(r"[&#]#?\w+;")
+_DECODED = "is not decoded in an expression: write && as it is, a < b as b > a, and a quote as the other kind of quote"
 _LOOP = 'POML loops by an attribute: <p for="item in items">{{item}}</p>'
 _CONDITION = 'POML has conditions by an attribute: <p if="condition">…</p>'
 # Remedies for elements of other template languages, by the name of the element.
@@ -127,11 +128,8 @@ def is_suspicious(snapshot: Snapshot) -> bool:
     """Return whether the markup may have a fault of its own, which is reported before missing variables."""
     if any(ENTITY.search(one.code) or analyse(one.code).broken for one in snapshot.inference.expressions):
         return True
-    for element in parse_markup(snapshot.source).walk():
-        loop = split_loop(element.find("for").text)
-        if not is_known(element.name) or (loop and analyse(f"({loop[0]}) => 0").broken):
-            return True
-    return False
+    elements = parse_markup(snapshot.source).walk()
+    return any(not is_known(one.name) or _binds_badly(one.find("for").text) for one in elements)
 
 
 def own_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
@@ -237,14 +235,31 @@ def _loops_named(problems: Iterable[Problem], snapshot: Snapshot, variables: Map
 
 def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
     """Return the cause of a syntax error as a problem of its own, or None if it is not known."""
-    source = _source_of(problem, snapshot) if problem.message.startswith(_SYNTAX) else None
+    is_syntax = problem.message.startswith(_SYNTAX)
+    source = _source_of(problem, snapshot) if is_syntax or _STATIC.match(problem.message) else None
     if source is None or problem.line is None or problem.column is None:
         return None
-    fault = find_fault(source.text, source.offset(problem.line, problem.column))
+    offset = source.offset(problem.line, problem.column)
+    fault = find_fault(source.text, offset) if is_syntax else _in_loop(source.text, offset)
     if fault is None:
         return None
     line, column, text = source.locate(fault.offset)
     return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width, fault.remedy)
+
+
+def _in_loop(text: str, offset: int) -> Fault | None:
+    """Return the fault of the outermost loop around an offset that binds no valid names."""
+    for element in parse_markup(text).walk():
+        passage, end = element.find("for"), element.end_tag[0] if element.end_tag else element.end
+        if element.start <= offset < end and "{{" not in passage.text and _binds_badly(passage.text):
+            why = f"for= binds one name, or a pattern: {passage.text}"
+            return Fault(passage.at(0), len(passage.text), why, 'write for="item in items"; its number is loop.index')
+    return None
+
+
+def _binds_badly(loop: str) -> bool:
+    parts = split_loop(loop)
+    return parts is not None and (parts[0].startswith("(") or analyse(f"({parts[0]}) => 0").broken)
 
 
 def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
@@ -292,8 +307,8 @@ def _expression_at(source: SourceText, offset: int, snapshot: Snapshot) -> tuple
 def _remedy(expression: Expression, before: str) -> str | None:
     """Return the remedy for an expression that cannot be evaluated, or None; `before` is the text in front of it."""
     code, kind = expression.code, expression.kind
-    if kind != "text" and ENTITY.search(code):
-        return _DECODED
+    if entity := _ENTITY.search(code):
+        return EXPRESSION if kind == "text" else f"{entity[0]} {_DECODED}"
     if kind == "for" and "{{" in before + code:
         return 'for= takes no braces: for="item in items"'
     if kind == "value" and is_prose(code) and analyse(code).broken:
