@@ -8,8 +8,6 @@ from typing import Final
 
 from pomlflow.exceptions import ConfigurationError
 
-__all__ = ["refuse_arguments", "refuse_foreign"]
-
 _REMOVED: Final = {
     "cached_results": "keep results yourself, for example with functools.lru_cache",
     "exact_openai_chat": 'poml.poml(…, format="openai_chat") returns what poml returns, also under pomlflow.autolog()',

@@ -8,8 +8,6 @@ from poml import api
 
 from pomlflow.display import result_html, short
 
-__all__ = ["PomlFrame"]
-
 
 class PomlFrame(api.PomlFrame):  # type: ignore[misc]  # poml has no types
     """The result of a render: a subclass of poml's ``PomlFrame``, equal to a ``PomlFrame`` with the same content."""

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Hashable
 from typing import Final
 
-__all__ = ["logger", "warn_once"]
-
 logger: Final = logging.getLogger("pomlflow")
 
 _lock = threading.Lock()

@@ -21,8 +21,6 @@ from pomlflow.api import poml_record
 from pomlflow.frame.openai import Format, converted, raw
 from pomlflow.record import RenderRecord
 
-__all__ = ["attach", "detach"]
-
 _ours: Final[list[Callable[..., Any]]] = []  # the installed replacement, if there is one
 
 

@@ -11,8 +11,6 @@ from typing import Any, Final
 
 from pomlflow._log import logger
 
-__all__ = ["cancel", "when_imported"]
-
 _waiting: Final[dict[str, Callable[[], None]]] = {}
 
 

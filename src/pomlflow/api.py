@@ -23,8 +23,6 @@ from pomlflow.template.files import decode, read_file
 from pomlflow.template.names import absolute, working_folder
 from pomlflow.types import Frame, FrameDict, MessageDict
 
-__all__ = ["RenderOptions", "arender", "flush", "poml", "poml_record", "render"]
-
 
 class RenderOptions(TypedDict, total=False):
     """The keyword arguments of `render`; see there for their meaning."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pomlflow.record import RenderRecord
     from pomlflow.tracking.trace_files import TraceFiles
 
-__all__ = ["AutologOptions", "Part", "autolog", "switch"]
-
 Part = Literal["plain", "langchain", "llama_index"]
 
 

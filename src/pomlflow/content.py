@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeGuard
 
-__all__ = ["REQUEST", "RESPONSE", "as_chat", "call_arguments", "is_chat", "joined_parts", "split_parts"]
-
 REQUEST: Final = "application/vnd.poml.toolrequest"
 RESPONSE: Final = "application/vnd.poml.toolresponse"
 

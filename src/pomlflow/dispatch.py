@@ -15,8 +15,6 @@ from pomlflow._log import warn_once
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.record import RenderRecord
 
-__all__ = ["Framework", "Mask", "RenderContext", "Sink", "SinkName", "check_mask", "dispatch", "set_sink"]
-
 Mask = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 """A function that takes a span's ``{"inputs": …, "outputs": …}`` and returns what may be stored of it.
 

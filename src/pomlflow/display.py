@@ -10,8 +10,6 @@ from typing import Any, Final, TypeVar
 
 from pomlflow.content import REQUEST, RESPONSE, as_chat
 
-__all__ = ["MAX_BYTES", "replay_html", "result_html", "short", "template_html"]
-
 T = TypeVar("T")
 
 MAX_BYTES: Final = 200_000  # the maximum size of a display

@@ -15,8 +15,6 @@ from pomlflow.content import as_chat
 from pomlflow.exceptions import PomlError
 from pomlflow.types import Frame
 
-__all__ = ["JsonObject", "PromptFile", "RenderRecord", "content_digest", "frame_of", "well_formed"]
-
 
 @dataclass(frozen=True)
 class PromptFile:

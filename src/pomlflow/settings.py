@@ -15,8 +15,6 @@ from typing import Any, Final, Never, TypedDict, Unpack
 from pomlflow._arguments import refuse_arguments
 from pomlflow.exceptions import ConfigurationError
 
-__all__ = ["Settings", "SettingsOptions", "configure", "configured", "settings"]
-
 _MOST_WORKERS: Final = 8  # the maximum by default: each Node process takes 130 MB
 
 

@@ -12,32 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pomlflow.engine.file_access import decode
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.settings import configure, settings
-from pomlflow.template.files import decode
 
 if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.template.lint import LintSettings
-
-__all__ = [
-    "FILE",
-    "InputError",
-    "connect",
-    "context_file_of",
-    "load_timeout",
-    "lost_values",
-    "mlflow_options",
-    "name_option",
-    "prompts_in",
-    "read_object",
-    "rules_of",
-    "settings_options",
-    "template_of",
-    "values_of",
-    "with_rules",
-    "with_values",
-]
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(allow_dash=True)

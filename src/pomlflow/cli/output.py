@@ -14,8 +14,6 @@ import click
 
 from pomlflow.frame.transcript import sections
 
-__all__ = ["progress", "show_chat", "show_json", "shown_path", "word_diff"]
-
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
 T = TypeVar("T")
 _BAR = 30  # the width of a progress bar

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pomlflow.frame.openai import Format
     from pomlflow.template import Template
 
-__all__ = ["check", "opened", "render", "show_problems", "variables"]
-
 _LINES: Final = 15  # the maximum lines of one prompt's problems, without the remedy
 _CHARACTERS: Final = 900  # the maximum characters of one prompt's problems
 _LONGEST: Final = 300  # the maximum characters of a message

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pomlflow.tracking.load import PromptContent
     from pomlflow.tracking.replay import Replay, ReplayedRender
 
-__all__ = ["diff", "pull", "register", "replay"]
-
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")

@@ -23,8 +23,6 @@ from pomlflow.engine.system import start_thread
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings
 
-__all__ = ["arun", "close", "prewarm", "run", "stats"]
-
 _EXIT = 10.0  # seconds to wait at exit until the compiled code of the first start is stored: it speeds up later starts
 
 

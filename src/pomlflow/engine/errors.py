@@ -11,8 +11,6 @@ from pomlflow.engine.file_access import FileAccess
 from pomlflow.engine.protocol import Request
 from pomlflow.exceptions import Problem, RenderError
 
-__all__ = ["SCHEMA_REMEDY", "render_error"]
-
 SCHEMA_REMEDY = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
 _PROBED = re.compile(r"(?:Image|Audio) file not found: (.*)", re.DOTALL)
 _SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")

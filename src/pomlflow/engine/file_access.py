@@ -22,8 +22,6 @@ from pomlflow.engine.protocol import Request
 from pomlflow.exceptions import Problem
 from pomlflow.settings import settings
 
-__all__ = ["FileAccess", "decode", "is_under", "trusted_roots"]
-
 _OK, _FAILED, _DENIED = range(3)
 _MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _LAST_READ = 3  # files that the error of a process that was ended names

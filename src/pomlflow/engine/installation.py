@@ -23,8 +23,6 @@ import platformdirs
 
 from pomlflow.exceptions import EngineError, NodeNotFoundError
 
-__all__ = ["Installation", "check_versions", "find", "package_folder", "poml_version", "requirements"]
-
 WORKER = Path(__file__).resolve().parent / "js" / "worker.cjs"
 _PARTS = tuple(sorted(WORKER.parent.glob("*.cjs")))
 # Without a limit, V8's heap grows with the machine's memory. The limit ends a template that allocates without end, and

@@ -19,8 +19,6 @@ from pomlflow.engine.system import private_memory, start_thread
 from pomlflow.exceptions import EngineBusyError, EngineError, WorkerDiedError
 from pomlflow.settings import settings
 
-__all__ = ["Pool", "Position", "QueueTimeoutError"]
-
 _GRACE = 0.1  # seconds that a cancelled render has to finish; killing its process earlier would cost a start
 _LEAST = 0.01  # seconds that a render has at least, even if all of its time was spent waiting
 _IDLE = 120.0  # seconds without a render after which all processes but one are ended

@@ -25,8 +25,6 @@ from pomlflow.engine.system import Lifeline, limit_memory
 from pomlflow.exceptions import EngineError, WorkerDiedError
 from pomlflow.record import well_formed
 
-__all__ = ["FROM_OUTSIDE", "DeadlineError", "NodeProcess", "watchdog"]
-
 _START = 60.0  # maximum seconds of a start; it takes 0.2 to 0.9, more if nothing is in the disk cache
 _STDERR = 8192  # bytes of stderr that are kept for error messages
 _NEVER = float("inf")

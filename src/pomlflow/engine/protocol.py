@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from pomlflow.engine.serialize import dumps
 
-__all__ = ["Request", "Result", "Stats"]
-
 _OPTIONAL = ("stylesheet", "path", "marks", "placeholders")
 
 

@@ -27,8 +27,6 @@ import orjson
 from pomlflow.exceptions import VariableError
 from pomlflow.record import well_formed
 
-__all__ = ["decode", "dumps", "encode", "is_identifier"]
-
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_STRICT_INTEGER | orjson.OPT_PASSTHROUGH_DATACLASS
 _SAFE_INTEGER = 2**53 - 1  # JavaScript's Number.MAX_SAFE_INTEGER
 _DEPTH = 100

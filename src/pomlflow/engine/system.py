@@ -13,8 +13,6 @@ if sys.platform == "linux":
     import fcntl
     import resource
 
-__all__ = ["Lifeline", "limit_memory", "private_memory", "start_thread"]
-
 # The maximum bytes of data of a sandboxed process. V8's heap has its own limit, but buffers are outside of it, such as
 # the unpacked content of a document.
 _DATA = 2 << 30

@@ -12,8 +12,6 @@ from typing import Any
 from pomlflow.engine.installation import package_folder
 from pomlflow.template.markup import TOOLS
 
-__all__ = ["attributes"]
-
 _START, _END = b'"./packages/poml/assets/componentDocs.json":', b"sourceMappingURL=data:"
 _DOCS = re.compile(r"JSON\.parse\('(\[.*?\])'\)")
 _ESCAPED = re.compile(r"\\([\\'])")

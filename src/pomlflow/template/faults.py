@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from pomlflow.template.markup import Element, Passage, is_known, parse_document
 
-__all__ = ["ESCAPES", "EXPRESSION", "Fault", "find_fault"]
-
 ESCAPES = "in text, write #amp; for & and #lt; for <"
 EXPRESSION = (
     'an expression in text cannot hold & or <: name its value first, <let name="both" value="a && b"/>, or write it '

@@ -9,10 +9,6 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from pomlflow.engine.file_access import decode
-
-__all__ = ["decode", "read_file", "sha256", "stamp", "stamps"]
-
 
 def stamp(file: Path) -> object:
     """Return metadata of a file that changes whenever the file does; None for a missing file."""

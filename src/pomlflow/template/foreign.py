@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from pomlflow.template.javascript import analyse, find_nodes
 
-__all__ = ["foreign_words", "is_prose", "quoted"]
-
 # Words of Python and Jinja, by how an expression uses them: constants anywhere, operators in code that is not
 # JavaScript, called functions, called methods, and filters after |.
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}

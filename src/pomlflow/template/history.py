@@ -17,8 +17,6 @@ from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 from pomlflow.content import REQUEST, RESPONSE, joined_parts
 from pomlflow.exceptions import VariableError
 
-__all__ = ["History", "in_poml_form", "plain_histories"]
-
 M = TypeVar("M")
 _SPEAKERS: Final = {
     **{speaker: speaker for speaker in ("human", "ai", "system", "tool")},

@@ -28,9 +28,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pomlflow.engine.file_access import decode
 from pomlflow.engine.serialize import is_identifier
 from pomlflow.exceptions import Problem
-from pomlflow.template.files import decode, read_file
+from pomlflow.template.files import read_file
 from pomlflow.template.javascript import ALONE, LENGTH, TESTED, WORD, analyse, bound_by
 from pomlflow.template.markup import (
     ENTITIES,
@@ -45,8 +46,6 @@ from pomlflow.template.markup import (
     unwrapped,
 )
 from pomlflow.template.source import Expression, Inference, Kind, Use
-
-__all__ = ["READERS", "infer"]
 
 # Globals whose values change between renders or machines: an expression that uses them is dynamic.
 _DYNAMIC_GLOBALS = frozenset({"Date", "globalThis", "process"})

@@ -13,22 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = [
-    "ENTITIES",
-    "ENTITY",
-    "TOOLS",
-    "Element",
-    "Passage",
-    "SourceText",
-    "expressions",
-    "is_known",
-    "is_poml",
-    "parse_document",
-    "parse_markup",
-    "split_loop",
-    "unwrapped",
-]
-
 _NAME = r"[A-Za-z_:][A-Za-z0-9_:.\-\u00b7\u0300-\u036f\u203f\u2040]*"
 _MARKUP = re.compile(rf"<(?:!--|!\[CDATA\[|[!?/]|(?=[A-Za-z_:]))|&(?:{_NAME};|#[0-9]+;|#x[0-9A-Fa-f])")
 _TAG = re.compile(rf"""({_NAME})(?:\s*=\s*("[^"]*"|'[^']*'))?|(/?>)|(<)|\s+|.""", re.DOTALL)

@@ -17,8 +17,6 @@ from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
 from pomlflow.template.pyproject import tool_settings
 
-__all__ = ["NAMES", "absolute", "name_and_path", "name_in_copy", "registry_name", "relative_path", "working_folder"]
-
 _LONGEST: Final = 256  # the maximum length of a name that MLflow accepts in every kind of store
 
 

@@ -12,8 +12,6 @@ from pomlflow.template.faults import Fault
 from pomlflow.template.markup import TOOLS, Element, Passage, SourceText
 from pomlflow.template.source import Expression, Snapshot, Use
 
-__all__ = ["SCHEMAS", "Node", "Page", "Rule"]
-
 SCHEMAS = frozenset({"outputschema", *TOOLS})
 # Elements whose content is not sent in a message.
 _NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}

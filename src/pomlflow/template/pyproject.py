@@ -10,8 +10,6 @@ from typing import Any
 
 from pomlflow._log import warn_once
 
-__all__ = ["tool_settings"]
-
 
 @lru_cache(maxsize=256)
 def tool_settings(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:

@@ -27,8 +27,6 @@ from pomlflow.template.validation import (
     with_hint,
 )
 
-__all__ = ["NOWHERE", "Render", "TemplateOptions"]
-
 NOWHERE: Final = Path(os.sep, "<inline>")
 """A folder that does not exist, so that no file under it can be read."""
 

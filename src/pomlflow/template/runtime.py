@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-__all__ = ["canonical", "unset_defaults"]
-
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SYNONYMS: Final = {
     "max_output_tokens": "max_tokens",

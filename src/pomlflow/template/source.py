@@ -13,8 +13,6 @@ from pomlflow.template.files import sha256
 from pomlflow.template.markup import SourceText
 from pomlflow.template.names import relative_path
 
-__all__ = ["Expression", "Inference", "Kind", "Origin", "Snapshot", "Use", "prompt_files"]
-
 Kind = Literal["text", "attribute", "for", "if", "value", "schema"]
 
 

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from pomlflow._log import logger
+from pomlflow.engine.file_access import decode
 from pomlflow.exceptions import ConfigurationError, Problem, RenderError, TemplateNotFoundError
 from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
-from pomlflow.template.files import decode, stamp, stamps
+from pomlflow.template.files import stamp, stamps
 from pomlflow.template.history import History
 from pomlflow.template.inference import infer
 from pomlflow.template.lint import Finding, LintSettings, lint, lint_settings
 from pomlflow.template.names import absolute, name_and_path, registry_name, relative_path, working_folder
 from pomlflow.template.render import NOWHERE, Render, TemplateOptions
 from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
-
-__all__ = ["Snapshot", "Template"]
 
 
 class Template:

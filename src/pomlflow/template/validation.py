@@ -11,24 +11,14 @@ from typing import Any
 
 from pomlflow import engine
 from pomlflow.engine.errors import SCHEMA_REMEDY
+from pomlflow.engine.file_access import decode
 from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
 from pomlflow.template.faults import EXPRESSION, Fault, find_fault
-from pomlflow.template.files import decode, read_file
+from pomlflow.template.files import read_file
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import analyse, bound_by
 from pomlflow.template.markup import ENTITIES, ENTITY, SourceText, is_known, parse_markup, split_loop
 from pomlflow.template.source import Expression, Inference, Snapshot, Use
-
-__all__ = [
-    "check_names",
-    "encode_variables",
-    "is_suspicious",
-    "missing_names",
-    "missing_variables",
-    "nameable",
-    "own_problems",
-    "with_hint",
-]
 
 _NO_FILE = re.compile(r"ENOENT|file not found")
 _NOT_EVALUATED = {

@@ -11,8 +11,6 @@ from typing import Any, Final
 from pomlflow.engine import is_identifier
 from pomlflow.exceptions import ConversionError
 
-__all__ = ["Conversation", "Message", "Part", "Picture", "Text", "ToolRequest", "ToolResponse", "Variable", "write"]
-
 _TAGS: Final = {"system": "system-msg", "human": "human-msg", "ai": "ai-msg"}
 _ESCAPES: Final = {"<": "#lt;", ">": "#gt;", "&": "#amp;", "{": "#lbrace;", "}": "#rbrace;"}
 _PAIRS: Final = re.compile(r"\{{2,}|\}{2,}|^\}|\{$|[<>&]")  # a single brace inside a text is no expression

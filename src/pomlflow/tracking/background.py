@@ -24,8 +24,6 @@ from mlflow.utils.workspace_context import set_server_request_workspace
 from pomlflow._log import logger, warn_once
 from pomlflow.tracking.stores import check_reachable, is_outage, may_pass, redacted, redacted_error
 
-__all__ = ["FIRST", "RejectedError", "Task", "TaskState", "Worker", "worker"]
-
 FIRST: Final = -math.inf  # seconds after which a task runs that goes before all others that are due
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
 _PAUSE: Final = 15.0  # seconds between runs of a task that returned NOT_YET or PARKED; a flush or `wake` runs it sooner

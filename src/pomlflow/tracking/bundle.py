@@ -34,8 +34,6 @@ from pomlflow.engine.file_access import is_under, trusted_roots
 from pomlflow.record import PromptFile
 from pomlflow.settings import settings
 
-__all__ = ["FILES_TAG", "Bundle", "BundledFile", "ExtractedFiles", "FileChangedError", "pack", "unpack"]
-
 FILES_TAG: Final = "poml_files"
 _CONTENT_TAG: Final = "poml_file_"
 # Characters of one tag. MLflow's limit is 100,000 (mlflow.utils.validation), MySQL's TEXT 65,535 bytes.

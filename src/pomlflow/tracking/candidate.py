@@ -17,8 +17,6 @@ from pomlflow.template.markup import TOOLS, Element, is_poml, parse_document
 from pomlflow.template.source import Inference
 from pomlflow.tracking.bundle import ExtractedFiles
 
-__all__ = ["check_candidate"]
-
 _Elements = list[tuple[str, Element]]
 _PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
 _ROLES: Final = {

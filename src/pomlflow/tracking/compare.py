@@ -15,8 +15,6 @@ from mlflow.tracing.attachments import Attachment
 
 from pomlflow.tracking.facts import is_attachment
 
-__all__ = ["Difference", "Fetch", "compare"]
-
 Fetch = Callable[[str], bytes]
 """Returns the bytes of an attachment, by its reference (``mlflow-attachment://…``)."""
 

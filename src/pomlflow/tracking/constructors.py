@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.template.source import Origin
 
-__all__ = ["PromptConstructors", "restore_origin", "source_fields"]
-
 
 class PromptConstructors:
     """The constructors of a prompt template, and properties that describe its source.

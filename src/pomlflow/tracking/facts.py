@@ -28,8 +28,6 @@ from typing import Any, Final
 from pomlflow._version import __version__
 from pomlflow.record import RenderRecord
 
-__all__ = ["ATTRIBUTE", "bare_media", "facts_of", "folder_of", "is_attachment"]
-
 ATTRIBUTE: Final = "poml.replay"
 _DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has changed
 

@@ -30,8 +30,6 @@ from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import runtime_of
 
-__all__ = ["RegistryOrigin", "open_prompt"]
-
 _REFRESH_TIMEOUT: Final = 20.0  # seconds; MLflow's client would retry for minutes if the server went away meanwhile
 
 

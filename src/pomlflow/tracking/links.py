@@ -28,8 +28,6 @@ from mlflow.utils.rest_utils import verify_rest_response
 from pomlflow.tracking.background import Task, TaskState
 from pomlflow.tracking.stores import Stores, check_reachable, is_server, send
 
-__all__ = ["TraceLink", "link_resource", "list_in_experiment"]
-
 _TAG: Final = TraceTagKey.LINKED_PROMPTS
 _EXPERIMENTS: Final = "_mlflow_experiment_ids"  # a prompt's tag, by which an experiment's page finds its prompts
 _EXPORTED: Final = TraceMetadataKey.SIZE_STATS  # written by MLflow's exporter as it stores a trace

@@ -25,8 +25,6 @@ from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
 from pomlflow.tracking.stores import Stores, check_reachable, store_errors
 from pomlflow.tracking.versions import Registry
 
-__all__ = ["PromptContent", "Reference", "load", "load_reference", "run_bounded"]
-
 _T = TypeVar("_T")
 _DIGEST_TAG: Final = "poml_sha256"
 _URI: Final = re.compile(r"prompts:/([^/@]+)(?:/(\d+)|@([\w-]+))?")

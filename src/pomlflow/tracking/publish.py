@@ -29,8 +29,6 @@ from pomlflow.tracking.shutdown import register_hooks
 from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import Registry, draft_of, name_of
 
-__all__ = ["Publisher", "publisher"]
-
 _FRESH: Final = 10.0  # seconds for which a found version is used unchecked: it may be deleted, and its number reused
 _MAX_CONTENTS: Final = 1_000  # contents whose versions are kept in memory; others are looked up again by their digests
 _MAX_LOOKUPS: Final = 1_000  # contents that wait for their lookup

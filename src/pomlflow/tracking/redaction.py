@@ -24,13 +24,6 @@ from pomlflow.frame.media import kind_of_media, replace_values
 from pomlflow.record import well_formed
 from pomlflow.settings import settings
 
-__all__ = [
-    "GuardedSpan",
-    "json_data",
-    "masked",
-    "within_limit",
-]
-
 _INPUTS, _OUTPUTS = SpanAttributeKey.INPUTS, SpanAttributeKey.OUTPUTS
 _OK: Final = SpanStatus(SpanStatusCode.OK)
 # Texts in JSON that MLflow may store as attachments: data URIs, base64, the repr of bytes, its own `Attachment`.

@@ -17,18 +17,6 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.workspace_context import get_request_workspace
 
-__all__ = [
-    "Stores",
-    "check_reachable",
-    "is_outage",
-    "is_server",
-    "may_pass",
-    "redacted",
-    "redacted_error",
-    "send",
-    "store_errors",
-]
-
 _REQUEST_TIMEOUT: Final = 10.0  # seconds for one request without retries
 
 

@@ -21,8 +21,6 @@ from pomlflow.exceptions import ConfigurationError
 from pomlflow.frame.openai import indented, pretty
 from pomlflow.record import RenderRecord
 
-__all__ = ["TraceFiles"]
-
 
 class TraceFiles:
     """An existing folder of trace files. Several threads and processes may write to it at the same time."""

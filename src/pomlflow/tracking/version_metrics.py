@@ -16,8 +16,6 @@ from mlflow.entities import Feedback, TraceInfo, TraceState
 from pomlflow.exceptions import NotPomlError
 from pomlflow.tracking.load import load
 
-__all__ = ["compare_versions"]
-
 _TOKENS: Final = ["input_tokens", "output_tokens", "total_tokens"]
 _RATINGS: Final[Mapping[str, float]] = {"yes": 1.0, "no": 0.0}  # the answers of MLflow's judges
 

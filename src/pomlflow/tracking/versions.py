@@ -35,8 +35,6 @@ from pomlflow.tracking.background import RejectedError
 from pomlflow.tracking.bundle import FILES_TAG, FileChangedError, pack
 from pomlflow.tracking.stores import Stores, check_reachable
 
-__all__ = ["Registration", "Registry", "draft_of", "model_config", "name_of", "register", "runtime_of"]
-
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
 _NEWEST: Final = 20  # newest versions whose content is compared if no version has the digest as a tag
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
