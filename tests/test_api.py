@@ -18,8 +18,8 @@ from tests.corpus.cases import Case, case, cases
 from tests.model_server import model_server
 
 import pomlflow
-from pomlflow.api import poml_record
 from pomlflow.frame.openai import Format, raw
+from pomlflow.template import Template
 
 CASES = [one for one in cases() if not one.fails and one.name != "limit-tokens"]  # which takes 3 s a render
 FORMATS = [one for one in get_args(Format) if one != "raw"]
@@ -47,10 +47,10 @@ def poml_without_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("one", [pytest.param(c, id=c.name) for c in CASES])
 def test_each_format_is_that_of_poml(one: Case, poml_without_node: list[str]) -> None:
     """The Python of poml and ours convert the same frame equally; the tests of the engine compare the frames."""
-    poml_without_node.append(raw(poml_record(one.file, **arguments(one), format="raw", exact=True).result()))
-    original = poml.poml
+    template = Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat)
+    poml_without_node.append(raw(template.render(one.variables, exact=True).result()))
     for name in FORMATS:
-        theirs = outcome(original, one, format=name)
+        theirs = outcome(poml.poml, one, format=name)
         pomlflow.autolog(log_traces=False)
         try:
             ours = outcome(poml.poml, one, format=name)

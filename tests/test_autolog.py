@@ -6,7 +6,6 @@ import asyncio
 import logging
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,14 +26,14 @@ import pomlflow
 Fetch = Callable[[], list[Trace]]
 HELLO = "<p>Hello {{name}}</p>"
 ADA = [{"speaker": "human", "content": "Hello Ada"}]
-ORIGINAL = poml.poml
+RUN = poml.api.run
 
 
 @pytest.fixture(autouse=True)
 def _off() -> Iterator[None]:
     yield
     pomlflow.autolog(disable=True)
-    assert poml.poml is ORIGINAL
+    assert poml.api.run is RUN
 
 
 @pytest.fixture
@@ -104,7 +103,6 @@ def test_the_function_of_poml_is_traced_and_unchanged(stored_traces: Fetch, prom
     assert poml.api.poml(prompt, {"name": "Ada"}, format="openai_chat") == {
         "messages": [{"role": "user", "content": "Hello Ada"}]
     }
-    assert poml.poml.__doc__ == ORIGINAL.__doc__
     assert trees(stored_traces) == [["/poml"], ["/poml"]]
 
 
@@ -123,9 +121,9 @@ def test_the_builder_and_the_template_of_poml_are_traced(stored_traces: Fetch) -
 
 def test_another_call_sets_new_options(stored_traces: Fetch, prompt: str) -> None:
     pomlflow.autolog()
-    ours = poml.poml
+    ours = poml.api.run
     pomlflow.autolog()
-    assert poml.poml is ours
+    assert poml.api.run is ours
     poml.poml(prompt, {"name": "Ada"})
     pomlflow.autolog(register=False, mask=lambda content: {"inputs": sorted(content["inputs"])})
     poml.poml(prompt, {"name": "Ada"})
@@ -139,14 +137,13 @@ def test_another_call_sets_new_options(stored_traces: Fetch, prompt: str) -> Non
 def test_disable_restores_everything(stored_traces: Fetch) -> None:
     finders, filters = list(sys.meta_path), list(logging.getLogger("pomlflow").filters)
     pomlflow.autolog(silent=True)
-    assert poml.poml is not ORIGINAL
-    held = poml.poml
+    assert poml.api.run is not RUN
     pomlflow.autolog(disable=True)
     pomlflow.autolog(disable=True)
-    assert (poml.poml, poml.api.poml, sys.modules["poml.prompt"].poml) == (ORIGINAL,) * 3
+    assert poml.api.run is RUN
     assert (sys.meta_path, logging.getLogger("pomlflow").filters) == (finders, filters)
     pomlflow.render(HELLO, {"name": "Ada"})
-    assert held(HELLO, {"name": "Ada"}) == ADA  # ours, imported by name, calls poml's own
+    assert poml.poml(HELLO, {"name": "Ada"}) == ADA
     assert trees(stored_traces) == []
 
 
@@ -204,7 +201,7 @@ def test_tasks_and_threads_have_their_own_parent_spans(stored_traces: Fetch) -> 
 
 def test_without_traces_the_function_of_poml_is_only_warm(stored_traces: Fetch, tmp_path: Path) -> None:
     pomlflow.autolog(log_traces=False, trace_dir=tmp_path / "runs")
-    assert poml.poml is not ORIGINAL
+    assert poml.api.run is not RUN
     assert poml.poml(HELLO, {"name": "Ada"}) == ADA
     assert trees(stored_traces) == []
     (markup,) = tmp_path.glob("runs/*/0001.poml")
@@ -226,31 +223,12 @@ def test_invalid_arguments_change_nothing(tmp_path: Path) -> None:
         pomlflow.autolog(mask="hidden")  # type: ignore[arg-type]
     with pytest.raises(pomlflow.ConfigurationError, match="trace_dir: cannot make a folder in"):
         pomlflow.autolog(trace_dir=file / "runs")
-    assert poml.poml is ORIGINAL
+    assert poml.api.run is RUN
 
 
-@pytest.fixture
-def early(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module that ran ``from poml import poml as build``."""
-    module = types.ModuleType("early_bird")
-    module.build = ORIGINAL
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    # This module has the function by name, too.
-    monkeypatch.setattr(sys.modules[__name__], "ORIGINAL", ORIGINAL)
-    return module
-
-
-def test_an_earlier_import_by_name_is_warned_of_once(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
-    pomlflow.autolog()
-    pomlflow.autolog(register=False)
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "early_bird" in warning
-    assert "or call poml.poml(...) there" in warning
-    assert early.build is ORIGINAL
-
-
-def test_silent_suppresses_warnings(early: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_suppresses_warnings(caplog: pytest.LogCaptureFixture) -> None:
     pomlflow.autolog(silent=True)
+    logging.getLogger("pomlflow").warning("suppressed")
     assert caplog.records == []
 
 

@@ -138,7 +138,7 @@ def _template_and_variables(
     check_format(format)
     if context is not None and not isinstance(context, Mapping):
         raise ConfigurationError(f"context must be a mapping of variables, not a {type(context).__name__}")
-    return _template(markup, options), context or {}
+    return template_of(markup, options), context or {}
 
 
 def _dispatched(template: Template, record: RenderRecord, format: Format) -> Any:  # noqa: A002
@@ -191,26 +191,15 @@ def poml(
             f"pomlflow.poml() runs no command line and takes no extra_args ({' '.join(extra_args)}): pass variables as "
             "context=, change the working folder, or call poml.poml()"
         )
-    record = poml_record(markup, context, stylesheet, chat, format)
+    check_format(format)
+    record = _poml_record(markup, context, stylesheet, chat)
     if output_file is not None:
         Path(output_file).write_text(raw(record.result()), encoding="utf-8", newline="")
     return converted(record, format)
 
 
-def poml_record(
-    markup: Any,
-    context: Any,
-    stylesheet: Any,
-    chat: bool,
-    format: Format,  # noqa: A002
-    *,
-    exact: bool = False,
-) -> RenderRecord:
-    """Render the arguments of ``poml.poml()``; dispatch and return the record, also of a failed render.
-
-    With `exact`, messages in a history without POML's ``speaker`` are system messages, as in poml.
-    """
-    check_format(format)
+def _poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool) -> RenderRecord:
+    """Render the arguments of ``poml.poml()``; dispatch and return the record."""
     if not isinstance(markup, os.PathLike) and _exists(markup):
         markup = Path(markup)
     elif isinstance(markup, str) and re.match(r"^[\w\-./]+$", markup):
@@ -218,13 +207,13 @@ def poml_record(
             f"The markup '{markup}' looks like a file path, but it does not exist. Assuming it is a POML string.",
             stacklevel=3,  # the caller of `poml`
         )
-    template = _template(markup, {"stylesheet": _json_object(stylesheet, "stylesheet"), "chat": chat})
-    record = template.render(_json_object(context, "context") or {}, exact=exact)
+    template = template_of(markup, {"stylesheet": json_object(stylesheet, "stylesheet"), "chat": chat})
+    record = template.render(json_object(context, "context") or {})
     dispatch(record, RenderContext(file=template.path))
     return record
 
 
-def _json_object(given: Any, what: str) -> Mapping[str, Any] | None:
+def json_object(given: Any, what: str) -> Mapping[str, Any] | None:
     """Return a context or stylesheet, read from its file or parsed from its JSON text."""
     if not given or isinstance(given, Mapping):
         return given or None  # poml ignores an empty string
@@ -253,7 +242,8 @@ def _exists(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - Path.exists raises an error for markup that is too long for a name
 
 
-def _template(markup: Markup, options: RenderOptions) -> Template:
+def template_of(markup: Markup, options: RenderOptions) -> Template:
+    """Return the template of markup or, from a cache, of a file."""
     if not isinstance(markup, str | os.PathLike):
         raise TypeError(f"the markup must be markup or the path of a file, not a {type(markup).__name__}")
     given: dict[str, Any] = {name: value for name, value in options.items() if name != "timeout"}

@@ -1,7 +1,7 @@
 """`autolog`: one line that traces every POML render, in LangChain, in LlamaIndex and outside of both.
 
 No framework is patched or imported: each adapter attaches a handler by the framework's own means, as soon as the
-framework has been imported. The one function that is replaced is ``poml.poml`` (`pomlflow._poml_patch`).
+framework has been imported. What is replaced is how ``poml.poml`` renders (`pomlflow._poml_patch`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
     """Trace every POML render in MLflow, register its prompt, and link the trace to the prompt version.
 
     In a chain, agent or engine of LangChain or LlamaIndex, the whole call is traced, and the render is a span of that
-    trace. Elsewhere, a render is a child of the active span, or a trace of its own. Calls of ``poml.poml()`` by that
-    name use the engine and are traced too.
+    trace. Elsewhere, a render is a child of the active span, or a trace of its own. Calls of ``poml.poml()`` use the
+    engine and are traced too.
 
     Call it once, at the top of a program, before or after MLflow's own autologs and imports of any framework. Another
     call sets new options. Nothing is traced twice: neither with a pomlflow handler nor with MLflow's autolog.
