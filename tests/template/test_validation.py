@@ -73,20 +73,6 @@ def test_a_name_that_is_no_string_is_an_extra_variable(name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("markup", "expected"),
-    [
-        ('<p for="[a, b] in [[1, 2]]">{{a}}/{{b}}</p>', "1/2"),
-        ('<p for="{a, c: b} in [{a: 1, c: 2}]">{{a}}/{{b}}</p>', "1/2"),
-        ('<let name="{a}" value="{a: 1}"/><p>{{a}}/2</p>', "1/2"),
-        ('<p for="a in [1]">{{a}}/2</p>', "1/2"),
-    ],
-)
-def test_extra_variables_leave_the_names_of_patterns_alone(markup: str, expected: str) -> None:
-    """POML (0.0.8) makes parameters of both and refuses two of one name."""
-    assert text(Template(markup), a="extra", b="extra", loop="extra") == expected
-
-
-@pytest.mark.parametrize(
     "markup",
     [
         "<output-schema>this is my schema</output-schema>",

@@ -169,7 +169,7 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     error = template.check({**example, **values}).error
     if error is not None:
         show_problems(str(file), error)
-    elif unknown := sorted(example.keys() - _accepted(template)):
+    elif unknown := sorted(example.keys() - {*template.inference.variables, *template.inference.optional}):
         _show(str(example_file), [Problem(f"{file.name} takes no variable {', '.join(map(repr, unknown))}")], "warning")
     findings = template.lint(settings, getattr(error, "problems", ()))
     warnings = [
@@ -177,12 +177,6 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     ]
     _show(str(file), warnings, "warning")
     return error is not None or (settings.strict and bool(findings)), bool(findings)
-
-
-def _accepted(template: Template) -> set[str]:
-    """Return the names of the variables for which a file of example values may have a value."""
-    inference = template.inference
-    return {*inference.variables, *inference.optional, *inference.destructured}
 
 
 def opened(file: Path, name: str | None = None) -> Template | None:

@@ -137,7 +137,6 @@ class _Collector:
         self.needs_list: set[str] = set()  # an empty list is enough for every other use
         self.messages: dict[str, None] = {}
         self.message_sources: dict[str, None] = {}
-        self.destructured: set[str] = set()
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
@@ -166,7 +165,6 @@ class _Collector:
             fields=frozenset(self.fields),
             static_fields=frozenset(field for field, dynamic in self.fields.items() if not dynamic),
             has_speakers=self.has_speakers,
-            destructured=frozenset(self.destructured),
         )
 
     def walk(self, nodes: Iterable[Element | Passage], scope: _Scope) -> None:
@@ -232,7 +230,7 @@ class _Collector:
         elif loop.text and parts is not None:
             item, start, code = parts
             dynamic = self.add_expression(code, start, _Site(loop, scope, "for", needs_list=True))
-            names = dict.fromkeys(("loop", *self.bound(item)), dynamic)
+            names = dict.fromkeys(("loop", *bound_by(item)), dynamic)
             scope = scope._replace(in_element={**scope.in_element, **names}, dynamic=scope.dynamic or dynamic)
             self.add_defaults(loop._replace(text=item), scope, "for")
         if condition.text:
@@ -272,19 +270,13 @@ class _Collector:
         if name.text and value.text and not source:
             start, code = unwrapped(value.text)
             dynamic = self.add_expression(code, start, _Site(value, scope, "value"))
-        names: Iterable[str] = self.bound(name.text) if name.text else ()
+        names: Iterable[str] = bound_by(name.text) if name.text else ()
         if not name.text and source:
             names = _json_object(self.read_file(file) or "")
         elif not name.text and not value.text:
             names = _json_object(element.text().text)
         scope.in_file.update(dict.fromkeys(names, dynamic))
         self.add_defaults(name, scope, "value")
-
-    def bound(self, pattern: str) -> list[str]:
-        names = bound_by(pattern)
-        if names != [pattern.strip()]:
-            self.destructured.update(names)
-        return names
 
     def add_schema(self, element: Element, scope: _Scope) -> bool:
         passage, parser = element.text(), element.find("parser").text

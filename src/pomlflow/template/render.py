@@ -22,7 +22,6 @@ from pomlflow.template.validation import (
     is_suspicious,
     missing_names,
     missing_variables,
-    nameable,
     own_problems,
     with_hint,
 )
@@ -141,10 +140,8 @@ class Render:
         takes, marks = now.inference, None
         if takes.not_utf8:
             raise RenderError(takes.not_utf8)
-        variables = nameable(takes, variables)
-        left_out = [name for name in takes.messages if name in takes.optional and name not in variables]
-        if left_out:
-            variables = {**dict.fromkeys(left_out, ()), **variables}
+        variables = {name: value for name, value in variables.items() if isinstance(name, str)}
+        variables = {**{name: () for name in takes.messages if name in takes.optional}, **variables}
         if self._history is not None:
             variables = self._history.take(variables, takes.messages, takes.message_sources)
             marks = self._history.marks if options.chat else self._history.texts()

@@ -92,7 +92,6 @@ class Inference:
         static_fields: Which of these depend on nothing but the markup. A field is not static if it, or an ``if`` or a
             ``for`` around it, uses a variable, a file, the clock or the process, directly or by a ``<let>``.
         has_speakers: Whether the markup sets speakers, by an element such as ``<system-msg>`` or by ``speaker=``.
-        destructured: The names that a pattern in a ``for`` or a ``<let>`` binds, such as ``[key, value] in pairs``.
     """
 
     variables: tuple[str, ...] = ()
@@ -109,7 +108,6 @@ class Inference:
     fields: frozenset[str] = frozenset()
     static_fields: frozenset[str] = frozenset()
     has_speakers: bool = False
-    destructured: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

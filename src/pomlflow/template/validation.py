@@ -50,18 +50,6 @@ _INSTEAD = {
 }
 
 
-def nameable(inference: Inference, variables: Mapping[Any, Any]) -> Mapping[str, Any]:
-    """Return the variables without those whose name is not text, and without those that would break a pattern.
-
-    The latter have a name that a pattern in a loop or a ``<let>`` binds, such as ``[key, value]``, and the template
-    does not need them. POML (0.0.8) would make a function with two parameters of that name, which JavaScript refuses.
-    """
-    extra = inference.destructured - {*inference.variables, *inference.optional}
-    if not any(not isinstance(name, str) or name in extra for name in variables):
-        return variables
-    return {name: value for name, value in variables.items() if isinstance(name, str) and name not in extra}
-
-
 def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, bool]:
     """Encode variables, and leave out those that the template does not take and that have no form in JSON.
 
