@@ -116,11 +116,7 @@ class _Engine:
 
 
 class _Current:
-    """The engine of this Python process, made at first use; a changed sandbox setting and a fork replace it.
-
-    Attributes:
-        engine: The engine that was used last; `get` returns the one for the setting in force.
-    """
+    """The engine of this Python process, made at first use; a changed sandbox setting and a fork replace it."""
 
     def __init__(self) -> None:
         self.engine: _Engine | None = None

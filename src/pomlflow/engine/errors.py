@@ -18,11 +18,8 @@ _ESCAPES = "in text, write #amp; for & and #lt; for <; in an expression, write a
 
 
 def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files: FileAccess) -> RenderError:
-    """Return one error for all problems that POML reported in a render, in the order of the reports.
-
-    A report is ``{kind, message, start, end, path, schema}``; ``start`` and ``end`` (inclusive) count UTF-16 units
-    from 0.
-    """
+    """Return one error for all problems that POML reported in a render, in the order of the reports."""
+    # A report is {kind, message, start, end, path, schema}; start and end (inclusive) count UTF-16 units from 0.
     root = request.path or ""
     texts: dict[str, str | None] = {root: request.markup}
     problems = [_problem(item, root, texts, request.label, files) for item in reported]

@@ -31,15 +31,7 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 
 
 
 def trusted_roots(folder: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[str]]:
-    """Yield the folders whose trees a trusted template may read.
-
-    They are its own folder, the prompt root and the working folder, except a root of the file system; and the folders
-    of ``allow_read`` in `pomlflow.configure`.
-
-    Example:
-        >>> "/srv/prompts" in trusted_roots("/srv/prompts")
-        True
-    """
+    """Yield the folders whose trees a trusted template may read, those of ``allow_read`` among them."""
     now = settings()
     folders: list[str | os.PathLike[str]] = [] if folder is None else [folder]
     if now.prompt_root is not None:
@@ -52,31 +44,19 @@ def trusted_roots(folder: str | os.PathLike[str] | None) -> Iterator[str | os.Pa
 
 
 def is_under(path: str, roots: Iterable[str]) -> bool:
-    """Return whether a path is one of these folders or under one of them; none of the paths may have links.
-
-    Example:
-        >>> is_under("/srv/prompts/a.poml", ["/srv/prompts"]), is_under("/srv/prompts2/a", ["/srv/prompts"])
-        (True, False)
-    """
+    """Return whether a path is one of these folders or under one of them; none of the paths may have links."""
     normal = os.path.normcase(path)
     return any(normal == root or normal.startswith(os.path.join(root, "")) for root in map(os.path.normcase, roots))  # noqa: PTH118
 
 
 class FileAccess:
-    """Read files for one render.
-
-    The render may read what is under `Request.roots`; if that is None, what is under `trusted_roots`.
-
-    Attributes:
-        denied: The requested paths that it may not read, each with its folder.
-        opened: The files that it has requested to read and may read.
-    """
+    """Read files for one render, under `Request.roots`; if that is None, under `trusted_roots`."""
 
     def __init__(self, request: Request, *, restricted: bool = True) -> None:
         self._request = request
         self._restricted = restricted
         self._roots: tuple[str, ...] | None = None
-        self.denied: dict[str, str] = {}
+        self.denied: dict[str, str] = {}  # requested paths that it may not read, each with its folder
         self.opened: dict[str, None] = {}
 
     def respond(self, line: bytes) -> bytes:

@@ -31,37 +31,20 @@ class QueueTimeoutError(Exception):
 
 @dataclass(eq=False)
 class Position:
-    """A request's position in the queue.
-
-    Attributes:
-        trusted: Whether it is for the processes of trusted templates, or for the others.
-        internal: Whether it is a request of the engine itself, not a render.
-        granted: Resolves to the process for the request, or to None if the request must start one.
-        since: The time when it was acquired, of the monotonic clock.
-        process: The process that works on the request, if any.
-        abandoned: Whether the caller was cancelled.
-    """
+    """A request's position in the queue."""
 
     trusted: bool = True
-    internal: bool = False
-    granted: Future[NodeProcess | None] = field(default_factory=Future)
+    internal: bool = False  # a request of the engine itself, not a render: waiting, it does not make the pool grow
+    granted: Future[NodeProcess | None] = field(default_factory=Future)  # None: the request must start a process
     since: float = field(default_factory=time.monotonic)
-    process: NodeProcess | None = None
-    abandoned: bool = False
+    process: NodeProcess | None = None  # that works on the request
+    abandoned: bool = False  # the caller was cancelled
 
 
 class Pool:
-    """Two sets of warm processes. A process renders one request at a time; requests are served in order of arrival.
+    """Two sets of warm processes, for trusted templates and for others; requests are served in order of arrival.
 
-    A request acquires a position, which is granted a free process, or the right to start one.
-
-    One set is for trusted templates, the other for those that are not. A set's first request starts a process. A later
-    request starts another one, in the background, if at least as many requests of the set wait as it has processes.
-    One process at a time is started in the background, and then the sets are compared with their queues again.
-
-    `Settings.workers` is the limit for both sets together, but each set may always have one process. At the limit, a
-    set can still grow if the other set has an idle process and keeps one. Above the limit, a process that becomes free
-    is ended if its set keeps one. After two minutes without a render, all processes but one are ended.
+    `Settings.workers` limits both sets together, but each set may always have one process.
     """
 
     def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
@@ -79,10 +62,7 @@ class Pool:
         self._shrinking = False  # whether a thread waits for the pool to be idle
 
     def acquire(self, *, trusted: bool = True, internal: bool = False) -> Position:
-        """Return a position in the queue; raise an `EngineBusyError` if too many requests wait.
-
-        A waiting internal one does not make the pool grow.
-        """
+        """Return a position in the queue; raise an `EngineBusyError` if too many requests wait."""
         position = Position(trusted, internal)
         with self._lock:
             self._check_open()
@@ -109,15 +89,9 @@ class Pool:
     def run(
         self, request: bytes, timeout: float, position: Position, respond: Callable[[bytes], bytes] | None = None
     ) -> dict[str, Any]:
-        """Wait until the position is granted, send the request, and return the answer.
+        """Wait for the position's grant, send the request, and return the answer.
 
         `timeout` covers the wait and the render itself, but not the start of a process.
-
-        Raises:
-            QueueTimeoutError: No process became free in time.
-            DeadlineError: The request took longer than its limit.
-            WorkerDiedError: The request itself ended the process, or something else ended it twice.
-            EngineError: Node could not be started.
         """
         process, answered = None, False
         try:

@@ -48,25 +48,13 @@ class _PipeClosedError(Exception):
 
 
 class NodeProcess:
-    """A Node process with POML loaded. Only one thread may use it at a time.
-
-    Attributes:
-        trusted: Whether it renders trusted templates, or the others.
-        hello: The handshake: ``node`` and ``poml`` (versions), ``cache`` (hit, none or rejected).
-        deadline: The time (`time.monotonic`) at which the watchdog kills it; infinity while nothing runs.
-        timed_out: Whether the watchdog killed it.
-        memory: Its resident bytes, as last reported.
-
-    Raises:
-        EngineError: It did not start, or POML cannot be loaded in it.
-        WorkerDiedError: It was killed from outside while it started.
-    """
+    """A Node process with POML loaded. Only one thread may use it at a time."""
 
     def __init__(self, installation: Installation, *, sandbox: bool = True, trusted: bool = True) -> None:
         self.trusted = trusted
-        self.deadline = _NEVER
-        self.timed_out = False
-        self.memory = 0
+        self.deadline = _NEVER  # when the watchdog kills it, by `time.monotonic`
+        self.timed_out = False  # the watchdog has killed it
+        self.memory = 0  # resident bytes, as last reported
         self._count = 0
         self._stderr_end = b""
         self._stderr_reader = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
@@ -83,7 +71,7 @@ class NodeProcess:
         try:
             self._stderr_reader.start()
             watchdog.set(self, time.monotonic() + _START)
-            self.hello = self._handshake()
+            self.hello = self._handshake()  # "node" and "poml" (versions), "cache" (hit, none or rejected)
         except BaseException as error:
             self.close()
             if type(error) is RuntimeError:  # from 3.12 on, Python starts no thread once atexit's handlers run
@@ -149,10 +137,6 @@ class NodeProcess:
         """Send a request, a JSON object without its opening brace, and return the answer.
 
         `respond` answers the worker's requests for files; without it, such a request counts as the process's end.
-
-        Raises:
-            DeadlineError: The process was killed because the request took longer than `timeout` seconds.
-            WorkerDiedError: The process ended for another reason.
         """
         self._count += 1
         self._stderr_end = b""
@@ -281,13 +265,10 @@ class _Watchdog:
     """Kill processes whose deadline has passed, the only remedy for a template that never ends.
 
     One thread serves all processes. It sleeps until the nearest known deadline, and is woken only by a nearer one.
-
-    Attributes:
-        forking: A lock that is held while a process is started and during a fork, so that a forked child knows every
-            pipe that it must close.
     """
 
     def __init__(self) -> None:
+        # Held while a process is started and during a fork, so that a forked child knows every pipe that it must close.
         self.forking = threading.Lock()
         self._reset()
 

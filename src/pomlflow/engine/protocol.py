@@ -12,37 +12,19 @@ _OPTIONAL = ("stylesheet", "path", "marks", "placeholders")
 
 
 class Request(NamedTuple):
-    """One render.
-
-    Attributes:
-        markup: The markup.
-        context: The variables as a JSON object, from `encode`.
-        revive: Whether it has encoded values that JSON cannot express, from `encode`.
-        stylesheet: A stylesheet in addition to the markup's own, or None.
-        path: The absolute path against whose folder relative sources are resolved, or None; the file need not exist.
-        label: The name of the markup in errors: its file, or its URI in a registry; None for ``<inline>``.
-        roots: The only folders that untrusted markup may read; it is rendered in separate Node processes. None for
-            trusted markup, to which the settings apply.
-        chat: True for messages; False for one text.
-        marks: For each variable with native messages, a mark for each message. In the output of a ``<conversation>``,
-            the mark replaces the message.
-        placeholders: For a check, the variables without a value: each renders as its own name, and problems that the
-            missing value may have caused are left out.
-        keep_whitespace: Whether a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
-            blanks, which POML collapses. Not if the output has JSON, YAML or a table, whose syntax they would break.
-    """
+    """One render."""
 
     markup: str
-    context: bytes = b"{}"
-    revive: bool = False
+    context: bytes = b"{}"  # the variables, from `encode`
+    revive: bool = False  # the context has encoded values that JSON cannot express
     stylesheet: Mapping[str, Any] | None = None
-    path: str | None = None
-    label: str | None = None
-    roots: tuple[str, ...] | None = None
+    path: str | None = None  # relative sources are resolved against its folder; the file need not exist
+    label: str | None = None  # the name of the markup in errors; None for <inline>
+    roots: tuple[str, ...] | None = None  # the only folders that untrusted markup may read; None for trusted markup
     chat: bool = True
-    marks: Mapping[str, Sequence[Any]] | None = None
-    placeholders: Sequence[str] | None = None
-    keep_whitespace: bool = False
+    marks: Mapping[str, Sequence[Any]] | None = None  # for each native message of a variable, its text in the output
+    placeholders: Sequence[str] | None = None  # for a check: the variables without a value
+    keep_whitespace: bool = False  # of variables that stand alone in text, unless that would break JSON or a table
 
     def to_json(self) -> bytes:
         """Return the JSON for the worker, without the opening brace, before which `NodeProcess.call` puts an id."""
@@ -57,17 +39,11 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The result of a render.
+    """The result of a render."""
 
-    Attributes:
-        output: The result of ``poml.poml(format="dict")``.
-        node_ms: Milliseconds inside Node, from the request's JSON to the response's.
-        kept_whitespace: Whether whitespace that POML would have collapsed was kept.
-    """
-
-    output: dict[str, Any]
+    output: dict[str, Any]  # the result of poml.poml(format="dict")
     node_ms: float
-    kept_whitespace: bool
+    kept_whitespace: bool  # that POML would have collapsed
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,10 @@ _RESERVED = frozenset(
 
 
 def is_identifier(name: object) -> bool:
-    """Return whether a POML expression can use a variable of this name: a plain identifier that is not a reserved word.
+    """Return whether a POML expression can use a variable of this name: a plain identifier, not a reserved word.
 
     POML makes a JavaScript function whose parameters are the variables' names. A name that is not an identifier would
     run as code, so it must never reach Node.
-
-    Example:
-        >>> is_identifier("context_str"), is_identifier("my-key"), is_identifier("class")
-        (True, False, False)
     """
     return isinstance(name, str) and name.replace("$", "_").isidentifier() and name not in _RESERVED
 
@@ -61,16 +57,7 @@ def is_identifier(name: object) -> bool:
 def encode(variables: Mapping[str, Any]) -> tuple[bytes, bool]:
     """Encode variables as a JSON object; return it, and whether Node must revive values that JSON cannot express.
 
-    - Dates become text in ISO 8601; decimals (with all digits), UUIDs and paths become text.
-    - pydantic models, dataclasses and named tuples become objects.
-    - Sets become lists, sorted if their members can be compared.
-    - numpy scalars and arrays become numbers and lists; data frames become lists of rows.
-    - Bytes become a JavaScript ``Buffer``; no bytes become an empty text.
-    - NaN and infinities become those of JavaScript.
-    - Integers outside of ±(2**53 - 1) become text, so that no digit is lost.
-
-    Variables whose names are not plain identifiers are left out, since no expression could use them. A `VariableError`
-    for a value without a JSON form names the variable and the path to the value.
+    Variables whose names are not plain identifiers are left out, since no expression could use them.
     """
     return dumps({name: value for name, value in variables.items() if is_identifier(name)})
 

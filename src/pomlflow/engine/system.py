@@ -64,12 +64,10 @@ def limit_memory(pid: int) -> None:
 
 
 def private_memory(pid: int) -> int:
-    """Return the bytes that a process takes for itself; 0 if the system does not report them.
-
-    Clean pages are not counted: most are of Node's program, which all its processes share.
-    """
+    """Return the bytes that a process takes for itself; 0 if the system does not report them."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
+    # Not the clean pages: most are of Node's program, which all its processes share.
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty"))
