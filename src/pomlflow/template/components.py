@@ -28,10 +28,7 @@ _SYNTAX = {
 
 @lru_cache(maxsize=1)
 def attributes() -> Mapping[str, Mapping[str, str]]:
-    """Return the attributes of each known element, by its name in lower case without hyphens.
-
-    The attributes are by their names in lower case, with their spelling in the documentation.
-    """
+    """Return the spelling of each attribute of each element, both by their names in lower case without hyphens."""
     found: dict[str, Mapping[str, str]] = {name: {key.lower(): key for key in keys} for name, keys in _SYNTAX.items()}
     text = _components_text()
     documented = {one["name"]: one for docs in _DOCS.findall(text) for one in json.loads(_ESCAPED.sub(r"\1", docs))}

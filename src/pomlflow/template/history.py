@@ -36,20 +36,14 @@ _TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
 
 
 class History(ABC, Generic[M]):
-    """The native messages of one render; each framework's adapter has a subclass.
-
-    Attributes:
-        native: The framework's class of messages.
-        marks: The marks of the messages of each variable, for the engine.
-        placed: After `splice`, the native messages by their index in the output's messages.
-    """
+    """The native messages of one render; each framework's adapter has a subclass."""
 
     native: ClassVar[type]
 
     def __init__(self) -> None:
         self._messages: list[M] = []
-        self.marks: dict[str, list[str]] = {}
-        self.placed: dict[int, M] = {}
+        self.marks: dict[str, list[str]] = {}  # those of the messages of each variable, for the engine
+        self.placed: dict[int, M] = {}  # after `splice`, the native messages by their index in the output's messages
 
     @abstractmethod
     def convert(self, item: Any) -> list[M]:
@@ -72,10 +66,8 @@ class History(ABC, Generic[M]):
     ) -> Mapping[str, Any]:
         """Record the native messages in a template's variables; return the variables as expressions see them.
 
-        `named` variables are by themselves the messages of a ``<conversation>``, and may be anything that the framework
-        accepts as messages. The items of `sources` are such messages, ``{{history.slice(-6)}}``; these may
-        also be pairs, of which POML (0.0.8) would make empty messages. A `VariableError` is raised for a named variable
-        that has no messages.
+        `named` variables are by themselves the messages of a ``<conversation>``; the items of `sources` are such
+        messages, and may also be pairs, of which POML (0.0.8) would make empty messages.
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
@@ -115,10 +107,9 @@ class History(ABC, Generic[M]):
         return {name: [next(contents) for _ in marks] for name, marks in self.marks.items()}
 
     def splice(self, output: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the engine's output with each mark replaced by its message in POML's form, and set `placed`.
+        """Return the engine's output with each mark replaced by its message, and set `placed`.
 
-        Return None if a mark is not a message of its own: it is part of serialised XML or JSON, or a ``charLimit`` cut
-        it.
+        Return None if a mark is part of serialised XML or JSON, or a ``charLimit`` cut it.
         """
         messages: list[dict[str, Any]] = []
         for message in output["messages"]:
@@ -152,11 +143,7 @@ class History(ABC, Generic[M]):
 def plain_histories(
     variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
 ) -> Mapping[str, Any]:
-    """Return the variables of a render without a framework, with histories in POML's form; see `History.take`.
-
-    Raises:
-        VariableError: A named variable has an item that is no message.
-    """
+    """Return the variables of a render without a framework, with histories in POML's form; see `History.take`."""
     taken: dict[str, Any] = {}
     for name, value in variables.items():
         if name in named and (value is None or isinstance(value, str | Mapping | list | tuple)):
@@ -187,11 +174,7 @@ def _has_role(item: Any) -> bool:
 
 
 def in_poml_form(message: Any) -> Any:
-    """Return a message of POML's form, ``speaker`` and ``content``, for one of that form, of OpenAI's, or a pair.
-
-    Raises:
-        TypeError: It is no such message, or POML cannot express it.
-    """
+    """Return a message of POML's form, ``speaker`` and ``content``, or raise a TypeError if it cannot be one."""
     if isinstance(message, list | tuple) and len(message) == 2:  # noqa: PLR2004
         message = dict(zip(("role", "content"), message, strict=True))
     if not isinstance(message, Mapping):

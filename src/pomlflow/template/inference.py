@@ -81,14 +81,10 @@ _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
 
 
 def infer(markup: str, folder: Path | None = None, *, read: Callable[[Path], str | None] | None = None) -> Inference:
-    """Return the variables and files of a markup. It accepts any text, and reads the included files.
+    """Return the variables and files of a markup.
 
-    `folder` is the one that every ``src`` is relative to; the default is the working folder. `read` returns the text
-    of a file, or None if the file does not exist; by default it reads from disk.
-
-    Example:
-        >>> infer('<p for="fact in facts">{{loop.index + 1}}. {{fact}} for {{user.name}}</p>').variables
-        ('facts', 'user')
+    `folder` is that of the markup. `read` returns the text of an included or ``<let>`` file, or None if the file does
+    not exist; by default it reads from disk.
     """
     folder = Path(os.path.abspath(folder or "."))  # noqa: PTH100
     collector = _Collector(folder, read)

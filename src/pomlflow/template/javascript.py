@@ -38,10 +38,7 @@ class Name(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """The names in an expression: its free identifiers in reading order, those that ``typeof`` tests, those assigned.
-
-    Analysis that is not JavaScript is `broken`, and has no names.
-    """
+    """The names in an expression; none if it is `broken`, that is no JavaScript."""
 
     uses: tuple[Name, ...]
     tested: frozenset[str] = frozenset()
@@ -175,10 +172,7 @@ def _pattern_names(node: Node) -> list[str]:
 
 
 def bound_by(pattern: str) -> list[str]:
-    """Return the names that the name of a ``<let>`` or the item of a loop binds.
-
-    POML makes it a parameter of a function, so it may be a pattern.
-    """
+    """Return the names that the name of a ``<let>`` or the item of a loop binds, which may be a pattern."""
     pattern = pattern.strip()
     if is_identifier(pattern):
         return [pattern]

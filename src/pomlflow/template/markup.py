@@ -60,13 +60,10 @@ class SourceText(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A text in the markup: an attribute's value, one piece of text, or the joined pieces of an element.
-
-    `pieces` has the offset of each piece in `text` and in the source.
-    """
+    """A text in the markup: an attribute's value, one piece of text, or the joined pieces of an element."""
 
     text: str
-    pieces: tuple[tuple[int, int], ...] = ((0, 0),)
+    pieces: tuple[tuple[int, int], ...] = ((0, 0),)  # the offset of each piece in the text and in the source
 
     def at(self, index: int) -> int:
         """Return the offset in the source of a character of the text."""
@@ -78,32 +75,21 @@ _NOTHING = Passage("")
 
 
 class Element:
-    """An element.
-
-    Attributes:
-        name: Its name in lower case, without a namespace.
-        attributes: Pairs of a key in lower case and a value.
-        name_offsets: The offset of each attribute's name.
-        children: The elements and texts in it, in order.
-        start: The offset where its start tag begins.
-        end: The offset where its start tag ends.
-        end_tag: The offset and the name of its end tag; POML does not compare the names.
-        faults: The offset and the kind of each fault in the start tag: ``unquoted`` (a value without quotes), ``bare``
-            (an attribute without a value), ``nameless`` (``<imgsrc="…"/>``), ``stray`` (other characters) and ``open``
-            (a tag that is not closed).
-    """
+    """An element."""
 
     __slots__ = ("attributes", "children", "end", "end_tag", "faults", "name", "name_offsets", "start")
 
     def __init__(self, name: str, start: int = 0) -> None:
         prefix, _, local = name.partition(":")
         self.name = (local if prefix and local and ":" not in local else name).lower()
-        self.attributes: list[tuple[str, Passage]] = []
+        self.attributes: list[tuple[str, Passage]] = []  # by keys in lower case
         self.children: list[Element | Passage] = []
-        self.name_offsets: dict[str, int] = {}
+        self.name_offsets: dict[str, int] = {}  # of the attributes
+        # The offset and the kind of each fault in the start tag: "unquoted" (a value without quotes), "bare" (an
+        # attribute without a value), "nameless" (<imgsrc="…"/>), "stray" (other characters), "open" (not closed).
         self.faults: list[tuple[int, str]] = []
-        self.end_tag: tuple[int, str] | None = None
-        self.start = self.end = start
+        self.end_tag: tuple[int, str] | None = None  # its offset and name, which POML does not compare
+        self.start = self.end = start  # of the start tag
 
     def find(self, key: str) -> Passage:
         """Return the value of an attribute, the first one if it is repeated; an empty passage if there is none."""
@@ -129,17 +115,8 @@ class Element:
 
 
 def is_poml(text: str) -> bool:
-    """Return whether a text looks like POML.
-
-    POML accepts any text. So a text counts as POML if it has no text outside of elements and its outermost elements are
-    POML's. A prompt with some of its text in XML tags is plain text.
-
-    Example:
-        >>> is_poml("<role>Clerk</role> <task>{{task}}</task>"), is_poml("Answer briefly: {{question}}")
-        (True, False)
-        >>> is_poml("Use what is in the document: <document>{{text}}</document>")
-        False
-    """
+    """Return whether a text looks like POML: it has elements of POML, and no text outside of elements."""
+    # POML accepts any text. A prompt with some of its text in XML tags is plain text.
     document = _parse(text.replace("\ufeff", " "))
     elements = [child for child in document.children if isinstance(child, Element)]
     return bool(elements) and not document.text().text.strip() and all(is_known(element.name) for element in elements)
@@ -202,11 +179,8 @@ def _parse(text: str) -> Element:
 
 
 def _finder(text: str) -> Callable[[str, int], int]:
-    """Return a function that finds a delimiter and returns the offset after it, or 0.
-
-    It searches only once for a missing delimiter, so that parsing takes linear time.
-    """
-    missing: set[str] = set()
+    """Return a function that finds a delimiter and returns the offset after it, or 0."""
+    missing: set[str] = set()  # searched for only once, so that parsing takes linear time
 
     def find(what: str, start: int) -> int:
         at = -1 if what in missing else text.find(what, start)

@@ -90,10 +90,7 @@ def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
 
 
 def name_in_copy(path: Path, folder: Path) -> str | None:
-    """Return a file's prompt name in a copy of its top folder and of the pyproject.toml next to that.
-
-    None if the name depends on the place of the copy.
-    """
+    """Return a file's prompt name in a copy of its top folder and of its pyproject.toml; None if it may vary."""
     project, _ = tool_settings(path.parent)
     travels = project is not None and project.is_relative_to(folder.parent)
     root = _project_root(path.parent) if travels else None
@@ -175,11 +172,7 @@ def registry_name(text: str) -> str | None:
     """Return a name as MLflow's registry allows it: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots.
 
     Letters lose their accents. A name with other than Latin letters, or one that is too long, ends in a digest of the
-    whole name, so that different names stay different. For an empty text it is None.
-
-    Example:
-        >>> registry_name("support/what now?")
-        'support.what-now'
+    whole name, so that different names stay different.
     """
     if not text:
         return None

@@ -32,15 +32,11 @@ NOWHERE: Final = Path(os.sep, "<inline>")
 
 @dataclass(frozen=True)
 class TemplateOptions:
-    """The options of a template other than its markup; see `Template`.
-
-    `folder` is the one that relative sources are resolved against, None for the working folder; `relative_folder` is
-    the same relative to the prompt root.
-    """
+    """The options of a template other than its markup; see `Template`."""
 
     name: str | None
-    folder: Path | None
-    relative_folder: str | None
+    folder: Path | None  # that relative sources are resolved against; None for the working folder
+    relative_folder: str | None  # the same relative to the prompt root
     stylesheet: Mapping[str, Any] | None
     chat: bool
     register: bool | None

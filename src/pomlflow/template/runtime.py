@@ -22,22 +22,12 @@ _SYNONYMS: Final = {
 
 @lru_cache(maxsize=512)
 def canonical(key: str) -> str:
-    """Return the one snake_case name of a setting, however POML files spell it.
-
-    Example:
-        >>> canonical("maxOutputTokens")
-        'max_tokens'
-    """
+    """Return the one snake_case name of a setting, however POML files spell it."""
     snake = _HUMP.sub("_", key).lower().replace("-", "_")
     return _SYNONYMS.get(snake, snake)
 
 
 def unset_defaults(defaults: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that a file does not set under any of their names.
-
-    Example:
-        >>> unset_defaults({"maxTokens": 100, "topP": 0.5}, {"maxOutputTokens": 300})
-        {'topP': 0.5}
-    """
+    """Return the defaults that a file does not set under any of their names."""
     own = {canonical(key) for key in runtime}
     return {key: value for key, value in defaults.items() if canonical(key) not in own}

@@ -25,18 +25,11 @@ from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
 
 
 class Template:
-    """One POML template.
+    """One POML template: `source` (inline markup), the file at `path`, or a prompt in a registry (`origin`).
 
-    A file is read at construction, and again when it or a file that it names has changed. The check costs one ``stat``
-    for each file at each render. No process is started before the first render.
-
-    The template is `source` (inline markup), or the file at `path`, or a prompt in a registry (`origin`). With `path`,
-    `source` is the last known content of the file, used if the file no longer exists. `base_dir` is the folder that
-    relative sources in inline markup are resolved against; the default is the working folder at each render.
-
-    Example:
-        >>> Template("<p>Hello {{name}}</p>").render({"name": "Ada"}).output["messages"]
-        [{'speaker': 'human', 'content': 'Hello Ada'}]
+    A file is read at construction, and again when it or a file that it names has changed. With `path`, `source` is the
+    last known content of the file, used if the file no longer exists. `base_dir` is the folder that relative sources in
+    inline markup are resolved against; the default is the working folder at each render.
     """
 
     def __init__(
@@ -178,8 +171,7 @@ class Template:
         """Render, and return the record. A failed render has a record too; `RenderRecord.result` raises its error.
 
         `history` replaces a framework's own messages in the variables, and has their places in the output afterwards.
-        With `keep_whitespace`, a variable that stands alone in text, ``{{name}}``, keeps its newlines and runs of
-        blanks. With `exact`, POML gets histories as they are.
+        With `exact`, POML gets histories as they are.
         """
         options = {"keep_whitespace": keep_whitespace, "exact": exact}
         return self._prepare(variables, history, snapshot, **options).run(timeout)
@@ -210,18 +202,8 @@ class Template:
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
         """Render with the given variables, to find problems of the template itself.
 
-        Missing variables are replaced by placeholders. An expression may use a placeholder in any way, a loop over it
-        runs once, and the content of an element whose ``if`` uses it is rendered. Errors that a placeholder may have
-        caused are suppressed.
-
-        Example:
-            >>> Template("<p for='x in xs'>{{x.price.toFixed(2)}}</p>").check().error is None
-            True
-            >>> print(Template("<p>{{ JSON.prase(text) }} {{ text. }}</p>").check({"text": ""}).error)
-            <inline>:1:4: JSON.prase is not a function
-                <p>{{ JSON.prase(text) }} {{ text. }}</p>
-                   ^^^^^^^^^^^^^^^^^^^^^^
-            also <inline>:1:27: Unexpected token '}'
+        Missing variables are replaced by placeholders (placeholders.cjs). Errors that a placeholder may have caused are
+        suppressed.
         """
         now = self.current()
         given = {**dict.fromkeys(now.inference.messages, ()), **(variables or {})}
@@ -229,11 +211,7 @@ class Template:
         return self._prepare(given, history, now, placeholders=names).run(None)
 
     def lint(self, settings: LintSettings | None = None, errors: Iterable[Problem] = ()) -> list[Finding]:
-        """Return warnings about the markup and the files that it includes, without those that repeat an error.
-
-        `errors` are the problems that a render reported. By default the rules are those of the nearest pyproject.toml;
-        a `ConfigurationError` is raised if they are invalid.
-        """
+        """Return warnings about the markup and the files that it includes; none that repeats one of `errors`."""
         now = self.current()
         settings = settings or lint_settings(self._current_folder())
         return lint(now, settings, self.stylesheet, errors)

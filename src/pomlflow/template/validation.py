@@ -51,10 +51,7 @@ _INSTEAD = {
 
 
 def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, bool]:
-    """Encode variables, and leave out those that the template does not take and that have no form in JSON.
-
-    An agent's state, for example, often has such extra variables.
-    """
+    """Encode variables; leave out those that the template does not take and that have no form in JSON."""
     try:
         return engine.encode(variables)
     except VariableError as error:
