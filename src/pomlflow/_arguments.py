@@ -31,8 +31,8 @@ def refuse_arguments(
 ) -> None:
     """Raise a `ConfigurationError` for an argument that was removed, or a TypeError for one that never existed.
 
-    `owner` received the unknown arguments, and has the known ones. `spell` returns a name as the error shows it, for
-    example that of an environment variable. `remedy` contains ``{}`` for the name, and follows the problem.
+    `spell` returns a name as the error shows it, for example that of an environment variable. `remedy` contains ``{}``
+    for the name, and follows the problem.
     """
     for name in sorted(unknown):
         if name in _REMOVED:

@@ -17,12 +17,7 @@ _waiting: Final[dict[str, Callable[[], None]]] = {}
 def when_imported(module: str, call: Callable[[], None]) -> None:
     """Call a function once a module is imported: now if it already is, else right after its import.
 
-    A later call for the same module replaces the earlier one. An exception after the import is logged, since it must
-    not break the user's import.
-
-    Example:
-        >>> when_imported("json", lambda: print("imported"))
-        imported
+    A later call for the same module replaces the earlier one.
     """
     if module in sys.modules:
         call()

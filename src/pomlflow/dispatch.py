@@ -27,17 +27,11 @@ SinkName = Literal["trace_files", "langchain", "llama_index", "autolog"]
 
 @dataclass(frozen=True)
 class RenderContext:
-    """Where a render took place.
-
-    Attributes:
-        framework: The framework whose prompt was rendered.
-        run: The run manager of a LangChain prompt's own run, if it has one.
-        file: The absolute path of the prompt's file; None for inline markup.
-    """
+    """Where a render took place."""
 
     framework: Framework = "plain"
-    run: Any = None
-    file: Path | None = None
+    run: Any = None  # the run manager of a LangChain prompt's own run, if it has one
+    file: Path | None = None  # the absolute path of the prompt's file
 
 
 Sink = Callable[[RenderRecord, RenderContext], bool]
@@ -58,12 +52,7 @@ def set_sink(name: SinkName, sink: Sink | None) -> None:
 
 
 def dispatch(record: RenderRecord, context: RenderContext = _PLAIN) -> None:
-    """Pass a render to the sinks, in a fixed order, until one of them returns True. Never raises.
-
-    Example:
-        >>> from pomlflow.template import Template
-        >>> dispatch(Template("<p>Hello</p>").render({}))
-    """
+    """Pass a render to the sinks, in a fixed order, until one of them returns True. Never raises."""
     if not _sinks:
         return
     for name in _ORDER:

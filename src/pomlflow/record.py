@@ -18,31 +18,19 @@ from pomlflow.types import Frame
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A file that a prompt's markup names. It is part of the prompt's content.
+    """A file that a prompt's markup names. It is part of the prompt's content."""
 
-    Attributes:
-        path: Relative to the markup's folder, with forward slashes: ``parts/header.poml``, ``../shared/logo.png``;
-            absolute if the markup names an absolute path.
-        sha256: The SHA-256 of its content when the prompt was read, in hexadecimal; that of no bytes if it is missing.
-        location: Its path on this machine.
-        folder: The markup's folder on this machine, which a trusted template may read; None if it has none.
-    """
-
-    path: str
-    sha256: str
+    path: str  # relative to the markup's folder, with forward slashes; absolute if the markup names an absolute path
+    sha256: str  # of its content when the prompt was read, in hexadecimal; that of no bytes if it is missing
     location: Path
-    folder: Path | None = None
+    folder: Path | None = None  # the markup's, which a trusted template may read
 
 
 def content_digest(source: str, files: Iterable[PromptFile]) -> str:
     """Return the digest that identifies a prompt's content: 64 hexadecimal digits.
 
-    Without files, it is the SHA-256 of the source, so that it can be checked by hand. Each file adds a zero byte, its
-    path, a zero byte, and its own SHA-256 in hexadecimal. The order is that of first use, includes first.
-
-    Example:
-        >>> content_digest("<p>Hello</p>", [])[:16]
-        'd0a26d23e9d8e053'
+    Without files, it is the SHA-256 of the source, so that it can be checked by hand. The order of files is that of
+    first use, includes first.
     """
     digest = hashlib.sha256(source.encode("utf-8", "surrogatepass"))
     for file in files:
@@ -51,21 +39,12 @@ def content_digest(source: str, files: Iterable[PromptFile]) -> str:
 
 
 def well_formed(text: str) -> str:
-    r"""Return a text with lone UTF-16 surrogates replaced: neither UTF-8 nor a store nor a model accepts them.
-
-    Example:
-        >>> well_formed("an \ud83d\ude00, and half of one: \ud83d")
-        'an 😀, and half of one: �'
-    """
+    """Return a text with lone UTF-16 surrogates replaced: neither UTF-8 nor a store nor a model accepts them."""
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class JsonObject(Mapping[str, Any]):
-    """A JSON object that is parsed at its first use.
-
-    A record's variables are the JSON text that was sent to Node, so that later changes of the user's objects do not
-    affect them. Without a handler the text is never parsed.
-    """
+    """A JSON object that is parsed at its first use: without a handler, a record's variables are never parsed."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text

@@ -27,11 +27,7 @@ _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 
 
 class InputError(click.UsageError):
-    """A JSON file, or standard input, with invalid content.
-
-    Attributes:
-        problem: The problem, with its place.
-    """
+    """A JSON file, or standard input, with invalid content; `problem` has its place."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
@@ -108,14 +104,7 @@ def name_option(command: F) -> F:
 
 
 def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
-    """Return the variables in JSON files and in options; a later one overrides an earlier one, and an option a file.
-
-    A file ``-`` is standard input. An option is ``name=text``, ``name:=json`` or ``name=@file``.
-
-    Example:
-        >>> values_of([], ["name=Ada", "count:=3", "tags:=[1, 2]"])
-        {'name': 'Ada', 'count': 3, 'tags': [1, 2]}
-    """
+    """Return the variables in JSON files and in options; a later one overrides an earlier one, and an option a file."""
     values: dict[str, Any] = {}
     for file in files:
         values |= read_object(file)
@@ -170,10 +159,7 @@ def _text(file: str) -> str:
 
 
 def template_of(file: str, *, name: str | None = None, stylesheet: str | None = None, chat: bool = True) -> Template:
-    """Return the template for an argument: a file, ``-`` for standard input, or a URI of MLflow's registry.
-
-    `stylesheet` is the path of a JSON file.
-    """
+    """Return the template for an argument: a file, ``-`` for standard input, or a URI of MLflow's registry."""
     from pomlflow.template import Template
 
     style = None if stylesheet is None else read_object(stylesheet)
@@ -193,10 +179,7 @@ def template_of(file: str, *, name: str | None = None, stylesheet: str | None = 
 
 
 def prompts_in(paths: Sequence[str]) -> list[Path]:
-    """Return the given files and the .poml files in the given folders, in order and without repeats.
-
-    Hidden folders and virtual environments are skipped.
-    """
+    """Return the given files and the .poml files in the given folders, in order and without repeats."""
     found: dict[str, Path] = {}
     for path in map(Path, paths):
         files = sorted(_under(path)) if path.is_dir() else [path] if path.is_file() else []

@@ -22,10 +22,7 @@ _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the items; if there are several, show a bar on standard error if that is a terminal.
-
-    The bar is below the line at which the next output starts, so that lines can be printed between two items.
-    """
+    """Yield the items; if there are several, show a bar on standard error if that is a terminal."""
     visible = bool(items[1:]) and sys.stderr.isatty()
     for number, item in enumerate(items, 1):
         if visible:
@@ -67,15 +64,7 @@ def show_chat(output: Mapping[str, Any]) -> None:
 
 
 def word_diff(before: str, after: str) -> Iterator[str]:
-    r"""Yield the changed lines of a text with some context, in a format like that of ``git diff --word-diff``.
-
-    The lines have colours, which `click.echo` removes in a pipe.
-
-    Example:
-        >>> print(click.unstyle("\n".join(word_diff("<p>Be kind.</p>", "<p>Be brief.</p>"))))
-        @@ line 1 @@
-        <p>Be [-kind-]{+brief+}.</p>
-    """
+    """Yield the changed lines of a text with some context, in a format like that of ``git diff --word-diff``."""
     old, new = before.split("\n"), after.split("\n")
     groups = SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(_AROUND)
     for group in groups:

@@ -234,14 +234,11 @@ class Worker:
         heapq.heapify(self._entries[1])
 
     def _settle(self) -> bool:
-        """End the flushes that wait for no task any more; return whether there were any.
-
-        It is called while no task is due. Then a flush waits only for tasks whose store is not known to be unreachable.
-        """
+        """End the flushes that wait for no task any more; return whether there were any. No task is due then."""
         before = len(self._flushes)
         for flush in list(self._flushes):
             waiting = self._waiting()
-            if all(self._is_blocked(task, flush) for task in waiting):
+            if all(self._is_blocked(task, flush) for task in waiting):  # their stores are known to be unreachable
                 flush.pending = len(waiting)
                 flush.done.set()
             if flush.done.is_set():

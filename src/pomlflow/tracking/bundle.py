@@ -61,14 +61,10 @@ class BundledFile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """All files of a prompt version, in the order of the digest.
-
-    `folder` is the path of the markup's folder below the folder that contains all the files: it has as many parts as a
-    file's path has leading ``..``.
-    """
+    """All files of a prompt version, in the order of the digest."""
 
     files: tuple[BundledFile, ...] = ()
-    folder: str = ""
+    folder: str = ""  # the markup's, below the one with all the files: as many parts as a path has leading ``..``
 
     @property
     def contents(self) -> dict[str, bytes]:
@@ -82,10 +78,9 @@ class Bundle:
 
 
 class ExtractedFiles:
-    """The files of a prompt version in a temporary folder, `root`, which is not made if there cannot be files.
+    """The files of a prompt version in a temporary folder, which is not made if there cannot be files.
 
-    `folder` is the markup's folder in it, and `files` maps absolute paths to the files that are there. A file that was
-    not stored is copied from `base_dir`, which has the layout of `root`, when it is looked up.
+    A file that was not stored is copied from `base_dir`, which has the layout of `root`, when it is looked up.
     """
 
     def __init__(self, bundle: Bundle, base_dir: Path | None) -> None:

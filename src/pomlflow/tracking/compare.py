@@ -25,23 +25,10 @@ _MAX_WIDTH: Final = 160  # characters of a line that are shown
 
 @dataclass(frozen=True)
 class Difference:
-    """One place where two outputs differ.
+    """One place where two outputs differ."""
 
-    Attributes:
-        where: ``messages[1].content``, ``tools[0].name``, ``error`` …
-        then: The stored value. A value that is no text is shown as JSON, and media as type, size and digest. None if
-            the stored output has no such value.
-        now: The new value, in the same form.
-
-    Example:
-        >>> print(Difference("messages[0].content", "Hello Ada", "Hello Bob"))
-        messages[0].content
-        - Hello Ada
-        + Hello Bob
-    """
-
-    where: str
-    then: str | None
+    where: str  # messages[1].content, tools[0].name, error …
+    then: str | None  # a value that is no text as JSON, and media as type, size and digest; None if there is none
     now: str | None
 
     def __str__(self) -> str:
@@ -51,10 +38,7 @@ class Difference:
 
 
 def compare(then: Any, now: Any, fetch: Fetch, where: str = "") -> Iterator[Difference]:
-    """Yield the differences between stored and new outputs, down to single values.
-
-    Stored outputs refer to attachments, which `fetch` reads.
-    """
+    """Yield the differences between stored and new outputs, down to single values; `fetch` reads stored attachments."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*then, *now)):
             inner = f"{where}.{key}" if where else key

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 
 class PromptConstructors:
-    """The constructors of a prompt template, and properties that describe its source.
+    """The constructors of a prompt template, and properties that describe its source: a mixin for a framework's class.
 
-    A mixin for a framework's prompt class. That class takes `registry_origin` in its ``__init__``, and keeps its
-    template in ``_core``.
+    That class takes `registry_origin` in its ``__init__``, and keeps its template in ``_core``.
     """
 
     if TYPE_CHECKING:

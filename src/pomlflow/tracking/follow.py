@@ -44,10 +44,10 @@ def open_prompt(
     markup: str | None = None,
     base_dir: str | os.PathLike[str] | None = None,
 ) -> RegistryOrigin:
-    """Load a prompt from the registry that is set now, and follow it there.
+    """Load a prompt from the registry that is set now, and follow it there; see `PromptConstructors.from_registry`.
 
-    The arguments and errors are those of `pomlflow.tracking.constructors.PromptConstructors.from_registry`. `markup` is
-    a text that was loaded from the registry before, as a fallback; it is trusted as little as a prompt in the registry.
+    `markup` is a text that was loaded from the registry before, as a fallback; it is trusted as little as a prompt in
+    the registry.
     """
     for argument, value in (("refresh", refresh), ("timeout", timeout)):
         if not value > 0:
@@ -88,8 +88,7 @@ class _Loaded:
 class RegistryOrigin:
     """The prompt that a reference names at each moment. A copy is the same object.
 
-    A pickle contains the loaded version, but not the store's URI, which may hold a password: an unpickled origin
-    refreshes from the registry that is set where it is unpickled.
+    A pickle contains the loaded version, but not the store's URI, which may hold a password.
     """
 
     def __init__(

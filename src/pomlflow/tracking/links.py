@@ -124,12 +124,10 @@ class TraceLink(Task):
         return self._info is None or self._info() is None
 
     def _tag_stored(self, versions: list[PromptVersion]) -> bool:
-        """Tag a trace that has left memory; return False if it is not complete in the store yet.
-
-        MLflow stores the trace with its tags after its spans. Those would overwrite an earlier tag.
-        """
+        """Tag a trace that has left memory; return False if it is not complete in the store yet."""
         check_reachable(self.uri)
         client = TracingClient(self.uri)
+        # MLflow stores the trace with its tags after its spans. Those would overwrite an earlier tag.
         info = client.get_trace_info(self.trace_id)
         if not self._is_released and TraceMetadataKey.TRACE_INFO_FINALIZED not in info.trace_metadata:
             return False

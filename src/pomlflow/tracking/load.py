@@ -38,12 +38,9 @@ _NOT_FOUND: Final = {
 
 @dataclass(frozen=True)
 class PromptContent:
-    """The checked content of a prompt version: its markup, and the same digest as that of a template.
+    """The checked content of a prompt version: its markup, and the same digest as that of a template."""
 
-    Read `version.template` at each use: MLflow's optimisers replace that property during their trials.
-    """
-
-    version: PromptVersion
+    version: PromptVersion  # read its `template` at each use: MLflow's optimisers replace it during their trials
     source: str
     digest: str
     bundle: Bundle
@@ -196,10 +193,7 @@ def _text_of(version: PromptVersion) -> str:
 
 
 def _inherited_tags(registry: Registry, version: PromptVersion) -> dict[str, str] | None:
-    """Return the tags of the last version before with files, for a text that names files and has no tags.
-
-    MLflow's optimisers register texts like that.
-    """
+    """Return the tags of the last version with files, for an optimiser's text that names files and has no tags."""
     if version.tags.keys() & {FILES_TAG, _DIGEST_TAG} or not version.is_text_prompt:
         return None
     named = infer(_text_of(version), Path(os.sep), read=lambda _: None)

@@ -96,8 +96,7 @@ class Publisher:
         """Link a trace to the prompt version of a render in it, at once or in the background; return it if it is known.
 
         Without `register`, only a loss of the trace is detected. `on_version` gets the version as soon as it is known,
-        in this call or on another thread, except for a render that was made while the registry was unreachable. Never
-        raises.
+        in this call or on another thread. Never raises.
         """
         try:
             return self._link(record, trace_id, register, on_version)

@@ -40,9 +40,7 @@ class GuardedSpan:
 
     Without a mask, content is stored as soon as it is set. With one, inputs and outputs are kept until the end and
     masked once; an exception is stored with the message that the mask returns, without its traceback, and no other
-    event. `to_json` converts content to JSON data for the mask, and `media` rewrites stored data so that MLflow makes
-    attachments of its media. `safe` are the attributes that are stored even if there is a mask, in addition to MLflow's
-    own; None for all.
+    event.
     """
 
     def __init__(

@@ -1,9 +1,4 @@
-"""Write POML's own local trace files, like ``poml.set_trace(trace_dir=…)`` (poml 0.0.8).
-
-The files of a render begin with its number and name: ``0001.support.poml`` is the markup, ``.env`` and ``.source.poml``
-name its file, and the others are ``.context.json``, ``.stylesheet.json``, ``.result.json`` and ``.result.txt``. POML's
-extension for editors and ``poml.trace_artifact()`` read them.
-"""
+"""Write POML's own local trace files, like ``poml.set_trace(trace_dir=…)`` (poml 0.0.8)."""
 
 from __future__ import annotations
 

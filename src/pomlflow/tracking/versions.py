@@ -47,13 +47,11 @@ prompt = PomlPromptTemplate.from_registry("{}")"""
 
 
 def name_of(record: RenderRecord) -> str | None:
-    """Return the name to register a render's prompt under, or None if it is not to be registered.
-
-    Inline markup without a name is registered only with ``register=True``: a program that builds its markup for each
-    call would make a prompt for each call.
-    """
+    """Return the name to register a render's prompt under, or None if it is not to be registered."""
     if record.register is False:
         return None
+    # Inline markup without a name only if requested: a program that builds its markup for each call would make a prompt
+    # for each call.
     return record.name or (f"inline-{record.digest[:12]}" if record.register else None)
 
 
@@ -258,10 +256,8 @@ def register(
 ) -> Registration:
     """Find or make the version of a template's content in the registry that is set now, and set an alias to it.
 
-    `message` is the commit message of a new version; by default it names the file. Inline markup without a name is
-    registered as ``inline-<digest>``. `record` is a render of the template, whose static ``<runtime>`` and
-    ``<output-schema>`` become MLflow's model config and response format; by default, a render with empty variables.
-    A `RegistryError` is raised if the registry is unreachable or refuses the prompt.
+    `record` is a render of the template, by default one with empty variables: its static ``<runtime>`` and
+    ``<output-schema>`` become MLflow's model config and response format.
     """
     if record is None:
         found = template.inference
