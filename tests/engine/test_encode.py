@@ -24,7 +24,7 @@ import pytest
 from tests import rendering
 
 from pomlflow import engine
-from pomlflow.engine.serialize import _RESERVED, _walk, decode
+from pomlflow.engine.serialize import _RESERVED, _walk
 from pomlflow.exceptions import VariableError
 
 
@@ -137,6 +137,11 @@ PLAIN: list[tuple[Any, Any]] = [
     ("\ud83d\ude00 and \ud83d", "😀 and \ufffd"),
     ({"\ud800": "\udfff"}, {"\ufffd": "\ufffd"}),
 ]
+
+
+def decode(text: bytes) -> Any:
+    """Decode JSON of `engine.encode`; NaN and infinities become text."""
+    return json.loads(text, object_hook=lambda found: found.get("\ue000number", found))
 
 
 def shown(value: Any) -> Any:

@@ -115,12 +115,11 @@ def test_a_prompt_of_a_file_is_loaded_where_the_file_is_not(file: Path, caplog: 
     text, pickled = dumps(prompt), pickle.dumps(prompt)
     file.unlink()
     for revive in (lambda: loads(text, **loading()), lambda: pickle.loads(pickled)):
-        caplog.clear()
         revived = revive()
         assert revived.invoke(GIVEN).to_messages() == SHORT
         assert revived.invoke(GIVEN).to_messages() == SHORT
-        assert [record.name for record in caplog.records] == ["pomlflow"]
-        assert "its last content stays" in caplog.text
+    assert [record.name for record in caplog.records] == ["pomlflow"]
+    assert "its last content stays" in caplog.text
 
 
 def test_loads_follows_the_file_where_it_is(file: Path) -> None:

@@ -17,7 +17,7 @@ from tests.registry_prompts import warnings_of
 from tests.tracking.programs import found_by, versions
 
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.tracking import publish
+from pomlflow.tracking import background, publish
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.links import TraceLink
 
@@ -321,7 +321,7 @@ def test_a_server_that_never_answers_blocks_no_call(mlflow_store, registry, reco
 
 def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record, monkeypatch):
     """What does not wait is counted as lost."""
-    monkeypatch.setattr(publish, "_MAX_LOOKUPS", 3)
+    monkeypatch.setattr(background, "_MAX_TASKS", 4)  # a link and three lookups
     monkeypatch.setattr(publish, "_MAX_TRACES", 10)
     mlflow.set_registry_uri(DEAD)
     with mlflow.start_span("chain") as span:

@@ -12,7 +12,6 @@ import base64
 import dataclasses
 import datetime as dt
 import ipaddress
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence, ValuesView
@@ -73,11 +72,6 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
         text = orjson.dumps(_walk(values, "", 0))
     # Search the text, since the variables of a replayed trace are already encoded.
     return text, b'"__base64__":' in text or _NUMBER.encode() in text
-
-
-def decode(text: bytes) -> Any:
-    """Decode the JSON that `encode` returned; NaN and infinities become text."""
-    return json.loads(text, object_hook=lambda found: found.get(_NUMBER, found))
 
 
 def _convert(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - a table, a line for each kind

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +16,6 @@ def stamp(file: Path) -> object:
     except (OSError, ValueError):  # ValueError: a null character in an include's path
         return None
     return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy can restore mtime, but not ctime
-
-
-def stamps(files: Iterable[Path]) -> dict[Path, object]:
-    """Return the stamp of each file."""
-    return {file: stamp(file) for file in files}
 
 
 def read_file(file: Path) -> bytes | None:
@@ -39,12 +33,4 @@ def sha256(file: Path) -> str:
 
 @lru_cache(maxsize=1024)  # frameworks copy templates often, and a document may be large
 def _sha256(file: Path, _stamp: object) -> str:
-    digest = hashlib.sha256()
-    try:
-        if file.is_file():  # never a pipe or a device
-            with file.open("rb") as content:
-                while piece := content.read(1 << 20):
-                    digest.update(piece)
-    except (OSError, ValueError):
-        return hashlib.sha256().hexdigest()
-    return digest.hexdigest()
+    return hashlib.sha256(read_file(file) or b"").hexdigest()

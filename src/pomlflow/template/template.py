@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pomlflow._log import logger
+from pomlflow._log import warn_once
 from pomlflow.engine.file_access import decode
 from pomlflow.exceptions import ConfigurationError, Problem, RenderError, TemplateNotFoundError
 from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
-from pomlflow.template.files import stamp, stamps
+from pomlflow.template.files import stamp
 from pomlflow.template.history import History
 from pomlflow.template.inference import infer
 from pomlflow.template.lint import Finding, LintSettings, lint, lint_settings
@@ -66,7 +66,6 @@ class Template:
         self.stylesheet = None if stylesheet is None else dict(stylesheet)
         self.chat = chat
         self.register = register
-        self._lost = False
         self._snapshot = self._read(source) if origin is None else origin.current()
 
     def __eq__(self, other: object) -> bool:
@@ -112,14 +111,14 @@ class Template:
     def _read(self, last: str | None) -> Snapshot:
         source, folder = last, self._current_folder()
         # Take every stamp before reading its file, so that a change during the read is detected at the next check.
-        before = stamps([] if self.path is None else [self.path])
+        before = {} if self.path is None else {self.path: stamp(self.path)}
         if self.path is not None:
             source = self._read_file(self.path, last)
         if source is None:
             raise TypeError("a template needs markup or a path")
         inference = _remembered(source, folder)
         if inference.includes or inference.assets:  # their contents may have changed since they were remembered
-            before |= stamps((*inference.includes, *inference.assets))
+            before |= {file: stamp(file) for file in (*inference.includes, *inference.assets)}
             inference = infer(source, folder)
         files = prompt_files(inference, folder)
         seen = tuple((file.location, before.get(file.location)) for file in files)
@@ -143,20 +142,12 @@ class Template:
                     )
                 why = f"cannot read the template ({error.strerror}); {remedy}"
                 raise TemplateNotFoundError(error.errno, why, str(path)) from error
-            self._keep_last(path, error.strerror)
-            return last
+            return _kept(path, last, error.strerror)
         if problem is not None:
             if last is None:
                 raise RenderError([problem])
-            self._keep_last(path, problem.message)
-            return last
-        self._lost = False
+            return _kept(path, last, problem.message)
         return text
-
-    def _keep_last(self, path: Path, why: str | None) -> None:
-        if not self._lost:
-            logger.warning("the template %s cannot be read (%s): its last content stays in use", path, why)
-        self._lost = True
 
     def render(
         self,
@@ -215,6 +206,13 @@ class Template:
         now = self.current()
         settings = settings or lint_settings(self._current_folder())
         return lint(now, settings, self.stylesheet, errors)
+
+
+def _kept(path: Path, last: str, why: str | None) -> str:
+    """Return the last content of a file that cannot be read, with a warning."""
+    message = "the template %s cannot be read (%s): its last content stays in use"
+    warn_once(("template", path, why), message, path, why)
+    return last
 
 
 def _relative_to_root(folder: Path) -> str | None:

@@ -33,6 +33,7 @@ from typing import Any, Final
 from pomlflow.engine.file_access import is_under, trusted_roots
 from pomlflow.record import PromptFile
 from pomlflow.settings import settings
+from pomlflow.template.files import read_file
 
 FILES_TAG: Final = "poml_files"
 _CONTENT_TAG: Final = "poml_file_"
@@ -188,15 +189,10 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
     # Without this, a prompt could put any file of the user who registers it into the registry.
     if settings().sandbox and not _is_readable(file):
         return b"", "no template may read it there (pomlflow.configure(allow_read=…))"
-    content, missing = b"", True
-    with contextlib.suppress(OSError, ValueError):
-        if file.location.is_dir():
-            return b"", "it is a folder"
-        if file.location.is_file():
-            content, missing = file.location.read_bytes(), False
-    if _digest(content) != file.sha256:
+    content = read_file(file.location)
+    if _digest(content or b"") != file.sha256:
         raise FileChangedError(f"{file.path} changed while its prompt was being registered")
-    return content, "it was not there" if missing else ""
+    return content or b"", "it was not there, or is a folder" if content is None else ""
 
 
 def _is_readable(file: PromptFile) -> bool:
@@ -257,8 +253,8 @@ def _is_portable(path: str, levels: int) -> bool:
 def _read_within(folder: Path, file: Path) -> bytes | None:
     """Return a file's content, or None if it is not in the folder: a version may name any file of this machine."""
     with contextlib.suppress(OSError, ValueError):
-        if file.resolve().is_relative_to(folder.resolve()) and file.is_file():
-            return file.read_bytes()
+        if file.resolve().is_relative_to(folder.resolve()):
+            return read_file(file)
     return None
 
 

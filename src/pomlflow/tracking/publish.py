@@ -21,7 +21,7 @@ from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.utils.uri import is_databricks_uri
 
-from pomlflow._log import logger, warn_once
+from pomlflow._log import warn_once
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.background import FIRST, Task, TaskState, worker
 from pomlflow.tracking.links import TraceLink, link_resource, list_in_experiment
@@ -31,7 +31,6 @@ from pomlflow.tracking.versions import Registry, draft_of, name_of
 
 _FRESH: Final = 10.0  # seconds for which a found version is used unchecked: it may be deleted, and its number reused
 _MAX_CONTENTS: Final = 1_000  # contents whose versions are kept in memory; others are looked up again by their digests
-_MAX_LOOKUPS: Final = 1_000  # contents that wait for their lookup
 _MAX_TRACES: Final = 10_000  # traces that wait for the lookup of one content
 _MAX_ASSOCIATED: Final = 10_000  # pairs of a prompt and an experiment, or of a version and a run or LoggedModel
 
@@ -86,7 +85,6 @@ class Publisher:
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._links: weakref.WeakValueDictionary[str, TraceLink] = weakref.WeakValueDictionary()
-        self._lookups = 0
         for content in self._contents.values():
             content.lookup = None
 
@@ -158,10 +156,6 @@ class Publisher:
         return content
 
     def _look_up(self, key: _Key, content: _Content, draft: RenderRecord) -> None:
-        if self._lookups >= _MAX_LOOKUPS:
-            logger.debug("Too many prompts wait to be registered: %s is left out this time", key.name)
-            worker.lost += 1
-            return
         stores = key.stores
         lookup = _Lookup(
             uri=stores.registry, workspace=stores.workspace, publisher=self, key=key, content=content, draft=draft
@@ -169,7 +163,6 @@ class Publisher:
         # A trace that ends before its version is known takes two more requests, so links wait for lookups.
         if worker.submit(lookup, after=FIRST):
             content.lookup = lookup
-            self._lookups += 1
 
     def _wait_for(self, lookup: _Lookup, trace: TraceLink, on_version: OnVersion | None) -> None:
         """Link a trace when the lookup has found its version."""
@@ -184,7 +177,6 @@ class Publisher:
             content = lookup.content
             content.version, content.checked, content.lookup = version, time.monotonic(), None
             content.is_rejected = is_rejected
-            self._lookups -= 1
         if version is not None:
             for trace, on_version in lookup.traces:
                 try:
