@@ -46,6 +46,7 @@ from pomlflow.langchain.runs import (
     unsuppress_run,
     user_span,
 )
+from pomlflow.tracking.experiment import start_span
 from pomlflow.tracking.redaction import GuardedSpan, json_data, within_limit
 from pomlflow.tracking.spans import active
 
@@ -117,10 +118,10 @@ class Tracer(MlflowLangchainTracer):
             above = parent_in(parent.span.span) if parent is not None else mlflow.get_current_active_span()
             if parent is None and _is_the_same_run(above, span_name, span_type, attributes or {}):
                 return _no_span()
-            span = mlflow.start_span_no_context(
+            span = start_span(
+                above,
                 name=span_name,
                 span_type=span_type,
-                parent_span=above,
                 attributes=within_limit(self._serialize_invocation_params(attributes)),
             )
         task = _current_task()

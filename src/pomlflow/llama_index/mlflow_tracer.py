@@ -35,6 +35,7 @@ from opentelemetry.trace import INVALID_SPAN
 from pomlflow._log import warn_once
 from pomlflow.frame.media import with_data_uris
 from pomlflow.tracking.background import Task, TaskState, worker
+from pomlflow.tracking.experiment import start_span as start_mlflow_span
 from pomlflow.tracking.redaction import GuardedSpan, json_data
 from pomlflow.tracking.spans import active, nearest
 from pomlflow.tracking.stores import Stores
@@ -134,9 +135,9 @@ def autolog_span(span_id: str | None) -> LiveSpan | None:
 def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: LiveSpan | None) -> LiveSpan:
     """Start a span under a parent. With None, it is under the active span, or a root if that span's trace has ended."""
     with active(INVALID_SPAN) if parent is None and has_outlived_trace() else nullcontext():
-        return mlflow.start_span_no_context(
+        return start_mlflow_span(
+            mlflow.get_current_active_span() if parent is None else nearest(parent),
             name=name,
-            parent_span=mlflow.get_current_active_span() if parent is None else nearest(parent),
             span_type=span_type,
             attributes=attributes,
         )

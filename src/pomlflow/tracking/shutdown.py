@@ -118,14 +118,16 @@ def flush_at_exit(limit: float | None = None) -> bool:
     deadline = time.monotonic() + (_limit() if limit is None else limit)
     respond = True
     with suppress(Exception):  # another version of MLflow or Python
-        for uri, processor, queue in _exports():
+        exports = _exports()
+        for _, _, queue in exports:  # at once: MLflow's own thread may export while the stores are checked
+            _export_without_threads(queue)
+        for uri, processor, queue in exports:
             if uri is None:
                 if limit is not None:  # else OpenTelemetry's own exit hook follows
                     _drain(processor, queue, deadline)
                 continue
             try:
                 check_reachable(uri, _CHECK)
-                _export_without_threads(queue)
                 _drain(processor, queue, deadline)
             except Exception:  # noqa: BLE001 - for any reason, the store accepts nothing
                 respond = False
@@ -207,9 +209,12 @@ def _restart_exports() -> None:
 
 
 def _abandon(queue: Any) -> None:
-    """Let Python exit without joining MLflow's export threads."""
+    """Let Python exit without joining MLflow's export threads, and drop what is exported later."""
     # upstream: mlflow 3.12-3.18: they retry for minutes while the server is unreachable, and a flush has no limit.
-    if queue is None or not queue.is_active():
+    if queue is None:
+        return
+    queue.put = lambda task: None  # noqa: ARG005 - MLflow passes it by name
+    if not queue.is_active():
         return
     queue._worker_threadpool.shutdown(wait=False)
     atexit.unregister(queue._at_exit_callback)

@@ -39,6 +39,7 @@ from pomlflow.dispatch import Mask
 from pomlflow.frame.media import bare_data_uris
 from pomlflow.frame.openai import trace_messages
 from pomlflow.record import RenderRecord
+from pomlflow.tracking.experiment import start_span
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.redaction import GuardedSpan
@@ -108,10 +109,10 @@ def nearest(span: LiveSpan) -> LiveSpan:
 
 def _start(record: RenderRecord, parent: LiveSpan | None, *, root: bool) -> LiveSpan:
     with active(INVALID_SPAN) if root else nullcontext():
-        return mlflow.start_span_no_context(
+        return start_span(
+            parent,
             name="poml" if parent is None or record.name is None else f"poml {record.name}",
             span_type=SPAN_TYPE,
-            parent_span=parent,
             start_time_ns=record.start_ns,
         )
 

@@ -1,0 +1,68 @@
+"""The start of a span, without a request for the experiment that the environment names."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+from typing import Any, Final, cast
+
+import mlflow
+from mlflow.entities import LiveSpan, NoOpSpan
+from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME
+from mlflow.tracing import provider
+from mlflow.tracking import fluent
+
+from pomlflow._log import warn_once
+from pomlflow.tracking.stores import Stores, check_reachable, is_server, redacted_error, store_errors
+
+__all__ = ["start_span"]
+
+_TIMEOUT: Final = 2.0  # seconds for the server to respond
+_PAUSE: Final = 15.0  # seconds after a failed lookup until the next one
+
+_lock: Final = Lock()
+_ids: Final[dict[object, str]] = {}
+_failures: Final[dict[object, tuple[Exception, float]]] = {}  # each with the time of the next lookup
+
+
+def start_span(parent: LiveSpan | None, **arguments: Any) -> LiveSpan:
+    """Start a span; without a parent, start a trace, or return a no-op span if its experiment cannot be looked up."""
+    try:
+        experiment = _experiment_of_environment() if parent is None else None
+    except store_errors() as error:
+        warn_once(
+            "experiment",
+            "Nothing is traced until the experiment of MLFLOW_EXPERIMENT_NAME can be looked up: %s",
+            redacted_error(mlflow.get_tracking_uri(), error),
+        )
+        return cast("LiveSpan", NoOpSpan())  # type: ignore[no-untyped-call] # in MLflow
+    return mlflow.start_span_no_context(parent_span=parent, experiment_id=experiment, **arguments)
+
+
+def _experiment_of_environment() -> str | None:
+    """Return the id of the experiment that the environment names, or None if something else decides."""
+    # upstream: mlflow 3.12-3.18: it requests that experiment in the user's call, at the start of each trace, and waits
+    # for minutes while the server is unreachable.
+    name, number, stores = MLFLOW_EXPERIMENT_NAME.get(), MLFLOW_EXPERIMENT_ID.get(), Stores.current()  # type: ignore[no-untyped-call]
+    if (name or number) is None or not is_server(stores.tracking):
+        return None
+    chosen = fluent._active_experiment_id or provider._MLFLOW_TRACE_USER_DESTINATION.get()
+    if chosen or fluent._get_latest_active_run():  # type: ignore[no-untyped-call]
+        return None
+    return number if name is None else _look_up(stores, (name, number, stores))
+
+
+def _look_up(stores: Stores, key: object) -> str:
+    """Return what MLflow finds for the environment's experiment, and keep it."""
+    with _lock:
+        error, pause_ends = _failures.get(key, (None, 0.0))
+        if error is not None and time.monotonic() < pause_ends:
+            raise error
+        if key not in _ids:
+            try:
+                check_reachable(stores.tracking, _TIMEOUT)
+                _ids[key] = fluent._get_experiment_id()  # type: ignore[assignment] # some experiment is always found
+            except store_errors() as failure:
+                _failures[key] = failure, time.monotonic() + _PAUSE
+                raise
+        return _ids[key]

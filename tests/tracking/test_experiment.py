@@ -1,0 +1,120 @@
+"""The experiment that the environment names: one lookup at the most, and none that a call waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from tests.mlflow_server import MlflowServer
+from tests.programs import run_program
+
+DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
+COUNT = """
+import json, mlflow, requests
+requested, send = [], requests.Session.send
+def count(session, request, **options):
+    requested.append(request.path_url)
+    return send(session, request, **options)
+requests.Session.send = count
+def lookups():
+    return sum("/experiments/" in path for path in requested)
+"""
+LANGCHAIN = """
+from langchain_core.language_models import FakeListChatModel
+from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
+chain = PomlPromptTemplate.from_template("<p>{{n}}</p>") | FakeListChatModel(responses=["ok"])
+chain = chain.with_config(callbacks=[PomlCallbackHandler()])
+def call(n):
+    return chain.invoke({"n": n}).content
+"""
+LLAMA_INDEX = """
+from llama_index.core.llms import MockLLM
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+prompt, llm = PomlPromptTemplate.from_template("<p>{{n}}</p>"), MockLLM()
+PomlCallbackHandler().attach()
+def call(n):
+    return llm.predict(prompt, n=n)
+"""
+RENDER = """
+import pomlflow
+pomlflow.autolog()
+def call(n):
+    return pomlflow.render("<p>{{n}}</p>", {"n": n})
+"""
+callers = pytest.mark.parametrize(
+    "caller", [LANGCHAIN, LLAMA_INDEX, RENDER], ids=["langchain", "llama_index", "render"]
+)
+
+
+def run(text: str, folder: Path, uri: str, **environment: str) -> tuple[Any, str]:
+    """Run a program; return what its last line of output has as JSON, and what it logged."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")}
+    stores = {
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_REGISTRY_URI": uri,
+        "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "50",
+    }
+    done = run_program(text, folder=folder, environment={**own, **stores, **environment}, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def stored(server: MlflowServer, experiment: str) -> list[Any]:
+    client = mlflow.MlflowClient(server.uri)
+    return [one.info.state for one in client.search_traces([experiment], include_spans=False)]
+
+
+@callers
+@pytest.mark.parametrize("named", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"])
+def test_calls_go_on_while_the_server_is_away(caller: str, named: str, tmp_path: Path) -> None:
+    """MLflow's retries of one lookup last four minutes: longer than the limit on the program."""
+    printed, logged = run(f"{caller}\nfor n in range(3): call(n)\nprint(1)", tmp_path, DEAD, **{named: "1"})
+    assert printed == 1
+    assert logged.count("Nothing is traced until") == (named == "MLFLOW_EXPERIMENT_NAME")
+    assert "Traceback" not in logged
+
+
+@callers
+def test_traces_go_to_the_experiment_of_the_environment(
+    caller: str, mlflow_server: MlflowServer, use_server: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    known = use_server(mlflow_server)
+    program = f"{COUNT}{caller}\nfor n in range(3): call(n)\nprint(lookups())"
+    lookups, logged = run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID=known)
+    assert (lookups, stored(mlflow_server, known)) == (0, ["OK"] * 3), logged
+    new = request.node.name
+    lookups, logged = run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_NAME=new)
+    made = mlflow.get_experiment_by_name(new).experiment_id
+    assert (lookups, stored(mlflow_server, made)) == (2, ["OK"] * 3), logged  # by name, and its creation
+
+
+def test_what_the_program_sets_comes_first(mlflow_server: MlflowServer, use_server: Any, tmp_path: Path) -> None:
+    known, destination, run_of = (use_server(mlflow_server) for _ in range(3))
+    program = f"""{RENDER}
+import mlflow
+from mlflow.entities.trace_location import MlflowExperimentLocation
+with mlflow.start_run(experiment_id={run_of!r}):
+    call(1)
+mlflow.tracing.set_destination(MlflowExperimentLocation({destination!r}))
+call(2)
+mlflow.tracing.reset()
+mlflow.set_experiment(experiment_id={known!r})
+call(3)
+print(1)
+"""
+    _, logged = run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID="0")
+    assert [stored(mlflow_server, one) for one in (run_of, destination, known)] == [["OK"]] * 3, logged
+
+
+def test_mlflow_still_requests_the_experiment_for_each_trace(mlflow_server, use_server, tmp_path):
+    known = use_server(mlflow_server)
+    program = f"""{COUNT}
+for _ in range(3):
+    mlflow.start_span_no_context("own").end()
+print(lookups())
+"""
+    assert run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID=known)[0] >= 3
