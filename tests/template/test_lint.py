@@ -34,6 +34,7 @@ ON_PURPOSE = {
     "include-nested": {"media-as-text", "missing-file"},
     "let-forms": {"let-value"},
     "let-scope": {"shadowed-variable"},
+    "meta-versions": {"poml-version"},
     "runtime": {"unknown-setting"},
     "schema-unchecked": {"invalid-schema", "unknown-attribute"},
     "state-lets": {"shadowed-variable"},
@@ -94,6 +95,74 @@ WRONG = [
     ("{{a}}<let name='a' value='1'/>{{a}}", [("shadowed-variable", 17)]),
 ]  # fmt: skip
 
+# What else is reported, by its rule and the start of its remedy: variants of each kind of mistake.
+VARIANTS = [
+    ("<p>{user.name.title()}</p>", "single-braces", "write {{user.name.title()}}, in JavaScript: x.charAt"),
+    ("<p>{xs[0]['a']}</p>", "single-braces", "write {{xs[0]['a']}}"),
+    ("<p>{len(xs)} of them</p>", "single-braces", "write {{len(xs)}}, in JavaScript: xs.length"),
+    ("<p>{{a}}{b}</p>", "single-braces", "write {{b}}"),
+    ("<cp caption='About {topic}'>a</cp>", "single-braces", "write {{topic}}"),
+    ("<p>Hello name}}, how are you?</p>", "unclosed-braces", "write {{…}}"),
+    ("<p for='x in xs'>{{loop.index0}} {{x}}</p>", "jinja-syntax", "write loop.index"),
+    ("<p>{{ price | filesizeformat }}</p>", "jinja-syntax", "write it with"),
+    ("<p>{{ x ~ 'a' }}</p>", "jinja-syntax", "write +"),
+    ("<p if='x is not defined'>a</p>", "jinja-syntax", "write typeof x !== 'undefined'"),
+    ("<p>{{@index}}</p>", "jinja-syntax", "write a for= or an if= of an element, or loop.index"),
+    ("<p>{{ x:-none }}</p>", "jinja-syntax", "write typeof x === 'undefined' ? 'y' : x"),
+    ("<cp caption='Q&amp;A'>a</cp>", "dropped-text", "write #amp;"),
+    ("<list><item fro='x in xs'>a</item></list>", "unknown-attribute", "write for"),
+    ("<p forr='x in xs'>a</p>", "unknown-attribute", "write for"),
+    ("<p v-for='x in xs'>a</p>", "unknown-attribute", "write for"),
+    ("<p iff='x'>a</p>", "unknown-attribute", "write if"),
+    ("<document src='a.csv' format='b'/>", "unknown-attribute", "remove it"),
+    ('<poml><stylesheet>{"lst": {"listStyle": "dash"}}</stylesheet>a</poml>', "unknown-attribute", "write list"),
+    ('<poml><stylesheet>{"list": {"listStile": 1}}</stylesheet>a</poml>', "unknown-attribute", "write listStyle"),
+    ('<poml><stylesheet>{".a": {"caption-style": 1}}</stylesheet>a</poml>', "unknown-attribute", "write captionStyle"),
+    ("<poml><runtime temperature='low'/>a</poml>", "unknown-setting", "temperature takes a number"),
+    ("<poml><runtime max-token-count='1'/>a</poml>", "unknown-setting", "write maxTokens"),
+    (
+        '<poml>a<output-schema>{"type": "object", "propertes": {}}</output-schema></poml>',
+        "invalid-schema",
+        "write prop",
+    ),
+    (
+        '<poml>a<output-schema>{"items": {"properties": {"a": {}}, "required": ["b"]}}</output-schema></poml>',
+        "invalid-schema",
+        "write it into properties",
+    ),
+    ("<poml syntax='xml'><p>a</p><img base64='{{x}}'/></poml>", "media-as-text", "move it out, or remove that syntax"),
+    ("<poml><let name='a' value='2024-01-05'/>{{a}}</poml>", "let-value", "put it in quotes of its own"),
+    ("<poml><let name='a' value='1'/>{{b.a}} {{'a'}} {{ {a: 1}.b }}</poml>", "unused-variable", "remove the <let>"),
+    ("<poml><let name='a' value='typeof a'/>b</poml>", "unused-variable", "remove the <let>"),
+    ("<p for='x in [1]'><let name='x' value='2'/>{{x}}</p>", "shadowed-variable", "give it another name"),
+    ("<p for='x in x'>{{x}}</p>", "shadowed-variable", "give it another name"),
+    ("<p for='loop in xs'>{{loop.index}}</p>", "shadowed-variable", "give it another name"),
+    ("<poml><meta min-version='9.9'/>a</poml>", "poml-version", "write <meta minVersion"),
+    ("<poml minVersion='9.9'>a</poml>", "poml-version", "write <meta minVersion"),
+]
+
+# Python in an expression, and the start of what to write instead.
+PYTHON = [
+    ("x.get('b')", "x.key ?? y"), ("'%s' % x", "`…${x}…`"), ("'{}'.format(x)", "`…${x}…`"), ("f'{x}'", "`…${x}…`"),
+    ("lambda x: x", "x => …"), ("[x.a for x in xs]", "xs.map(x => …)"), ("x if c else y", "condition ? a : b"),
+    ("'a' in ['a']", "['a'].includes('a')"), ("x in (1, 2)", "[1, 2].includes(x)"), ("x not in xs", "!xs.includes(x)"),
+    ("x is None", "==="), ("x is not None", "!=="), ("(n := 3)", "<let"), ("f(**x)", "...x"), ("xs[1:3]", "xs.slice"),
+    ("xs[::-1]", "xs.slice"), ("json.dumps(x)", "JSON.stringify(x)"), ("datetime.now()", "new Date()"),
+    ("x.split()", "x.trim().split("), ("x.capitalize()", "x.charAt(0)"), ("'-' * 20", "'-'.repeat(20)"),
+    ("20 * '-'", "'-'.repeat(20)"), ("xs == []", "xs.length == 0"), ("9 > x > 1", "9 > x && x > 1"),
+    ("price:.2f", "x.toFixed(2)"), ("price:,.2f", "x.toFixed(2)"), ("name!r", "x.toFixed(2)"),
+    ("d.keys()", "Object.keys(x)"), ("d.values()", "Object.values(x)"), ("math.floor(x)", "Math"),
+    ("', '.join(xs)", "xs.join(', ')"), ("getattr(x, 'y')", "x.y ?? z"), ("x.zfill(3)", "x.padStart(n, '0')"),
+]  # fmt: skip
+
+# JavaScript that resembles it.
+JAVASCRIPT = [
+    "new Intl.NumberFormat('en').format(n)", "f.format(n)", "m.get('a')", "[...xs.keys()]", "Array.from(xs.values())",
+    "new Map(xs).get('a')", "Date.now()", "'a' in x", "a % b", "a * b", "a > b && c > d", "(a > b) == c", "x?.y ?? z",
+    "xs[a ? 1 : 2]", "'a:f'", "x ? 'a:f' : 'b'", "{a: 1, b: 2}", "a ** b", "~a", "!a", "x.split(' ')", "'%' + x",
+    "loop.index", "x.count + x.index", "xs.find(x => x.a === 3)", "n % 2 === 0", "xs.at(-1)", "xs.length > 0",
+]  # fmt: skip
+
 RIGHT = [
     '<p>{"a": 1} ${x} \\frac{a}{b} {} {0} { x } /users/{id} {{x}}</p>',
     "<code>f'{name}' {% if x %} {{ '{' }}</code>",
@@ -118,6 +187,13 @@ RIGHT = [
     "<p for='{a, b} in xs'>{{a}} {{loop.index}}</p>",
     "<p for='[a, b] in xs'>{{a}} {{ xs[n - 1] }} {{ [-1] }} {{ 'https://a.b' + '[-1]' }} {{ x /* // 2 */ }}</p>",
     "<p>{{ x // the total of all }}</p>",
+    '<p>x^{n} {"a": {"b": 1}} {"a": {"b": c}}</p>',
+    """<code>}} a}}</code><tool-request id="1" name="a" parameters='{"a": {"b": "{c}"}}'/>""",
+    '<poml><stylesheet>{"LIST": {"liststyle": "dash"}, "cp .a": {"caption": "b"}, "*": {}}</stylesheet>a</poml>',
+    '<poml><stylesheet>{"input": {"captionEnding": "none"}}</stylesheet><example><input>a</input></example></poml>',
+    '<poml>a<output-schema>{"properties": {"propertes": {}, "a": {"enum": ["require"]}}}</output-schema></poml>',
+    "<poml><let name='a' value='1'/><let name='b' value='a + 1'/><p for='x in xs' if='b'>{{x}}</p></poml>",
+    "<poml>a<runtime temperature='{{t}}' top-p='.5' maxTokens='1e3'/></poml>",
     """<poml>a<runtime stop='["a"]' seed='{{ [1, 2][0] }}' metadata='{{ JSON.stringify({a: 1}) }}'/></poml>""",
 ]
 
@@ -125,6 +201,29 @@ RIGHT = [
 @pytest.mark.parametrize(("markup", "expected"), WRONG)
 def test_what_is_probably_not_meant_is_reported_at_its_place(markup: str, expected: list[tuple[str, int]]) -> None:
     assert found(markup) == expected
+
+
+@pytest.mark.parametrize(("markup", "rule", "remedy"), VARIANTS)
+def test_variants_of_each_mistake_are_reported_with_a_remedy(markup: str, rule: str, remedy: str) -> None:
+    assert any(one.rule == rule and one.remedy.startswith(remedy) for one in Template(markup).lint(LintSettings()))
+
+
+def reported(code: str) -> list[str]:
+    lets = "<let name='f' value='1'/><let name='m' value='1'/>"
+    findings = Template(f"<poml>{lets}<p>{{{{ {code} }}}}</p></poml>").lint(
+        LintSettings(ignore=frozenset({"unused-variable"}))
+    )
+    return [one.remedy for one in findings]
+
+
+@pytest.mark.parametrize(("code", "instead"), PYTHON)
+def test_python_in_an_expression_is_reported_with_the_javascript(code: str, instead: str) -> None:
+    assert reported(code)[0].startswith(f"write {instead}")
+
+
+@pytest.mark.parametrize("code", JAVASCRIPT)
+def test_javascript_that_resembles_python_is_not_reported(code: str) -> None:
+    assert reported(code) == []
 
 
 @pytest.mark.parametrize("markup", RIGHT)

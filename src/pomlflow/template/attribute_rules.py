@@ -6,23 +6,30 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pomlflow.template.components import attributes
 from pomlflow.template.faults import Fault
 from pomlflow.template.inference import READERS
 from pomlflow.template.javascript import find_nodes
-from pomlflow.template.markup import expressions
+from pomlflow.template.markup import Passage, expressions
 from pomlflow.template.page import SCHEMAS, Node, Page, Rule
 
 __all__ = ["RULES"]
 
 _EVERYWHERE = frozenset({"for", "if", "key"})
-_INSTEAD = {"class": "className", "style": "captionStyle", "title": "caption", "role": "speaker", "language": "lang"}
-_VERSIONS = frozenset({("version", "meta"), ("version", "poml")})
+_INSTEAD = {
+    "class": "className", "style": "captionStyle", "title": "caption", "role": "speaker", "language": "lang",
+    **dict.fromkeys(("fro", "ofr", "foreach", "vfor", "ngfor", "each", "loop", "repeat"), "for"),
+    **dict.fromkeys(("fi", "vif", "ngif", "when", "test", "condition", "unless", "show"), "if"),
+}  # fmt: skip
+_VERSIONS = frozenset({"version", "minversion", "maxversion", "min-version", "max-version"})
 _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
+_SELECTOR = re.compile(r"[^\w-]")  # of a class, "*", or of several parts
+_DATA = frozenset({"html", "json", "xml", "yaml"})
 _URL = re.compile(r"[a-z]+://|data:")
+_OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
 # The settings of models by OpenAI, Anthropic, Google, Ollama, vLLM and the Vercel AI SDK.
 _SETTINGS = frozenset(
@@ -40,6 +47,8 @@ _SETTINGS = frozenset(
     "thinking thinking_budget thinking_config thinking_level timeout tool_choice tools top_a top_k top_logprobs top_p "
     "truncation typical_p use_mlock use_mmap user verbosity web_search_options".split()
 )
+_NUMBERS = frozenset("frequencypenalty maxoutputtokens maxtokens minp presencepenalty temperature topk topp".split())
+_NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?\s*|null", re.IGNORECASE)
 _KEYWORDS = frozenset(
     "$ref $defs $schema $id type properties required items enum const anyOf oneOf allOf not additionalProperties "
     "description title default format pattern minimum maximum definitions prefixItems patternProperties if".split()
@@ -52,13 +61,43 @@ def unknown_attribute(page: Page) -> Iterator[Fault]:
         known = attributes().get(node.name)
         for key, offset in node.element.name_offsets.items():
             plain = key.replace("-", "")
-            if known is None or plain in known or key in _EVERYWHERE or ":" in key or (key, node.name) in _VERSIONS:
+            if known is None or plain in known or key in _EVERYWHERE or ":" in key or _is_version(key, node):
                 continue
-            near = [_INSTEAD.get(key, "").lower(), *difflib.get_close_matches(plain, known, 1, 0.65)]
-            instead = next((known[name] for name in near if name in known), None)
-            remedy = f"write {instead}" if instead else "remove it"
+            remedy = _near_attribute(plain, known)
             written = page.text[offset : offset + len(key)]
             yield Fault(offset, len(key), f"POML has no attribute {written} of <{node.element.name}>", remedy)
+        if node.name == "stylesheet":
+            yield from _unknown_styles(node.element.text())
+
+
+def _near_attribute(key: str, known: Mapping[str, str]) -> str:
+    """Return the remedy for an unknown attribute, with the one that was probably meant."""
+    near = [_INSTEAD.get(key, "").lower(), *difflib.get_close_matches(key, known, 1, 0.65)]
+    near += difflib.get_close_matches(key, ("for", "if"), 1, 0.75)
+    instead = next((known.get(name, name) for name in near if name in {*known, "for", "if"}), None)
+    return f"write {instead}" if instead else "remove it"
+
+
+def _unknown_styles(passage: Passage) -> Iterator[Fault]:
+    """Find elements and attributes in a stylesheet that POML does not have."""
+    try:
+        styles = json.loads(passage.text)
+    except (ValueError, RecursionError):  # the render reports it
+        return
+    every = {key: name for known in attributes().values() for key, name in known.items()}
+    for element, style in styles.items() if isinstance(styles, dict) else ():
+        at = max(passage.text.find(json.dumps(element, ensure_ascii=False)), 0) + 1
+        known = attributes().get(element.lower().replace("-", "")) or (every if _SELECTOR.search(element) else None)
+        if known is None:
+            near = difflib.get_close_matches(element.lower(), attributes(), 1, 0.65)
+            remedy = f"write {near[0]}" if near else "name an element, or a class as .name"
+            yield Fault(passage.at(at), len(element), f"POML has no element {element}", remedy)
+            continue
+        for key in style if isinstance(style, dict) else ():
+            if key.lower() not in known:
+                where = passage.at(max(passage.text.find(json.dumps(key, ensure_ascii=False), at), 0) + 1)
+                why = f"POML has no attribute {key} of <{element}> in a stylesheet"
+                yield Fault(where, len(key), why, _near_attribute(key.lower().replace("-", ""), known))
 
 
 def unknown_setting(page: Page) -> Iterator[Fault]:
@@ -69,12 +108,15 @@ def unknown_setting(page: Page) -> Iterator[Fault]:
             continue
         yield from _literal_settings(page, node)
         for key, offset in node.element.name_offsets.items():
-            name = re.sub(r"[-_]", "", key)
+            name, value = re.sub(r"[-_]", "", key), node.element.find(key)
+            written = page.text[offset : offset + len(key)]
+            if name in _NUMBERS and "{{" not in value.text and not _NUMBER.fullmatch(value.text):
+                why = f"{value.text!r} is not a number"
+                yield Fault(value.at(0), len(value.text), why, f"{written} takes a number")
             if name in plain or key in _EVERYWHERE:
                 continue
-            near = difflib.get_close_matches(name, plain, 1, 0.75)
+            near = difflib.get_close_matches(name, plain, 1, 0.7)
             remedy = f"write {_camel(plain[near[0]])}" if near else "write what the provider's API calls it"
-            written = page.text[offset : offset + len(key)]
             yield Fault(offset, len(key), f"{written} is not a setting of a model", remedy)
 
 
@@ -83,7 +125,7 @@ def _literal_settings(page: Page, node: Node) -> Iterator[Fault]:
     for key, value in node.element.attributes:
         for start, code in expressions(value.text) if key not in _EVERYWHERE else ():
             literal = code.removeprefix("(").removesuffix(")").strip()
-            if all(text != literal for _, text in find_nodes(code, "object", "array")):
+            if all(one.text != literal for one in find_nodes(code, "object", "array")):
                 continue
             offset = node.element.name_offsets[key]
             written = page.text[offset : offset + len(key)]
@@ -125,27 +167,50 @@ def invalid_schema(page: Page) -> Iterator[Fault]:
             continue
         if wrong is not None:
             begin = passage.at(len(passage.text) - len(passage.text.lstrip()))
-            message, word = wrong
+            message, word, remedy = wrong
             at = page.text.find(word, begin) if word else begin
-            yield Fault(max(at, begin), max(len(word), 1), message, _SCHEMA)
+            yield Fault(max(at, begin), max(len(word), 1), message, remedy)
 
 
-def _not_schema(value: Any) -> tuple[str, str] | None:
-    """Return the problem of a schema and the word that it is about; None if it is valid."""
+def _not_schema(value: Any) -> tuple[str, str, str] | None:
+    """Return the problem of a schema, the word that it is about and the remedy; None if it is valid."""
     from jsonschema import Draft202012Validator  # imported late: it takes 30 ms
     from jsonschema.exceptions import SchemaError
 
     if not isinstance(value, dict):
-        return "a schema is a JSON object", ""
+        return "a schema is a JSON object", "", _SCHEMA
     if value and not _KEYWORDS & value.keys():
-        return "it has no keyword of JSON Schema: it is an example, or its properties alone", ""
+        return "it has no keyword of JSON Schema: it is an example, or its properties alone", "", _SCHEMA
     try:
         Draft202012Validator.check_schema(value)
     except SchemaError as error:
         path = ".".join(map(str, error.absolute_path))
         shown = json.dumps(error.instance, ensure_ascii=False)
         word = shown if isinstance(error.instance, str) else ""
-        return f"it is not JSON Schema: {path or 'it'} must not be {shown[:60]}", word
+        return f"it is not JSON Schema: {path or 'it'} must not be {shown[:60]}", word, _SCHEMA
+    return _misspelt(value, Draft202012Validator.VALIDATORS)
+
+
+def _misspelt(schema: Mapping[str, Any], keywords: Iterable[str]) -> tuple[str, str, str] | None:
+    """Return the first keyword of a schema that JSON Schema lacks and nearly has, or required property that is none."""
+    pending: list[Any] = [schema]
+    while pending:
+        one = pending.pop()
+        if not isinstance(one, dict):
+            continue
+        for key in one:
+            near = () if key in _KEYWORDS else difflib.get_close_matches(key, keywords, 1, 0.8)
+            if near and near[0] != key:
+                return f"JSON Schema has no keyword {key}", json.dumps(key, ensure_ascii=False), f"write {near[0]}"
+        properties = one.get("properties", {})
+        for name in one.get("required", ()) if properties and not _OPEN & one.keys() else ():
+            if name not in properties:
+                why = f"required names {name}, which is none of the properties"
+                return why, "", "write it into properties, or remove it"
+        inner = [one.get(key) for key in ("items", "additionalProperties", "not")]
+        inner += [schema for key in ("anyOf", "oneOf", "allOf") for schema in one.get(key, ())]
+        inner += [schema for key in ("properties", "$defs", "definitions") for schema in one.get(key, {}).values()]
+        pending += reversed(inner)
     return None
 
 
@@ -156,13 +221,19 @@ def media_as_text(page: Page) -> Iterator[Fault]:
     for node in page.nodes:
         syntax, alt = node.element.find("syntax").text, node.element.find("alt").text
         picture = node.name in {"img", "image"}
-        if not (picture or node.name == "audio") or _is_alone(page, node) or "multimedia" in "".join(styles):
+        if not (picture or node.name == "audio") or _is_alone(page, node):
             continue
-        if syntax == "multimedia" or "{{" in syntax or (picture and not alt and not syntax):
+        what, width, start = "picture" if picture else "sound", len(node.element.name) + 1, node.element.start
+        around = [one.element for one in page.nodes if one.element.start < start < one.element.content_end]
+        if outer := next((one for one in around if one.find("syntax").text in _DATA), None):
+            why = f"a {what} cannot stand in <{outer.name} syntax=…>: the render fails"
+            yield Fault(start, width, why, "move it out, or remove that syntax")
             continue
-        why = f"the {'picture' if picture else 'sound'} is not sent{', only its alt text' if picture and alt else ''}"
-        width = len(node.element.name) + 1
-        yield Fault(node.element.start, width, why, f'write <{node.element.name} syntax="multimedia" …/>')
+        if "multimedia" in "".join(styles) or syntax == "multimedia" or "{{" in syntax:
+            continue
+        if not picture or alt or syntax:
+            why = f"the {what} is not sent{', only its alt text' if picture and alt else ''}"
+            yield Fault(start, width, why, f'write <{node.element.name} syntax="multimedia" …/>')
 
 
 def _is_alone(page: Page, node: Node) -> bool:
@@ -191,13 +262,19 @@ def missing_file(page: Page) -> Iterator[Fault]:
             yield Fault(at, width, "there is no such file", f"a path is relative to {where}")
 
 
+def _is_version(key: str, node: Node) -> bool:
+    """Return whether an attribute is about POML's version, and is none that POML has."""
+    return key in _VERSIONS and (node.name == "poml" or (node.name == "meta" and (key == "version" or "-" in key)))
+
+
 def poml_version(page: Page) -> Iterator[Fault]:
     """Find version attributes that POML does not have, and versions that are malformed."""
     for node in page.nodes:
         for key, value in node.element.attributes:
-            if (key, node.name) in _VERSIONS:
-                why = f"POML has no attribute {key} of <{node.element.name}>"
-                yield Fault(node.element.name_offsets[key], len(key), why, 'write <meta minVersion="0.0.8"/>')
+            if _is_version(key, node):
+                offset = node.element.name_offsets[key]
+                why = f"POML has no attribute {page.text[offset : offset + len(key)]} of <{node.element.name}>"
+                yield Fault(offset, len(key), why, 'write <meta minVersion="0.0.8"/>')
             elif node.name == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
                 why = f"{value.text!r} is not a version of POML"
                 yield Fault(value.at(0), len(value.text), why, "write three numbers: 0.0.8")

@@ -59,4 +59,6 @@ def _of(name: str, documented: Mapping[str, Any]) -> Mapping[str, str]:
             seen.add(one["name"])
             pending += one["baseComponents"]
             found |= {parameter["name"].lower(): parameter["name"] for parameter in one["params"]}
+            if "captionstyle" in found:  # <input> and others pass it on, undocumented
+                pending.append("CaptionedParagraph")
     return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from pomlflow.template.javascript import analyse, find_nodes
 
 # Words of Python and Jinja, by how an expression uses them: constants anywhere, operators in code that is not
 # JavaScript, called functions, called methods, and filters after |.
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
-_OPERATORS = {"and": "&&", "or": "||", "not": "!", "is": "===", "if": "condition ? a : b", "for": "xs.map(x => …)"}
+_OPERATORS = {
+    "and": "&&", "or": "||", "not": "!", "is": "===", "if": "condition ? a : b", "for": "xs.map(x => …)",
+    "lambda": "x => …",
+}  # fmt: skip
 _CALLS = {
     "len": "xs.length", "str": "String(x)", "int": "parseInt(x)", "float": "Number(x)", "bool": "Boolean(x)",
     "list": "[...xs]", "sorted": "[...xs].sort()", "reversed": "[...xs].reverse()",
@@ -19,9 +22,16 @@ _CALLS = {
     "zip": "xs.map((x, i) => [x, ys[i]])", "abs": "Math.abs(x)", "round": "Math.round(x)", "min": "Math.min(...xs)",
     "max": "Math.max(...xs)", "any": "xs.some(x => …)", "all": "xs.every(x => …)", "isinstance": "typeof x",
     "dict": "{...x}", "set": "new Set(xs)", "print": "the value alone", "repr": "JSON.stringify(x)",
+    "map": "xs.map(x => …)", "filter": "xs.filter(x => …)", "next": "xs[0]", "tuple": "[...xs]", "type": "typeof x",
+    "getattr": "x.y ?? z", "hasattr": "'y' in x", "format": "x.toFixed(2)", "pow": "x ** y",
 }  # fmt: skip
 _ITEMS = 'Object.entries(x), in a loop for="[k, v] in Object.entries(x)"'
 _METHODS = {
+    "capitalize": "x.charAt(0).toUpperCase() + x.slice(1)", "casefold": "x.toLowerCase()", "dumps": "JSON.stringify(x)",
+    "count": "x.split(y).length - 1", "extend": "[...xs, ...ys]", "get": "x.key ?? y", "index": "xs.indexOf(x)",
+    "isdigit": "/^\\d+$/.test(x)", "isnumeric": "/^\\d+$/.test(x)", "keys": "Object.keys(x)", "ljust": "x.padEnd(n)",
+    "loads": "JSON.parse(x)", "now": "new Date()", "removeprefix": "x.slice(n)", "removesuffix": "x.slice(0, -n)",
+    "rjust": "x.padStart(n)", "today": "new Date()", "values": "Object.values(x)", "zfill": "x.padStart(n, '0')",
     "items": _ITEMS, "upper": "x.toUpperCase()", "lower": "x.toLowerCase()", "strip": "x.trim()",
     "lstrip": "x.trimStart()", "rstrip": "x.trimEnd()", "append": "[...xs, x]", "startswith": "x.startsWith(y)",
     "endswith": "x.endsWith(y)", "format": "`…${x}…`", "title": "x.charAt(0).toUpperCase() + x.slice(1)",
@@ -29,8 +39,9 @@ _METHODS = {
 }  # fmt: skip
 _FILTERS = {
     **dict.fromkeys(
-        "batch capitalize dictsort groupby indent map max min pprint random reject rejectattr selectattr select slice "
-        "striptags sum title truncate unique urlencode wordcount wordwrap xmlattr".split(),
+        "batch capfirst capitalize date dictsort filesizeformat floatformat format groupby indent intcomma linebreaks "
+        "map max min pluralize pprint random reject rejectattr selectattr select slice slugify striptags sum title "
+        "truncate truncatechars truncatewords unique urlencode wordcount wordwrap xmlattr yesno".split(),
         "it with JavaScript's own methods",
     ),
     **dict.fromkeys(("e", "escape", "safe", "string"), "the value alone"),
@@ -41,18 +52,38 @@ _FILTERS = {
     "tojson": "JSON.stringify(x)", "trim": "x.trim()", "upper": "x.toUpperCase()",
 }  # fmt: skip
 _PROSE = re.compile(r"[A-Za-z0-9][^(){}\[\]=+*<>|\"`]*")
-_SYNTAX = {
-    r"(?<![\w.])f(?=[\"'])": ("f-string", "`…${x}…`"),
-    r"\[\s*-?\w*\s*:\s*-?\w*\s*\]": ("slice", "xs.slice(1, 3)"),
-    r"\bis\s+not\b": ("is not", "!=="),
-    r"(?<=[\"'])\s*\.\s*join\s*\(": ("join", "xs.join(', ')"),
+# Patterns with what each finds ("" for the text itself), its language and the JavaScript: of code that is not
+# JavaScript, and of code that is, with another meaning.
+_BROKEN = {
+    r"(?<![\w.])f(?=[\"'])": ("f-string", "Python", "`…${x}…`"),
+    r"\[[^\[\]?:]*:[^\[\]?]*\]": ("slice", "Python", "xs.slice(1, 3)"),
+    r"\bis\s+(?:not\s+)?(?:un)?defined\b": ("", "Jinja", "typeof x !== 'undefined'"),
+    r"\bis\s+not\b(?!\s+(?:un)?defined)": ("is not", "Python", "!=="),
+    r"\bnot\s+in\b": ("not in", "Python", "!xs.includes(x)"),
+    r":=": (":=", "Python", '<let name="x" value="…"/>'),
+    r"(?<=[(,])\s*\*\*(?=\w)": ("**", "Python", "...x"),
+    r"(?<=[\w)\]])\s*(?::[<>^+ ]*\d*,?(?:\.\d+)?[dfeg%]|![rsa])\s*$": ("", "Python", "x.toFixed(2)"),
+    r"(?<=\w):-": (":-", "a shell's", "typeof x === 'undefined' ? 'y' : x"),
+    r"(?<=[\w'\")\]])\s*~": ("~", "Jinja", "+"),
 }
+_VALID = {
+    r"(?<=[\"'])\s*\.\s*join\s*\(": ("join", "Python", "xs.join(', ')"),
+    r"\.split\(\s*\)": ("split()", "Python", "x.trim().split(/\\s+/)"),
+    r"\bmath\.(?=ceil|e\b|floor|log|pi|pow|sqrt)": ("math", "Python", "Math"),
+    r"\bloop\.(?:index0|revindex0?|previtem|nextitem|cycle|changed|depth0?)\b": (
+        "", "Jinja", "loop.index, which counts from 0, loop.first, loop.last or loop.length",
+    ),
+}  # fmt: skip
+# Methods of JavaScript's own objects too: Python's only after names that hold the caller's data.
+_SHARED = frozenset({"format", "get", "keys", "now", "values"})
+_RECEIVER = re.compile(r"(?:(?<!\.\.\.)(?<!from\()(?<![\w$.])([a-z_]\w*)(?:\??\.[\w$]+|\[[^\[\]]*\])*|[\"'])\s*\Z")
 _NEGATIVE = re.compile(r"(.+?)(?:\?\.)?(\[\s*-\s*(\d+)\s*\])", re.DOTALL)
+_ORDER = frozenset({">", ">=", "<", "<="})
 # A comment that is an operand: after a name, a number or a bracket in its line, and without words of prose.
 _DIVISOR = re.compile(r"//\s*([\w$.]+(?:\([^()]*\))?)\s*\)*\s*(?:[-+*/%<>=?].*)?")
 _DIVIDEND = re.compile(r"[\w)\]][ \t]*\Z")
 _OPERANDS = re.compile(r"\s*([\w$.]+)\s*//\s*([\w$.]+)\s*")
-_HANDLEBARS = re.compile(r"[#^>]\s*[A-Za-z]+|(?:/\s*[A-Za-z]+|else)$")
+_HANDLEBARS = re.compile(r"[#^>@]\s*[A-Za-z]+|(?:/\s*[A-Za-z]+|else)$")
 _TOKEN = re.compile(
     r"(?P<text>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`)"
     r"|(?P<before>\.\s*|(?<!\|)\|\s*)?(?P<word>[A-Za-z_$][A-Za-z0-9_$]*)(?P<called>\s*\()?(?P<key>\s*:)?"
@@ -69,36 +100,76 @@ def quoted(text: str) -> str:
     return f"`{text}`" if "'" in text else f"'{text}'"
 
 
-def foreign_words(code: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yield each foreign word of an expression: its offset, the word, its language and the JavaScript for it."""
+def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[tuple[int, str, str, str]]:
+    """Yield each foreign word of an expression: its offset, the word, its language and the JavaScript for it.
+
+    `bound` are the names that a ``<let>`` sets, which may hold any of JavaScript's objects.
+    """
     if found := _HANDLEBARS.match(code):
-        yield 0, found[0], "Handlebars", "a for= or an if= of an element"
+        yield 0, found[0], "Handlebars", "a for= or an if= of an element, or loop.index"
         return
     broken = analyse(code).broken
-    for pattern, (what, instead) in _SYNTAX.items():
-        if found := re.search(pattern, code) if broken or what == "join" else None:
-            yield found.start(), what, "Python", instead
+    phrases: set[int] = set()
+    for pattern, (what, language, instead) in {**_VALID, **(_BROKEN if broken else {})}.items():
+        if found := re.search(pattern, code):
+            phrases.update(range(*found.span()))
+            yield found.start(), what or found[0].strip(), language, instead
     yield from _operators(code)
     for token in _TOKEN.finditer(code):
         word, before, called = token["word"], (token["before"] or "").strip(), token["called"]
         is_key = token["key"] and not called and "?" not in code
-        javascript = None if word is None or is_key else _of_python(word, before, called=bool(called), broken=broken)
+        if word is None or word in bound or is_key or token.start("word") in phrases:
+            continue
+        if before == "." and not _is_data(word, code[: token.start()], bound):
+            continue
+        javascript = _of_python(word, before, called=bool(called), broken=broken)
         if before == "|" and word in _FILTERS:
             yield token.start("word"), word, "Jinja", _FILTERS[word]
         elif javascript is not None:
             yield token.start("word"), word, "Python", javascript
 
 
+def _is_data(method: str, before: str, bound: Collection[str]) -> bool:
+    """Return whether a method is not one of JavaScript's own objects: its receiver is the caller's data, or a text."""
+    receiver = _RECEIVER.search(before)
+    if method == "now":
+        return receiver is not None and receiver[1] == "datetime"
+    return method not in _SHARED or (receiver is not None and receiver[1] not in bound)
+
+
 def _operators(code: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yield Python's negative indexes and integer divisions, which are valid JavaScript with another meaning."""
-    if "//" not in code and "-" not in code:
+    """Yield Python's operators that are valid JavaScript with another meaning."""
+    if not re.search(r"[-/%*<>=]|\bin\b", code):
         return
-    for at, text in find_nodes(code, "subscript_expression", "comment"):
+    compared: dict[str, str] = {}  # the right operand of each comparison; an inner one comes first
+    for at, text, parts in find_nodes(code, "subscript_expression", "comment", "binary_expression"):
         if found := _NEGATIVE.fullmatch(text):
             yield at + found.start(2), found[2], "Python", f"{found[1]}.at(-{found[3]})"
         elif _DIVISOR.fullmatch(text) and _DIVIDEND.search(code, 0, at):
             whole = _OPERANDS.fullmatch(code)
             yield at, "//", "Python", f"Math.floor({whole[1]} / {whole[2]})" if whole else "Math.floor(a / b)"
+        match parts:
+            case left, operator, right if left and right:
+                if instead := _operation(left, operator, right, compared):
+                    yield at + text.rfind(operator, 0, len(text) - len(right)), operator, "Python", instead
+                if operator in _ORDER:
+                    compared[text] = right
+
+
+def _operation(left: str, operator: str, right: str, compared: Mapping[str, str]) -> str | None:
+    """Return the JavaScript for an operation that Python has and JavaScript evaluates in another way."""
+    quote = "\"'`"
+    if operator == "in" and (right[0] in f"[{quote}" or (right[0] == "(" and "," in right)):
+        return f"{f'[{right[1:-1]}]' if right[0] == '(' else right}.includes({left})"
+    if operator == "%" and left[0] in quote:
+        return "`…${x}…`"
+    if operator == "*" and (left[0] in quote or right[0] in quote):
+        return f"{left}.repeat({right})" if left[0] in quote else f"{right}.repeat({left})"
+    if operator.rstrip("=") in {"", "!"} and right in {"[]", "{}"}:
+        return f"{left}.length {operator} 0" if right == "[]" else f"Object.keys({left}).length {operator} 0"
+    if operator in _ORDER and left in compared:
+        return f"{left} && {compared[left]} {operator} {right}"
+    return None
 
 
 def _of_python(word: str, before: str, *, called: bool, broken: bool) -> str | None:

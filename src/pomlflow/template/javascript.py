@@ -183,14 +183,23 @@ def bound_by(pattern: str) -> list[str]:
     return WORD.findall(pattern)
 
 
-def find_nodes(code: str, *kinds: str) -> list[tuple[int, str]]:
-    """Return the offset and the code of each node of an expression that has one of these types of tree-sitter's."""
-    found: list[tuple[int, str]] = []
+class Found(NamedTuple):
+    """A node of an expression: its offset, its code, and the code of its parts, operators included."""
+
+    start: int
+    text: str
+    parts: tuple[str, ...]
+
+
+def find_nodes(code: str, *kinds: str) -> list[Found]:
+    """Return each node of an expression that has one of these types of tree-sitter's, in reading order."""
+    found: list[Found] = []
     todo = [_tree(_RETURN + code)]
     while todo:
         node = todo.pop()
         if node.type in kinds:
-            found.append((_characters(code, node.start_byte), _text(node)))
+            parts = tuple(_text(part) for part in node.children)
+            found.append(Found(_characters(code, node.start_byte), _text(node), parts))
         todo += node.named_children
     return sorted(found)
 

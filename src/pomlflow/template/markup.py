@@ -95,6 +95,11 @@ class Element:
         """Return the value of an attribute, the first one if it is repeated; an empty passage if there is none."""
         return next((value for name, value in self.attributes if name == key), _NOTHING)
 
+    @property
+    def content_end(self) -> int:
+        """The offset where its content ends."""
+        return self.end if self.end_tag is None else self.end_tag[0]
+
     def text(self) -> Passage:
         """Return the text directly inside it, without that of its child elements."""
         texts, pieces, length = [], [], 0

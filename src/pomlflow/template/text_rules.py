@@ -13,8 +13,11 @@ from pomlflow.template.page import Page, Rule
 __all__ = ["RULES"]
 
 _FIELD = re.compile(
-    r"(?<![{$\\\w}/#@%])\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[\w+\])*)(?:![rsa])?(?::[^{}\s\"']*)?\}(?![}\w/])"
+    r"\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[(?:\w+|'\w*'|\"\w*\")\]|\([\w.]*\))*)(?:![rsa])?(?::[^{}\s\"']*)?\}"
 )
+_FIELDS = re.compile(rf"(?<![{{$\\\w}}/#@%^])(?:{_FIELD.pattern})+(?![}}\w/])")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_ENTITY = re.compile(r"&(?:#\d+|#x[\da-fA-F]+|[A-Za-z]\w*);")
 # Elements in which single braces are probably literal: code, data, and formats for the answer.
 _LITERAL = frozenset({"code", "outputformat", "obj", "object", "dataobj", "table"})
 _EXAMPLES = frozenset({"example", "exampleoutput", "output", "examples", "exampleset"})
@@ -32,15 +35,17 @@ _STATEMENTS = {
 def single_braces(page: Page) -> Iterator[Fault]:
     """Find ``{name}``, the syntax of f-strings and ``str.format``."""
     known = {*page.snapshot.inference.variables, *page.snapshot.inference.optional, *_bound(page)}
-    for text, node in page.texts:
-        around = {node.name, *node.inside}
-        for found in _FIELD.finditer(_without_expressions(text.text)):
-            name = re.split(r"[.\[]", found[1], maxsplit=1)[0]
-            if name not in known and (around & _LITERAL or around & _EXAMPLES):
-                continue
-            yield Fault(
-                text.at(found.start()), len(found[0]), f"{found[0]} is sent as it is", f"write {{{{{found[1]}}}}}"
-            )
+    places = [(text, bool((_LITERAL | _EXAMPLES) & {node.name, *node.inside})) for text, node in page.texts]
+    places += [(value, value is not node.element.find("caption")) for value, node in page.values]
+    for text, only_known in places:
+        for run in _FIELDS.finditer(_without_expressions(text.text)):
+            for found in _FIELD.finditer(run[0]):
+                if only_known and not known & set(_WORD.findall(found[1])):
+                    continue
+                foreign = next(foreign_words(found[1]), None)
+                remedy = f"write {{{{{found[1]}}}}}" + (f", in JavaScript: {foreign[3]}" if foreign else "")
+                at = text.at(run.start() + found.start())
+                yield Fault(at, len(found[0]), f"{found[0]} is sent as it is", remedy)
 
 
 def _bound(page: Page) -> set[str]:
@@ -62,6 +67,12 @@ def unclosed_braces(page: Page) -> Iterator[Fault]:
     """Find ``{{`` that does not begin an expression."""
     for passage, node in (*page.texts, *page.values):
         text = _without_expressions(passage.text)
+        for found in re.finditer(r"\w\s*(\}\})(?!\})", text):
+            before, at = text[: found.start(1)], passage.at(found.start(1))
+            counts = [(before.count("{"), before.count("}"))]
+            counts += [(page.text.count("{{", 0, at), page.text.count("}}", 0, at))]
+            if node.name != "code" and all(opening <= closing for opening, closing in counts):
+                yield Fault(at, 2, "}} closes no {{, and is sent as it is", "write {{…}}, or remove it")
         for found in re.finditer(r"\{\{(\s*\}\})?", text):
             if node.name == "code" or text[found.start() - 1 : found.start()] == "\\":
                 continue
@@ -101,8 +112,8 @@ def python_expression(page: Page) -> Iterator[Fault]:
     """Find Python in expressions, which are JavaScript."""
     bound = _bound(page)
     for expression in page.expressions:
-        for at, word, language, instead in foreign_words(expression.code):
-            if language == "Python" and word not in bound:
+        for at, word, language, instead in foreign_words(expression.code, bound):
+            if language == "Python":
                 why = f"{word!r} is Python, and an expression is JavaScript"
                 yield Fault(expression.offset + at, len(word), why, f"write {instead}")
     for node in page.nodes:
@@ -115,8 +126,12 @@ def python_expression(page: Page) -> Iterator[Fault]:
 
 
 def dropped_text(page: Page) -> Iterator[Fault]:
-    """Find entities and CDATA sections, which POML (0.0.8) drops from text."""
+    """Find entities and CDATA sections, which POML (0.0.8) drops from text, and entities in attributes."""
     source = page.text
+    for value, _ in page.values:
+        for found in _ENTITY.finditer(_without_expressions(value.text)):
+            why = f"POML (0.0.8) sends {found[0]} of an attribute as it is"
+            yield Fault(value.at(found.start()), len(found[0]), why, _instead_of(found[0]))
     for node in page.nodes:
         if {"stylesheet", "context"} & {node.name, *node.inside}:
             continue
@@ -128,8 +143,11 @@ def dropped_text(page: Page) -> Iterator[Fault]:
                 yield Fault(offset, 9, "POML (0.0.8) drops <![CDATA[…]]> from text", "write its text without it")
             elif source[offset] == "&":
                 what = source[offset : source.find(";", offset) + 1]
-                instead = f"#{what[1:]}" if what[1:-1] in ENTITIES else "the character itself"
-                yield Fault(offset, len(what), f"POML (0.0.8) drops {what} from text", f"write {instead}")
+                yield Fault(offset, len(what), f"POML (0.0.8) drops {what} from text", _instead_of(what))
+
+
+def _instead_of(entity: str) -> str:
+    return f"write {f'#{entity[1:]}' if entity[1:-1] in ENTITIES else 'the character itself'}"
 
 
 RULES: Mapping[str, Rule] = {

@@ -28,6 +28,18 @@ _NOT_EVALUATED = {
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
 _NO_LIST = "List is expected in for attribute."
 _SHOWN = 20  # names in a message
+_ROWS = "records= takes rows: a list of dicts or of lists, or a DataFrame"
+# Remedies by a pattern of POML's message.
+_REMEDIES = {
+    "without a list context$": "put the <item> into a <list>",
+    "^EISDIR": "name a file, not a folder",
+    r"\(reading 'def'\)$": "in a schema of zod each value is a type, such as z.string()",
+    "unsupported image format|Input Buffer is empty": "base64= takes a text in base64; of bytes, write "
+    "base64=\"{{x.toString('base64')}}\"",
+    "Records must be an array|of Table: Error: Cannot determine parser": _ROWS,
+    "of TableMarkup: .*undefined or null": f'{_ROWS}; for none, write if="rows.length"',
+    "^Cannot use 'in' operator": "write x.includes(y) for a text or a list; in asks for a key of an object",
+}
 
 # Problems that no value of a variable can cause.
 _STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpected)(?! .*JSON)")
@@ -244,8 +256,8 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
         return _INSTEAD.get(unknown[1].lower())
     if message.startswith("POML version"):
         return f"poml {engine.poml_version()} is installed: change the version, or remove it"
-    if message.endswith("without a list context"):
-        return "put the <item> into a <list>"
+    if fixed := next((remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, message)), None):
+        return fixed
     source = None if message.startswith(_SYNTAX) else _source_of(problem, snapshot)
     if source is None or problem.line is None or problem.column is None:
         return None

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 
 from pomlflow.template.faults import Fault
 from pomlflow.template.foreign import is_prose, quoted
-from pomlflow.template.javascript import analyse, bound_by
+from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import Element, split_loop
 from pomlflow.template.page import Page, Rule
 
 __all__ = ["RULES"]
 
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
-_WORD = re.compile(r"[\w$]+")
+_NUMBERS = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # a date or a time, which is a calculation
 _NUMBER = re.compile(r"\s*[-+]?\.?\d")  # POML reads the number at the start of the text
 _LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
 
@@ -28,7 +28,7 @@ def let_value(page: Page) -> Iterator[Fault]:
         value, body = node.element.find("value"), node.element.text()
         code, text = value.text.strip(), body.text.strip()
         if code:
-            is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code)
+            is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code) or _NUMBERS.fullmatch(code)
             if is_text or (is_prose(code) and analyse(code).broken):
                 why = "value= is a JavaScript expression, and this is a text"
                 remedy = f'put it in quotes of its own: value="{quoted(code)}"'
@@ -55,13 +55,21 @@ def _is_json(text: str) -> bool:
 
 def unused_variable(page: Page) -> Iterator[Fault]:
     """Find variables that a ``<let>`` sets and nothing uses."""
-    used = {word for one in page.snapshot.inference.expressions for word in _WORD.findall(one.code)}
+    uses = [(one, set(_names(one.code))) for one in page.snapshot.inference.expressions]
     for node in page.nodes:
-        name = node.element.find("name")
+        name, value = node.element.find("name"), node.element.find("value")
+        own = page.source.file, range(value.at(0), value.at(len(value.text)) + 1)
+        used = {use for one, names in uses if one.source.file != own[0] or one.offset not in own[1] for use in names}
         if node.name == "let" and name.text.strip() and not used & set(bound_by(name.text)):
             yield Fault(
                 name.at(0), len(name.text), f"the variable {name.text} is set and never used", "remove the <let>"
             )
+
+
+def _names(code: str) -> list[str]:
+    """Return the names that an expression uses: all its words if it is not JavaScript."""
+    found = analyse(code)
+    return WORD.findall(code) if found.broken else [*(use.name for use in found.uses), *found.assigned]
 
 
 def shadowed_variable(page: Page) -> Iterator[Fault]:
@@ -71,6 +79,10 @@ def shadowed_variable(page: Page) -> Iterator[Fault]:
     for node in page.nodes:
         element = node.element
         if node.name == "let" and (name := element.find("name")).text.strip():
+            for loop in (loop for loop, item, end in loops if item == name.text.strip() and element.start < end):
+                line = page.source.locate(loop.start)[0]
+                why = f"the loop of line {line} hides the variable {name.text}"
+                yield Fault(name.at(0), len(name.text), why, "give it another name")
             yield from _let_again(page, element, lets)
             lets.update(dict.fromkeys(bound_by(name.text), element))
         parts = split_loop(element.find("for").text)
@@ -83,14 +95,17 @@ def shadowed_variable(page: Page) -> Iterator[Fault]:
                 line = page.source.locate(hidden.start)[0]
                 at = element.find("for").at(0)
                 yield Fault(at, len(item), f"the loop's {item} hides that of line {line}", "give it another name")
-            loops.append((element, item, _end(element)))
+            elif item == "loop" or item in WORD.findall(parts[2] if parts else ""):
+                why = "loop is POML's own name in a loop" if item == "loop" else f"the loop's {item} hides its own list"
+                yield Fault(element.find("for").at(0), len(item), why, "give it another name")
+            loops.append((element, item, element.content_end))
 
 
 def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Iterator[Fault]:
     name, value = element.find("name"), element.find("value").text
     for one in bound_by(name.text):
         before = lets.get(one)
-        own = set(_WORD.findall(value))
+        own = set(WORD.findall(value))
         if before is not None and one not in own:
             line = page.source.locate(before.start)[0]
             also = (
@@ -103,10 +118,6 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
             if early is not None and early.offset < element.start:
                 why = f"the variable {one} is used before, in line {early.position[0]}, and there is the caller's"
                 yield Fault(name.at(0), len(name.text), why, "move the <let> up, or give it another name")
-
-
-def _end(element: Element) -> int:
-    return element.end_tag[0] if element.end_tag is not None else element.end
 
 
 RULES: Mapping[str, Rule] = {
