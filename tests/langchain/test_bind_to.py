@@ -18,7 +18,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, 
 from langchain_core.tools import tool
 from tests.langchain.prompts import Model, TextModel
 
-from pomlflow import PomlError, SettingError, ToolError
+from pomlflow import PomlError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
 from pomlflow.langchain.binding import PomlModel
 
@@ -288,39 +288,6 @@ def test_a_model_without_tools_is_named() -> None:
 def test_binding_to_anything_but_a_model_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="bind_to takes a LangChain model"):
         prompt().bind_to(RunnableLambda(str))
-
-
-class Picky(Model):
-    """A model whose client knows its arguments."""
-
-    def _generate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
-        if "reasoning_effort" in kwargs:
-            raise TypeError("create() got an unexpected keyword argument 'reasoning_effort'")
-        return super()._generate(messages, stop, run_manager, **kwargs)
-
-
-def test_a_setting_that_the_client_refuses_is_named_with_its_file() -> None:
-    markup = '<poml><runtime reasoning-effort="low"/><p>Go.</p></poml>'
-    model = Model()
-    prompt(markup).bind_to(model).invoke({})
-    assert model.options[0]["reasoning_effort"] == "low"
-    with pytest.raises(
-        SettingError, match=r"picky sets reasoning_effort in <runtime>, which .* Picky refuses"
-    ) as caught:
-        prompt(markup, name="picky").bind_to(Picky()).invoke({})
-    assert isinstance(caught.value.__cause__, TypeError)
-
-
-class Failing(Model):
-    """A model that fails."""
-
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("out of order")
-
-
-def test_other_errors_of_a_model_stay_as_they_are() -> None:
-    with pytest.raises(RuntimeError, match="out of order"):
-        prompt('<poml><runtime reasoning-effort="low"/><p>Go.</p></poml>').bind_to(Failing()).invoke({})
 
 
 def test_functions_and_tools_that_do_not_match_are_refused_at_the_call() -> None:

@@ -133,17 +133,6 @@ def test_fallbacks_get_the_same_file_in_their_own_parameters(clients: dict[str, 
     assert (body["top_k"], body["max_tokens"], body["stop_sequences"]) == (5, 9, ["END"])
 
 
-@pytest.mark.parametrize("client", ["ChatOpenAI", "ChatAnthropic"])
-def test_a_setting_that_the_sdk_does_not_know_is_named(
-    client: str, clients: dict[str, Any], server: ModelServer
-) -> None:
-    chain = prompt('<runtime warp-speed="9"/><p>Hi</p>').bind_to(_given(clients, client))
-    for call in (lambda: chain.invoke({}), lambda: list(chain.stream({}))):
-        with pytest.raises(SettingError, match=f"sets warp_speed in <runtime>, which this version of {client} refuses"):
-            call()
-    assert not server.bodies
-
-
 @pytest.mark.parametrize("client", CLIENTS)
 def test_tools_that_the_client_has_bound_are_merged_by_name(
     client: str, clients: dict[str, Any], server: ModelServer

@@ -16,7 +16,6 @@ pytest.importorskip("llama_index.core")
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 
-from pomlflow import SettingError
 from pomlflow.llama_index import PomlPromptTemplate
 
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
@@ -255,13 +254,7 @@ def test_clients_are_made_once(server: ModelServer, openai: Any) -> None:
 
 
 @each_model()
-def test_an_unknown_setting(server: ModelServer, model: Any) -> None:
-    """An error before anything is sent, also in a stream; a server's own settings are passed in ``extra-body``."""
-    bound = prompt(f'<runtime wit="2"/>{TALK}').bind_to(model)
-    for call in (bound.chat, bound.stream_chat):
-        with pytest.raises(SettingError, match="does not support the <runtime> setting wit"):
-            call(**GIVEN)
-    assert server.bodies == []
+def test_a_servers_own_settings_are_passed_in_extra_body(server: ModelServer, model: Any) -> None:
     prompt(f"<runtime extra-body='{{\"wit\": 2}}'/>{TALK}").bind_to(model).chat(**GIVEN)
     assert server.bodies[0]["wit"] == 2
 

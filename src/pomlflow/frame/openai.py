@@ -88,7 +88,7 @@ def _openai_chat(output: Mapping[str, Any]) -> dict[str, Any]:
 
 def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
     # No provider, so that no setting is refused: OpenAI's client may talk to another server, which has more settings.
-    values = provider_parameters(runtime, None).values
+    values = provider_parameters(runtime, None)
     if "stream" in runtime:
         values["stream"] = runtime["stream"]
     if "max_tokens" in values and not {"maxTokens", "max_tokens"} & runtime.keys():

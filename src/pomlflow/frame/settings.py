@@ -5,21 +5,20 @@ POML has no list of settings; its documentation names those of the Vercel AI SDK
 https://platform.openai.com/docs/api-reference/chat/create, https://docs.anthropic.com/en/api/messages,
 https://ai.google.dev/api/generate-content#generationconfig and https://docs.ollama.com/modelfile#parameter.
 
-A name in none of the tables below is passed on in snake_case. So a new setting needs a row only where a provider has
-another name for it or lacks it.
+A name in none of the tables below is passed on in snake_case, and the model may refuse it. So a new setting needs a row
+only where a provider has another name for it or lacks it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal
 
 from pomlflow.exceptions import SettingError
 from pomlflow.template.runtime import canonical
 
-__all__ = ["Parameters", "Provider", "provider_of", "provider_parameters"]
+__all__ = ["Provider", "provider_of", "provider_parameters"]
 
 Provider = Literal["openai", "openai_responses", "anthropic", "google", "ollama"]
 
@@ -34,10 +33,6 @@ _PROVIDERS: Final[dict[str, Provider]] = {
     "llama_index.llms.openai.responses.OpenAIResponses": "openai_responses",
     "llama_index.llms.anthropic.base.Anthropic": "anthropic",
 }
-# Names that are translated and checked here; Google's go into its `generation_config`.
-_COMMON: Final = frozenset(
-    {"model", "temperature", "max_tokens", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "top_k"}
-)
 # The caller chooses the provider and whether to stream. `if` and `for` are POML's own conditions.
 # upstream: poml 0.0.8: it lists `if` and `for` among the settings
 _NOT_FOR_MODELS: Final = frozenset({"provider", "stream", "if", "for"})
@@ -61,17 +56,9 @@ _LACKS: Final[dict[Provider, frozenset[str]]] = {
 _OUTSIDE_OPTIONS: Final = frozenset({"model", "tool_choice", "think", "keep_alive", "logprobs", "top_logprobs"})
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """A provider's parameters."""
-
-    values: dict[str, Any] = field(default_factory=dict)  # nested as in the provider's request (`options` of Ollama)
-    unknown: frozenset[str] = frozenset()  # names in none of the tables; the model gets them, and may refuse them
-
-
 def provider_parameters(
     runtime: Mapping[str, Any] | None, provider: Provider | None, label: str = "<inline>"
-) -> Parameters:
+) -> dict[str, Any]:
     """Translate ``<runtime>`` to a provider's parameters; OpenAI's names are used if the provider is unknown.
 
     A `SettingError` is raised for a setting that the provider does not have, or that is given twice under different
@@ -90,8 +77,7 @@ def provider_parameters(
         given[name], written[name] = [value] if name == "stop" and isinstance(value, str) else value, key
     names = {} if provider is None else _NAMES[provider]
     values = {names.get(name, name): value for name, value in given.items()}
-    unknown = frozenset(names.get(name, name) for name in given if name not in _COMMON and name not in names)
-    return Parameters(_in_options(values) if provider == "ollama" else values, unknown)
+    return _in_options(values) if provider == "ollama" else values
 
 
 def _unsupported(provider: Provider, key: str, name: str) -> str:

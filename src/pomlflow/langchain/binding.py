@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self, cast
 
 from langchain_core.language_models import BaseLanguageModel, LanguageModelInput
@@ -24,11 +23,7 @@ from typing_extensions import override
 from pomlflow.exceptions import PomlError
 from pomlflow.frame.tools import check_functions, tool_specs
 from pomlflow.langchain.messages import media_after_tools
-from pomlflow.langchain.model_arguments import (
-    arguments,
-    explain_unsupported,
-    uses_chat_completions,
-)
+from pomlflow.langchain.model_arguments import arguments, uses_chat_completions
 from pomlflow.langchain.output import PartialObject, parse_message
 from pomlflow.langchain.prompt_value import PomlPromptValue
 from pomlflow.record import RenderRecord
@@ -45,10 +40,6 @@ class _Call:
     config: RunnableConfig
     kwargs: dict[str, Any]
     record: RenderRecord | None = None  # None if the frame is not applied in this call
-    unknown: Mapping[str, str] = field(default_factory=dict)  # as in `Arguments`
-
-    def explain_unsupported(self) -> AbstractContextManager[None]:
-        return explain_unsupported(self.unknown, self.model, "" if self.record is None else self.record.label)
 
 
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
@@ -80,27 +71,24 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        with call.explain_unsupported():
-            return self._parsed(call.model.invoke(call.value, call.config, **call.kwargs), call)
+        return self._parsed(call.model.invoke(call.value, call.config, **call.kwargs), call)
 
     @override
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        with call.explain_unsupported():
-            return self._parsed(await call.model.ainvoke(call.value, call.config, **call.kwargs), call)
+        return self._parsed(await call.model.ainvoke(call.value, call.config, **call.kwargs), call)
 
     @override
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
         partial = PartialObject()
-        with call.explain_unsupported():
-            for chunk in call.model.stream(call.value, call.config, **call.kwargs):
-                if not self._parses(call):
-                    yield chunk
-                elif partial.take(chunk):
-                    yield partial.value
+        for chunk in call.model.stream(call.value, call.config, **call.kwargs):
+            if not self._parses(call):
+                yield chunk
+            elif partial.take(chunk):
+                yield partial.value
         if self._parses(call) and partial.update(self._parsed(partial.message, call)):
             yield partial.value
 
@@ -111,12 +99,11 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
         partial = PartialObject()
-        with call.explain_unsupported():
-            async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
-                if not self._parses(call):
-                    yield chunk
-                elif partial.take(chunk):
-                    yield partial.value
+        async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
+            if not self._parses(call):
+                yield chunk
+            elif partial.take(chunk):
+                yield partial.value
         if self._parses(call) and partial.update(self._parsed(partial.message, call)):
             yield partial.value
 
@@ -149,7 +136,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         prepared = arguments(model, record, bound, given)
         if uses_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
             value = media_after_tools(value.to_messages())
-        return _Call(prepared.model, value, config, prepared.values, record, prepared.unknown)
+        return _Call(prepared.model, value, config, prepared.values, record)
 
     def _parses(self, call: _Call) -> bool:
         return self.parse and call.record is not None

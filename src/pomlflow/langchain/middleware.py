@@ -18,12 +18,7 @@ from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame.schema import checked_answer, response_format
 from pomlflow.frame.tools import ToolSpec, check_functions, functions_by_name, tool_specs
 from pomlflow.langchain.messages import media_after_tools
-from pomlflow.langchain.model_arguments import (
-    Arguments,
-    explain_unsupported,
-    model_settings,
-    uses_chat_completions,
-)
+from pomlflow.langchain.model_arguments import Arguments, model_settings, uses_chat_completions
 from pomlflow.langchain.output import PomlOutputParserError, parse_message, raise_refusal
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.tools import PomlTool, as_tool
@@ -108,7 +103,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Render the prompt and call the model with it."""
         value = self.prompt.invoke(self._variables(request.state, request.runtime, request.messages))
         call = _Call(self, request, value)
-        with call.explain_errors():
+        with call.explain_wrong_answers():
             return call.checked(handler(call.request))
 
     @override
@@ -118,7 +113,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Render the prompt and call the model with it."""
         value = await self.prompt.ainvoke(self._variables(request.state, request.runtime, request.messages))
         call = _Call(self, request, value)
-        with call.explain_errors():
+        with call.explain_wrong_answers():
             return call.checked(await handler(call.request))
 
     @override
@@ -192,7 +187,7 @@ class _Call:
         record: RenderRecord = value.record  # type: ignore[attr-defined]
         output, label = record.result(), record.label
         self.record, self.label = record, label
-        self.settings: Arguments = model_settings(request.model, output.get("runtime"), label)
+        settings: Arguments = model_settings(request.model, output.get("runtime"), label)
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
         specs = middleware.tools_of(record)
         completions = uses_chat_completions(request.model)
@@ -201,12 +196,12 @@ class _Call:
         # Without any definition in the markup, the functions describe themselves, like the agent's own tools.
         own = middleware.tools if "tools" in middleware.prompt.core.inference.fields else ()
         overrides: dict[str, Any] = {
-            "model": self.settings.model,
-            "model_settings": {**self.settings.values, **request.model_settings},
+            "model": settings.model,
+            "model_settings": {**settings.values, **request.model_settings},
             "tools": _described(record, specs, request.tools, own, strict=strict),
         }
-        if self.settings.tool_choice is not None and request.tool_choice is None:
-            overrides["tool_choice"] = self.settings.tool_choice
+        if settings.tool_choice is not None and request.tool_choice is None:
+            overrides["tool_choice"] = settings.tool_choice
         if self.schema is not None:
             overrides["response_format"] = _strategy(self.schema)
         rendered, requested = value.to_messages(), {id(message) for message in request.messages}
@@ -218,11 +213,10 @@ class _Call:
         self.request = request.override(**overrides)
 
     @contextmanager
-    def explain_errors(self) -> Iterator[None]:
-        """Name the template in errors: of arguments that the client refuses, and of answers that do not match."""
+    def explain_wrong_answers(self) -> Iterator[None]:
+        """Raise the error of the template's schema for an answer that LangChain could not parse."""
         try:
-            with explain_unsupported(self.settings.unknown, self.settings.model, self.label):
-                yield
+            yield
         except StructuredOutputValidationError as error:
             try:
                 raise_refusal(error.ai_message, self.label)

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 
-from pomlflow.exceptions import PomlError, SettingError, ToolError
+from pomlflow.exceptions import PomlError, ToolError
 from pomlflow.frame.schema import response_format, strict_form
 from pomlflow.frame.settings import Provider, provider_of, provider_parameters
 from pomlflow.frame.tools import ToolSpec, tool_specs
 from pomlflow.record import RenderRecord
 
-__all__ = [
-    "Arguments",
-    "arguments",
-    "explain_unsupported",
-    "model_settings",
-    "uses_chat_completions",
-]
+__all__ = ["Arguments", "arguments", "model_settings", "uses_chat_completions"]
 
 # upstream: langchain-ollama 1.1: a call with options drops the options of ChatOllama's own fields (these).
 _OLLAMA_FIELDS = (
     "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread num_predict repeat_last_n repeat_penalty "
     "temperature seed stop tfs_z top_k top_p"
 ).split()
+_GENERATION_CONFIG = frozenset(
+    "temperature max_output_tokens top_p top_k seed frequency_penalty presence_penalty candidate_count".split()
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,6 @@ class Arguments:
     model: BaseLanguageModel[Any]  # a copy if the frame names another one and the client takes no name in a call
     values: dict[str, Any] = field(default_factory=dict)
     tool_choice: Any = None  # in the form that every client's `bind_tools` takes
-    unknown: Mapping[str, str] = field(default_factory=dict)  # `values` that the client may refuse: origins
 
 
 def arguments(
@@ -60,7 +55,7 @@ def arguments(
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
         values["tools"] = [_to_strict(tool) for tool in values["tools"]]
-    return Arguments(runtime.model, _override({**bound, **values}, given), unknown=runtime.unknown)
+    return Arguments(runtime.model, _override({**bound, **values}, given))
 
 
 def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, label: str) -> Arguments:
@@ -68,8 +63,7 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
     if not runtime:
         return Arguments(model)
     provider = provider_of(type(model))
-    translated = provider_parameters(runtime, provider, label)
-    values = dict(translated.values)
+    values = provider_parameters(runtime, provider, label)
     choice = _tool_choice(values.pop("tool_choice", None), provider)
     if "stop_sequences" in values:  # renamed to LangChain's own name; the provider's would override a caller's `stop`
         values["stop"] = values.pop("stop_sequences")
@@ -77,12 +71,12 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
         # upstream: langchain-google-genai 4.2-4.4: `model` of a call is ignored.
         if "model" in values:
             model = model.model_copy(update={"model": values.pop("model")})
-        if config := {name: values.pop(name) for name in list(values) if name not in {*translated.unknown, "stop"}}:
+        if config := {name: values.pop(name) for name in list(values) if name in _GENERATION_CONFIG}:
             values["generation_config"] = {**config, **values.get("generation_config", {})}
     if provider == "ollama" and "options" in values:
         own = {name: getattr(model, name, None) for name in _OLLAMA_FIELDS}
         values["options"] = {**{name: value for name, value in own.items() if value is not None}, **values["options"]}
-    return Arguments(model, values, choice, {name: f"sets {name} in <runtime>" for name in translated.unknown})
+    return Arguments(model, values, choice)
 
 
 def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
@@ -91,20 +85,6 @@ def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
     OpenAI's SDK requires strict tools if there is a response format, and only text as a tool's response.
     """
     return provider_of(type(model)) == "openai" and not getattr(model, "use_responses_api", False)
-
-
-@contextmanager
-def explain_unsupported(origins: Mapping[str, str], model: Any, label: str) -> Iterator[None]:
-    """Raise a `SettingError` that names the template if a client refuses one of the arguments in `origins`."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:  # TypeErrors of an SDK for unknown keywords, ValueErrors of pydantic
-        name = None if isinstance(error, PomlError) else next((name for name in origins if name in str(error)), None)
-        if name is None:
-            raise
-        raise SettingError(
-            f"{label} {origins[name]}, which this version of {type(model).__name__} refuses: {error}", name
-        ) from error
 
 
 def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any], label: str) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -20,7 +18,6 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms import LLM
 
-from pomlflow.exceptions import SettingError
 from pomlflow.frame import media
 from pomlflow.frame.schema import response_format
 from pomlflow.frame.settings import Provider, provider_parameters
@@ -52,18 +49,9 @@ def provider_of(llm: Any) -> Provider | None:
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], label: str) -> dict[str, Any]:
     """Translate ``<runtime>`` to arguments of a model's chat; raise a `SettingError` for an unsupported one."""
-    provider = provider_of(llm)
-    given = provider_parameters(runtime, provider, label)
-    values = dict(given.values)
+    values = provider_parameters(runtime, provider_of(llm), label)
     if "max_completion_tokens" in own:  # OpenAI's newer name for max_tokens
         values.pop("max_tokens", None)
-    if provider is not None and given.unknown and (known := _parameters(provider)):
-        for name in sorted(given.unknown - known):
-            raise SettingError(
-                f"{label}: {type(llm).__name__} does not support the <runtime> setting {name}. Remove it or, if your "
-                f"server supports it, write extra-body='{{\"{name}\": …}}'",
-                name,
-            )
     return values
 
 
@@ -91,21 +79,6 @@ def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
     return made
 
 
-@lru_cache
-def _parameters(provider: Provider) -> frozenset[str]:
-    """Return the names of the arguments that an SDK's chat takes. The SDK itself refuses others late, in a stream."""
-    try:
-        if provider == "openai":
-            from openai.resources.chat.completions import Completions as Chat
-        elif provider == "openai_responses":
-            from openai.resources.responses import Responses as Chat  # type: ignore[assignment]
-        else:
-            from anthropic.resources.messages import Messages as Chat  # type: ignore[assignment]
-    except ImportError:  # another version of the SDK
-        return frozenset()
-    return frozenset(inspect.signature(Chat.create).parameters)
-
-
 def tool_choice(llm: LLM, choice: Any) -> Any:
     """Translate a tool choice: ``auto``, ``none``, ``required``, or a tool, by name or in the Vercel AI SDK's form."""
     if isinstance(choice, Mapping) and "toolName" in choice:
@@ -131,14 +104,12 @@ def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"response_format": response_format(schema)}
     if provider == "openai_responses":
         return {"text": {"format": {"type": "json_schema", **response_format(schema)["json_schema"]}}}
-    if provider == "anthropic" and "output_config" in _parameters(provider):
+    if provider == "anthropic":
         from anthropic import transform_schema
         from llama_index.llms.anthropic.utils import is_anthropic_structured_output_supported
 
-        if not is_anthropic_structured_output_supported(getattr(llm, "model", "")):
-            return None
-
-        return {"output_config": {"format": {"type": "json_schema", "schema": transform_schema(dict(schema))}}}
+        if is_anthropic_structured_output_supported(getattr(llm, "model", "")):
+            return {"output_config": {"format": {"type": "json_schema", "schema": transform_schema(dict(schema))}}}
     return None
 
 
