@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -12,6 +12,7 @@ from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.prompts.chat import BaseChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -20,21 +21,24 @@ from typing_extensions import override
 from pomlflow._arguments import refuse_arguments, refuse_foreign
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame.tools import check_functions, functions_by_name, tool_specs
-from pomlflow.langchain.batches import BatchedPromptTemplate
 from pomlflow.langchain.binding import wrap_models
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
+from pomlflow.settings import settings
 from pomlflow.template import Template
-from pomlflow.template.lint import Finding
 from pomlflow.template.source import Inference, Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
 __all__ = ["PomlPromptTemplate"]
 
 
-class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
+# Renders of a batch in the queue: enough that no worker waits for the event loop, but few, so that others hardly wait.
+_RENDERS_PER_WORKER = 8
+
+
+class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: ignore[misc]  # pydantic 1's `validate`
     """A prompt written in POML, for use wherever LangChain takes a ``ChatPromptTemplate``.
 
     Its variables are inferred from the markup. A variable that is the ``messages`` of a ``<conversation>`` is a
@@ -84,7 +88,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
     _core: Template = PrivateAttr()
-    _seen: Snapshot = PrivateAttr()
+    _snapshot: Snapshot = PrivateAttr()
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         }
         super().__init__(**fields)
         self._core = core
-        self._seen = now
+        self._snapshot = now
 
     def __eq__(self, other: object) -> bool:
         # LangChain's input_types differ after a copy: their discriminators compare by identity.
@@ -156,25 +160,6 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
     def get_lc_namespace(cls) -> list[str]:
         """Return the module from which `loads` imports the class."""
         return ["pomlflow", "langchain"]
-
-    def validate(self, **variables: Any) -> list[Finding]:  # type: ignore[override]  # pydantic 1's method
-        """Check the prompt, at start-up instead of in the first call. Nothing is traced.
-
-        Args:
-            **variables: The variables. Without any, only errors that do not depend on their values are reported: in the
-                markup, unknown components, missing files, the syntax of expressions.
-
-        Returns:
-            Warnings about markup that renders, but probably not as intended. pyproject.toml selects the rules.
-
-        Raises:
-            PomlError: The error that a render would raise.
-        """
-        if variables:
-            self.render_record(variables)[0].result()
-        elif (error := self._core.check(self._validate_input({}), history=MessageHistory()).error) is not None:
-            raise error
-        return self._core.lint()
 
     def bind_to(
         self,
@@ -257,6 +242,11 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
         """Render to a prompt value with the frame, without blocking the event loop."""
         return self._with_arguments(await super().ainvoke(input, config), kwargs)
 
+    @override
+    async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Render for each input. LangChain would start all at once, which may be more than the engine's queue holds."""
+        return await super().abatch(inputs, _bounded(config), **kwargs)
+
     def _with_arguments(self, value: PromptValue, arguments: Mapping[str, Any]) -> PomlPromptValue:
         """Store the arguments of a chain's call, for the model after the prompt."""
         # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step.
@@ -326,13 +316,18 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
 
     def render_record(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
         """Render without dispatching the record; for this package."""
-        now, history = self._refreshed(), MessageHistory()
-        return self._core.render(self._validate_input(given), history=history, snapshot=now), history
+        variables, history, now = self._prepared(given)
+        return self._core.render(variables, history=history, snapshot=now), history
 
     async def arender_record(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
         """Render without dispatching the record and without blocking the event loop; for this package."""
-        now, history = self._refreshed(), MessageHistory()
-        return await self._core.arender(self._validate_input(given), history=history, snapshot=now), history
+        variables, history, now = self._prepared(given)
+        return await self._core.arender(variables, history=history, snapshot=now), history
+
+    @override
+    def _prepared(self, given: Any) -> tuple[dict[str, Any], MessageHistory, Snapshot]:
+        now = self._refreshed()
+        return self._validate_input(given), MessageHistory(), now
 
     @override
     def _validate_input(self, inner_input: Any) -> dict[str, Any]:
@@ -348,16 +343,22 @@ class PomlPromptTemplate(PromptConstructors, BatchedPromptTemplate):
             f"not a {type(inner_input).__name__}"
         )
 
-    def _refreshed(self) -> Snapshot:
-        """Return the current template, read again if its files have changed, and update the fields for LangChain."""
-        now = self._core.current()
-        if now is not self._seen:
-            self._seen = now
-            self.__dict__["template"] = now.source
-            for field, value in _variables(now.inference, self.partial_variables, self.input_types).items():
-                setattr(self, field, value)
-            self.__dict__.pop("_serialized", None)  # LangChain has cached the serialised form of the old template here
-        return now
+    def _set_snapshot(self, now: Snapshot) -> None:
+        self._snapshot = now
+        self.__dict__["template"] = now.source
+        for field, value in _variables(now.inference, self.partial_variables, self.input_types).items():
+            setattr(self, field, value)
+        self.__dict__.pop("_serialized", None)  # LangChain has cached the serialised form of the old template here
+
+
+def _bounded(config: Any) -> Any:
+    """Return the config, or each of the configs, with a limited `max_concurrency`."""
+    if isinstance(config, Sequence):
+        return [_bounded(one) for one in config]
+    limits = settings()
+    most = max(1, min(_RENDERS_PER_WORKER * limits.workers, limits.max_queue))
+    wanted = (config or {}).get("max_concurrency")
+    return {**(config or {}), "max_concurrency": most if wanted is None else min(wanted, most)}
 
 
 def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:

@@ -28,7 +28,6 @@ from pomlflow.llama_index.structured import Answer, output_class
 from pomlflow.llama_index.text_views import PromptText, check_f_string, joined_text
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
-from pomlflow.template.lint import Finding
 from pomlflow.template.source import Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
@@ -37,7 +36,7 @@ __all__ = ["PomlPromptTemplate"]
 _UNSET: Final[Any] = object()
 
 
-class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate):
+class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate):  # type: ignore[misc]  # `validate`
     r"""A prompt written in POML, for use wherever LlamaIndex takes a prompt.
 
     It is both a `RichPromptTemplate` and a `PromptTemplate`, because some of LlamaIndex's fields have one type and some
@@ -145,7 +144,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         self._set_snapshot(core.current())
 
     def _set_snapshot(self, now: Snapshot) -> None:
-        """Use a snapshot of the template, and update the fields that are read from it."""
         self._snapshot = now
         self.template_str = now.source
         content = f"{now.source}<!-- {now.digest} -->" if now.files else now.source
@@ -164,26 +162,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     def is_chat_template(self) -> bool:
         """Whether the markup has messages with speakers; otherwise all of it is one user message."""
         return self.chat and self._core.inference.has_speakers
-
-    def validate(self, **variables: Any) -> list[Finding]:  # type: ignore[override]  # pydantic 1's method
-        """Check the prompt, at start-up instead of in the first call. Nothing is traced.
-
-        Args:
-            **variables: The variables that `partial_format` has not set. Without any, only errors that do not depend on
-                their values are reported: in the markup, unknown components, missing files, the syntax of expressions.
-
-        Returns:
-            Warnings about markup that renders, but probably not as intended. pyproject.toml selects the rules.
-
-        Raises:
-            PomlError: The error that a render would raise.
-        """
-        prepared, history, _ = self._prepared({})
-        if variables:
-            self.render(variables, quiet=True)
-        elif (error := self._core.check(prepared, history=history).error) is not None:
-            raise error
-        return self._core.lint()
 
     def bind_to(self, llm: LLM, /, **llm_kwargs: Any) -> PomlLLM:
         """Bind a model to the prompt, so that each call passes messages, tools, schema and settings to the model.
@@ -369,13 +347,6 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         if not quiet:
             dispatch_render(record, self._core.path)
         return Rendered.of(record, history, self.output_parser)
-
-    def _refreshed(self) -> Snapshot:
-        """Return the current template, read again if its files have changed, and update the fields for LlamaIndex."""
-        now = self._core.current()
-        if now is not self._snapshot:
-            self._set_snapshot(now)
-        return now
 
     @override
     def __repr__(self) -> str:

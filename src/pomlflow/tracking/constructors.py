@@ -1,4 +1,4 @@
-"""The constructors of a prompt, from markup, a file or MLflow's registry: the same in every framework."""
+"""What the prompts of every framework share: constructors from markup, a file or MLflow's registry, and `validate`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ from typing import TYPE_CHECKING, Any, Self
 from pomlflow.display import short, template_html
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pomlflow.template import Template
-    from pomlflow.template.source import Origin
+    from pomlflow.template.history import History
+    from pomlflow.template.lint import Finding
+    from pomlflow.template.source import Origin, Snapshot
 
 
 class PromptConstructors:
-    """The constructors of a prompt template, and properties that describe its source: a mixin for a framework's class.
+    """The constructors of a prompt template, its validation, and properties that describe its source.
 
-    That class takes `registry_origin` in its ``__init__``, and keeps its template in ``_core``.
+    A mixin for a framework's prompt class. That class takes `registry_origin` in its ``__init__``, and keeps its
+    template in ``_core`` and the snapshot that its fields were read from in ``_snapshot``.
     """
 
     if TYPE_CHECKING:
         _core: Template
+        _snapshot: Snapshot
 
         def __init__(self, template: str | None = None, **kwargs: Any) -> None: ...
+
+        def _set_snapshot(self, now: Snapshot) -> None: ...  # updates the fields
+
+        # The variables, the history and the snapshot for a render.
+        def _prepared(self, given: Any) -> tuple[Mapping[str, Any], History[Any], Snapshot]: ...
 
     @classmethod
     def from_template(cls, template: str, **kwargs: Any) -> Self:
@@ -117,6 +128,35 @@ class PromptConstructors:
             The prompt.
         """
         return await asyncio.to_thread(cls.from_registry, name_or_uri, **kwargs)
+
+    def validate(self, **variables: Any) -> list[Finding]:
+        """Check the prompt, at start-up instead of in the first call. Nothing is traced.
+
+        Args:
+            **variables: The variables. Without any, only errors that do not depend on their values are reported: in the
+                markup, unknown components, missing files, the syntax of expressions.
+
+        Returns:
+            Warnings about markup that renders, but probably not as intended. pyproject.toml selects the rules.
+
+        Raises:
+            PomlError: The error that a render would raise.
+        """
+        prepared, history, now = self._prepared(variables)
+        if variables:
+            record = self._core.render(prepared, history=history, snapshot=now)
+        else:
+            record = self._core.check(prepared, history=history)
+        if record.error is not None:
+            raise record.error
+        return self._core.lint()
+
+    def _refreshed(self) -> Snapshot:
+        """Return the current template, read again if its files have changed, and update the framework's fields."""
+        now = self._core.current()
+        if now is not self._snapshot:
+            self._set_snapshot(now)
+        return now
 
     @property
     def source(self) -> str:
