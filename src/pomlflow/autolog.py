@@ -100,7 +100,7 @@ def _checked(**given: Any) -> _Options:
 _ATTACHED: Final[dict[Part, tuple[str, str]]] = {
     "plain": ("poml", "pomlflow._poml_patch"),
     "langchain": ("langchain_core.tracers.context", "pomlflow.langchain.configure_hook"),
-    "llama_index": ("llama_index.core", "pomlflow.llama_index.root_handler"),
+    "llama_index": ("llama_index.core", "pomlflow.llama_index.handler"),
 }
 
 

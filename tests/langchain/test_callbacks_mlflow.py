@@ -111,17 +111,6 @@ def test_mlflows_own_tracer_as_a_handler_gets_the_span_too(stored_traces: Fetch)
     assert trees(stored_traces) == [CHAIN]
 
 
-@pytest.mark.parametrize("order", [1, -1], ids=["ours first", "ours last"])
-def test_mlflows_own_tracer_with_ours_is_one_warning(
-    stored_traces: Fetch, caplog: pytest.LogCaptureFixture, order: int
-) -> None:
-    handlers: list[Any] = [PomlCallbackHandler(register=False), MlflowLangchainTracer()][::order]
-    for _ in range(2):
-        _apart(lambda: chain().invoke(GIVEN, {"callbacks": handlers}))
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "pomlflow"]
-    assert warning.startswith("A call has both MlflowLangchainTracer and PomlCallbackHandler, so it is traced twice;")
-
-
 def test_mlflows_tracer_still_merges_the_items_of_a_batch(stored_traces: Fetch) -> None:
     _apart(lambda: chain().batch([GIVEN] * 3, {"callbacks": [MlflowLangchainTracer()]}))
     assert _trees_or_less(stored_traces) != [CHAIN] * 3, NO_LONGER

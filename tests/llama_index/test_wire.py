@@ -101,7 +101,7 @@ def test_images_of_results_follow_for_openai(server: ModelServer, model: Any, ve
         model.predict(prompt(CALLS))
     *_, second, shown = server.messages
     assert second["content"] == "The screen:\n\n[image/png: a red box]"
-    assert (shown["role"], shown["content"][0]["text"]) == ("user", "From shot (c2):")
+    assert (shown["role"], shown["content"][0]["text"]) == ("user", "From the tool (c2):")
     assert picture(shown)
 
 

@@ -18,7 +18,6 @@ from pomlflow.tracking.spans import log_render, prepare
 __all__ = ["PomlCallbackHandler", "trace_in_run"]
 
 _MISSING = missing_parts(MlflowLangchainTracer)
-_TWO_TRACERS = "A call has both MlflowLangchainTracer and PomlCallbackHandler, so it is traced twice; remove the former"
 
 if TYPE_CHECKING:
     _Tracer = Tracer
@@ -105,8 +104,6 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
     if is_suppressed(run_id):
         return True
     if (run := open_run(run_id)) is not None:
-        if any(isinstance(handler, MlflowLangchainTracer) and not isinstance(handler, Tracer) for handler in handlers):
-            warn_once("two tracers", _TWO_TRACERS)
         owner: Any = run.tracer
         log_render(record, parent=parent_in(run.span.span), register=owner.register, mask=owner.mask)
         return True

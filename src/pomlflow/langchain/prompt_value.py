@@ -121,14 +121,5 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Po
         return PomlChatPromptValue(from_poml(content, natives), record=record)
     *_, parts = split_parts(content)
     messages = from_poml([{"speaker": "human", "content": parts}])
-    return PomlStringPromptValue(_text(parts), record=record, messages=messages)
-
-
-def _text(parts: Sequence[Any]) -> str:
-    """Join the text parts; a picture between two texts is replaced by a newline if there is no whitespace."""
-    text = ""
-    for part in parts:
-        if isinstance(part, str):
-            joined = not text or text[-1].isspace() or part[:1].isspace()
-            text += part if joined else f"\n{part}"
-    return text
+    text = "\n".join(part for part in parts if isinstance(part, str))  # a picture stood between two texts
+    return PomlStringPromptValue(text, record=record, messages=messages)

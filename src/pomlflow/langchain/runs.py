@@ -56,7 +56,6 @@ class Run:
     is_generator: bool  # whether its body is a generator, which runs in the context of its reader
     task: asyncio.Task[Any] | None  # in which it was started
     parts: dict[Run, None] = field(default_factory=dict)  # its children that are open, or cancelled and not settled
-    chunk: Any = None  # the last one that was streamed
     cancelled: tuple[asyncio.CancelledError, int] | None = None  # the error, and the time in nanoseconds
     _proxy: ContextProxy | None = None
     _tokens: list[tuple[Token[Any], Any]] = field(default_factory=list)

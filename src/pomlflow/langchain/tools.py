@@ -90,15 +90,12 @@ def _has_typed_signature(function: Callable[..., Any]) -> bool:
 
 def _structured(tool: BaseTool) -> StructuredTool:
     """Return a tool of another class as a `StructuredTool`."""
-
-    def run(**arguments: Any) -> Any:
-        return tool.invoke(arguments)
-
-    async def arun(**arguments: Any) -> Any:
-        return await tool.ainvoke(arguments)
-
     return StructuredTool(
-        name=tool.name, description=tool.description, args_schema=dict(_ANYTHING), func=run, coroutine=arun
+        name=tool.name,
+        description=tool.description,
+        args_schema=dict(_ANYTHING),
+        func=lambda **arguments: tool.invoke(arguments),
+        coroutine=lambda **arguments: tool.ainvoke(arguments),
     )
 
 

@@ -210,13 +210,6 @@ class Tracer(MlflowLangchainTracer):
             run.end_early(by_control_flow=True)
         return True
 
-    def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
-        """Store a streamed token, and only once if this handler is in the list twice."""
-        run = self._own(run_id)
-        if run is not None and (chunk is None or run.chunk is not chunk):
-            run.chunk = chunk
-            super().on_llm_new_token(token, run_id=run_id, chunk=chunk, **options)
-
 
 def span_in(handler: BaseCallbackHandler, run_id: UUID | None) -> LiveSpan | None:
     """Return the span that MLflow's own tracer has open for a run."""

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from llama_index.core import Settings
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
@@ -39,7 +39,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.spans import log_render, nearest, prepare
 
-__all__ = ["PomlCallbackHandler", "trace_in_span"]
+__all__ = ["PomlCallbackHandler", "attach", "detach", "trace_in_span"]
 
 
 class PomlCallbackHandler(BaseCallbackHandler):
@@ -247,6 +247,22 @@ class _Attachments:
         # Compared by identity, since pydantic's objects are equal by value.
         self._root.span_handlers = [one for one in self._root.span_handlers if one is not self.spans]
         self._root.event_handlers = [one for one in self._root.event_handlers if one is not self._events]
+
+
+_everywhere: Final[list[PomlCallbackHandler]] = []  # that of `pomlflow.autolog`; at most one, but for a moment
+
+
+def attach(register: bool, mask: Mask | None) -> None:
+    """Attach a new handler, and detach the previous one afterwards, so that there is a handler for every span."""
+    _everywhere.append(PomlCallbackHandler(register, mask).attach())
+    while len(_everywhere) > 1:
+        _everywhere.pop(0).detach()
+
+
+def detach() -> None:
+    """Detach that handler."""
+    while _everywhere:
+        _everywhere.pop().detach()
 
 
 def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -73,7 +72,6 @@ class Details:
 
     def __init__(self, find: Callable[[str | None], GuardedSpan | None]) -> None:
         self._find = find
-        self._types: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
         try:
             # Neither is ever added to the dispatcher: autolog() would take them for its own and not set itself up.
             spans, events = _SPANS(), _EVENTS(self)
@@ -88,10 +86,7 @@ class Details:
 
     def span_type(self, instance: Any) -> str:
         """Return the type of a component's spans."""
-        kind = type(instance)
-        if (known := self._types.get(kind)) is None:  # it depends only on the class, and MLflow takes 50 µs for it
-            known = self._types[kind] = self._span_type(instance) or SpanType.UNKNOWN
-        return known
+        return self._span_type(instance) or SpanType.UNKNOWN
 
     def attributes(self, instance: Any) -> dict[str, Any]:
         """Return the attributes of a component's spans."""

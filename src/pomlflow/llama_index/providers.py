@@ -13,7 +13,6 @@ from llama_index.core.base.llms.types import (
     ImageBlock,
     MessageRole,
     TextBlock,
-    ToolCallBlock,
     VideoBlock,
 )
 from llama_index.core.llms import LLM
@@ -118,17 +117,12 @@ def media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage
     # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
     if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
         return messages
-    calls = {
-        block.tool_call_id: block.tool_name
-        for message in messages
-        for block in message.blocks
-        if isinstance(block, ToolCallBlock)
-    }
 
     def split(message: ChatMessage) -> tuple[ChatMessage, list[ContentBlock]]:
         if not (found := _misplaced(message)):
             return message, []
-        return _marked(message), [TextBlock(text=media.heading(*_sender(message, calls))), *found]
+        head = media.heading(f"the {message.role.value}", message.additional_kwargs.get("tool_call_id"))
+        return _marked(message), [TextBlock(text=head), *found]
 
     return media.media_after_tools(
         messages,
@@ -142,11 +136,6 @@ def _misplaced(message: ChatMessage) -> Sequence[Any]:
     if message.role == MessageRole.USER:
         return ()
     return [block for block in message.blocks if isinstance(block, _MEDIA)]
-
-
-def _sender(message: ChatMessage, calls: Mapping[str | None, str]) -> tuple[str, str | None]:
-    call = message.additional_kwargs.get("tool_call_id")
-    return (f"the {message.role.value}", None) if call is None else (calls.get(call, "the tool"), call)
 
 
 def _marked(message: ChatMessage) -> ChatMessage:

@@ -56,16 +56,6 @@ class Answer(BaseModel):
         read: dict[str, Any] = json.loads(json.dumps(cls._poml_schema))  # a copy, since both change it
         return {**read, "title": cls.__name__}  # the name of the function that the model calls
 
-    @override
-    def __reduce__(self) -> Any:
-        if self._poml_schema is None:
-            return super().__reduce__()
-        return _restore, (self._poml_schema, self._poml_label, self.model_dump(exclude_unset=True))
-
-
-def _restore(schema: Mapping[str, Any], label: str, values: Mapping[str, Any]) -> Answer:
-    return output_class(schema, label).model_validate(values)
-
 
 def output_class(schema: Mapping[str, Any] | None, label: str = "<inline>") -> type[Answer]:
     """Return the subclass of `Answer` for an output schema; the same class for the same schema."""
