@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from langchain_core.language_models import BaseLanguageModel, LanguageModelInput
 from langchain_core.messages import ToolMessage
@@ -39,7 +39,11 @@ class _Call:
     value: Any
     config: RunnableConfig
     kwargs: dict[str, Any]
-    record: RenderRecord | None = None  # None if the frame is not applied in this call
+    parsed_by: RenderRecord | None = None  # the render whose schema parses the answer; None if it is not parsed
+
+    def parse(self, answer: Any) -> Any:
+        """Return the object in the answer, or the answer itself if it is not parsed."""
+        return answer if self.parsed_by is None else parse_message(answer, self.parsed_by)
 
 
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
@@ -57,27 +61,17 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     def get_lc_namespace(cls) -> list[str]:
         return ["pomlflow", "langchain", "binding"]
 
-    @property
-    @override
-    def OutputType(self) -> type[Any]:
-        return cast("type[Any]", Any) if self.parse else super().OutputType
-
-    @override
-    def bind(self, **kwargs: Any) -> Self:
-        """Add arguments that override the frame."""
-        return self.model_copy(update={"kwargs": {**self.kwargs, **kwargs}})
-
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        return self._parsed(call.model.invoke(call.value, call.config, **call.kwargs), call)
+        return call.parse(call.model.invoke(call.value, call.config, **call.kwargs))
 
     @override
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Call the model."""
         call = self._call(input, config, kwargs)
-        return self._parsed(await call.model.ainvoke(call.value, call.config, **call.kwargs), call)
+        return call.parse(await call.model.ainvoke(call.value, call.config, **call.kwargs))
 
     @override
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
@@ -85,11 +79,11 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         call = self._call(input, config, kwargs)
         partial = PartialObject()
         for chunk in call.model.stream(call.value, call.config, **call.kwargs):
-            if not self._parses(call):
+            if call.parsed_by is None:
                 yield chunk
             elif partial.take(chunk):
                 yield partial.value
-        if self._parses(call) and partial.update(self._parsed(partial.message, call)):
+        if call.parsed_by is not None and partial.update(call.parse(partial.message)):
             yield partial.value
 
     @override
@@ -100,11 +94,11 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         call = self._call(input, config, kwargs)
         partial = PartialObject()
         async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
-            if not self._parses(call):
+            if call.parsed_by is None:
                 yield chunk
             elif partial.take(chunk):
                 yield partial.value
-        if self._parses(call) and partial.update(self._parsed(partial.message, call)):
+        if call.parsed_by is not None and partial.update(call.parse(partial.message)):
             yield partial.value
 
     # RunnableBindingBase would pass the same arguments for all inputs of a batch, but each input has its own frame.
@@ -136,13 +130,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         prepared = arguments(model, record, bound, given)
         if uses_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
             value = media_after_tools(value.to_messages())
-        return _Call(prepared.model, value, config, prepared.values, record)
-
-    def _parses(self, call: _Call) -> bool:
-        return self.parse and call.record is not None
-
-    def _parsed(self, answer: Any, call: _Call) -> Any:
-        return parse_message(answer, call.record) if self.parse and call.record is not None else answer
+        return _Call(prepared.model, value, config, prepared.values, record if self.parse else None)
 
 
 def wrap_models(

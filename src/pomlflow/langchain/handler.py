@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import BaseMessage
-
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
-from pomlflow.frame.media import with_openai_parts
 from pomlflow.langchain.runs import ContextProxy, current_manager, current_span, is_suppressed, open_run, parent_in
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
 from pomlflow.record import RenderRecord
@@ -72,13 +69,6 @@ class PomlCallbackHandler(_Settings, _Tracer):
         >>> chain.invoke({"topic": "POML"}, config={"callbacks": [PomlCallbackHandler()]})
     """
 
-    def on_chat_model_start(
-        self, serialized: dict[str, Any], messages: list[list[BaseMessage]], **options: Any
-    ) -> None:
-        """Store the messages in OpenAI's format, whose pictures MLflow can show."""
-        messages = [[_in_openai_shape(message) for message in batch] for batch in messages]
-        super().on_chat_model_start(serialized, messages, **options)
-
     # If this MLflow lacks the private parts that a mask needs, its tracer would store everything, so all is ignored.
     ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: self.untraced)
     ignore_llm = ignore_retriever = ignore_retry = ignore_chain
@@ -116,10 +106,3 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
     register, mask = (True, None) if ours is None else (ours.register, ours.mask)
     log_render(record, parent=parent, register=register, mask=mask)
     return True
-
-
-def _in_openai_shape(message: BaseMessage) -> BaseMessage:
-    content = message.content
-    if isinstance(content, str) or (shown := with_openai_parts(content)) is content:
-        return message
-    return message.model_copy(update={"content": shown})
