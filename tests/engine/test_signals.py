@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -27,9 +28,19 @@ class AlarmError(TimeoutError):
 
 SLOW = "<p>{{ (() => { const end = Date.now() + 3000; while (end > Date.now()); })() }}</p>"
 BUSY = SLOW.replace("3000", "1000")
+
+
+class NumberedError(AlarmError):
+    """With the number that the system's own errors have."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, "time limit")
+
+
 # Each wait of the engine, with the errors that it might handle as its own.
 CASES = [("render", error) for error in (AlarmError, BrokenPipeError, EOFError, subprocess.TimeoutExpired)]
 CASES += [("start", AlarmError), ("start", EOFError), ("queue", AlarmError)]
+CASES += [(where, NumberedError) for where in ("start", "write", "file")]
 CASES += [("write", AlarmError), ("write", BrokenPipeError), ("file", AlarmError)]
 
 
@@ -87,3 +98,24 @@ def test_an_exception_of_a_signal_handler_passes_through(
     monkeypatch.undo()
     assert rendering.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["content"] == "next"
     assert engine.stats().running == 0
+
+
+@pytest.mark.parametrize("error", [AlarmError, ValueError, KeyboardInterrupt])
+def test_an_exception_of_a_signal_handler_passes_through_a_conversion_of_values(error: type[BaseException]) -> None:
+    """A user's object that takes long is the work of the render too."""
+    raised = error()
+
+    class Slow:
+        """A value that waits when it is converted, and is interrupted the first time."""
+
+        calls = 0
+
+        def model_dump(self) -> str:
+            self.calls += 1
+            if self.calls == 1:
+                raise raised
+            return "value"
+
+    with pytest.raises(error) as failed:
+        rendering.render("<p>{{x}}</p>", {"x": Slow()})
+    assert failed.value is raised

@@ -19,6 +19,7 @@ from pathlib import Path
 import orjson
 
 from pomlflow.engine.protocol import Request
+from pomlflow.engine.system import is_of_system
 from pomlflow.exceptions import Problem
 from pomlflow.settings import settings
 
@@ -81,9 +82,9 @@ class FileAccess:
                 self.opened[path] = None
             return _response(_OK, _OPERATIONS[operation](real))
         except OSError as error:
-            if error.errno is None:  # raised by a signal handler of the user
+            if not is_of_system(error):
                 raise
-            return _response(_FAILED, errno.errorcode.get(error.errno, "EIO").encode())
+            return _response(_FAILED, errno.errorcode.get(error.errno or 0, "EIO").encode())
         except ValueError:  # a null character
             return _response(_FAILED, b"EINVAL")
 
@@ -93,7 +94,7 @@ class FileAccess:
             real = self._permitted(path)
             return None if real is None else _read(real).decode("utf-8", "replace")
         except OSError as error:
-            if error.errno is None:
+            if not is_of_system(error):
                 raise
             return None
         except ValueError:

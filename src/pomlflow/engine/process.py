@@ -21,7 +21,7 @@ from typing import Any, cast
 import orjson
 
 from pomlflow.engine.installation import Installation, check_versions, requirements
-from pomlflow.engine.system import Lifeline, limit_memory
+from pomlflow.engine.system import Lifeline, is_of_system, limit_memory
 from pomlflow.exceptions import EngineError, WorkerDiedError
 from pomlflow.record import well_formed
 
@@ -65,7 +65,7 @@ class NodeProcess:
                     limit_memory(self.pid)
                 watchdog.add(self)
         except OSError as error:
-            if error.errno is None:
+            if not is_of_system(error):
                 raise
             raise EngineError(f"cannot start {installation.node}: {error}") from error
         try:
@@ -172,7 +172,7 @@ class NodeProcess:
             while view:
                 view = view[self._stdin.write(view) :]
         except OSError as error:
-            if error.errno is None:
+            if not is_of_system(error):
                 raise
             raise _PipeClosedError from error
 

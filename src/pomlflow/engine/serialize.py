@@ -65,11 +65,13 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
     """Encode values as JSON like `encode`, but without checking their names."""
     try:
         text = orjson.dumps(values, default=_convert, option=_OPTIONS)
-        careful = b"null" in text and _has_non_finite(values.values())
-    except Exception:  # noqa: BLE001 - _walk repeats an error of a user's object, and reports its place
-        careful = True
+        careful, cause = b"null" in text and _has_non_finite(values.values()), None
+    except orjson.JSONEncodeError as error:
+        careful, cause = True, error.__cause__
     if careful:
-        text = orjson.dumps(_walk(values, "", 0))
+        text = orjson.dumps(_walk(values, "", 0))  # repeats an error of a user's object, and reports its place
+    if cause is not None:
+        raise cause  # of a signal handler
     # Search the text, since the variables of a replayed trace are already encoded.
     return text, b'"__base64__":' in text or _NUMBER.encode() in text
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ if sys.platform == "linux":
     import fcntl
     import resource
 
+_OWN = {"pomlflow", "subprocess", "pathlib", "genericpath", os.path.__name__}
 # The maximum bytes of data of a sandboxed process. V8's heap has its own limit, but buffers are outside of it, such as
 # the unpacked content of a document.
 _DATA = 2 << 30
@@ -23,6 +25,15 @@ def start_thread(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work, name="pomlflow-render", daemon=True)
     thread.start()
     return thread
+
+
+def is_of_system(error: Exception) -> bool:
+    """Return whether a call in this package or in Python's library raised an error, and not the user's signal handler.
+
+    A handler runs in whatever function waits, and its error may have any class and any errno.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return not frames or frames[-1].f_globals.get("__name__", "").split(".")[0] in _OWN
 
 
 class Lifeline:

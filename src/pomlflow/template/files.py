@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+
+from pomlflow.engine.system import is_of_system
 
 
 def stamp(file: Path) -> object:
@@ -20,10 +21,12 @@ def stamp(file: Path) -> object:
 
 def read_file(file: Path) -> bytes | None:
     """Return the content of a regular file; None if it is missing, or a pipe or a device, which may never end."""
-    with suppress(OSError, ValueError):  # ValueError: a null character in the path
-        if file.is_file():
-            return file.read_bytes()
-    return None
+    try:
+        return file.read_bytes() if file.is_file() else None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        if not is_of_system(error):
+            raise
+        return None
 
 
 def sha256(file: Path) -> str:
