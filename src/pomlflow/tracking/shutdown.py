@@ -29,9 +29,17 @@ from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.stores import check_reachable, redacted
 
-__all__ = ["call_before_exit", "call_before_flush", "enlarge_span_queue", "flush", "flush_at_exit", "register_hooks"]
+__all__ = [
+    "call_before_exit",
+    "call_before_flush",
+    "count_pending",
+    "enlarge_span_queue",
+    "flush",
+    "flush_at_exit",
+    "register_hooks",
+]
 
-_FORKED: Final = 300.0  # seconds to flush at the exit of a multiprocessing child whose server responds
+_CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
 _before_flush: Final[list[Callable[[], None]]] = []
 
@@ -60,8 +68,7 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
 
     def _exit_before_join(self) -> None:
         _call(self.before_exit)
-        # MLflow stores what is left in an exit hook, and a multiprocessing child runs none. So it gets more time here.
-        if flush_at_exit(None if multiprocessing.parent_process() is None else _FORKED):
+        if flush_at_exit():
             # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
             atexit.register(flush_at_exit)
 
@@ -114,7 +121,12 @@ def flush(timeout: float | None) -> bool:
 
 
 def flush_at_exit(limit: float | None = None) -> bool:
-    """Store what is pending, except for stores that do not respond; return whether all stores respond. Never raises."""
+    """Store what is pending, except for stores that do not respond; return whether all stores respond. Never raises.
+
+    `limit` is for a process that runs none of the exit hooks in which MLflow stores the rest.
+    """
+    if multiprocessing.parent_process() is not None:  # such a child never runs them
+        limit = _CHILD
     deadline = time.monotonic() + (_limit() if limit is None else limit)
     respond = True
     with suppress(Exception):  # another version of MLflow or Python
@@ -131,12 +143,27 @@ def flush_at_exit(limit: float | None = None) -> bool:
                 _drain(processor, queue, deadline)
             except Exception:  # noqa: BLE001 - for any reason, the store accepts nothing
                 respond = False
-                logger.warning(
-                    "The program ends while MLflow's store %s is unreachable: its traces are lost", redacted(uri)
+                warn_once(
+                    ("exit", uri),
+                    "The program ends while MLflow's store %s is unreachable: its traces are lost",
+                    redacted(uri),
                 )
                 _abandon(queue)
-    _flush_worker(max(deadline, time.monotonic() + 0.1))
+    pending, _ = _flush_worker(max(deadline, time.monotonic() + 0.1))
+    if limit is not None and respond and (pending := pending + _count_traces()):
+        warn_once("exit", "The process ends before MLflow has stored everything: %d traces or links are lost", pending)
     return respond
+
+
+def count_pending() -> int:
+    """Return about how many traces, prompt versions and links are not stored yet; it needs no lock."""
+    return _count_traces() + worker.pending()
+
+
+def _count_traces() -> int:
+    with suppress(AttributeError):  # another version of MLflow
+        return sum(queue._queue.unfinished_tasks for _, _, queue in _exports() if queue is not None)
+    return 0
 
 
 def _flush_worker(deadline: float) -> tuple[int, int]:

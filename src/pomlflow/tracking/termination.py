@@ -1,7 +1,7 @@
 """Store what is pending when SIGTERM ends the program, as container runtimes do: Python runs no exit hooks then.
 
 It works in programs without a handler for SIGTERM, and under uvicorn, which raises the signal again at the end of its
-own shutdown. Other handlers are not changed.
+own shutdown. Other handlers are not changed. `multiprocessing.Pool` ends its processes by SIGTERM, and waits for them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from pomlflow.tracking.shutdown import flush_at_exit
+from pomlflow.tracking.shutdown import count_pending, flush_at_exit
 
 __all__ = ["finish_at_sigterm"]
 
 _LIMIT: Final = 20.0  # seconds; most container runtimes kill after 30
+_STUCK: Final = 5.0  # seconds without a stored trace after which the main thread may hold a lock that a flush needs
 _POLL: Final = 0.05  # seconds
+_flushed: Final = threading.Event()
 
 
 def finish_at_sigterm() -> None:
@@ -43,13 +45,23 @@ def _is_of_uvicorn(handler: Any) -> bool:
 
 
 def _finish_and_end(number: int, _frame: object) -> None:
-    # In a new thread: the signal has interrupted the main thread, which may hold a lock that `flush_at_exit` needs.
-    thread = threading.Thread(target=flush_at_exit, args=(_LIMIT,), daemon=True)
+    """Flush in another thread, which sends the signal again; hold the main thread for as long as traces are stored."""
+    thread = threading.Thread(target=_flush_and_signal, args=(number,), daemon=True)
     with suppress(RuntimeError):  # no thread can start while the interpreter shuts down
-        thread.start()
-        thread.join(_LIMIT)
+        if not _flushed.is_set():
+            thread.start()
+            pending = None
+            while thread.is_alive() and pending != (pending := count_pending()):
+                thread.join(_STUCK)
+            return
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
+
+
+def _flush_and_signal(number: int) -> None:
+    flush_at_exit(_LIMIT)
+    _flushed.set()
+    os.kill(os.getpid(), number)
 
 
 def _finish_after(before: Any, number: int, frame: object) -> None:
