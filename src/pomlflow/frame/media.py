@@ -8,21 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
-__all__ = [
-    "alt_text",
-    "audio_format",
-    "audio_type",
-    "bare_data_uris",
-    "document_name",
-    "heading",
-    "kind_of_media",
-    "media_after_tools",
-    "openai_part",
-    "replace_values",
-    "with_data_uris",
-    "with_openai_parts",
-]
-
 # OpenAI accepts "wav" and "mp3" only, and frameworks send the subtype as the format.
 _AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
 _DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")

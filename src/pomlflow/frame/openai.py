@@ -22,17 +22,6 @@ from pomlflow.frame.settings import provider_parameters
 from pomlflow.frame.tools import tool_specs
 from pomlflow.record import RenderRecord
 
-__all__ = [
-    "Format",
-    "chat_messages",
-    "check_format",
-    "converted",
-    "indented",
-    "pretty",
-    "raw",
-    "trace_messages",
-]
-
 Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pydantic"]
 """The formats of poml 0.0.8; see `converted`."""
 

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from jsonschema import ValidationError
     from jsonschema.protocols import Validator
 
-__all__ = [
-    "checked_answer",
-    "json_value",
-    "parse_answer",
-    "problems",
-    "response_format",
-    "schema_name",
-    "strict_form",
-    "without_nulls",
-]
-
 # What OpenAI's strict mode refuses (https://platform.openai.com/docs/guides/structured-outputs#supported-schemas).
 _NOT_STRICT: Final = frozenset(
     "allOf oneOf not if then else dependentRequired dependentSchemas patternProperties propertyNames "

@@ -18,8 +18,6 @@ from typing import Any, Final, Literal
 from pomlflow.exceptions import SettingError
 from pomlflow.template.runtime import canonical
 
-__all__ = ["Provider", "provider_of", "provider_parameters"]
-
 Provider = Literal["openai", "openai_responses", "anthropic", "google", "ollama"]
 
 # By the package of a model's class, or by the full name of the class.

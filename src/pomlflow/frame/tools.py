@@ -9,8 +9,6 @@ from typing import Any
 from pomlflow.exceptions import ToolArgumentsError, ToolError
 from pomlflow.frame.schema import problems, strict_form, without_nulls
 
-__all__ = ["ToolSpec", "check_accepts", "check_arguments", "check_functions", "functions_by_name", "tool_specs"]
-
 
 @dataclass(frozen=True)
 class ToolSpec:

@@ -12,8 +12,6 @@ from pomlflow.content import REQUEST, RESPONSE, is_chat
 if TYPE_CHECKING:
     from poml.api import PomlFrame
 
-__all__ = ["sections", "transcript"]
-
 
 def transcript(rendered: Any) -> str:
     """Return a render as a readable text: messages, tools, output schema and settings.

@@ -28,8 +28,6 @@ from pomlflow.langchain.output import PartialObject, parse_message
 from pomlflow.langchain.prompt_value import PomlPromptValue
 from pomlflow.record import RenderRecord
 
-__all__ = ["PomlModel", "wrap_models"]
-
 
 @dataclass(frozen=True)
 class _Call:

@@ -14,8 +14,6 @@ from langchain_core.tracers import context
 from pomlflow._log import logger
 from pomlflow.dispatch import Mask
 
-__all__ = ["attach", "detach"]
-
 
 class _Hook:
     """The variable from which LangChain reads a handler at the start of each run, by its `get` alone.

@@ -33,8 +33,6 @@ from pomlflow.template.writing import (
     write,
 )
 
-__all__ = ["to_poml"]
-
 Item = Message | Conversation | ToolResponse
 
 _SPEAKERS: Final[dict[type, str]] = {

@@ -12,8 +12,6 @@ from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_par
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.spans import log_render, prepare
 
-__all__ = ["PomlCallbackHandler", "trace_in_run"]
-
 _MISSING = missing_parts(MlflowLangchainTracer)
 
 if TYPE_CHECKING:

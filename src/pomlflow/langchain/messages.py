@@ -21,8 +21,6 @@ from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, sp
 from pomlflow.frame import media
 from pomlflow.template.history import History, in_poml_form
 
-__all__ = ["MessageHistory", "describe", "from_poml", "media_after_tools", "to_poml"]
-
 _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
 # The types of message chunks are the names of their classes.
 _SPEAKERS |= {f"{kind}MessageChunk": _SPEAKERS[kind.lower()] for kind in ("Human", "AI", "System", "Tool", "Function")}

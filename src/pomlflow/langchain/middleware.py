@@ -24,8 +24,6 @@ from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
 
-__all__ = ["PomlMiddleware"]
-
 Variables = Callable[[Any, Any], Mapping[str, Any]]
 
 

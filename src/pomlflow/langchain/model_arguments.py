@@ -14,8 +14,6 @@ from pomlflow.frame.settings import Provider, provider_of, provider_parameters
 from pomlflow.frame.tools import ToolSpec, tool_specs
 from pomlflow.record import RenderRecord
 
-__all__ = ["Arguments", "arguments", "model_settings", "uses_chat_completions"]
-
 # upstream: langchain-ollama 1.1: a call with options drops the options of ChatOllama's own fields (these).
 _OLLAMA_FIELDS = (
     "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread num_predict repeat_last_n repeat_penalty "

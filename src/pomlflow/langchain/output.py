@@ -15,8 +15,6 @@ from pomlflow.frame.refusals import RefusalReader
 from pomlflow.frame.schema import parse_answer
 from pomlflow.record import RenderRecord
 
-__all__ = ["PartialObject", "PomlOutputParserError", "PomlRefusalError", "parse_message", "raise_refusal"]
-
 if TYPE_CHECKING:
 
     class _ModelRefusalError(Exception):

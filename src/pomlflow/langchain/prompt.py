@@ -31,9 +31,6 @@ from pomlflow.template import Template
 from pomlflow.template.source import Inference, Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
-__all__ = ["PomlPromptTemplate"]
-
-
 # Renders of a batch in the queue: enough that no worker waits for the event loop, but few, so that others hardly wait.
 _RENDERS_PER_WORKER = 8
 

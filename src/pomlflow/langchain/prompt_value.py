@@ -17,8 +17,6 @@ from pomlflow.langchain.messages import from_poml
 from pomlflow.record import RenderRecord
 from pomlflow.types import Frame
 
-__all__ = ["PomlChatPromptValue", "PomlPromptValue", "PomlStringPromptValue", "prompt_value"]
-
 
 class _Rendered(PromptValue):
     """A prompt value with the render that it was made from. LangChain serialises only its messages or text."""

@@ -23,20 +23,6 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanContext
 from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.spans import active, nearest
 
-__all__ = [
-    "ContextProxy",
-    "Run",
-    "current_manager",
-    "current_run_id",
-    "current_span",
-    "is_suppressed",
-    "open_run",
-    "parent_in",
-    "suppress_run",
-    "unsuppress_run",
-    "user_span",
-]
-
 _OK: Final = SpanStatus(SpanStatusCode.OK)
 _CANCELLED: Final = SpanStatus(SpanStatusCode.ERROR, asyncio.CancelledError.__name__)
 _MAX_SUPPRESSED: Final = 10_000

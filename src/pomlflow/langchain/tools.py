@@ -15,8 +15,6 @@ from pomlflow.exceptions import ToolArgumentsError
 from pomlflow.frame.schema import strict_form
 from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments
 
-__all__ = ["PomlTool", "as_tool"]
-
 _ANYTHING = {"type": "object", "properties": {}}
 
 

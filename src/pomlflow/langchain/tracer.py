@@ -52,9 +52,7 @@ from pomlflow.tracking.spans import active
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # upstream: mlflow 3.17: importing it warns of its own type hints
-    from mlflow.langchain.langchain_tracer import MlflowLangchainTracer
-
-__all__ = ["MlflowLangchainTracer", "Tracer", "missing_parts", "span_in"]
+    from mlflow.langchain.langchain_tracer import MlflowLangchainTracer as MlflowLangchainTracer  # noqa: PLC0414
 
 _OK: Final = SpanStatus(SpanStatusCode.OK)
 _STREAM_INPUT: Final = {"input": ""}  # the inputs that LangChain reports when a stream starts

@@ -36,8 +36,6 @@ from pomlflow.llama_index.providers import settings_for
 from pomlflow.llama_index.structured import AnswerReader, output_class
 from pomlflow.llama_index.tools import bind_tools, plain_tools
 
-__all__ = ["PomlLLM", "agent_kwargs"]
-
 _dispatcher = get_dispatcher(__name__)
 
 

@@ -14,8 +14,6 @@ from llama_index.core.prompts.base import BasePromptTemplate
 from pomlflow.exceptions import ConversionError
 from pomlflow.template.writing import Message, Part, Picture, Text, Variable, write
 
-__all__ = ["to_poml"]
-
 _SPEAKERS: Final = {"system": "system", "user": "human", "assistant": "ai"}
 _FIELD: Final = re.compile(r"\{([a-zA-Z_]\w*)\}", re.ASCII)  # LlamaIndex does not change other braces
 

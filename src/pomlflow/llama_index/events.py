@@ -13,8 +13,6 @@ from typing_extensions import override
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.record import RenderRecord
 
-__all__ = ["PomlRenderEvent", "dispatch_render"]
-
 _dispatcher = get_dispatcher("pomlflow.llama_index")
 
 

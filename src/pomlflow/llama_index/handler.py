@@ -39,8 +39,6 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.spans import log_render, nearest, prepare
 
-__all__ = ["PomlCallbackHandler", "attach", "detach", "trace_in_span"]
-
 
 class PomlCallbackHandler(BaseCallbackHandler):
     """Trace LlamaIndex and its POML prompts in MLflow.

@@ -14,8 +14,6 @@ from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool
 
-__all__ = ["callbacks", "has_structured_output", "prepare_chat_with_tools", "validate_chat_with_tools"]
-
 
 def prepare_chat_with_tools(llm: LLM, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Return the arguments that ``llm.chat_with_tools()`` passes to the model's chat."""

@@ -39,8 +39,6 @@ from pomlflow.llama_index.structured import AnswerReader, instructions, output_c
 from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
 
-__all__ = ["BoundLLM", "Options", "Request", "earlier_render"]
-
 Options = Mapping[str, Any] | None
 
 earlier_render: ContextVar[RenderRecord | None] = ContextVar("pomlflow_llama_index_earlier_render", default=None)

@@ -33,8 +33,6 @@ from pomlflow.template.history import History, in_poml_form
 if TYPE_CHECKING:
     from poml.api import PomlFrame
 
-__all__ = ["DescribedImage", "MessageHistory", "Rendered", "describe", "from_poml", "to_poml"]
-
 _ROLES = {
     "human": MessageRole.USER,
     "ai": MessageRole.ASSISTANT,

@@ -43,23 +43,6 @@ _mlflow: Any = None
 with suppress(ImportError):  # not one of MLflow's public modules
     from mlflow.llama_index import tracer as _mlflow
 
-__all__ = [
-    "UNREAD",
-    "Details",
-    "activate",
-    "autolog_handler",
-    "autolog_span",
-    "deactivate",
-    "documents",
-    "has_outlived_trace",
-    "inputs_of",
-    "inside",
-    "plain_data",
-    "set_chat_tools",
-    "start_span",
-    "store_unread",
-]
-
 UNREAD: Final = "[stream, not read to its end]"
 
 _ROOT = get_dispatcher()

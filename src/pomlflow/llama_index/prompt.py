@@ -31,8 +31,6 @@ from pomlflow.template import Template
 from pomlflow.template.source import Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
-__all__ = ["PomlPromptTemplate"]
-
 _UNSET: Final[Any] = object()
 
 

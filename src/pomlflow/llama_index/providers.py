@@ -23,15 +23,6 @@ from pomlflow.frame.settings import Provider, provider_parameters
 from pomlflow.frame.settings import provider_of as provider_of_class
 from pomlflow.llama_index.internals import has_structured_output
 
-__all__ = [
-    "apply_fields",
-    "media_after_tools",
-    "native_schema",
-    "provider_of",
-    "settings_for",
-    "tool_choice",
-]
-
 L = TypeVar("L", bound=LLM)
 
 # Fields of model classes whose values are added to a call's arguments, and are not defaults for them.

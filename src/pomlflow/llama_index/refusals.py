@@ -15,8 +15,6 @@ from llama_index.core.instrumentation.span import active_span_id
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame.refusals import WITHHELD, RefusalReader
 
-__all__ = ["PomlRefusalError", "Response", "check_refusal", "google_refusals", "text_of"]
-
 Response = ChatResponse | CompletionResponse
 # The texts of the errors that LlamaIndex's Google model raises for an answer that Google withheld.
 _EARLY_END: Final = re.compile(r"Response was terminated early: (\w+)")

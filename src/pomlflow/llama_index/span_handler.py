@@ -63,8 +63,6 @@ from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, strea
 from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.shutdown import call_before_exit, call_before_flush
 
-__all__ = ["SpanHandler"]
-
 # Attributes from events that describe a model or tool and hold no content; MLflow's own keys are stored as well.
 _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description", "parameters"})
 

@@ -22,8 +22,6 @@ from llama_index.core.workflow import StopEvent
 
 from pomlflow._log import warn_once
 
-__all__ = ["Deferred", "frame_of", "holds_stream", "stream_of"]
-
 Inside = Callable[[], AbstractContextManager[None]]
 OnEnd = Callable[[str | None, BaseException | None], None]
 """Called at a stream's end, with its text, if that is known, and the exception that ended it."""

@@ -24,8 +24,6 @@ from pomlflow.exceptions import ConfigurationError
 from pomlflow.frame.schema import parse_answer, schema_name
 from pomlflow.frame.tools import ToolSpec
 
-__all__ = ["Answer", "AnswerReader", "instructions", "output_class", "with_instructions"]
-
 
 class Answer(BaseModel):
     """An answer that matches an ``<output-schema>``. Properties are attributes; ``model_dump()`` returns a dict."""

@@ -12,8 +12,6 @@ from typing_extensions import override
 from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.template.source import Use
 
-__all__ = ["PromptText", "check_f_string", "joined_text"]
-
 
 class PromptText(str):
     """A prompt's text as a string whose `format` renders the prompt, so that the render is traced where it happens.

@@ -17,8 +17,6 @@ from pomlflow.frame.tools import ToolSpec, check_arguments, check_functions, fun
 from pomlflow.llama_index.internals import callbacks
 from pomlflow.llama_index.structured import output_class
 
-__all__ = ["bind_tools", "describe_tool", "plain_tools"]
-
 
 class _Metadata(ToolMetadata):
     """A tool's metadata with POML's whole schema. LlamaIndex's own class would keep only some keywords of it."""
