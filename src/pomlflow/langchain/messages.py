@@ -33,27 +33,18 @@ _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 def from_poml(
     messages: Sequence[Mapping[str, Any]], natives: Mapping[int, BaseMessage] | None = None
 ) -> list[BaseMessage]:
-    """Convert a frame's messages to LangChain's; `natives` are LangChain's own messages by their positions, unchanged.
-
-    Images, audio and documents become LangChain's standard content blocks, which the clients of OpenAI, Anthropic and
-    Google convert. Each tool response becomes a tool message of its own.
-    """
+    """Convert a frame's messages to LangChain's; `natives` are LangChain's own, by their positions, unchanged."""
     made: list[BaseMessage] = []
     for position, message in enumerate(messages):
         if natives and position in natives:
             made.append(natives[position])
-            continue
-        content = message["content"]
-        if isinstance(content, str):
-            made.append(_message(message["speaker"], content, []))
         else:
-            made.extend(_rich(message["speaker"], content))
+            made.extend(_converted(message["speaker"], message["content"]))
     return made
 
 
-def _rich(speaker: str, parts: Sequence[Any]) -> list[BaseMessage]:
-    requests, responses, rest = split_parts(parts)
-    blocks = [_block(part) for part in rest]
+def _converted(speaker: str, content: str | Sequence[Any]) -> list[BaseMessage]:
+    requests, responses, rest = split_parts(content)
     calls = [
         {"type": "tool_call", "id": part["id"], "name": part["name"], "args": call_arguments(part["content"])}
         for part in requests
@@ -61,8 +52,8 @@ def _rich(speaker: str, parts: Sequence[Any]) -> list[BaseMessage]:
     made: list[BaseMessage] = [
         ToolMessage(content=_content(part["content"]), tool_call_id=part["id"], name=part["name"]) for part in responses
     ]
-    if blocks or calls or not made:  # an empty POML message has no parts at all, and is still a message
-        made.insert(0, _message(speaker, _unwrapped(blocks), calls))
+    if rest or calls or not made:  # an empty POML message has no parts at all, and is still a message
+        made.insert(0, _message(speaker, _content(rest), calls))
     return made
 
 
@@ -72,15 +63,10 @@ def _message(speaker: str, content: str | list[Any], calls: list[Any]) -> BaseMe
     return _KINDS.get(speaker, HumanMessage)(content=content)
 
 
-def _content(content: str | Sequence[Any]) -> str | list[Any]:
-    return content if isinstance(content, str) else _unwrapped([_block(part) for part in content])
-
-
-def _unwrapped(blocks: list[dict[str, Any]]) -> str | list[Any]:
-    """Return a message's content; a single text block becomes a string, which every provider and parser takes."""
-    if not blocks:
-        return ""
-    return blocks[0]["text"] if len(blocks) == 1 and blocks[0]["type"] == "text" else list(blocks)
+def _content(parts: str | Sequence[Any]) -> str | list[Any]:
+    """Return a message's content; a single text becomes a string, which every provider and parser takes."""
+    content = parts if isinstance(parts, str) else joined_parts(list(parts))
+    return content if isinstance(content, str) else [_block(part) for part in content]
 
 
 def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -131,10 +117,7 @@ def _as_text(block: str | Mapping[str, Any]) -> str:
 
 
 def to_poml(message: BaseMessage) -> dict[str, Any]:
-    """Convert a LangChain message to POML's ``speaker`` and ``content``.
-
-    A block for which POML has no part becomes a text that names its type. Reasoning is left out.
-    """
+    """Convert a LangChain message to POML's ``speaker`` and ``content``, without its reasoning."""
     content = message.content
     calls = message.tool_calls if isinstance(message, AIMessage) else []
     speaker = _SPEAKERS.get(message.type) or _ROLES.get(getattr(message, "role", ""), "human")
@@ -207,10 +190,7 @@ class MessageHistory(History[BaseMessage]):
 
     @override
     def items(self, value: Any) -> Iterable[Any]:
-        """Return the items of a list, a prompt value or a single message.
-
-        A text raises a `TypeError`, as with ``MessagesPlaceholder``, because its role is unknown.
-        """
+        """Return the items of a list, a prompt value or a message; a text has no role, and is a `TypeError`."""
         if isinstance(value, str):
             raise TypeError('a history is a list of messages, not a text; pass [("human", text)], for example')
         return value.to_messages() if isinstance(value, PromptValue) else super().items(value)

@@ -255,33 +255,37 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
     def _format_prompt_with_error_handling(
         self, inner_input: Any, run_manager: CallbackManagerForChainRun | None = None
     ) -> PomlPromptValue:
-        return self._format(inner_input, run_manager)
+        record, history = self.render_record(inner_input)
+        self._dispatch(record, run_manager)
+        return prompt_value(record, history.placed)
 
     @override
     async def _aformat_prompt_with_error_handling(
         self, inner_input: Any, run_manager: AsyncCallbackManagerForChainRun | None = None
     ) -> PomlPromptValue:
-        return await self._aformat(inner_input, run_manager)
+        record, history = await self.arender_record(inner_input)
+        self._dispatch(record, run_manager)
+        return prompt_value(record, history.placed)
 
     @override
     def format_prompt(self, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]  # a string where chat is off
         """Render to a prompt value with the frame."""
-        return self._format(kwargs, None)
+        return self._format_prompt_with_error_handling(kwargs)
 
     @override
     async def aformat_prompt(self, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]
         """Render to a prompt value with the frame, without blocking the event loop."""
-        return await self._aformat(kwargs, None)
+        return await self._aformat_prompt_with_error_handling(kwargs)
 
     @override
     def format_messages(self, **kwargs: Any) -> list[BaseMessage]:
         """Render to messages."""
-        return self._format(kwargs, None).to_messages()
+        return self.format_prompt(**kwargs).to_messages()
 
     @override
     async def aformat_messages(self, **kwargs: Any) -> list[BaseMessage]:
         """Render to messages, without blocking the event loop."""
-        return (await self._aformat(kwargs, None)).to_messages()
+        return (await self.aformat_prompt(**kwargs)).to_messages()
 
     @override
     def pretty_repr(self, html: bool = False) -> str:
@@ -294,16 +298,6 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             ChatPromptTemplate([self], partial_variables=dict(self.partial_variables)) + other
         )
         return combined
-
-    def _format(self, given: Any, run: CallbackManagerForChainRun | None) -> PomlPromptValue:
-        record, history = self.render_record(given)
-        self._dispatch(record, run)
-        return prompt_value(record, history.placed)
-
-    async def _aformat(self, given: Any, run: AsyncCallbackManagerForChainRun | None) -> PomlPromptValue:
-        record, history = await self.arender_record(given)
-        self._dispatch(record, run)
-        return prompt_value(record, history.placed)
 
     def _dispatch(
         self, record: RenderRecord, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun | None
