@@ -68,10 +68,7 @@ def openai_part(mime_type: str, data: str, name: str | None = None) -> dict[str,
 
 
 def replace_values(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return JSON data with each value replaced by what `change` returns for it; the same object if nothing changes.
-
-    The items of a list or dict are changed unless `change` has replaced it as a whole.
-    """
+    """Return JSON data with values replaced by what `change` returns for them; the same object if nothing changes."""
     if (changed := change(value)) is not value:
         return changed
     if isinstance(value, Mapping):

@@ -111,11 +111,7 @@ def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """Return POML's messages as OpenAI's API accepts them; with chat off, one user message.
-
-    It accepts only text in a tool's response, so pictures and sounds follow in a user message, and no message without
-    content.
-    """
+    """Return POML's messages as OpenAI's API accepts them: no media in tools' messages, none without content."""
     return media_after_tools(
         (message for message in _flat(messages) if message["content"] != [] or message.keys() > _HEAD),
         is_tool=lambda message: message["role"] == "tool",
@@ -125,10 +121,7 @@ def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
 
 
 def _as_sent(message: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a message as OpenAI's API accepts it, and the media of a tool's response, which must be moved.
-
-    An empty text is kept, since the author wrote it; content without parts is left out.
-    """
+    """Return a message as OpenAI's API accepts it, and the media of a tool's response, which must be moved."""
     content = message["content"]
     sent = {key: value for key, value in message.items() if key not in ("speaker", "name") and value != []}
     if message["role"] != "tool":

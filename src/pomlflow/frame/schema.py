@@ -151,11 +151,7 @@ def checked_answer(value: Any, schema: Mapping[str, Any], text: str, label: str 
 
 
 def problems(value: Any, schema: Mapping[str, Any], label: str = "<inline>") -> list[str]:
-    """Return the mismatches of a JSON value with a schema, each with its path in the value, the outermost first.
-
-    The schema's draft is that of its ``$schema``, else 2020-12. An invalid schema, which POML accepts, raises a
-    `SchemaError`.
-    """
+    """Return the mismatches of a value with a schema, the outermost first; an invalid schema is a `SchemaError`."""
     found = sorted(_errors(value, schema, schema, label), key=lambda error: len(error.absolute_path))
     return [f"{error.json_path}: {error.message}" for error in found]
 

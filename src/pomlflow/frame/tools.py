@@ -38,10 +38,7 @@ def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
 
 
 def functions_by_name(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
-    """Return functions by the names of their tools; raise a `ToolError` for an invalid or repeated one.
-
-    They are given by name; or as functions or a framework's tools, with ``name``, ``metadata.name`` or ``__name__``.
-    """
+    """Return functions, given by name or under their own names, by the names of their tools."""
     if isinstance(functions, Mapping):
         pairs = list(functions.items())
     else:
@@ -98,10 +95,7 @@ def _listed(names: list[str]) -> str:
 
 
 def check_arguments(spec: ToolSpec, arguments: Mapping[str, Any], label: str = "<inline>") -> dict[str, Any]:
-    """Return the arguments of a call, checked by the tool's schema and without the nulls of strict mode.
-
-    Otherwise it raises a `ToolArgumentsError`, whose text tells a model what to correct.
-    """
+    """Return the arguments of a call without strict mode's nulls, or raise a `ToolArgumentsError` for the model."""
     checked: dict[str, Any] = without_nulls(dict(arguments), spec.parameters, label)
     if found := problems(checked, spec.parameters, label):
         raise ToolArgumentsError(f"{spec.name}: {'; '.join(found)} (by {label})", spec.name, arguments, found)

@@ -51,10 +51,7 @@ def _text(content: Any) -> str:
 
 
 def sections(output: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield a title, and a text or JSON data, for each part of a render's output (``poml.poml(format="dict")``).
-
-    The title is empty for a render without speakers (``chat=False``).
-    """
+    """Yield a title (empty with ``chat=False``), and a text or JSON data, for each part of a render's output."""
     messages = output["messages"]
     if not is_chat(messages):
         yield "", "\n".join(_parts(messages))

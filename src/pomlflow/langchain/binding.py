@@ -138,11 +138,7 @@ def wrap_models(
     functions: list[str] | None = None,
     bindings: tuple[RunnableBinding[Any, Any], ...] = (),
 ) -> Runnable[Any, Any]:
-    """Wrap every model in the runnable in a `PomlModel`, so that each fallback gets parameters of its own provider.
-
-    `bindings` are the bindings around the runnable, innermost first. They are moved to each model inside, so that the
-    frame overrides their arguments.
-    """
+    """Wrap every model in the runnable in a `PomlModel`; `bindings` are those around the runnable, innermost first."""
 
     def wrap(inner: Runnable[Any, Any]) -> Runnable[Any, Any]:
         return wrap_models(inner, parse=parse, functions=functions, bindings=bindings)
@@ -158,7 +154,7 @@ def wrap_models(
         return RunnableSequence(wrap(llm.first), *llm.steps[1:], name=llm.name)
     if not isinstance(llm, BaseLanguageModel | DynamicRunnable) and not _is_configurable(llm):
         raise TypeError(f"bind_to takes a LangChain model, or a runnable made from one, not a {type(llm).__name__}")
-    for binding in bindings:
+    for binding in bindings:  # around the model itself, so that the frame overrides their arguments
         llm = binding.model_copy(update={"bound": llm})
     return PomlModel(bound=llm, parse=parse, functions=functions)
 

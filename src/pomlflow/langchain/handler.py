@@ -21,10 +21,7 @@ else:
 
 
 class _Settings:
-    """The handler's constructor.
-
-    It is in its own class because the metaclass of MLflow's tracer turns errors of methods into warnings.
-    """
+    """The handler's constructor, apart since the metaclass of MLflow's tracer turns errors of methods into warnings."""
 
     def __init__(self, register: bool = True, mask: Mask | None = None, **unknown: Any) -> None:
         refuse_arguments(unknown, "PomlCallbackHandler")
@@ -73,12 +70,7 @@ class PomlCallbackHandler(_Settings, _Tracer):
 
 
 def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
-    """Store a render in the LangChain run that it is part of; return whether it is handled (see `dispatch`).
-
-    The run is the prompt's own, or the one around this call (``prompt.format_messages()`` or ``pomlflow.render()`` in a
-    chain's function). If the run goes on after its trace has ended, nothing is stored. In a run that MLflow's own
-    tracer traces, a handler of ours in the same list decides on the mask and on registration.
-    """
+    """Store a render in the LangChain run that it is part of; return whether it is handled (see `dispatch`)."""
     if context.framework == "llama_index":
         return False  # it belongs to LlamaIndex's span, also inside a LangChain run
     manager = current_manager()

@@ -132,10 +132,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return await handler(self._checking(request, specs))
 
     def _checking(self, request: Any, specs: Sequence[ToolSpec]) -> Any:
-        """Return the request with a tool that checks its arguments when it is called.
-
-        They are not checked here, since later middleware may still change the call.
-        """
+        """Return the request with a tool that checks its arguments when called: later middleware may change them."""
         spec = next((spec for spec in specs if spec.name == request.tool_call["name"]), None)
         if spec is None or request.tool is None:
             return request
@@ -143,11 +140,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return request.override(tool=PomlTool.of(request.tool, spec, label))
 
     def _variables(self, state: Any, runtime: Any, messages: Sequence[BaseMessage] | None = None) -> dict[str, Any]:
-        """Return the variables of the template from the context, the state, the messages and the user's function.
-
-        Values that the template does not take are left out. A state may contain megabytes, which would be sent to Node
-        and stored in traces.
-        """
+        """Return the values that the template takes, and no others: a state may contain megabytes."""
         given = {**_fields(getattr(runtime, "context", None)), **_fields(state)}
         if messages is not None:
             given["messages"] = list(messages)
@@ -240,10 +233,7 @@ class _Call:
 
 
 def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, has_conversation: bool) -> dict[str, Any]:
-    """Return the system prompt and the messages of a request.
-
-    `has_conversation` is whether the rendered messages contain the conversation already.
-    """
+    """Return the system prompt and messages of a request, with its conversation unless the render contains that."""
     head = 0
     while head < len(rendered) and isinstance(rendered[head], SystemMessage):
         head += 1

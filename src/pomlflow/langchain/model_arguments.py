@@ -78,10 +78,7 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
 
 
 def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
-    """Whether a model's client calls OpenAI's chat completions.
-
-    OpenAI's SDK requires strict tools if there is a response format, and only text as a tool's response.
-    """
+    """Whether a client calls OpenAI's chat completions: strict tools beside a schema, no media in a tool's message."""
     return provider_of(type(model)) == "openai" and not getattr(model, "use_responses_api", False)
 
 

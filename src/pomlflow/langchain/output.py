@@ -55,10 +55,7 @@ class PomlRefusalError(PomlOutputParserError, _ModelRefusalError):
 
 
 def parse_message(answer: Any, record: RenderRecord) -> Any:
-    """Return the object in a message, or in a text model's answer, checked by the render's output schema.
-
-    The answer is None for a stream without chunks.
-    """
+    """Return the object in an answer (None for a stream without chunks), checked by the render's output schema."""
     label, answer = record.label, "" if answer is None else answer
     raise_refusal(answer, label)
     if isinstance(answer, AIMessage) and answer.tool_calls:

@@ -1,9 +1,4 @@
-"""The handler that decides which LlamaIndex spans are traced, and adds the POML spans.
-
-`SpanHandler` makes MLflow spans of the LlamaIndex spans for which a `PomlCallbackHandler` is attached. Each render
-becomes a ``poml`` span under the span of its model or step. With ``mlflow.llama_index.autolog()`` on, the spans are
-MLflow's own, and only the ``poml`` spans are added.
-"""
+"""The handler that decides which LlamaIndex spans `SpanHandler` traces, and adds the POML spans."""
 
 from __future__ import annotations
 
@@ -216,11 +211,7 @@ class _Attachments:
         self._by_component.pop(key, None)  # the id of a collected component may be used again
 
     def choose(self, component: Any) -> PomlCallbackHandler | None:
-        """Return the handler that is to trace a component's span that has no parent, or None.
-
-        The order is that in `PomlCallbackHandler`. Without a component, only the block, ``Settings`` and the handlers
-        for everything count.
-        """
+        """Return the handler that traces a span without a parent, in the order of `PomlCallbackHandler`, or None."""
         if scope := _scope.get():
             return scope[-1]
         # A handler that is attached to a model also traces the calls of a `PomlLLM` with that model.

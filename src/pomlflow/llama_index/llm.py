@@ -46,10 +46,7 @@ earlier_render: ContextVar[RenderRecord | None] = ContextVar("pomlflow_llama_ind
 
 
 class _Delegation:
-    """The methods that call the delegate.
-
-    They are in a class that is no model, because LlamaIndex adds spans to the methods that a model class defines.
-    """
+    """The methods that call the delegate, in a class that is no model: LlamaIndex adds spans to a model's methods."""
 
     def chat(self: Any, messages: Sequence[ChatMessage], **kwargs: Any) -> Any:
         return self._send("chat", self._messages(messages), **kwargs)

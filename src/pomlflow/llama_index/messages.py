@@ -59,11 +59,7 @@ class DescribedImage(ImageBlock):
 def from_poml(
     messages: Sequence[Mapping[str, Any]], natives: Mapping[int, ChatMessage] | None = None
 ) -> list[ChatMessage]:
-    """Convert POML messages to new LlamaIndex messages with new blocks, since agents write into the blocks.
-
-    `natives` are LlamaIndex's own messages by their positions; they are copied. Each tool response becomes a message
-    with the role ``tool`` and its call's id in ``additional_kwargs``.
-    """
+    """Convert POML messages to new LlamaIndex messages, since agents change them; `natives` are copied, by position."""
     made: list[ChatMessage] = []
     for position, message in enumerate(messages):
         if natives and position in natives:
@@ -128,10 +124,7 @@ def _block(part: str | Mapping[str, Any]) -> ContentBlock:
 
 
 def to_poml(message: ChatMessage) -> dict[str, Any]:
-    """Convert a LlamaIndex message to POML's ``speaker`` and ``content``.
-
-    Media without data become a text that names them. Blocks for which POML has no part are left out.
-    """
+    """Convert a LlamaIndex message to POML's ``speaker`` and ``content``; media without data become a text."""
     parts = [part for part in map(_part, message.blocks) if part != ""]
     call = message.additional_kwargs.get("tool_call_id")
     if message.role in (MessageRole.TOOL, MessageRole.FUNCTION) and call is not None:

@@ -306,10 +306,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return bool(names) and empty and {*self._open_variables()} <= filled.keys()
 
     def _measure(self) -> str:
-        """Return a text about as long as the prompt with empty variables: the markup and the values that are set.
-
-        LlamaIndex measures that several times in a query, with "" for each variable and ``llm=None``.
-        """
+        """Return a text about as long as the prompt with empty variables; LlamaIndex measures it often in a query."""
         return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
 
     def f_string(self, *, quiet: bool = False) -> PromptText:

@@ -142,10 +142,7 @@ class TracedSpan:
 
 
 class SpanHandler(BaseSpanHandler[Any]):
-    """The span handler in LlamaIndex's dispatcher.
-
-    `choose` returns the handler that traces a component's span that has no traced parent, or None.
-    """
+    """The span handler in LlamaIndex's dispatcher; `choose` returns the handler for a span without a traced parent."""
 
     choose: Any = Field(default=None, repr=False)
     traced: dict[str, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by LlamaIndex's id

@@ -37,11 +37,7 @@ def holds_stream(result: Any) -> bool:
 
 
 def stream_of(result: Any, inside: Inside, on_end: OnEnd) -> Any:
-    """Return the generator that a result is or contains, or None.
-
-    In a response, it is replaced by one that calls `on_end` at its end and runs each of its steps `inside` the right
-    span.
-    """
+    """Return the generator of a result, or None; in a response it is replaced by one that calls `on_end` at its end."""
     result = _inner(result)
     if isinstance(result, (StreamingResponse, AsyncStreamingResponse)) and result.response_gen is not None:
         stream: Any = result.response_gen

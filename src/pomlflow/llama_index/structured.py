@@ -1,8 +1,4 @@
-"""Make a pydantic class for an ``<output-schema>``, describe it to a model, and read the answer.
-
-LlamaIndex's structured prediction is based on pydantic classes: models return instances, and agents take a class as
-`output_cls`. The schema itself validates instances, since pydantic supports only a part of JSON Schema.
-"""
+"""Make a pydantic class for an ``<output-schema>``, describe it to a model, and read the answer."""
 
 from __future__ import annotations
 

@@ -48,11 +48,7 @@ def describe_tool(spec: ToolSpec) -> BaseTool:
 def bind_tools(
     specs: list[ToolSpec], functions: Mapping[str, Any] | Iterable[Any] | None, label: str = "<inline>"
 ) -> list[BaseTool]:
-    """Return the tools of a POML file with their functions, given by name or under their own names.
-
-    The file's schema checks the arguments, and the error tells the model what to correct. A `ToolError` is raised if a
-    tool has no function, or a function no tool.
-    """
+    """Return the tools of a POML file with their functions; a `ToolError` names those that do not match."""
     by_name = functions_by_name(functions or {})
     check_functions(specs, by_name, label)
     return [_bind_tool(spec, by_name[spec.name], label) for spec in specs]
