@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
 
@@ -110,14 +110,14 @@ class _State:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._options: dict[Part, _Options] = {}
-        self._files: dict[str, TraceFiles] = {}  # by trace_dir, so that calling autolog() twice makes one folder
 
     def set(self, parts: tuple[Part, ...], options: _Options | None) -> None:
         with self._lock:
             changed = [part for part in parts if self._options.get(part) != options]
             if not changed:
                 return
-            self._make_folder(options)
+            if options is not None and options.trace_dir is not None:
+                _trace_files(options.trace_dir)  # raises an error before anything is changed
             for part in changed:
                 self._options.pop(part, None)  # reinserted at the end: the folder that was set last is used
                 if options is not None:
@@ -131,12 +131,6 @@ class _State:
                 else:
                     _detach(part)
 
-    def _make_folder(self, options: _Options | None) -> None:
-        if options is not None and options.trace_dir is not None and options.trace_dir not in self._files:
-            from pomlflow.tracking.trace_files import TraceFiles
-
-            self._files[options.trace_dir] = TraceFiles.of_this_run(options.trace_dir)
-
     def _set_filter(self) -> None:
         if any(options.silent for options in self._options.values()):
             logger.addFilter(_errors_only)
@@ -144,13 +138,13 @@ class _State:
             logger.removeFilter(_errors_only)
 
     def _set_files(self) -> None:
-        files, mask = None, None
+        sink = None
         for options in self._options.values():
             if options.trace_dir is not None:
-                files, mask = self._files[options.trace_dir], options.mask
-        if files is None:
-            self._files.clear()
-        set_sink("trace_files", None if files is None else partial(_write, files, mask))
+                sink = partial(_write, _trace_files(options.trace_dir), options.mask)
+        if sink is None:
+            _trace_files.cache_clear()
+        set_sink("trace_files", sink)
 
     def _set_sink(self) -> None:
         if not (self._traced("plain") or self._traced("langchain")):
@@ -194,6 +188,13 @@ def _detach(part: Part) -> None:
     cancel(imported)
     if module in sys.modules:
         sys.modules[module].detach()
+
+
+@cache  # so that calling autolog() twice makes one folder
+def _trace_files(trace_dir: str) -> TraceFiles:
+    from pomlflow.tracking.trace_files import TraceFiles
+
+    return TraceFiles.of_this_run(trace_dir)
 
 
 def _write(files: TraceFiles, mask: Mask | None, record: RenderRecord, context: RenderContext) -> bool:

@@ -43,13 +43,9 @@ def shown_path(file: str | Path) -> str:
 
 
 def show_json(value: Any) -> None:
-    """Print a value as JSON; escape all characters other than ASCII if the console cannot encode one of them."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(value, indent=2)
-    click.echo(text)
+    """Print a value as JSON; escape all characters other than ASCII if the console may not encode one of them."""
+    is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(value, ensure_ascii=not is_utf8, indent=2))
 
 
 def show_chat(output: Mapping[str, Any]) -> None:

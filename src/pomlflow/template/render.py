@@ -19,7 +19,6 @@ from pomlflow.template.source import Snapshot
 from pomlflow.template.validation import (
     check_names,
     encode_variables,
-    is_suspicious,
     missing_names,
     missing_variables,
     own_problems,
@@ -45,8 +44,8 @@ class TemplateOptions:
 class Render:
     """One render of a template.
 
-    A variable is missing only if an expression that was evaluated needed it, so the engine decides. If it reports other
-    problems too, a second render, with placeholders, shows which of them the missing variables did not cause.
+    A variable is missing only if an expression that was evaluated needed it, so the engine decides. A second render,
+    with placeholders, shows which problems the missing variables did not cause.
     """
 
     def __init__(
@@ -120,9 +119,7 @@ class Render:
         if type(outcome) is not RenderError:  # its limit of time, or the engine
             return
         missing = () if placeholders else missing_names(outcome, snapshot.inference, variables)
-        again = None
-        if missing and (len(missing) != len(outcome.problems) or is_suspicious(snapshot)):
-            again = yield request._replace(placeholders=missing)
+        again = (yield request._replace(placeholders=missing)) if missing else None
         own = own_problems(outcome, missing, again) if isinstance(again, RenderError) else []
         if missing and not own:
             self._error = missing_variables(missing, outcome, snapshot, variables)

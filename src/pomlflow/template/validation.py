@@ -17,7 +17,7 @@ from pomlflow.template.faults import EXPRESSION, Fault, find_fault
 from pomlflow.template.files import read_file
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import analyse, bound_by
-from pomlflow.template.markup import ENTITIES, ENTITY, SourceText, is_known, parse_markup, split_loop
+from pomlflow.template.markup import ENTITIES, SourceText, parse_markup, split_loop
 from pomlflow.template.source import Expression, Inference, Snapshot, Use
 
 _NO_FILE = re.compile(r"ENOENT|file not found")
@@ -109,14 +109,6 @@ def _named(problem: Problem) -> Problem:
     """Return a problem with a clear message if an entity caused it: JavaScript reads ``&lt;`` as a variable ``lt``."""
     name = _undefined(problem)
     return replace(problem, message=f"&{name}; is not decoded in an expression") if name in ENTITIES else problem
-
-
-def is_suspicious(snapshot: Snapshot) -> bool:
-    """Return whether the markup may have a fault of its own, which is reported before missing variables."""
-    if any(ENTITY.search(one.code) or analyse(one.code).broken for one in snapshot.inference.expressions):
-        return True
-    elements = parse_markup(snapshot.source).walk()
-    return any(not is_known(one.name) or _binds_badly(one.find("for").text) for one in elements)
 
 
 def own_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
