@@ -66,7 +66,7 @@ def no_name_taken() -> Iterator[None]:
     """The names that an earlier test has given are free again."""
     yield
     if (naming := sys.modules.get("pomlflow.template.names")) is not None:
-        naming.NAMES.clear()
+        naming.NAMES.__init__()
 
 
 @pytest.fixture(autouse=True)

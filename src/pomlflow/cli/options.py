@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(allow_dash=True)
+name_option = click.option(
+    "--name", metavar="NAME", help="The prompt's name in the registry; the default is its file's path."
+)
+mlflow_options = click.option(
+    "--tracking-uri", metavar="URI", help="MLflow's store; the default is MLFLOW_TRACKING_URI."
+)
 _CONTEXT = ".context.json"
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 
@@ -94,13 +100,6 @@ def _configure(_: click.Context, option: click.Parameter, value: str | None) -> 
     if value is not None:
         setting: Any = {option.name: value}
         configure(**setting)
-
-
-def name_option(command: F) -> F:
-    """Add the option for a prompt's name to a command."""
-    return click.option(
-        "--name", metavar="NAME", help="The prompt's name in the registry; the default is its file's path.",
-    )(command)  # fmt: skip
 
 
 def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
@@ -200,13 +199,6 @@ def _under(folder: Path, suffix: str = ".poml") -> Iterator[Path]:
     for here, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
         yield from (Path(here, name) for name in files if name.endswith(suffix))
-
-
-def mlflow_options(command: F) -> F:
-    """Add the option for MLflow's store to a command."""
-    return click.option(
-        "--tracking-uri", metavar="URI", help="MLflow's store; the default is MLFLOW_TRACKING_URI.",
-    )(command)  # fmt: skip
 
 
 def load_timeout() -> float:

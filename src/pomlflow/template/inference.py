@@ -139,7 +139,7 @@ class _Collector:
         self.not_utf8: dict[Path, Problem] = {}
         self.fields: dict[str, bool] = {}  # field of the frame -> whether it is dynamic
         self.visited: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
-        self.names_files = self.has_speakers = False
+        self.has_speakers = False
 
     def result(self) -> Inference:
         uses = tuple(use for _, use in sorted(self.uses, key=lambda found: (found[0], found[1].offset)))
@@ -157,7 +157,6 @@ class _Collector:
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
             not_utf8=tuple(self.not_utf8.values()),
-            names_files=self.names_files,
             fields=frozenset(self.fields),
             static_fields=frozenset(field for field, dynamic in self.fields.items() if not dynamic),
             has_speakers=self.has_speakers,
@@ -173,14 +172,10 @@ class _Collector:
                 pending.pop()
             elif isinstance(node, Passage):
                 self.add_passage(_Site(node, scope, "text"))
-            elif node.name == "stylesheet":
-                self.names_files |= "src" in node.text().text.replace("-", "").lower()
-            elif node.name != "context":
-                self.names_files |= any(key.replace("-", "") == "src" for key, _ in node.attributes)
-                if node.name == "let":
-                    self.add_let(node, scope)
-                else:
-                    pending.append(self.add_element(node, scope))
+            elif node.name == "let":
+                self.add_let(node, scope)
+            elif node.name not in {"stylesheet", "context"}:
+                pending.append(self.add_element(node, scope))
 
     def add_element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
         """Add an element's attributes; return its content and the scope of that content."""

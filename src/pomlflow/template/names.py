@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import threading
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -24,27 +23,19 @@ class _Names:
     """The files of this process's prompts, by name, so that no two share a name without a warning."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._files: dict[str, Path] = {}
         self._outside: dict[str, Path] = {}
 
-    def clear(self) -> None:
-        """Forget all names."""
-        with self._lock:
-            self._files.clear()
-            self._outside.clear()
-
     def add(self, name: str, path: Path, *, outside: bool) -> None:
         """Add a prompt, and warn if another existing file has the same name."""
-        with self._lock:
-            other = self._files.setdefault(name, path)
-            if outside:
-                self._outside[name] = path
-            if other == path:
-                return
-            if not other.exists() or _same(other, path):  # the file was moved, or one is a link to the other
-                self._files[name] = path
-                return
+        if outside:
+            self._outside[name] = path
+        other = self._files.setdefault(name, path)
+        if other == path:
+            return
+        if not other.exists() or _same(other, path):  # the file was moved, or one is a link to the other
+            self._files[name] = path
+            return
         warn_once(
             ("prompt name", other, path),
             "The files %s and %s both have the prompt name %r: their contents become versions of one prompt. Give each "
@@ -54,9 +45,7 @@ class _Names:
 
     def warn_of_folder(self, name: str) -> None:
         """Warn once per process if a name that is registered depends only on the file's folder and its own name."""
-        with self._lock:
-            path = self._outside.get(name)
-        if path is not None:
+        if (path := self._outside.get(name)) is not None:
             warn_once(
                 "prompt outside",
                 "The prompt in %s is named %r by its folder and file, since it is in no prompt root, Python package or "

@@ -145,7 +145,8 @@ class Render:
         # POML resolves relative sources against the folder of a path, whose file need not exist. For inline markup that
         # is the working folder. Do not look it up for markup without sources: os.getcwd releases the interpreter lock,
         # and a busy thread, such as MLflow's exporter, may then hold it for 5 ms.
-        folder = options.folder or (working_folder() if takes.names_files or options.stylesheet else None) or NOWHERE
+        may_name_files = "src" in now.source.replace("-", "").lower() or options.stylesheet
+        folder = options.folder or (working_folder() if may_name_files else None) or NOWHERE
         request = engine.Request(
             now.source.removeprefix("\ufeff"),
             self._context,

@@ -63,7 +63,6 @@ class Inference:
     assets: tuple[Path, ...] = ()  # every other file that is named without a variable, missing ones too
     absolute: frozenset[Path] = frozenset()  # files that the markup names only by their absolute paths
     not_utf8: tuple[Problem, ...] = ()
-    names_files: bool = False  # whether anything names a file, even by a variable
     fields: frozenset[str] = frozenset()  # which of "schema", "tools" and "runtime" the markup gives the frame
     static_fields: frozenset[str] = frozenset()  # those that depend on nothing but the markup
     has_speakers: bool = False  # by an element such as ``<system-msg>`` or by ``speaker=``

@@ -14,8 +14,10 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import ClassVar, Final
 
 from mlflow.exceptions import MlflowException
@@ -102,6 +104,13 @@ class _Flush:
         self.pending = 0
 
 
+@cache
+def call_in_child(function: Callable[[], None]) -> None:
+    """Register a function, once, that each forked child calls."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+
+
 class Worker:
     """Runs tasks one after another in a daemon thread, which the first task starts.
 
@@ -111,7 +120,6 @@ class Worker:
 
     def __init__(self) -> None:
         self.lost = 0  # tasks and traces since the last `take_lost`
-        self._is_hooked = False
         self._reset()
 
     def _reset(self) -> None:
@@ -174,9 +182,7 @@ class Worker:
             return True
         with self._starting:
             if self._thread is None:
-                if not self._is_hooked and hasattr(os, "register_at_fork"):
-                    os.register_at_fork(after_in_child=self._reset)
-                    self._is_hooked = True
+                call_in_child(self._reset)
                 thread = threading.Thread(target=self._loop, name="pomlflow-background", daemon=True)
                 try:
                     thread.start()

@@ -6,7 +6,6 @@ or a model, and list a prompt in an experiment.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -23,7 +22,7 @@ from mlflow.utils.uri import is_databricks_uri
 
 from pomlflow._log import warn_once
 from pomlflow.record import RenderRecord
-from pomlflow.tracking.background import FIRST, Task, TaskState, worker
+from pomlflow.tracking.background import FIRST, Task, TaskState, call_in_child, worker
 from pomlflow.tracking.links import TraceLink, link_resource, list_in_experiment
 from pomlflow.tracking.shutdown import register_hooks
 from pomlflow.tracking.stores import Stores
@@ -79,7 +78,6 @@ class Publisher:
     def __init__(self) -> None:
         self._contents: dict[_Key, _Content] = {}
         self._associated: dict[tuple[str | None, ...], None] = {}
-        self._is_hooked = False
         self._reset()
 
     def _reset(self) -> None:
@@ -134,9 +132,7 @@ class Publisher:
     def _trace(self, stores: Stores, trace_id: str) -> TraceLink:
         """Return the link of a trace, which detects from now on if the trace is lost."""
         register_hooks()
-        if not self._is_hooked and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
-        self._is_hooked = True
+        call_in_child(self._reset)
         with self._lock:
             link = self._links.get(trace_id)
             if link is None:
