@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pomlflow._log import logger
-from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess
+from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess, watchdog
 from pomlflow.engine.protocol import Stats
 from pomlflow.engine.system import private_memory, start_thread
 from pomlflow.exceptions import EngineBusyError, EngineError, WorkerDiedError
@@ -134,7 +134,7 @@ class Pool:
             self._counts["cancelled"] += 1
             position.abandoned = True
             if not cancelled and position.process is not None:
-                position.process.limit_remaining(_GRACE)
+                watchdog.shorten(position.process, time.monotonic() + _GRACE)
 
     def return_grant(self, position: Position) -> None:
         """Return an unused grant of a position, a process or the right to start one, to the waiting requests."""

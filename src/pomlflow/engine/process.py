@@ -162,10 +162,6 @@ class NodeProcess:
         self.memory = result.get("memory", self.memory)
         return result
 
-    def limit_remaining(self, seconds: float) -> None:
-        """Kill the process unless its current request finishes within so many seconds."""
-        watchdog.shorten(self, time.monotonic() + seconds)
-
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         try:
@@ -209,11 +205,6 @@ class NodeProcess:
         end = time.monotonic() + seconds
         while self._popen.poll() is None and time.monotonic() < end:
             time.sleep(0.001)
-
-    def expire(self) -> None:
-        """Kill it because its request took too long; called by the watchdog."""
-        self.timed_out = True
-        self.send_kill()
 
     def send_kill(self) -> None:
         """Kill it without waiting for its end; the thread that reads its answer notices it."""
@@ -316,7 +307,8 @@ class _Watchdog:
                 now = time.monotonic()
                 for process in self._processes:
                     if process.deadline <= now:
-                        process.expire()
+                        process.timed_out = True
+                        process.send_kill()
                         process.deadline = _NEVER
                 nearest = min(process.deadline for process in self._processes)
                 self._wakes = min(nearest, now + 3600)  # the maximum timeout of a wait differs by platform

@@ -6,6 +6,7 @@ or a model, and list a prompt in an experiment.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -51,22 +52,9 @@ class _Content:
     """The state of one content: the version that was found at the time `checked`, and the lookup that is pending."""
 
     version: PromptVersion | None = None
-    checked: float | None = None
+    checked: float = -math.inf
     is_rejected: bool = False
     lookup: _Lookup | None = None
-
-    @property
-    def is_fresh(self) -> bool:
-        return self._age < _FRESH
-
-    @property
-    def is_due(self) -> bool:
-        """Whether to look it up again: before it is stale, so that frequent renders always have a version."""
-        return self.lookup is None and self._age > _FRESH / 2
-
-    @property
-    def _age(self) -> float:
-        return float("inf") if self.checked is None else time.monotonic() - self.checked
 
 
 class Publisher:
@@ -115,9 +103,10 @@ class Publisher:
             content = self._content(key)
             if content.is_rejected:
                 return None
-            if content.is_due:
+            age = time.monotonic() - content.checked
+            if content.lookup is None and age > _FRESH / 2:  # so that frequent renders always have a version
                 self._look_up(key, content, draft_of(record, name))
-            if not content.is_fresh:
+            if age >= _FRESH:
                 if content.lookup is not None:
                     # No `on_version` during an outage: it would keep the span in memory until the server is back.
                     self._wait_for(
