@@ -16,8 +16,6 @@ from pomlflow.template.javascript import find_nodes
 from pomlflow.template.markup import Passage, expressions
 from pomlflow.template.page import SCHEMAS, Node, Page, Rule
 
-__all__ = ["RULES"]
-
 _EVERYWHERE = frozenset({"for", "if", "key"})
 _INSTEAD = {
     "class": "className", "style": "captionStyle", "title": "caption", "role": "speaker", "language": "lang",

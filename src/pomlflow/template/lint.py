@@ -17,8 +17,6 @@ from pomlflow.template.page import Page, Rule
 from pomlflow.template.pyproject import tool_settings
 from pomlflow.template.source import Snapshot
 
-__all__ = ["RULES", "Finding", "LintSettings", "lint", "lint_settings"]
-
 RULES: Mapping[str, Rule] = {**text_rules.RULES, **attribute_rules.RULES, **variable_rules.RULES}
 """Every rule by its name; each yields the faults of one page of markup."""
 

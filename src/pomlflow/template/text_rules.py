@@ -10,8 +10,6 @@ from pomlflow.template.foreign import foreign_words
 from pomlflow.template.markup import ENTITIES, Passage, expressions, split_loop
 from pomlflow.template.page import Page, Rule
 
-__all__ = ["RULES"]
-
 _FIELD = re.compile(
     r"\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[(?:\w+|'\w*'|\"\w*\")\]|\([\w.]*\))*)(?:![rsa])?(?::[^{}\s\"']*)?\}"
 )

@@ -12,8 +12,6 @@ from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import Element, split_loop
 from pomlflow.template.page import Page, Rule
 
-__all__ = ["RULES"]
-
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
 _NUMBERS = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # a date or a time, which is a calculation
 _NUMBER = re.compile(r"\s*[-+]?\.?\d")  # POML reads the number at the start of the text

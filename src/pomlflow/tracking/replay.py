@@ -37,8 +37,6 @@ from pomlflow.tracking.shutdown import flush
 from pomlflow.tracking.spans import span_content
 from pomlflow.tracking.stores import redacted
 
-__all__ = ["Replay", "ReplayedRender", "replay"]
-
 _NOT_FOUND: Final = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INVALID_PARAMETER_VALUE"}
 _FLUSH: Final = 30.0  # seconds
 _TOO_LARGE: Final = "[Attachment too large: "  # mlflow 3.12 to 3.18, under MLFLOW_TRACE_MAX_ATTACHMENT_SIZE

@@ -29,16 +29,6 @@ from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.stores import check_reachable, redacted
 
-__all__ = [
-    "call_before_exit",
-    "call_before_flush",
-    "count_pending",
-    "enlarge_span_queue",
-    "flush",
-    "flush_at_exit",
-    "register_hooks",
-]
-
 _CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
 _before_flush: Final[list[Callable[[], None]]] = []

@@ -46,8 +46,6 @@ from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.shutdown import enlarge_span_queue
 from pomlflow.tracking.termination import finish_at_sigterm
 
-__all__ = ["SPAN_TYPE", "active", "log_render", "nearest", "prepare", "span_content"]
-
 SPAN_TYPE: Final = "PROMPT"
 
 # upstream: mlflow 3.13-3.18: the trace page hides spans of types that it does not know below this level.
