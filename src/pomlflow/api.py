@@ -14,13 +14,12 @@ from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow.dispatch import RenderContext, dispatch
-from pomlflow.engine.file_access import decode
+from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import ConfigurationError, RenderError, TemplateNotFoundError
 from pomlflow.frame.openai import Format, check_format, converted, raw
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
-from pomlflow.template.files import read_file
 from pomlflow.template.names import absolute, working_folder
 from pomlflow.types import Frame, FrameDict, MessageDict
 

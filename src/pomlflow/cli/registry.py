@@ -13,7 +13,7 @@ import click
 
 from pomlflow.cli.options import FILE, connect, load_timeout, mlflow_options, name_option, prompts_in, template_of
 from pomlflow.cli.prompts import opened, show_problems
-from pomlflow.template.files import read_file
+from pomlflow.engine.file_access import read_file
 
 if TYPE_CHECKING:
     from pomlflow.template import Template

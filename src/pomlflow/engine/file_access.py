@@ -173,6 +173,16 @@ def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
     return text, Problem(message, "EncodingError", file, number, column, line.replace("\0", "\ufffd"))
 
 
+def read_file(file: Path) -> bytes | None:
+    """Return the content of a regular file; None if it is missing, or a pipe or a device, which may never end."""
+    try:
+        return file.read_bytes() if file.is_file() else None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        if not is_of_system(error):
+            raise
+        return None
+
+
 def _unreadable(path: str) -> str:
     """Return the reason why a file cannot be read; empty if it can."""
     at = os.lstat(path)

@@ -28,10 +28,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pomlflow.engine.file_access import decode
+from pomlflow.engine.file_access import decode, read_file
 from pomlflow.engine.serialize import is_identifier
 from pomlflow.exceptions import Problem
-from pomlflow.template.files import read_file
 from pomlflow.template.javascript import ALONE, LENGTH, TESTED, WORD, analyse, bound_by
 from pomlflow.template.markup import (
     ENTITIES,

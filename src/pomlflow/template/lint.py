@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pomlflow.engine.file_access import decode
+from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import ConfigurationError, Problem
 from pomlflow.template import attribute_rules, text_rules, variable_rules
-from pomlflow.template.files import read_file
 from pomlflow.template.markup import SourceText, parse_document
 from pomlflow.template.page import Page, Rule
 from pomlflow.template.pyproject import tool_settings

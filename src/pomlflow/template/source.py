@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from pomlflow.engine.file_access import read_file
 from pomlflow.exceptions import Problem
 from pomlflow.record import PromptFile
-from pomlflow.template.files import sha256
 from pomlflow.template.markup import SourceText
 from pomlflow.template.names import relative_path
 
@@ -112,5 +115,24 @@ def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
     for file in (*inference.includes, *inference.assets):
         relative = relative_path(str(file), str(folder)) or file.name
         path = file.as_posix() if file in inference.absolute else relative
-        found.append(PromptFile(path, sha256(file), file, folder))
+        found.append(PromptFile(path, _sha256(file), file, folder))
     return tuple(found)
+
+
+def stamp(file: Path) -> object:
+    """Return metadata of a file that changes whenever the file does; None for a missing file."""
+    try:
+        at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
+    except (OSError, ValueError):  # ValueError: a null character in an include's path
+        return None
+    return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy can restore mtime, but not ctime
+
+
+def _sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal; that of no bytes for a missing file or a folder."""
+    return _hashed(file, stamp(file))
+
+
+@lru_cache(maxsize=1024)  # frameworks copy templates often, and a document may be large
+def _hashed(file: Path, _stamp: object) -> str:
+    return hashlib.sha256(read_file(file) or b"").hexdigest()

@@ -16,13 +16,12 @@ from pomlflow.engine.system import is_of_system
 from pomlflow.exceptions import ConfigurationError, Problem, RenderError, TemplateNotFoundError
 from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
-from pomlflow.template.files import stamp
 from pomlflow.template.history import History
 from pomlflow.template.inference import infer
 from pomlflow.template.lint import Finding, LintSettings, lint, lint_settings
 from pomlflow.template.names import absolute, name_and_path, registry_name, relative_path, working_folder
 from pomlflow.template.render import NOWHERE, Render, TemplateOptions
-from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files
+from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files, stamp
 
 
 class Template:

@@ -11,10 +11,9 @@ from typing import Any
 
 from pomlflow import engine
 from pomlflow.engine.errors import SCHEMA_REMEDY
-from pomlflow.engine.file_access import decode
+from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
 from pomlflow.template.faults import EXPRESSION, Fault, find_fault
-from pomlflow.template.files import read_file
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import analyse, bound_by
 from pomlflow.template.markup import ENTITIES, SourceText, parse_markup, split_loop

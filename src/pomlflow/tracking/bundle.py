@@ -30,10 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pomlflow.engine.file_access import is_under, trusted_roots
+from pomlflow.engine.file_access import is_under, read_file, trusted_roots
 from pomlflow.record import PromptFile
 from pomlflow.settings import settings
-from pomlflow.template.files import read_file
 
 FILES_TAG: Final = "poml_files"
 _CONTENT_TAG: Final = "poml_file_"
