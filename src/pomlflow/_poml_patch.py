@@ -25,10 +25,22 @@ _numbers: Final = itertools.count()
 
 def attach(*_: object) -> None:
     """Replace poml's functions that run its command line and write the temporary files for it."""
-    if not _originals:
-        api = import_module("poml.api")
-        _replace(api, "run", _Run(api.run, api.write_file))
-        _replace(api, "write_file", _Text)
+    if _originals:
+        return
+    api = import_module("poml.api")
+    run, write_file = api.run, api.write_file
+
+    def ours(*args: str) -> Any:
+        options = dict(zip(args[::2], args[1::2], strict=False))
+        if len(args) % 2 == 0 and options.keys() <= _OPTIONS:
+            _render(options)
+            return CompletedProcess(args, 0)
+        # There are extra_args, and only poml has a command line.
+        files = {name: write_file(text) for name, text in _texts.items() if name in args}
+        return run(*(files[arg].name if arg in files else arg for arg in args))
+
+    _replace(api, "run", ours)
+    _replace(api, "write_file", _Text)
 
 
 def detach() -> None:
@@ -51,22 +63,6 @@ class _Text:
 
     def close(self) -> None:
         del _texts[self.name]
-
-
-class _Run:
-    """Replaces ``poml.cli.run``: renders in the engine, unless there are ``extra_args``."""
-
-    def __init__(self, run: Any, write_file: Any) -> None:
-        self._run = run
-        self._write_file = write_file
-
-    def __call__(self, *args: str) -> CompletedProcess[Any]:
-        options = dict(zip(args[::2], args[1::2], strict=False))
-        if len(args) % 2 or not options.keys() <= _OPTIONS:
-            files = {name: self._write_file(text) for name, text in _texts.items() if name in args}
-            return self._run(*(files[arg].name if arg in files else arg for arg in args))  # type: ignore[no-any-return]
-        _render(options)
-        return CompletedProcess(args, 0)
 
 
 def _render(options: dict[str, str]) -> None:

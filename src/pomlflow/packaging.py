@@ -12,8 +12,7 @@ from pomlflow._log import warn_once
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.settings import settings
 from pomlflow.template import Template
-from pomlflow.template.names import absolute, name_in_copy
-from pomlflow.template.pyproject import tool_settings
+from pomlflow.template.names import absolute, name_in_copy, tool_settings
 
 __all__ = ["ModelArguments", "packaged"]
 

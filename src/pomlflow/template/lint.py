@@ -12,8 +12,8 @@ from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import ConfigurationError, Problem
 from pomlflow.template import attribute_rules, text_rules, variable_rules
 from pomlflow.template.markup import SourceText, parse_document
+from pomlflow.template.names import tool_settings
 from pomlflow.template.page import Page, Rule
-from pomlflow.template.pyproject import tool_settings
 from pomlflow.template.source import Snapshot
 
 RULES: Mapping[str, Rule] = {**text_rules.RULES, **attribute_rules.RULES, **variable_rules.RULES}

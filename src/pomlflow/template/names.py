@@ -6,15 +6,16 @@ import errno
 import hashlib
 import os
 import re
+import tomllib
 import unicodedata
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pomlflow._log import warn_once
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
-from pomlflow.template.pyproject import tool_settings
 
 _LONGEST: Final = 256  # the maximum length of a name that MLflow accepts in every kind of store
 
@@ -104,6 +105,21 @@ def _relative(path: Path, folder: Path) -> str | None:
         if file.is_relative_to(above):
             return file.relative_to(above).as_posix()
     return None
+
+
+@lru_cache(maxsize=256)
+def tool_settings(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
+    """Return the nearest pyproject.toml at or above a folder, and its ``[tool.pomlflow]``."""
+    file = next((file for at in (folder, *folder.parents) if (file := at / "pyproject.toml").is_file()), None)
+    if file is None:
+        return None, {}
+    try:
+        tools = tomllib.loads(file.read_text("utf-8")).get("tool", {})
+    except (OSError, ValueError) as error:
+        warn_once(("pyproject", file), "%s cannot be read, so that its prompt_root is unknown: %s", file, error)
+        return file, {}
+    values = tools.get("pomlflow", {})
+    return file, values if isinstance(values, dict) else {}
 
 
 def _project_root(folder: Path) -> Path | None:
