@@ -1,11 +1,5 @@
 """The command line, for people and for CI.
 
-Output has no colours if it is piped or ``NO_COLOR`` is set. The exit codes are like those of ``diff``:
-
-- 0: success.
-- 1: a prompt does not render, differs from the registry, or replays differently; or a warning with ``check --strict``.
-- 2: an error, such as wrong usage, a file or a prompt that does not exist, or a store that cannot be reached.
-
 A command imports what it needs when it runs, so that ``--help`` and shell completion load neither MLflow nor Node.
 """
 
