@@ -148,6 +148,34 @@ async def test_a_reader_who_leaves_a_stream_makes_no_error(
 
 
 @pytest.mark.parametrize("stream", STREAMS)
+def test_a_program_that_ends_after_its_reader_has_left_makes_no_error(
+    stream: str, config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    """asyncio.run cancels what is left of the stream."""
+    asyncio.run(leave(streams(config)[stream]()))
+    gc.collect()
+    (trace,) = stored_traces()
+    assert "ERROR" not in tree(trace)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_program_whose_reader_is_cancelled_makes_errors(
+    stream: str, config: RunnableConfig, stored_traces: Fetch
+) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(read(streams(config)[stream]()), 0.5)
+
+    async def read(reading: AsyncIterator[Any]) -> None:
+        async for _ in reading:
+            pass
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    (trace,) = stored_traces()
+    assert trace.info.state.value == "ERROR"
+
+
+@pytest.mark.parametrize("stream", STREAMS)
 async def test_a_reader_who_is_cancelled_makes_errors_of_what_was_running(
     stream: str, config: RunnableConfig, stored_traces: Fetch
 ) -> None:

@@ -235,10 +235,14 @@ def _graph_control_flow() -> tuple[type[BaseException], ...]:
 def _reader_left(task: asyncio.Task[Any] | None) -> bool:
     """Return whether LangChain cancels the task of an `astream_events` because its reader stopped reading.
 
-    Then it cancels the task once. If the reader was cancelled, it cancels the task twice.
+    Then it cancels the task once. If the reader was cancelled, it cancels the task twice; and so is the task if the
+    program ends after the reader has left, when another task of asyncio's closes the generator.
     """
-    name = getattr(None if task is None else task.get_coro(), "__qualname__", "")
-    return task is not None and name == _EVENTS_TASK and task.cancelling() == 1
+    if task is None or getattr(task.get_coro(), "__qualname__", "") != _EVENTS_TASK:
+        return False
+    return task.cancelling() == 1 or any(
+        type(other.get_coro()).__name__ == "async_generator_athrow" for other in asyncio.all_tasks(task.get_loop())
+    )
 
 
 def _is_the_same_run(above: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
