@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tests.markdown import ROOT
 from tests.templates import write
 
 import pomlflow
@@ -24,7 +26,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "shop" / "__init__.py", "")
     write(tmp_path / "shop" / "parts" / "rules.poml", "<p>Be brief.</p>")
-    write(tmp_path / "shop" / "logo.png", "a picture")
+    shutil.copy(ROOT / "examples" / "serve" / "shop" / "logo.png", tmp_path / "shop" / "logo.png")
     write(tmp_path / "shop" / "support.poml", PROMPT)
     return tmp_path / "shop"
 
@@ -52,6 +54,11 @@ def test_the_package_and_what_renders_it_are_the_models(shop: Path, caplog: pyte
             r"support\.poml cannot travel with a model: it names .*rules\.poml, which is",
         ),
         ('<p><img src="{folder}/logo.png" alt="x"/></p>', "by an absolute path; write it relative"),
+        ('<p>\n<img src="lgoo.png" syntax="multimedia"/></p>', r"support\.poml:2:1: .*lgoo\.png"),
+        ('<p><img src="lgoo.png" alt="x"/></p>', r"cannot travel with a model: it names .*lgoo\.png, which is missing"),
+        ('<document src="terms.txt"/>', r"support\.poml:1:1: .*terms\.txt"),
+        ('<include src="rules.poml"/>', r"support\.poml:1:14: .*rules\.poml"),
+        ("<poml><p>Hello</poml>", r"support\.poml:1:\d+: "),
     ],
 )
 def test_a_file_that_does_not_travel_is_reported(shop: Path, source: str, message: str) -> None:

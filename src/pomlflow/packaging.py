@@ -41,8 +41,8 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
         installed frameworks, poml and Node, in the versions of this environment.
 
     Raises:
-        ConfigurationError: A folder has no prompts or is not a top-level package; or a prompt names a file that is not
-            stored with the model, or that it may not read there.
+        ConfigurationError: A folder has no prompts or is not a top-level package; or a prompt is broken, or names a
+            file that is missing, that is not stored with the model, or that it may not read there.
 
     Example:
         >>> mlflow.langchain.log_model("chain.py", name="support", **pomlflow.packaged("shop"))  # doctest: +SKIP
@@ -57,7 +57,7 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
         paths[str(folder)] = None
         parts = {part for template in prompts.values() for part in template.inference.includes}
         for file, template in prompts.items():
-            if wrong := next(_unusable_files(template, folder), None):
+            if wrong := next(_faults(template, folder, is_part=file in parts), None):
                 raise ConfigurationError(f"{file} cannot travel with a model: {wrong}")
             project, values = tool_settings(file.parent)
             if project is not None and project.parent == folder.parent and "prompt_root" in values:
@@ -67,8 +67,8 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
     return {"code_paths": list(paths), "extra_pip_requirements": list(_requirements())}
 
 
-def _unusable_files(template: Template, folder: Path) -> Iterator[str]:
-    """Yield, for each file that a prompt names and cannot read in the model, why and the remedy."""
+def _faults(template: Template, folder: Path, *, is_part: bool) -> Iterator[str]:
+    """Yield why a prompt cannot be rendered in the model, and the remedy."""
     assert template.path is not None  # noqa: S101 - the caller made it from a file
     takes = template.inference
     allowed = (template.path.parent, *settings().allow_read)
@@ -82,6 +82,11 @@ def _unusable_files(template: Template, folder: Path) -> Iterator[str]:
                 f"it names {file}, which is not under its own folder, and in the model it reads no other; move it "
                 "there, or have the model's code call pomlflow.configure(allow_read=[…]), and call it here too"
             )
+    if not is_part and (error := template.check().error) is not None:  # a part may need what its includer defines
+        yield str(error)
+    for file in (*takes.includes, *takes.assets):
+        if not file.exists():  # of a picture with an `alt`, say, which a render does not read
+            yield f"it names {file}, which is missing"
 
 
 def _compare_names(template: Template, file: Path, folder: Path) -> None:
