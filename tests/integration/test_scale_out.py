@@ -58,17 +58,24 @@ def stored(experiment: str) -> Counter[tuple[str, str]]:
     return Counter((trace.info.state.value, trace.info.tags["mlflow.linkedPrompts"]) for trace in traces)
 
 
-@pytest.mark.parametrize("pool", ["spawn", "fork"])
-def test_a_process_pool_loses_nothing(postgres_server, use_server, tmp_path, pool):
-    """The program of the page, also with forked processes."""
+@pytest.mark.parametrize(
+    ("kind", "method"), [("executor", "spawn"), ("executor", "fork"), ("pool", "spawn"), ("pool", "forkserver")]
+)
+def test_a_process_pool_loses_nothing(postgres_server, use_server, tmp_path, kind, method):
+    """The program of the page, also with other start methods, and with a pool that ends its processes by SIGTERM."""
     use_server(postgres_server)
     text = next(block.text for block in blocks(PAGE) if block.title == "answers.py")
-    if pool == "fork":
-        text = text.replace('"spawn"', '"fork"')
-    (tmp_path / "answers.py").write_text(text.replace("brief answers", pool), encoding="utf-8")
+    text = text.replace('"spawn"', f'"{method}"').replace("brief answers", f"{kind} {method}")
+    if kind == "pool":
+        executor = text[text.index("ProcessPoolExecutor(\n") : text.index("    ) as pool")]
+        text = text.replace(
+            executor,
+            f'multiprocessing.get_context("{method}").Pool(2, start, (mlflow.get_tracking_uri(), experiment)\n',
+        )
+    (tmp_path / "answers.py").write_text(text, encoding="utf-8")
     printed, most = run(["answers.py"], postgres_server.uri, tmp_path)
     assert "100 answers" in printed
-    assert stored(pool) == {("OK", '[{"name": "brief", "version": "1"}]'): 100}
+    assert stored(f"{kind} {method}") == {("OK", '[{"name": "brief", "version": "1"}]'): 100}
     assert set(most.values()) == {1}
 
 
