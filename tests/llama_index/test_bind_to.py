@@ -282,7 +282,7 @@ def test_a_schema_that_describes_no_object_is_an_error(scripted: Any) -> None:
 def test_a_completion_cannot_hold_an_image(scripted: Any) -> None:
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
     bound = prompt(f'<p><img base64="{pixel}" syntax="multimedia"/></p>').bind_to(scripted(chat_model=False))
-    with pytest.raises(PomlError, match="a completion is a text, which cannot hold the prompt's image: use chat"):
+    with pytest.raises(PomlError, match="use chat, since a completion is a text, which cannot hold its image"):
         bound.predict()
 
 

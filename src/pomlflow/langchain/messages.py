@@ -108,12 +108,8 @@ def _is_media(block: str | Mapping[str, Any]) -> bool:
 
 def _as_text(block: str | Mapping[str, Any]) -> str:
     """Return a block of a tool's response as text; media are replaced by their alt text or type."""
-    if not _is_media(block):
-        return block if isinstance(block, str) else str(block.get("text", ""))
     part = _part(block)
-    if isinstance(part, str):
-        return part
-    return media.alt_text(part)
+    return part if isinstance(part, str) else media.alt_text(part)
 
 
 def to_poml(message: BaseMessage) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AnyMessage, BaseMessage
-from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.prompts.chat import BaseChatPromptTemplate
@@ -54,11 +53,8 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         chat: Whether to render messages; if False, the render is one text.
         register: Whether to register the prompt; None for the handler's setting.
         partial_variables: Values, or functions that return them, for some of the variables.
-        output_parser: As in LangChain's other prompts.
-        metadata: For tracing.
-        tags: For tracing.
         registry_origin: A prompt in MLflow's registry, instead of markup (`from_registry`).
-        **kwargs: LangChain's other fields, and fields that it passes when it copies a prompt.
+        **kwargs: LangChain's other fields (``output_parser``, ``metadata``, ``tags``), and fields of its copies.
 
     Raises:
         TemplateNotFoundError: The file does not exist.
@@ -98,9 +94,6 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         chat: bool = True,
         register: bool | None = None,
         partial_variables: Mapping[str, Any] | None = None,
-        output_parser: BaseOutputParser[Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-        tags: list[str] | None = None,
         registry_origin: Origin | None = None,
         **kwargs: Any,
     ) -> None:
@@ -125,9 +118,6 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             "registry_origin": registry_origin,
             "template": now.source,
             "name": name,
-            "output_parser": output_parser,
-            "metadata": metadata,
-            "tags": tags,
             **_variables(now.inference, partial_variables or {}, kwargs.get("input_types") or {}),
         }
         super().__init__(**fields)

@@ -15,7 +15,6 @@ from llama_index.core.base.llms.types import (
     CompletionResponseAsyncGen,
     CompletionResponseGen,
     MessageRole,
-    TextBlock,
 )
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
 from llama_index.core.llms import LLM
@@ -28,12 +27,12 @@ from llama_index.core.llms.llm import (
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from pydantic import BaseModel
 
-from pomlflow.exceptions import PomlError
 from pomlflow.frame.tools import tool_specs
 from pomlflow.llama_index.llm import BoundLLM, Options, Request
 from pomlflow.llama_index.messages import Rendered
 from pomlflow.llama_index.providers import settings_for
 from pomlflow.llama_index.structured import AnswerReader, output_class
+from pomlflow.llama_index.text_views import joined_text
 from pomlflow.llama_index.tools import bind_tools, plain_tools
 
 _dispatcher = get_dispatcher(__name__)
@@ -260,6 +259,4 @@ def _system_and_examples(rendered: Rendered, label: str) -> tuple[str | None, li
     else:
         system = [message for message in rendered.messages if message.role == MessageRole.SYSTEM]
         examples = [message for message in rendered.messages if message.role != MessageRole.SYSTEM]
-    for block in (block for message in system for block in message.blocks if not isinstance(block, TextBlock)):
-        raise PomlError(f"{label}: an agent's system prompt is a text, which cannot hold its {block.block_type}")
-    return "\n\n".join(message.content or "" for message in system) or None, examples
+    return joined_text(system, f"{label}: an agent's system prompt is a text") or None, examples

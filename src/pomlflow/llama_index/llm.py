@@ -17,7 +17,6 @@ from llama_index.core.base.llms.types import (
     ChatResponse,
     LLMMetadata,
     MessageRole,
-    TextBlock,
 )
 from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -25,7 +24,6 @@ from llama_index.core.tools import BaseTool
 from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
-from pomlflow.exceptions import PomlError
 from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.internals import prepare_chat_with_tools, validate_chat_with_tools
 from pomlflow.llama_index.providers import (
@@ -36,6 +34,7 @@ from pomlflow.llama_index.providers import (
 )
 from pomlflow.llama_index.refusals import Response, check_refusal, google_refusals, text_of
 from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
+from pomlflow.llama_index.text_views import joined_text
 from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
 
@@ -193,15 +192,9 @@ class BoundLLM(_Delegation, LLM):
         options |= {**self.options, **(given or {})}
         if self.metadata.is_chat_model if chats is None else chats:
             return Request(self, messages, options, reader, answers_by_tool=answers_by_tool)
-        text = self._text(prompt, messages, variables)
+        joined_text(messages, f"{self.label}: use chat, since a completion is a text")
+        text = self._get_prompt(prompt, **variables)
         return Request(self, f"{text}\n\n{addition}" if addition else text, options, reader)
-
-    def _text(self, prompt: Any, messages: Sequence[ChatMessage], variables: Mapping[str, Any]) -> str:
-        for block in (block for message in messages for block in message.blocks if not isinstance(block, TextBlock)):
-            raise PomlError(
-                f"{self.label}: a completion is a text, which cannot hold the prompt's {block.block_type}: use chat"
-            )
-        return self._get_prompt(prompt, **variables)
 
     def answer(self, response: Response) -> str:
         """Return the text of a response, processed by the model's output parser."""

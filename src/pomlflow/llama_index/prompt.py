@@ -321,7 +321,9 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         record = self._core.render({**filled, **shown}, history=history, snapshot=now, keep_whitespace=True)
         # A component that reads a prompt with open variables outside of a run is being set up: that is no render.
         quiet = quiet or (bool(open_) and active_span_id.get() is None)
-        text = joined_text(self._rendered(record, history, quiet=quiet).messages, label)
+        text = joined_text(
+            self._rendered(record, history, quiet=quiet).messages, f"{label}: a component reads this prompt as a text"
+        )
         return PromptText(text, self, text)
 
     def _open_variables(self) -> list[str]:

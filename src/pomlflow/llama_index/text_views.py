@@ -73,12 +73,10 @@ def check_f_string(uses: Iterable[Use], names: Sequence[str], label: str) -> Non
             )
 
 
-def joined_text(messages: Iterable[ChatMessage], label: str) -> str:
-    """Return the text of messages; raise a `PomlError` if they contain more than text."""
+def joined_text(messages: Iterable[ChatMessage], need: str) -> str:
+    """Return the text of messages; raise a `PomlError` if they contain more, with what needs a text (`need`)."""
     blocks = [block for message in messages for block in message.blocks]
     for block in blocks:
         if not isinstance(block, TextBlock):
-            raise PomlError(
-                f"{label}: a component reads this prompt as a text, which cannot hold its {block.block_type}"
-            )
+            raise PomlError(f"{need}, which cannot hold its {block.block_type}")
     return "\n\n".join(block.text for block in blocks if isinstance(block, TextBlock))
