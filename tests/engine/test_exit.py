@@ -180,7 +180,7 @@ LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for
 os.setpgrp()  # as a shell's job: a terminal sends Ctrl-C to the whole group
 
 def interrupt():
-    while not Path(begun).exists():
+    while not Path(begun).exists() or engine.stats().waiting < 5:
         time.sleep(0.01)
     os.killpg(0, signal.SIGINT)
 

@@ -58,6 +58,7 @@ def test_each_call_renders_the_last_known_version(
         return {(answer(prompt), prompt.version) for answer, prompt in prompts}
 
     assert answers() == {("Fallback Ada", None)}
+    until(lambda: outages() == 1)
     mlflow.set_registry_uri(before)
     with server:
         use_server(server)
