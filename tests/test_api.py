@@ -263,3 +263,11 @@ def test_a_removed_argument_names_its_replacement(call: Callable[..., Any]) -> N
         call("<p>Hi</p>", exact_openai_chat=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'fromat'"):
         call("<p>Hi</p>", fromat="dict")
+
+
+@pytest.mark.parametrize("call", [pomlflow.poml, pomlflow.render])
+def test_a_data_frame_as_the_context_is_named_with_the_remedy(call: Callable[..., Any]) -> None:
+    frame = pytest.importorskip("pandas").DataFrame({"a": [1]})
+    with pytest.raises(pomlflow.ConfigurationError, match=r'not a DataFrame; pass it as a variable, \{"rows": …\}'):
+        call("<table records='{{rows}}'/>", frame)
+    assert call("<table records='{{rows}}'/>", {"rows": frame}, format="message_dict")[0]["content"].startswith("| a |")

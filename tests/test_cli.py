@@ -443,6 +443,11 @@ def test_a_trace_is_replayed(run: Run, folder: Path, mlflow_store: str) -> None:
     many = run("replay", span.trace_id, span.trace_id)
     assert (many.exit_code, many.output) == (1, done.output * 2)
     assert json.loads(run("replay", span.trace_id, span.trace_id, "--json").output) == [shown, shown]
+    write(folder / "p" / "support.poml", "<p>You serve {{name}}.</p>")
+    edited = run("replay", span.trace_id, "--with", "p/support.poml")
+    assert (edited.exit_code, "+ You serve Ada.\n" in edited.output) == (1, True)
+    assert edited.output.endswith("rendered with p/support.poml\n")
+    assert run("replay", span.trace_id, "--with", "p/nowhere.poml").exit_code == 2
 
 
 # --- as a program ---

@@ -35,6 +35,7 @@ class RenderOptions(TypedDict, total=False):
     timeout: float | None
 
 
+_AS_VARIABLE = 'pass it as a variable, {"rows": …}'
 Markup = str | os.PathLike[str]
 Variables = Mapping[str, Any] | None
 
@@ -137,7 +138,9 @@ def _template_and_variables(
     refuse_arguments(options.keys() - known, known=known, remedy=remedy)
     check_format(format)
     if context is not None and not isinstance(context, Mapping):
-        raise ConfigurationError(f"context must be a mapping of variables, not a {type(context).__name__}")
+        raise ConfigurationError(
+            f"context must be a mapping of variables, not a {type(context).__name__}; {_AS_VARIABLE}"
+        )
     return template_of(markup, options), context or {}
 
 
@@ -215,10 +218,15 @@ def _poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool) -> Rend
 
 def json_object(given: Any, what: str) -> Mapping[str, Any] | None:
     """Return a context or stylesheet, read from its file or parsed from its JSON text."""
-    if not given or isinstance(given, Mapping):
-        return given or None  # poml ignores an empty string
+    if given is None or (isinstance(given, str | list | tuple) and not given):  # poml ignores what is empty
+        return None
+    if isinstance(given, Mapping):
+        return given or None
     if not isinstance(given, str | os.PathLike):
-        raise TypeError(f"the {what} must be a dict, JSON text or a file, not a {type(given).__name__}")
+        remedy = f"; {_AS_VARIABLE}" if what == "context" else ""
+        raise ConfigurationError(
+            f"the {what} must be a dict, JSON text or a file, not a {type(given).__name__}{remedy}"
+        )
     try:
         text, problem = str(given), None
         if _exists(given):

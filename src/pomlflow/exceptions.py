@@ -376,8 +376,8 @@ class RenderError(PomlError):
         self.hint = "\n".join(dict.fromkeys(filter(None, (first.remedy, hint)))) or None
         self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
         others = [_cut(_also(problem), 4, 300) for problem in self.problems[1:]]
-        named = first.remedy and first.kind != "MarkupError" and any(one.line != first.line for one in self.problems)
-        remedy = f"line {first.line}: {self.hint}" if named else self.hint
+        named = first.remedy and first.kind != "MarkupError" and len(self.problems) > 1
+        remedy = f"line {first.line}, column {first.column}: {self.hint}" if named else self.hint
         super().__init__(_bounded(str(first), others, remedy))
 
 

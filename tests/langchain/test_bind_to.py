@@ -18,7 +18,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, 
 from langchain_core.tools import tool
 from tests.langchain.prompts import Model, TextModel
 
-from pomlflow import PomlError, ToolError
+from pomlflow import ConfigurationError, PomlError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
 from pomlflow.langchain.binding import PomlModel
 
@@ -299,6 +299,16 @@ def test_functions_and_tools_that_do_not_match_are_refused_at_the_call() -> None
     with pytest.raises(ToolError, match="defines 'weather' without a function"):
         prompt(TOOL).bind_to(model, tools=[]).invoke({})
     assert len(model.received) == 2
+
+
+def test_functions_of_a_file_without_tools_describe_themselves() -> None:
+    model = Model()
+    prompt("<p>Go.</p>").bind_to(model, tools=[weather]).invoke({})
+    assert [given.name for given in model.options[0]["tools"]] == ["weather"]
+    with pytest.raises(ConfigurationError, match=r"no <tool-definition>, and a TextModel has no bind_tools .*: define"):
+        prompt("<p>Go.</p>").bind_to(TextModel(), tools=[weather])
+    with pytest.raises(TypeError, match="bind_to takes a LangChain model"):
+        prompt("<p>Go.</p>").bind_to(5, tools=[weather])  # type: ignore[arg-type]
 
 
 def test_a_bound_model_takes_other_inputs_unchanged() -> None:

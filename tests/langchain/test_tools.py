@@ -169,6 +169,12 @@ def test_tools_and_functions_that_do_not_match(functions: Any, message: str) -> 
         prompt.tools(functions)
 
 
+def test_functions_of_a_file_without_tools_describe_themselves() -> None:
+    (found,) = PomlPromptTemplate.from_template("<p>Go to {{place}}.</p>").tools([weather], place="sea")
+    assert (found.name, set(found.args)) == ("weather", {"city", "days"})
+    assert found.invoke({"city": "Oslo"}) == weather("Oslo")
+
+
 def test_a_function_is_no_error_where_another_render_may_define_its_tool() -> None:
     assert [tool.name for tool in PROMPT.tools({"weather": weather, "now": len}, place="sea")] == ["weather"]
 

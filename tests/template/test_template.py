@@ -309,3 +309,15 @@ def test_the_stylesheet_is_the_templates_own(folder: Path) -> None:
     stylesheet.clear()
     assert text(template, name="Ada") == before == '"Hello Ada"'
     assert template.render({"name": "Ada"}).stylesheet == {"p": {"syntax": "json"}}
+
+
+def test_a_path_as_markup_is_reported_once_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "once.poml", "<p>Hi</p>")
+    for markup in ("once.poml", "once.poml", "other.poml"):
+        assert text(Template(markup)) == markup
+    (warning,) = caplog.records
+    assert warning.getMessage().startswith("the template is the text 'once.poml', which is the path of a file: for the")
+    assert "from_file(path)" in warning.getMessage()

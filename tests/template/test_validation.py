@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.templates import text, write
 
-from pomlflow.exceptions import MissingVariableError, RenderError
+from pomlflow.exceptions import MissingVariableError, RenderError, VariableError
 from pomlflow.template import Template
 from pomlflow.template.inference import infer
 
@@ -325,3 +325,75 @@ def test_a_loop_over_an_expression_that_is_no_list_is_one_problem() -> None:
     error = Template("<p for='[k, v] in xs.all'>{{k}} {{v}}</p>").render({"xs": {"all": 1}}).error
     assert isinstance(error, RenderError)
     assert [problem.message for problem in error.problems] == ["List is expected in for attribute."]
+
+
+def frame(kind: str) -> Any:
+    """Return a value of numpy or pandas, which a test is skipped without."""
+    np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    table = pd.DataFrame({"a": [1, 2]})
+    return {"array": np.array([1, 2]), "series": table["a"], "matrix": np.array([[1]]), "frame": table}[kind]
+
+
+@pytest.mark.parametrize("value", [[1, 2], ["Emma", "Dune"], (None,), "array", "series"])
+def test_records_without_rows_are_named_with_the_remedy(value: Any) -> None:
+    value = frame(value) if isinstance(value, str) else value
+    error = Template("<poml>\n<table records='{{sales}}'/></poml>").render({"sales": value}).error
+    assert isinstance(error, VariableError)
+    assert error.variable == "sales"
+    assert str(error).startswith(
+        f"<inline>:2:19: sales is of the type {type(value).__name__} and has no rows; records="
+    )
+    assert "a list of dicts or of lists, or a DataFrame; of a Series, series.reset_index()" in str(error)
+
+
+@pytest.mark.parametrize("value", [[{"a": 1}], [[1, 2]], (("a", 1),), "matrix", "frame", '[{"a": 1}]'])
+def test_records_with_rows_are_a_table(value: Any) -> None:
+    value = frame(value) if value in ("matrix", "frame") else value
+    assert text(Template("<table records='{{sales}}'/>"), sales=value).startswith("| ")
+
+
+@pytest.mark.parametrize("value", ["a,b", {"a": 1}, [], 5, None])
+def test_records_that_poml_refuses_have_the_remedy(value: Any) -> None:
+    error = Template("<table records='{{sales}}'/>").render({"sales": value}).error
+    assert "records= takes rows: a list of dicts or of lists, or a DataFrame" in str(error)
+
+
+@pytest.mark.parametrize("element", ["img", "audio"])
+def test_bytes_as_base64_are_named_with_the_remedy(element: str) -> None:
+    markup = f"<p>a <{element} base64='{{{{data}}}}' type='image/png' syntax='multimedia'/></p>"
+    error = Template(markup).render({"data": b"\x89PNG"}).error
+    assert isinstance(error, VariableError)
+    assert "base64=\"{{data.toString('base64')}}\"" in str(error)
+
+
+def test_bytes_of_a_loop_have_the_remedy_too() -> None:
+    markup = "<p for='x in [data]'><img base64='{{x}}' type='image/png' syntax='multimedia'/></p>"
+    assert "of bytes, write base64=\"{{x.toString('base64')}}\"" in str(Template(markup).render({"data": b"ab"}).error)
+
+
+def test_each_error_of_a_line_has_its_own_remedy() -> None:
+    error = Template("<p>{{ len(x) }} {{ x.upper() }} {{ x.get('a') }}</p>").render({"x": 5}).error
+    assert isinstance(error, RenderError)
+    assert [one.column for one in error.problems] == [4, 17, 33]
+    remedies = [(one.remedy or "").partition(": write ")[2] for one in error.problems]
+    assert remedies == ["xs.length", "x.toUpperCase()", "x.key ?? y"]
+    assert str(error).split("\n")[-1].startswith("line 1, column 4: ")
+
+
+def test_errors_are_in_the_order_of_lines_with_missing_variables_last() -> None:
+    markup = "<poml>\n<p>{{y}}</p>\n<table records='{{5}}'/>\n<p>{{ x.upper() }}</p>\n<p>{{z}}</p>\n</poml>"
+    error = Template(markup).render({"x": 5}).error
+    assert isinstance(error, RenderError)
+    assert [one.line for one in error.problems] == [3, 4, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("markup", "remedy"),
+    [
+        ("<p>{{ 'a' in x }}</p>", "write x.includes(y)"),
+        ("<include src='.'/>", "name a file, not a folder"),
+        ("<output-schema>z.object({a: 'string'})</output-schema><p>a</p>", "such as z.string()"),
+    ],
+)
+def test_other_faults_have_the_remedy(markup: str, remedy: str) -> None:
+    assert remedy in str(Template(markup).render({"x": "abc"}).error)

@@ -20,7 +20,7 @@ from tests.template.test_history import Note, Notes
 from tests.templates import HELLO, write
 
 import pomlflow
-from pomlflow import TraceNotFoundError, settings
+from pomlflow import ConfigurationError, TemplateNotFoundError, TraceNotFoundError, settings
 from pomlflow.template import Template
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.replay import Replay, ReplayedRender
@@ -78,6 +78,40 @@ def only(trace_id: str) -> ReplayedRender:
 
 def texts(render: ReplayedRender) -> list[str]:
     return [str(difference) for difference in render.differences]
+
+
+# --- an edited file ---
+
+
+def test_an_edited_file_is_rendered_with_the_values_of_the_trace(trace_of: Callable[..., str], folder: Path) -> None:
+    """It reads what any file of the user's own may; the others of the trace are rendered as they were stored."""
+    file = write(folder / "a.poml", "<p>Be kind to {{name}}.</p>")
+    other = Template("<p>{{name}}</p>", name="other")
+    trace_id = trace_of((Template(path=file), {"name": "Ada"}), (other, {"name": "Bo"}))
+    write(file, "<poml><p>Be brief to {{name}}.</p><document src='more.txt'/></poml>")
+    write(folder / "more.txt", "More.")
+    assert pomlflow.replay(trace_id).identical
+    edited, same = pomlflow.replay(trace_id, "a.poml").renders
+    assert (edited.outcome, same.outcome) == ("different", "identical")
+    assert texts(edited) == ["messages[0].content\n- Be kind to Ada.\n+ Be brief to Ada.\n+ \n+ More."]
+    assert edited.reasons == ("rendered with a.poml",)
+    write(file, "<p>{{title}}</p>")
+    edited, _ = pomlflow.replay(trace_id, file).renders
+    assert edited.differences[0].where == "error"
+    assert "needs the variable title" in str(edited)
+
+
+def test_an_edited_file_of_another_name_is_for_the_only_prompt(trace_of: Callable[..., str], folder: Path) -> None:
+    file = write(folder / "new.poml", "<p>Hi {{n}}</p>")
+    (render,) = pomlflow.replay(trace_of((Template("<p>{{n}}</p>"), {"n": PICTURE})), file).renders
+    assert render.outcome == "different"
+    two = trace_of((Template("<p>{{n}}</p>", name="one"), {"n": 1}), (Template("<p>{{n}}</p>", name="two"), {"n": 1}))
+    with pytest.raises(
+        ConfigurationError, match=r"new\.poml is none of the prompts of the trace tr-\w+: poml one, poml two"
+    ):
+        pomlflow.replay(two, file)
+    with pytest.raises(TemplateNotFoundError):
+        pomlflow.replay(two, "nowhere.poml")
 
 
 # --- identical ---

@@ -190,17 +190,20 @@ def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
 
 @click.command()
 @click.argument("trace_ids", nargs=-1, required=True, metavar="TRACE_ID...")
+@click.option("--with", "template", type=FILE, help="Render this edited file with the values of the traces.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; a list for several traces.")
 @mlflow_options
 @click.pass_context
-def replay(ctx: click.Context, trace_ids: tuple[str, ...], as_json: bool, tracking_uri: str | None) -> None:
+def replay(
+    ctx: click.Context, trace_ids: tuple[str, ...], template: str | None, as_json: bool, tracking_uri: str | None
+) -> None:
     """Render the prompts of traces again and compare.
 
     Shows the differences, and which files and versions have changed. It runs the templates that the traces hold. Run it
     in the prompt root, or set POMLFLOW_PROMPT_ROOT, so that it finds the files that the templates read.
 
     \b
-    pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0
+    pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --with support.poml
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --tracking-uri http://127.0.0.1:5000 --json
     """
     connect(tracking_uri)
@@ -209,7 +212,7 @@ def replay(ctx: click.Context, trace_ids: tuple[str, ...], as_json: bool, tracki
 
     results = []
     for trace_id in progress(trace_ids, "replaying"):
-        results.append(replayed(trace_id))
+        results.append(replayed(trace_id, template))
         if not as_json:
             click.echo(str(results[-1]))
     if as_json:

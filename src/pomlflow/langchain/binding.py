@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,12 +20,13 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 from typing_extensions import override
 
-from pomlflow.exceptions import PomlError
+from pomlflow.exceptions import ConfigurationError, PomlError
 from pomlflow.frame.tools import check_functions, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import arguments, uses_chat_completions
 from pomlflow.langchain.output import PartialObject, parse_message
 from pomlflow.langchain.prompt_value import PomlPromptValue
+from pomlflow.langchain.tools import as_tool
 from pomlflow.record import RenderRecord
 
 
@@ -135,7 +136,7 @@ def wrap_models(
     llm: Runnable[Any, Any],
     *,
     parse: bool = False,
-    functions: list[str] | None = None,
+    functions: Iterable[str] | None = None,
     bindings: tuple[RunnableBinding[Any, Any], ...] = (),
 ) -> Runnable[Any, Any]:
     """Wrap every model in the runnable in a `PomlModel`; `bindings` are those around the runnable, innermost first."""
@@ -156,7 +157,22 @@ def wrap_models(
         raise TypeError(f"bind_to takes a LangChain model, or a runnable made from one, not a {type(llm).__name__}")
     for binding in bindings:  # around the model itself, so that the frame overrides their arguments
         llm = binding.model_copy(update={"bound": llm})
-    return PomlModel(bound=llm, parse=parse, functions=functions)
+    return PomlModel(bound=llm, parse=parse, functions=None if functions is None else list(functions))
+
+
+def with_functions(llm: Runnable[Any, Any], functions: Mapping[str, Any]) -> Runnable[Any, Any]:
+    """Bind functions that describe themselves to a model."""
+    tools, model = [as_tool(name, function) for name, function in functions.items()], cast("Any", llm)
+    if not isinstance(model, Runnable):
+        return llm  # refused by `wrap_models`
+    try:
+        bound: Runnable[Any, Any] = cast("Any", model).bind_tools(tools)
+    except (AttributeError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"the prompt has no <tool-definition>, and a {type(llm).__name__} has no bind_tools for functions that "
+            "describe themselves: define the tools in the prompt, or use a model that has it"
+        ) from error
+    return bound
 
 
 def _resolve(

@@ -20,7 +20,7 @@ from typing_extensions import override
 from pomlflow._arguments import refuse_arguments, refuse_foreign
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame.tools import check_functions, functions_by_name, tool_specs
-from pomlflow.langchain.binding import wrap_models
+from pomlflow.langchain.binding import with_functions, wrap_models
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
@@ -166,8 +166,9 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             llm: A model, or a runnable made from one: with bound tools, with retries, with fallbacks, or configurable.
             parse: Whether to return the object in the answer, checked by the output schema, instead of the message. A
                 stream yields the object as it grows.
-            tools: The functions of the markup's tools, by name, or under their own names. Each call checks that they
-                match the markup; the chain does not run them. The method `tools` makes tools that run them.
+            tools: The functions of the markup's tools, by name, or under their own names; if it defines none, they
+                describe themselves. Each call checks that they match the markup; the chain does not run them. The
+                method `tools` makes tools that run them.
 
         Returns:
             The chain.
@@ -175,6 +176,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         Raises:
             TypeError: `llm` is not a model.
             ToolError: Two functions have one name.
+            ConfigurationError: The markup defines no tool, and `llm` takes none.
 
         A call raises `SettingError` if the model does not support a setting, and `ToolError` if tools and functions do
         not match. With `parse`, it raises `PomlOutputParserError`, which contains the answer, if that does not match
@@ -186,7 +188,9 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             >>> prompt.bind_to(FakeListChatModel(responses=["Hello!"])).invoke({"name": "Ada"}).content
             'Hello!'
         """
-        functions = None if tools is None else list(functions_by_name(tools))
+        functions = None if tools is None else functions_by_name(tools)
+        if functions and "tools" not in self._core.inference.fields:
+            llm, functions = with_functions(llm, functions), None
         return RunnableSequence(self, wrap_models(llm, parse=parse, functions=functions))
 
     def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
@@ -197,10 +201,11 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             **variables: The variables of the template.
 
         Returns:
-            A tool for each definition, with the definition's description. Its schema checks the tool's arguments.
+            A tool for each definition, with its description and its schema, which checks the arguments. If the markup
+            defines no tool at all, the functions describe themselves.
 
         Raises:
-            ToolError: A tool has no function, or a function no tool.
+            ToolError: A tool has no function, or a function no tool in markup that defines others.
             PomlError: The error that a render would raise.
 
         Example:
@@ -212,6 +217,8 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         """
         record, _ = self.render_record(variables)
         specs, given, label = tool_specs(record.result()), functions_by_name(functions), record.label
+        if "tools" not in self._seen.inference.fields:
+            return [as_tool(name, function) for name, function in given.items()]
         check_functions(specs, given, label, exact="tools" in record.static_fields)
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, label) for spec in specs]
 

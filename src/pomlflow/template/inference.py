@@ -115,6 +115,7 @@ class _Site(NamedTuple):
     scope: _Scope
     kind: Kind
     needs_list: bool = False  # whether an empty list is enough for a variable alone, as in an `if` or `for`
+    attribute: str = ""
 
 
 class _Collector:
@@ -186,7 +187,7 @@ class _Collector:
             self.has_speakers |= key == "speaker"
             if key not in {"for", "if"} and (evaluated is None or key in evaluated):
                 is_history = element.name == "conversation" and key == "messages" and self.add_messages(value, scope)
-                dynamic |= self.add_passage(_Site(value, scope, "attribute", bool(is_history)))
+                dynamic |= self.add_passage(_Site(value, scope, "attribute", bool(is_history), key))
         if element.name == "include":
             return self.included(element, scope)
         if element.name in READERS and (source := element.find("src").text) and "{{" not in source:
@@ -289,7 +290,7 @@ class _Collector:
 
     def add_expression(self, code: str, start: int, site: _Site) -> bool:
         """Add an expression and its uses; return whether it is dynamic."""
-        expression = Expression(code, site.scope.source, site.passage.at(start), site.kind)
+        expression = Expression(code, site.scope.source, site.passage.at(start), site.kind, site.attribute)
         self.expressions.append((self.node, expression))
         return self.add_uses(expression, start, site)
 

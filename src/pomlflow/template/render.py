@@ -18,6 +18,7 @@ from pomlflow.template.runtime import unset_defaults
 from pomlflow.template.source import Snapshot
 from pomlflow.template.validation import (
     check_names,
+    check_values,
     encode_variables,
     missing_names,
     missing_variables,
@@ -125,7 +126,7 @@ class Render:
             self._error = missing_variables(missing, outcome, snapshot, variables)
         else:
             others = [problem for problem in outcome.problems if problem not in own]
-            self._error = with_hint(RenderError([*own, *others], outcome.hint), snapshot, variables)
+            self._error = with_hint(RenderError([*own, *others], outcome.hint), snapshot, variables, own or others)
 
     def _prepare(self, variables: Mapping[str, Any]) -> tuple[Mapping[str, Any], engine.Request]:
         """Return the variables as expressions see them, and the request."""
@@ -142,6 +143,8 @@ class Render:
             variables = plain_histories(variables, takes.messages, takes.message_sources)
         self._context, revive = encode_variables(takes, variables)
         check_names(now, variables)
+        if not self._exact:
+            check_values(now, variables)
         # POML resolves relative sources against the folder of a path, whose file need not exist. For inline markup that
         # is the working folder. Do not look it up for markup without sources: os.getcwd releases the interpreter lock,
         # and a busy thread, such as MLflow's exporter, may then hold it for 5 ms.

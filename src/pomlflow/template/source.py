@@ -26,6 +26,7 @@ class Expression(NamedTuple):
     source: SourceText
     offset: int  # of the code in that text
     kind: Kind
+    attribute: str = ""  # for the kind `attribute`
 
 
 class Use(NamedTuple):

@@ -48,6 +48,12 @@ class Template:
             raise ConfigurationError(
                 f"a template is a text, not of the type {type(source).__name__}; for a file use from_file(path)"
             )
+        if source is not None and path is None and source.endswith(".poml") and _names_file(source):
+            warn_once(
+                ("path as markup", source),
+                "the template is the text %r, which is the path of a file: for the file use from_file(path), or a Path",
+                source,
+            )
         if stylesheet is not None and not isinstance(stylesheet, Mapping):
             raise ConfigurationError(
                 "a stylesheet is a mapping of elements or classes to attributes, "
@@ -215,6 +221,11 @@ def _kept(path: Path, last: str, why: str | None) -> str:
     message = "the template %s cannot be read (%s): its last content stays in use"
     warn_once(("template", path, why), message, path, why)
     return last
+
+
+def _names_file(text: str) -> bool:
+    """Return whether a markup is the path of an existing file."""
+    return not {"<", "\n"} & set(text) and os.path.exists(text)  # noqa: PTH110 - it accepts any text
 
 
 def _relative_to_root(folder: Path) -> str | None:

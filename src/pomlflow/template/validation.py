@@ -84,6 +84,31 @@ def check_names(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
             )
 
 
+def check_values(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
+    """Raise a `VariableError` for a value that POML silently makes an empty table or a broken medium of."""
+    for use in snapshot.inference.uses:
+        expression, value = use.expression, variables.get(use.name)
+        if expression.attribute not in {"records", "base64"} or not use.alone or value is None:
+            continue
+        kind = f"is of the type {type(value).__name__}"
+        if expression.attribute == "base64" and isinstance(value, bytes | bytearray | memoryview) and value:
+            why = f"{use.name} {kind}; write base64=\"{{{{{use.name}.toString('base64')}}}}\", or pass a text in base64"
+        elif expression.attribute == "records" and _has_no_rows(value):
+            why = f"{use.name} {kind} and has no rows; {_ROWS}; of a Series, series.reset_index()"
+        else:
+            continue
+        line, column, text = expression.source.locate(use.offset)
+        file = snapshot.label if use.file is None else str(use.file)
+        raise VariableError(str(Problem(why, "VariableError", file, line, column, text, len(use.name))), use.name)
+
+
+def _has_no_rows(value: Any) -> bool:
+    """Return whether a list, an array or a Series has values that are no rows: neither objects nor lists."""
+    if not isinstance(value, list | tuple) and getattr(value, "ndim", 0) != 1:
+        return False
+    return any(engine.encode({"row": row})[0][7:8] not in {b"{", b"["} for row in list(value)[:1])
+
+
 def _uses(expressions: Iterable[Expression], name: str) -> bool:
     """Return whether an expression uses a name that is not an identifier."""
     if name.isidentifier():  # a reserved word; `in` and `new` are valid parts of other expressions
@@ -173,15 +198,28 @@ def _is_empty(history: Any) -> bool:
     return isinstance(history, list | tuple) and not history
 
 
-def with_hint(error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any]) -> RenderError:
+def with_hint(
+    error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], own: Iterable[Problem]
+) -> RenderError:
     """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
     found = map(_named, _loops_named(error.problems, snapshot, variables))
     problems = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in found]
     fault = _cause(problems[0], snapshot)
-    problems = [fault, *problems] if fault is not None else problems
+    problems = [fault, *problems] if fault is not None else _in_order(problems, own)
     hints = [None if problems[0].remedy else error.hint]
     hints += [why for file, why in snapshot.missing if file in str(error)]
     return RenderError(problems, "\n".join(dict.fromkeys(filter(None, hints))) or None)
+
+
+def _in_order(problems: Sequence[Problem], own: Iterable[Problem]) -> list[Problem]:
+    """Return problems by file, line and column: the template's own, with words of Python, before missing variables."""
+    places, files = {one.place for one in own}, list(dict.fromkeys(one.file for one in problems))
+
+    def key(one: Problem) -> tuple[bool, int, int, int]:
+        is_own = one.place in places or (bool(_undefined(one)) and one.remedy is not None)
+        return not is_own, files.index(one.file), one.line or 0, one.column or 0
+
+    return sorted(problems, key=key)
 
 
 def _loops_named(problems: Iterable[Problem], snapshot: Snapshot, variables: Mapping[str, Any]) -> Iterator[Problem]:
@@ -228,8 +266,8 @@ def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
 def _in_loop(text: str, offset: int) -> Fault | None:
     """Return the fault of the outermost loop around an offset that binds no valid names."""
     for element in parse_markup(text).walk():
-        passage, end = element.find("for"), element.end_tag[0] if element.end_tag else element.end
-        if element.start <= offset < end and "{{" not in passage.text and _binds_badly(passage.text):
+        passage = element.find("for")
+        if element.start <= offset < element.content_end and "{{" not in passage.text and _binds_badly(passage.text):
             why = f"for= binds one name, or a pattern: {passage.text}"
             return Fault(passage.at(0), len(passage.text), why, 'write for="item in items"; its number is loop.index')
     return None

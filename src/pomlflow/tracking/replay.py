@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from typing_extensions import override
 from pomlflow.content import REQUEST, RESPONSE
 from pomlflow.display import replay_html, short
 from pomlflow.engine.file_access import trusted_roots
-from pomlflow.exceptions import PomlError, TraceNotFoundError
+from pomlflow.exceptions import ConfigurationError, PomlError, TraceNotFoundError
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
@@ -119,7 +120,7 @@ class Replay:
         return replay_html(self._summary, map(str, self.renders))
 
 
-def replay(trace_id: str) -> Replay:
+def replay(trace_id: str, template: str | os.PathLike[str] | None = None) -> Replay:
     """Render again what was rendered in a trace, from the trace alone, and compare message by message.
 
     The markup, the variables and the stylesheet come from the trace. Files that the markup names are read from their
@@ -132,14 +133,19 @@ def replay(trace_id: str) -> Replay:
     processes for prompts of registries, and may read files only in the prompt root, the working folder and
     ``allow_read``.
 
+    With `template`, an edited file is rendered with the trace's values. It may read what any file of your own may.
+
     Args:
         trace_id: The trace, in the store that MLflow is set to.
+        template: A file to render in place of the trace's prompt of its path or name, or of the only one.
 
     Returns:
         The result; ``print`` shows it.
 
     Raises:
         TraceNotFoundError: There is no such trace.
+        TemplateNotFoundError: There is no such file.
+        ConfigurationError: The trace has several prompts, and none has the file's name or path.
         MlflowException: The store failed or is unreachable.
 
     Example:
@@ -151,12 +157,20 @@ def replay(trace_id: str) -> Replay:
           + Be brief.
           support/tone.poml has changed: it was written at 2026-03-02 11:04:31
     """
+    edited = None if template is None else Template(path=template)
     trace = _fetch_trace(trace_id)
     fetch = _attachment_reader(trace.info)
     spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
-    return Replay(
-        trace_id, tuple(_StoredRender(span, fetch).replay() for span in spans if "poml.digest" in span.attributes)
-    )
+    renders = [_StoredRender(span, fetch) for span in spans if "poml.digest" in span.attributes]
+    if edited is not None:
+        own = {edited.trace_path, edited.name}
+        same = [render for render in renders if own & render.names or len(renders) == 1]
+        if renders and not same:
+            titles = ", ".join(dict.fromkeys(render.title for render in renders))
+            raise ConfigurationError(f"{template} is none of the prompts of the trace {trace_id}: {titles}")
+        for render in same:
+            render.edited = edited
+    return Replay(trace_id, tuple(render.replay() for render in renders))
 
 
 def _fetch_trace(trace_id: str) -> Trace:
@@ -203,10 +217,17 @@ class _StoredRender:
         self._facts: Mapping[str, Any] = facts if isinstance(facts, dict) else {}
         self._path: str | None = self._attributes.get("poml.path")
         self._folder: str = self._facts.get("folder", folder_of(self._path)) or "."
+        self.title: str = span.name
+        self.edited: Template | None = None  # the user's file to render, in place of the stored markup
+
+    @property
+    def names(self) -> set[str]:
+        """The path and the name of the prompt."""
+        return {name for key in ("path", "prompt.name") if (name := self._attributes.get(f"poml.{key}")) is not None}
 
     def replay(self) -> ReplayedRender:
         """Render again and compare."""
-        head = self._span.span_id, self._span.name, self._path
+        head = self._span.span_id, self.title, self._path
         record = None
         try:
             template, record = self._render(self._inputs())
@@ -240,6 +261,8 @@ class _StoredRender:
         """Return the trace's markup with its files, from this machine or from the registry (see `replay`)."""
         folder = (settings().prompt_root or Path.cwd()) / self._folder
         options: dict[str, Any] = {"stylesheet": inputs.get("stylesheet"), "chat": self._facts.get("chat", True)}
+        if self.edited is not None:
+            return Template(path=self.edited.path, **options)
         uri, files = self._attributes.get("poml.prompt"), self._facts.get("files", {})
         if files and uri and ("version" in self._facts or not all((folder / path).exists() for path in files)):
             with suppress(PomlError):
@@ -253,7 +276,8 @@ class _StoredRender:
         snapshot = template.current()
         if snapshot.roots is None:
             # A snapshot with roots is rendered as untrusted. The trace's own folder is no root: a trace may name any.
-            snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(None))))
+            own = None if self.edited is None else snapshot.folder
+            snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(own))))
         snapshot = replace(snapshot, runtime=self._facts.get("runtime", {}))
         variables: Mapping[str, Any] = inputs["context"]
         history = _StoredHistory([name for name in self._facts.get("natives", ()) if name in variables])
@@ -295,6 +319,8 @@ class _StoredRender:
 
     def _changed_files(self, template: Template, record: RenderRecord) -> Iterator[str]:
         folder, then = template.base_dir, self._facts.get("files", {})
+        if self.edited is not None:
+            yield f"rendered with {self.edited.trace_path}"
         if folder is None or not then:  # a template from the registry has no folder here, and its files are unchanged
             return
         if not folder.is_dir():
