@@ -133,11 +133,10 @@ def replay(trace_id: str, template: str | os.PathLike[str] | None = None) -> Rep
     processes for prompts of registries, and may read files only in the prompt root, the working folder and
     ``allow_read``.
 
-    With `template`, an edited file is rendered with the trace's values. It may read what any file of your own may.
-
     Args:
         trace_id: The trace, in the store that MLflow is set to.
-        template: A file to render in place of the trace's prompt of its path or name, or of the only one.
+        template: An edited file, to render in place of the trace's prompt of its path or name, or of the only one. It
+            may read what any file of your own may.
 
     Returns:
         The result; ``print`` shows it.
