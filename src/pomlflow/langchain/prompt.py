@@ -217,7 +217,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         """
         record, _ = self.render_record(variables)
         specs, given, label = tool_specs(record.result()), functions_by_name(functions), record.label
-        if "tools" not in self._seen.inference.fields:
+        if "tools" not in self._core.inference.fields:
             return [as_tool(name, function) for name, function in given.items()]
         check_functions(specs, given, label, exact="tools" in record.static_fields)
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, label) for spec in specs]
