@@ -23,6 +23,7 @@ from uuid import UUID
 
 import orjson
 
+from pomlflow.engine.system import is_of_system
 from pomlflow.exceptions import VariableError
 from pomlflow.record import well_formed
 
@@ -70,8 +71,8 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
         careful, cause = True, error.__cause__
     if careful:
         text = orjson.dumps(_walk(values, "", 0))  # repeats an error of a user's object, and reports its place
-    if cause is not None:
-        raise cause  # of a signal handler
+    if cause is not None and not is_of_system(cause):
+        raise cause
     # Search the text, since the variables of a replayed trace are already encoded.
     return text, b'"__base64__":' in text or _NUMBER.encode() in text
 
