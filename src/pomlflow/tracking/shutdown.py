@@ -31,6 +31,7 @@ from pomlflow.tracking.stores import check_reachable, redacted
 
 _CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
+_CHILD_CHECK: Final = 30.0  # and at the end of such a child: many of them end at once, and keep the server busy
 _before_flush: Final[list[Callable[[], None]]] = []
 
 
@@ -115,8 +116,9 @@ def flush_at_exit(limit: float | None = None) -> bool:
 
     `limit` is for a process that runs none of the exit hooks in which MLflow stores the rest.
     """
+    check = _CHECK
     if multiprocessing.parent_process() is not None:  # such a child never runs them
-        limit = _CHILD
+        limit, check = _CHILD, _CHILD_CHECK
     deadline = time.monotonic() + (_limit() if limit is None else limit)
     respond = True
     with suppress(Exception):  # another version of MLflow or Python
@@ -129,7 +131,7 @@ def flush_at_exit(limit: float | None = None) -> bool:
                     _drain(processor, queue, deadline)
                 continue
             try:
-                check_reachable(uri, _CHECK)
+                check_reachable(uri, check)
                 _drain(processor, queue, deadline)
             except Exception:  # noqa: BLE001 - for any reason, the store accepts nothing
                 respond = False
