@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Process", "started_with"]
+__all__ = ["Process", "children", "started_with"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,15 @@ class Process:
         """Whether it has not ended yet."""
         now = _read(Path("/proc") / str(self.pid))
         return now is not None and now.start == self.start
+
+
+def children() -> set[int]:
+    """Return the process ids of this process's children, of all its threads, dead ones too."""
+    found: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            found.update(map(int, file.read_text(encoding="utf-8").split()))
+    return found
 
 
 def started_with(name: str, value: str) -> list[Process]:

@@ -212,7 +212,7 @@ def test_trio_renders_in_threads(hello: Callable[[], str]) -> None:
 DAEMONS = """
 import os, threading
 from pomlflow.exceptions import EngineError
-from pathlib import Path
+from tests.processes import children
 
 def work():
     try:
@@ -227,8 +227,7 @@ for _ in range(4):
     threading.Thread(target=work, daemon=True).start()
 for _ in range(20):
     rendered.acquire()
-files = Path("/proc/self/task").glob("*/children")
-print(*{pid for file in files for pid in file.read_text().split()})
+print(*children())
 """
 
 

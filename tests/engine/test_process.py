@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from tests import rendering
+from tests.processes import children
 
 from pomlflow import engine, settings
 from pomlflow.engine import installation as install
@@ -111,19 +112,12 @@ def test_a_render_that_is_killed_twice_fails(js: JS, tmp_path: Path) -> None:
 
 @linux
 def test_a_process_that_is_killed_in_its_start_is_started_again(fresh: None, until: Callable[[Any], Any]) -> None:
-    def children() -> set[str]:
-        found: set[str] = set()
-        for file in Path("/proc/self/task").glob("*/children"):
-            with contextlib.suppress(OSError):  # the thread has ended
-                found.update(file.read_text().split())
-        return found
-
     results: list[str] = []
     before = children()
     rendering = threading.Thread(target=lambda: results.append(text("<p>a</p>")))
     rendering.start()
     [starting] = until(lambda: children() - before)
-    os.kill(int(starting), signal.SIGKILL)
+    os.kill(starting, signal.SIGKILL)
     rendering.join()
     assert results == ["a"]
 

@@ -14,10 +14,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.processes import children
 
 from pomlflow import engine
 from pomlflow.exceptions import RenderError, RenderTimeoutError, WorkerDiedError
@@ -98,12 +98,6 @@ def with_signals(signals: list[signal.Signals], until: Callable[[Any], Any]) -> 
             job.result()
     assert outcomes.done == share * 10
     return outcomes.counts
-
-
-def children() -> set[int]:
-    """The process ids of this process's children, of all its threads, dead ones too."""
-    found = Path("/proc/self/task").glob("*/children")
-    return {int(pid) for file in found for pid in file.read_text(encoding="utf-8").split()}
 
 
 def test_no_render_is_lost_when_processes_are_killed_or_crash(fresh: None, until: Callable[[Any], Any]) -> None:
