@@ -68,7 +68,7 @@ def check_f_string(uses: Iterable[Use], names: Sequence[str], label: str) -> Non
         if use.name in names and not use.alone:
             raise VariableError(
                 f"{label}: a component reads this prompt as an f-string, which can show {use.name!r} but not compute "
-                f"{{{{ {use.expression} }}}}: show the variable alone, or give it a value with partial_format",
+                f"{{{{ {use.expression.code} }}}}: show the variable alone, or give it a value with partial_format",
                 use.name,
             )
 
