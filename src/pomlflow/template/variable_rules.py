@@ -13,7 +13,7 @@ from pomlflow.template.markup import Element, split_loop
 from pomlflow.template.page import Page, Rule
 
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
-_NUMBERS = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # a date or a time, which is a calculation
+_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # or a time; JavaScript calculates, or reports an error
 _NUMBER = re.compile(r"\s*[-+]?\.?\d")  # POML reads the number at the start of the text
 _LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
 
@@ -26,7 +26,7 @@ def let_value(page: Page) -> Iterator[Fault]:
         value, body = node.element.find("value"), node.element.text()
         code, text = value.text.strip(), body.text.strip()
         if code:
-            is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code) or _NUMBERS.fullmatch(code)
+            is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code) or _DATE.fullmatch(code)
             if is_text or (is_prose(code) and analyse(code).broken):
                 why = "value= is a JavaScript expression, and this is a text"
                 remedy = f'put it in quotes of its own: value="{quoted(code)}"'
@@ -35,9 +35,8 @@ def let_value(page: Page) -> Iterator[Fault]:
             yield Fault(body.at(body.text.find("{{")), 2, "the content of a <let> is not evaluated", 'write value="…"')
         elif text[:1] in {"{", "["} and not _is_json(text):
             at = body.at(len(body.text) - len(body.text.lstrip()))
-            yield Fault(
-                at, 1, "the content of the <let> is not JSON, and so a text", "write JSON, or value= with JavaScript"
-            )
+            why = "the content of the <let> is not JSON, and so a text"
+            yield Fault(at, 1, why, "write JSON, or value= with JavaScript")
         elif node.element.find("type").text in {"integer", "float", "number"} and not _NUMBER.match(text):
             at = body.at(0) if text else node.element.start
             yield Fault(at, max(len(text), 1), f"{text!r} is not a number", "write a number, or remove type=")
@@ -56,12 +55,13 @@ def unused_variable(page: Page) -> Iterator[Fault]:
     uses = [(one, set(_names(one.code))) for one in page.snapshot.inference.expressions]
     for node in page.nodes:
         name, value = node.element.find("name"), node.element.find("value")
-        own = page.source.file, range(value.at(0), value.at(len(value.text)) + 1)
-        used = {use for one, names in uses if one.source.file != own[0] or one.offset not in own[1] for use in names}
-        if node.name == "let" and name.text.strip() and not used & set(bound_by(name.text)):
-            yield Fault(
-                name.at(0), len(name.text), f"the variable {name.text} is set and never used", "remove the <let>"
-            )
+        if node.name != "let" or not name.text.strip():
+            continue
+        file, own = page.source.file, range(value.at(0), value.at(len(value.text)) + 1)
+        used = {use for one, names in uses if one.source.file != file or one.offset not in own for use in names}
+        if not used & set(bound_by(name.text)):
+            why = f"the variable {name.text} is set and never used"
+            yield Fault(name.at(0), len(name.text), why, "remove the <let>")
 
 
 def _names(code: str) -> list[str]:
@@ -106,9 +106,8 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
         own = set(WORD.findall(value))
         if before is not None and one not in own:
             line = page.source.locate(before.start)[0]
-            also = (
-                ": POML (0.0.8) ignores the if= of a <let>" if element.find("if").text or before.find("if").text else ""
-            )
+            conditional = element.find("if").text or before.find("if").text
+            also = ": POML (0.0.8) ignores the if= of a <let>" if conditional else ""
             why = f"the variable {one} of line {line} is set again{also}"
             yield Fault(name.at(0), len(name.text), why, 'give it another name, or write value="condition ? a : b"')
         elif before is None and one not in own:
