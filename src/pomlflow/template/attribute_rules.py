@@ -235,7 +235,7 @@ def media_as_text(page: Page) -> Iterator[Fault]:
 
 
 def _is_alone(page: Page, node: Node) -> bool:
-    """Return whether it is the only outermost element, which is sent as media."""
+    """Return whether an element is the only outermost one of a page, which POML sends as media."""
     outermost = [one for one in page.nodes[1:] if not one.inside]
     return page.source.file is None and [node] == outermost and not page.document.text().text.strip()
 

@@ -69,10 +69,12 @@ _FIELDS = {
 _ATTRIBUTES = {
     "include": (),
     "meta": (),
-    **{key: ("parser",) if field == "schema" else ("name", "description", "parser") for key, field in _FIELDS.items()},
+    **{
+        key: ("parser",) if field == "schema" else ("name", "description", "parser")
+        for key, field in _FIELDS.items()
+        if field != "runtime"
+    },
 }
-del _ATTRIBUTES["runtime"]
-
 # The elements that read a file, other than <include> and <let>.
 READERS = frozenset("audio doc document folder image img table webpage".split())
 _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
@@ -187,7 +189,7 @@ class _Collector:
             self.has_speakers |= key == "speaker"
             if key not in {"for", "if"} and (evaluated is None or key in evaluated):
                 is_history = element.name == "conversation" and key == "messages" and self.add_messages(value, scope)
-                dynamic |= self.add_passage(_Site(value, scope, "attribute", bool(is_history), key))
+                dynamic |= self.add_passage(_Site(value, scope, "attribute", is_history, key))
         if element.name == "include":
             return self.included(element, scope)
         if element.name in READERS and (source := element.find("src").text) and "{{" not in source:

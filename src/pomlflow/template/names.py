@@ -1,4 +1,4 @@
-"""The names of prompts in the registry, which are the same on every machine, and the paths of their files."""
+"""The names of prompts in the registry, which are the same on every machine, their files' paths, and pyproject.toml."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:
     for file in (*inference.includes, *inference.assets):
         relative = relative_path(str(file), str(folder)) or file.name
         path = file.as_posix() if file in inference.absolute else relative
-        found.append(PromptFile(path, _sha256(file), file, folder))
+        found.append(PromptFile(path, _sha256(file, stamp(file)), file, folder))
     return tuple(found)
 
 
@@ -129,11 +129,7 @@ def stamp(file: Path) -> object:
     return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy can restore mtime, but not ctime
 
 
-def _sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal; that of no bytes for a missing file or a folder."""
-    return _hashed(file, stamp(file))
-
-
 @lru_cache(maxsize=1024)  # frameworks copy templates often, and a document may be large
-def _hashed(file: Path, _stamp: object) -> str:
+def _sha256(file: Path, _stamp: object) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal; that of no bytes for a missing file or a folder."""
     return hashlib.sha256(read_file(file) or b"").hexdigest()

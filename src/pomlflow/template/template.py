@@ -134,9 +134,9 @@ class Template:
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
-            # Keep line ends as they are, as Node does. Drop a byte-order mark, which POML (0.0.8) refuses.
             if (path.exists() and not path.is_dir()) and not path.is_file():
                 raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+            # Keep line ends as they are, as Node does. Drop a byte-order mark, which POML (0.0.8) refuses.
             text, problem = decode(path.read_bytes(), str(path))
         except OSError as error:
             if not is_of_system(error):
@@ -170,7 +170,8 @@ class Template:
         """Render, and return the record. A failed render has a record too; `RenderRecord.result` raises its error.
 
         `history` replaces a framework's own messages in the variables, and has their places in the output afterwards.
-        With `exact`, POML gets histories as they are.
+        `snapshot` is the template to render, by default the current one; `timeout` is in seconds. `keep_whitespace`
+        keeps the whitespace that POML would collapse. With `exact`, POML gets histories and other values unchecked.
         """
         options = {"keep_whitespace": keep_whitespace, "exact": exact}
         return self._prepare(variables, history, snapshot, **options).run(timeout)

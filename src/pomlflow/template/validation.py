@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def _has_no_rows(value: Any) -> bool:
     """Return whether a list, an array or a Series has values that are no rows: neither objects nor lists."""
     if not isinstance(value, list | tuple) and getattr(value, "ndim", 0) != 1:
         return False
-    return any(engine.encode({"row": row})[0][7:8] not in {b"{", b"["} for row in list(value)[:1])
+    # The first row alone, and of its JSON, {"row":…}, the first character.
+    return any(engine.encode({"row": row})[0][7:8] not in {b"{", b"["} for row in islice(value, 1))
 
 
 def _uses(expressions: Iterable[Expression], name: str) -> bool:
@@ -212,7 +214,7 @@ def with_hint(
 
 
 def _in_order(problems: Sequence[Problem], own: Iterable[Problem]) -> list[Problem]:
-    """Return problems by file, line and column: the template's own, with words of Python, before missing variables."""
+    """Return problems by file and place, those that no missing variable caused first, and those of foreign words."""
     places, files = {one.place for one in own}, list(dict.fromkeys(one.file for one in problems))
 
     def key(one: Problem) -> tuple[bool, int, int, int]:
