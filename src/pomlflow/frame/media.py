@@ -13,7 +13,7 @@ _AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave
 _DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
 _LONG: Final = 256  # characters; a shorter run of letters is a word, or an id
-# The first characters of a file in base64, by type; RIFF is WebP or WAVE, depending on its ninth byte.
+# The first characters of a file in base64, by type; RIFF is WebP or WAVE, by its bytes 9 to 12.
 _MAGIC: Final = {
     "iVBORw0KGgo": "image/png",
     "/9j/": "image/jpeg",

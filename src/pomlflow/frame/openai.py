@@ -86,7 +86,7 @@ def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trace_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
-    """Return POML's messages in OpenAI's format, each with POML's speaker, for a trace; with chat off, one of them."""
+    """Return POML's messages in OpenAI's format, each with POML's speaker, for a trace; with chat off, one message."""
     made = list(_flat(messages))
     for message in made:
         message["content"] = _content(message["content"]) or (None if "tool_calls" in message else "")

@@ -75,7 +75,7 @@ def strict_form(schema: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "oneOf":
-            made["anyOf"] = [strict_form(inner) for inner in value]
+            made["anyOf"] = _strict(value)
         elif key in _NOT_STRICT or key == "$schema":
             continue
         elif key in _BY_NAME and isinstance(value, Mapping):

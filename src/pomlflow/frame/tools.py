@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
@@ -15,8 +15,8 @@ class ToolSpec:
     """A tool as a POML file defines it."""
 
     name: str
-    description: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+    description: str
+    parameters: Mapping[str, Any]
 
     def openai(self, *, strict: bool = False) -> dict[str, Any]:
         """Return the tool in OpenAI's format, which LangChain and LlamaIndex translate for other providers.
