@@ -162,11 +162,11 @@ def wrap_models(
 
 def with_functions(llm: Runnable[Any, Any], functions: Mapping[str, Any]) -> Runnable[Any, Any]:
     """Bind functions that describe themselves to a model."""
-    tools, model = [as_tool(name, function) for name, function in functions.items()], cast("Any", llm)
-    if not isinstance(model, Runnable):
+    tools = [as_tool(name, function) for name, function in functions.items()]
+    if not isinstance(cast("Any", llm), Runnable):
         return llm  # refused by `wrap_models`
     try:
-        bound: Runnable[Any, Any] = cast("Any", model).bind_tools(tools)
+        bound: Runnable[Any, Any] = cast("Any", llm).bind_tools(tools)
     except (AttributeError, NotImplementedError) as error:
         raise ConfigurationError(
             f"the prompt has no <tool-definition>, and a {type(llm).__name__} has no bind_tools for functions that "
@@ -198,6 +198,6 @@ def _merged_config(binding: RunnableBinding[Any, Any], config: RunnableConfig) -
 
 
 def _is_configurable(runnable: Any) -> bool:
-    """Whether it is the result of `init_chat_model` without a fixed model."""
+    """Return whether it is the result of `init_chat_model` without a fixed model."""
     # upstream: langchain 1.3-1.5: the configurable model of init_chat_model has no public class.
     return type(runnable).__name__ == "_ConfigurableModel" and callable(getattr(type(runnable), "_model", None))

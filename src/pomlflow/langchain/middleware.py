@@ -86,7 +86,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         self.variables = variables
         functions = functions_by_name(tools or ())
         self.tools: list[BaseTool] = [as_tool(name, function) for name, function in functions.items()]
-        self._static: tuple[str, list[ToolSpec]] | None = None
+        self._static: tuple[str, list[ToolSpec]] | None = None  # the content's digest and its tools
 
     @property
     @override
@@ -182,14 +182,13 @@ class _Call:
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
         specs = middleware.tools_of(record)
         completions = uses_chat_completions(request.model)
-        formats = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
-        strict = completions and formats
+        has_format = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
         # Without any definition in the markup, the functions describe themselves, like the agent's own tools.
         own = middleware.tools if "tools" in middleware.prompt.core.inference.fields else ()
         overrides: dict[str, Any] = {
             "model": settings.model,
             "model_settings": {**settings.values, **request.model_settings},
-            "tools": _described(record, specs, request.tools, own, strict=strict),
+            "tools": _described(record, specs, request.tools, own, strict=completions and has_format),
         }
         if settings.tool_choice is not None and request.tool_choice is None:
             overrides["tool_choice"] = settings.tool_choice

@@ -78,7 +78,7 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
 
 
 def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
-    """Whether a client calls OpenAI's chat completions: strict tools beside a schema, no media in a tool's message."""
+    """Return whether OpenAI's chat completions are called: tools are strict with a schema, and have text responses."""
     return provider_of(type(model)) == "openai" and not getattr(model, "use_responses_api", False)
 
 

@@ -62,7 +62,7 @@ def parse_message(answer: Any, record: RenderRecord) -> Any:
         names = ", ".join(call["name"] for call in answer.tool_calls)
         raise PomlOutputParserError(
             f"{label}: the model called {names} instead of answering. parse=True parses answers only: run the tools, "
-            f"in an agent for example",
+            "in an agent for example",
             answer.text,
             raw=answer,
         )
@@ -84,7 +84,8 @@ def raise_refusal(answer: Any, label: str) -> None:
 def _refusal(message: AIMessage) -> str | None:
     """Return the text of a refusal, empty if the provider gives none; None if the message is no refusal."""
     blocks = message.content if isinstance(message.content, list) else []
-    content = [block.get("value", block) for block in blocks if isinstance(block, Mapping)]  # in LangChain's own blocks
+    # LangChain's own blocks hold a provider's block as their `value`.
+    content = [block.get("value", block) for block in blocks if isinstance(block, Mapping)]
     metadata = message.response_metadata
     reader = RefusalReader()
     reader.take(

@@ -222,7 +222,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         check_functions(specs, given, label, exact="tools" in record.static_fields)
         return [PomlTool.of(as_tool(spec.name, given[spec.name]), spec, label) for spec in specs]
 
-    # Below: methods that LangChain calls.
+    # Below: methods that LangChain calls, and what they share.
 
     @override
     def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> PomlPromptValue:

@@ -119,5 +119,5 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Po
         return PomlChatPromptValue(from_poml(content, natives), record=record)
     *_, parts = split_parts(content)
     messages = from_poml([{"speaker": "human", "content": parts}])
-    text = "\n".join(part for part in parts if isinstance(part, str))  # a picture stood between two texts
+    text = "\n".join(part for part in parts if isinstance(part, str))  # texts with a picture between them
     return PomlStringPromptValue(text, record=record, messages=messages)

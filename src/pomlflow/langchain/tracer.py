@@ -235,8 +235,8 @@ def _graph_control_flow() -> tuple[type[BaseException], ...]:
 def _reader_left(task: asyncio.Task[Any] | None) -> bool:
     """Return whether LangChain cancels the task of an `astream_events` because its reader stopped reading.
 
-    Then it cancels the task once. If the reader was cancelled, it cancels the task twice; and so is the task if the
-    program ends after the reader has left, when another task of asyncio's closes the generator.
+    Then it cancels the task once. If the reader was cancelled, it cancels the task twice. The task is also cancelled
+    twice if the program ends after the reader has left: then another task of asyncio's closes the generator.
     """
     if task is None or getattr(task.get_coro(), "__qualname__", "") != _EVENTS_TASK:
         return False
