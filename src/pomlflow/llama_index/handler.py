@@ -249,7 +249,7 @@ def attach(register: bool, mask: Mask | None) -> None:
 
 
 def detach() -> None:
-    """Detach that handler."""
+    """Detach the handler of `attach`."""
     while _everywhere:
         _everywhere.pop().detach()
 

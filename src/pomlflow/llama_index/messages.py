@@ -189,7 +189,7 @@ class MessageHistory(History[ChatMessage]):
             if isinstance(value, known):
                 taken[name] = _plain(value)
             # Only the first item is checked, since a variable may also be a list of a million numbers.
-            elif isinstance(value, list | tuple) and isinstance(value[:1] and value[0], known):
+            elif isinstance(value, list | tuple) and value and isinstance(value[0], known):
                 taken[name] = [_plain(item) for item in value]
         return super().take({**variables, **taken} if taken else variables, named, sources)
 

@@ -144,26 +144,26 @@ class _UnreadTrace(Task):
             if self._trace is None or self._trace.info.experiment_id is None:
                 return TaskState.DONE
             trace = self._trace.to_mlflow_trace()
-        info, now = copy.copy(trace.info), time.time_ns()
+        info, now_ns = copy.copy(trace.info), time.time_ns()
         if not is_over:
-            info.state, info.execution_duration = TraceState.OK, now // 1_000_000 - info.request_time
+            info.state, info.execution_duration = TraceState.OK, now_ns // 1_000_000 - info.request_time
             info.response_preview = info.response_preview or UNREAD
         with suppress(NotImplementedError):  # the store has no single spans
             client = TracingClient(self.uri)
-            client.log_spans(info.experiment_id, [_ended(span, now) for span in trace.data.spans])
+            client.log_spans(info.experiment_id, [_ended(span, now_ns) for span in trace.data.spans])
             client.start_trace(info)
         # If MLflow has stored the end of the trace meanwhile, this may have replaced it.
         return TaskState.DONE if is_over or self.root.end_time_ns is None else TaskState.NOT_YET
 
 
-def _ended(span: Span, now: int) -> Span:
+def _ended(span: Span, now_ns: int) -> Span:
     if span.end_time_ns is not None:
         return span
     outputs = {SpanAttributeKey.OUTPUTS: json.dumps(UNREAD)}
     data = span.to_dict()
     status = {"code": "STATUS_CODE_OK", "message": ""}
     return Span.from_dict(
-        {**data, "end_time_unix_nano": now, "status": status, "attributes": {**outputs, **data["attributes"]}}
+        {**data, "end_time_unix_nano": now_ns, "status": status, "attributes": {**outputs, **data["attributes"]}}
     )
 
 

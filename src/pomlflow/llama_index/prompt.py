@@ -235,7 +235,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         record = await self._core.arender(prepared, history=history, snapshot=now, keep_whitespace=True)
         return self._rendered(record, history)
 
-    # Below: methods that LlamaIndex calls.
+    # Below: methods that LlamaIndex calls, and what they share.
 
     @override
     def partial_format(self, **kwargs: Any) -> Self:

@@ -38,7 +38,7 @@ def provider_of(llm: Any) -> Provider | None:
 
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """Translate ``<runtime>`` to arguments of a model's chat; raise a `SettingError` for an unsupported one."""
+    """Translate ``<runtime>`` to arguments of a model's chat, or raise a `SettingError`; `own` are the caller's."""
     values = provider_parameters(runtime, provider_of(llm), label)
     if "max_completion_tokens" in own:  # OpenAI's newer name for max_tokens
         values.pop("max_tokens", None)
