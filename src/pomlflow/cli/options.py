@@ -28,7 +28,7 @@ name_option = click.option(
 mlflow_options = click.option(
     "--tracking-uri", metavar="URI", help="MLflow's store; the default is MLFLOW_TRACKING_URI."
 )
-_CONTEXT = ".context.json"
+CONTEXT_SUFFIX = ".context.json"
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 
 
@@ -120,7 +120,7 @@ def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
 
 def context_file_of(file: Path) -> Path:
     """Return the file of a prompt's example values: ``answer.context.json`` next to ``answer.poml``."""
-    return file.with_suffix(_CONTEXT)
+    return file.with_suffix(CONTEXT_SUFFIX)
 
 
 def read_object(file: str) -> dict[str, Any]:
@@ -191,8 +191,8 @@ def prompts_in(paths: Sequence[str]) -> list[Path]:
 
 def lost_values(paths: Sequence[str]) -> list[Path]:
     """Return the files of example values in the given folders that have no prompt next to them."""
-    found = [file for path in map(Path, paths) if path.is_dir() for file in _under(path, _CONTEXT)]
-    return sorted(file for file in found if not Path(f"{str(file)[: -len(_CONTEXT)]}.poml").is_file())
+    found = [file for path in map(Path, paths) if path.is_dir() for file in _under(path, CONTEXT_SUFFIX)]
+    return sorted(file for file in found if not Path(f"{str(file).removesuffix(CONTEXT_SUFFIX)}.poml").is_file())
 
 
 def _under(folder: Path, suffix: str = ".poml") -> Iterator[Path]:

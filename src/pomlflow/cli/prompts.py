@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pomlflow.cli.options import (
+    CONTEXT_SUFFIX,
     FILE,
     InputError,
     context_file_of,
@@ -145,9 +146,8 @@ def check(
     values, found = values_of(files, given), prompts_in(paths)
     done = [_check(file, values, rules) for file in progress(found, "checking")]
     for example in lost_values(paths):
-        _show(
-            str(example), [Problem(f"there is no {example.name[: -len('.context.json')]}.poml next to it")], "warning"
-        )
+        prompt = f"{example.name.removesuffix(CONTEXT_SUFFIX)}.poml"
+        _show(str(example), [Problem(f"there is no {prompt} next to it")], "warning")
     failed, warned = sum(fails for fails, _ in done), sum(warns for _, warns in done)
     if not quiet:
         warnings = f", {warned} with warnings" if warned else ""

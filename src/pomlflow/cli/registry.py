@@ -53,6 +53,7 @@ def register(
 
     from pomlflow.cli.output import progress, shown_path
     from pomlflow.tracking.stores import redacted
+    from pomlflow.tracking.versions import register as publish
 
     files = prompts_in(paths)
     if name is not None and len(files) > 1:
@@ -67,8 +68,6 @@ def register(
             state, shown_name = "failed", str(template.name)
             show_problems(str(template.path), record.error)
         else:
-            from pomlflow.tracking.versions import register as publish
-
             done = publish(template, record=record, alias=alias, message=message, dry_run=dry_run)
             number = None if done.version is None else int(done.version.version)
             state = _state(done.name, number, is_new=done.is_new)
