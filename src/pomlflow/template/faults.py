@@ -20,7 +20,7 @@ _VALUE = re.compile(r"\s*=\s*(\{\{.*?\}\}|[^\s>]*)")
 
 
 class Fault(NamedTuple):
-    """A fault in markup: its offset, its length in characters, the problem and the remedy."""
+    """A fault in markup, at an offset, of `width` characters."""
 
     offset: int
     width: int

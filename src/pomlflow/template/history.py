@@ -26,13 +26,13 @@ _SPEAKERS: Final = {
 }
 _REMEDY: Final = 'Write {"role": "user", "content": "…"} for a message'
 
-# A mark is between private-use characters: no output syntax of POML escapes them or breaks a line at them. The number
-# is random, so that no text of a message or a variable can imitate a mark.
+# A mark is between private-use characters: no output syntax of POML escapes them or breaks a line at them. It begins
+# with a random number, so that no text of a message or a variable can imitate one, and ends with the message's index.
 _NONCE = secrets.token_hex(8)
 _DATA_URI = re.compile(r"data:(image/[\w.+-]+);base64,(.+)", re.DOTALL)
 # A mark with the one or two line ends that POML puts between messages.
 _WHOLE_LINE = re.compile(rf"(?:\A|(?<=\n)|\n\n?)\ue000{_NONCE}:(\d+)\ue001(?:\n\n?|\Z)")
-_TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")
+_TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")  # the beginning or the end of a mark
 
 
 class History(ABC, Generic[M]):

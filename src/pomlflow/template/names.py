@@ -116,7 +116,7 @@ def tool_settings(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
     try:
         tools = tomllib.loads(file.read_text("utf-8")).get("tool", {})
     except (OSError, ValueError) as error:
-        warn_once(("pyproject", file), "%s cannot be read, so that its prompt_root is unknown: %s", file, error)
+        warn_once(("pyproject", file), "%s cannot be read, so that its [tool.pomlflow] is unknown: %s", file, error)
         return file, {}
     values = tools.get("pomlflow", {})
     return file, values if isinstance(values, dict) else {}
