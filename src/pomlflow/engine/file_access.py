@@ -24,8 +24,8 @@ from pomlflow.exceptions import Problem
 from pomlflow.settings import settings
 
 _OK, _FAILED, _DENIED = range(3)
-_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
-_LAST_READ = 3  # files that the error of a process that was ended names
+_UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+_LAST_READ = 3  # how many files the error names if the render's process was ended
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
 # O_NONBLOCK: opening a pipe that has no writer would wait for ever.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -58,7 +58,7 @@ class FileAccess:
         self._restricted = restricted
         self._roots: tuple[str, ...] | None = None
         self.denied: dict[str, str] = {}  # requested paths that it may not read, each with its folder
-        self.opened: dict[str, None] = {}
+        self._opened: dict[str, None] = {}  # the paths of the files that it has read, in order
 
     def respond(self, line: bytes) -> bytes:
         """Respond to one request, ``{"op": …, "path": …}`` as JSON; `_OPERATIONS` has the operations.
@@ -79,7 +79,7 @@ class FileAccess:
             if operation == "read" and (why := _unreadable(real)):
                 return _response(_DENIED, f"cannot read {path!r}: {why}".encode(errors="replace"))
             if operation == "read":
-                self.opened[path] = None
+                self._opened[path] = None
             return _response(_OK, _OPERATIONS[operation](real))
         except OSError as error:
             if not is_of_system(error):
@@ -103,7 +103,7 @@ class FileAccess:
     @property
     def last_read(self) -> str:
         """A note of the last files that the render read, one of which may have ended its process; empty if none."""
-        names = [*self.opened][-_LAST_READ:]
+        names = [*self._opened][-_LAST_READ:]
         return f"; it had read {', '.join(map(repr, names))}" if names else ""
 
     @property
@@ -154,7 +154,7 @@ class FileAccess:
 def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
     """Decode UTF-8 and drop a byte-order mark. Invalid bytes are replaced, and the first is returned as a problem."""
     head = content[:2]
-    is_wide = head in _MARKS or (len(head) == 2 and head.count(0) == 1)  # noqa: PLR2004
+    is_wide = head in _UTF16_MARKS or (len(head) == 2 and head.count(0) == 1)  # noqa: PLR2004
     try:
         text = content.decode("utf-8-sig")
         if not is_wide:
@@ -207,6 +207,7 @@ def _read(path: str) -> bytes:
 
 
 def _explain(path: str) -> bytes:
+    """Return where and why a file is not UTF-8."""
     _, problem = decode(_read(path), path)
     return (f"{problem.line}:{problem.column}: {problem.message}" if problem else "1:1: it changed").encode()
 

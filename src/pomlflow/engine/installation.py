@@ -33,7 +33,7 @@ FLAGS = ("--no-warnings", "--max-old-space-size=1024", "--max-semi-space-size=8"
 # load another. Buffers are filled with zeros so that a template cannot read what earlier renders left in memory.
 _SANDBOX = ("--permission", "--allow-addons", "--zero-fill-buffers")
 _POML = "0.0.8"
-_NODE = (22, 15), (25,)  # from the first with registerHooks(), which refuses import() to templates, to the last tested
+_NODE = (22, 15), (25,)  # from the first with registerHooks(), which refuses import() to templates; 25 is untested
 _KEPT = 4  # caches of other versions and environments that are kept; one is about 15 MB
 
 

@@ -36,7 +36,7 @@ class Position:
     trusted: bool = True
     internal: bool = False  # a request of the engine itself, not a render: waiting, it does not make the pool grow
     granted: Future[NodeProcess | None] = field(default_factory=Future)  # None: the request must start a process
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)  # when the request arrived
     process: NodeProcess | None = None  # that works on the request
     abandoned: bool = False  # the caller was cancelled
 
@@ -48,7 +48,7 @@ class Pool:
     """
 
     def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
-        self._make_process = start
+        self._make_process = start  # its argument: whether the process is for trusted templates
         self._lock = threading.RLock()  # reentrant: a callback of `granted` may release its process at once
         self._idle: list[NodeProcess] = []
         self._all: set[NodeProcess] = set()
@@ -89,9 +89,9 @@ class Pool:
     def run(
         self, request: bytes, timeout: float, position: Position, respond: Callable[[bytes], bytes] | None = None
     ) -> dict[str, Any]:
-        """Wait for the position's grant, send the request, and return the answer.
+        """Wait for the position's grant, send the request (see `NodeProcess.call`), and return the answer.
 
-        `timeout` covers the wait and the render itself, but not the start of a process.
+        `timeout`, in seconds, covers the wait and the render itself, but not the start of a process.
         """
         process, answered = None, False
         try:

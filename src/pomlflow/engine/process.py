@@ -1,7 +1,7 @@
 """One Node process: start, handshake, one request at a time, and a reliable end.
 
 A signal handler of the user may raise any exception during a wait, also a TimeoutError, which is an OSError. It must
-reach the user. It is recognised by its missing `errno`, which every error of a system call has.
+reach the user; `is_of_system` recognises it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _STDERR = 8192  # bytes of stderr that are kept for error messages
 _NEVER = float("inf")
 # Node itself may need LD_LIBRARY_PATH. The rest of the environment is withheld from templates.
 _ENVIRONMENT = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
-# The signals that end a process independently of its render: sent from outside, or caused by a fault of Node or of a
-# native addon. Any other end (an exit, an abort, V8 out of memory) is the template's doing: a retry would repeat it.
+# Return codes of signals that end a process independently of its render: sent from outside, or caused by a fault of
+# Node or of an addon. Any other end (an exit, an abort, V8 out of memory) is the template's: a retry repeats it.
 FROM_OUTSIDE = frozenset(
     -getattr(signal, name)
     for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGSEGV", "SIGBUS")
@@ -265,8 +265,8 @@ class _Watchdog:
 
     def _reset(self) -> None:
         self._condition = threading.Condition()
-        self._running = False
-        self._wakes = 0.0
+        self._running = False  # the thread
+        self._wakes = 0.0  # when it wakes next, by `time.monotonic`
         self._processes: set[NodeProcess] = set()
 
     def after_fork(self) -> None:

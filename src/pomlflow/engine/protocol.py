@@ -22,7 +22,7 @@ class Request(NamedTuple):
     label: str | None = None  # the name of the markup in errors; None for <inline>
     roots: tuple[str, ...] | None = None  # the only folders that untrusted markup may read; None for trusted markup
     chat: bool = True
-    marks: Mapping[str, Sequence[Any]] | None = None  # for each native message of a variable, its text in the output
+    marks: Mapping[str, Sequence[Any]] | None = None  # by variable: the text of each native message in the output
     placeholders: Sequence[str] | None = None  # for a check: the variables without a value
     keep_whitespace: bool = False  # of variables that stand alone in text, unless that would break JSON or a table
 
@@ -42,7 +42,7 @@ class Result(NamedTuple):
     """The result of a render."""
 
     output: dict[str, Any]  # the result of poml.poml(format="dict")
-    node_ms: float
+    node_ms: float  # from parsing the request in Node to writing the answer
     kept_whitespace: bool  # that POML would have collapsed
 
 

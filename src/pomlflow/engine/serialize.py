@@ -71,7 +71,7 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
         careful, cause = True, error.__cause__
     if careful:
         text = orjson.dumps(_walk(values, "", 0))  # repeats an error of a user's object, and reports its place
-    if cause is not None and not is_of_system(cause):
+    if cause is not None and not is_of_system(cause):  # the user's signal handler raised it
         raise cause
     # Search the text, since the variables of a replayed trace are already encoded.
     return text, b'"__base64__":' in text or _NUMBER.encode() in text

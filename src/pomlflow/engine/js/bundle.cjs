@@ -156,7 +156,7 @@ const MARK = Symbol('the mark of a native message');
  * Whether POML (0.0.8) would parse a message's text as JSON. Then "1" would be lost, and a user's text could become an
  * image or a tool call that was never made. A text in a list is not parsed.
  */
-function readAsJson(content) {
+function isReadAsJson(content) {
   if (typeof content !== 'string' || !/^\s*[[{"\d\-tfn]/.test(content)) return false;
   try {
     JSON.parse(content);
@@ -177,7 +177,7 @@ function passNativeMessages(base) {
   const speaker = (message) => (message.speaker === 'tool' ? 'ai' : message.speaker); // POML refuses text by a tool
   const marked = (message) => {
     if (message?.[MARK]) return { speaker: speaker(message), content: message[MARK] };
-    return readAsJson(message?.content) ? { ...message, content: [message.content] } : message;
+    return isReadAsJson(message?.content) ? { ...message, content: [message.content] } : message;
   };
   conversation.render = function (props) {
     return render.call(this, Array.isArray(props.messages) ? { ...props, messages: props.messages.map(marked) } : props);

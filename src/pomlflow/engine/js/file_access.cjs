@@ -1,7 +1,7 @@
 // The reading functions of fs for POML's bundle. Python reads the files, since it knows what each render may read.
 //
-// During a render, the worker may send lines {id, op: "read" | "explain" | "stat" | "list" | "exists", path}, one at a time. The
-// response, on stdin, is a status, the length of a body, and the body; see FileAccess.respond in file_access.py.
+// During a render, the worker may send lines {id, op: "read" | "explain" | "stat" | "list" | "exists", path}, one at a
+// time. The response, on stdin, is a status, the length of a body, and the body; see FileAccess.respond in file_access.py.
 'use strict';
 
 const { isUtf8 } = require('node:buffer');

@@ -9,7 +9,7 @@ const LABEL = Symbol('label');
 const isPlaceholder = (value) => typeof value === 'function' && value[LABEL] !== undefined;
 const LISTS = new Set('concat every filter find flatMap forEach join map reduce slice some sort reverse'.split(' '));
 const words = (code) => code.match(/[\w$\u0080-\uffff]+/g) ?? [];
-let touches = 0;
+let touches = 0; // how often expressions have used placeholders
 
 function placeholder(label) {
   const list = () => [placeholder(`${label}[0]`)];
@@ -44,7 +44,8 @@ function mentions(expression, context) {
 
 /** Hooks into POML's evaluation of expressions. The first check calls it, so that renders alone cost nothing. */
 function install({ prototype }) {
-  let evaluating, looping, attribute;
+  let evaluating; // `touches` at the start of the expression that is being evaluated
+  let looping, attribute;
   let forced; // whether an `if` was taken although a placeholder made it false
   const attributes = []; // the ranges of attributes with a placeholder's value
   const texts = []; // the ranges of texts with a placeholder's value

@@ -204,7 +204,8 @@ function serve() {
   process.stdin.on('end', () => process.exit(0)); // the parent is gone
 }
 
-let poml, checking;
+let poml;
+let checking; // what placeholders.install returned, once there was a check
 const cleanups = []; // run after each render
 const parsedFiles = new ParsedFiles(256 * 1024); // a parsed file takes 85 bytes per character, or 210 if it is only tags
 try {
