@@ -14,7 +14,6 @@ from typing import Final, NamedTuple, TypeVar
 
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
-from mlflow.utils.gorilla import get_original_attribute
 from mlflow.utils.workspace_context import set_server_request_workspace
 
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
@@ -23,10 +22,9 @@ from pomlflow.template.inference import infer
 from pomlflow.template.markup import is_poml
 from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
 from pomlflow.tracking.stores import Stores, check_reachable, store_errors
-from pomlflow.tracking.versions import Registry
+from pomlflow.tracking.versions import DIGEST_TAG, Registry, text_of
 
 _T = TypeVar("_T")
-_DIGEST_TAG: Final = "poml_sha256"
 _URI: Final = re.compile(r"prompts:/([^/@]+)(?:/(\d+)|@([\w-]+))?")
 _MORE_TIME: Final = "; try again, or allow more time with timeout= (--timeout on the command line)"
 _NOT_FOUND: Final = {
@@ -71,7 +69,7 @@ class PromptContent:
         uri = str(version.uri)
         if not version.is_text_prompt:
             raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
-        source, stated = _text_of(version), version.tags.get(_DIGEST_TAG)
+        source, stated = text_of(version), version.tags.get(DIGEST_TAG)
         if stated is None and not is_poml(source):
             start = source if len(source) <= 40 else f"{source[:39]}…"  # noqa: PLR2004 - fits into a line
             raise NotPomlError(
@@ -86,7 +84,7 @@ class PromptContent:
         digest = content_digest(source, [PromptFile(file.path, file.sha256, Path()) for file in bundle.files])
         if stated not in {None, digest}:
             raise RegistryError(
-                f"{uri} is not what was registered: its content has the digest {digest[:12]}…, its tag {_DIGEST_TAG} "
+                f"{uri} is not what was registered: its content has the digest {digest[:12]}…, its tag {DIGEST_TAG} "
                 f"is {str(stated)[:12]}…. Register it again; do not copy the tags of another version",
                 uri,
             )
@@ -187,16 +185,11 @@ def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
     return future.result()
 
 
-def _text_of(version: PromptVersion) -> str:
-    # upstream: mlflow 3.12-3.18: optimize_prompts replaces the property `template` for all versions during its trials.
-    return str(get_original_attribute(version, "template"))  # type: ignore[no-untyped-call] # in MLflow
-
-
 def _inherited_tags(registry: Registry, version: PromptVersion) -> dict[str, str] | None:
     """Return the tags of the last version with files, for an optimiser's text that names files and has no tags."""
-    if version.tags.keys() & {FILES_TAG, _DIGEST_TAG} or not version.is_text_prompt:
+    if version.tags.keys() & {FILES_TAG, DIGEST_TAG} or not version.is_text_prompt:
         return None
-    named = infer(_text_of(version), Path(os.sep), read=lambda _: None)
+    named = infer(text_of(version), Path(os.sep), read=lambda _: None)
     if not (named.includes or named.assets):
         return None
     other = registry.last_with_files(str(version.name), int(version.version))

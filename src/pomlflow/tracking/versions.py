@@ -38,7 +38,7 @@ from pomlflow.tracking.stores import Stores, check_reachable
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
 _NEWEST: Final = 20  # newest versions whose content is compared if no version has the digest as a tag
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
-_DIGEST: Final = "poml_sha256"
+DIGEST_TAG: Final = "poml_sha256"
 _SETTINGS: Final = {"model": "model_name", "stop": "stop_sequences"}  # MLflow's names, where they differ
 _USE_TAG: Final = "poml_use"
 _USE: Final = """\
@@ -105,7 +105,7 @@ class Registry:
 
     def _first(self, name: str, digest: str) -> PromptVersion | None:
         """Return the first version of a prompt with a digest."""
-        return next(iter(self._search(name, _DIGEST, digest)), None)
+        return next(iter(self._search(name, DIGEST_TAG, digest)), None)
 
     def _search(
         self,
@@ -155,7 +155,7 @@ class Registry:
             raise RejectedError(f"the prompt {name!r}: {error}") from error
         if is_first:
             self._make_prompt(name)
-        tags = {_DIGEST: draft.digest, "poml_path": draft.path, "poml_version": draft.poml_version}
+        tags = {DIGEST_TAG: draft.digest, "poml_path": draft.path, "poml_version": draft.poml_version}
         schema, runtime = draft.result().get("schema"), draft.result().get("runtime")
         mine: PromptVersion = self.client.create_prompt_version(
             name,
@@ -199,13 +199,18 @@ class Registry:
 
 def _has_content(version: PromptVersion, draft: RenderRecord) -> bool:
     """Whether a version has the draft's content: by its digest, or by its text if it was registered without one."""
-    digest = version.tags.get(_DIGEST)
+    digest = version.tags.get(DIGEST_TAG)
     if digest is not None:
         return bool(digest == draft.digest)
     if not version.is_text_prompt or (draft.files and draft.version is None):  # equal texts may have different files
         return False
+    return text_of(version) == draft.source
+
+
+def text_of(version: PromptVersion) -> str:
+    """Return a version's text as it is in the registry."""
     # upstream: mlflow 3.12-3.18: optimize_prompts replaces the property `template` for all versions during its trials.
-    return bool(get_original_attribute(version, "template") == draft.source)  # type: ignore[no-untyped-call]
+    return str(get_original_attribute(version, "template"))  # type: ignore[no-untyped-call] # in MLflow
 
 
 def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
