@@ -30,6 +30,7 @@ from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import Registry, draft_of, name_of
 
 _FRESH: Final = 10.0  # seconds for which a found version is used unchecked: it may be deleted, and its number reused
+_LINK_DELAY: Final = 10.0  # seconds until a link runs, unless the end of the trace's export wakes it before
 _MAX_CONTENTS: Final = 1_000  # contents whose versions are kept in memory; others are looked up again by their digests
 _MAX_TRACES: Final = 10_000  # traces that wait for the lookup of one content
 _MAX_ASSOCIATED: Final = 10_000  # pairs of a prompt and an experiment, or of a version and a run or LoggedModel
@@ -129,7 +130,7 @@ class Publisher:
                 link = self._links[trace_id] = TraceLink.of(stores, trace_id, wake)
                 worker.lost += link.is_evicted
                 if link.is_noticed:
-                    worker.submit(link, after=_FRESH)
+                    worker.submit(link, after=_LINK_DELAY)
             return link
 
     def _content(self, key: _Key) -> _Content:
@@ -180,7 +181,7 @@ class Publisher:
                 if live is not None:
                     InMemoryTraceManager.get_instance().register_prompt(trace.trace_id, version)  # type: ignore[no-untyped-call]
         elif trace.add(version):
-            worker.submit(trace, after=0.0 if trace.is_late else _FRESH)
+            worker.submit(trace, after=0.0 if trace.is_late else _LINK_DELAY)
         self.associate(stores, version, experiment=trace.experiment, run=trace.run_id, model=trace.model_id)
 
     def associate(
