@@ -31,7 +31,7 @@ _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable serv
 _PAUSE: Final = 15.0  # seconds between runs of a task that returned NOT_YET or PARKED; a flush or `wake` runs it sooner
 _MAX_PAUSE: Final = 600.0  # seconds between runs of a task that a server refuses for now
 _FLUSH_PAUSE: Final = 0.2  # seconds between runs of a task during a flush
-_MAX_TRIES: Final = 3  # runs that may fail, outages included, before the refusal is logged and the task may be dropped
+_MAX_TRIES: Final = 3  # failed runs, without outages, at which the refusal is logged and the task may be dropped
 _MAX_TASKS: Final = 50_000  # that wait at the same time
 
 
@@ -57,7 +57,7 @@ class Task:
 
     uri: str
     workspace: str | None = None  # MLflow's workspace
-    tries: int = 0  # how many of its runs failed
+    tries: int = 0  # how many of its runs failed; outages do not count
     has_reached: bool = True  # whether its last run reached the store
     state: TaskState | None = None  # what its last run returned; None before the first run and after a failure
 
@@ -240,7 +240,7 @@ class Worker:
         heapq.heapify(self._entries[1])
 
     def _settle(self) -> bool:
-        """End the flushes that wait for no task any more; return whether there were any. No task is due then."""
+        """End the flushes that wait for no task any more; return whether there were any. Call it if no task is due."""
         before = len(self._flushes)
         for flush in list(self._flushes):
             waiting = self._waiting()
@@ -293,7 +293,7 @@ class Worker:
             task.on_dropped()
             return None
         if task.tries < _MAX_TRIES:  # usually another process has taken the same version number
-            return min(0.25 * 2.0**task.tries, _MAX_PAUSE)
+            return 0.25 * 2.0**task.tries
         _warn_rejected(task.uri, error)
         if may_pass(error):
             return min(2.0 ** min(task.tries, 10), _MAX_PAUSE)

@@ -15,8 +15,6 @@ from mlflow.tracking import fluent
 from pomlflow._log import warn_once
 from pomlflow.tracking.stores import Stores, check_reachable, is_server, redacted_error, store_errors
 
-__all__ = ["start_span"]
-
 _TIMEOUT: Final = 2.0  # seconds for the server to respond
 _PAUSE: Final = 15.0  # seconds after a failed lookup until the next one
 
