@@ -64,7 +64,7 @@ class Bundle:
     """All files of a prompt version, in the order of the digest."""
 
     files: tuple[BundledFile, ...] = ()
-    folder: str = ""  # the markup's, below the one with all the files: as many parts as a path has leading ``..``
+    folder: str = ""  # the markup's, relative to that of all files; a part for each leading ``..`` of a path
 
     @property
     def contents(self) -> dict[str, bytes]:
@@ -232,7 +232,7 @@ def _digest(content: bytes) -> str:
 
 
 def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
-    """Return the last parts of the markup's folder, as many as a path has leading ``..``; ``_`` for those it lacks."""
+    """Return `Bundle.folder` for these paths: the last parts of the markup's folder, ``_`` for those it lacks."""
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
     names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
     return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]] if levels else [])

@@ -27,7 +27,10 @@ _ROLES: Final = {
 
 
 def check_candidate(text: str, found: Inference, original: str, files: ExtractedFiles, uri: str) -> None:
-    """Raise a `CandidateError` if a candidate is not POML, or differs from the original in more than its wording."""
+    """Raise a `CandidateError` if a candidate is not POML, or differs from the original in more than its wording.
+
+    `found` is the inference of `text`; `files` are those of the version with `uri`, whose text is `original`.
+    """
     document, candidate = parse_document(original), parse_document(text)
     if not is_poml(text) or (_is_document(document, original) and not _is_document(candidate, text)):
         raise CandidateError(

@@ -138,12 +138,12 @@ class RegistryOrigin:
 
     def current(self) -> Snapshot:
         """Return the template as it is now, from memory."""
-        if self._process != os.getpid():  # a forked child has no task that refreshes it yet
+        if self._scheduled_in != os.getpid():  # this is a forked child, or too many tasks were waiting
             self.schedule_update(0)
         now = self._loaded
         if now.content is None:
             return self._use_fallback(now).snapshot
-        # MLflow's optimisers replace this property during their trials (see `load`): it is read for each render.
+        # MLflow's optimisers replace this property during their trials (see `text_of`): it is read for each render.
         text = str(now.content.version.template)
         if text != now.made_from or now.files is None or not now.files.complete:
             made = self._use_version(now.content, text, now.files)
@@ -162,6 +162,7 @@ class RegistryOrigin:
         return now
 
     def _use_version(self, content: PromptContent, text: str, files: ExtractedFiles | None = None) -> _Loaded:
+        """Return the state of a version with this text, and extract its files unless `files` are complete."""
         try:
             if files is None or not files.complete:
                 files = ExtractedFiles(content.bundle, self._base_dir)
@@ -171,11 +172,11 @@ class RegistryOrigin:
 
     def schedule_update(self, seconds: float) -> None:
         """Schedule a lookup of the version, unless it can never change; if too many tasks wait, at the next render."""
-        self._process: int | None = os.getpid()
+        self._scheduled_in: int | None = os.getpid()  # the process that has scheduled a lookup
         if self._reference.number is None or self._loaded.content is None:
             task = _Refresh(uri=self._stores.registry, workspace=self._stores.workspace, origin=weakref.ref(self))
             if not worker.submit(task, after=seconds):
-                self._process = None
+                self._scheduled_in = None
 
     def update(self) -> None:
         """Look up the version, use it if it is another one, and schedule the next update."""

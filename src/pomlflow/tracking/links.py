@@ -53,7 +53,7 @@ class TraceLink(Task):
 
     @classmethod
     def of(cls, stores: Stores, trace_id: str, wake: Callable[[TraceLink], None] | None) -> TraceLink:
-        """Return the link of a trace. `wake` is called in any thread when MLflow has exported it; it takes no lock."""
+        """Return the link of a trace. `wake`, which takes no lock, is called in any thread after MLflow's export."""
         link = cls(uri=stores.tracking, workspace=stores.workspace, trace_id=trace_id)
         with _manager().get_trace(trace_id) as trace:
             if trace is None:

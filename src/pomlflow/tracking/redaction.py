@@ -38,9 +38,12 @@ def json_data(value: Any) -> Any:
 class GuardedSpan:
     """A live span that applies the mask and the size limit to content before MLflow receives it.
 
-    Without a mask, content is stored as soon as it is set. With one, inputs and outputs are kept until the end and
+    Without a mask, content is stored as soon as it is set. With one, inputs and outputs are held until the end and
     masked once; an exception is stored with the message that the mask returns, without its traceback, and no other
-    event.
+    event. Of the attributes, a mask lets pass those in `safe` and MLflow's own; all if `safe` is None.
+
+    `to_json` returns content as JSON data, for the mask and the limit. `media` returns stored content that may have
+    media as it is to be stored instead.
     """
 
     def __init__(
@@ -67,11 +70,11 @@ class GuardedSpan:
         return getattr(self.span, name)
 
     def set_inputs(self, inputs: Any) -> None:
-        """Store the inputs, or keep them for the mask."""
+        """Store the inputs, or hold them for the mask."""
         self._set("inputs", inputs)
 
     def set_outputs(self, outputs: Any) -> None:
-        """Store the outputs, or keep them for the mask."""
+        """Store the outputs, or hold them for the mask."""
         self._set("outputs", outputs)
 
     def set_attribute(self, key: str, value: Any) -> None:
@@ -98,11 +101,11 @@ class GuardedSpan:
         self.add_event(SpanEvent.from_exception(Exception(error) if isinstance(error, str) else error))
 
     def end(self, status: SpanStatus = _OK, end_time_ns: int | None = None) -> None:
-        """Store what was kept for the mask, and end the span. An error in the content is logged and not raised."""
+        """Store what was held for the mask, and end the span. An error in the content is logged and not raised."""
         self.span.end(status=self.store_held(status), end_time_ns=end_time_ns)
 
     def store_held(self, status: SpanStatus) -> SpanStatus:
-        """Store what was kept for the mask; return the status, with its text masked and cut."""
+        """Store what was held for the mask; return the status, with its text masked and cut."""
         try:
             if self.span.trace_id == NO_OP_SPAN_TRACE_ID:
                 return status

@@ -39,7 +39,7 @@ from pomlflow.tracking.spans import span_content
 from pomlflow.tracking.stores import redacted
 
 _NOT_FOUND: Final = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INVALID_PARAMETER_VALUE"}
-_FLUSH: Final = 30.0  # seconds
+_FLUSH: Final = 30.0  # seconds to store this process's own traces first
 _TOO_LARGE: Final = "[Attachment too large: "  # mlflow 3.12 to 3.18, under MLFLOW_TRACE_MAX_ATTACHMENT_SIZE
 _UNCHANGED: Final = "none of the files and versions that the trace names has changed"
 

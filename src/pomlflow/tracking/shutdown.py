@@ -117,7 +117,7 @@ def flush_at_exit(limit: float | None = None) -> bool:
     `limit` is for a process that runs none of the exit hooks in which MLflow stores the rest.
     """
     check = _CHECK
-    if multiprocessing.parent_process() is not None:  # such a child never runs them
+    if multiprocessing.parent_process() is not None:  # such a child never runs exit hooks
         limit, check = _CHILD, _CHILD_CHECK
     deadline = time.monotonic() + (_limit() if limit is None else limit)
     respond = True
@@ -242,6 +242,7 @@ def _abandon(queue: Any) -> None:
 
 
 def _limit() -> float:
+    """Return the seconds that a flush at exit may take."""
     try:
         return float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
     except ValueError:

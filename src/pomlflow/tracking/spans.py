@@ -67,7 +67,7 @@ def log_render(
     failure is logged, once per kind.
     """
     try:
-        _raise_limits()
+        _enlarge_buffers()
         span = _start(record, None if root else parent or mlflow.get_current_active_span(), root=root)
         if span.trace_id == NO_OP_SPAN_TRACE_ID:  # tracing is off here, or this trace was not sampled
             return
@@ -165,13 +165,13 @@ def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
 
 def prepare() -> None:
     """Prepare MLflow for traces, before the first one."""
-    _raise_limits()
+    _enlarge_buffers()
     finish_at_sigterm()
 
 
 @cache
-def _raise_limits() -> None:
-    """Raise the limits of MLflow's buffers, above which it drops traces, for example those of a large `batch`.
+def _enlarge_buffers() -> None:
+    """Enlarge MLflow's buffers: when they are full, it drops traces, for example those of a large `batch`.
 
     Their defaults are changed, and not the environment, which subprocesses would inherit.
     """

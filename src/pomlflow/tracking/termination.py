@@ -19,7 +19,7 @@ from typing import Any, Final
 from pomlflow.tracking.shutdown import count_pending, flush_at_exit
 
 _LIMIT: Final = 20.0  # seconds; most container runtimes kill after 30
-_STUCK: Final = 5.0  # seconds without a stored trace after which the main thread may hold a lock that a flush needs
+_STUCK: Final = 5.0  # seconds without a stored trace until main goes on, since it may hold a lock that the flush needs
 _POLL: Final = 0.05  # seconds
 _flushed: Final = threading.Event()
 

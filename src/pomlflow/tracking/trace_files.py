@@ -77,7 +77,7 @@ def _content(record: RenderRecord) -> dict[str, str]:
 
 
 def _masked_content(record: RenderRecord, mask: Mask) -> dict[str, Any]:
-    """Return the masked content of each file, by suffix. The result has the shape of a span's outputs."""
+    """Return the masked content of each file, by suffix; the result is in the shape of a span's outputs."""
     from pomlflow.tracking.redaction import masked
     from pomlflow.tracking.spans import span_content
 
