@@ -35,7 +35,7 @@ class RenderOptions(TypedDict, total=False):
     timeout: float | None
 
 
-_AS_VARIABLE = 'pass it as a variable, {"rows": …}'
+_VARIABLE_REMEDY = 'pass it as a variable, {"rows": …}'
 Markup = str | os.PathLike[str]
 Variables = Mapping[str, Any] | None
 
@@ -139,7 +139,7 @@ def _template_and_variables(
     check_format(format)
     if context is not None and not isinstance(context, Mapping):
         raise ConfigurationError(
-            f"context must be a mapping of variables, not a {type(context).__name__}; {_AS_VARIABLE}"
+            f"context must be a mapping of variables, not a {type(context).__name__}; {_VARIABLE_REMEDY}"
         )
     return template_of(markup, options), context or {}
 
@@ -223,7 +223,7 @@ def json_object(given: Any, what: str) -> Mapping[str, Any] | None:
     if isinstance(given, Mapping):
         return given or None
     if not isinstance(given, str | os.PathLike):
-        remedy = f"; {_AS_VARIABLE}" if what == "context" else ""
+        remedy = f"; {_VARIABLE_REMEDY}" if what == "context" else ""
         raise ConfigurationError(
             f"the {what} must be a dict, JSON text or a file, not a {type(given).__name__}{remedy}"
         )

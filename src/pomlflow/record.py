@@ -22,7 +22,7 @@ class PromptFile:
 
     path: str  # relative to the markup's folder, with forward slashes; absolute if the markup names an absolute path
     sha256: str  # of its content when the prompt was read, in hexadecimal; that of no bytes if it is missing
-    location: Path
+    location: Path  # on this machine
     folder: Path | None = None  # the markup's, which a trusted template may read
 
 
@@ -71,7 +71,7 @@ class JsonObject(Mapping[str, Any]):
 class RenderRecord:
     """One render: the template, the variables, the output or the error, and the time.
 
-    Every render makes one, also a failed one. It has everything that a trace, a prompt version or a replay needs.
+    Every render makes one, also a failed one.
 
     Attributes:
         source: The complete markup.

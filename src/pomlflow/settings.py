@@ -101,7 +101,7 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
         prompt_root: The folder that prompt names and stored paths are relative to; an empty string resets it.
         max_workers: The maximum number of Node processes; 0 for one per core, at most 8. With 0, a process of
             ``multiprocessing`` has one, and any other at most ``OMP_NUM_THREADS``, which Ray and Spark set. Node
-            processes are started on demand. A smaller number does not end running ones.
+            processes are started on demand. Those above a smaller number end after their next render.
         max_queue: The maximum number of renders that wait for a process; one more raises `EngineBusyError`.
         max_memory: Megabytes after which a Node process is replaced.
         max_content: The maximum length of a text in a trace's inputs and outputs, in characters. A longer text is cut,
@@ -205,7 +205,7 @@ def _switch(value: Any) -> bool:
     return _SWITCHES[str(value).strip().lower()]
 
 
-# What each setting must be, and the function that converts it and raises an error of Python's for another value.
+# What each setting must be, and the function that converts it or raises one of the errors that `_checked` expects.
 _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "timeout": ("a number of seconds above 0", _seconds),
     "prompt_root": ("a folder", lambda value: _folder(value) if value != "" else None),
