@@ -30,7 +30,7 @@ def attach(*_: object) -> None:
     api = import_module("poml.api")
     run, write_file = api.run, api.write_file
 
-    def ours(*args: str) -> Any:
+    def run_in_engine(*args: str) -> Any:
         options = dict(zip(args[::2], args[1::2], strict=False))
         if len(args) % 2 == 0 and options.keys() <= _OPTIONS:
             _render(options)
@@ -39,7 +39,7 @@ def attach(*_: object) -> None:
         files = {name: write_file(text) for name, text in _texts.items() if name in args}
         return run(*(files[arg].name if arg in files else arg for arg in args))
 
-    _replace(api, "run", ours)
+    _replace(api, "run", run_in_engine)
     _replace(api, "write_file", _Text)
 
 
@@ -74,7 +74,7 @@ def _render(options: dict[str, str]) -> None:
         {"stylesheet": stylesheet, "chat": options["--chat"] == "true"},
     )
     record = template.render(context or {}, exact=True)
-    _leave_mlflow_to_us()
+    _disable_mlflow_trace()
     dispatch(record, RenderContext(file=template.path))
     if "--traceDir" in options:
         from pomlflow.tracking.trace_files import TraceFiles
@@ -88,7 +88,7 @@ def _object(options: dict[str, str], kind: str) -> Any:
     return None if file is None else json_object(_texts.get(file, Path(file)), kind)
 
 
-def _leave_mlflow_to_us() -> None:
+def _disable_mlflow_trace() -> None:
     """Switch off the trace that ``poml.set_trace("mlflow")`` writes."""
     if import_module("poml.api")._mlflow_enabled:
         module = import_module("poml.integration.mlflow")

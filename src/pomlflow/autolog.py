@@ -13,18 +13,16 @@ import threading
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import logger
 from pomlflow._post_import import cancel, when_imported
-from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
+from pomlflow.dispatch import Framework, Mask, RenderContext, check_mask, set_sink
 
 if TYPE_CHECKING:
     from pomlflow.record import RenderRecord
     from pomlflow.tracking.trace_files import TraceFiles
-
-Part = Literal["plain", "langchain", "llama_index"]
 
 
 class AutologOptions(TypedDict, total=False):
@@ -82,7 +80,7 @@ def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
     switch(("plain", "langchain", "llama_index"), disable=disable, **options)
 
 
-def switch(parts: tuple[Part, ...], *, disable: bool, **options: Unpack[AutologOptions]) -> None:
+def switch(parts: tuple[Framework, ...], *, disable: bool, **options: Unpack[AutologOptions]) -> None:
     """Switch some parts of autolog on or off; the other arguments are those of `autolog`."""
     _state.set(parts, None if disable else _checked(**options))
 
@@ -97,7 +95,7 @@ def _checked(**given: Any) -> _Options:
 
 
 # For each part: the module whose import triggers it, and our module with its `attach` and `detach`.
-_ATTACHED: Final[dict[Part, tuple[str, str]]] = {
+_ATTACHED: Final[dict[Framework, tuple[str, str]]] = {
     "plain": ("poml", "pomlflow._poml_patch"),
     "langchain": ("langchain_core.tracers.context", "pomlflow.langchain.configure_hook"),
     "llama_index": ("llama_index.core", "pomlflow.llama_index.handler"),
@@ -109,9 +107,9 @@ class _State:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._options: dict[Part, _Options] = {}
+        self._options: dict[Framework, _Options] = {}
 
-    def set(self, parts: tuple[Part, ...], options: _Options | None) -> None:
+    def set(self, parts: tuple[Framework, ...], options: _Options | None) -> None:
         with self._lock:
             changed = [part for part in parts if self._options.get(part) != options]
             if not changed:
@@ -155,7 +153,7 @@ class _State:
         prepare()
         set_sink("autolog", self._store)
 
-    def _traced(self, part: Part) -> _Options | None:
+    def _traced(self, part: Framework) -> _Options | None:
         options = self._options.get(part)
         return options if options is not None and options.log_traces else None
 
@@ -171,7 +169,7 @@ class _State:
         return True
 
 
-def _attach(part: Part, options: _Options) -> None:
+def _attach(part: Framework, options: _Options) -> None:
     imported, module = _ATTACHED[part]
 
     def attach() -> None:
@@ -183,7 +181,7 @@ def _attach(part: Part, options: _Options) -> None:
     when_imported(imported, attach)
 
 
-def _detach(part: Part) -> None:
+def _detach(part: Framework) -> None:
     imported, module = _ATTACHED[part]
     cancel(imported)
     if module in sys.modules:
