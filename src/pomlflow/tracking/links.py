@@ -1,8 +1,7 @@
 """Links of prompt versions: to traces, runs, LoggedModels and experiments, as MLflow's pages and searches show them.
 
 MLflow keeps two records of a link. The tag that a trace's page shows is set while the trace is in MLflow's memory. The
-association that searches use is written in the background, after MLflow has exported the trace. MLflow's own way would
-start a thread for each trace.
+association that searches use is written in the background, after MLflow has exported the trace.
 
 No request is needed to find out that an export has ended. MLflow's exporter releases the trace then, and leaves the
 trace's size in its metadata if it tried to store it.
@@ -55,7 +54,7 @@ class TraceLink(Task):
     def of(cls, stores: Stores, trace_id: str, wake: Callable[[TraceLink], None] | None) -> TraceLink:
         """Return the link of a trace. `wake`, which takes no lock, is called in any thread after MLflow's export."""
         link = cls(uri=stores.tracking, workspace=stores.workspace, trace_id=trace_id)
-        with _manager().get_trace(trace_id) as trace:
+        with trace_manager().get_trace(trace_id) as trace:
             if trace is None:
                 link.is_evicted = True
             else:
@@ -86,7 +85,7 @@ class TraceLink(Task):
             return False
         if any((one.name, one.version) == (version.name, version.version) for one in self._versions):
             return False
-        with _manager().get_trace(self.trace_id) as trace:  # under MLflow's lock: the trace cannot leave in between
+        with trace_manager().get_trace(self.trace_id) as trace:  # under MLflow's lock: it cannot leave in between
             if trace is None:
                 self.is_late = True
             else:
@@ -97,7 +96,7 @@ class TraceLink(Task):
     def run(self) -> TaskState:
         """Store the associations, if the trace is stored."""
         self.has_reached = False
-        with _manager().get_trace(self.trace_id) as trace:
+        with trace_manager().get_trace(self.trace_id) as trace:
             if trace is not None:
                 return TaskState.PARKED
         missing = TaskState.LOST if self._is_released else TaskState.NOT_YET
@@ -149,7 +148,8 @@ class TraceLink(Task):
             TracingClient(self.uri).store.link_prompts_to_trace(self.trace_id, versions)
 
 
-def _manager() -> InMemoryTraceManager:
+def trace_manager() -> InMemoryTraceManager:
+    """Return MLflow's manager of the traces in memory."""
     manager: InMemoryTraceManager = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call] # in MLflow
     return manager
 

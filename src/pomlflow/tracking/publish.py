@@ -18,13 +18,12 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
-from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.utils.uri import is_databricks_uri
 
 from pomlflow._log import warn_once
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.background import FIRST, Task, TaskState, call_in_child, worker
-from pomlflow.tracking.links import TraceLink, link_resource, list_in_experiment
+from pomlflow.tracking.links import TraceLink, link_resource, list_in_experiment, trace_manager
 from pomlflow.tracking.shutdown import register_hooks
 from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import Registry, draft_of, name_of
@@ -177,9 +176,9 @@ class Publisher:
             except Exception as error:  # noqa: BLE001 - the next trace is linked all the same
                 warn_once("on_version", "A listener for prompt versions failed: %r", error, exc_info=error)
         if _is_databricks(stores):  # its exporters link by themselves, each in its own way
-            with InMemoryTraceManager.get_instance().get_trace(trace.trace_id) as live:  # type: ignore[no-untyped-call]
+            with trace_manager().get_trace(trace.trace_id) as live:
                 if live is not None:
-                    InMemoryTraceManager.get_instance().register_prompt(trace.trace_id, version)  # type: ignore[no-untyped-call]
+                    trace_manager().register_prompt(trace.trace_id, version)
         elif trace.add(version):
             worker.submit(trace, after=0.0 if trace.is_late else _LINK_DELAY)
         self.associate(stores, version, experiment=trace.experiment, run=trace.run_id, model=trace.model_id)
