@@ -80,12 +80,10 @@ class NodeProcess:
         watchdog.set(self, _NEVER)
 
     def _spawn(self, command: list[str]) -> None:
-        options: dict[str, Any] = {}
+        # In a session of its own, so that Ctrl-C reaches Python and not the worker.
+        options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
-            options["creationflags"] = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
-        else:
-            # In a session of its own, so that Ctrl-C reaches Python and not the worker.
-            options.update(start_new_session=True)
+            options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
         lifeline = self._lifeline = Lifeline()
         try:
             self._popen = subprocess.Popen(  # noqa: S603 - our own worker, no shell

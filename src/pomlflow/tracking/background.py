@@ -244,7 +244,8 @@ class Worker:
         before = len(self._flushes)
         for flush in list(self._flushes):
             waiting = self._waiting()
-            if all(self._is_blocked(task, flush) for task in waiting):  # their stores are known to be unreachable
+            unreachable = {uri for uri, outage in self._outages.items() if outage.confirmed >= flush.started}
+            if all(task.uri in unreachable for task in waiting):
                 flush.pending = len(waiting)
                 flush.done.set()
             if flush.done.is_set():
@@ -253,10 +254,6 @@ class Worker:
 
     def _waiting(self) -> list[Task]:
         return [entry.task for entry in list(self._entries[1]) if entry.task.state is not TaskState.PARKED]
-
-    def _is_blocked(self, task: Task, flush: _Flush) -> bool:
-        outage = self._outages.get(task.uri)
-        return outage is not None and outage.confirmed >= flush.started
 
     def _run(self, task: Task) -> None:
         """Run a task once, and schedule its next run if it needs one."""
