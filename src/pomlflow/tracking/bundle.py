@@ -1,8 +1,8 @@
 """The files that are stored with a prompt version: packed into its tags, and extracted to a folder.
 
 A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored in
-tags. MLflow has no artifacts for prompt versions (mlflow 3.12 to 3.18). Storage outside of the version would have
-permissions, backups and a lifetime of its own. Tags are created, read and deleted together with the version.
+tags. MLflow has no artifacts for prompt versions (mlflow 3.12 to 3.18), and storage outside of the version would have
+permissions, backups and a lifetime of its own.
 
 ================  ====================================================================================================
 ``poml_files``    a JSON object: ``folder`` (see `Bundle`) and ``files``, in the order of the digest, each with ``path``

@@ -30,7 +30,7 @@ from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import runtime_of
 
-_REFRESH_TIMEOUT: Final = 20.0  # seconds; MLflow's client would retry for minutes if the server went away meanwhile
+_REFRESH_TIMEOUT: Final = 20.0  # seconds for one lookup in the background
 
 
 def open_prompt(

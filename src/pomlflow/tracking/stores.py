@@ -1,7 +1,4 @@
-"""MLflow's stores: which of them are set now, requests that fail fast, and what their errors mean.
-
-MLflow's own client blocks for minutes while a server is unreachable.
-"""
+"""MLflow's stores: which of them are set now, requests that fail fast, and what their errors mean."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ def check_reachable(uri: str, timeout: float = _REQUEST_TIMEOUT) -> None:
 
 
 def send(uri: str, path: str, method: str, timeout: float = _REQUEST_TIMEOUT, **options: Any) -> Any:
-    """Send one request to a server, without MLflow's retries, which last minutes; return the response."""
+    """Send one request to a server, without MLflow's retries; return the response."""
     # upstream: mlflow 3.12-3.18: its client retries for 247 s, and the retries can be set for the whole process only.
 
     def once() -> Any:

@@ -2,8 +2,8 @@
 //
 // Expressions run in the worker's own realm, since POML's output depends on it. So no object that an expression can
 // reach may lead to Node itself. `process` and `console` are substitutes. The bundle gets substitutes for the modules
-// that it requires, since a template may reach what the bundle has. Python reads the files, since it knows what a
-// render may read. Node 24's permission model restricts neither the network nor addons: only this file does.
+// that it requires, since a template may reach what the bundle has. Node 24's permission model restricts neither the
+// network nor addons: only this file does.
 'use strict';
 
 const crypto = require('node:crypto');
