@@ -278,8 +278,8 @@ def flush(timeout: float | None = 30.0) -> bool:
     """Finish pending work: register prompt versions and export traces.
 
     Args:
-        timeout: The maximum number of seconds; None for no limit. It does not wait for work that belongs to another
-            store than MLflow's current one while that store is unreachable.
+        timeout: The maximum number of seconds; None for no limit. Prompt versions and links are not waited for while
+            their store is unreachable.
 
     Returns:
         Whether everything was finished, in all stores.
