@@ -1,7 +1,7 @@
 """The engine: renders markup and variables to a frame, in long-lived Node processes.
 
 It starts no process before the first render. All processes end with the interpreter, however that ends. A forked child
-starts processes of its own. The engine knows neither frameworks nor MLflow.
+starts processes of its own.
 """
 
 from pomlflow.engine.engine import arun, close, prewarm, run, stats

@@ -235,7 +235,7 @@ def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
     """Return `Bundle.folder` for these paths: the last parts of the markup's folder, ``_`` for those it lacks."""
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
     names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
-    return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]] if levels else [])
+    return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]])
 
 
 def _is_portable(path: str, levels: int) -> bool:

@@ -113,7 +113,7 @@ class GuardedSpan:
                 return SpanStatus(status.status_code, self._message(status.description or ""))
             return self._apply(self.mask, status)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
-            _warn_incomplete(error)
+            warn_incomplete(error)
             return SpanStatus(status.status_code, self._error_type or "")
 
     def _apply(self, mask: Mask, status: SpanStatus) -> SpanStatus:
@@ -151,7 +151,7 @@ class GuardedSpan:
             else:
                 self._held[name] = self._to_json(content)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
-            _warn_incomplete(error)
+            warn_incomplete(error)
 
     def _store(self, name: str, whole: Any) -> None:
         content = within_limit(whole)
@@ -178,7 +178,8 @@ def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any] |
     return True
 
 
-def _warn_incomplete(error: Exception) -> None:
+def warn_incomplete(error: Exception) -> None:
+    """Warn once that a part of a span's content could not be stored."""
     warn_once("content", "A span is stored without all of its content: %r", error)
 
 

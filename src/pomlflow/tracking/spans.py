@@ -42,7 +42,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.experiment import start_span
 from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.redaction import GuardedSpan
+from pomlflow.tracking.redaction import GuardedSpan, warn_incomplete
 from pomlflow.tracking.shutdown import enlarge_span_queue
 from pomlflow.tracking.termination import finish_at_sigterm
 
@@ -77,7 +77,7 @@ def log_render(
             status = _fill(GuardedSpan(span, mask, media=bare_data_uris), record)
             _link(span, record, register)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
-            warn_once("content", "A span is stored without all of its content: %r", error)
+            warn_incomplete(error)
         finally:
             span.end(status=status, end_time_ns=record.end_ns)
     except Exception as error:  # noqa: BLE001 - telemetry never raises into the user's call

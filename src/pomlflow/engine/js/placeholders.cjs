@@ -81,8 +81,7 @@ function install({ prototype }) {
     }
   };
   prototype.xmlAttributeValueRange = function (element) {
-    attribute = xmlAttributeValueRange.call(this, element);
-    return attribute;
+    return (attribute = xmlAttributeValueRange.call(this, element));
   };
 
   return {
