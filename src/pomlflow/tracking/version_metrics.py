@@ -60,7 +60,8 @@ def compare_versions(
     """
     locations = None if experiment_ids is None else list(experiment_ids)
     rows = {}
-    for number in (_number(name, version) for version in versions):
+    for version in versions:
+        number = int(version) if str(version).isdecimal() else load(name, alias=str(version)).number
         query = " AND ".join([f"prompt = '{name}/{number}'", *_window(since, until)])
         found = mlflow.search_traces(locations=locations, filter_string=query, include_spans=False, return_type="list")
         if not found:
@@ -74,10 +75,6 @@ def _window(since: datetime | None, until: datetime | None) -> list[str]:
     """Return the conditions of a search for traces that started in a period."""
     bounds = (">=", since), ("<", until)
     return [f"timestamp_ms {sign} {round(at.timestamp() * 1000)}" for sign, at in bounds if at is not None]
-
-
-def _number(name: str, version: int | str) -> int:
-    return int(version) if str(version).isdecimal() else load(name, alias=str(version)).number
 
 
 def _metrics(traces: Sequence[TraceInfo]) -> dict[str, float]:

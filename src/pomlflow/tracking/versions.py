@@ -76,8 +76,9 @@ class Registry:
     def find(self, draft: RenderRecord, *, create: bool, message: str | None = None) -> PromptVersion | None:
         """Return the version of a draft's content, made with a commit message if there is none; else None."""
         name = str(draft.name)
-        if draft.version is not None:
-            return self._numbered(name, draft)
+        if draft.version is not None:  # it may have been deleted, and made again with another content
+            version = self.client.get_prompt_version(name, draft.version)
+            return version if version is not None and _has_content(version, draft) else None
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise RejectedError(f"MLflow accepts no prompt named {name!r}: use letters, digits, '_', '-' and '.'")
         if len(draft.source) > _MAX_SOURCE:
@@ -93,11 +94,6 @@ class Registry:
         if by_text or not create:
             return by_text[-1] if by_text else None
         return self._make(name, draft, message, is_first=not newest)
-
-    def _numbered(self, name: str, draft: RenderRecord) -> PromptVersion | None:
-        """Return the version that was rendered, unless it was deleted and made again with another content."""
-        version = self.client.get_prompt_version(name, draft.version)
-        return version if version is not None and _has_content(version, draft) else None
 
     def last_with_files(self, name: str, before: int) -> PromptVersion | None:
         """Return the last version before a number that has files."""
