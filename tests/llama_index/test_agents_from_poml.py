@@ -155,6 +155,13 @@ def test_tools_and_functions_must_match(scripted: Any) -> None:
         )
 
 
+def test_a_function_whose_tool_depends_on_a_variable_may_be_without_it(scripted: Any) -> None:
+    file = prompt(TOOL.replace("<tool-definition", '<tool-definition if="admin"'), SYSTEM)
+    for admin in (True, False):
+        made = file.agent_kwargs(scripted(), tools=[weather], tone="kind", admin=admin)
+        assert [tool.metadata.name for tool in made["tools"]] == ["weather"] * admin
+
+
 def test_functions_describe_themselves_if_the_markup_defines_no_tool(scripted: Any) -> None:
     (tool,) = prompt(SYSTEM).agent_kwargs(scripted(), tools=[weather], tone="kind")["tools"]
     assert (tool.metadata.name, [*tool.metadata.get_parameters_dict()["properties"]]) == ("weather", ["city"])

@@ -240,10 +240,11 @@ def agent_kwargs(
     system, examples = _system_and_examples(rendered, label)
     # The record is kept for links to the prompt's version, which need no content.
     record = dataclasses.replace(record, variables={}, output={**output, "messages": []})
+    exact = "tools" in record.static_fields
     made: dict[str, Any] = {
         "llm": BoundLLM.of(llm, {**settings, **own}, label, examples=examples, record=record),
         "system_prompt": system,
-        "tools": bind_tools(tool_specs(output), tools, label) if defined else plain_tools(tools),
+        "tools": bind_tools(tool_specs(output), tools, label, exact=exact) if defined else plain_tools(tools),
     }
     if choice is not None and llm.metadata.is_function_calling_model:
         made["initial_tool_choice"] = choice

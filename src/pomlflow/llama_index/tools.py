@@ -46,11 +46,14 @@ def describe_tool(spec: ToolSpec) -> BaseTool:
 
 
 def bind_tools(
-    specs: list[ToolSpec], functions: Mapping[str, Any] | Iterable[Any] | None, label: str = "<inline>"
+    specs: list[ToolSpec], functions: Mapping[str, Any] | Iterable[Any] | None, label: str, *, exact: bool
 ) -> list[BaseTool]:
-    """Return the tools of a POML file with their functions; a `ToolError` names those that do not match."""
+    """Return the tools of a POML file with their functions; a `ToolError` names those that do not match.
+
+    `exact` is whether each function needs a tool, as `check_functions` says.
+    """
     by_name = functions_by_name(functions or {})
-    check_functions(specs, by_name, label)
+    check_functions(specs, by_name, label, exact=exact)
     return [_bind_tool(spec, by_name[spec.name], label) for spec in specs]
 
 
