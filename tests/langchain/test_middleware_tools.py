@@ -96,6 +96,18 @@ def test_a_tool_of_the_agent_is_described_too_and_others_are_kept() -> None:
     assert described == {"weather": "At the Ada", "now": "The time."}
 
 
+@pytest.mark.parametrize("of_the_agent", [True, False])
+def test_the_prompts_own_tools_may_be_given_to_the_agent_or_the_middleware(of_the_agent: bool) -> None:
+    crew = prompt()
+    tools = crew.tools({"weather": located}, ship="the Ada", messages=[])
+    own = () if of_the_agent else tools
+    model = Agent(answers=[call(city="Oslo", days=9), call("7", city="Oslo"), "So."])
+    middleware = [PomlMiddleware(crew, tools=own, **ADA)]
+    state = agents.create_agent(model, tools=tools if of_the_agent else [], middleware=middleware).invoke(QUESTION)
+    refused, accepted = (message for message in state["messages"] if isinstance(message, ToolMessage))
+    assert (refused.status, accepted.content) == ("error", "Oslo after 4, call 7, 1")
+
+
 def test_a_tool_without_a_function_and_a_function_without_a_tool_are_errors() -> None:
     with pytest.raises(ToolError, match="crew defines 'weather' without a function"):
         made(Agent(), tools=()).invoke(QUESTION)

@@ -37,8 +37,8 @@ class PomlTool(StructuredTool):
         inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
             check_accepts(spec, accepted, label)
-        kept = {**inner.__dict__, "description": spec.description or inner.description}
-        return cls.model_construct(**kept, spec=spec, label=label, strict=strict, hidden=_hidden(inner))
+        own = {"spec": spec, "label": label, "strict": strict, "hidden": _hidden(inner)}
+        return cls.model_construct(**{**inner.__dict__, "description": spec.description or inner.description, **own})
 
     @property
     @override
@@ -108,7 +108,7 @@ def _accepted(tool: StructuredTool) -> list[str] | None:
 
 def _hidden(tool: StructuredTool) -> frozenset[str]:
     """Return the names of the arguments that LangChain injects."""
-    found = set(getattr(tool, "_injected_args_keys", ()))
+    found = {*getattr(tool, "_injected_args_keys", ()), *(tool.hidden if isinstance(tool, PomlTool) else ())}
     whole, described = tool.args_schema, tool.tool_call_schema
     if isinstance(whole, type) and issubclass(whole, BaseModel) and isinstance(described, type):
         found |= set(whole.model_fields) - set(getattr(described, "model_fields", whole.model_fields))
