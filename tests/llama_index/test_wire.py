@@ -207,6 +207,15 @@ def test_a_model_without_structured_output_answers_by_a_call(server: ModelServer
     assert server.bodies[0]["tool_choice"] == "required"
 
 
+@pytest.mark.parametrize("choice", ["auto", "none", "weather"])
+def test_the_choice_of_a_tool_is_not_sent_with_the_answers_call(server: ModelServer, like: Any, choice: str) -> None:
+    like.should_use_structured_outputs = False
+    server.answers[:] = [[Call("Report", {"degrees": 3})]]
+    bound = prompt(f'<runtime tool-choice="{choice}"/>{TOOL}{SCHEMA}{TALK}').bind_to(like)
+    assert bound.structured_predict(**GIVEN).degrees == 3
+    assert server.bodies[0]["tool_choice"] == "required"
+
+
 @pytest.mark.parametrize(
     ("choice", "openais", "anthropics"),
     [

@@ -187,7 +187,7 @@ class BoundLLM(_Delegation, LLM):
             chats = True if chats is None else chats
         elif tools:
             options["tools"] = [spec.openai() for spec in tools]
-        if choice is not None and tools:
+        if choice is not None and tools and not answers_by_tool:  # the choice is among the file's tools
             options["tool_choice"] = tool_choice(self.delegate, choice)
         options |= {**self.options, **(given or {})}
         if self.metadata.is_chat_model if chats is None else chats:
