@@ -352,6 +352,18 @@ def test_records_with_rows_are_a_table(value: Any) -> None:
     assert text(Template("<table records='{{sales}}'/>"), sales=value).startswith("| ")
 
 
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<poml><table records='{{rows}}' if='Array.isArray(rows[0])'/><p>a, b</p></poml>",
+        "<poml><cp if='Array.isArray(rows[0])'><table records='{{rows}}'/></cp><p>a, b</p></poml>",
+        "<poml><table for='row in rows.slice(2)' records='{{rows}}'/><p>a, b</p></poml>",
+    ],
+)
+def test_records_of_a_table_that_is_not_rendered_are_not_checked(markup: str) -> None:
+    assert text(Template(markup), rows=["a", "b"]) == "a, b"
+
+
 @pytest.mark.parametrize("value", ["a,b", {"a": 1}, [], 5, None])
 def test_records_that_poml_refuses_have_the_remedy(value: Any) -> None:
     error = Template("<table records='{{sales}}'/>").render({"sales": value}).error

@@ -107,6 +107,7 @@ class _Scope(NamedTuple):
     in_element: dict[str, bool] = {}  # noqa: RUF012 - bound by a loop; never changed, only replaced
     guarded: frozenset[str] = frozenset()  # tested by `typeof` in an enclosing `if`
     dynamic: bool = False  # whether an enclosing `if` or `for` is
+    conditional: bool = False  # whether there is an enclosing `if` or `for`
     is_main: bool = False  # the template's own markup; POML drops the schema, tools and runtime of an include
 
 
@@ -217,6 +218,7 @@ class _Collector:
     def loop_and_condition(self, element: Element, scope: _Scope) -> _Scope:
         """Add ``for`` and then ``if``, whatever their order in the tag; return the scope after them."""
         loop, condition = element.find("for"), element.find("if")
+        scope = scope._replace(conditional=scope.conditional or bool(loop.text or condition.text))
         if loop.text and (parts := split_loop(loop.text)) is None:
             # POML refuses it, so its words do not count as variables.
             scope = scope._replace(in_element={**scope.in_element, **dict.fromkeys(WORD.findall(loop.text), True)})
@@ -314,7 +316,8 @@ class _Collector:
                 continue
             dynamic = True
             guarded = how == TESTED or name in analysis.tested or name in scope.guarded
-            self.uses.append((self.node, Use(name, expression, site.passage.at(start + at), guarded)))
+            use = Use(name, expression, site.passage.at(start + at), guarded, scope.conditional)
+            self.uses.append((self.node, use))
             if not guarded:
                 needs_list = how == LENGTH or (site.needs_list and how == ALONE)
                 (self.needs_list if needs_list else self.needs_value).add(name)

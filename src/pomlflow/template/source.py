@@ -36,6 +36,7 @@ class Use(NamedTuple):
     expression: Expression
     offset: int  # of the name in the text that has the expression
     guarded: bool = False  # ``typeof`` tests it, in the expression or in an ``if`` around it
+    conditional: bool = False  # its element, or one around it, has an ``if`` or a ``for``
 
     @property
     def alone(self) -> bool:

@@ -86,10 +86,13 @@ def check_names(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
 
 
 def check_values(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
-    """Raise a `VariableError` for a value that POML silently makes an empty table or a broken medium of."""
+    """Raise a `VariableError` for a value that POML silently makes an empty table or a broken medium of.
+
+    An element under an ``if`` or a ``for`` may not be rendered with this value, so its values are not checked.
+    """
     for use in snapshot.inference.uses:
         expression, value = use.expression, variables.get(use.name)
-        if expression.attribute not in {"records", "base64"} or not use.alone or value is None:
+        if expression.attribute not in {"records", "base64"} or not use.alone or use.conditional or value is None:
             continue
         kind = f"is of the type {type(value).__name__}"
         if expression.attribute == "base64" and isinstance(value, bytes | bytearray | memoryview) and value:
