@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolArg, ToolException, tool
+from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool, ToolException, tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -156,6 +157,23 @@ async def test_a_tool_of_any_class() -> None:
     assert await made(Custom()).ainvoke({"city": "Oslo"}) == "Snow in Oslo"
 
 
+def test_a_tool_of_any_class_keeps_return_direct() -> None:
+    assert made(Custom(return_direct=True)).return_direct
+    assert made(Tool("weather", lambda city: city, "Tell the weather.", return_direct=True)).return_direct
+
+
+class Structured(StructuredTool):
+    """A tool without a function, but with a method."""
+
+    def _run(self, city: str, **_: Any) -> str:
+        return f"Hail in {city}"
+
+
+def test_a_structured_tool_without_a_function_runs_its_own_method() -> None:
+    function = Structured(name="weather", description="Structured", args_schema=Day)
+    assert made(function).invoke({"city": "Oslo"}) == "Hail in Oslo"
+
+
 @pytest.mark.parametrize(
     ("functions", "message"),
     [
@@ -173,6 +191,12 @@ def test_functions_of_a_file_without_tools_describe_themselves() -> None:
     (found,) = PomlPromptTemplate.from_template("<p>Go to {{place}}.</p>").tools([weather], place="sea")
     assert (found.name, set(found.args)) == ("weather", {"city", "days"})
     assert found.invoke({"city": "Oslo"}) == weather("Oslo")
+
+
+def test_a_partial_function_of_a_file_without_tools_has_its_functions_description() -> None:
+    (found,) = PomlPromptTemplate.from_template("<p>Go.</p>").tools({"weather": partial(weather, days=2)})
+    assert found.description == "The function's own description."
+    assert found.invoke({"city": "Oslo"}) == "Rain in Oslo for 2"
 
 
 def test_a_function_is_no_error_where_another_render_may_define_its_tool() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import pickle
 import uuid
 from pathlib import Path
@@ -165,6 +166,17 @@ def test_a_function_whose_tool_depends_on_a_variable_may_be_without_it(scripted:
 def test_functions_describe_themselves_if_the_markup_defines_no_tool(scripted: Any) -> None:
     (tool,) = prompt(SYSTEM).agent_kwargs(scripted(), tools=[weather], tone="kind")["tools"]
     assert (tool.metadata.name, [*tool.metadata.get_parameters_dict()["properties"]]) == ("weather", ["city"])
+
+
+def test_a_partial_function_has_its_functions_description(scripted: Any) -> None:
+    def rain(city: str, unit: str) -> str:
+        """Tell the rain."""
+        return f"3 {unit} in {city}"
+
+    tools = {"rain": functools.partial(rain, unit="mm")}
+    (tool,) = prompt(SYSTEM).agent_kwargs(scripted(), tools=tools, tone="kind")["tools"]
+    assert tool.metadata.description.splitlines()[1:] == ["Tell the rain."]
+    assert tool(city="Oslo").content == "3 mm in Oslo"
 
 
 class Engine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +37,15 @@ def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
         ToolSpec(tool["name"], tool.get("description") or "", tool.get("parameters") or {"type": "object"})
         for tool in output.get("tools") or ()
     ]
+
+
+def documented(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function; a partial one without a doc of its own gets its function's instead of its class's."""
+    if not isinstance(function, functools.partial) or "__doc__" in vars(function):
+        return function
+    made = copy.copy(function)
+    made.__doc__ = function.func.__doc__
+    return made
 
 
 def functions_by_name(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:

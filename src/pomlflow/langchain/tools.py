@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from pomlflow.exceptions import ToolArgumentsError
 from pomlflow.frame.schema import strict_form
-from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments
+from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments, documented
 
 _ANYTHING = {"type": "object", "properties": {}}
 
@@ -34,7 +34,7 @@ class PomlTool(StructuredTool):
     @classmethod
     def of(cls, tool: BaseTool, spec: ToolSpec, label: str, *, strict: bool = False) -> PomlTool:
         """Return the tool, described and checked by a definition."""
-        inner = tool if isinstance(tool, StructuredTool) else _structured(tool)
+        inner = tool if isinstance(tool, StructuredTool) and (tool.func or tool.coroutine) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
             check_accepts(spec, accepted, label)
         own = {"spec": spec, "label": label, "strict": strict, "hidden": _hidden(inner)}
@@ -69,7 +69,7 @@ def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
         func=None if asynchronous else function,
         coroutine=function if asynchronous else None,
         name=name,
-        description=inspect.getdoc(function) or name,
+        description=inspect.getdoc(documented(function)) or name,
         args_schema=None if _has_typed_signature(function) else dict(_ANYTHING),
     )
 
@@ -92,6 +92,7 @@ def _structured(tool: BaseTool) -> StructuredTool:
         name=tool.name,
         description=tool.description,
         args_schema=dict(_ANYTHING),
+        return_direct=tool.return_direct,
         func=lambda **arguments: tool.invoke(arguments),
         coroutine=lambda **arguments: tool.ainvoke(arguments),
     )
