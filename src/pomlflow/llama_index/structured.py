@@ -122,9 +122,22 @@ class AnswerReader(NamedTuple):
         with suppress(ValueError):
             found = parse_partial_json(text)
             if isinstance(found, dict) and any(value is not None for value in found.values()):
-                missing = {name: None for name in self.kind.model_fields if name not in found}
-                return self.kind.model_construct(set(found), **missing, **found)
+                return _unchecked(self.kind, found)
         return None
+
+
+def _unchecked(kind: type[BaseModel], found: dict[str, Any]) -> BaseModel:
+    """Return an instance with these values, and None for the properties that are missing."""
+    values = {**dict.fromkeys(kind.model_fields), **found}
+    # The names of pydantic's own parameters cannot be passed to it.
+    reserved = {name: values.pop(name) for name in ("cls", "_fields_set") if name in values}
+    made = kind.model_construct(set(found), **values)
+    for name, value in reserved.items():
+        if name in kind.model_fields:
+            vars(made)[name] = value
+        elif made.model_extra is not None:
+            made.model_extra[name] = value
+    return made
 
 
 @lru_cache(maxsize=256)  # pydantic takes 0.1 ms for a schema
