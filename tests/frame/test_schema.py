@@ -27,6 +27,21 @@ def test_a_schema_without_additional_properties_is_closed_and_strict() -> None:
 
 
 @pytest.mark.parametrize(
+    "inner",
+    [
+        {"type": "array", "items": TEXT},
+        {"type": ["array", "null"], "items": CLOSED},
+        {"anyOf": [TEXT, CLOSED]},
+        {"$ref": "#"},
+        {**CLOSED, "type": ["object", "null"]},
+    ],
+)
+def test_arrays_references_and_nullable_objects_are_strict(inner: dict[str, Any]) -> None:
+    schema = {**CLOSED, "properties": {"a": inner}}
+    assert response_format(schema)["json_schema"] == {"name": "answer", "schema": schema, "strict": True}
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         OPTIONAL,
@@ -36,6 +51,10 @@ def test_a_schema_without_additional_properties_is_closed_and_strict() -> None:
         {**CLOSED, "properties": {"a": {"$ref": "#/$defs/o"}}, "$defs": {"o": OPTIONAL}},
         {**CLOSED, "properties": {"a": {"oneOf": [TEXT]}}},
         {**CLOSED, "properties": {"a": {"type": "string", "default": "x"}}},
+        {**CLOSED, "properties": {"a": {"type": "array"}}},
+        {**CLOSED, "properties": {"a": {}}},
+        {**CLOSED, "properties": {"a": {"enum": ["x", 1]}}},
+        {**CLOSED, "properties": {"a": {"type": ["object", "null"]}}},
         {"type": "array", "items": TEXT},
         {"anyOf": [CLOSED], "type": "object"},
     ],

@@ -52,17 +52,22 @@ def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits_strict_mode(schema: Mapping[str, Any]) -> bool:
-    if schema.get("type") != "object" or "anyOf" in schema:
+    return schema.get("type") == "object" and "anyOf" not in schema and all(map(_is_strict, _objects(schema)))
+
+
+def _is_strict(schema: Mapping[str, Any]) -> bool:
+    """Return whether strict mode can express a schema, apart from the schemas within it."""
+    kind = schema.get("type")
+    kinds = kind if isinstance(kind, list) else [kind]
+    if not _NOT_STRICT.isdisjoint(schema) or schema.keys().isdisjoint(("type", "$ref", "anyOf")):
         return False
-    for inner in _objects(schema):
-        if not _NOT_STRICT.isdisjoint(inner):
-            return False
-        if inner.get("type") == "object" or "properties" in inner:
-            if inner.get("additionalProperties") not in (None, False) or "properties" not in inner:
-                return False
-            if set(inner["properties"]) - set(inner.get("required", ())):
-                return False
-    return True
+    if "array" in kinds and not isinstance(schema.get("items"), Mapping):
+        return False
+    if "object" not in kinds and "properties" not in schema:
+        return True
+    if schema.get("additionalProperties") not in (None, False) or "properties" not in schema:
+        return False
+    return set(schema["properties"]) <= set(schema.get("required", ()))
 
 
 def strict_form(schema: Mapping[str, Any]) -> dict[str, Any]:
