@@ -109,6 +109,20 @@ def test_arguments_bound_to_the_chain_override_the_file_in_the_clients_own_names
     assert found(server.bodies[0], server.paths[0], path) == value
 
 
+@pytest.mark.parametrize(
+    ("client", "bound", "path"),
+    [
+        ("ChatGoogleGenerativeAI", {"generation_config": None}, "generationConfig.temperature"),
+        ("ChatOllama", {"options": None}, "options.temperature"),
+    ],
+)
+def test_arguments_that_are_none_leave_the_files_settings(
+    client: str, bound: dict[str, Any], path: str, clients: dict[str, Any], server: ModelServer
+) -> None:
+    prompt("<runtime temperature='0.5'/><p>Hi</p>").bind_to(_given(clients, client)).bind(**bound).invoke({})
+    assert found(server.bodies[0], server.paths[0], path) == 0.5
+
+
 # google-genai 2.34 makes a subclass of aiohttp's session, and leaves it open.
 @pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
 @pytest.mark.filterwarnings("ignore:.*[Uu]nclosed")

@@ -155,9 +155,9 @@ def _override(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         made.pop("max_tokens", None)
     if isinstance(config := values.get("generation_config"), Mapping):  # Google's, which would override the caller
         left = {name: value for name, value in config.items() if name not in given}
-        made["generation_config"] = {**left, **given.get("generation_config", {})}
+        made["generation_config"] = {**left, **(given.get("generation_config") or {})}
     if isinstance(options := values.get("options"), Mapping):  # Ollama's
-        made["options"] = {**options, **given.get("options", {})}
+        made["options"] = {**options, **(given.get("options") or {})}
         if given.get("stop") is not None:
             made["options"]["stop"] = made.pop("stop")
     return made
