@@ -102,6 +102,8 @@ def test_a_replacement_character_in_a_file_stays_one() -> None:
     assert text('<document src="note.txt"/>') == "a\ufffdb"
     Path("note.txt").write_bytes("a\ufffdb\nc".encode() + b"\xff")
     assert "note.txt:2:2: the file is not UTF-8: its byte 8 is 0xff" in error('<document src="note.txt"/>')
+    Path("note.txt").write_bytes(b"\xef\xbb\xbfab\xff")
+    assert "note.txt:1:3: the file is not UTF-8: its byte 6 is 0xff" in error('<document src="note.txt"/>')
 
 
 @posix

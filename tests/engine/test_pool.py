@@ -319,6 +319,16 @@ def test_the_environment_sets_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
         settings()
 
 
+async def test_a_cancellation_at_the_moment_of_the_renders_own_limit() -> None:
+    with ThreadPoolExecutor(1) as threads, held():
+        threads.submit(text, n=0)
+        await reached(lambda: engine.stats().running == 1)
+        with pomlflow.configured(timeout=0.05):
+            for _ in range(10):
+                with pytest.raises((TimeoutError, RenderTimeoutError, EngineBusyError)):
+                    await asyncio.wait_for(atext(n=1), 0.05)
+
+
 # --- two sets of processes
 
 
@@ -348,6 +358,12 @@ def test_the_cap_is_common_and_an_idle_process_makes_room_for_the_other_set(unti
         assert engine.stats().workers + engine.stats().starting <= 3
         assert sorted(map(int, threads.map(lambda n: text(n=n), range(40)))) == list(range(40))
     assert (engine.stats().failed, engine.stats().restarted) == (0, 0)
+
+
+def test_prewarm_keeps_to_the_limit_of_both_sets() -> None:
+    assert registry_text(1) == "1"
+    engine.prewarm(2)
+    assert engine.stats().workers == 2
 
 
 def test_a_set_that_starts_in_a_full_pool_takes_the_place_of_an_idle_process_or_of_the_next_one_that_becomes_free(

@@ -93,6 +93,7 @@ def test_the_error_of_a_failed_render_is_cut(stored: Callable[..., Any]) -> None
     assert span.status.status_code.value == "ERROR"
     assert "secret" in span.attributes["poml.error"]
     [event] = span.events
+    assert span.status.description == span.attributes["poml.error"]
     for text in (span.status.description, span.attributes["poml.error"], *event.attributes.values()):
         assert len(text) < 1600
 

@@ -92,7 +92,7 @@ class FileAccess:
         """Return the text of a file for an error's message; None if it does not exist or may not be read."""
         try:
             real = self._permitted(path)
-            return None if real is None else _read(real).decode("utf-8", "replace")
+            return None if real is None else _read(real).decode("utf-8-sig", "replace")
         except OSError as error:
             if not is_of_system(error):
                 raise
@@ -153,6 +153,7 @@ class FileAccess:
 
 def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
     """Decode UTF-8 and drop a byte-order mark. Invalid bytes are replaced, and the first is returned as a problem."""
+    mark = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
     head = content[:2]
     is_wide = head in _UTF16_MARKS or (len(head) == 2 and head.count(0) == 1)  # noqa: PLR2004
     try:
@@ -161,8 +162,8 @@ def decode(content: bytes, file: str) -> tuple[str, Problem | None]:
             return text, None
         wrong = 0
     except UnicodeDecodeError as error:
-        text, wrong = content.decode("utf-8-sig", "replace"), 0 if is_wide else error.start
-    begin = content.rfind(b"\n", 0, wrong) + 1
+        text, wrong = content.decode("utf-8-sig", "replace"), 0 if is_wide else mark + error.start
+    begin = max(mark, content.rfind(b"\n", 0, wrong) + 1)
     line = content[begin:].split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
     column = len(content[begin:wrong].decode("utf-8", "replace")) + 1
     message = (

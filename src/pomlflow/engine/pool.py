@@ -124,7 +124,8 @@ class Pool:
         with self._lock:
             if not position.granted.cancel():
                 return False
-            self._waiting[position.trusted].remove(position)
+            if position in self._waiting[position.trusted]:  # else it was cancelled before
+                self._waiting[position.trusted].remove(position)
             return True
 
     def abandon(self, position: Position) -> None:
@@ -150,7 +151,8 @@ class Pool:
         while True:
             with self._lock:
                 self._check_open()
-                if self._size(trusted=True) >= workers:
+                size = self._size(trusted=True)
+                if size >= workers or (size and not self._make_room(trusted=True)):
                     return
                 self._starting[True] += 1
             process = self._start(trusted=True)

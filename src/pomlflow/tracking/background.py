@@ -119,7 +119,6 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self.lost = 0  # tasks and traces since the last `take_lost`
         self._reset()
 
     def _reset(self) -> None:
@@ -131,6 +130,7 @@ class Worker:
         self._working = threading.Lock()
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
+        self.lost = 0  # tasks and traces since the last `take_lost`
 
     def submit(self, task: Task, *, after: float = 0.0) -> bool:
         """Schedule a task, without blocking; return False if it is dropped because too many are waiting."""

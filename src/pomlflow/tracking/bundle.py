@@ -103,7 +103,7 @@ class ExtractedFiles:
     def read(self, file: Path) -> str | None:
         """Return the text of one of the files; None for any other file of this machine."""
         with contextlib.suppress(OSError):
-            return None if self.problem(file) else file.read_bytes().decode("utf-8", "replace")
+            return None if self.problem(file) else file.read_bytes().decode("utf-8-sig", "replace")
         return None
 
     def problem(self, file: Path) -> str:

@@ -30,6 +30,7 @@ from pomlflow.tracking.background import worker
 from pomlflow.tracking.stores import check_reachable, redacted
 
 _CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
+_NO_LIMIT: Final = threading.TIMEOUT_MAX / 2
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
 _CHILD_CHECK: Final = 30.0  # and at the end of such a child: many of them end at once, and keep the server busy
 _before_flush: Final[list[Callable[[], None]]] = []
@@ -102,7 +103,7 @@ def _call(callbacks: list[Callable[[], None]]) -> None:
 
 def flush(timeout: float | None) -> bool:
     """Flush traces, prompt versions and links; return whether everything is stored. One warning counts the losses."""
-    deadline = time.monotonic() + (threading.TIMEOUT_MAX / 2 if timeout is None else timeout)
+    deadline = time.monotonic() + (_NO_LIMIT if timeout is None else min(timeout, _NO_LIMIT))
     _call(_before_flush)
     drained = _drain_all(deadline)
     if drained is None:
@@ -244,6 +245,7 @@ def _abandon(queue: Any) -> None:
 def _limit() -> float:
     """Return the seconds that a flush at exit may take."""
     try:
-        return float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
+        limit = float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
     except ValueError:
         return 5.0
+    return min(limit, _NO_LIMIT) if limit >= 0 else 5.0

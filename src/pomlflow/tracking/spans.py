@@ -143,7 +143,7 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
         status = SpanStatus(SpanStatusCode.ERROR, str(error))
     status = span.store_held(status)
     if error is not None:
-        span.set_attribute("poml.error", status.description)
+        span.span.set_attribute("poml.error", status.description)  # masked and cut as the status is
     facts = facts_of(record)
     if span.mask is not None:
         facts["masked"] = [key for key, value in content.items() if span.kept.get(key) != value]
