@@ -23,12 +23,12 @@ from uuid import UUID
 
 import orjson
 
-from pomlflow.engine.system import is_of_system
 from pomlflow.exceptions import VariableError
 from pomlflow.record import well_formed
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_STRICT_INTEGER | orjson.OPT_PASSTHROUGH_DATACLASS
 _SAFE_INTEGER = 2**53 - 1  # JavaScript's Number.MAX_SAFE_INTEGER
+_CAUSES = OverflowError, UnicodeEncodeError  # that orjson before 3.12 gives its own errors
 _DEPTH = 100
 _SHOWN = 60  # characters of a too deep value's path in an error: its beginning shows where to look
 # The key of encoded NaN and infinities. It has a private-use character, so that no key of a user equals it.
@@ -71,8 +71,8 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
         careful, cause = True, error.__cause__
     if careful:
         text = orjson.dumps(_walk(values, "", 0))  # repeats an error of a user's object, and reports its place
-    if cause is not None and not is_of_system(cause):  # the user's signal handler raised it
-        raise cause
+    if cause is not None and not isinstance(cause, _CAUSES):
+        raise cause  # of a signal handler
     # Search the text, since the variables of a replayed trace are already encoded.
     return text, b'"__base64__":' in text or _NUMBER.encode() in text
 

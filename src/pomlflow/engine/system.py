@@ -27,7 +27,7 @@ def start_thread(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def is_of_system(error: BaseException) -> bool:
+def is_of_system(error: Exception) -> bool:
     """Return whether a call in this package or in Python's library raised an error, and not the user's signal handler.
 
     A handler runs in whatever function waits, and its error may have any class and any errno.
