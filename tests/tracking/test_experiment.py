@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import mlflow
 import pytest
 from tests.mlflow_server import MlflowServer
 from tests.programs import run_program
+
+from pomlflow.tracking import experiment
+from pomlflow.tracking.stores import Stores
 
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
 COUNT = """
@@ -76,6 +81,74 @@ def test_calls_go_on_while_the_server_is_away(caller: str, named: str, tmp_path:
     assert printed == 1
     assert logged.count("Nothing is traced until") == (named == "MLFLOW_EXPERIMENT_NAME")
     assert "Traceback" not in logged
+
+
+@callers
+@pytest.mark.parametrize("is_off", [True, False])
+def test_nothing_is_looked_up_for_traces_that_mlflow_does_not_store(caller: str, is_off: bool, tmp_path: Path) -> None:
+    """With tracing off, and with an export by OTLP alone, which goes on while the server is away."""
+    setup = """
+import mlflow
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+exporter = InMemorySpanExporter()
+"""
+    if is_off:
+        setup += "mlflow.tracing.disable()"
+    else:
+        setup += """
+import os
+os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = "http://127.0.0.1:9/v1/traces"
+mlflow.tracing.provider.get_otlp_exporter = lambda: exporter
+"""
+    program = f"""{COUNT}{setup}{caller}
+for n in range(3): call(n)
+mlflow.tracing.provider.provider.get().force_flush() if {not is_off} else None
+print(json.dumps([lookups(), sum(span.parent is None for span in exporter.get_finished_spans())]))
+"""
+    printed, logged = run(program, tmp_path, DEAD, MLFLOW_EXPERIMENT_NAME="1")
+    assert printed == [0, 0 if is_off else 3], logged
+    assert "Nothing is traced until" not in logged
+
+
+def test_a_server_that_is_away_keeps_no_calls_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "1")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    monkeypatch.setattr(experiment.Stores, "current", lambda: Stores(DEAD, DEAD, None))
+    monkeypatch.setattr(experiment.fluent, "_active_experiment_id", None)
+    for _ in range(50):
+        experiment.start_span(None, name="poml")
+    error, _ = experiment._failures["1", None, Stores(DEAD, DEAD, None)]
+    assert len([*traceback.walk_tb(error.__traceback__)]) < 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_during_a_lookup_leaves_no_lock_to_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up() -> str:
+        forked = os.fork()
+        if not forked:  # the lock is held here, and nothing will release it
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            monkeypatch.setattr(experiment.fluent, "_get_experiment_id", lambda: "2")
+            os._exit(experiment._look_up(Stores("store", "store", None), "key of the child") != "2")
+        return str(os.waitpid(forked, 0)[1])
+
+    monkeypatch.setattr(experiment, "_ids", {})
+    monkeypatch.setattr(experiment.fluent, "_get_experiment_id", look_up)
+    assert experiment._look_up(Stores("store", "store", None), "key") == "0"
+
+
+def test_another_mlflow_without_its_private_parts_looks_the_experiment_up_itself(
+    mlflow_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "1")
+    monkeypatch.setattr(experiment, "is_server", lambda _: True)
+    monkeypatch.delattr(experiment.fluent, "_get_latest_active_run")
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        experiment.mlflow, "start_span_no_context", lambda **given: asked.append(given["experiment_id"])
+    )
+    experiment.start_span(None, name="poml")
+    assert asked == [None]
 
 
 @callers

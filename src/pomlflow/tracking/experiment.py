@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from threading import Lock
 from typing import Any, Final, cast
 
 import mlflow
 from mlflow.entities import LiveSpan, NoOpSpan
-from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME
+from mlflow.environment_variables import (
+    MLFLOW_EXPERIMENT_ID,
+    MLFLOW_EXPERIMENT_NAME,
+    MLFLOW_TRACE_ENABLE_OTLP_DUAL_EXPORT,
+)
 from mlflow.tracing import provider
+from mlflow.tracing.utils.otlp import should_use_otlp_exporter
 from mlflow.tracking import fluent
 
 from pomlflow._log import warn_once
@@ -18,7 +24,7 @@ from pomlflow.tracking.stores import Stores, check_reachable, is_server, redacte
 _TIMEOUT: Final = 2.0  # seconds for the server to respond
 _PAUSE: Final = 15.0  # seconds after a failed lookup until the next one
 
-_lock: Final = Lock()
+_locks: Final[dict[int, Lock]] = {}  # by process, since a fork leaves a lock locked that another thread holds
 _ids: Final[dict[object, str]] = {}
 _failures: Final[dict[object, tuple[Exception, float]]] = {}  # each with the time of the next lookup
 
@@ -34,6 +40,9 @@ def start_span(parent: LiveSpan | None, **arguments: Any) -> LiveSpan:
             redacted_error(mlflow.get_tracking_uri(), error),
         )
         return cast("LiveSpan", NoOpSpan())  # type: ignore[no-untyped-call] # in MLflow
+    except AttributeError as error:
+        warn_once("experiment", "This version of MLflow has unknown parts (%s): it looks each experiment up", error)
+        experiment = None
     return mlflow.start_span_no_context(parent_span=parent, experiment_id=experiment, **arguments)
 
 
@@ -47,15 +56,24 @@ def _experiment_of_environment() -> str | None:
     chosen = fluent._active_experiment_id or provider._MLFLOW_TRACE_USER_DESTINATION.get()
     if chosen or fluent._get_latest_active_run():  # type: ignore[no-untyped-call]
         return None
-    return number if name is None else _look_up(stores, (name, number, stores))
+    if name is None:
+        return str(number)
+    key = name, number, stores
+    return _ids.get(key) or (_look_up(stores, key) if _needs_experiment() else None)
+
+
+def _needs_experiment() -> bool:
+    """Return whether MLflow itself would look the experiment up: not if tracing is off, or exports by OTLP alone."""
+    by_otlp = should_use_otlp_exporter() and not MLFLOW_TRACE_ENABLE_OTLP_DUAL_EXPORT.get()  # type: ignore[no-untyped-call]
+    return not by_otlp and provider.is_tracing_enabled()
 
 
 def _look_up(stores: Stores, key: object) -> str:
     """Return what MLflow finds for the environment's experiment, and keep it."""
-    with _lock:
+    with _locks.setdefault(os.getpid(), Lock()):
         error, pause_ends = _failures.get(key, (None, 0.0))
         if error is not None and time.monotonic() < pause_ends:
-            raise error
+            raise error.with_traceback(None)  # else it would grow by each call, and hold what the call had
         if key not in _ids:
             try:
                 check_reachable(stores.tracking, _TIMEOUT)
