@@ -304,7 +304,7 @@ def test_functions_and_tools_that_do_not_match_are_refused_at_the_call() -> None
 def test_functions_of_a_file_without_tools_describe_themselves() -> None:
     model = Model()
     prompt("<p>Go.</p>").bind_to(model, tools=[weather]).invoke({})
-    assert [given.name for given in model.options[0]["tools"]] == ["weather"]
+    assert [given["function"]["name"] for given in model.options[0]["tools"]] == ["weather"]
     with pytest.raises(ConfigurationError, match=r"no <tool-definition>, and a TextModel has no bind_tools .*: define"):
         prompt("<p>Go.</p>").bind_to(TextModel(), tools=[weather])
     with pytest.raises(TypeError, match="bind_to takes a LangChain model"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import ConfigurableField
@@ -96,6 +97,49 @@ def test_each_alternative_of_a_model_gets_its_own_parameters() -> None:
     assert first.options == second.options == third.options == [{"stop": None, "temperature": 0.5}]
 
 
+def sail(port: str) -> str:
+    """Sail there."""
+    return port
+
+
+def test_functions_that_describe_themselves_change_nothing_else_that_is_bound() -> None:
+    model = Model()
+    for llm in (
+        model.bind(seed=1).with_config(tags=["x"]),
+        model.bind_tools([now], seed=1),
+        model.bind(seed=1).with_retry(stop_after_attempt=2),
+        Failing().with_fallbacks([model]).bind(seed=1),
+        Failing().configurable_alternatives(ConfigurableField(id="llm"), second=model).bind(seed=1),
+    ):
+        chain = prompt("<p>Go.</p>").bind_to(llm, tools=[sail])
+        chain.invoke({}, {"configurable": {"llm": "second"}})
+    assert [options["seed"] for options in model.options] == [1] * 5
+    assert [[named(found) for found in options["tools"]] for options in model.options] == [
+        ["sail"],
+        ["now", "sail"],
+        ["sail"],
+        ["sail"],
+        ["sail"],
+    ]
+
+
+def named(found: Any) -> str:
+    """The name of a tool, LangChain's or in OpenAI's format."""
+    return found["function"]["name"] if isinstance(found, dict) else found.name
+
+
+def test_functions_that_describe_themselves_keep_tags() -> None:
+    seen: list[list[str]] = []
+
+    class Tags(BaseCallbackHandler):
+        def on_chat_model_start(self, *_: Any, tags: list[str] | None = None, **__: Any) -> None:
+            seen.append(tags or [])
+
+    llm = Model().bind(seed=1).with_config(tags=["x"])
+    prompt("<p>Go.</p>").bind_to(llm, tools=[sail]).invoke({}, {"callbacks": [Tags()]})
+    assert "x" in seen[0]
+
+
 def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
     chat_models = pytest.importorskip("langchain.chat_models")
     pytest.importorskip("langchain_openai")
@@ -111,3 +155,18 @@ def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
     assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("gpt-4o", 0.5, 50)
     assert [found["function"]["name"] for found in body["tools"]] == ["now", "weather"]
     assert all(found["function"]["strict"] for found in body["tools"])
+
+
+def test_it_takes_functions_that_describe_themselves() -> None:
+    chat_models = pytest.importorskip("langchain.chat_models")
+    pytest.importorskip("langchain_openai")
+    from tests.model_server import model_server
+
+    with model_server() as server:
+        llm = chat_models.init_chat_model(
+            configurable_fields="any", base_url=f"{server.url}/v1", api_key="none", max_retries=0
+        )
+        chain = prompt("<p>Go.</p>").bind_to(llm.bind_tools([now]), tools=[sail])
+        chain.invoke({}, {"configurable": {"model": "gpt-4o", "model_provider": "openai"}})
+    (body,) = server.bodies
+    assert [named(found) for found in body["tools"]] == ["now", "sail"]

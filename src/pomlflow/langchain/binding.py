@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ from langchain_core.runnables import (
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import Field
 from typing_extensions import override
 
 from pomlflow.exceptions import ConfigurationError, PomlError
@@ -54,6 +56,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
     parse: bool = False  # whether to return the object in the answer
     functions: list[str] | None = None  # the names that the frame's tools must match; None allows any
+    own_tools: list[dict[str, Any]] = Field(default_factory=list)  # of functions, where the markup defines no tool
 
     @classmethod
     @override
@@ -113,7 +116,12 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         given = {**self.kwargs, **(value.arguments if isinstance(value, PomlPromptValue) else {}), **given}
         model, bound, config = _resolve(self.bound, self._merge_configs(config))
         if not isinstance(model, BaseLanguageModel):  # the configuration selected a runnable that holds several models
-            inner = wrap_models(model.bind(**bound) if bound else model, parse=self.parse, functions=self.functions)
+            inner = wrap_models(
+                model.bind(**bound) if bound else model,
+                parse=self.parse,
+                functions=self.functions,
+                tools=self.own_tools,
+            )
             return _Call(inner, value, config, given)
         record = value.record if isinstance(value, PomlPromptValue) else None
         if record is None:
@@ -126,7 +134,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
             )
         if self.parse and record.result().get("schema") is None:
             raise PomlError(f"{record.label} has no <output-schema>, which parse=True needs to parse the answer")
-        prepared = arguments(model, record, bound, given)
+        prepared = arguments(model, record, bound, given, self.own_tools)
         if uses_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
             value = media_after_tools(value.to_messages())
         return _Call(prepared.model, value, config, prepared.values, record if self.parse else None)
@@ -137,15 +145,20 @@ def wrap_models(
     *,
     parse: bool = False,
     functions: Iterable[str] | None = None,
+    tools: Sequence[dict[str, Any]] = (),
     bindings: tuple[RunnableBinding[Any, Any], ...] = (),
 ) -> Runnable[Any, Any]:
-    """Wrap every model in the runnable in a `PomlModel`; `bindings` are those around the runnable, innermost first."""
+    """Wrap every model in the runnable in a `PomlModel`.
+
+    `tools` are functions that describe themselves; `bindings` are those around the runnable, innermost first.
+    """
 
     def wrap(inner: Runnable[Any, Any]) -> Runnable[Any, Any]:
-        return wrap_models(inner, parse=parse, functions=functions, bindings=bindings)
+        return wrap_models(inner, parse=parse, functions=functions, tools=tools, bindings=bindings)
 
     if isinstance(llm, RunnableBinding):
-        return wrap_models(llm.bound, parse=parse, functions=functions, bindings=(llm, *bindings))
+        bindings = (llm, *bindings)
+        return wrap(llm.bound)
     if isinstance(llm, RunnableBindingBase):  # RunnableRetry
         return llm.model_copy(update={"bound": wrap(llm.bound)})
     if isinstance(llm, RunnableWithFallbacks):
@@ -155,24 +168,27 @@ def wrap_models(
         return RunnableSequence(wrap(llm.first), *llm.steps[1:], name=llm.name)
     if not isinstance(llm, BaseLanguageModel | DynamicRunnable) and not _is_configurable(llm):
         raise TypeError(f"bind_to takes a LangChain model, or a runnable made from one, not a {type(llm).__name__}")
+    if tools and isinstance(llm, BaseLanguageModel):  # others are checked when they are called
+        _check_takes_tools(llm, tools)
     for binding in bindings:  # around the model itself, so that the frame overrides their arguments
         llm = binding.model_copy(update={"bound": llm})
-    return PomlModel(bound=llm, parse=parse, functions=None if functions is None else list(functions))
+    names = None if functions is None else list(functions)
+    return PomlModel(bound=llm, parse=parse, functions=names, own_tools=list(tools))
 
 
-def with_functions(llm: Runnable[Any, Any], functions: Mapping[str, Any]) -> Runnable[Any, Any]:
-    """Bind functions that describe themselves to a model."""
-    tools = [as_tool(name, function) for name, function in functions.items()]
-    if not isinstance(cast("Any", llm), Runnable):
-        return llm  # refused by `wrap_models`
+def own_tools(functions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return functions that describe themselves as tools in OpenAI's format."""
+    return [convert_to_openai_tool(as_tool(name, function)) for name, function in functions.items()]
+
+
+def _check_takes_tools(model: Any, tools: Sequence[dict[str, Any]]) -> None:
     try:
-        bound: Runnable[Any, Any] = cast("Any", llm).bind_tools(tools)
+        model.bind_tools(tools)
     except (AttributeError, NotImplementedError) as error:
         raise ConfigurationError(
-            f"the prompt has no <tool-definition>, and a {type(llm).__name__} has no bind_tools for functions that "
+            f"the prompt has no <tool-definition>, and a {type(model).__name__} has no bind_tools for functions that "
             "describe themselves: define the tools in the prompt, or use a model that has it"
         ) from error
-    return bound
 
 
 def _resolve(

@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from pomlflow.exceptions import PomlError, ToolError
 from pomlflow.frame.schema import response_format, strict_form
 from pomlflow.frame.settings import Provider, provider_of, provider_parameters
-from pomlflow.frame.tools import ToolSpec, tool_specs
+from pomlflow.frame.tools import tool_specs
 from pomlflow.record import RenderRecord
 
 # upstream: langchain-ollama 1.1: a call with options drops the options of ChatOllama's own fields (these).
@@ -34,12 +34,16 @@ class Arguments:
 
 
 def arguments(
-    model: BaseLanguageModel[Any], record: RenderRecord, bound: Mapping[str, Any], given: Mapping[str, Any]
+    model: BaseLanguageModel[Any],
+    record: RenderRecord,
+    bound: Mapping[str, Any],
+    given: Mapping[str, Any],
+    own_tools: Sequence[dict[str, Any]] = (),
 ) -> Arguments:
     """Return the arguments of a model call for one render.
 
     The frame overrides arguments that were `bound` to the model, except that bound tools are kept next to the frame's.
-    Call-time arguments (`given`) override the frame.
+    Call-time arguments (`given`) override the frame. `own_tools` are those of a frame without tools.
     """
     output, label = record.result(), record.label
     runtime = model_settings(model, output.get("runtime"), label)
@@ -47,8 +51,8 @@ def arguments(
     if schema is not None:
         values |= _structured_output(model, schema, label)
     strict = "response_format" in {*bound, *values, *given} and uses_chat_completions(model)
-    if specs := tool_specs(output):
-        values |= _bound_tools(runtime.model, specs, runtime.tool_choice, label, strict=strict)
+    if tools := [*(spec.openai(strict=strict) for spec in tool_specs(output)), *own_tools]:
+        values |= _bound_tools(runtime.model, tools, runtime.tool_choice, label)
     if before := bound.get("tools"):
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
@@ -94,16 +98,15 @@ def _structured_output(model: BaseLanguageModel[Any], schema: Mapping[str, Any],
 
 
 def _bound_tools(
-    model: BaseLanguageModel[Any], specs: Sequence[ToolSpec], choice: Any, label: str, *, strict: bool
+    model: BaseLanguageModel[Any], tools: Sequence[dict[str, Any]], choice: Any, label: str
 ) -> dict[str, Any]:
     """Return the call arguments that the client's own `bind_tools` makes for the tools."""
     if not isinstance(model, BaseChatModel):
-        raise ToolError(f"{label}: {type(model).__name__} is a text model and takes no tools", specs[0].name)
-    tools = [spec.openai(strict=strict) for spec in specs]
+        raise ToolError(f"{label}: {type(model).__name__} is a text model and takes no tools", _name(tools[0]))
     try:
         binding: Any = model.bind_tools(tools, **({} if choice is None else {"tool_choice": choice}))
     except NotImplementedError as error:
-        raise ToolError(f"{label} defines tools, and {type(model).__name__} takes none", specs[0].name) from error
+        raise ToolError(f"{label} defines tools, and {type(model).__name__} takes none", _name(tools[0])) from error
     return dict(getattr(binding, "kwargs", None) or {"tools": tools})
 
 

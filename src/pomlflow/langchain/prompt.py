@@ -20,7 +20,7 @@ from typing_extensions import override
 from pomlflow._arguments import refuse_arguments, refuse_foreign
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame.tools import check_functions, functions_by_name, tool_specs
-from pomlflow.langchain.binding import with_functions, wrap_models
+from pomlflow.langchain.binding import own_tools, wrap_models
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
@@ -190,7 +190,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         """
         functions = None if tools is None else functions_by_name(tools)
         if functions and "tools" not in self._core.inference.fields:
-            llm, functions = with_functions(llm, functions), None
+            return RunnableSequence(self, wrap_models(llm, parse=parse, tools=own_tools(functions)))
         return RunnableSequence(self, wrap_models(llm, parse=parse, functions=functions))
 
     def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
