@@ -343,7 +343,7 @@ class Pool:
             self._counts["recycled"] += too_large
         process.close()
         with self._lock:
-            if is_ours and not self._grant_start() and too_large and not self._growing:
+            if is_ours and not self._grant_start() and too_large and not self._growing and self._free() > 0:
                 self._start_in_background(process.trusted)
 
     def _grant_or_keep(self, process: NodeProcess) -> None:

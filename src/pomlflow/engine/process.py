@@ -74,9 +74,8 @@ class NodeProcess:
             self.hello = self._handshake()  # "node" and "poml" (versions), "cache" (hit, none or rejected)
         except BaseException as error:
             self.close()
-            if type(error) is RuntimeError and is_of_system(
-                error
-            ):  # from 3.12 on, Python starts no thread once atexit's handlers run
+            # From 3.12 on, Python starts no thread once the handlers of atexit run.
+            if type(error) is RuntimeError and is_of_system(error):
                 raise EngineError("Node cannot be started while the interpreter ends: render before that") from error
             raise
         watchdog.set(self, _NEVER)

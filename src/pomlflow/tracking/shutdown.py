@@ -154,7 +154,7 @@ def count_pending() -> int:
 
 
 def _count_traces() -> int:
-    with suppress(AttributeError):  # another version of MLflow
+    with suppress(AttributeError, RuntimeError):  # another version of MLflow; an exporter is made meanwhile
         return sum(queue._queue.unfinished_tasks for _, _, queue in _exports() if queue is not None)
     return 0
 
