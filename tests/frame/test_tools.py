@@ -94,6 +94,13 @@ def test_valid_arguments_lose_the_nulls_of_strict_mode() -> None:
     assert check_arguments(WEATHER, {"city": "Oslo", "days": None}) == {"city": "Oslo"}
 
 
+def test_arguments_of_a_choice_lose_the_nulls_of_strict_mode() -> None:
+    choice = {"anyOf": [{"type": "object", "properties": {"b": {"type": "string"}}}, {"type": "null"}]}
+    spec = ToolSpec("weather", "The weather.", {"type": "object", "properties": {"a": choice}})
+    assert check_arguments(spec, {"a": {"b": None}}) == {"a": {}}
+    assert check_arguments(spec, {"a": None}) == {"a": None}
+
+
 def test_invalid_arguments_are_an_error_with_places() -> None:
     with pytest.raises(ToolArgumentsError, match=r"weather: .*'city' is a required.*\$\.days: 9 is greater") as caught:
         check_arguments(WEATHER, {"days": 9}, "a.poml")

@@ -56,3 +56,28 @@ def test_nulls_are_removed_through_chains_and_circles_of_references() -> None:
 def test_an_error_names_the_template_of_an_invalid_schema(schema: dict[str, Any], message: str) -> None:
     with pytest.raises(SchemaError, match=rf"a\.poml: a schema {message}"):
         problems({"a": 1}, schema, "a.poml")
+
+
+@pytest.mark.parametrize("key", ["anyOf", "oneOf"])
+def test_nulls_are_removed_in_the_branch_that_then_matches(key: str) -> None:
+    other = {"type": "object", "properties": {"c": TEXT}, "required": ["c"]}
+    schema = {
+        "properties": {"x": {key: [TEXT, other, {"$ref": "#/$defs/o"}, {"type": "null"}]}},
+        "$defs": {"o": OPTIONAL},
+    }
+    assert without_nulls({"x": {"a": "x", "b": None}}, schema) == {"x": {"a": "x"}}
+    for kept in ({"x": None}, {"x": {"c": "x", "b": None}}, {"x": {"a": None, "b": None}}, {"x": "y"}):
+        assert without_nulls(kept, schema) == kept
+
+
+def test_nulls_are_removed_in_nested_branches() -> None:
+    kinds = {
+        name: {"type": "object", "properties": {"kind": {"const": name}, "of": {"$ref": "#/$defs/any"}, "note": TEXT}}
+        for name in "abc"
+    }
+    schema = {"$ref": "#/$defs/any", "$defs": {"any": {"anyOf": [*kinds.values(), {"type": "null"}]}}}
+    given: dict[str, Any] | None = None
+    expected: dict[str, Any] | None = None
+    for _ in range(3):
+        given, expected = {"kind": "c", "of": given, "note": None}, {"kind": "c", "of": expected}
+    assert without_nulls(given, schema) == expected

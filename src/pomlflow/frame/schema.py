@@ -191,6 +191,9 @@ def without_nulls(value: Any, schema: Mapping[str, Any], label: str = "<inline>"
 
 def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], label: str) -> Any:
     schema = _followed(schema, root)
+    for key in ("anyOf", "oneOf"):
+        if key in schema and isinstance(value, dict | list):
+            value = _of_branch(value, {key: schema[key]}, root, label)
     if isinstance(value, list):
         return [_without_nulls(inner, schema.get("items"), root, label) for inner in value]
     properties = schema.get("properties")
@@ -208,6 +211,20 @@ def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], label: str)
             continue
         kept[name] = _without_nulls(inner, properties.get(name), root, label)
     return kept
+
+
+def _of_branch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], label: str) -> Any:
+    """Remove the nulls that the first schema of an ``anyOf`` or ``oneOf`` does not allow and that make it match."""
+    if not _errors(value, schema, root, label):
+        return value
+    for branch in next(iter(schema.values())):
+        found = _errors(value, branch, root, label)
+        if not all(error.instance is None or isinstance(error.instance, dict | list) for error in found):
+            continue  # a text or number is wrong, such as the kind of an object: no null makes it match
+        made = _without_nulls(value, branch, root, label)
+        if not _errors(made, schema, root, label):
+            return made
+    return value
 
 
 def _followed(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
