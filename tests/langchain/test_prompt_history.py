@@ -79,6 +79,8 @@ def test_whatever_langchain_takes_for_messages(prompt: Any, value: Any) -> None:
         ([{"speaker": "ai", "content": "Yo"}, ("human", "Hi")], [AIMessage("Yo"), HumanMessage("Hi")]),
         ([{"speaker": "human", "content": ["See", {"type": "image/png", "base64": PICTURE, "alt": "a dot"}]}],
          [HumanMessage([{"type": "text", "text": "See"}, BLOCK])]),
+        ([{"speaker": "assistant", "content": "Yo"}, {"speaker": "user", "content": "Hi"}],
+         [AIMessage("Yo"), HumanMessage("Hi")]),
         (HumanMessage("Hi"), [HumanMessage("Hi")]),
         ({"role": "user", "content": "Hi"}, [HumanMessage("Hi")]),
         (ChatPromptValue(messages=[AIMessage("Yo")]), [AIMessage("Yo")]),
@@ -86,7 +88,7 @@ def test_whatever_langchain_takes_for_messages(prompt: Any, value: Any) -> None:
         (None, []),
         ([], []),
     ],
-    ids=["poml", "poml with a picture", "message", "dict", "prompt value", "iterator", "none", "empty"],
+    ids=["poml", "poml with a picture", "roles", "message", "dict", "prompt value", "iterator", "none", "empty"],
 )  # fmt: skip
 def test_what_else_is_a_history(value: Any, expected: list[BaseMessage]) -> None:
     assert poml().invoke({**GIVEN, "history": value}).to_messages() == [SHORT[0], *expected, SHORT[1]]

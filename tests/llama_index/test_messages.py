@@ -174,9 +174,10 @@ def test_a_history_is_inserted_unchanged() -> None:
         [("user", "Hi"), ("assistant", "Hello")],
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
         [{"speaker": "human", "content": "Hi"}, {"speaker": "ai", "content": "Hello"}],
+        [{"speaker": "user", "content": "Hi"}, {"speaker": "assistant", "content": "Hello"}],
         ["Hi", message("assistant", "Hello")],
     ],
-    ids=["pairs", "dicts", "poml", "mixed"],
+    ids=["pairs", "dicts", "poml", "roles as speakers", "mixed"],
 )
 def test_a_history_accepts_each_form_of_role_and_text(history: Any) -> None:
     prompt = PomlPromptTemplate('<conversation messages="{{chat_history}}"/>')

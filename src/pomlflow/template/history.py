@@ -188,7 +188,7 @@ def in_poml_form(message: Any) -> Any:
     if not isinstance(content, str | list | tuple):
         raise TypeError("it has no content, a text or a list of parts")
     if key == "speaker":
-        return message
+        return message if message[key] == speaker else {**message, key: speaker}
     if speaker == "tool" or message.get("tool_calls"):
         raise TypeError("tools have no form in it: pass a framework's own messages, to that framework's template")
     parts = content if isinstance(content, str) else list(map(_part, content))
