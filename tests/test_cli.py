@@ -239,6 +239,17 @@ def test_broken_example_values_are_reported_and_the_rest_is_checked(run: Run, fo
     assert [line.split(": ")[0] for line in done.stdout.splitlines()][:2] == ["c/a.context.json:1:2", "c/b.poml:1:2"]
 
 
+def test_example_values_that_no_prompt_takes_are_warnings(run: Run, folder: Path) -> None:
+    write(folder / "c" / "a.poml", "<p>{{x}}</p>")
+    example = write(folder / "c" / "a.context.json", '{"x": 1, "y": 2}')
+    for place, warning in (("a", "a.poml takes no variable 'y'"), ("b", "there is no b.poml next to it")):
+        example = example.rename(folder / "c" / f"{place}.context.json")
+        done, strict = run("check", "c"), run("check", "c", "--strict")
+        assert done.stdout == strict.stdout == f"c/{place}.context.json:1:1: warning: {warning}\n"
+        assert (done.exit_code, done.stderr) == (0, "1 checked, none with problems, 1 with warnings\n")
+        assert (strict.exit_code, strict.stderr) == (1, "1 checked, 1 with problems, 1 with warnings\n")
+
+
 @pytest.mark.parametrize("command", ["check", "render"])
 def test_the_remedy_of_an_error_is_shown(run: Run, folder: Path, command: str) -> None:
     write(folder / "a.poml", '<poml><p if="n < 5">few</p></poml>')

@@ -148,6 +148,7 @@ def check(
     for example in lost_values(paths):
         prompt = f"{example.name.removesuffix(CONTEXT_SUFFIX)}.poml"
         _show(str(example), [Problem(f"there is no {prompt} next to it")], "warning")
+        done.append((rules_of(example.parent, **rules).strict, True))
     failed, warned = sum(fails for fails, _ in done), sum(warns for _, warns in done)
     if not quiet:
         warnings = f", {warned} with warnings" if warned else ""
@@ -166,7 +167,7 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     template = opened(file)
     if template is None:
         return True, False
-    error = template.check({**example, **values}).error
+    error, unknown = template.check({**example, **values}).error, []
     if error is not None:
         show_problems(str(file), error)
     elif unknown := sorted(example.keys() - {*template.inference.variables, *template.inference.optional}):
@@ -176,7 +177,8 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
         Problem(f"{one.message}: {one.remedy} [{one.rule}]", "", one.file, one.line, one.column) for one in findings
     ]
     _show(str(file), warnings, "warning")
-    return error is not None or (settings.strict and bool(findings)), bool(findings)
+    warns = bool(unknown or findings)
+    return error is not None or (settings.strict and warns), warns
 
 
 def opened(file: Path, name: str | None = None) -> Template | None:
