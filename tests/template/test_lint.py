@@ -364,6 +364,7 @@ def test_pyproject_chooses_rules_and_whether_they_fail(project: Path) -> None:
     ("settings", "why"),
     [
         ('select = ["nope"]', "select under [tool.pomlflow] has no rule 'nope'"),
+        ('select = [["x"]]', "select under [tool.pomlflow] has no rule ['x']"),
         ('ignore = "single-braces"', "ignore under [tool.pomlflow] must be a list of rules"),
         ("strict = 1", "strict under [tool.pomlflow] must be true or false"),
     ],

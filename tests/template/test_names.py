@@ -72,6 +72,12 @@ def test_a_prompt_root_that_is_no_path_is_an_error(tmp_path: Path) -> None:
         named(write(tmp_path / "q.poml", HELLO))
 
 
+@pytest.mark.parametrize("settings", ["tool = 3", "[tool]\npomlflow = 3"])
+def test_settings_that_are_no_table_are_none(tmp_path: Path, settings: str) -> None:
+    write(tmp_path / "pyproject.toml", settings)
+    assert named(write(tmp_path / "a" / "q.poml", HELLO)) == ("a.q", "a/q.poml")
+
+
 def test_a_pyproject_that_cannot_be_read_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "pyproject.toml", "[tool.pomlflow\n")
     for _ in range(2):

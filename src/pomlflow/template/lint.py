@@ -80,7 +80,7 @@ def lint_settings(folder: Path | None) -> LintSettings:
         names = values.get(key)
         if names is None:
             continue
-        if not isinstance(names, list) or (unknown := [name for name in names if name not in RULES]):
+        if not isinstance(names, list) or (unknown := [name for name in names if name not in list(RULES)]):
             what = f"has no rule {unknown[0]!r}" if isinstance(names, list) else "must be a list of rules"
             raise ConfigurationError(f"{file}: {key} under [tool.pomlflow] {what}; the rules are {', '.join(RULES)}")
         found[key] = frozenset(names)

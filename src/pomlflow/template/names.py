@@ -114,11 +114,11 @@ def tool_settings(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
     if file is None:
         return None, {}
     try:
-        tools = tomllib.loads(file.read_text("utf-8")).get("tool", {})
+        tools = tomllib.loads(file.read_text("utf-8")).get("tool")
     except (OSError, ValueError) as error:
         warn_once(("pyproject", file), "%s cannot be read, so that its [tool.pomlflow] is unknown: %s", file, error)
         return file, {}
-    values = tools.get("pomlflow", {})
+    values = tools.get("pomlflow") if isinstance(tools, dict) else None
     return file, values if isinstance(values, dict) else {}
 
 
