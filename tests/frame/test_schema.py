@@ -105,6 +105,12 @@ def test_an_answer_may_be_in_a_markdown_fence(text: str) -> None:
     assert parse_answer(text, CLOSED) == {"a": "x"}
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_an_answer_with_a_number_that_json_lacks_is_an_error(number: str) -> None:
+    with pytest.raises(AnswerError, match=rf"not the JSON that .*\({number} is not JSON\)"):
+        parse_answer(f'{{"a": {number}}}', {"properties": {"a": {"type": "number"}}})
+
+
 def test_an_answer_that_is_not_json_is_an_error_with_the_answer() -> None:
     with pytest.raises(AnswerError, match=r"a\.poml: the answer is not the JSON that .*'Sorry\.'") as caught:
         parse_answer("Sorry.", CLOSED, "a.poml")

@@ -131,7 +131,11 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
 def json_value(text: str) -> Any:
     """Return the JSON value of a model's answer, which may be in a Markdown fence; raise a `ValueError` otherwise."""
     fenced = _FENCED.match(text)
-    return json.loads(fenced[1] if fenced else text)
+    return json.loads(fenced[1] if fenced else text, parse_constant=_no_json)
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def parse_answer(text: str, schema: Mapping[str, Any], label: str = "<inline>") -> Any:
