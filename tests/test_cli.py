@@ -148,6 +148,7 @@ def test_what_does_not_render_is_reported_at_its_place(run: Run, folder: Path) -
         (["render", "empty"], "empty is a folder: name a file in it"),
         (["vars", "empty"], "empty is a folder: name a file in it"),
         (["diff", "empty"], "empty is a folder: name a file in it"),
+        (["replay", "tr-none", "--with", "-"], "--with takes a file, not standard input"),
         (["check", "empty"], "empty: no .poml file in it"),
         (["nonsense"], "No such command 'nonsense'"),
     ],

@@ -189,7 +189,7 @@ def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
 
 @click.command()
 @click.argument("trace_ids", nargs=-1, required=True, metavar="TRACE_ID...")
-@click.option("--with", "template", type=FILE, help="Render this edited file with the values of the traces.")
+@click.option("--with", "template", type=click.Path(), help="Render this edited file with the values of the traces.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; a list for several traces.")
 @mlflow_options
 @click.pass_context
@@ -205,6 +205,8 @@ def replay(
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --with support.poml
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --tracking-uri http://127.0.0.1:5000 --json
     """
+    if template == "-":
+        raise click.UsageError("--with takes a file, not standard input")
     connect(tracking_uri)
     from pomlflow.cli.output import progress, show_json
     from pomlflow.tracking.replay import replay as replayed
