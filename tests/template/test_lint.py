@@ -82,7 +82,7 @@ WRONG = [
     ('<p>a <img base64="{{x}}" syntax="xml"/></p>', [("media-as-text", 6)]),
     ('<p>a <img src="no.png" alt="b"/></p>', [("media-as-text", 6), ("missing-file", 16)]),
     ("<poml>a<include if='false' src='no.poml'/></poml>", [("missing-file", 33)]),
-    (f"<p>a <img src='{'A' * 300}'/></p>", [("media-as-text", 6), ("missing-file", 16)]),
+    (f"<p>a <img src='{'A' * 300}' alt='b'/></p>", [("media-as-text", 6), ("missing-file", 16)]),
     ("<poml><meta minVersion='latest'/>a</poml>", [("poml-version", 25)]),
     ("<poml version='1'>a</poml>", [("poml-version", 7)]),
     ("<let name='a' value='one, two'/>{{a}}", [("let-value", 22)]),
