@@ -375,9 +375,11 @@ def test_what_an_optimiser_registered_has_the_files_of_the_version_before(
     mlflow.genai.register_prompt(name, made.source.replace("<p>{{fact}}</p>", "<p>Never forget: {{fact}}</p>"))
     elsewhere()
     for version, words in ((2, "Remember"), (14, "Never forget")):
-        record = opened(name, alias=None, version=version).render({"mood": "kind"})
-        assert record.result()["messages"][0]["content"] == WHOLE.replace("Water", f"{words}: Water")
-        assert (record.version, [file.path for file in record.files]) == (version, paths)
+        template = opened(name, alias=None, version=version)
+        for one in (template, pickle.loads(pickle.dumps(template))):
+            record = one.render({"mood": "kind"})
+            assert record.result()["messages"][0]["content"] == WHOLE.replace("Water", f"{words}: Water")
+            assert (record.version, [file.path for file in record.files]) == (version, paths)
 
 
 def test_what_an_optimiser_registered_finds_its_includes_in_base_dir(name: str, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class RegistryOrigin:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self._reference, self.refresh, self.version, self._fallback, self._base_dir)
+        return _unpickled, (self._reference, self.refresh, self._loaded.content, self._fallback, self._base_dir)
 
     @property
     def version(self) -> PromptVersion | None:
@@ -226,11 +226,10 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
 def _unpickled(
     reference: Reference,
     refresh: float,
-    version: PromptVersion | None,
+    content: PromptContent | None,
     fallback: Template | None,
     base_dir: Path | None,
 ) -> RegistryOrigin:
-    content = None if version is None else PromptContent.of(version)
     return RegistryOrigin(
         reference, Stores.current(), refresh=refresh, content=content, fallback=fallback, base_dir=base_dir
     )
