@@ -74,8 +74,7 @@ class NodeProcess:
             self.hello = self._handshake()  # "node" and "poml" (versions), "cache" (hit, none or rejected)
         except BaseException as error:
             self.close()
-            # From 3.12 on, Python starts no thread once the handlers of atexit run.
-            if type(error) is RuntimeError and is_of_system(error):
+            if type(error) is RuntimeError:  # from 3.12 on, Python starts no thread once atexit's handlers run
                 raise EngineError("Node cannot be started while the interpreter ends: render before that") from error
             raise
         watchdog.set(self, _NEVER)
