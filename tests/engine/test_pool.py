@@ -338,6 +338,24 @@ def registry_text(n: int = 0) -> str:
     return str(engine.run(engine.Request("<p>{{n}}</p>", context, roots=())).output["messages"][0]["content"])
 
 
+@contextmanager
+def saturated() -> Iterator[None]:
+    """Render trusted templates in eight threads, without a pause; each of these renders must succeed."""
+    stop = threading.Event()
+
+    def render_own(_: int) -> None:
+        while not stop.is_set():
+            text(n=1)
+
+    with ThreadPoolExecutor(8) as threads:
+        running = [threads.submit(render_own, number) for number in range(8)]
+        try:
+            yield
+        finally:
+            stop.set()
+        assert [one.result() for one in running] == [None] * 8
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_set_gets_a_process_and_keeps_it(workers: int) -> None:
     """Whatever the cap says, and without a start at each change from one to the other."""
@@ -375,20 +393,9 @@ def test_a_set_that_starts_in_a_full_pool_takes_the_place_of_an_idle_process_or_
     assert engine.stats().workers == 3
     engine.close()
     engine.prewarm(3)
-    stop = threading.Event()
-
-    def render_own(_: int) -> None:
-        while not stop.is_set():
-            text(n=1)
-
-    with ThreadPoolExecutor(8) as threads:
-        running = [threads.submit(render_own, number) for number in range(8)]
-        try:
-            assert registry_text(1) == "1"
-            until(lambda: engine.stats().workers == 3)
-        finally:
-            stop.set()
-        assert [one.result() for one in running] == [None] * 8
+    with saturated():
+        assert registry_text(1) == "1"
+        until(lambda: engine.stats().workers == 3)
 
 
 def test_neither_set_starves_while_both_have_more_than_they_can_do(until: Callable[[Any], Any]) -> None:
@@ -396,16 +403,6 @@ def test_neither_set_starves_while_both_have_more_than_they_can_do(until: Callab
     pomlflow.configure(max_workers=4)
     engine.prewarm(4)
     own = set(engine.stats().pids)
-    stop = threading.Event()
-
-    def render_own(_: int) -> None:
-        while not stop.is_set():
-            text(n=1)
-
-    with ThreadPoolExecutor(16) as threads:
-        running = [threads.submit(render_own, number) for number in range(8)]
+    with saturated(), ThreadPoolExecutor(8) as threads:
         until(lambda: [*threads.map(registry_text, range(16))] and len(own.intersection(engine.stats().pids)) <= 2)
-        stop.set()
-        for one in running:
-            one.result()
     assert (engine.stats().failed, engine.stats().waiting, engine.stats().running) == (0, 0, 0)

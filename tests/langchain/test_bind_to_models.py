@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -140,7 +141,8 @@ def test_functions_that_describe_themselves_keep_tags() -> None:
     assert "x" in seen[0]
 
 
-def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
+def sent_by_a_configurable_model(bind: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the request of a chain that `bind` makes of a model that ``init_chat_model`` chooses at each call."""
     chat_models = pytest.importorskip("langchain.chat_models")
     pytest.importorskip("langchain_openai")
     from tests.model_server import model_server
@@ -149,24 +151,18 @@ def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
         llm = chat_models.init_chat_model(
             configurable_fields="any", base_url=f"{server.url}/v1", api_key="none", max_retries=0
         )
-        chain = prompt(WHOLE).bind_to(llm.bind_tools([now]))
-        chain.invoke({}, {"configurable": {"model": "gpt-4o", "model_provider": "openai"}})
+        bind(llm).invoke({}, {"configurable": {"model": "gpt-4o", "model_provider": "openai"}})
     (body,) = server.bodies
+    return body
+
+
+def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
+    body = sent_by_a_configurable_model(lambda llm: prompt(WHOLE).bind_to(llm.bind_tools([now])))
     assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("gpt-4o", 0.5, 50)
     assert [found["function"]["name"] for found in body["tools"]] == ["now", "weather"]
     assert all(found["function"]["strict"] for found in body["tools"])
 
 
 def test_it_takes_functions_that_describe_themselves() -> None:
-    chat_models = pytest.importorskip("langchain.chat_models")
-    pytest.importorskip("langchain_openai")
-    from tests.model_server import model_server
-
-    with model_server() as server:
-        llm = chat_models.init_chat_model(
-            configurable_fields="any", base_url=f"{server.url}/v1", api_key="none", max_retries=0
-        )
-        chain = prompt("<p>Go.</p>").bind_to(llm.bind_tools([now]), tools=[sail])
-        chain.invoke({}, {"configurable": {"model": "gpt-4o", "model_provider": "openai"}})
-    (body,) = server.bodies
+    body = sent_by_a_configurable_model(lambda llm: prompt("<p>Go.</p>").bind_to(llm.bind_tools([now]), tools=[sail]))
     assert [named(found) for found in body["tools"]] == ["now", "sail"]

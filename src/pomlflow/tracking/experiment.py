@@ -50,8 +50,11 @@ def _experiment_of_environment() -> str | None:
     """Return the id of the experiment that the environment names, or None if something else decides."""
     # upstream: mlflow 3.12-3.18: it requests that experiment in the user's call, at the start of each trace, and waits
     # for minutes while the server is unreachable.
-    name, number, stores = MLFLOW_EXPERIMENT_NAME.get(), MLFLOW_EXPERIMENT_ID.get(), Stores.current()  # type: ignore[no-untyped-call]
-    if (name or number) is None or not is_server(stores.tracking):
+    name, number = MLFLOW_EXPERIMENT_NAME.get(), MLFLOW_EXPERIMENT_ID.get()  # type: ignore[no-untyped-call]
+    if (name or number) is None:
+        return None
+    stores = Stores.current()
+    if not is_server(stores.tracking):
         return None
     chosen = fluent._active_experiment_id or provider._MLFLOW_TRACE_USER_DESTINATION.get()
     if chosen or fluent._get_latest_active_run():  # type: ignore[no-untyped-call]

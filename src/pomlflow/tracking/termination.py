@@ -74,5 +74,4 @@ def _finish_when_restored(mine: Any, number: int) -> None:
     """Wait until uvicorn has restored the handler that was set before its own, and end the program then."""
     while signal.getsignal(number) is mine:
         time.sleep(_POLL)
-    flush_at_exit(_LIMIT)
-    os.kill(os.getpid(), number)
+    _flush_and_signal(number)
