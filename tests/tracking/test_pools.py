@@ -49,8 +49,15 @@ def is_running(pid):
         return False
 """
 POOL = """
+both = context.Barrier(2)
+
+def render_in_both(number):
+    if number < 2:  # one busy process would take all tasks
+        both.wait()
+    return render(number)
+
 with context.Pool(2, start, maxtasksperchild=TASKS) as pool:
-    used = {pid for pids in pool.map(render, range(8), chunksize=1) for pid in pids}
+    used = {pid for pids in pool.map(render_in_both, range(8), chunksize=1) for pid in pids}
     processes = list(pool._pool)
     lock()
 while any(map(is_running, used)):
