@@ -188,7 +188,7 @@ def test_an_unread_answer_ends_its_trace_when_it_is_dropped(traced: Any, make: A
     assert trace.data.spans[0].outputs is None
 
 
-def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, make: Any) -> None:
+def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, stored_traces: Any, make: Any) -> None:
     """Ending a span during garbage collection could wait for a lock that the same thread holds."""
 
     def call() -> None:
@@ -198,7 +198,7 @@ def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, mak
         next(iter(response.response_gen))
         del response, cycle
         gc.collect()
-        until(lambda: open_spans() == 0)
+        until(lambda: open_spans() == 0 and stored_traces())  # in another thread
 
     with PomlCallbackHandler():
         (trace,) = traced(call)
