@@ -34,6 +34,18 @@ function readBundle(bundle) {
 /** The functions that the patched text calls, as `pomlflow`. */
 const helpers = (bundle, require) => ({
   setImmediate,
+  /** The parts of the output that each speaker's range has; the ranges are in order and do not overlap. */
+  partsBySpeaker(speakers, parts) {
+    const found = new Map(speakers.map((speaker) => [speaker, []]));
+    let at = 0;
+    for (const part of parts) {
+      if (part.outStart < speakers[at]?.start) at = 0; // the first text after media of the top, or media of the bottom
+      while (speakers[at + 1]?.start <= part.outStart) at++;
+      const speaker = speakers[at];
+      if (part.outStart >= speaker?.start && part.outEnd <= speaker.end) found.get(speaker).push(part);
+    }
+    return found;
+  },
   /** A stub of a module, which is loaded on first use. */
   deferred(load) {
     let loaded;

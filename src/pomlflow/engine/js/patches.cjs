@@ -67,6 +67,11 @@ const PATCHES = [
     replace: 'places.get(segment.end)',
   },
   {
+    why: 'Quadratic in messages: a search through all parts of the output for each message.',
+    find: 'segments.filter(seg => seg.outStart >= sp.start && seg.outEnd <= sp.end)',
+    replace: '(result.parts ??= pomlflow.partsBySpeaker(result.speakers, segments)).get(sp)',
+  },
+  {
     // upstream: poml 0.0.8: three objects of cheerio and one for each property, for each element
     why: 'Three objects of cheerio for each element, where one does.',
     find: 'const speaker = getSpecifiedSpeaker($(child));',
