@@ -21,7 +21,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
 from pomlflow.template.names import absolute, working_folder
-from pomlflow.types import Frame, FrameDict, MessageDict
+from pomlflow.types import Frame
 
 
 class RenderOptions(TypedDict, total=False):
@@ -44,14 +44,6 @@ Variables = Mapping[str, Any] | None
 def render(
     markup: Markup, context: Variables = None, *, format: Literal["pydantic"] = ..., **options: Unpack[RenderOptions]
 ) -> Frame: ...
-@overload
-def render(
-    markup: Markup, context: Variables = None, *, format: Literal["dict"], **options: Unpack[RenderOptions]
-) -> FrameDict: ...
-@overload
-def render(
-    markup: Markup, context: Variables = None, *, format: Literal["message_dict"], **options: Unpack[RenderOptions]
-) -> list[MessageDict]: ...
 @overload
 def render(markup: Markup, context: Variables = None, *, format: Format, **options: Unpack[RenderOptions]) -> Any: ...
 def render(
@@ -97,14 +89,6 @@ def render(
 async def arender(
     markup: Markup, context: Variables = None, *, format: Literal["pydantic"] = ..., **options: Unpack[RenderOptions]
 ) -> Frame: ...
-@overload
-async def arender(
-    markup: Markup, context: Variables = None, *, format: Literal["dict"], **options: Unpack[RenderOptions]
-) -> FrameDict: ...
-@overload
-async def arender(
-    markup: Markup, context: Variables = None, *, format: Literal["message_dict"], **options: Unpack[RenderOptions]
-) -> list[MessageDict]: ...
 @overload
 async def arender(
     markup: Markup, context: Variables = None, *, format: Format, **options: Unpack[RenderOptions]

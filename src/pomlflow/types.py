@@ -1,23 +1,13 @@
 """The types of a render's result, for annotations.
 
-poml's own classes have no types for type checkers (poml 0.0.8), so `Frame` and `Message` describe them. The others are
-plain dicts.
+poml's own classes have no types for type checkers (poml 0.0.8), so `Frame` and `Message` describe them.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, Protocol, TypedDict
+from typing import Any, Literal, Protocol
 
-__all__ = [
-    "Frame",
-    "FrameDict",
-    "MediaDict",
-    "Message",
-    "MessageDict",
-    "Speaker",
-    "ToolRequestDict",
-    "ToolResponseDict",
-]
+__all__ = ["Frame", "Message", "Speaker"]
 
 Speaker = Literal["human", "ai", "system", "tool"]
 
@@ -52,45 +42,3 @@ class Frame(Protocol):
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """Return plain data, as every pydantic model does."""
         ...
-
-
-class MediaDict(TypedDict):
-    """A picture, sound or file in a message: its MIME type, its content in base64, and its alternative text."""
-
-    type: str
-    base64: str
-    alt: NotRequired[str]
-
-
-class ToolRequestDict(TypedDict):
-    """A call of a tool in a message."""
-
-    type: Literal["application/vnd.poml.toolrequest"]
-    id: str
-    name: str
-    content: Any
-
-
-class ToolResponseDict(TypedDict):
-    """A tool's answer in a message."""
-
-    type: Literal["application/vnd.poml.toolresponse"]
-    id: str
-    name: str
-    content: str | list[str | MediaDict]
-
-
-class MessageDict(TypedDict):
-    """One message of ``format="message_dict"``."""
-
-    speaker: Speaker
-    content: str | list[str | MediaDict | ToolRequestDict | ToolResponseDict]
-
-
-class FrameDict(TypedDict):
-    """The result of ``format="dict"``; with ``chat=False``, `messages` is one text, or a list of its parts."""
-
-    messages: list[MessageDict]
-    schema: NotRequired[dict[str, Any]]
-    tools: NotRequired[list[dict[str, Any]]]
-    runtime: NotRequired[dict[str, Any]]
