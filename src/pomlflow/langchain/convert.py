@@ -22,18 +22,16 @@ from langchain_core.prompts.image import ImagePromptTemplate
 
 from pomlflow.exceptions import ConversionError
 from pomlflow.template.writing import (
-    Conversation,
-    Message,
-    Part,
-    Picture,
-    Text,
-    ToolRequest,
-    ToolResponse,
-    Variable,
+    Item,
+    Markup,
+    conversation,
+    message,
+    picture,
+    tool_request,
+    tool_response,
+    variable,
     write,
 )
-
-Item = Message | Conversation | ToolResponse
 
 _SPEAKERS: Final[dict[type, str]] = {
     SystemMessagePromptTemplate: "system",
@@ -71,10 +69,10 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
         <BLANKLINE>
     """
     if isinstance(prompt, PromptTemplate):
-        return write([Message("human", list(_parts(prompt, {})))])
+        return write([message("human", _parts(prompt, {}))])
     if type(prompt) is not ChatPromptTemplate:
         raise _no_form_of(prompt)
-    return write(list(_Converter(prompt.partial_variables).items(prompt.messages)))
+    return write(_Converter(prompt.partial_variables).items(prompt.messages))
 
 
 class _Converter:
@@ -85,23 +83,23 @@ class _Converter:
         self.calls: dict[str, str] = {}
 
     def items(self, messages: Sequence[Any]) -> Iterator[Item]:
-        for message in messages:
-            if type(message) is ChatPromptTemplate:
-                inner = _Converter({**self.partial, **message.partial_variables})
-                yield from inner.items(message.messages)
-            elif isinstance(message, MessagesPlaceholder):
-                if self.partial.get(message.variable_name):
-                    raise _no_form(message.variable_name, "has messages as its partial value: give them with each call")
-                yield Conversation(message.variable_name, message.n_messages)
-            elif isinstance(message, ToolMessage) and isinstance(message.content, str):
-                name = message.name or self.calls.get(message.tool_call_id, "tool")
-                yield ToolResponse(message.tool_call_id, name, message.content)
-            elif type(message) in _SPEAKERS:
-                yield Message(_SPEAKERS[type(message)], list(self._content(message)))
+        for item in messages:
+            if type(item) is ChatPromptTemplate:
+                inner = _Converter({**self.partial, **item.partial_variables})
+                yield from inner.items(item.messages)
+            elif isinstance(item, MessagesPlaceholder):
+                if self.partial.get(item.variable_name):
+                    raise _no_form(item.variable_name, "has messages as its partial value: give them with each call")
+                yield conversation(item.variable_name, item.n_messages)
+            elif isinstance(item, ToolMessage) and isinstance(item.content, str):
+                name = item.name or self.calls.get(item.tool_call_id, "tool")
+                yield tool_response(item.tool_call_id, name, item.content)
+            elif type(item) in _SPEAKERS:
+                yield message(_SPEAKERS[type(item)], self._content(item))
             else:
-                raise _no_form_of(message)
+                raise _no_form_of(item)
 
-    def _content(self, message: Any) -> Iterator[Part]:
+    def _content(self, message: Any) -> Iterator[str]:
         for field in ("additional_kwargs", "name", "id", "response_metadata"):
             if getattr(message, field, None):
                 raise _no_form(field, f"of a {type(message).__name__} has no form in POML: remove it")
@@ -111,13 +109,13 @@ class _Converter:
                 yield from _parts(prompt, self.partial)
             return
         for part in [message.content] if isinstance(message.content, str) else message.content:
-            yield from [Text(part)] if isinstance(part, str) else _literal(part)
+            yield from [part] if isinstance(part, str) else _literal(part)
         for call in message.tool_calls if isinstance(message, AIMessage) else ():
             self.calls[call["id"] or ""] = call["name"]
-            yield ToolRequest(call["id"] or "", call["name"], call["args"])
+            yield tool_request(call["id"] or "", call["name"], call["args"])
 
 
-def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[Part]:
+def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[str]:
     """Convert a template of a text, a picture or a content block."""
     if isinstance(prompt, PromptTemplate):
         yield from _fields(prompt.template, prompt.template_format, {**partial, **prompt.partial_variables})
@@ -129,12 +127,12 @@ def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[Part]:
         raise _no_form_of(prompt)
 
 
-def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[Text | Variable]:
+def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[str]:
     """Convert an f-string, or a Jinja or mustache template that contains only text and variables."""
     if kind == "f-string":
         for text, name, spec, conversion in Formatter().parse(template):
             if text:
-                yield Text(text)
+                yield text
             if name is not None:
                 if spec or conversion:
                     shown = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
@@ -146,26 +144,26 @@ def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[Te
         if found := re.search(r"\{[{%#].{0,40}", text):
             raise _no_form(found[0], f"of a {kind} template has no form here: write it with if=, for= or JavaScript")
         if text:
-            yield Text(text)
+            yield text
         if name is not None:
             yield _variable(name, partial)
 
 
-def _variable(name: str, partial: Mapping[str, Any]) -> Variable:
+def _variable(name: str, partial: Mapping[str, Any]) -> Markup:
     value = partial.get(name)
     if value is not None and not isinstance(value, str):
         kind = "function" if callable(value) else type(value).__name__
         raise _no_form(name, f"has a partial value of type {kind}: give it to the new prompt's partial()")
-    return Variable(name, value)
+    return variable(name, value)
 
 
-def _picture(block: Mapping[str, Any], kind: str, partial: Mapping[str, Any]) -> Picture:
+def _picture(block: Mapping[str, Any], kind: str, partial: Mapping[str, Any]) -> Markup:
     """Convert a content block of a picture, whose data is base64 or one variable."""
     found = _picture_data(block)
     data = list(_fields(found[1], kind, partial))
     if len(data) != 1:
         raise _no_form("image", "must be one variable or base64")
-    return Picture(found[0], data[0] if isinstance(data[0], Variable) else data[0].text)
+    return picture(found[0], data[0])
 
 
 def _picture_data(block: Mapping[str, Any]) -> tuple[str, str]:
@@ -183,13 +181,13 @@ def _picture_data(block: Mapping[str, Any]) -> tuple[str, str]:
     raise _no_form(str(block.get("type")), f"with {', '.join(block)} is a content block without a form in POML")
 
 
-def _literal(block: Mapping[str, Any]) -> Iterator[Part]:
+def _literal(block: Mapping[str, Any]) -> Iterator[str]:
     """Convert a content block of a message, which contains no variables."""
     if block.get("type") == "text" and set(block) == {"type", "text"}:
-        yield Text(block["text"])
+        yield block["text"]
         return
     mime_type, data = _picture_data(block)
-    yield Picture(mime_type, data)
+    yield picture(mime_type, data)
 
 
 def _no_form_of(prompt: Any) -> ConversionError:

@@ -12,7 +12,7 @@ from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, RichPro
 from llama_index.core.prompts.base import BasePromptTemplate
 
 from pomlflow.exceptions import ConversionError
-from pomlflow.template.writing import Message, Part, Picture, Text, Variable, write
+from pomlflow.template.writing import Item, Markup, message, picture, variable, write
 
 _SPEAKERS: Final = {"system": "system", "user": "human", "assistant": "ai"}
 _FIELD: Final = re.compile(r"\{([a-zA-Z_]\w*)\}", re.ASCII)  # LlamaIndex does not change other braces
@@ -50,9 +50,9 @@ def to_poml(prompt: BasePromptTemplate) -> str:
         raise _no_form(name, "is a function: give function_mappings to the new prompt")
     fields = _Fields(prompt)
     if isinstance(prompt, PromptTemplate):
-        return write([Message("human", list(fields.parts(prompt.template)))])
+        return write([message("human", fields.parts(prompt.template))])
     assert isinstance(prompt, ChatPromptTemplate)  # noqa: S101
-    return write([_message(message, fields) for message in prompt.message_templates])
+    return write([_message(template, fields) for template in prompt.message_templates])
 
 
 class _Fields:
@@ -62,36 +62,36 @@ class _Fields:
         self._values = prompt.kwargs
         self._names = {inner: outer for outer, inner in (prompt.template_var_mappings or {}).items()}
 
-    def parts(self, template: str) -> Iterator[Text | Variable]:
+    def parts(self, template: str) -> Iterator[str]:
         pieces = _FIELD.split(template)
         for text, name in zip(pieces[::2], [*pieces[1::2], None], strict=True):
             if text:
-                yield Text(text)
+                yield text
             if name is not None:
                 yield self._variable(self._names.get(name, name))
 
-    def _variable(self, name: str) -> Variable:
+    def _variable(self, name: str) -> Markup:
         value: Any = self._values.get(name)
         if value is not None and not isinstance(value, str):
             raise _no_form(name, f"has a partial value of type {type(value).__name__}: give it to the new prompt")
-        return Variable(name, value)
+        return variable(name, value)
 
 
-def _message(message: ChatMessage, fields: _Fields) -> Message:
-    role = str(message.role.value)
+def _message(template: ChatMessage, fields: _Fields) -> Item:
+    role = str(template.role.value)
     if role not in _SPEAKERS:
         raise _no_form(f"the role {role}", "has no form in POML: pass such messages as a history, to <conversation>")
-    if message.additional_kwargs:
+    if template.additional_kwargs:
         raise _no_form("additional_kwargs", "have no form in POML: remove them")
-    return Message(_SPEAKERS[role], [part for block in message.blocks for part in _block(block, fields)])
+    return message(_SPEAKERS[role], [part for block in template.blocks for part in _block(block, fields)])
 
 
-def _block(block: Any, fields: _Fields) -> Iterator[Part]:
+def _block(block: Any, fields: _Fields) -> Iterator[str]:
     if isinstance(block, TextBlock):
         yield from fields.parts(block.text)
     elif isinstance(block, ImageBlock) and block.url is None and block.detail is None:
         data = base64.b64encode(block.resolve_image().read()).decode()
-        yield Picture(block.image_mimetype or "image/png", data)
+        yield picture(block.image_mimetype or "image/png", data)
     else:
         kind = getattr(block, "block_type", type(block).__name__)
         raise _no_form(f"a content block of type {kind}", "has no form in POML, unless it is a picture in base64")

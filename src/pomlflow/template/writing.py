@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
 from pomlflow.engine import is_identifier
 from pomlflow.exceptions import ConversionError
@@ -22,142 +22,88 @@ _UNWRITABLE: Final = re.compile(
 _UNSAFE: Final = re.compile(r"[^\w .,:;!?()\[\]*/+=|~@$%^-]", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text, which renders unchanged."""
+class Markup(str):
+    """A part of a message that is markup; any other string is a text, which renders unchanged."""
 
-    text: str
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A variable whose value is rendered as text; `default` is used if it is not given."""
-
-    name: str
-    default: str | None = None
+    __slots__ = ()
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture in base64, or the variable that holds it."""
+class Item(NamedTuple):
+    """A message or a history, as a line of markup."""
 
-    mime_type: str
-    base64: str | Variable
-    alt: str | None = None
+    speaker: str | None  # None for a history, which may be empty
+    markup: str
 
 
-@dataclass(frozen=True)
-class ToolRequest:
-    """A call of a tool."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ToolResponse:
-    """The result of a call."""
-
-    id: str
-    name: str
-    text: str
-
-
-Part = Text | Variable | Picture | ToolRequest
-
-
-@dataclass(frozen=True)
-class Message:
-    """A message of ``system``, ``human`` or ``ai``."""
-
-    speaker: str
-    parts: Sequence[Part]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """The place of a message history: all of its messages, or the `last` ones."""
-
-    name: str
-    last: int | None = None
-
-
-def write(items: Sequence[Message | Conversation | ToolResponse]) -> str:
-    """Return the markup of a prompt; raise a `ConversionError` for what has no form in POML.
+def write(items: Iterable[Item]) -> str:
+    """Return the markup of a prompt; raise a `ConversionError` for two messages of one speaker, which POML joins.
 
     Example:
-        >>> print(write([Message("human", [Text("a < b, "), Variable("name")]), Conversation("history")]))
+        >>> print(write([message("human", ["a < b, ", variable("name")]), conversation("history")]))
         <poml>
           <human-msg whiteSpace="pre">a #lt; b, {{name}}</human-msg>
           <conversation messages="{{history}}"/>
         </poml>
         <BLANKLINE>
     """
-    speaker = None  # of the last message; a conversation does not reset it, since it may be empty
+    speaker = None
     lines = ["<poml>"]
     for item in items:
-        if isinstance(item, Conversation):
-            lines.append(f'  <conversation messages="{{{{{_history(item)}}}}}"/>')
-        elif isinstance(item, ToolResponse):
-            names = f'id="{_attribute(item.id)}" name="{_attribute(item.name)}"'
-            lines.append(f'  <tool-response {names}><p whiteSpace="pre">{_text(item.text)}</p></tool-response>')
-            speaker = "tool"
-        else:
-            if item.speaker == speaker:
-                raise ConversionError(f"two {speaker} messages in a row are one message in POML: join them", "messages")
-            speaker = item.speaker
-            lines.append(f'  <{_TAGS[speaker]} whiteSpace="pre">{_content(item)}</{_TAGS[speaker]}>')
+        if item.speaker == speaker and speaker in _TAGS:
+            raise ConversionError(f"two {speaker} messages in a row are one message in POML: join them", "messages")
+        speaker = item.speaker or speaker
+        lines.append(f"  {item.markup}")
     return "\n".join([*lines, "</poml>", ""])
 
 
-def _content(message: Message) -> str:
-    if not any(not isinstance(part, Text) or part.text for part in message.parts):
-        raise ConversionError(f"an empty {message.speaker} message disappears in POML", "messages")
-    merged: list[Part] = []
-    for part in message.parts:
-        if isinstance(part, Text) and merged and isinstance(merged[-1], Text):
-            merged[-1] = Text(merged[-1].text + part.text)
-        else:
-            merged.append(part)
-    return "".join(_WRITERS[type(part)](part) for part in merged)
+def message(speaker: str, parts: Iterable[str]) -> Item:
+    """Return a message of ``system``, ``human`` or ``ai``; raise a `ConversionError` if it is empty."""
+    written = ""
+    for is_markup, some in groupby(parts, lambda part: isinstance(part, Markup)):
+        text = "".join(some)
+        written += text if is_markup else _text(text)
+    if not written:
+        raise ConversionError(f"an empty {speaker} message disappears in POML", "messages")
+    return Item(speaker, f'<{_TAGS[speaker]} whiteSpace="pre">{written}</{_TAGS[speaker]}>')
 
 
-def _history(item: Conversation) -> str:
-    name = _name(item.name)
-    return name if item.last is None else f" (typeof {name} === 'undefined' ? [] : {name}).slice(-{item.last}) "
+def conversation(name: str, last: int | None = None) -> Item:
+    """Return the place of a message history: all of its messages, or the `last` ones."""
+    code = _name(name)
+    if last is not None:
+        code = f" (typeof {code} === 'undefined' ? [] : {code}).slice(-{last}) "
+    return Item(None, f'<conversation messages="{{{{{code}}}}}"/>')
+
+
+def tool_response(call_id: str, name: str, text: str) -> Item:
+    """Return the result of a call."""
+    names = f'id="{_attribute(call_id)}" name="{_attribute(name)}"'
+    return Item("tool", f'<tool-response {names}><p whiteSpace="pre">{_text(text)}</p></tool-response>')
+
+
+def tool_request(call_id: str, name: str, arguments: dict[str, Any]) -> Markup:
+    """Return a call of a tool."""
+    names = f'id="{_attribute(call_id)}" name="{_attribute(name)}"'
+    return Markup(f'<tool-request {names} parameters="{{{{ {_value(arguments)} }}}}"/>')
+
+
+def variable(name: str, default: str | None = None) -> Markup:
+    """Return a variable whose value is rendered as text; `default` is used if it is not given."""
+    code = _name(name)
+    if default is None:
+        return Markup(f"{{{{{code}}}}}")
+    return Markup(f"{{{{ typeof {code} === 'undefined' ? {_string(default)} : {code} }}}}")
+
+
+def picture(mime_type: str, data: str) -> Markup:
+    """Return a picture in base64, or of the variable that holds it."""
+    return Markup(f'<img base64="{data}" type="{_attribute(mime_type)}" syntax="multimedia"/>')
 
 
 def _name(name: str) -> str:
     if not is_identifier(name):
         raise ConversionError(f"the variable {name!r} is not a name in JavaScript: rename it", name)
     return name
-
-
-def _variable(part: Variable) -> str:
-    name = _name(part.name)
-    if part.default is None:
-        return f"{{{{{name}}}}}"
-    return f"{{{{ typeof {name} === 'undefined' ? {_string(part.default)} : {name} }}}}"
-
-
-def _picture(part: Picture) -> str:
-    data = part.base64 if isinstance(part.base64, str) else _variable(part.base64)
-    alt = f' alt="{_attribute(part.alt)}"' if part.alt else ""
-    return f'<img base64="{data}" type="{_attribute(part.mime_type)}"{alt} syntax="multimedia"/>'
-
-
-def _request(part: ToolRequest) -> str:
-    names = f'id="{_attribute(part.id)}" name="{_attribute(part.name)}"'
-    return f'<tool-request {names} parameters="{{{{ {_value(part.arguments)} }}}}"/>'
-
-
-_WRITERS: Final[dict[type, Callable[[Any], str]]] = {
-    Text: lambda part: _text(part.text),
-    Variable: _variable,
-    Picture: _picture,
-    ToolRequest: _request,
-}
 
 
 def _text(text: str) -> str:
