@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final
@@ -35,7 +35,7 @@ def cancel(module: str) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Find a module that has a callback by the other finders, and wrap its loader."""
+    """Find a module that has a callback by the other finders, and hook the loader's ``exec_module``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -47,25 +47,17 @@ class _Finder(MetaPathFinder):
             spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)
+                    _hook(spec.loader)
                 return spec
         return None
 
 
-class _Loader(Loader):
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
+def _hook(loader: Any) -> None:
+    execute = loader.exec_module
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        # Restored before the module runs, since it may read its resources through its loader.
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
+    def exec_module(module: ModuleType) -> None:
+        vars(loader).pop("exec_module", None)  # restored before the module runs: it may read its loader
+        execute(module)
         call = _waiting.get(module.__name__)
         cancel(module.__name__)
         if call is not None:
@@ -73,6 +65,8 @@ class _Loader(Loader):
                 call()
             except Exception as error:  # noqa: BLE001 - a callback must not break the user's import
                 logger.warning("a call after the import of %s failed: %r", module.__name__, error)
+
+    loader.exec_module = exec_module
 
 
 _finder: Final = _Finder()

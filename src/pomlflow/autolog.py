@@ -10,10 +10,9 @@ import logging
 import os
 import sys
 import threading
-from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import logger
@@ -35,15 +34,13 @@ class AutologOptions(TypedDict, total=False):
     trace_dir: str | os.PathLike[str] | None
 
 
-@dataclass(frozen=True)
-class _Options:
-    """The options of one part of autolog: the checked arguments of `autolog`."""
-
-    log_traces: bool = True
-    silent: bool = False
-    register: bool = True
-    mask: Mask | None = None
-    trace_dir: str | None = None
+_DEFAULTS: Final[AutologOptions] = {
+    "log_traces": True,
+    "silent": False,
+    "register": True,
+    "mask": None,
+    "trace_dir": None,
+}
 
 
 def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
@@ -82,16 +79,17 @@ def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
 
 def switch(parts: tuple[Framework, ...], *, disable: bool, **options: Unpack[AutologOptions]) -> None:
     """Switch some parts of autolog on or off; the other arguments are those of `autolog`."""
-    _state.set(parts, None if disable else _checked(**options))
+    _state.set(parts, None if disable else _checked(options))
 
 
-def _checked(**given: Any) -> _Options:
-    known = {field.name for field in fields(_Options)}
-    refuse_arguments(given.keys() - known, "autolog", known)
-    options = _Options(**given)
-    # Absolute, so that the same options after a chdir are recognised as unchanged.
-    folder = options.trace_dir and os.path.abspath(os.path.expanduser(options.trace_dir))  # noqa: PTH100, PTH111
-    return replace(options, mask=check_mask(options.mask), trace_dir=folder)
+def _checked(given: AutologOptions) -> AutologOptions:
+    refuse_arguments(given.keys() - _DEFAULTS.keys(), "autolog", _DEFAULTS)
+    options: AutologOptions = {**_DEFAULTS, **given}
+    check_mask(options["mask"])
+    if options["trace_dir"]:
+        # Absolute, so that the same options after a chdir are recognised as unchanged.
+        options["trace_dir"] = os.path.abspath(os.path.expanduser(options["trace_dir"]))  # noqa: PTH100, PTH111
+    return options
 
 
 # For each part: the module whose import triggers it, and our module with its `attach` and `detach`.
@@ -107,15 +105,15 @@ class _State:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._options: dict[Framework, _Options] = {}
+        self._options: dict[Framework, AutologOptions] = {}
 
-    def set(self, parts: tuple[Framework, ...], options: _Options | None) -> None:
+    def set(self, parts: tuple[Framework, ...], options: AutologOptions | None) -> None:
         with self._lock:
             changed = [part for part in parts if self._options.get(part) != options]
             if not changed:
                 return
-            if options is not None and options.trace_dir is not None:
-                _trace_files(options.trace_dir)  # raises an error before anything is changed
+            if options is not None and options["trace_dir"] is not None:
+                _trace_files(os.fspath(options["trace_dir"]))  # raises an error before anything is changed
             for part in changed:
                 self._options.pop(part, None)  # reinserted at the end: the folder that was set last is used
                 if options is not None:
@@ -124,13 +122,13 @@ class _State:
             self._set_files()
             self._set_sink()
             for part in changed:
-                if options is not None and (options.log_traces or part == "plain"):
+                if options is not None and (options["log_traces"] or part == "plain"):
                     _attach(part, options)
                 else:
                     _detach(part)
 
     def _set_filter(self) -> None:
-        if any(options.silent for options in self._options.values()):
+        if any(options["silent"] for options in self._options.values()):
             logger.addFilter(_errors_only)
         else:
             logger.removeFilter(_errors_only)
@@ -138,8 +136,8 @@ class _State:
     def _set_files(self) -> None:
         sink = None
         for options in self._options.values():
-            if options.trace_dir is not None:
-                sink = partial(_write, _trace_files(options.trace_dir), options.mask)
+            if options["trace_dir"] is not None:
+                sink = partial(_write, _trace_files(os.fspath(options["trace_dir"])), options["mask"])
         if sink is None:
             _trace_files.cache_clear()
         set_sink("trace_files", sink)
@@ -153,9 +151,9 @@ class _State:
         prepare()
         set_sink("autolog", self._store)
 
-    def _traced(self, part: Framework) -> _Options | None:
+    def _traced(self, part: Framework) -> AutologOptions | None:
         options = self._options.get(part)
-        return options if options is not None and options.log_traces else None
+        return options if options is not None and options["log_traces"] else None
 
     def _store(self, record: RenderRecord, context: RenderContext) -> bool:
         """Sink: store a render that is not part of a chain, agent or engine."""
@@ -165,16 +163,16 @@ class _State:
             return False
         from pomlflow.tracking.spans import log_render
 
-        log_render(record, parent=None, register=options.register, mask=options.mask)
+        log_render(record, parent=None, register=options["register"], mask=options["mask"])
         return True
 
 
-def _attach(part: Framework, options: _Options) -> None:
+def _attach(part: Framework, options: AutologOptions) -> None:
     imported, module = _ATTACHED[part]
 
     def attach() -> None:
         try:
-            import_module(module).attach(options.register, options.mask)
+            import_module(module).attach(options["register"], options["mask"])
         except Exception as error:  # noqa: BLE001 - an incompatible framework or MLflow must not stop the program
             logger.warning("%s is not traced: %r", imported.partition(".")[0], error)
 
