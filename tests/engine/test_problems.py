@@ -146,13 +146,6 @@ def test_all_problems_are_reported_once(fail: Fail, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("markup", ["<p>a & b</p>", '<p if="a < 3">x</p>', "<p>{{ 1 < 2 }}</p>"])
-def test_what_xml_does_not_take_comes_with_a_remedy(markup: str, fail: Fail) -> None:
-    assert str(fail(markup)).endswith(
-        "\nin text, write #amp; for & and #lt; for <; in an expression, write a < b as b > a"
-    )
-
-
 def test_a_byte_order_mark_of_an_included_file_is_left_out(tmp_path: Path) -> None:
     """As that of the template's own file is."""
     (tmp_path / "part.poml").write_bytes("\ufeff<p>Hello</p>".encode())

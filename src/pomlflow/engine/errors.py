@@ -15,7 +15,6 @@ SCHEMA_REMEDY = "a schema is JSON, {…}, or a JavaScript expression with zod, z
 # POML looks whether these files exist, so it takes one that it may not read for a missing one.
 _PROBED = re.compile(r"(?:Image|Audio) file not found: (.*)", re.DOTALL)
 _SCHEMA_SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
-_ESCAPE_REMEDY = "in text, write #amp; for & and #lt; for <; in an expression, write a < b as b > a"
 
 
 def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files: FileAccess) -> RenderError:
@@ -25,9 +24,7 @@ def render_error(reported: Sequence[Mapping[str, Any]], request: Request, files:
     texts: dict[str, str | None] = {root: request.markup}
     problems = [_problem(item, root, texts, request.label, files) for item in reported]
     hint = files.remedy
-    if any(problem.message.startswith("unexpected character") for problem in problems):
-        hint = _ESCAPE_REMEDY
-    elif reported[0].get("schema") and _SCHEMA_SYNTAX.search(problems[0].message):
+    if reported[0].get("schema") and _SCHEMA_SYNTAX.search(problems[0].message):
         hint = SCHEMA_REMEDY
     return RenderError(problems, hint)
 
