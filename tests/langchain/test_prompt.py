@@ -16,7 +16,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.prompts.chat import BaseChatPromptTemplate
 from tests.langchain.prompts import GIVEN, SHORT, Model, poml
 
-from pomlflow import MissingVariableError, PomlError
+from pomlflow import MissingVariableError
 from pomlflow.langchain import PomlPromptTemplate
 
 
@@ -120,12 +120,6 @@ def test_lists_and_objects_are_variables() -> None:
     prompt = PomlPromptTemplate('<list><item for="d in docs">{{d.page_content}} ({{d.metadata.page}})</item></list>')
     docs = [Document("One", metadata={"page": 1}), Document("Two", metadata={"page": 2})]
     assert prompt.invoke({"docs": docs}).to_messages()[0].content == "- One (1)\n- Two (2)"
-
-
-def test_a_name_that_no_expression_can_have_is_refused_where_the_template_tries() -> None:
-    prompt = PomlPromptTemplate("<p>{{my-key}}</p>")
-    with pytest.raises(PomlError, match="'my-key' is not a plain JavaScript identifier"):
-        prompt.invoke({"my-key": 1, "my": 2, "key": 3})
 
 
 async def test_every_way_to_format_gives_the_same(prompt: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.corpus.cases import Case, cases
 from tests.template.test_history import ONE, TWO, Notes
 
-from pomlflow.exceptions import MissingVariableError, RenderError, VariableError
+from pomlflow.exceptions import MissingVariableError, RenderError
 from pomlflow.template import Template
 
 # A missing file and a disabled component: reported although they are under an `if`.
@@ -90,7 +90,6 @@ def test_values_that_are_given_are_used() -> None:
     error = template.check({"user": {}}).error
     assert error is not None
     assert error.message.startswith("Cannot read properties of undefined")
-    assert isinstance(Template("<p>{{my-key}}</p>").check({"my-key": 1}).error, VariableError)
 
 
 def test_native_messages_may_be_among_them() -> None:

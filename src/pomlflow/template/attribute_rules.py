@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
-from pomlflow.template.components import attributes
+from pomlflow.engine.installation import package_folder
 from pomlflow.template.faults import Fault
 from pomlflow.template.inference import READERS
-from pomlflow.template.javascript import find_nodes
-from pomlflow.template.markup import Passage, expressions
-from pomlflow.template.page import SCHEMAS, Node, Page, Rule
+from pomlflow.template.markup import TOOLS, Passage, expressions
+from pomlflow.template.page import SCHEMAS, Node, Page
 
 _EVERYWHERE = frozenset({"for", "if", "key"})
 _INSTEAD = {
@@ -25,7 +26,6 @@ _INSTEAD = {
 _VERSIONS = frozenset({"version", "minversion", "maxversion", "min-version", "max-version"})
 _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
 _SELECTOR = re.compile(r"[^\w-]")  # of a class, "*", or of several parts
-_DATA = frozenset({"html", "json", "xml", "yaml"})
 _URL = re.compile(r"[a-z]+://|data:")
 _OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
@@ -45,12 +45,62 @@ _SETTINGS = frozenset(
     "thinking thinking_budget thinking_config thinking_level timeout tool_choice tools top_a top_k top_logprobs top_p "
     "truncation typical_p use_mlock use_mmap user verbosity web_search_options".split()
 )
-_NUMBERS = frozenset("frequencypenalty maxoutputtokens maxtokens minp presencepenalty temperature topk topp".split())
-_NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?\s*|null", re.IGNORECASE)
+# An array or an object in JavaScript, with one more inside it.
+_CONTAINER = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]|\{(?:[^{}]|\{[^{}]*\})*\}")
 _KEYWORDS = frozenset(
     "$ref $defs $schema $id type properties required items enum const anyOf oneOf allOf not additionalProperties "
     "description title default format pattern minimum maximum definitions prefixItems patternProperties if".split()
 )
+_START, _END = b'"./packages/poml/assets/componentDocs.json":', b"sourceMappingURL=data:"
+_DOCS = re.compile(r"JSON\.parse\('(\[.*?\])'\)")
+_ESCAPED = re.compile(r"\\([\\'])")
+_REGISTERED = re.compile(r"\(0, base_1\.component\)\('(\w+)'(?:, (\[[^\]]*\]|\{[^}]*\}))?\)")
+_ALIAS = re.compile(r"'([\w-]+)'")
+_SHARED = ("Text", "Paragraph", "Inline")  # components pass attributes that they do not know on to these
+# Undocumented elements, which PomlFile handles itself. <runtime> is missing: it accepts any attribute.
+_SYNTAX = {
+    "include": ("src",), "let": ("name", "src", "type", "value"), "meta": ("minVersion", "maxVersion", "components"),
+    "outputschema": ("parser",),
+    **dict.fromkeys(TOOLS, ("name", "description", "parser")),
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def attributes() -> Mapping[str, Mapping[str, str]]:
+    """Return the spelling of each attribute of each element, both by their names in lower case without hyphens."""
+    found: dict[str, Mapping[str, str]] = {name: {key.lower(): key for key in keys} for name, keys in _SYNTAX.items()}
+    text = _components_text()
+    documented = {one["name"]: one for docs in _DOCS.findall(text) for one in json.loads(_ESCAPED.sub(r"\1", docs))}
+    for name, rest in _REGISTERED.findall(text):
+        if name in documented:
+            aliases = (name, *_ALIAS.findall(rest.partition("requiredProps")[0]))
+            found |= dict.fromkeys((alias.replace("-", "").lower() for alias in aliases), _of(name, documented))
+    return found
+
+
+def _components_text() -> str:
+    """Return POML's own part of the bundle: from the documentation to the end of the code."""
+    folder = package_folder("poml")
+    if folder is None:
+        return ""
+    with (folder / "js" / "cli.js").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_START)
+        return content[start : content.find(_END, start)].decode(errors="replace") if start >= 0 else ""
+
+
+def _of(name: str, documented: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the attributes of a component and of the components that it extends."""
+    pending, seen = [name, *_SHARED], set[str]()
+    found: dict[str, str] = {}
+    while pending:
+        one = documented.get(pending.pop())
+        if one is not None and one["name"] not in seen:
+            seen.add(one["name"])
+            pending += one["baseComponents"]
+            found |= {parameter["name"].lower(): parameter["name"] for parameter in one["params"]}
+            if "captionstyle" in found:  # <input> and others pass it on, undocumented
+                pending.append("CaptionedParagraph")
+    return found
 
 
 def unknown_attribute(page: Page) -> Iterator[Fault]:
@@ -106,11 +156,7 @@ def unknown_setting(page: Page) -> Iterator[Fault]:
             continue
         yield from _literal_settings(page, node)
         for key, offset in node.element.name_offsets.items():
-            name, value = re.sub(r"[-_]", "", key), node.element.find(key)
-            written = page.text[offset : offset + len(key)]
-            if name in _NUMBERS and "{{" not in value.text and not _NUMBER.fullmatch(value.text):
-                why = f"{value.text!r} is not a number"
-                yield Fault(value.at(0), len(value.text), why, f"{written} takes a number")
+            name, written = re.sub(r"[-_]", "", key), page.text[offset : offset + len(key)]
             if name in plain or key in _EVERYWHERE:
                 continue
             near = difflib.get_close_matches(name, plain, 1, 0.7)
@@ -123,24 +169,14 @@ def _literal_settings(page: Page, node: Node) -> Iterator[Fault]:
     for key, value in node.element.attributes:
         for start, code in expressions(value.text) if key not in _EVERYWHERE else ():
             literal = code.removeprefix("(").removesuffix(")").strip()
-            if all(one.text != literal for one in find_nodes(code, "object", "array")):
+            if not _CONTAINER.fullmatch(literal):
                 continue
             offset = node.element.name_offsets[key]
             written = page.text[offset : offset + len(key)]
-            kind = "an object" if literal[0] == "{" else "an array"
-            why = f"{kind} in {written} of <runtime> becomes text"
-            yield Fault(value.at(start), len(code), why, f"write JSON: {written}={_as_json(literal)}")
-
-
-def _as_json(literal: str) -> str:
-    """Return an object or array of JavaScript as an attribute's value that POML reads as JSON."""
-    try:
-        value = json.loads(re.sub(r"([{,]\s*)(\w+)\s*:", r'\1"\2":', literal.replace("'", '"')))
-    except (ValueError, RecursionError):  # it has names or other code
-        quote = '"' if "'" in literal else "'"
-        return f"{quote}{{{{ JSON.stringify({literal}) }}}}{quote}"
-    shown = json.dumps(value, ensure_ascii=False)
-    return f"'{shown}'"
+            why = f"{'an object' if literal[0] == '{' else 'an array'} in {written} of <runtime> becomes text"
+            quote = '"' if "'" in literal else "'"
+            instead = f"{written}={quote}{{{{ JSON.stringify({literal}) }}}}{quote}"
+            yield Fault(value.at(start), len(code), why, f"write {instead}")
 
 
 def _camel(name: str) -> str:
@@ -222,11 +258,6 @@ def media_as_text(page: Page) -> Iterator[Fault]:
         if not (picture or node.name == "audio") or _is_alone(page, node):
             continue
         what, width, start = "picture" if picture else "sound", len(node.element.name) + 1, node.element.start
-        around = [one.element for one in page.nodes if one.element.start < start < one.element.content_end]
-        if outer := next((one for one in around if one.find("syntax").text in _DATA), None):
-            why = f"a {what} cannot stand in <{outer.name} syntax=…>: the render fails"
-            yield Fault(start, width, why, "move it out, or remove that syntax")
-            continue
         if "multimedia" in "".join(styles) or syntax == "multimedia" or "{{" in syntax:
             continue
         if not picture or alt or syntax:
@@ -276,13 +307,3 @@ def poml_version(page: Page) -> Iterator[Fault]:
             elif node.name == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
                 why = f"{value.text!r} is not a version of POML"
                 yield Fault(value.at(0), len(value.text), why, "write three numbers: 0.0.8")
-
-
-RULES: Mapping[str, Rule] = {
-    "unknown-attribute": unknown_attribute,
-    "unknown-setting": unknown_setting,
-    "invalid-schema": invalid_schema,
-    "media-as-text": media_as_text,
-    "missing-file": missing_file,
-    "poml-version": poml_version,
-}

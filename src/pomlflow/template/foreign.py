@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 
-from pomlflow.template.javascript import analyse, find_nodes
+from pomlflow.template.javascript import analyse
 
 # Words of Python and Jinja, by how an expression uses them: constants anywhere, operators in code that is not
 # JavaScript, called functions, called methods, and filters after |.
@@ -60,10 +60,7 @@ _BROKEN = {
     r"\bis\s+(?:not\s+)?(?:un)?defined\b": ("", "Jinja", "typeof x !== 'undefined'"),
     r"\bis\s+not\b(?!\s+(?:un)?defined)": ("is not", "Python", "!=="),
     r"\bnot\s+in\b": ("not in", "Python", "!xs.includes(x)"),
-    r":=": (":=", "Python", '<let name="x" value="…"/>'),
-    r"(?<=[(,])\s*\*\*(?=\w)": ("**", "Python", "...x"),
     r"(?<=[\w)\]])\s*(?::[<>^+ ]*\d*,?(?:\.\d+)?[dfeg%]|![rsa])\s*$": ("", "Python", "x.toFixed(2)"),
-    r"(?<=\w):-": (":-", "a shell's", "typeof x === 'undefined' ? 'y' : x"),
     r"(?<=[\w'\")\]])\s*~": ("~", "Jinja", "+"),
 }
 _VALID = {
@@ -73,21 +70,22 @@ _VALID = {
     r"\bloop\.(?:index0|revindex0?|previtem|nextitem|cycle|changed|depth0?)\b": (
         "", "Jinja", "loop.index, which counts from 0, loop.first, loop.last or loop.length",
     ),
+    r"(?<=[\w)\]])\[\s*-\s*\d+\s*\]": ("", "Python", "xs.at(-1)"),
+    # A comment that is an operand: after a name, a number or a bracket, and without words of prose.
+    r"(?<=[\w)\]])[ \t]*//(?=\s*[\w$.]+(?:\([^()]*\))?[\s)]*(?:[-+*/%<>=?].*)?$)": ("", "Python", "Math.floor(a / b)"),
+    r"(?<=[\"'`])\s*%": ("", "Python", "`…${x}…`"),
+    r"(?<=[\"'`])\s*\*|\*(?=\s*[\"'`])": ("", "Python", "x.repeat(n)"),
+    r"\bin(?=\s*(?:[\[\"'`]|\([^()]*,))": ("", "Python", "xs.includes(x)"),
+    r"[=!]==?(?=\s*\[\s*\])": ("", "Python", "xs.length == 0"),
+    r"[=!]==?(?=\s*\{\s*\})": ("", "Python", "Object.keys(x).length == 0"),
+    r"(?<![=<>])[<>]=?\s*[\w$.]+\s*[<>](?![<>])": ("", "Python", "a > b && b > c"),
 }  # fmt: skip
 # Methods of JavaScript's own objects too: Python's only after names that hold the caller's data.
 _SHARED = frozenset({"format", "get", "keys", "now", "values"})
 _RECEIVER = re.compile(r"(?:(?<!\.\.\.)(?<!from\()(?<![\w$.])([a-z_]\w*)(?:\??\.[\w$]+|\[[^\[\]]*\])*|[\"'])\s*\Z")
-_NEGATIVE = re.compile(r"(.+?)(?:\?\.)?(\[\s*-\s*(\d+)\s*\])", re.DOTALL)
-_ORDER = frozenset({">", ">=", "<", "<="})
-# A comment that is an operand: after a name, a number or a bracket in its line, and without words of prose.
-_DIVISOR = re.compile(r"//\s*([\w$.]+(?:\([^()]*\))?)\s*\)*\s*(?:[-+*/%<>=?].*)?")
-_DIVIDEND = re.compile(r"[\w)\]][ \t]*\Z")
-_OPERANDS = re.compile(r"\s*([\w$.]+)\s*//\s*([\w$.]+)\s*")
 _HANDLEBARS = re.compile(r"[#^>@]\s*[A-Za-z]+|(?:/\s*[A-Za-z]+|else)$")
-_TOKEN = re.compile(
-    r"(?P<text>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`)"
-    r"|(?P<before>\.\s*|(?<!\|)\|\s*)?(?P<word>[A-Za-z_$][A-Za-z0-9_$]*)(?P<called>\s*\()?(?P<key>\s*:)?"
-)
+_TEXT = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`")
+_TOKEN = re.compile(r"(\.\s*|(?<!\|)\|\s*)?([A-Za-z_$][A-Za-z0-9_$]*)(\s*\()?(\s*:)?")
 
 
 def is_prose(code: str) -> bool:
@@ -109,24 +107,25 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[tuple[int,
         yield 0, found[0], "Handlebars", "a for= or an if= of an element, or loop.index"
         return
     broken = analyse(code).broken
+    code = _TEXT.sub(lambda text: f"{text[0][0]}{' ' * (len(text[0]) - 2)}{text[0][-1]}", code)
     phrases: set[int] = set()
     for pattern, (what, language, instead) in {**_VALID, **(_BROKEN if broken else {})}.items():
-        if found := re.search(pattern, code):
+        for found in re.finditer(pattern, code):
             phrases.update(range(*found.span()))
-            yield found.start(), what or found[0].strip(), language, instead
-    yield from _operators(code)
+            yield found.end() - len(found[0].lstrip()), what or found[0].strip(), language, instead
     for token in _TOKEN.finditer(code):
-        word, before, called = token["word"], (token["before"] or "").strip(), token["called"]
-        is_key = token["key"] and not called and "?" not in code
-        if word is None or word in bound or is_key or token.start("word") in phrases:
+        before, word, called, key = token.groups(default="")
+        before = before.strip()
+        is_key = key and not called and "?" not in code
+        if word in bound or is_key or token.start(2) in phrases:
             continue
         if before == "." and not _is_data(word, code[: token.start()], bound):
             continue
         javascript = _of_python(word, before, called=bool(called), broken=broken)
         if before == "|" and word in _FILTERS:
-            yield token.start("word"), word, "Jinja", _FILTERS[word]
+            yield token.start(2), word, "Jinja", _FILTERS[word]
         elif javascript is not None:
-            yield token.start("word"), word, "Python", javascript
+            yield token.start(2), word, "Python", javascript
 
 
 def _is_data(method: str, before: str, bound: Collection[str]) -> bool:
@@ -135,41 +134,6 @@ def _is_data(method: str, before: str, bound: Collection[str]) -> bool:
     if method == "now":
         return receiver is not None and receiver[1] == "datetime"
     return method not in _SHARED or (receiver is not None and receiver[1] not in bound)
-
-
-def _operators(code: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yield Python's operators that are valid JavaScript with another meaning."""
-    if not re.search(r"[-/%*<>=]|\bin\b", code):
-        return
-    compared: dict[str, str] = {}  # the right operand of each comparison; an inner one comes first
-    for at, text, parts in find_nodes(code, "subscript_expression", "comment", "binary_expression"):
-        if found := _NEGATIVE.fullmatch(text):
-            yield at + found.start(2), found[2], "Python", f"{found[1]}.at(-{found[3]})"
-        elif _DIVISOR.fullmatch(text) and _DIVIDEND.search(code, 0, at):
-            whole = _OPERANDS.fullmatch(code)
-            yield at, "//", "Python", f"Math.floor({whole[1]} / {whole[2]})" if whole else "Math.floor(a / b)"
-        match parts:
-            case left, operator, right if left and right:
-                if instead := _operation(left, operator, right, compared):
-                    yield at + text.rfind(operator, 0, len(text) - len(right)), operator, "Python", instead
-                if operator in _ORDER:
-                    compared[text] = right
-
-
-def _operation(left: str, operator: str, right: str, compared: Mapping[str, str]) -> str | None:
-    """Return the JavaScript for an operation that Python has and JavaScript evaluates in another way."""
-    quote = "\"'`"
-    if operator == "in" and (right[0] in f"[{quote}" or (right[0] == "(" and "," in right)):
-        return f"{f'[{right[1:-1]}]' if right[0] == '(' else right}.includes({left})"
-    if operator == "%" and left[0] in quote:
-        return "`…${x}…`"
-    if operator == "*" and (left[0] in quote or right[0] in quote):
-        return f"{left}.repeat({right})" if left[0] in quote else f"{right}.repeat({left})"
-    if operator.rstrip("=") in {"", "!"} and right in {"[]", "{}"}:
-        return f"{left}.length {operator} 0" if right == "[]" else f"Object.keys({left}).length {operator} 0"
-    if operator in _ORDER and left in compared:
-        return f"{left} && {compared[left]} {operator} {right}"
-    return None
 
 
 def _of_python(word: str, before: str, *, called: bool, broken: bool) -> str | None:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from pomlflow.engine.file_access import decode, read_file
 from pomlflow.engine.serialize import is_identifier
 from pomlflow.exceptions import Problem
-from pomlflow.template.javascript import ALONE, LENGTH, TESTED, WORD, analyse, bound_by
+from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import (
     ENTITIES,
     ENTITY,
@@ -103,22 +103,12 @@ class _Scope(NamedTuple):
 
     source: SourceText
     folder: Path
-    in_file: dict[str, bool]  # bound by <let> or an assignment: for the rest of the file, shared by all its elements
+    in_file: dict[str, bool]  # bound by <let>: for the rest of the file, shared by all its elements
     in_element: dict[str, bool] = {}  # noqa: RUF012 - bound by a loop; never changed, only replaced
     guarded: frozenset[str] = frozenset()  # tested by `typeof` in an enclosing `if`
     dynamic: bool = False  # whether an enclosing `if` or `for` is
     conditional: bool = False  # whether there is an enclosing `if` or `for`
     is_main: bool = False  # the template's own markup; POML drops the schema, tools and runtime of an include
-
-
-class _Site(NamedTuple):
-    """A passage with expressions, with its scope and its kind."""
-
-    passage: Passage
-    scope: _Scope
-    kind: Kind
-    needs_list: bool = False  # whether an empty list is enough for a variable alone, as in an `if` or `for`
-    attribute: str = ""
 
 
 class _Collector:
@@ -127,13 +117,8 @@ class _Collector:
     def __init__(self, folder: Path, read: Callable[[Path], str | None] | None) -> None:
         self.folder = folder
         self.read = read
-        # The uses and expressions, each with the number of its node, by which they are sorted: an included file's nodes
-        # follow the include.
-        self.uses: list[tuple[int, Use]] = []
-        self.expressions: list[tuple[int, Expression]] = []
-        self.node = 0
-        self.needs_value: set[str] = set()
-        self.needs_list: set[str] = set()  # an empty list is enough for every other use
+        self.uses: list[Use] = []
+        self.expressions: list[Expression] = []
         self.messages: dict[str, None] = {}
         self.message_sources: dict[str, None] = {}
         self.includes: dict[Path, None] = {}
@@ -145,17 +130,15 @@ class _Collector:
         self.has_speakers = False
 
     def result(self) -> Inference:
-        uses = tuple(use for _, use in sorted(self.uses, key=lambda found: (found[0], found[1].offset)))
-        expressions = sorted(self.expressions, key=lambda found: (found[0], found[1].offset))
-        names = dict.fromkeys(use.name for use in uses)
-        needed = self.needs_value | (self.needs_list - self.messages.keys())
+        names = dict.fromkeys(use.name for use in self.uses)
+        needed = {use.name for use in self.uses if not use.guarded} - self.messages.keys()
         return Inference(
             variables=tuple(name for name in names if name in needed),
             optional=tuple(name for name in names if name not in needed),
             messages=tuple(self.messages),
             message_sources=tuple(name for name in self.message_sources if name not in self.messages),
-            uses=uses,
-            expressions=tuple(expression for _, expression in expressions),
+            uses=tuple(self.uses),
+            expressions=tuple(self.expressions),
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
@@ -170,11 +153,10 @@ class _Collector:
         while pending:
             siblings, scope = pending[-1]
             node = next(siblings, None)
-            self.node += 1
             if node is None:
                 pending.pop()
             elif isinstance(node, Passage):
-                self.add_passage(_Site(node, scope, "text"))
+                self.add_passage(node, scope, "text")
             elif node.name == "let":
                 self.add_let(node, scope)
             elif node.name not in {"stylesheet", "context"}:
@@ -189,8 +171,9 @@ class _Collector:
         for key, value in element.attributes:
             self.has_speakers |= key == "speaker"
             if key not in {"for", "if"} and (evaluated is None or key in evaluated):
-                is_history = element.name == "conversation" and key == "messages" and self.add_messages(value, scope)
-                dynamic |= self.add_passage(_Site(value, scope, "attribute", is_history, key))
+                if element.name == "conversation" and key == "messages":
+                    self.add_messages(value, scope)
+                dynamic |= self.add_passage(value, scope, "attribute", key)
         if element.name == "include":
             return self.included(element, scope)
         if element.name in READERS and (source := element.find("src").text) and "{{" not in source:
@@ -206,14 +189,13 @@ class _Collector:
             self.fields[field] = self.fields.get(field, False) or dynamic or scope.dynamic
         return iter(()), scope
 
-    def add_messages(self, value: Passage, scope: _Scope) -> bool:
-        """Add the variables in the ``messages`` of a ``<conversation>``; return whether it is a single variable."""
+    def add_messages(self, value: Passage, scope: _Scope) -> None:
+        """Add the variables in the ``messages`` of a ``<conversation>``."""
         codes = [code for _, code in expressions(value.text)]
         alone = len(codes) == 1 and value.text.strip().strip("{}").strip() == codes[0] and is_identifier(codes[0])
         names = [use.name for code in codes if not _MAKES_MESSAGES.search(code) for use in analyse(code).uses]
         free = {name: None for name in names if self.is_free(name, scope)}
         (self.messages if alone else self.message_sources).update(free)
-        return alone
 
     def loop_and_condition(self, element: Element, scope: _Scope) -> _Scope:
         """Add ``for`` and then ``if``, whatever their order in the tag; return the scope after them."""
@@ -224,13 +206,12 @@ class _Collector:
             scope = scope._replace(in_element={**scope.in_element, **dict.fromkeys(WORD.findall(loop.text), True)})
         elif loop.text and parts is not None:
             item, start, code = parts
-            dynamic = self.add_expression(code, start, _Site(loop, scope, "for", needs_list=True))
+            dynamic = self.add_expression(code, start, loop, scope, "for")
             names = dict.fromkeys(("loop", *bound_by(item)), dynamic)
             scope = scope._replace(in_element={**scope.in_element, **names}, dynamic=scope.dynamic or dynamic)
-            self.add_defaults(loop._replace(text=item), scope, "for")
         if condition.text:
             start, code = unwrapped(condition.text)
-            dynamic = self.add_expression(code, start, _Site(condition, scope, "if", needs_list=True))
+            dynamic = self.add_expression(code, start, condition, scope, "if")
             guarded = scope.guarded | analyse(code).tested
             scope = scope._replace(guarded=guarded, dynamic=scope.dynamic or dynamic)
         return scope
@@ -264,14 +245,13 @@ class _Collector:
             self.assets[file] = None
         if name.text and value.text and not source:
             start, code = unwrapped(value.text)
-            dynamic = self.add_expression(code, start, _Site(value, scope, "value"))
+            dynamic = self.add_expression(code, start, value, scope, "value")
         names: Iterable[str] = bound_by(name.text) if name.text else ()
         if not name.text and source:
             names = _json_object(self.read_file(file) or "")
         elif not name.text and not value.text:
             names = _json_object(element.text().text)
         scope.in_file.update(dict.fromkeys(names, dynamic))
-        self.add_defaults(name, scope, "value")
 
     def add_schema(self, element: Element, scope: _Scope) -> bool:
         passage, parser = element.text(), element.find("parser").text
@@ -279,51 +259,35 @@ class _Collector:
         if parser not in {"json", "eval"}:  # not given, or itself an expression
             parser = "json" if text.startswith("{") else "eval"
         if parser == "json":
-            return self.add_passage(_Site(passage, scope, "text"))
+            return self.add_passage(passage, scope, "text")
         start, code = unwrapped(text)
         start += len(passage.text) - len(passage.text.lstrip())
         scope = scope._replace(in_element={"z": False, **scope.in_file, **scope.in_element})
-        return self.add_expression(code, start, _Site(passage, scope, "schema"))
+        return self.add_expression(code, start, passage, scope, "schema")
 
-    def add_passage(self, site: _Site) -> bool:
+    def add_passage(self, passage: Passage, scope: _Scope, kind: Kind, attribute: str = "") -> bool:
         """Add every expression in a passage; return whether one of them is dynamic."""
         dynamic = False
-        for start, code in expressions(site.passage.text):
-            dynamic |= self.add_expression(code, start, site)
+        for start, code in expressions(passage.text):
+            dynamic |= self.add_expression(code, start, passage, scope, kind, attribute)
         return dynamic
 
-    def add_expression(self, code: str, start: int, site: _Site) -> bool:
-        """Add an expression and its uses; return whether it is dynamic."""
-        expression = Expression(code, site.scope.source, site.passage.at(start), site.kind, site.attribute)
-        self.expressions.append((self.node, expression))
-        return self.add_uses(expression, start, site)
-
-    def add_defaults(self, pattern: Passage, scope: _Scope, kind: Kind) -> None:
-        """Add the uses in the default values of a pattern, such as ``c`` in ``{a, b = c}``."""
-        if "=" in pattern.text:
-            expression = Expression(f"({pattern.text}) => 0", scope.source, pattern.at(0), kind)
-            self.add_uses(expression, -1, _Site(pattern, scope, kind))
-
-    def add_uses(self, expression: Expression, start: int, site: _Site) -> bool:
-        """Add the variables that an expression uses; `start` is its offset in the passage. Return if it is dynamic."""
-        scope = site.scope
+    def add_expression(
+        self, code: str, start: int, passage: Passage, scope: _Scope, kind: Kind, attribute: str = ""
+    ) -> bool:
+        """Add an expression and the variables that it uses; return whether it is dynamic."""
+        expression = Expression(code, scope.source, passage.at(start), kind, attribute)
+        self.expressions.append(expression)
         # POML does not decode an entity, so it is an error there. Its name must not count as a variable.
-        analysis = analyse(ENTITY.sub(lambda entity: ENTITIES[entity[1]], expression.code))
+        analysis = analyse(ENTITY.sub(lambda entity: ENTITIES[entity[1]], code))
         dynamic = analysis.broken
-        for at, name, how in analysis.uses:
+        for at, name, _ in analysis.uses:
             if not self.is_free(name, scope):
                 dynamic |= scope.in_element.get(name, scope.in_file.get(name, name in _DYNAMIC_GLOBALS))
                 continue
             dynamic = True
-            guarded = how == TESTED or name in analysis.tested or name in scope.guarded
-            use = Use(name, expression, site.passage.at(start + at), guarded, scope.conditional)
-            self.uses.append((self.node, use))
-            if not guarded:
-                needs_list = how == LENGTH or (site.needs_list and how == ALONE)
-                (self.needs_list if needs_list else self.needs_value).add(name)
-        for name in analysis.assigned:
-            if name not in scope.in_element:
-                scope.in_file.setdefault(name, dynamic)
+            guarded = name in analysis.tested or name in scope.guarded
+            self.uses.append(Use(name, expression, passage.at(start + at), guarded, scope.conditional))
         return dynamic
 
     def file(self, folder: Path, source: str) -> Path:

@@ -12,12 +12,8 @@ from pomlflow.engine.serialize import is_identifier
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-_PLAIN = re.compile(
-    r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.([A-Za-z_$][A-Za-z0-9_$]*))?(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*"
-)
+_PLAIN = re.compile(r"[ \t]*([A-Za-z_$][A-Za-z0-9_$]*)(?:\.[A-Za-z_$][A-Za-z0-9_$]*)*\s*")
 WORD = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
-# How a name is used: tested by `typeof`, only its length, by itself, or in another way.
-TESTED, LENGTH, ALONE, _OTHER = "typeof", "length", "alone", "other"
 _IDENTIFIERS = frozenset(
     {"identifier", "shorthand_property_identifier", "shorthand_property_identifier_pattern"}  # a, {a}, ({a}) => …
 )
@@ -30,20 +26,23 @@ _local = threading.local()
 
 
 class Name(NamedTuple):
-    """One use of a free identifier: its offset in the code, the identifier, and how it is used."""
+    """One use of a free identifier: its offset in the code, the identifier, and whether ``typeof`` tests it."""
 
     start: int
     name: str
-    how: str
+    tested: bool = False
 
 
 class Analysis(NamedTuple):
     """The names in an expression; none if it is `broken`, that is no JavaScript."""
 
     uses: tuple[Name, ...]
-    tested: frozenset[str] = frozenset()
-    assigned: tuple[str, ...] = ()
     broken: bool = False
+
+    @property
+    def tested(self) -> frozenset[str]:
+        """The names that ``typeof`` tests."""
+        return frozenset(use.name for use in self.uses if use.tested)
 
 
 class _Bind(NamedTuple):
@@ -58,14 +57,12 @@ def analyse(code: str) -> Analysis:
     """Return the names in an expression."""
     plain = _PLAIN.fullmatch(code)  # most expressions; they need no parser
     if plain:
-        name, member = plain.groups()
-        how = ALONE if member is None else LENGTH if member == "length" else _OTHER
-        return Analysis((Name(plain.start(1), name, how),) if is_identifier(name) else ())
+        return Analysis((Name(plain.start(1), plain[1]),) if is_identifier(plain[1]) else ())
     root = _tree(_RETURN + code)
     if root.has_error or not root.named_children:
         return Analysis((), broken=root.has_error)
     found = _visit(root.named_children[0], ["arguments", *_declared(root)])
-    return found._replace(uses=tuple(use._replace(start=_characters(code, use.start)) for use in found.uses))
+    return Analysis(tuple(use._replace(start=_characters(code, use.start)) for use in found))
 
 
 def _characters(code: str, byte: int) -> int:
@@ -74,52 +71,28 @@ def _characters(code: str, byte: int) -> int:
     return byte if code.isascii() else len(code.encode("utf-8", "replace")[:byte].decode("utf-8", "replace"))
 
 
-def _visit(statement: Node, names: list[str]) -> Analysis:
+def _visit(statement: Node, names: list[str]) -> list[Name]:
     """Return the names in a statement, of which `names` are bound; offsets are in bytes."""
     bound: dict[str, int] = {}
     uses: list[Name] = []
-    assigned: dict[str, None] = {}
-    todo: list[tuple[Node, str] | _Bind] = [(statement, ALONE), _Bind(names, 1)]
+    todo: list[tuple[Node, bool] | _Bind] = [(statement, False), _Bind(names, 1)]
     while todo:  # not recursive: code may be nested to any depth
         item = todo.pop()
         if isinstance(item, _Bind):
             for name in item.names:
                 bound[name] = bound.get(name, 0) + item.step
             continue
-        node, how = item
+        node, tested = item
         if node.type in _IDENTIFIERS:
             if not bound.get(_text(node)):
-                uses.append(Name(node.start_byte, _text(node), how))
+                uses.append(Name(node.start_byte, _text(node), tested))
             continue
-        if node.type == "assignment_expression":  # in sloppy mode, assigning to an unknown name makes a variable
-            left, *right = node.named_children
-            targets = _pattern_names(left)
-            assigned.update(dict.fromkeys(name for name in targets if not bound.get(name)))
-            todo += [(left, ALONE), _Bind(targets, 1), *((child, ALONE) for child in reversed(right))]
-        elif node.type in _FUNCTIONS:
-            inside = _bound_inside(node)
-            todo += [_Bind(inside, -1), *_child_uses(node, how), _Bind(inside, 1)]
-        else:
-            todo += _child_uses(node, how)
-    tested = frozenset(use.name for use in uses if use.how == TESTED)
-    return Analysis(tuple(sorted(uses)), tested, tuple(assigned))
-
-
-def _child_uses(node: Node, how: str) -> list[tuple[Node, str]]:
-    """Return the children of a node, the last first, each with how the node uses it."""
-    children = node.named_children
-    ways, kind = [ALONE] * len(children), node.type
-    if not children:
-        return []
-    if kind == "parenthesized_expression":
-        ways[0] = how
-    elif kind == "member_expression":
-        ways[0] = LENGTH if children[-1].text == b"length" else _OTHER
-    elif kind in {"subscript_expression", "call_expression", "new_expression"}:
-        ways[0] = _OTHER
-    elif kind == "unary_expression" and node.children[0].type == "typeof":
-        ways[0] = TESTED
-    return list(zip(reversed(children), reversed(ways), strict=True))
+        is_typeof = node.type == "unary_expression" and node.children[0].type == "typeof"
+        inner = is_typeof or (tested and node.type == "parenthesized_expression")
+        children = [(child, inner) for child in reversed(node.named_children)]
+        inside = _bound_inside(node) if node.type in _FUNCTIONS else []
+        todo += [_Bind(inside, -1), *children, _Bind(inside, 1)] if inside else children
+    return sorted(uses)
 
 
 def _bound_inside(node: Node) -> list[str]:
@@ -181,27 +154,6 @@ def bound_by(pattern: str) -> list[str]:
     if arrow and arrow[0].type == "arrow_function":
         return _bound_inside(arrow[0])
     return WORD.findall(pattern)
-
-
-class Found(NamedTuple):
-    """A node of an expression: its offset, its code, and the code of its parts, operators included."""
-
-    start: int
-    text: str
-    parts: tuple[str, ...]
-
-
-def find_nodes(code: str, *kinds: str) -> list[Found]:
-    """Return each node of an expression that has one of these types of tree-sitter's, in reading order."""
-    found: list[Found] = []
-    todo = [_tree(_RETURN + code)]
-    while todo:
-        node = todo.pop()
-        if node.type in kinds:
-            parts = tuple(_text(part) for part in node.children)
-            found.append(Found(_characters(code, node.start_byte), _text(node), parts))
-        todo += node.named_children
-    return sorted(found)
 
 
 def _tree(code: str) -> Node:

@@ -10,13 +10,29 @@ from typing import Any
 
 from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import ConfigurationError, Problem
-from pomlflow.template import attribute_rules, text_rules, variable_rules
+from pomlflow.template import attribute_rules, text_rules
 from pomlflow.template.markup import SourceText, parse_document
 from pomlflow.template.names import tool_settings
-from pomlflow.template.page import Page, Rule
+from pomlflow.template.page import Page
 from pomlflow.template.source import Snapshot
 
-RULES: Mapping[str, Rule] = {**text_rules.RULES, **attribute_rules.RULES, **variable_rules.RULES}
+_RULES = (
+    text_rules.single_braces,
+    text_rules.unclosed_braces,
+    text_rules.jinja_syntax,
+    text_rules.python_expression,
+    text_rules.dropped_text,
+    attribute_rules.unknown_attribute,
+    attribute_rules.unknown_setting,
+    attribute_rules.invalid_schema,
+    attribute_rules.media_as_text,
+    attribute_rules.missing_file,
+    attribute_rules.poml_version,
+    text_rules.let_value,
+    text_rules.unused_variable,
+    text_rules.shadowed_variable,
+)
+RULES = {rule.__name__.replace("_", "-"): rule for rule in _RULES}
 """Every rule by its name; each yields the faults of one page of markup."""
 
 # The rules whose findings may repeat an error of the render.
@@ -26,38 +42,25 @@ _REPEATED = frozenset(
 _IGNORED = re.compile(r"<!--\s*pomlflow:\s*ignore\b(?P<rules>[^>]*?)-->")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(Problem):
     """A warning: the template renders, but probably not as intended.
 
     Attributes:
-        rule: The name of the rule, ``unknown-attribute`` for example. Each is described in docs/check.md.
         message: What is wrong.
         remedy: What to write instead.
         file: The file with the problem, which may be an included one; None for inline markup.
         line: The line, from 1.
         column: The column, from 1, in characters.
-        text: The text of that line.
-        width: The number of characters from that column that the warning is about.
 
     Example:
-        >>> str(Finding("single-braces", "{x} is sent as it is", "write {{x}}", "a.poml", 1, 4, "<p>{x}</p>", 3))
+        >>> str(Finding("{x} is sent as it is", "single-braces", "a.poml", 1, 4, remedy="write {{x}}"))
         'a.poml:1:4: {x} is sent as it is: write {{x}} [single-braces]'
     """
 
-    rule: str
-    message: str
-    remedy: str
-    file: str | None
-    line: int
-    column: int
-    text: str
-    width: int = 1
-
     @property
-    def place(self) -> str:
-        """The place, ``file:line:column``."""
-        return f"{self.file or '<inline>'}:{self.line}:{self.column}"
+    def rule(self) -> str:
+        """The name of the rule, ``unknown-attribute`` for example. Each is described in docs/check.md."""
+        return self.kind
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}: {self.remedy} [{self.rule}]"
@@ -100,28 +103,21 @@ def lint(
 
     Findings that repeat one of `errors`, the problems of a render, are left out.
     """
-    reported = [problem for problem in errors if problem.line is not None]
     rules = [name for name in RULES if name in settings.select and name not in settings.ignore]
-    found: dict[Finding, None] = {}
+    found: list[Finding] = []
     for page, file in _pages(snapshot, stylesheet):
         ignored = _ignored_lines(page.text)
+        reported = [(one.line, one.column or 1, one.width) for one in errors if one.file == file]
+        own: dict[Finding, None] = {}
         for name in rules:
             for fault in RULES[name](page):
                 line, column, text = page.source.locate(fault.offset)
-                if name not in ignored.get(line, ()):
-                    found[Finding(name, fault.message, fault.remedy, file, line, column, text, fault.width)] = None
-    order = {file: index for index, file in enumerate(dict.fromkeys(one.file for one in found))}
-    found = {one: None for one in found if not any(_is_about(problem, one) for problem in reported)}
-    return sorted(found, key=lambda one: (order[one.file], one.line, one.column))
-
-
-def _is_about(problem: Problem, finding: Finding) -> bool:
-    """Return whether a finding repeats an error."""
-    if finding.rule not in _REPEATED:
-        return False
-    start = problem.column or 1
-    same_line = (problem.file, problem.line) == (finding.file, finding.line)
-    return same_line and start <= finding.column < start + problem.width
+                is_known = any(line == at and start <= column < start + width for at, start, width in reported)
+                if not (is_known and name in _REPEATED) and name not in ignored.get(line, ()):
+                    finding = Finding(fault.message, name, file, line, column, text, fault.width, fault.remedy)
+                    own[finding] = None
+        found += sorted(own, key=lambda one: (one.line or 0, one.column or 0))
+    return found
 
 
 def _pages(snapshot: Snapshot, stylesheet: Mapping[str, Any] | None) -> Iterator[tuple[Page, str | None]]:

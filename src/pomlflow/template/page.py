@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pomlflow.template.faults import Fault
 from pomlflow.template.markup import TOOLS, Element, Passage, SourceText
-from pomlflow.template.source import Expression, Snapshot, Use
+from pomlflow.template.source import Expression, Snapshot
 
 SCHEMAS = frozenset({"outputschema", *TOOLS})
 # Elements whose content is not sent in a message.
@@ -39,15 +38,6 @@ class Page:
     def text(self) -> str:
         """The markup."""
         return self.source.text
-
-    @cached_property
-    def first_uses(self) -> Mapping[str, Use]:
-        """The first use of each of the template's variables in this file."""
-        found: dict[str, Use] = {}
-        for use in self.snapshot.inference.uses:
-            if use.file == self.source.file and (use.name not in found or use.offset < found[use.name].offset):
-                found[use.name] = use
-        return found
 
     @cached_property
     def nodes(self) -> list[Node]:
@@ -88,6 +78,3 @@ class Page:
         """Every expression of this file, except schemas in JavaScript."""
         found = self.snapshot.inference.expressions
         return [one for one in found if one.source.file == self.source.file and one.kind != "schema"]
-
-
-Rule = Callable[[Page], Iterator[Fault]]

@@ -17,7 +17,6 @@ from pomlflow.template.names import working_folder
 from pomlflow.template.runtime import unset_defaults
 from pomlflow.template.source import Snapshot
 from pomlflow.template.validation import (
-    check_names,
     check_values,
     encode_variables,
     missing_names,
@@ -135,14 +134,13 @@ class Render:
         if takes.not_utf8:
             raise RenderError(takes.not_utf8)
         variables = {name: value for name, value in variables.items() if isinstance(name, str)}
-        variables = {**{name: () for name in takes.messages if name in takes.optional}, **variables}
+        variables = {**dict.fromkeys(takes.messages, ()), **variables}
         if self._history is not None:
             variables = self._history.take(variables, takes.messages, takes.message_sources)
             marks = self._history.marks if options.chat else self._history.texts()
         elif not self._exact:
             variables = plain_histories(variables, takes.messages, takes.message_sources)
         self._context, revive = encode_variables(takes, variables)
-        check_names(now, variables)
         if not self._exact:
             check_values(now, variables)
         # POML resolves relative sources against the folder of a path, whose file need not exist. For inline markup that

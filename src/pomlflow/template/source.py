@@ -56,10 +56,10 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class Inference:
-    """What was inferred from a markup: its variables, files and parts, in reading order."""
+    """What was inferred from a markup: its variables, files and parts, in the order of POML's evaluation."""
 
     variables: tuple[str, ...] = ()  # required, also if only one branch needs it: ``a ? b : c``, an element's ``if``
-    optional: tuple[str, ...] = ()  # guarded by ``typeof`` at each use, or a history for which an empty list is enough
+    optional: tuple[str, ...] = ()  # guarded by ``typeof`` at each use, or a history, which is an empty list by default
     messages: tuple[str, ...] = ()  # by themselves the ``messages`` of a ``<conversation>``
     message_sources: tuple[str, ...] = ()  # with items that are its messages, as in ``{{history.slice(-6)}}``
     uses: tuple[Use, ...] = ()

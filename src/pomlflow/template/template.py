@@ -134,7 +134,7 @@ class Template:
 
     def _read_file(self, path: Path, last: str | None) -> str:
         try:
-            if (path.exists() and not path.is_dir()) and not path.is_file():
+            if path.exists() and not path.is_dir() and not path.is_file():
                 raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
             # Keep line ends as they are, as Node does. Drop a byte-order mark, which POML (0.0.8) refuses.
             text, problem = decode(path.read_bytes(), str(path))
@@ -150,12 +150,16 @@ class Template:
                     )
                 why = f"cannot read the template ({error.strerror}); {remedy}"
                 raise TemplateNotFoundError(error.errno, why, str(path)) from error
-            return _kept(path, last, error.strerror)
-        if problem is not None:
+            reason = error.strerror
+        else:
+            if problem is None:
+                return text
             if last is None:
                 raise RenderError([problem])
-            return _kept(path, last, problem.message)
-        return text
+            reason = problem.message
+        message = "the template %s cannot be read (%s): its last content stays in use"
+        warn_once(("template", path, reason), message, path, reason)
+        return last
 
     def render(
         self,
@@ -215,13 +219,6 @@ class Template:
         now = self.current()
         settings = settings or lint_settings(self._current_folder())
         return lint(now, settings, self.stylesheet, errors)
-
-
-def _kept(path: Path, last: str, why: str | None) -> str:
-    """Return the last content of a file that cannot be read, with a warning."""
-    message = "the template %s cannot be read (%s): its last content stays in use"
-    warn_once(("template", path, why), message, path, why)
-    return last
 
 
 def _names_file(text: str) -> bool:

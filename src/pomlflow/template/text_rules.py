@@ -1,20 +1,21 @@
-"""Lint rules about text and expressions: syntax of other template languages, and what POML silently sends or drops."""
+"""Lint rules about text, expressions and variables: other template languages, and what POML silently sends or drops."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 
 from pomlflow.template.faults import Fault
-from pomlflow.template.foreign import foreign_words
-from pomlflow.template.markup import ENTITIES, Passage, expressions, split_loop
-from pomlflow.template.page import Page, Rule
+from pomlflow.template.foreign import foreign_words, is_prose, quoted
+from pomlflow.template.javascript import WORD, analyse, bound_by
+from pomlflow.template.markup import ENTITIES, Element, Passage, expressions, split_loop
+from pomlflow.template.page import Page
 
 _FIELD = re.compile(
     r"\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[(?:\w+|'\w*'|\"\w*\")\]|\([\w.]*\))*)(?:![rsa])?(?::[^{}\s\"']*)?\}"
 )
 _FIELDS = re.compile(rf"(?<![{{$\\\w}}/#@%^])(?:{_FIELD.pattern})+(?![}}\w/])")
-_WORD = re.compile(r"[A-Za-z_]\w*")
 _ENTITY = re.compile(r"&(?:#\d+|#x[\da-fA-F]+|[A-Za-z]\w*);")
 # Elements in which single braces are probably literal: code, data, and formats for the answer.
 _LITERAL = frozenset({"code", "outputformat", "obj", "object", "dataobj", "table"})
@@ -22,6 +23,9 @@ _EXAMPLES = frozenset({"example", "exampleoutput", "output", "examples", "exampl
 _STATEMENT = re.compile(r"\{%-?\s*(\w+)(?:(?!%\}).)*%\}|\{#(?:(?!#\}).)+#\}", re.DOTALL)
 _TWO_NAMES = re.compile(r"\s*[A-Za-z_$][\w$]*\s*,\s*[A-Za-z_$][\w$]*")
 _TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")
+_PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
+_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # or a time; JavaScript calculates, or reports an error
+_LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
 _STATEMENTS = {
     **dict.fromkeys(("if", "elif", "else", "endif"), 'an attribute of an element: <p if="condition">…</p>'),
     **dict.fromkeys(("for", "endfor"), 'an attribute of an element: <p for="item in items">…</p>'),
@@ -38,7 +42,7 @@ def single_braces(page: Page) -> Iterator[Fault]:
     for text, only_known in places:
         for run in _FIELDS.finditer(_without_expressions(text.text)):
             for found in _FIELD.finditer(run[0]):
-                if only_known and not known & set(_WORD.findall(found[1])):
+                if only_known and not known & set(WORD.findall(found[1])):
                     continue
                 foreign = next(foreign_words(found[1]), None)
                 remedy = f"write {{{{{found[1]}}}}}" + (f", in JavaScript: {foreign[3]}" if foreign else "")
@@ -148,10 +152,89 @@ def _instead_of(entity: str) -> str:
     return f"write {f'#{entity[1:]}' if entity[1:-1] in ENTITIES else 'the character itself'}"
 
 
-RULES: Mapping[str, Rule] = {
-    "single-braces": single_braces,
-    "unclosed-braces": unclosed_braces,
-    "jinja-syntax": jinja_syntax,
-    "python-expression": python_expression,
-    "dropped-text": dropped_text,
-}
+def let_value(page: Page) -> Iterator[Fault]:
+    """Find values of ``<let>`` that are a text where an expression or JSON is expected."""
+    for node in page.nodes:
+        if node.name != "let":
+            continue
+        value, body = node.element.find("value"), node.element.text()
+        code, text = value.text.strip(), body.text.strip()
+        if code:
+            is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code) or _DATE.fullmatch(code)
+            if is_text or (is_prose(code) and analyse(code).broken):
+                why = "value= is a JavaScript expression, and this is a text"
+                remedy = f'put it in quotes of its own: value="{quoted(code)}"'
+                yield Fault(value.at(0), len(value.text), why, remedy)
+        elif "{{" in text and not node.element.find("src").text:
+            yield Fault(body.at(body.text.find("{{")), 2, "the content of a <let> is not evaluated", 'write value="…"')
+        elif text[:1] in {"{", "["} and not _is_json(text):
+            at = body.at(len(body.text) - len(body.text.lstrip()))
+            why = "the content of the <let> is not JSON, and so a text"
+            yield Fault(at, 1, why, "write JSON, or value= with JavaScript")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def unused_variable(page: Page) -> Iterator[Fault]:
+    """Find variables that a ``<let>`` sets and nothing uses."""
+    uses = [(one, set(_names(one.code))) for one in page.snapshot.inference.expressions]
+    for node in page.nodes:
+        name, value = node.element.find("name"), node.element.find("value")
+        if node.name != "let" or not name.text.strip():
+            continue
+        file, own = page.source.file, range(value.at(0), value.at(len(value.text)) + 1)
+        used = {use for one, names in uses if one.source.file != file or one.offset not in own for use in names}
+        if not used & set(bound_by(name.text)):
+            why = f"the variable {name.text} is set and never used"
+            yield Fault(name.at(0), len(name.text), why, "remove the <let>")
+
+
+def _names(code: str) -> list[str]:
+    """Return the names that an expression uses: all its words if it is not JavaScript."""
+    found = analyse(code)
+    return WORD.findall(code) if found.broken else [use.name for use in found.uses]
+
+
+def shadowed_variable(page: Page) -> Iterator[Fault]:
+    """Find variables that are set twice, hidden by a loop, or used before they are set."""
+    lets: dict[str, Element] = {}
+    loops: list[tuple[Element, str]] = []
+    for node in page.nodes:
+        element = node.element
+        if node.name == "let" and (name := element.find("name").text.strip()):
+            yield from _let_again(page, element, lets)
+            lets.update(dict.fromkeys(bound_by(name), element))
+        parts = split_loop(element.find("for").text)
+        for item in bound_by(parts[0]) if parts else ():
+            around = (loop for loop, other in loops if other == item and loop.end <= element.start < loop.content_end)
+            hidden = next(around, lets.get(item))
+            if hidden is not None:
+                line = page.source.locate(hidden.start)[0]
+                at = element.find("for").at(0)
+                yield Fault(at, len(item), f"the loop's {item} hides that of line {line}", "give it another name")
+            loops.append((element, item))
+
+
+def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Iterator[Fault]:
+    name, value = element.find("name"), element.find("value").text
+    for one in bound_by(name.text):
+        before = lets.get(one)
+        own = set(WORD.findall(value))
+        if before is not None and one not in own:
+            line = page.source.locate(before.start)[0]
+            conditional = element.find("if").text or before.find("if").text
+            also = ": POML (0.0.8) ignores the if= of a <let>" if conditional else ""
+            why = f"the variable {one} of line {line} is set again{also}"
+            yield Fault(name.at(0), len(name.text), why, 'give it another name, or write value="condition ? a : b"')
+        elif before is None and one not in own:
+            uses = [use for use in page.snapshot.inference.uses if (use.name, use.file) == (one, page.source.file)]
+            early = min(uses, key=lambda use: use.offset, default=None)
+            if early is not None and early.offset < element.start:
+                why = f"the variable {one} is used before, in line {early.position[0]}, and there is the caller's"
+                yield Fault(name.at(0), len(name.text), why, "move the <let> up, or give it another name")

@@ -73,18 +73,6 @@ def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tupl
         return encode_variables(inference, {other: value for other, value in variables.items() if other != name})
 
 
-def check_names(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
-    """Raise a `VariableError` for a variable that an expression uses but cannot name, as in ``{{ my-key }}``."""
-    for name in variables:
-        if not engine.is_identifier(name) and _uses(snapshot.inference.expressions, name):
-            valid = re.sub(r"[^A-Za-z0-9_$]+", "_", name).strip("_")
-            raise VariableError(
-                f"{snapshot.label or '<inline>'}: the variable {name!r} is not a plain JavaScript identifier, so no "
-                f"expression can name it: rename it, to {valid}_ for example",
-                name,
-            )
-
-
 def check_values(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
     """Raise a `VariableError` for a value that POML silently makes an empty table or a broken medium of.
 
@@ -112,15 +100,6 @@ def _has_no_rows(value: Any) -> bool:
         return False
     # The first row alone, and of its JSON, {"row":…}, the first character.
     return any(engine.encode({"row": row})[0][7:8] not in {b"{", b"["} for row in islice(value, 1))
-
-
-def _uses(expressions: Iterable[Expression], name: str) -> bool:
-    """Return whether an expression uses a name that is not an identifier."""
-    if name.isidentifier():  # a reserved word; `in` and `new` are valid parts of other expressions
-        named = re.compile(rf"\s*{re.escape(name)}\s*(?:[.\[?]|$)")
-        return any(named.match(expression.code) for expression in expressions)
-    named = re.compile(rf"(?<![\w$]){re.escape(name)}(?![\w$])")
-    return any(named.search(expression.code) for expression in expressions)
 
 
 def missing_names(error: RenderError, inference: Inference, given: Mapping[str, Any]) -> tuple[str, ...]:
