@@ -183,7 +183,7 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
 def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
     """Return the contents by path; the markup is in a subfolder if its files' paths begin with ``..``."""
     home = content.bundle.folder
-    files = {f"{content.name}.poml": content.source.encode()} | content.bundle.contents
+    files = {f"{content.version.name}.poml": content.source.encode()} | content.bundle.contents
     return {folder / posixpath.normpath(posixpath.join(home, path)): data for path, data in files.items()}
 
 

@@ -134,8 +134,8 @@ class Worker:
 
     def submit(self, task: Task, *, after: float = 0.0) -> bool:
         """Schedule a task, without blocking; return False if it is dropped because too many are waiting."""
-        if self.pending() >= _MAX_TASKS:
-            self.lost += not task.is_periodic
+        if self.pending() >= _MAX_TASKS and not task.is_periodic:  # of which there is one for each prompt
+            self.lost += 1
             logger.debug("Too many tasks wait for %s: %s is dropped", redacted(task.uri), task)
             return False
         self._inbox.put((time.monotonic() + after, task))

@@ -103,6 +103,7 @@ class PromptConstructors:
         Example:
             >>> prompt = PomlPromptTemplate.from_registry("prompts:/support@production")  # doctest: +SKIP
         """
+        from pomlflow.template import Template
         from pomlflow.tracking.follow import open_prompt
 
         origin = open_prompt(
@@ -111,7 +112,7 @@ class PromptConstructors:
             alias=alias,
             refresh=refresh,
             timeout=timeout,
-            fallback=fallback,
+            fallback=None if fallback is None else Template(path=fallback),
             base_dir=base_dir,
         )
         return cls(registry_origin=origin, base_dir=base_dir, **kwargs)
@@ -196,9 +197,11 @@ class PromptConstructors:
 
 def restore_origin(uri: str, refresh: float, markup: str | None, base_dir: str | os.PathLike[str] | None) -> Origin:
     """Open a prompt in MLflow's registry again, from a dump; `markup`, its last text, is used until it is loaded."""
+    from pomlflow.template import Template
     from pomlflow.tracking.follow import open_prompt
 
-    return open_prompt(uri, refresh=refresh, markup=markup, base_dir=base_dir)
+    fallback = None if markup is None else Template(markup)
+    return open_prompt(uri, refresh=refresh, fallback=fallback, base_dir=base_dir)
 
 
 def source_fields(core: Template) -> dict[str, Any]:

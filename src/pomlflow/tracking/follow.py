@@ -16,21 +16,22 @@ from typing import Any, ClassVar, Final
 from mlflow.entities.model_registry import PromptVersion
 
 from pomlflow._log import logger, warn_once
-from pomlflow.exceptions import ConfigurationError, RegistryError
+from pomlflow.exceptions import CandidateError, ConfigurationError, RegistryError
 from pomlflow.record import content_digest
 from pomlflow.template import Template
 from pomlflow.template.inference import infer
+from pomlflow.template.markup import TOOLS, Element, is_poml, parse_document
 from pomlflow.template.names import absolute
-from pomlflow.template.source import Snapshot
+from pomlflow.template.source import Inference, Snapshot
 from pomlflow.tracking.background import Task, TaskState, worker
 from pomlflow.tracking.bundle import ExtractedFiles
-from pomlflow.tracking.candidate import check_candidate
-from pomlflow.tracking.load import PromptContent, Reference, load_reference, run_bounded
+from pomlflow.tracking.load import PromptContent, Reference, load, run_bounded
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.stores import Stores
+from pomlflow.tracking.stores import Stores, is_outage
 from pomlflow.tracking.versions import runtime_of
 
 _REFRESH_TIMEOUT: Final = 20.0  # seconds for one lookup in the background
+_PARTS: Final = {"schema": "<output-schema>", "runtime": "<runtime>"}
 
 
 def open_prompt(
@@ -40,49 +41,32 @@ def open_prompt(
     alias: str | None = None,
     refresh: float = 60.0,
     timeout: float = 10.0,
-    fallback: str | os.PathLike[str] | None = None,
-    markup: str | None = None,
+    fallback: Template | None = None,
     base_dir: str | os.PathLike[str] | None = None,
 ) -> RegistryOrigin:
-    """Load a prompt from the registry that is set now, and follow it there; see `PromptConstructors.from_registry`.
-
-    `markup` is a text that was loaded from the registry before, as a fallback; it is trusted as little as a prompt in
-    the registry.
-    """
+    """Load a prompt from the registry that is set now, and follow it there; see `PromptConstructors.from_registry`."""
     for argument, value in (("refresh", refresh), ("timeout", timeout)):
         if not value > 0:
             raise ConfigurationError(f"{argument} must be a number of seconds above 0, got {value!r}")
-    stores, reference = Stores.current(), Reference.of(name_or_uri, version, alias)
-    template = None
-    if fallback is not None or markup is not None:
-        template = Template(None if fallback is not None else markup, path=fallback)
+    reference = Reference.of(name_or_uri, version, alias)
     content: PromptContent | None = None
     try:
-        content = load_reference(reference, stores, timeout)
-        publisher.associate(stores, content.version)
+        content = load(reference.uri, timeout=timeout)
+        publisher.associate(Stores.current(), content.version)
     except RegistryError as error:
-        if template is None:
+        if fallback is None:
             raise
-        logger.info("%s. %s is used until then", error, template.path or "The stored markup")
-    return RegistryOrigin(
-        reference,
-        stores,
-        refresh=refresh,
-        content=content,
-        fallback=template,
-        base_dir=None if base_dir is None else absolute(base_dir),
-        first_refresh=0.0 if content is None else refresh,
-    )
+        logger.info("%s. %s is used until then", error, fallback.path or "The stored markup")
+    return RegistryOrigin(reference, refresh, content, fallback, None if base_dir is None else absolute(base_dir))
 
 
 @dataclass(frozen=True)
 class _Loaded:
     """The content of an origin. An update replaces the whole object, so that other threads see no mixture."""
 
-    content: PromptContent | None  # None for the fallback
-    made_from: object  # of the snapshot: the version's text as MLflow returned it, or the fallback's own snapshot
     snapshot: Snapshot
-    files: ExtractedFiles | None = None
+    content: PromptContent | None = None  # None for the fallback
+    text: str = ""  # of the version as MLflow returned it
 
 
 class RegistryOrigin:
@@ -94,23 +78,25 @@ class RegistryOrigin:
     def __init__(
         self,
         reference: Reference,
-        stores: Stores,
-        *,
         refresh: float,
         content: PromptContent | None,
-        fallback: Template | None = None,
-        base_dir: Path | None = None,
-        first_refresh: float = 0.0,
+        fallback: Template | None,
+        base_dir: Path | None,
     ) -> None:
         self.name = reference.name
         self.uri = reference.uri
         self.refresh = refresh
         self._reference = reference
-        self._stores = stores
+        self._stores = Stores.current()
         self._fallback = fallback
         self._base_dir = base_dir
-        self._loaded = self._use_fallback(None) if content is None else self._use_version(content, content.source)
-        self.schedule_update(first_refresh)
+        if content is not None:
+            self._loaded = self._load(content, content.source)
+        else:
+            assert fallback is not None  # noqa: S101 - an origin has a content or a fallback
+            roots = None if fallback.path is not None else ()  # its last text in the registry is not trusted
+            self._loaded = _Loaded(replace(fallback.current(), register=False, roots=roots))
+        self._follow(0.0 if content is None else refresh)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RegistryOrigin) and self._identity() == other._identity()
@@ -128,7 +114,7 @@ class RegistryOrigin:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self._reference, self.refresh, self._loaded.content, self._fallback, self._base_dir)
+        return RegistryOrigin, (self._reference, self.refresh, self._loaded.content, self._fallback, self._base_dir)
 
     @property
     def version(self) -> PromptVersion | None:
@@ -138,45 +124,16 @@ class RegistryOrigin:
 
     def current(self) -> Snapshot:
         """Return the template as it is now, from memory."""
-        if self._scheduled_in != os.getpid():  # this is a forked child, or too many tasks were waiting
-            self.schedule_update(0)
+        if self._process != os.getpid():  # this is a forked child, which has no background tasks
+            self._follow(0.0)
         now = self._loaded
-        if now.content is None:
-            return self._use_fallback(now).snapshot
-        # MLflow's optimisers replace this property during their trials (see `text_of`): it is read for each render.
-        text = str(now.content.version.template)
-        if text != now.made_from or now.files is None or not now.files.complete:
-            made = self._use_version(now.content, text, now.files)
-            if self._loaded is now:  # otherwise a refresh has replaced it meanwhile
-                self._loaded = made
-            now = made
+        if now.content is not None:
+            # MLflow's optimisers replace this property during their trials (see `text_of`): read it for each render.
+            text = str(now.content.version.template)
+            # The system may clean up temporary folders while the process runs.
+            if text != now.text or (now.snapshot.files and not now.snapshot.folder.is_dir()):
+                self._loaded = now = self._load(now.content, text)
         return now.snapshot
-
-    def _use_fallback(self, now: _Loaded | None) -> _Loaded:
-        """Return the state of the fallback as it is now, and make it the current one if the fallback has changed."""
-        assert self._fallback is not None  # noqa: S101 - an origin has a content or a fallback
-        snapshot = self._fallback.current()
-        if now is None or now.made_from is not snapshot:
-            roots = None if self._fallback.path is not None else ()
-            self._loaded = now = _Loaded(None, snapshot, replace(snapshot, register=False, roots=roots))
-        return now
-
-    def _use_version(self, content: PromptContent, text: str, files: ExtractedFiles | None = None) -> _Loaded:
-        """Return the state of a version with this text, and extract its files unless `files` are complete."""
-        try:
-            if files is None or not files.complete:
-                files = ExtractedFiles(content.bundle, self._base_dir)
-            return _Loaded(content, text, _snapshot(content, text, files), files)
-        except OSError as error:
-            raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
-
-    def schedule_update(self, seconds: float) -> None:
-        """Schedule a lookup of the version, unless it can never change; if too many tasks wait, at the next render."""
-        self._scheduled_in: int | None = os.getpid()  # the process that has scheduled a lookup
-        if self._reference.number is None or self._loaded.content is None:
-            task = _Refresh(uri=self._stores.registry, workspace=self._stores.workspace, origin=weakref.ref(self))
-            if not worker.submit(task, after=seconds):
-                self._scheduled_in = None
 
     def update(self) -> None:
         """Look up the version, use it if it is another one, and schedule the next update."""
@@ -184,25 +141,41 @@ class RegistryOrigin:
         try:
             content = run_bounded(lambda: self._reference.fetch(self._stores), _REFRESH_TIMEOUT)
             if before is None or content.identity != before.identity:
-                self._loaded = self._use_version(content, content.source)
+                self._loaded = self._load(content, content.source)
                 logger.info("%s is %s now", self.uri, content.uri)
-        except RegistryError as error:
+        except Exception as error:
+            if is_outage(self._stores.registry, error):
+                raise  # the worker warns, and runs the task again
             in_use = "the fallback" if before is None else before.uri
             warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", error, in_use)
-        self.schedule_update(self.refresh)
+        self._follow(self.refresh)
+
+    def _load(self, content: PromptContent, text: str) -> _Loaded:
+        """Extract the files of a version with this text, and return its state."""
+        try:
+            return _Loaded(_snapshot(content, text, ExtractedFiles(content.bundle, self._base_dir)), content, text)
+        except OSError as error:
+            raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
+
+    def _follow(self, seconds: float) -> None:
+        """Look up the version after some seconds, unless it can never change."""
+        self._process = os.getpid()
+        if self._reference.number is None or self._loaded.content is None:
+            task = _Refresh(uri=self._stores.registry, workspace=self._stores.workspace, origin=weakref.ref(self))
+            worker.submit(task, after=seconds)
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
     """Return the template of a version; `text` is its source, or a candidate of an optimiser in its stores."""
     found = infer(text, files.folder, read=files.read)
-    if text != content.source:
-        check_candidate(text, found, content.source, files, content.uri)
+    as_registered = text == content.source
+    if not as_registered:
+        _check_candidate(text, found, content, files)
     problems = {file: files.problem(file) for file in (*found.includes, *found.assets)}
     # A prompt from another machine may name files of this one, which are not part of it.
     includes = tuple(file for file in found.includes if not problems[file])
     assets = tuple(file for file in found.assets if not problems[file])
     parts = tuple(files.files[file] for file in (*includes, *assets))
-    as_registered = text == content.source
     hint = f"{{}} was not stored with {content.uri}: {{}}. Give base_dir=, a folder that has it"
     return Snapshot(
         text,
@@ -210,7 +183,7 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
         replace(found, includes=includes, assets=assets),
         files.folder,
         files=parts,
-        version=content.number if as_registered else None,
+        version=int(content.version.version) if as_registered else None,
         uri=content.uri,
         roots=(str(files.root),),
         missing=tuple(
@@ -223,16 +196,44 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
     )
 
 
-def _unpickled(
-    reference: Reference,
-    refresh: float,
-    content: PromptContent | None,
-    fallback: Template | None,
-    base_dir: Path | None,
-) -> RegistryOrigin:
-    return RegistryOrigin(
-        reference, Stores.current(), refresh=refresh, content=content, fallback=fallback, base_dir=base_dir
-    )
+def _check_candidate(text: str, found: Inference, content: PromptContent, files: ExtractedFiles) -> None:
+    """Raise a `CandidateError` if an optimiser's text, with its inference, is not POML or has lost a part of it."""
+    original, candidate = parse_document(content.source), parse_document(text)
+    if not is_poml(text) or (_is_document(original, content.source) and not _is_document(candidate, text)):
+        raise CandidateError(
+            f"the candidate for {content.uri} is not a POML document: it must be the whole markup, from <poml> to "
+            "</poml>, with nothing before or after it, no comment, no Markdown fence and no explanation",
+            content.uri,
+        )
+    before = _parts(original, infer(content.source, files.folder, read=files.read), files.folder)
+    after = _parts(candidate, found, files.folder)
+    lost = [part for part in before if part not in after]
+    added = [part for part in after if part not in before]
+    changes = [f"{verb} {', '.join(parts)}" for verb, parts in (("lost", lost), ("added", added)) if parts]
+    if changes:
+        raise CandidateError(
+            f"the candidate for {content.uri} has {' and '.join(changes)}: change the wording, and keep each variable, "
+            "tool, file and part as it is in the original",
+            content.uri,
+        )
+
+
+def _is_document(document: Element, text: str) -> bool:
+    """Whether a text is one ``<poml>`` from its beginning; `is_poml` also takes comments and several elements."""
+    elements = [child for child in document.children if isinstance(child, Element)]
+    return len(elements) == 1 and text.lstrip("\ufeff \t\r\n").lower().startswith("<poml")
+
+
+def _parts(document: Element, found: Inference, folder: Path) -> list[str]:
+    """Return what a candidate must have in common with the version, as errors name it."""
+    tools = {one.find("name").text for one in document.walk() if one.name.replace("-", "") in TOOLS}
+    paths = {os.path.relpath(file, folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
+    return [
+        *(f"the variable {{{{{name}}}}}" for name in sorted({use.name for use in found.uses})),
+        *(f"the tool {name}" for name in sorted(tools)),
+        *(f"the file {path}" for path in sorted(paths)),
+        *(part for field, part in _PARTS.items() if field in found.fields),
+    ]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -251,7 +252,3 @@ class _Refresh(Task):
         if (origin := self.origin()) is not None:
             origin.update()
         return TaskState.DONE
-
-    def on_dropped(self) -> None:
-        if (origin := self.origin()) is not None:
-            origin.schedule_update(origin.refresh)

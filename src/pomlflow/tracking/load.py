@@ -44,16 +44,6 @@ class PromptContent:
     bundle: Bundle
 
     @property
-    def name(self) -> str:
-        """The prompt's name."""
-        return str(self.version.name)
-
-    @property
-    def number(self) -> int:
-        """The version's number."""
-        return int(self.version.version)
-
-    @property
     def uri(self) -> str:
         """``prompts:/name/number``."""
         return str(self.version.uri)
@@ -141,12 +131,8 @@ class Reference(NamedTuple):
 def load(
     name_or_uri: str, *, version: int | str | None = None, alias: str | None = None, timeout: float = 10.0
 ) -> PromptContent:
-    """Load a version from the registry that is set now, within `timeout` seconds."""
-    return load_reference(Reference.of(name_or_uri, version, alias), Stores.current(), timeout)
-
-
-def load_reference(reference: Reference, stores: Stores, timeout: float) -> PromptContent:
-    """Load a version within `timeout` seconds, or raise a `RegistryError`."""
+    """Load a version from the registry that is set now within `timeout` seconds, or raise a `RegistryError`."""
+    reference, stores = Reference.of(name_or_uri, version, alias), Stores.current()
 
     def fetch() -> PromptContent:
         if stores.workspace:

@@ -61,7 +61,7 @@ def compare_versions(
     locations = None if experiment_ids is None else list(experiment_ids)
     rows = {}
     for version in versions:
-        number = int(version) if str(version).isdecimal() else load(name, alias=str(version)).number
+        number = int(version) if str(version).isdecimal() else int(load(name, alias=str(version)).version.version)
         query = " AND ".join([f"prompt = '{name}/{number}'", *_window(since, until)])
         found = mlflow.search_traces(locations=locations, filter_string=query, include_spans=False, return_type="list")
         if not found:
