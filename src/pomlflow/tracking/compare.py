@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mlflow.tracing.attachments import Attachment
 
-from pomlflow.tracking.facts import is_attachment
+from pomlflow.tracking.redaction import is_attachment
 
 Fetch = Callable[[str], bytes]
 """Returns the bytes of an attachment, by its reference (``mlflow-attachment://…``)."""

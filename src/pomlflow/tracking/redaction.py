@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -176,6 +176,23 @@ def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any] |
         if (changed := media(stored)) != stored:
             store(changed)
     return True
+
+
+def is_attachment(value: object) -> bool:
+    """Whether a stored value is MLflow's reference to an attachment."""
+    return isinstance(value, str) and value.startswith("mlflow-attachment://")
+
+
+def bare_media(given: Any, stored: Any, path: tuple[str | int, ...] = ()) -> Iterator[list[str | int]]:
+    """Yield the path to each attachment in a stored value that replaces base64 outside of a data URI."""
+    if isinstance(stored, dict) and isinstance(given, Mapping):
+        for key, value in stored.items():
+            yield from bare_media(given.get(key), value, (*path, key))
+    elif isinstance(stored, list) and isinstance(given, list):
+        for index, pair in enumerate(zip(given, stored, strict=False)):
+            yield from bare_media(*pair, (*path, index))
+    elif is_attachment(stored) and isinstance(given, str) and not given.startswith("data:"):
+        yield list(path)
 
 
 def warn_incomplete(error: Exception) -> None:

@@ -23,6 +23,7 @@ from mlflow.tracing.utils.artifact_utils import get_artifact_uri_for_trace
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 from typing_extensions import override
 
+from pomlflow._version import __version__
 from pomlflow.content import REQUEST, RESPONSE
 from pomlflow.display import replay_html, short
 from pomlflow.engine.file_access import trusted_roots
@@ -32,10 +33,10 @@ from pomlflow.settings import settings
 from pomlflow.template import Template
 from pomlflow.template.history import History
 from pomlflow.tracking.compare import Difference, Fetch, compare
-from pomlflow.tracking.facts import ATTRIBUTE, facts_of, folder_of, is_attachment
 from pomlflow.tracking.follow import open_prompt
+from pomlflow.tracking.redaction import is_attachment
 from pomlflow.tracking.shutdown import flush
-from pomlflow.tracking.spans import span_content
+from pomlflow.tracking.spans import folder_of, span_content
 from pomlflow.tracking.stores import redacted
 
 _NOT_FOUND: Final = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INVALID_PARAMETER_VALUE"}
@@ -212,8 +213,9 @@ class _StoredRender:
         self._span = span
         self._fetch = fetch
         self._attributes = span.attributes
-        facts = self._attributes.get(ATTRIBUTE)
+        facts = self._attributes.get("poml.replay")
         self._facts: Mapping[str, Any] = facts if isinstance(facts, dict) else {}
+        self._cut = {*self._facts.get("cut", ()), *self._facts.get("masked", ())}  # "masked" until version 0.1
         self._path: str | None = self._attributes.get("poml.path")
         self._folder: str = self._facts.get("folder", folder_of(self._path)) or "."
         self.title: str = span.name
@@ -240,20 +242,13 @@ class _StoredRender:
 
     def _inputs(self) -> dict[str, Any]:
         """Return ``prompt``, ``context`` and ``stylesheet`` as they were rendered, with attachments put back."""
-        stored = self._span.inputs
-        if "inputs" in self._facts.get("masked", ()):
-            raise _LostContentError("the handler's mask changed the markup or the variables before they were stored")
-        if "inputs" in self._facts.get("cut", ()):
-            raise _LostContentError(
-                "the markup or the variables were cut when they were stored (pomlflow.configure(max_content=…))"
-            )
-        if isinstance(stored, str):
-            raise _LostContentError("the inputs were cut short (OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT?)")
+        if "inputs" in self._cut:
+            raise _LostContentError("a mask or max_content changed the markup or the variables before they were stored")
         bare = {tuple(path) for path in self._facts.get("bare", ())}
-        inputs: Any = _restored(stored, self._fetch, bare)
+        inputs: Any = _restored(self._span.inputs, self._fetch, bare)
         kinds = (("prompt", str), ("context", dict))
         if not (isinstance(inputs, dict) and all(isinstance(inputs.get(key), kind) for key, kind in kinds)):
-            raise _LostContentError("the markup and the variables are not in the trace: something has redacted them")
+            raise _LostContentError("the markup and the variables are not in the trace: something redacted or cut them")
         return inputs
 
     def _template(self, inputs: Mapping[str, Any]) -> Template:
@@ -284,22 +279,15 @@ class _StoredRender:
         return template, template.render(variables, history=history, snapshot=snapshot, keep_whitespace=spaced)
 
     def _differences(self, record: RenderRecord) -> Iterator[Difference]:
-        if "outputs" in self._facts.get("cut", ()):
-            raise _LostContentError(
-                "it renders, but its output was cut when it was stored (pomlflow.configure(max_content=…))"
-            )
-        masked = "outputs" in self._facts.get("masked", ())
+        if "outputs" in self._cut:
+            raise _LostContentError("a mask or max_content changed the result before it was stored")
         failed = self._span.status.status_code.value == "ERROR"
         if failed or record.error is not None:
-            if masked:
-                raise _LostContentError("the handler's mask changed the error before it was stored")
             then = self._stored_error() if failed else None
             now = None if record.error is None else _without_file(str(record.error), vars(record.error).get)
             if then != now:
                 yield Difference("error", then, now)
             return
-        if masked:
-            raise _LostContentError("it renders, but the handler's mask changed the messages before they were stored")
         if not isinstance(self._span.outputs, dict):
             raise _LostContentError("it renders, but the messages are not in the trace, or were cut short")
         yield from compare(self._span.outputs, span_content(record)["outputs"], self._fetch)
@@ -311,7 +299,7 @@ class _StoredRender:
     def _changed_versions(self, record: RenderRecord) -> Iterator[str]:
         for package, then, now in (
             ("poml", self._attributes.get("poml.version", ""), record.poml_version),
-            ("pomlflow", self._facts.get("pomlflow", "before 0.1.0"), facts_of(record)["pomlflow"]),
+            ("pomlflow", self._facts.get("pomlflow", "before 0.1.0"), __version__),
         ):
             if then != now:
                 yield f"{package} was {then}, and is {now} now"

@@ -14,12 +14,29 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 ``poml.prompt.name``    the prompt's name in the registry; absent for a prompt without one
 ``poml.prompt``         ``prompts:/name/version``, if the version was known before the span ended
 ``poml.error``          the message of a failed render; ``poml.error.file``, ``.line`` and ``.column`` are its position
-``poml.replay``         further data for `pomlflow.replay` (see `pomlflow.tracking.facts`)
+``poml.replay``         what `pomlflow.replay` needs in addition: about fifty bytes, and eighty for each file
 ======================  ==============================================================================================
+
+A part of ``poml.replay`` is left out if it has its usual value:
+
+============  ========================================================================================================
+``pomlflow``  the version of this package
+``folder``    the folder that relative sources are resolved against, relative to the prompt root, if it is not that of
+              ``poml.path``
+``files``     the first half of the SHA-256 of each file that the markup names, by path
+``version``   the number of the version that was rendered, if the prompt came from the registry
+``runtime``   the settings that came from that version's model config
+``chat``      false if the render is one text
+``natives``   the names of variables that were lists of a framework's own messages
+``spaced``    true if texts kept their whitespace
+``bare``      the paths in the inputs where an attachment replaces base64 that was not in a data URI
+``cut``       which of ``inputs`` and ``outputs`` the handler's mask or ``max_content`` changed
+============  ========================================================================================================
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -35,18 +52,19 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from pomlflow._log import warn_once
+from pomlflow._version import __version__
 from pomlflow.dispatch import Mask
 from pomlflow.frame.media import bare_data_uris
 from pomlflow.frame.openai import trace_messages
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.experiment import start_span
-from pomlflow.tracking.facts import ATTRIBUTE, bare_media, facts_of
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.redaction import GuardedSpan, warn_incomplete
+from pomlflow.tracking.redaction import GuardedSpan, bare_media, warn_incomplete
 from pomlflow.tracking.shutdown import enlarge_span_queue
 from pomlflow.tracking.termination import finish_at_sigterm
 
 SPAN_TYPE: Final = "PROMPT"
+_DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has changed
 
 # upstream: mlflow 3.13-3.18: the trace page hides spans of types that it does not know below this level.
 _INFO: Final = 20
@@ -144,14 +162,26 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
     status = span.store_held(status)
     if error is not None:
         span.span.set_attribute("poml.error", status.description)  # masked and cut as the status is
-    facts = facts_of(record)
-    if span.mask is not None:
-        facts["masked"] = [key for key, value in content.items() if span.kept.get(key) != value]
-    facts["cut"] = span.cut
-    if span.has_media:
-        facts["bare"] = list(bare_media(content["inputs"], span.inputs))
-    span.set_attribute(ATTRIBUTE, {key: fact for key, fact in facts.items() if fact != []})
+    masked = [] if span.mask is None else [key for key, value in content.items() if span.kept.get(key) != value]
+    facts = {
+        "pomlflow": __version__,
+        "folder": None if record.folder == folder_of(record.path) else record.folder,
+        "files": {file.path: file.sha256[:_DIGEST_LENGTH] for file in record.files},
+        "version": record.version,
+        "runtime": dict(record.added_runtime),
+        "chat": None if record.chat else False,
+        "natives": list(record.message_variables),
+        "spaced": record.kept_whitespace or None,
+        "bare": list(bare_media(content["inputs"], span.inputs)) if span.has_media else [],
+        "cut": sorted({*span.cut, *masked}),
+    }
+    span.set_attribute("poml.replay", {key: fact for key, fact in facts.items() if fact not in (None, {}, [])})
     return status
+
+
+def folder_of(path: str | None) -> str:
+    """Return the folder of a prompt's path; the prompt root (``.``) for inline markup."""
+    return posixpath.dirname(path or "") or "."
 
 
 def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
