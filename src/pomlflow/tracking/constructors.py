@@ -7,11 +7,11 @@ import os
 from typing import TYPE_CHECKING, Any, Self
 
 from pomlflow.display import short, template_html
+from pomlflow.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pomlflow.template import Template
     from pomlflow.template.history import History
     from pomlflow.template.lint import Finding
     from pomlflow.template.source import Origin, Snapshot
@@ -103,7 +103,6 @@ class PromptConstructors:
         Example:
             >>> prompt = PomlPromptTemplate.from_registry("prompts:/support@production")  # doctest: +SKIP
         """
-        from pomlflow.template import Template
         from pomlflow.tracking.follow import open_prompt
 
         origin = open_prompt(
@@ -197,7 +196,6 @@ class PromptConstructors:
 
 def restore_origin(uri: str, refresh: float, markup: str | None, base_dir: str | os.PathLike[str] | None) -> Origin:
     """Open a prompt in MLflow's registry again, from a dump; `markup`, its last text, is used until it is loaded."""
-    from pomlflow.template import Template
     from pomlflow.tracking.follow import open_prompt
 
     fallback = None if markup is None else Template(markup)
