@@ -1,35 +1,38 @@
-"""Options and arguments that several commands share: prompts, variables, rules, settings and MLflow's store."""
+"""What the commands share: options for prompts, variables, rules, settings and MLflow's store; and output."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from pomlflow.engine.file_access import decode
 from pomlflow.exceptions import Problem, RenderError
+from pomlflow.frame.transcript import sections
 from pomlflow.settings import configure, settings
-
-if TYPE_CHECKING:
-    from pomlflow.template import Template
-    from pomlflow.template.lint import LintSettings
+from pomlflow.template import Template
+from pomlflow.template.lint import RULES, LintSettings, lint_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 FILE = click.Path(allow_dash=True)
 name_option = click.option(
     "--name", metavar="NAME", help="The prompt's name in the registry; the default is its file's path."
 )
-mlflow_options = click.option(
-    "--tracking-uri", metavar="URI", help="MLflow's store; the default is MLFLOW_TRACKING_URI."
-)
 CONTEXT_SUFFIX = ".context.json"
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
+_COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
+_BAR: Final = 30  # the width of a progress bar
+_AROUND: Final = 2  # the number of unchanged lines shown before and after a change
+_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 class InputError(click.UsageError):
@@ -38,6 +41,17 @@ class InputError(click.UsageError):
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
         self.problem = problem
+
+
+def _connect(ctx: click.Context, _: click.Parameter, tracking_uri: str | None) -> None:
+    if not ctx.resilient_parsing:  # for a shell's completion
+        connect(tracking_uri)
+
+
+mlflow_options = click.option(
+    "--tracking-uri", metavar="URI", expose_value=False, callback=_connect,
+    help="MLflow's store; the default is MLFLOW_TRACKING_URI.",
+)  # fmt: skip
 
 
 def with_values(command: F) -> F:
@@ -68,8 +82,6 @@ def rules_of(folder: Path, select: Sequence[str], ignore: Sequence[str], *, stri
 
     `select` replaces the rules in pyproject.toml, and `ignore` adds to them. `strict` is set if either sets it.
     """
-    from pomlflow.template.lint import RULES, lint_settings
-
     settings = lint_settings(folder.absolute())
     selected, ignored = [{name.strip() for text in texts for name in text.split(",")} for texts in (select, ignore)]
     if unknown := sorted((selected | ignored) - RULES.keys()):
@@ -159,8 +171,6 @@ def _text(file: str) -> str:
 
 def template_of(file: str, *, name: str | None = None, stylesheet: str | None = None, chat: bool = True) -> Template:
     """Return the template for an argument: a file, ``-`` for standard input, or a URI of MLflow's registry."""
-    from pomlflow.template import Template
-
     style = None if stylesheet is None else read_object(stylesheet)
     if file == "-":
         try:
@@ -168,7 +178,7 @@ def template_of(file: str, *, name: str | None = None, stylesheet: str | None = 
         except InputError as error:
             raise RenderError([error.problem]) from error
     if file.startswith("prompts:"):
-        connect(None)
+        connect()
         from pomlflow.tracking.follow import open_prompt
 
         return Template(origin=open_prompt(file, timeout=load_timeout()), stylesheet=style, chat=chat)
@@ -206,7 +216,7 @@ def load_timeout() -> float:
     return max(60.0, settings().timeout)
 
 
-def connect(tracking_uri: str | None) -> None:
+def connect(tracking_uri: str | None = None) -> None:
     """Import MLflow with short timeouts, and set its store."""
     for name, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),  # by default an unreachable server takes four minutes
@@ -218,3 +228,72 @@ def connect(tracking_uri: str | None) -> None:
 
     if tracking_uri is not None:
         mlflow.set_tracking_uri(tracking_uri)
+
+
+def progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield the items; if there are several, show a bar on standard error if that is a terminal."""
+    visible = bool(items[1:]) and sys.stderr.isatty()
+    for number, item in enumerate(items, 1):
+        if visible:
+            bar = "#" * (_BAR * (number - 1) // len(items))
+            click.echo(f"\x1b[K\n{what} [{bar:-<{_BAR}}] {number} of {len(items)}\x1b[K\x1b[A\r", nl=False, err=True)
+        yield item
+    if visible:
+        click.echo("\x1b[K\n\x1b[K\x1b[A\r", nl=False, err=True)
+
+
+def shown_path(file: str | Path) -> str:
+    """Return a path relative to the working folder if it is below that, else unchanged."""
+    path = Path(file)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (OSError, ValueError):  # the working folder was removed, or the path is not below it
+        return str(path)
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON; escape all characters other than ASCII if the console may not encode one of them."""
+    is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(value, ensure_ascii=not is_utf8, indent=2))
+
+
+def show_chat(output: Mapping[str, Any]) -> None:
+    """Print a render's output (the form of ``poml.poml(format="dict")``) as a chat."""
+    for title, content in sections(output):
+        if title:
+            click.secho(f"--- {title}", fg=_COLOURS.get(title), bold=True)
+        if isinstance(content, str):
+            click.echo(content)
+        else:
+            show_json(content)
+
+
+def word_diff(before: str, after: str) -> Iterator[str]:
+    """Yield the changed lines of a text with some context, in a format like that of ``git diff --word-diff``."""
+    old, new = before.split("\n"), after.split("\n")
+    groups = SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(_AROUND)
+    for group in groups:
+        yield click.style(f"@@ line {group[0][3] + 1} @@", fg="cyan")
+        for kind, i, j, k, m in group:
+            if kind == "equal":
+                yield from new[k:m]
+            else:
+                yield from _changed("\n".join(old[i:j]), "\n".join(new[k:m])).split("\n")
+
+
+def _changed(before: str, after: str) -> str:
+    old, new = _WORDS.findall(before), _WORDS.findall(after)
+    words = SequenceMatcher(None, old, new, autojunk=False)
+    pieces = []
+    for kind, i, j, k, m in words.get_opcodes():
+        if kind == "equal":
+            pieces.append("".join(new[k:m]))
+            continue
+        pieces.append(_marked("".join(old[i:j]), "[-", "-]", "red") + _marked("".join(new[k:m]), "{+", "+}", "green"))
+    return "".join(pieces)
+
+
+def _marked(text: str, opening: str, closing: str, colour: str) -> str:
+    """Mark each line of a text separately, since a line may be shown alone."""
+    lines = ["" if not line else click.style(f"{opening}{line}{closing}", fg=colour) for line in text.split("\n")]
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
@@ -15,9 +15,13 @@ from pomlflow.cli.options import (
     InputError,
     context_file_of,
     lost_values,
+    progress,
     prompts_in,
     read_object,
     rules_of,
+    show_chat,
+    show_json,
+    shown_path,
     template_of,
     values_of,
     with_rules,
@@ -32,10 +36,8 @@ from pomlflow.exceptions import (
     TemplateNotFoundError,
     WorkerDiedError,
 )
-
-if TYPE_CHECKING:
-    from pomlflow.frame.openai import Format
-    from pomlflow.template import Template
+from pomlflow.frame.openai import Format, converted
+from pomlflow.template import Template
 
 _LINES: Final = 15  # the maximum lines of one prompt's problems, without the remedy
 _CHARACTERS: Final = 900  # the maximum characters of one prompt's problems
@@ -70,9 +72,6 @@ def render(
     pomlflow render prompts:/support@production -c question=Why?
     echo '<p>Hello {{name}}</p>' | pomlflow render - -c name=Ada
     """
-    from pomlflow.cli.output import show_chat, show_json
-    from pomlflow.frame.openai import converted
-
     record = template_of(file, stylesheet=stylesheet, chat=not text).render(values_of(files, given))
     if record.error is not None:
         show_problems(file, record.error)
@@ -93,8 +92,6 @@ def variables(file: str, as_json: bool) -> None:
     pomlflow vars support.poml
     pomlflow vars support.poml --json
     """
-    from pomlflow.cli.output import show_json
-
     now = template_of(file).current()
     found = now.inference
     if as_json:
@@ -141,8 +138,6 @@ def check(
     pomlflow check prompts/support.poml --context-file example.json
     pomlflow check prompts/ --strict --ignore unused-variable
     """
-    from pomlflow.cli.output import progress
-
     values, found = values_of(files, given), prompts_in(paths)
     done = [_check(file, values, rules) for file in progress(found, "checking")]
     for example in lost_values(paths):
@@ -183,8 +178,6 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
 
 def opened(file: Path, name: str | None = None) -> Template | None:
     """Return the template in a file; None if it cannot be read, after printing the problem."""
-    from pomlflow.template import Template
-
     try:
         return Template(path=file, name=name)
     except (RenderError, TemplateNotFoundError) as error:
@@ -219,7 +212,6 @@ def _show(file: str, problems: Sequence[Problem], level: str = "error") -> None:
 
 
 def _line(file: str, problem: Problem, level: str) -> str:
-    from pomlflow.cli.output import shown_path
 
     place = shown_path(problem.file or file)
     line, column = problem.line or 1, problem.column or 1

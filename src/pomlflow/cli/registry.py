@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pomlflow.cli.options import FILE, connect, load_timeout, mlflow_options, name_option, prompts_in, template_of
+from pomlflow.cli.options import (
+    FILE,
+    load_timeout,
+    mlflow_options,
+    name_option,
+    progress,
+    prompts_in,
+    show_json,
+    shown_path,
+    template_of,
+    word_diff,
+)
 from pomlflow.cli.prompts import opened, show_problems
 from pomlflow.engine.file_access import read_file
 
@@ -36,7 +47,6 @@ def register(
     message: str | None,
     dry_run: bool,
     name: str | None,
-    tracking_uri: str | None,
 ) -> None:
     """Register prompts whose content is new.
 
@@ -48,10 +58,8 @@ def register(
     pomlflow register prompts/ --dry-run
     pomlflow register prompts/ --alias staging --message "Answer in two sentences"
     """
-    connect(tracking_uri)
     import mlflow
 
-    from pomlflow.cli.output import progress, shown_path
     from pomlflow.tracking.stores import redacted
     from pomlflow.tracking.versions import register as publish
 
@@ -100,7 +108,7 @@ def _state(name: str, number: int | None, *, is_new: bool) -> str:
 @name_option
 @mlflow_options
 @click.pass_context
-def diff(ctx: click.Context, file: str, uri: str | None, name: str | None, tracking_uri: str | None) -> None:
+def diff(ctx: click.Context, file: str, uri: str | None, name: str | None) -> None:
     """Compare a prompt, and the files that it reads, with a version in the registry, word by word.
 
     The default is the newest version under the prompt's name. The exit code is 1 if they differ.
@@ -109,8 +117,6 @@ def diff(ctx: click.Context, file: str, uri: str | None, name: str | None, track
     pomlflow diff prompts/support.poml
     pomlflow diff prompts/support.poml prompts:/support@production
     """
-    connect(tracking_uri)
-    from pomlflow.cli.output import word_diff
     from pomlflow.tracking.load import load
 
     template = template_of(file, name=name)
@@ -129,7 +135,6 @@ def diff(ctx: click.Context, file: str, uri: str | None, name: str | None, track
 
 
 def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
-    from pomlflow.cli.output import word_diff
 
     then = {one.path: one for one in content.bundle.files}
     now = {one.path: one for one in template.current().files}
@@ -150,7 +155,7 @@ def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
 @click.option("-o", "--output", metavar="FOLDER", default=".", help="The folder to write to; - prints the markup.")
 @click.option("--force", is_flag=True, help="Overwrite files that differ.")
 @mlflow_options
-def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
+def pull(uri: str, output: str, force: bool) -> None:
     """Download a version from the registry.
 
     The markup is written to NAME.poml, and the files that it reads to their paths relative to it.
@@ -159,8 +164,6 @@ def pull(uri: str, output: str, force: bool, tracking_uri: str | None) -> None:
     pomlflow pull prompts:/support@production -o prompts/
     pomlflow pull prompts:/support/3 -o - | pomlflow render - -c question=Why?
     """
-    connect(tracking_uri)
-    from pomlflow.cli.output import shown_path
     from pomlflow.tracking.load import load
 
     content = load(uri, timeout=load_timeout())
@@ -193,9 +196,7 @@ def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; a list for several traces.")
 @mlflow_options
 @click.pass_context
-def replay(
-    ctx: click.Context, trace_ids: tuple[str, ...], template: str | None, as_json: bool, tracking_uri: str | None
-) -> None:
+def replay(ctx: click.Context, trace_ids: tuple[str, ...], template: str | None, as_json: bool) -> None:
     """Render the prompts of traces again and compare.
 
     Shows the differences, and which files and versions have changed. It runs the templates that the traces hold. Run it
@@ -207,8 +208,6 @@ def replay(
     """
     if template == "-":
         raise click.UsageError("--with takes a file, not standard input")
-    connect(tracking_uri)
-    from pomlflow.cli.output import progress, show_json
     from pomlflow.tracking.replay import replay as replayed
 
     results = []
