@@ -76,7 +76,7 @@ def test_a_reference_without_a_version_is_refused(given: tuple[Any, ...]) -> Non
 def test_a_registered_template_comes_back(name: str) -> None:
     template = Template("<p>Hello {{name}}</p>", name=name)
     first = register(template, alias="production")
-    assert (first.is_new, first.version.uri, first.digest) == (True, f"prompts:/{name}/1", template.digest)
+    assert (first.is_new, first.version.uri) == (True, f"prompts:/{name}/1")
     again = register(template)
     assert (again.is_new, again.version.uri) == (False, first.version.uri)
 

@@ -27,7 +27,7 @@ FILE = click.Path(allow_dash=True)
 name_option = click.option(
     "--name", metavar="NAME", help="The prompt's name in the registry; the default is its file's path."
 )
-CONTEXT_SUFFIX = ".context.json"
+CONTEXT_SUFFIX = ".context.json"  # of example values: answer.context.json next to answer.poml
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
 _BAR: Final = 30  # the width of a progress bar
@@ -128,11 +128,6 @@ def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
         else:
             values[name] = _text(text[1:]) if text.startswith("@") else text
     return values
-
-
-def context_file_of(file: Path) -> Path:
-    """Return the file of a prompt's example values: ``answer.context.json`` next to ``answer.poml``."""
-    return file.with_suffix(CONTEXT_SUFFIX)
 
 
 def read_object(file: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pomlflow.cli.options import (
     CONTEXT_SUFFIX,
     FILE,
     InputError,
-    context_file_of,
     lost_values,
     progress,
     prompts_in,
@@ -153,7 +152,7 @@ def check(
 
 def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> tuple[bool, bool]:
     """Check a prompt; return whether it fails, and whether it has warnings."""
-    settings, example_file = rules_of(file.parent, **rules), context_file_of(file)
+    settings, example_file = rules_of(file.parent, **rules), file.with_suffix(CONTEXT_SUFFIX)
     try:
         example = read_object(str(example_file)) if example_file.is_file() else {}
     except click.UsageError as invalid:

@@ -25,7 +25,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -95,11 +95,6 @@ class ExtractedFiles:
         if self.files:
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def complete(self) -> bool:
-        """Whether the folder still exists: the system may clean up temporary folders while the process runs."""
-        return not self.files or self.folder.is_dir()
-
     def read(self, file: Path) -> str | None:
         """Return the text of one of the files; None for any other file of this machine."""
         with contextlib.suppress(OSError):
@@ -116,7 +111,8 @@ class ExtractedFiles:
         if self._base_dir is None or not file.is_relative_to(self.root):
             return why
         source = self._base_dir / file.relative_to(self.root)
-        if (content := _read_within(self._base_dir, source)) is None:
+        # A version may name any file of this machine.
+        if not _is_within(source, [self._base_dir]) or (content := read_file(source)) is None:
             return f"{why}, and {source} is not a file in {self._base_dir}"
         if stored is not None and stored.sha256 != _digest(content):
             return f"{why}, and {source} is another file, with another digest"
@@ -186,7 +182,7 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
     if not _is_portable(file.path, sys.maxsize):
         return b"", "its name has characters that are not valid on every system"
     # Without this, a prompt could put any file of the user who registers it into the registry.
-    if settings().sandbox and not _is_readable(file):
+    if settings().sandbox and not _is_within(file.location, trusted_roots(file.folder)):
         return b"", "no template may read it there (pomlflow.configure(allow_read=…))"
     content = read_file(file.location)
     if _digest(content or b"") != file.sha256:
@@ -194,10 +190,10 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
     return content or b"", "it was not there, or is a folder" if content is None else ""
 
 
-def _is_readable(file: PromptFile) -> bool:
-    """Whether a render of the prompt could read the file."""
+def _is_within(file: Path, folders: Iterable[str | os.PathLike[str]]) -> bool:
+    """Whether a file is under one of the folders, with links resolved."""
     with contextlib.suppress(OSError, ValueError):
-        return is_under(os.path.realpath(file.location), map(os.path.realpath, trusted_roots(file.folder)))
+        return is_under(os.path.realpath(file), [os.path.realpath(folder) for folder in folders])
     return False
 
 
@@ -247,14 +243,6 @@ def _is_portable(path: str, levels: int) -> bool:
     return (
         levels >= 0 and parts != [] and not any(part in {"", ".", ".."} or set(part) & _NOT_PORTABLE for part in parts)
     )
-
-
-def _read_within(folder: Path, file: Path) -> bytes | None:
-    """Return a file's content, or None if it is not in the folder: a version may name any file of this machine."""
-    with contextlib.suppress(OSError, ValueError):
-        if file.resolve().is_relative_to(folder.resolve()):
-            return read_file(file)
-    return None
 
 
 def _temporary_folder() -> Path:

@@ -107,9 +107,6 @@ class RegistryOrigin:
     def _identity(self) -> tuple[Any, ...]:
         return self._reference, self._stores, self.refresh, self._base_dir
 
-    def __copy__(self) -> RegistryOrigin:
-        return self
-
     def __deepcopy__(self, _memo: dict[int, Any]) -> RegistryOrigin:
         return self
 

@@ -242,7 +242,6 @@ class Registration:
     """The result of `register`; `version` is None if a dry run found none, and `is_new` if it was or would be made."""
 
     name: str
-    digest: str
     version: PromptVersion | None
     is_new: bool
 
@@ -257,14 +256,10 @@ def register(
 ) -> Registration:
     """Find or make the version of a template's content in the registry that is set now, and set an alias to it.
 
-    `record` is a render of the template, by default one with empty variables: its static ``<runtime>`` and
-    ``<output-schema>`` become MLflow's model config and response format.
+    `record` is a render of the template, by default one for a check: its static ``<runtime>`` and ``<output-schema>``
+    become MLflow's model config and response format.
     """
-    if record is None:
-        found = template.inference
-        empty: dict[str, Any] = dict.fromkeys((*found.variables, *found.optional), "")
-        record = template.render({**empty, **{name: [] for name in found.messages}})
-    record = replace(record, register=True, version=None)
+    record = replace(record or template.check(), register=True, version=None)
     draft = draft_of(record, str(name_of(record)))
     stores = Stores.current()
     registry = Registry(stores.client(), stores.registry)
@@ -281,4 +276,4 @@ def register(
         raise RegistryError(str(error), uri) from error
     except MlflowException as error:
         raise RegistryError(f"MLflow's registry cannot take {uri}: {error}", uri) from error
-    return Registration(str(draft.name) if version is None else str(version.name), draft.digest, version, is_new)
+    return Registration(str(draft.name), version, is_new)
