@@ -99,22 +99,6 @@ def test_a_partial_answer_has_its_properties_so_far(report: type[Answer]) -> Non
     }
 
 
-@pytest.mark.parametrize("properties", [["cls", "_fields_set", "place"], ["place"]])
-def test_a_partial_answer_may_have_the_names_of_pydantics_parameters(properties: list[str]) -> None:
-    schema = {"type": "object", "properties": {name: {"type": "string"} for name in properties}}
-    reader = AnswerReader.of(None, schema, "<inline>")
-    partial: Any = reader.partial('{"cls": "A", "_fields_set": "B", "place": "O"}')
-    assert partial.model_dump() == {"cls": "A", "_fields_set": "B", "place": "O"}
-    assert partial.cls == "A"
-
-
-def test_a_partial_answer_without_a_property_named_cls() -> None:
-    schema = {"type": "object", "properties": {"cls": {"type": "string"}, "n": {"type": "integer"}}}
-    partial = AnswerReader.of(None, schema, "<inline>").partial('{"n": 3}')
-    assert partial is not None
-    assert partial.model_dump() == {"cls": None, "n": 3}
-
-
 def test_a_prompt_gives_the_class_of_its_schema() -> None:
     """Without variables if the schema has none, and with them if it has."""
     static = '<poml><output-schema>{"type": "object", "title": "a"}</output-schema><p>{{q}}</p></poml>'

@@ -18,21 +18,14 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
 from llama_index.core.llms import LLM
-from llama_index.core.llms.llm import (
-    astream_chat_response_to_tokens,
-    astream_completion_response_to_tokens,
-    stream_chat_response_to_tokens,
-    stream_completion_response_to_tokens,
-)
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from pydantic import BaseModel
 
 from pomlflow.frame.tools import tool_specs
 from pomlflow.llama_index.llm import BoundLLM, Options, Request
-from pomlflow.llama_index.messages import Rendered
+from pomlflow.llama_index.messages import Rendered, joined_text
 from pomlflow.llama_index.providers import settings_for
 from pomlflow.llama_index.structured import AnswerReader, output_class
-from pomlflow.llama_index.text_views import joined_text
 from pomlflow.llama_index.tools import bind_tools, plain_tools
 
 _dispatcher = get_dispatcher(__name__)
@@ -160,16 +153,15 @@ class PomlLLM:
     @_dispatcher.span
     def stream(self, *, llm_kwargs: Options = None, **variables: Any) -> TokenGen:
         """Render, and stream the text of the answer; otherwise like `predict`."""
-        request = self._request(self.prompt.render(variables), llm_kwargs)
-        stream = request.send("stream_")
-        return stream_chat_response_to_tokens(stream) if request.chats else stream_completion_response_to_tokens(stream)
+        stream = self._request(self.prompt.render(variables), llm_kwargs).send("stream_")
+        return (piece.delta or "" for piece in stream)
 
     @_dispatcher.span
     async def astream(self, *, llm_kwargs: Options = None, **variables: Any) -> TokenAsyncGen:
         """Render and stream the text without blocking the event loop; otherwise like `predict`."""
         request = self._request(await self.prompt.arender(variables), llm_kwargs)
-        tokens = astream_chat_response_to_tokens if request.chats else astream_completion_response_to_tokens
-        return await tokens(await request.send("astream_"))
+        stream = await request.send("astream_")
+        return (piece.delta or "" async for piece in stream)
 
     @_dispatcher.span
     def structured_predict(

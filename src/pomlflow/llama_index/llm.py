@@ -25,16 +25,17 @@ from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
 from pomlflow.frame.tools import ToolSpec
-from pomlflow.llama_index.internals import prepare_chat_with_tools, validate_chat_with_tools
+from pomlflow.llama_index.messages import joined_text
 from pomlflow.llama_index.providers import (
     apply_fields,
     media_after_tools,
     native_schema,
+    prepare_chat_with_tools,
     tool_choice,
+    validate_chat_with_tools,
 )
 from pomlflow.llama_index.refusals import Response, check_refusal, google_refusals, text_of
 from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
-from pomlflow.llama_index.text_views import joined_text
 from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
 
@@ -215,11 +216,6 @@ class Request:
     reader: AnswerReader | None = None
     answers_by_tool: bool = False  # whether the model answers with the arguments of a tool call
 
-    @property
-    def chats(self) -> bool:
-        """Whether the model chats; else it completes a text."""
-        return not isinstance(self.content, str)
-
     def send(self, prefix: str = "") -> Any:
         """Call the model; `prefix` is that of the method: "", "a", "stream_" or "astream_"."""
         if isinstance(self.content, str):
@@ -233,21 +229,17 @@ class Request:
 
     def growing(self, stream: Iterator[Response]) -> Iterator[Any]:
         """Yield the structured answer of a stream as it grows."""
-        seen = last = None
+        last = None
         for last in stream:
-            partial = self._partial(last)
-            if partial is not None and partial != seen:
-                seen = partial
+            if (partial := self._partial(last)) is not None:
                 yield partial
         yield self.read(last)
 
     async def agrowing(self, stream: AsyncIterator[Response]) -> AsyncIterator[Any]:
         """Yield the structured answer of a stream as it grows."""
-        seen = last = None
+        last = None
         async for last in stream:
-            partial = self._partial(last)
-            if partial is not None and partial != seen:
-                seen = partial
+            if (partial := self._partial(last)) is not None:
                 yield partial
         yield self.read(last)
 

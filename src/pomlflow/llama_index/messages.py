@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -26,12 +26,11 @@ from typing_extensions import override
 
 from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, split_parts
 from pomlflow.display import result_html, short
+from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.frame.media import audio_format, audio_type, document_name
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import History, in_poml_form
-
-if TYPE_CHECKING:
-    from poml.api import PomlFrame
+from pomlflow.template.source import Use
 
 _ROLES = {
     "human": MessageRole.USER,
@@ -238,11 +237,6 @@ class Rendered:
             messages, alone = from_poml([{"speaker": "human", "content": parts}]), True
         return cls(record, messages, (messages[0].content or "") if alone else None, parser)
 
-    @property
-    def frame(self) -> PomlFrame:
-        """The POML frame: ``messages``, ``output_schema``, ``tools``, ``runtime``."""
-        return self.record.frame
-
     def __repr__(self) -> str:
         return short(f"Rendered(messages={self.messages!r}, text={self.text!r})")
 
@@ -264,3 +258,23 @@ class Rendered:
             return (messages_to_prompt or default_messages_to_prompt)(self.format_messages())
         text = self.text if self.parser is None else self.parser.format(self.text)
         return text if completion_to_prompt is None else completion_to_prompt(text)
+
+
+def check_f_string(uses: Iterable[Use], names: Sequence[str], label: str) -> None:
+    """Raise a `VariableError` if an expression computes with one of the variables: an f-string can only show them."""
+    for use in uses:
+        if use.name in names and not use.alone:
+            raise VariableError(
+                f"{label}: a component reads this prompt as an f-string, which can show {use.name!r} but not compute "
+                f"{{{{ {use.expression.code} }}}}: show the variable alone, or give it a value with partial_format",
+                use.name,
+            )
+
+
+def joined_text(messages: Iterable[ChatMessage], need: str) -> str:
+    """Return the text of messages; raise a `PomlError` if they contain more, with what needs a text (`need`)."""
+    blocks = [block for message in messages for block in message.blocks]
+    for block in blocks:
+        if not isinstance(block, TextBlock):
+            raise PomlError(f"{need}, which cannot hold its {block.block_type}")
+    return "\n\n".join(block.text for block in blocks if isinstance(block, TextBlock))

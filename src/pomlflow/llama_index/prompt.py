@@ -22,10 +22,9 @@ from pomlflow._arguments import refuse_foreign
 from pomlflow.display import short
 from pomlflow.llama_index.binding import PomlLLM, agent_kwargs
 from pomlflow.llama_index.events import dispatch_render
-from pomlflow.llama_index.messages import MessageHistory, Rendered
+from pomlflow.llama_index.messages import MessageHistory, Rendered, check_f_string, joined_text
 from pomlflow.llama_index.providers import media_after_tools
 from pomlflow.llama_index.structured import Answer, output_class
-from pomlflow.llama_index.text_views import PromptText, check_f_string, joined_text
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.source import Origin, Snapshot
@@ -248,7 +247,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     @override
     def get_template(self, llm: BaseLLM | None = None) -> str:
         """Return the markup, as a string whose `format` renders and whose ``+`` uses the f-string (`PromptText`)."""
-        return PromptText(self.source, self)
+        return PromptText.of(self.source, self)
 
     @override
     def format_messages(self, llm: BaseLLM | None = _UNSET, **kwargs: Any) -> list[ChatMessage]:
@@ -324,7 +323,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         text = joined_text(
             self._rendered(record, history, quiet=quiet).messages, f"{label}: a component reads this prompt as a text"
         )
-        return PromptText(text, self, text)
+        return PromptText.of(text, self)
 
     def _open_variables(self) -> list[str]:
         """Return the required variables that have no value yet, by the names in the markup."""
@@ -352,6 +351,48 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return short(f"{type(self).__name__}({', '.join(shown)})")
 
 
-PromptText.prompt_class = PomlPromptTemplate
+class PromptText(str):
+    """A prompt's markup or f-string, as a string whose `format` renders, so that the render is traced where it happens.
+
+    For ``+``, the markup is the f-string.
+    """
+
+    __slots__ = ("prompt",)
+    prompt: PomlPromptTemplate
+
+    @classmethod
+    def of(cls, text: str, prompt: PomlPromptTemplate) -> Self:
+        """Make the string of a prompt's text."""
+        made = cls(text)
+        made.prompt = prompt
+        return made
+
+    @override
+    def format(self, *_: object, **variables: Any) -> str:
+        """Render the prompt to a text with these variables. Positional arguments are ignored."""
+        return self.prompt.format(**variables)
+
+    @override
+    def __add__(self, other: str) -> str:
+        text: str = self.prompt.template if self == self.prompt.source else self
+        return str(text) + other
+
+    # By these three methods, a workflow's context stores the object as JSON.
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name by which a context knows the object."""
+        return "poml_prompt_text"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {"text": str(self), "prompt": self.prompt.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the object that `to_dict` stored."""
+        return cls.of(data["text"], PomlPromptTemplate.model_validate(data["prompt"]))
+
+
 # Set here, because pydantic would take a property in the class for the field's default.
 type.__setattr__(PomlPromptTemplate, "template", property(PomlPromptTemplate.f_string))

@@ -1,13 +1,18 @@
-"""Translate a POML frame to the arguments of LlamaIndex's models, and keep what these would drop from the request."""
+"""Translate a POML frame to the arguments of LlamaIndex's models, and keep what these would drop from the request.
+
+It calls private methods of models and tools: LlamaIndex has no public way to prepare a call with tools without making
+it, to read a tool's callbacks, or to find out whether a model of OpenAI's has structured output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
     ChatMessage,
+    ChatResponse,
     ContentBlock,
     DocumentBlock,
     ImageBlock,
@@ -16,12 +21,13 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 from llama_index.core.llms import LLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.tools import FunctionTool
 
 from pomlflow.frame import media
 from pomlflow.frame.schema import response_format
 from pomlflow.frame.settings import Provider, provider_parameters
 from pomlflow.frame.settings import provider_of as provider_of_class
-from pomlflow.llama_index.internals import has_structured_output
 
 L = TypeVar("L", bound=LLM)
 
@@ -90,7 +96,8 @@ def tool_choice(llm: LLM, choice: Any) -> Any:
 def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments for structured output by a schema, or None if the model has no structured output."""
     provider = provider_of(llm)
-    if provider == "openai" and has_structured_output(llm):
+    structures: Callable[[], bool] = getattr(llm, "_should_use_structure_outputs", lambda: False)
+    if provider == "openai" and structures():
         return {"response_format": response_format(schema)}
     if provider == "openai_responses":
         return {"text": {"format": {"type": "json_schema", **response_format(schema)["json_schema"]}}}
@@ -101,6 +108,23 @@ def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
         if is_anthropic_structured_output_supported(getattr(llm, "model", "")):
             return {"output_config": {"format": {"type": "json_schema", "schema": transform_schema(dict(schema))}}}
     return None
+
+
+def prepare_chat_with_tools(llm: LLM, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return the arguments that ``llm.chat_with_tools()`` passes to the model's chat."""
+    assert isinstance(llm, FunctionCallingLLM)  # noqa: S101
+    return llm._prepare_chat_with_tools_compat(*args, **kwargs)
+
+
+def validate_chat_with_tools(llm: LLM, response: ChatResponse, *args: Any, **kwargs: Any) -> ChatResponse:
+    """Return a response, checked as ``llm.chat_with_tools()`` does it."""
+    assert isinstance(llm, FunctionCallingLLM)  # noqa: S101
+    return llm._validate_chat_with_tools_response(response, *args, **kwargs)
+
+
+def callbacks(tool: FunctionTool) -> dict[str, Any]:
+    """Return the callbacks of a tool, as arguments of its class."""
+    return {"callback": tool._callback, "async_callback": tool._async_callback}
 
 
 def media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:

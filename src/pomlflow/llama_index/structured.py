@@ -119,25 +119,11 @@ class AnswerReader(NamedTuple):
 
     def partial(self, text: str) -> BaseModel | None:
         """Return the streamed answer so far as an unchecked instance, or None if it has no values yet."""
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):  # pydantic cannot take values with the names of its own parameters
             found = parse_partial_json(text)
             if isinstance(found, dict) and any(value is not None for value in found.values()):
-                return _unchecked(self.kind, found)
+                return self.kind.model_construct(set(found), **{**dict.fromkeys(self.kind.model_fields), **found})
         return None
-
-
-def _unchecked(kind: type[BaseModel], found: dict[str, Any]) -> BaseModel:
-    """Return an instance with these values, and None for the properties that are missing."""
-    values = {**dict.fromkeys(kind.model_fields), **found}
-    # The names of pydantic's own parameters cannot be passed to it.
-    reserved = {name: values.pop(name) for name in ("cls", "_fields_set") if name in values}
-    made = kind.model_construct(set(found), **values)
-    for name, value in reserved.items():
-        if name in kind.model_fields:
-            vars(made)[name] = value
-        elif made.model_extra is not None:
-            made.model_extra[name] = value
-    return made
 
 
 @lru_cache(maxsize=256)  # pydantic takes 0.1 ms for a schema

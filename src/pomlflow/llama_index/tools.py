@@ -14,7 +14,7 @@ from llama_index.core.workflow import Context
 from typing_extensions import override
 
 from pomlflow.frame.tools import ToolSpec, check_arguments, check_functions, documented, functions_by_name
-from pomlflow.llama_index.internals import callbacks
+from pomlflow.llama_index.providers import callbacks
 from pomlflow.llama_index.structured import output_class
 
 
