@@ -388,7 +388,6 @@ def test_a_render_outside_of_all_spans_is_a_trace_of_its_own(traced: Any, handle
 def test_copies_of_what_holds_a_handler_hold_that_handler(handler: Any, scripted: Any) -> None:
     llm = scripted("Fine.", callback_manager=CallbackManager([handler]))
     assert copy.deepcopy(llm).callback_manager.handlers == [handler]
-    assert copy.copy(handler) is handler
     travelled = pickle.loads(pickle.dumps(PomlCallbackHandler(register=False)))
     assert travelled.register is False
 

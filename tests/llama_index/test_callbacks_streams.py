@@ -33,7 +33,6 @@ from tests.llama_index.traces import (
 )
 from tests.mlflow_server import until
 
-import pomlflow
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
 pytestmark = FOREIGN_WARNINGS
@@ -163,22 +162,6 @@ def test_a_half_read_answer_that_is_dropped_ends_the_trace(traced: Any, make: An
         (atrace,) = traced(lambda: asyncio.run(acall()))
     assert trace.data.spans[0].outputs == atrace.data.spans[0].outputs == "Word"
     assert as_sync(tree(atrace)) == tree(trace)
-
-
-def test_an_unread_answer_that_is_held_is_stored_by_a_flush(traced: Any, stored_traces: Any, make: Any) -> None:
-    """And again, whole, when it is read."""
-    with PomlCallbackHandler():
-        (read,) = traced(lambda: "".join(make().query("What?").response_gen))
-        held = make().query("What?")
-        assert pomlflow.flush()
-        (trace,) = [one for one in stored_traces() if one.info.trace_id != read.info.trace_id]
-        assert tree(trace).startswith("RetrieverQueryEngine.query CHAIN\n")
-        assert trace.data.spans[0].outputs == trace.info.response_preview == "[stream, not read to its end]"
-        assert "".join(held.response_gen) == "Word by word."
-        assert pomlflow.flush()
-    (again,) = [one for one in stored_traces() if one.info.trace_id == trace.info.trace_id]
-    assert tree(again) == tree(read)
-    assert again.data.spans[0].outputs == "Word by word."
 
 
 def test_an_unread_answer_ends_its_trace_when_it_is_dropped(traced: Any, make: Any) -> None:

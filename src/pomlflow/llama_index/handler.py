@@ -108,15 +108,8 @@ class PomlCallbackHandler(BaseCallbackHandler):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Without a token: the same handler may be entered in several tasks at the same time, and again inside itself.
-        entered = list(_scope.get())
-        if self in entered:
-            entered.reverse()
-            entered.remove(self)
-            _scope.set(tuple(reversed(entered)))
-
-    def __copy__(self) -> Self:
-        return self
+        # Without a token: the same handler may be entered in several tasks at the same time.
+        _scope.set(_scope.get()[:-1])
 
     def __deepcopy__(self, memo: Any) -> Self:  # for copies of a model or engine whose callback manager contains it
         return self
@@ -166,7 +159,7 @@ class _Attachments:
         self._root = get_dispatcher()
         self._count = 0  # handlers that have not been collected
         self._global: list[PomlCallbackHandler] = []
-        self._by_component: dict[int, tuple[weakref.ref[Any], list[PomlCallbackHandler]]] = {}
+        self._by_component: dict[int, tuple[weakref.ref[Any], PomlCallbackHandler]] = {}
         self.spans = SpanHandler(self.choose)
         self._events = _EventHandler()
 
@@ -192,18 +185,14 @@ class _Attachments:
                     f"LlamaIndex does not trace a {type(component).__name__}: attach the engine, agent or model that "
                     "uses it, or call attach() for everything"
                 )
-            key = id(component)
-            if key not in self._by_component:
-                self._by_component[key] = weakref.ref(component, partial(self._forget, key)), []
-            self._by_component[key][1].append(handler)
+            gone = weakref.ref(component, partial(self._forget, id(component)))
+            self._by_component[id(component)] = gone, handler
 
     def detach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
         """Detach a handler from components, or from everything."""
         for key in [id(component) for component in components] or list(self._by_component):
-            if (attached := self._by_component.get(key)) is not None:
-                attached[1][:] = [one for one in attached[1] if one is not handler]
-                if not attached[1]:
-                    self._forget(key, None)
+            if key in self._by_component and self._by_component[key][1] is handler:
+                del self._by_component[key]
         if not components and handler in self._global:
             self._global.remove(handler)
 
@@ -216,8 +205,8 @@ class _Attachments:
             return scope[-1]
         # A handler that is attached to a model also traces the calls of a `PomlLLM` with that model.
         for one in (component, component.llm) if isinstance(component, PomlLLM) else (component,):
-            if one is not None and (attached := self._by_component.get(id(one))) is not None and attached[1]:
-                return attached[1][-1]
+            if one is not None and (attached := self._by_component.get(id(one))) is not None:
+                return attached[1]
         for manager in _callback_managers(component):
             for handler in getattr(manager, "handlers", ()):
                 if isinstance(handler, PomlCallbackHandler):

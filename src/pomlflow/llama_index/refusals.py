@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from llama_index.core.instrumentation.span import active_span_id
 
 from pomlflow.exceptions import AnswerError
 from pomlflow.frame.refusals import WITHHELD, RefusalReader
+from pomlflow.llama_index.streams import through
 
 Response = ChatResponse | CompletionResponse
 # The texts of the errors that LlamaIndex's Google model raises for an answer that Google withheld.
@@ -43,31 +44,18 @@ def check_refusal(response: Any, label: str) -> Any:
         _take(reader, response)
         _raise_refusal(reader, response, label)
         return response
-    return (_achecked if hasattr(response, "__anext__") else _checked)(response, label, active_span_id.get())
-
-
-def _checked(stream: Iterator[Response], label: str, span_id: str | None) -> Generator[Response, None, None]:
-    with _reading(label, span_id) as take:
-        for piece in stream:
-            yield take(piece)
-
-
-async def _achecked(stream: AsyncIterator[Response], label: str, span_id: str | None) -> AsyncGenerator[Response, None]:
-    with _reading(label, span_id) as take:
-        async for piece in stream:
-            yield take(piece)
+    return through(response, _reading(label, active_span_id.get()))
 
 
 @contextmanager
-def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], Response]]:
+def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
     """Raise the refusal in a stream at its end, and report it to the span of the call that returned the stream."""
     reader, last = RefusalReader(), None
 
-    def take(piece: Response) -> Response:
+    def take(piece: Response) -> None:
         nonlocal last
         last = piece
         _take(reader, piece)
-        return piece
 
     try:
         with google_refusals(label):

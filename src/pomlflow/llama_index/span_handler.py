@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -39,29 +40,27 @@ from llama_index.core.instrumentation.events.llm import (
 )
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.workflow import Workflow
-from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
+from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode, SpanType
+from mlflow.tracing import provider
+from mlflow.tracing.utils import set_span_chat_tools
 from pydantic import Field
 
 from pomlflow._log import warn_once
 from pomlflow.frame.media import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
     UNREAD,
-    Details,
-    activate,
+    activated,
     autolog_handler,
     autolog_span,
-    deactivate,
     documents,
     inputs_of,
-    inside,
+    mlflow_details,
     plain_data,
-    set_chat_tools,
     start_span,
-    store_unread,
 )
 from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
-from pomlflow.tracking.shutdown import call_before_exit, call_before_flush
+from pomlflow.tracking.shutdown import call_before_exit
 
 # Attributes from events that describe a model or tool and hold no content; MLflow's own keys are stored as well.
 _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description", "parameters"})
@@ -85,7 +84,7 @@ class TracedSpan:
     parent: TracedSpan | None  # the traced span around it
     is_model: bool  # whether its component is a model
     state: SpanState = SpanState.OPEN
-    token: Any = None  # for `deactivate`
+    token: Any = None  # of the context in which it is active
     streamed: bool = False  # whether its result is a stream
     stream: Callable[[], Any] = lambda: None  # a weak reference to its stream, if that is a generator
     frame: int = 0  # the id of the stream's frame
@@ -94,12 +93,6 @@ class TracedSpan:
     outputs: Any = None  # the last piece of its stream
     text: str | None = None  # the text of its stream, or of a stream below it
     error: BaseException | None = None
-    is_stored: bool = False  # whether its trace was stored while it waited for readers of streams
-
-    @property
-    def root(self) -> TracedSpan:
-        """The topmost span that is traced here."""
-        return self if self.parent is None else self.parent.root
 
     @property
     def waits(self) -> bool:
@@ -125,7 +118,7 @@ class TracedSpan:
         """Use the text and the error of a stream below it that has ended."""
         self.text = child.streamed_text() or self.text
         # A model's streams are nested: that of LLM.stream reads that of LLM.stream_chat, and ends with it.
-        if self.is_model and not self.runs_lazily and self.state is SpanState.STREAMING:
+        if self.is_model and self.state is SpanState.STREAMING and (child.error is not None or not self.runs_lazily):
             self.state = SpanState.EXITED
         if self.streamed and self.state is not SpanState.OPEN:
             self.error = self.error or child.error
@@ -155,10 +148,6 @@ class SpanHandler(BaseSpanHandler[Any]):
         super().__init__()
         self.choose = choose
         call_before_exit(self.end_streams)
-        call_before_flush(self.store_unread)
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SpanHandler:
-        return self
 
     @classmethod
     def class_name(cls) -> str:
@@ -168,7 +157,7 @@ class SpanHandler(BaseSpanHandler[Any]):
     def start(self) -> None:
         """Prepare for spans, once."""
         if self.details is None:
-            self.details = Details(self._guarded)
+            self.details = mlflow_details(self)
             self.deferred = Deferred()
 
     def end_streams(self) -> None:
@@ -178,19 +167,20 @@ class SpanHandler(BaseSpanHandler[Any]):
                 span.text = span.streamed_text() or UNREAD
                 self._end(span)
 
-    def store_unread(self) -> None:
-        """Store the traces that wait only for readers of streams, once; their spans stay open for the readers."""
-        spans = list(self.traced.values())
-        for root in {span.root for span in spans} - {span.root for span in spans if span.state is SpanState.OPEN}:
-            if not root.is_stored:
-                root.is_stored = True
-                store_unread(root.guarded.span)
-
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
         """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""
         if (found := self._around(span_id)) is not None:
             return found.guarded.span, found.handler
         return autolog_span(span_id), self.handlers.get(span_id or "")
+
+    # MLflow's event handler calls these two methods of its span handler:
+
+    def get_span_for_event(self, event: BaseEvent) -> GuardedSpan | None:
+        """Return the span of an event."""
+        return getattr(self.traced.get(event.span_id or ""), "guarded", None)
+
+    def resolve_pending_stream_span(self, span: LiveSpan, event: BaseEvent) -> None:
+        """Do nothing, since this class handles the ends of streams."""
 
     def new_span(  # type: ignore[override] # all arguments are passed by name
         self,
@@ -202,7 +192,6 @@ class SpanHandler(BaseSpanHandler[Any]):
     ) -> TracedSpan | None:
         """Begin a span, if a handler traces it."""
         try:
-            self._catch_up()
             parent = self._around(parent_span_id)
             handler = parent.handler if parent else self.handlers.get(parent_span_id or "") or self.choose(instance)
             if handler is None:
@@ -267,8 +256,8 @@ class SpanHandler(BaseSpanHandler[Any]):
         is_model, inputs = isinstance(instance, BaseLLM), inputs_of(bound_args)
         live = start_span(
             id_.partition("-")[0],
-            self.details.span_type(instance),
-            self.details.attributes(instance),
+            self.details.span_type(instance) or SpanType.UNKNOWN,
+            self.details.attributes(instance) or {},
             None if parent is None else parent.guarded.span,
         )
         guarded = GuardedSpan(live, handler.mask, to_json=plain_data, media=with_data_uris, safe=_SAFE)
@@ -277,9 +266,10 @@ class SpanHandler(BaseSpanHandler[Any]):
         if parent is not None:
             parent.below[id_] = span
             parent.runs_lazily = parent.runs_lazily or parent.state is not SpanState.OPEN
-        span.token = activate(live)
+        span.token = provider.set_span_in_context(live)
         if is_model and (tools := inputs.get("kwargs", {}).get("tools")):
-            set_chat_tools(live, tools)
+            with suppress(Exception):  # tools in another form than MLflow's
+                set_span_chat_tools(live, tools)
         guarded.set_inputs(inputs)
         return span
 
@@ -287,8 +277,8 @@ class SpanHandler(BaseSpanHandler[Any]):
         self.handlers.pop(id_, None)
         span: TracedSpan | None = self.traced.get(id_)
         if span is not None:
-            deactivate(span.token)
-            span.token = None
+            with suppress(Exception):  # another context than that in which it began
+                provider.detach_span_from_context(span.token)
             self.deferred.do(partial(how, span))  # the garbage collector may close a coroutine, which leaves its span
         return span
 
@@ -299,8 +289,9 @@ class SpanHandler(BaseSpanHandler[Any]):
             span.guarded.set_outputs(documents(span.guarded.span, result))
         else:
             span.streamed = True
-            within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
-            if (stream := stream_of(result, within, ended)) is not None and frame_of(stream) is not None:
+            within, ended = partial(activated, span.guarded.span), partial(self._end_stream_safely, span)
+            stream = stream_of(result, within, ended)
+            if stream is not None and frame_of(stream) is not None:
                 self._watch(span, stream)
                 state = SpanState.STREAMING
             # Otherwise a thread of LlamaIndex reads the stream, and the span waits for the spans below it.
@@ -365,13 +356,3 @@ class SpanHandler(BaseSpanHandler[Any]):
             if span.streamed:
                 span.parent.take_stream_of(span)
         return True
-
-    def _catch_up(self) -> None:
-        """End the spans of streams that ended without an event: they were collected, or failed while they were read."""
-        self.deferred.run()
-        for span in list(self.by_frame.values()):
-            if (stream := span.stream()) is not None and frame_of(stream) is None:
-                self._end_stream(span, None, None)
-
-    def _guarded(self, span_id: str | None) -> GuardedSpan | None:
-        return getattr(self.traced.get(span_id or ""), "guarded", None)

@@ -11,8 +11,8 @@ import _thread
 import gc
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -23,6 +23,8 @@ from llama_index.core.workflow import StopEvent
 from pomlflow._log import warn_once
 
 Inside = Callable[[], AbstractContextManager[None]]
+Reading = AbstractContextManager[Callable[[Any], None]]
+"""A context in which a stream is read, and a function that takes each piece."""
 OnEnd = Callable[[str | None, BaseException | None], None]
 """Called at a stream's end, with its text, if that is known, and the exception that ended it."""
 
@@ -40,46 +42,45 @@ def stream_of(result: Any, inside: Inside, on_end: OnEnd) -> Any:
     """Return the generator of a result, or None; in a response it is replaced by one that calls `on_end` at its end."""
     result = _inner(result)
     if isinstance(result, (StreamingResponse, AsyncStreamingResponse)) and result.response_gen is not None:
-        stream: Any = result.response_gen
-        followed: Any = (_afollow if hasattr(stream, "__anext__") else _follow)(stream, inside, on_end)
-        result.response_gen = followed
-        return followed
+        result.response_gen = through(result.response_gen, _reporting(on_end), inside)
+        return result.response_gen
     return result if inspect.isgenerator(result) or inspect.isasyncgen(result) else None
 
 
-def _follow(stream: Any, inside: Inside, on_end: OnEnd) -> Iterator[Any]:
+def through(stream: Any, reading: Reading, inside: Inside = nullcontext) -> Any:
+    """Return a stream, sync or async, that is read in one context, and each piece of it produced in another."""
+    return (_athrough if hasattr(stream, "__anext__") else _through)(stream, reading, inside)
+
+
+def _through(stream: Any, reading: Reading, inside: Inside) -> Generator[Any, None, None]:
     pieces = iter(stream)
-    with _reporting(on_end) as take:
+    with reading as take:
         while True:
             with inside():
                 piece = next(pieces, _END)
             if piece is _END:
                 return
-            yield take(piece)
+            take(piece)
+            yield piece
 
 
-async def _afollow(stream: Any, inside: Inside, on_end: OnEnd) -> AsyncIterator[Any]:
-    with _reporting(on_end) as take:
-        async with aclosing(stream):
-            while True:
-                with inside():
-                    piece = await anext(stream, _END)
-                if piece is _END:
-                    return
-                yield take(piece)
+async def _athrough(stream: Any, reading: Reading, inside: Inside) -> AsyncGenerator[Any, None]:
+    with reading as take:
+        while True:
+            with inside():
+                piece = await anext(stream, _END)
+            if piece is _END:
+                return
+            take(piece)
+            yield piece
 
 
 @contextmanager
-def _reporting(on_end: OnEnd) -> Iterator[Callable[[Any], Any]]:
-    """Call `on_end` at the end of a block that reads a stream; yield a function for each piece of the stream."""
+def _reporting(on_end: OnEnd) -> Iterator[Callable[[Any], None]]:
+    """Call `on_end` at the end of a stream."""
     texts: list[str] = []
-
-    def take(piece: Any) -> Any:
-        texts.append(str(piece))
-        return piece
-
     try:
-        yield take
+        yield lambda piece: texts.append(str(piece))
     except BaseException as error:
         on_end("".join(texts), error)
         raise
@@ -111,9 +112,9 @@ class Deferred:
     def _on_collection(self, phase: str, _: dict[str, int]) -> None:
         self._collector = _thread.get_ident() if phase == "start" else None
         if self._work and self._collector is None:
-            with suppress(RuntimeError):  # no thread can start at shutdown; the next span calls `run` as well
+            with suppress(RuntimeError):  # no thread can start at shutdown, where all streams are ended
                 # Not threading.Thread, whose start takes locks that this thread may hold.
-                _thread.start_new_thread(self.run, ())
+                _thread.start_new_thread(self._run, ())
 
     def do(self, work: Callable[[], None]) -> None:
         """Do work now, or after the garbage collection that this thread is in. Never raises."""
@@ -122,9 +123,8 @@ class Deferred:
         else:
             _do_safely(work)
 
-    def run(self) -> None:
-        """Do the deferred work."""
-        while self._work and self._collector != _thread.get_ident():
+    def _run(self) -> None:
+        while self._work:
             with suppress(IndexError):  # another thread was faster
                 _do_safely(self._work.popleft())
 

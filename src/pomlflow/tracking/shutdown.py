@@ -33,7 +33,6 @@ _CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child,
 _NO_LIMIT: Final = threading.TIMEOUT_MAX / 2
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
 _CHILD_CHECK: Final = 30.0  # and at the end of such a child: many of them end at once, and keep the server busy
-_before_flush: Final[list[Callable[[], None]]] = []
 
 
 class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
@@ -53,13 +52,14 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Flush MLflow's traces and then our tasks."""
         deadline = time.monotonic() + min(timeout_millis / 1e3, _limit())
-        _call(_before_flush)
         _drain_all(deadline)
         worker.flush(max(0.0, deadline - time.monotonic()))
         return True
 
     def _exit_before_join(self) -> None:
-        _call(self.before_exit)
+        for callback in self.before_exit:
+            with suppress(Exception):
+                callback()
         if flush_at_exit():
             # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
             atexit.register(flush_at_exit)
@@ -90,21 +90,9 @@ def call_before_exit(callback: Callable[[], None]) -> None:
         _hooks().before_exit.append(callback)
 
 
-def call_before_flush(callback: Callable[[], None]) -> None:
-    """Register a function to call at each flush, before it. It must not block."""
-    _before_flush.append(callback)
-
-
-def _call(callbacks: list[Callable[[], None]]) -> None:
-    for callback in callbacks:
-        with suppress(Exception):
-            callback()
-
-
 def flush(timeout: float | None) -> bool:
     """Flush traces, prompt versions and links; return whether everything is stored. One warning counts the losses."""
     deadline = time.monotonic() + (_NO_LIMIT if timeout is None else min(timeout, _NO_LIMIT))
-    _call(_before_flush)
     drained = _drain_all(deadline)
     if drained is None:
         mlflow.flush_trace_async_logging()
