@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pomlflow.llama_index.convert import to_poml
     from pomlflow.llama_index.events import PomlRenderEvent
     from pomlflow.llama_index.handler import PomlCallbackHandler
+    from pomlflow.llama_index.llm import PomlRefusalError
     from pomlflow.llama_index.prompt import PomlPromptTemplate
-    from pomlflow.llama_index.refusals import PomlRefusalError
 
 __all__ = [
     "PomlCallbackHandler",
@@ -35,7 +35,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "PomlCallbackHandler": "handler",
         "PomlPromptTemplate": "prompt",
-        "PomlRefusalError": "refusals",
+        "PomlRefusalError": "llm",
         "PomlRenderEvent": "events",
         "to_poml": "convert",
     },

@@ -123,14 +123,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
         """Do nothing."""
         return event_id
 
-    def on_event_end(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
-
-    def start_trace(self, trace_id: str | None = None) -> None:
-        """Do nothing."""
-
-    def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
-        """Do nothing."""
+    on_event_end = start_trace = end_trace = on_event_start  # type: ignore[assignment]
 
 
 _scope: ContextVar[tuple[PomlCallbackHandler, ...]] = ContextVar("pomlflow_llama_index", default=())

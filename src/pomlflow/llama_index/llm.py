@@ -1,5 +1,7 @@
 """A model that delegates to another one and adds a POML file's settings, examples, tools and schema to its calls.
 
+It raises an error with the text of a model's refusal, wherever that is in a response or a stream.
+
 `agent_kwargs` makes one for an agent. A `PomlLLM` makes one for each call.
 """
 
@@ -7,23 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 
-from llama_index.core.base.llms.types import (
-    ChatMessage,
-    ChatResponse,
-    LLMMetadata,
-    MessageRole,
-)
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata, MessageRole
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
+from llama_index.core.instrumentation.events.exception import ExceptionEvent
+from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
+from pomlflow.exceptions import AnswerError
+from pomlflow.frame.refusals import WITHHELD, RefusalReader
 from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.messages import joined_text
 from pomlflow.llama_index.providers import (
@@ -34,11 +37,17 @@ from pomlflow.llama_index.providers import (
     tool_choice,
     validate_chat_with_tools,
 )
-from pomlflow.llama_index.refusals import Response, check_refusal, google_refusals, text_of
+from pomlflow.llama_index.streams import through
 from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
 from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
 
+Response = ChatResponse | CompletionResponse
+# The texts of the errors that LlamaIndex's Google model raises for an answer that Google withheld.
+_EARLY_END: Final = re.compile(r"Response was terminated early: (\w+)")
+_NO_CANDIDATES: Final = "Response has no candidates"  # the prompt was blocked
+
+_dispatcher = get_dispatcher(__name__)
 Options = Mapping[str, Any] | None
 
 earlier_render: ContextVar[RenderRecord | None] = ContextVar("pomlflow_llama_index_earlier_render", default=None)
@@ -254,3 +263,76 @@ class Request:
             if calls:
                 return json.dumps(calls[0].tool_kwargs)
         return "" if response is None else text_of(response)
+
+
+class PomlRefusalError(AnswerError):
+    """A model refused to answer.
+
+    Attributes:
+        answer: The text of the refusal; empty if the provider gives none.
+    """
+
+
+def text_of(response: Response) -> str:
+    """Return the text of a model's response."""
+    return (response.message.content if isinstance(response, ChatResponse) else response.text) or ""
+
+
+def check_refusal(response: Any, label: str) -> Any:
+    """Return a complete response, or raise the refusal in it. For a stream, return one that raises it at its end."""
+    if isinstance(response, ChatResponse | CompletionResponse):
+        reader = RefusalReader()
+        _take(reader, response)
+        _raise_refusal(reader, response, label)
+        return response
+    return through(response, _reading(label, active_span_id.get()))
+
+
+@contextmanager
+def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
+    """Raise the refusal in a stream at its end, and report it to the span of the call that returned the stream."""
+    reader, last = RefusalReader(), None
+
+    def take(piece: Response) -> None:
+        nonlocal last
+        last = piece
+        _take(reader, piece)
+
+    try:
+        with google_refusals(label):
+            yield take
+            if last is not None:
+                _raise_refusal(reader, last, label)
+    except PomlRefusalError as error:
+        # With the id given, since the span that is active here is that of the code that reads the stream.
+        _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
+        raise
+
+
+def _take(reader: RefusalReader, response: Response) -> None:
+    reader.take(response.raw)
+    if reader.text is None:
+        reader.take(response.additional_kwargs)
+    if reader.text is None and isinstance(response, ChatResponse):
+        reader.take(response.message.additional_kwargs)
+
+
+def _raise_refusal(reader: RefusalReader, response: Response, label: str) -> None:
+    if reader.text is not None:
+        raise _refusal(reader.text or text_of(response), label)
+
+
+@contextmanager
+def google_refusals(label: str) -> Iterator[None]:
+    """Raise a refusal for the error that LlamaIndex's Google model raises instead of returning a response."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        text, found = str(error), _EARLY_END.match(str(error))
+        if (found is None or found[1] not in WITHHELD) and text != _NO_CANDIDATES:
+            raise
+        raise _refusal("" if found is None else text.partition(": ")[2], label) from error
+
+
+def _refusal(text: str, label: str) -> PomlRefusalError:
+    return PomlRefusalError(f"{label}: the model refused{f': {text}' if text else ''}", text)
