@@ -281,45 +281,36 @@ def text_of(response: Response) -> str:
 def check_refusal(response: Any, label: str) -> Any:
     """Return a complete response, or raise the refusal in it. For a stream, return one that raises it at its end."""
     if isinstance(response, ChatResponse | CompletionResponse):
-        reader = RefusalReader()
-        _take(reader, response)
-        _raise_refusal(reader, response, label)
+        with _reading(label, None) as take:
+            take(response)
         return response
     return through(response, _reading(label, active_span_id.get()))
 
 
 @contextmanager
 def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
-    """Raise the refusal in a stream at its end, and report it to the span of the call that returned the stream."""
+    """Raise the refusal in a response, and report it to the span of the call that returned it as a stream."""
     reader, last = RefusalReader(), None
 
     def take(piece: Response) -> None:
         nonlocal last
         last = piece
-        _take(reader, piece)
+        reader.take(piece.raw)
+        if reader.text is None:
+            reader.take(piece.additional_kwargs)
+        if reader.text is None and isinstance(piece, ChatResponse):
+            reader.take(piece.message.additional_kwargs)
 
     try:
         with google_refusals(label):
             yield take
-            if last is not None:
-                _raise_refusal(reader, last, label)
+        if last is not None and reader.text is not None:
+            raise _refusal(reader.text or text_of(last), label)
     except PomlRefusalError as error:
-        # With the id given, since the span that is active here is that of the code that reads the stream.
-        _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
+        if span_id is not None:
+            # With the id given, since the span that is active here is that of the code that reads the stream.
+            _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
         raise
-
-
-def _take(reader: RefusalReader, response: Response) -> None:
-    reader.take(response.raw)
-    if reader.text is None:
-        reader.take(response.additional_kwargs)
-    if reader.text is None and isinstance(response, ChatResponse):
-        reader.take(response.message.additional_kwargs)
-
-
-def _raise_refusal(reader: RefusalReader, response: Response, label: str) -> None:
-    if reader.text is not None:
-        raise _refusal(reader.text or text_of(response), label)
 
 
 @contextmanager
