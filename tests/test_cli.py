@@ -420,13 +420,14 @@ def test_a_slow_store_is_waited_for_and_its_error_names_the_option(
 ) -> None:
     from pomlflow.tracking import load
 
-    bounded = load.run_bounded
+    fetch_within = load.fetch_within
 
-    def slow(call: Callable[[], Any], timeout: float) -> Any:
+    def slow(timeout: float, *given: Any) -> Any:
         assert timeout == seconds
-        return bounded(lambda: threading.Event().wait(0.1), 0.01)
+        return fetch_within(0.01, *given)
 
-    monkeypatch.setattr(load, "run_bounded", slow)
+    monkeypatch.setattr(load, "fetch_within", slow)
+    monkeypatch.setattr(load.Reference, "fetch", lambda *_: threading.Event().wait(0.1))
     done = run(*command.split(), "prompts:/support/1", *options)
     assert done.exit_code == 2
     assert "no answer within 0.01 s; try again, or allow more time with timeout= (--timeout on the" in done.stderr

@@ -25,7 +25,7 @@ from pomlflow.template.names import absolute
 from pomlflow.template.source import Inference, Snapshot
 from pomlflow.tracking.background import Task, TaskState, worker
 from pomlflow.tracking.bundle import ExtractedFiles
-from pomlflow.tracking.load import PromptContent, Reference, load, run_bounded
+from pomlflow.tracking.load import PromptContent, Reference, fetch_within, load
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.stores import Stores, is_outage
 from pomlflow.tracking.versions import runtime_of
@@ -136,7 +136,7 @@ class RegistryOrigin:
         """Look up the version, use it if it is another one, and schedule the next update."""
         before = self._loaded.content
         try:
-            content = run_bounded(lambda: self._reference.fetch(self._stores), _REFRESH_TIMEOUT)
+            content = fetch_within(_REFRESH_TIMEOUT, self._reference, self._stores)
             if before is None or content.identity != before.identity:
                 self._loaded = self._load(content, content.source)
                 logger.info("%s is %s now", self.uri, content.uri)
@@ -238,6 +238,7 @@ class _Refresh(Task):
     """Refresh an origin once; `RegistryOrigin.update` schedules the next task."""
 
     is_periodic: ClassVar[bool] = True
+    is_bounded: ClassVar[bool] = True
 
     origin: weakref.ref[RegistryOrigin]
 

@@ -6,15 +6,14 @@ import contextvars
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
-from mlflow.utils.workspace_context import set_server_request_workspace
 
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
 from pomlflow.record import PromptFile, content_digest
@@ -24,7 +23,6 @@ from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
 from pomlflow.tracking.stores import Stores, check_reachable, store_errors
 from pomlflow.tracking.versions import DIGEST_TAG, Registry, text_of
 
-_T = TypeVar("_T")
 _URI: Final = re.compile(r"prompts:/([^/@]+)(?:/(\d+)|@([\w-]+))?")
 _MORE_TIME: Final = "; try again, or allow more time with timeout= (--timeout on the command line)"
 _NOT_FOUND: Final = {
@@ -132,35 +130,27 @@ def load(
     name_or_uri: str, *, version: int | str | None = None, alias: str | None = None, timeout: float = 10.0
 ) -> PromptContent:
     """Load a version from the registry that is set now within `timeout` seconds, or raise a `RegistryError`."""
-    reference, stores = Reference.of(name_or_uri, version, alias), Stores.current()
-
-    def fetch() -> PromptContent:
-        if stores.workspace:
-            set_server_request_workspace(stores.workspace)
-        check_reachable(stores.registry)
-        return reference.fetch(stores)
-
+    reference = Reference.of(name_or_uri, version, alias)
     try:
-        return run_bounded(fetch, timeout)
-    except RegistryError:
-        raise
+        return fetch_within(timeout, reference, Stores.current())
     except store_errors() as error:
         uri, remedy = reference.uri, _MORE_TIME if isinstance(error, TimeoutError) else ""
         raise RegistryError(f"{uri} cannot be loaded from MLflow's registry: {error}{remedy}", uri) from error
 
 
-def run_bounded(call: Callable[[], _T], timeout: float) -> _T:
-    """Make a call in another thread, and return or raise what it does; after `timeout` seconds raise a TimeoutError."""
+def fetch_within(timeout: float, reference: Reference, stores: Stores) -> PromptContent:
+    """Return or raise what `Reference.fetch` does in another thread; after `timeout` seconds raise a TimeoutError."""
     # upstream: mlflow 3.12-3.18: its client retries for 247 s while a server is unreachable; a call has no limit.
-    future: Future[_T] = Future()
+    future: Future[PromptContent] = Future()
 
     def run() -> None:
         try:
-            future.set_result(call())
+            check_reachable(stores.registry)
+            future.set_result(reference.fetch(stores))
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             future.set_exception(error)
 
-    context = contextvars.copy_context()
+    context = contextvars.copy_context()  # with MLflow's workspace
     try:
         threading.Thread(target=context.run, args=(run,), name="pomlflow-registry-load", daemon=True).start()
     except RuntimeError:  # from Python 3.12 on no thread can start while the interpreter ends
