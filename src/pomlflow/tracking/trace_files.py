@@ -39,10 +39,10 @@ class TraceFiles:
 
     def write(self, record: RenderRecord, file: Path | None, mask: Mask | None = None) -> Path:
         """Write the files of a render, whose template's file is `file`, and return the prefix of their paths."""
-        content = _content(record) if mask is None else _masked_content(record, mask)
+        content = _content(record, mask)
         name = file.name.removesuffix(".poml") if file is not None else record.name or ""
         with self._lock:
-            prefix = self._begin(name, str(content.pop(".poml", "")))
+            prefix = self._begin(name, content.pop(".poml"))
         if file is not None:
             _write(prefix, ".env", f"SOURCE_PATH={file}\n")
             with contextlib.suppress(OSError, NotImplementedError):  # Windows lets few users make links
@@ -63,33 +63,24 @@ class TraceFiles:
         return prefix
 
 
-def _content(record: RenderRecord) -> dict[str, str]:
-    """Return the content of each file, by suffix."""
-    found = {".poml": record.source}
-    if record.variables:
-        found[".context.json"] = indented(dict(record.variables))
-    if record.stylesheet:
-        found[".stylesheet.json"] = indented(dict(record.stylesheet))
-    if record.output is not None:
-        found[".result.json"] = indented(dict(record.output))
-        found[".result.txt"] = pretty(record.output)
-    return found
+def _content(record: RenderRecord, mask: Mask | None) -> dict[str, str]:
+    """Return the content of each file, by suffix; a masked result is in the shape of a span's outputs."""
+    inputs: Any = {"prompt": record.source, "context": dict(record.variables), "stylesheet": record.stylesheet}
+    result = None if record.output is None else dict(record.output)
+    found: dict[str, str] = {} if result is None or mask is not None else {".result.txt": pretty(result)}
+    if mask is not None:
+        from pomlflow.tracking.redaction import masked
+        from pomlflow.tracking.spans import span_content
 
-
-def _masked_content(record: RenderRecord, mask: Mask) -> dict[str, Any]:
-    """Return the masked content of each file, by suffix; the result is in the shape of a span's outputs."""
-    from pomlflow.tracking.redaction import masked
-    from pomlflow.tracking.spans import span_content
-
-    kept = masked(mask, **copy.deepcopy(span_content(record)))
-    inputs = kept.get("inputs")
+        kept = masked(mask, **copy.deepcopy(span_content(record)))
+        inputs, result = kept.get("inputs"), None if record.error else kept.get("outputs")
     inputs = inputs if isinstance(inputs, dict) else {}
-    found: dict[str, Any] = {".poml": inputs.get("prompt") or ""}
+    found[".poml"] = str(inputs.get("prompt") or "")
     for key in ("context", "stylesheet"):
         if inputs.get(key):
             found[f".{key}.json"] = indented(inputs[key])
-    if record.error is None and kept.get("outputs") is not None:
-        found[".result.json"] = indented(kept["outputs"])
+    if result is not None:
+        found[".result.json"] = indented(result)
     return found
 
 
