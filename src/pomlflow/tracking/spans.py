@@ -16,22 +16,6 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 ``poml.error``          the message of a failed render; ``poml.error.file``, ``.line`` and ``.column`` are its position
 ``poml.replay``         what `pomlflow.replay` needs in addition: about fifty bytes, and eighty for each file
 ======================  ==============================================================================================
-
-A part of ``poml.replay`` is left out if it has its usual value:
-
-============  ========================================================================================================
-``pomlflow``  the version of this package
-``folder``    the folder that relative sources are resolved against, relative to the prompt root, if it is not that of
-              ``poml.path``
-``files``     the first half of the SHA-256 of each file that the markup names, by path
-``version``   the number of the version that was rendered, if the prompt came from the registry
-``runtime``   the settings that came from that version's model config
-``chat``      false if the render is one text
-``natives``   the names of variables that were lists of a framework's own messages
-``spaced``    true if texts kept their whitespace
-``bare``      the paths in the inputs where an attachment replaces base64 that was not in a data URI
-``cut``       which of ``inputs`` and ``outputs`` the handler's mask or ``max_content`` changed
-============  ========================================================================================================
 """
 
 from __future__ import annotations
@@ -165,15 +149,17 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
     masked = [] if span.mask is None else [key for key, value in content.items() if span.kept.get(key) != value]
     facts = {
         "pomlflow": __version__,
+        # That relative sources are resolved against, from the prompt root, if it is not the folder of `poml.path`.
         "folder": None if record.folder == folder_of(record.path) else record.folder,
         "files": {file.path: file.sha256[:_DIGEST_LENGTH] for file in record.files},
-        "version": record.version,
-        "runtime": dict(record.added_runtime),
+        "version": record.version,  # that was rendered, if the prompt came from the registry
+        "runtime": dict(record.added_runtime),  # that came from the model config of that version
         "chat": None if record.chat else False,
         "natives": list(record.message_variables),
         "spaced": record.kept_whitespace or None,
+        # The paths in the inputs where an attachment replaces base64 that was not in a data URI.
         "bare": list(bare_media(content["inputs"], span.inputs)) if span.has_media else [],
-        "cut": sorted({*span.cut, *masked}),
+        "cut": sorted({*span.cut, *masked}),  # what the mask or `max_content` changed
     }
     span.set_attribute("poml.replay", {key: fact for key, fact in facts.items() if fact not in (None, {}, [])})
     return status

@@ -166,7 +166,10 @@ class Registry:
             # The snippet that MLflow's page shows, with load_prompt() and format(), fails for POML.
             self.client.set_prompt_version_tag(name, str(mine.version), _USE_TAG, _USE.format(mine.uri))
             return mine
-        self._withdraw(mine)
+        try:  # nothing is linked to it, as lookups by digest find the lower one
+            self.client.delete_prompt_version(name, str(mine.version))
+        except MlflowException as error:
+            logger.info("Version %s of the prompt %r is a duplicate and stays: %s", mine.version, name, error)
         logger.info("Another process registered the prompt %r at the same time: both use %s.", name, lowest.uri)
         return lowest
 
@@ -182,15 +185,6 @@ class Registry:
                 raise RejectedError(
                     f"{name!r} is the name of a registered model: give the prompt another name="
                 ) from error
-
-    def _withdraw(self, version: PromptVersion) -> None:
-        """Delete a version that was just made. Nothing is linked to it, as lookups by digest find the lower one."""
-        try:
-            self.client.delete_prompt_version(version.name, str(version.version))
-        except MlflowException as error:
-            logger.info(
-                "Version %s of the prompt %r is a duplicate and stays: %s", version.version, version.name, error
-            )
 
 
 def _has_content(version: PromptVersion, draft: RenderRecord) -> bool:
