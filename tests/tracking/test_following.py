@@ -90,7 +90,7 @@ def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
     assert text(used, name="Ada") == "Hello Ada"
     publish(name, "<p>Bye {{who}}</p>")
     until(lambda: used.render({"name": "Ada", "who": "Ada"}).version == 2)
-    until(lambda: unused.origin.version.version == 2)  # it was not rendered
+    until(lambda: unused.current().version == 2)  # it was not rendered
     assert text(unused, who="Ada") == "Bye Ada"
     assert used.inference.variables == ("who",)
 

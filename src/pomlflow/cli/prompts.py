@@ -185,13 +185,11 @@ def opened(file: Path, name: str | None = None) -> Template | None:
 
 
 def show_problems(file: str, error: PomlError) -> None:
-    """Print an error's problems by line in the format of compilers, each with its remedy, and what concerns all."""
+    """Print an error's problems in the format of compilers, each with its remedy, and what concerns all."""
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # the engine cannot render anything, which is not the prompt's fault
     problems = _problems(error)
-    files = list(dict.fromkeys(one.file for one in problems))
-    ordered = sorted(problems, key=lambda one: (files.index(one.file), one.line or 0, one.column or 0))
-    _show("<stdin>" if file == "-" else file, ordered)
+    _show("<stdin>" if file == "-" else file, problems)
     if isinstance(error, RenderError) and error.hint:
         click.echo(_indented(error.hint.removeprefix(problems[0].remedy or "").strip("\n")), nl=False)
 

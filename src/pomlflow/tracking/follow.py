@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from mlflow.entities.model_registry import PromptVersion
-
 from pomlflow._log import logger, warn_once
 from pomlflow.exceptions import CandidateError, ConfigurationError, RegistryError
 from pomlflow.record import content_digest
@@ -90,6 +88,7 @@ class RegistryOrigin:
         self._stores = Stores.current()
         self._fallback = fallback
         self._base_dir = base_dir
+        self._identity = reference, self._stores, refresh, base_dir
         if content is not None:
             self._loaded = self._load(content, content.source)
         else:
@@ -99,25 +98,15 @@ class RegistryOrigin:
         self._follow(0.0 if content is None else refresh)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RegistryOrigin) and self._identity() == other._identity()
+        return isinstance(other, RegistryOrigin) and self._identity == other._identity
 
-    def __hash__(self) -> int:
-        return hash(self._identity())
-
-    def _identity(self) -> tuple[Any, ...]:
-        return self._reference, self._stores, self.refresh, self._base_dir
+    __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> RegistryOrigin:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RegistryOrigin, (self._reference, self.refresh, self._loaded.content, self._fallback, self._base_dir)
-
-    @property
-    def version(self) -> PromptVersion | None:
-        """MLflow's current version; None while the fallback is used."""
-        content = self._loaded.content
-        return None if content is None else content.version
 
     def current(self) -> Snapshot:
         """Return the template as it is now, from memory."""
