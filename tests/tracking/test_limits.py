@@ -59,8 +59,8 @@ def test_media_are_left_out_whole_and_smaller_ones_are_attachments(stored: Calla
     given = {"large": PICTURE, "small": SMALL, "address": f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"}
     span = stored("<p>{{large.length}}</p>", {**given, "bare": _base64(PICTURE)})
     context = span.inputs["context"]
-    placeholder = f"[base64 of {len(_base64(PICTURE))} characters left out: max_content]"
-    assert context["bare"] == placeholder
+    size = len("data:image/png;base64,") + len(_base64(PICTURE))
+    assert context["bare"] == f"[image/png of {size} characters left out: max_content]"
     assert context["address"].startswith("[image/png of ")
     everything = json.dumps(dict(span.attributes), default=str)
     assert _base64(PICTURE)[:200] not in everything

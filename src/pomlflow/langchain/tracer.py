@@ -47,7 +47,7 @@ from pomlflow.langchain.runs import (
     user_span,
 )
 from pomlflow.tracking.experiment import start_span
-from pomlflow.tracking.redaction import GuardedSpan, json_data, within_limit
+from pomlflow.tracking.redaction import GuardedSpan, within_limit
 from pomlflow.tracking.spans import active
 
 with warnings.catch_warnings():
@@ -126,7 +126,7 @@ class Tracer(MlflowLangchainTracer):
         if task is None and span_type == SpanType.LLM and parent is not None:  # not called inline: see `run_inline`
             task = parent.task
         is_generator = _is_generator(span_type, inputs, attributes)
-        guarded = GuardedSpan(span, self.mask, to_json=_plain, media=with_openai_parts)
+        guarded = GuardedSpan(span, self.mask, with_openai_parts)
         run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=task)
         run.open(cast("Span", span._span))
         if inputs is not None:
@@ -213,11 +213,6 @@ def span_in(handler: BaseCallbackHandler, run_id: UUID | None) -> LiveSpan | Non
     """Return the span that MLflow's own tracer has open for a run."""
     run = None if run_id is None else getattr(handler, "_run_span_mapping", {}).get(str(run_id))
     return None if run is None else cast("LiveSpan", run.span)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as the JSON data that MLflow would store, with its media in OpenAI's shape."""
-    return with_openai_parts(json_data(value))
 
 
 def _is_generator(span_type: str, inputs: Any, attributes: Mapping[str, Any] | None) -> bool:

@@ -25,9 +25,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN
 
 from pomlflow._log import warn_once
-from pomlflow.frame.media import with_data_uris
 from pomlflow.tracking.experiment import start_span as start_mlflow_span
-from pomlflow.tracking.redaction import json_data
 from pomlflow.tracking.spans import active, nearest
 
 _mlflow: Any = None
@@ -94,11 +92,6 @@ def inputs_of(bound_args: BoundArguments) -> dict[str, Any]:
     arguments = bound_args.arguments
     start = arguments.get("start_event")
     return start.to_dict() if isinstance(start, StartEvent) else dict(arguments)
-
-
-def plain_data(value: Any) -> Any:
-    """Return a component's content as JSON data, with its media as data URIs."""
-    return with_data_uris(json_data(value))
 
 
 def documents(span: LiveSpan, outputs: Any) -> Any:

@@ -55,7 +55,6 @@ from pomlflow.llama_index.mlflow_tracer import (
     documents,
     inputs_of,
     mlflow_details,
-    plain_data,
     start_span,
 )
 from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, stream_of
@@ -260,7 +259,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             self.details.attributes(instance) or {},
             None if parent is None else parent.guarded.span,
         )
-        guarded = GuardedSpan(live, handler.mask, to_json=plain_data, media=with_data_uris, safe=_SAFE)
+        guarded = GuardedSpan(live, handler.mask, with_data_uris, safe=_SAFE)
         span = TracedSpan(id_, guarded, handler, parent, is_model)
         self.traced[id_] = span
         if parent is not None:

@@ -30,11 +30,6 @@ _OK: Final = SpanStatus(SpanStatusCode.OK)
 _MEDIA: Final = re.compile(r""""(?:data:|[A-Za-z0-9+/=_-]{64}|b['\\]|<mlflow\.)""")
 
 
-def json_data(value: Any) -> Any:
-    """Return a value as the JSON data that MLflow would store."""
-    return json.loads(dump_span_attribute_value(value))
-
-
 class GuardedSpan:
     """A live span that applies the mask and the size limit to content before MLflow receives it.
 
@@ -42,17 +37,15 @@ class GuardedSpan:
     masked once; an exception is stored with the message that the mask returns, without its traceback, and no other
     event. Of the attributes, a mask lets pass those in `safe` and MLflow's own; all if `safe` is None.
 
-    `to_json` returns content as JSON data, for the mask and the limit. `media` returns stored content that may have
-    media as it is to be stored instead.
+    `media` returns JSON data with media in a form of which MLflow makes attachments.
     """
 
     def __init__(
         self,
         span: LiveSpan,
-        mask: Mask | None = None,
+        mask: Mask | None,
+        media: Callable[[Any], Any],
         *,
-        to_json: Callable[[Any], Any] = json_data,
-        media: Callable[[Any], Any] | None = None,
         safe: Container[str] | None = None,
     ) -> None:
         self.span = span
@@ -60,7 +53,6 @@ class GuardedSpan:
         self.kept: dict[str, Any] = {}  # "inputs" and "outputs" as the mask returned them
         self.cut: list[str] = []  # "inputs" or "outputs", if it was too long
         self.has_media = False
-        self._to_json = to_json
         self._media = media
         self._safe = safe
         self._held: dict[str, Any] = {}
@@ -147,11 +139,15 @@ class GuardedSpan:
             if content is None or self.span.trace_id == NO_OP_SPAN_TRACE_ID:
                 return
             if self.mask is None:
-                self._store(name, self._to_json(content) if settings().max_content else content)
+                self._store(name, self._json_data(content) if settings().max_content else content)
             else:
-                self._held[name] = self._to_json(content)
+                self._held[name] = self._json_data(content)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
             warn_incomplete(error)
+
+    def _json_data(self, value: Any) -> Any:
+        """Return a value as the JSON data that MLflow would store, for the mask and the limit."""
+        return self._media(json.loads(dump_span_attribute_value(value)))
 
     def _store(self, name: str, whole: Any) -> None:
         content = within_limit(whole)
@@ -160,7 +156,7 @@ class GuardedSpan:
         self.has_media |= _write(self.span, _INPUTS if name == "inputs" else _OUTPUTS, content, self._media)
 
 
-def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any] | None) -> bool:
+def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any]) -> bool:
     """Write inputs or outputs to MLflow's span; return whether they may contain media."""
     text = dump_span_attribute_value(content)
     if (sound := well_formed(text)) != text:  # upstream: mlflow 3.12-3.18: half a surrogate pair loses the trace
@@ -171,10 +167,9 @@ def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any] |
         return False
     store = span.set_inputs if key == _INPUTS else span.set_outputs
     store(content)
-    if media is not None:
-        stored = span.get_attribute(key)
-        if (changed := media(stored)) != stored:
-            store(changed)
+    stored = span.get_attribute(key)
+    if (changed := media(stored)) != stored:
+        store(changed)
     return True
 
 

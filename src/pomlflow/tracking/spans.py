@@ -76,7 +76,7 @@ def log_render(
         status = SpanStatus(SpanStatusCode.ERROR if record.error else SpanStatusCode.OK)
         try:
             span.set_attributes(dict(_attributes(record)))
-            status = _fill(GuardedSpan(span, mask, media=bare_data_uris), record)
+            status = _fill(GuardedSpan(span, mask, bare_data_uris), record)
             _link(span, record, register)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
             warn_incomplete(error)
@@ -146,7 +146,7 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
     status = span.store_held(status)
     if error is not None:
         span.span.set_attribute("poml.error", status.description)  # masked and cut as the status is
-    masked = [] if span.mask is None else [key for key, value in content.items() if span.kept.get(key) != value]
+    masked = [key for key, value in content.items() if span.mask and span.kept.get(key) != bare_data_uris(value)]
     facts = {
         "pomlflow": __version__,
         # That relative sources are resolved against, from the prompt root, if it is not the folder of `poml.path`.
