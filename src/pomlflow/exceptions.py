@@ -223,15 +223,7 @@ class CandidateError(RegistryError):
 
 
 class TraceNotFoundError(PomlError, LookupError):
-    """A trace is not in MLflow's current store.
-
-    Attributes:
-        trace_id: The id of the trace.
-    """
-
-    def __init__(self, message: str, trace_id: str) -> None:
-        super().__init__(message)
-        self.trace_id = trace_id
+    """A trace is not in MLflow's current store."""
 
 
 class ConfigurationError(PomlError):
@@ -263,15 +255,7 @@ class SettingError(PomlError, ValueError):
 
 
 class SchemaError(PomlError, ValueError):
-    """A schema of the template is not a JSON Schema; POML accepts any object.
-
-    Attributes:
-        place: The template's file, or ``<inline>``.
-    """
-
-    def __init__(self, message: str, place: str) -> None:
-        super().__init__(message)
-        self.place = place
+    """A schema of the template is not a JSON Schema; POML accepts any object."""
 
 
 class ToolError(PomlError, ValueError):
@@ -320,15 +304,7 @@ class EngineError(PomlError):
 
 
 class EngineBusyError(EngineError):
-    """More renders wait for a Node process than `pomlflow.configure` allows with ``max_queue``.
-
-    Attributes:
-        waiting: The number of renders that wait.
-    """
-
-    def __init__(self, message: str, waiting: int) -> None:
-        super().__init__(message)
-        self.waiting = waiting
+    """More renders wait for a Node process than `pomlflow.configure` allows with ``max_queue``."""
 
 
 class NodeNotFoundError(EngineError, FileNotFoundError):

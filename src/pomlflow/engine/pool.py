@@ -77,8 +77,7 @@ class Pool:
                 self._counts["refused"] += 1
                 raise EngineBusyError(
                     f"{waiting} renders wait for {len(self._all)} Node processes already: render less at once, or "
-                    "raise pomlflow.configure(max_workers=…, max_queue=…)",
-                    waiting,
+                    "raise pomlflow.configure(max_workers=…, max_queue=…)"
                 )
             else:
                 self._waiting[trusted].append(position)

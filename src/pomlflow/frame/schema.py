@@ -173,9 +173,9 @@ def _errors(value: Any, schema: Any, root: Mapping[str, Any], label: str) -> lis
     try:
         return list(_validator(orjson.dumps(root)).evolve(schema=schema).iter_errors(value))
     except Unresolvable as error:
-        raise SchemaError(f"{label}: a schema refers to something outside of itself: {error}", label) from error
+        raise SchemaError(f"{label}: a schema refers to something outside of itself: {error}") from error
     except InvalidSchema as error:
-        raise SchemaError(f"{label}: a schema is invalid at {error.json_path}: {error.message}", label) from error
+        raise SchemaError(f"{label}: a schema is invalid at {error.json_path}: {error.message}") from error
 
 
 @lru_cache(maxsize=256)

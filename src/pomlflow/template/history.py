@@ -71,12 +71,10 @@ class History(ABC, Generic[M]):
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
-            if name in named or (name in sources and _holds_pairs(value)):
+            if name in named or self._holds(value) or (name in sources and _holds_pairs(value)):
                 taken[name] = self._marked(name, self._converted(name, value))
             elif isinstance(value, self.native):
                 taken[name] = self.describe(cast("M", value))
-            elif self._holds(value):
-                taken[name] = self._marked(name, self._converted(name, value))
             elif isinstance(value, dict) and (lists := self._lists(value, pairs=name in sources)):
                 # The state of a graph as one variable: describe its messages for expressions, but do not pass them.
                 described = {key: list(map(self.describe, self._converted(name, value[key]))) for key in lists}

@@ -48,7 +48,7 @@ class Template:
             raise ConfigurationError(
                 f"a template is a text, not of the type {type(source).__name__}; for a file use from_file(path)"
             )
-        if source is not None and path is None and source.endswith(".poml") and _names_file(source):
+        if source is not None and path is None and _names_file(source):
             warn_once(
                 ("path as markup", source),
                 "the template is the text %r, which is the path of a file: for the file use from_file(path), or a Path",
@@ -222,8 +222,8 @@ class Template:
 
 
 def _names_file(text: str) -> bool:
-    """Return whether a markup is the path of an existing file."""
-    return not {"<", "\n"} & set(text) and os.path.exists(text)  # noqa: PTH110 - it accepts any text
+    """Return whether a markup is the path of an existing .poml file."""
+    return text.endswith(".poml") and not {"<", "\n"} & set(text) and os.path.exists(text)  # noqa: PTH110 - it accepts any text
 
 
 def _relative_to_root(folder: Path) -> str | None:

@@ -210,13 +210,13 @@ def _loops_named(problems: Iterable[Problem], snapshot: Snapshot, variables: Map
     """Name the variables that loops need as lists, and leave out the problems of the names that these loops bind."""
     bound: set[str] = set()
     for problem in problems:
-        source = _source_of(problem, snapshot) if problem.message == _NO_LIST else None
+        place = _place(problem, snapshot) if problem.message == _NO_LIST else None
         if _undefined(problem) in bound:
             continue
-        if source is None or problem.line is None or problem.column is None:
+        if place is None:
             yield problem
             continue
-        expression, before = _expression_at(source, source.offset(problem.line, problem.column), snapshot)
+        expression, before = _expression_at(*place, snapshot)
         loop = split_loop(before[1:] + expression.code) if expression else None
         bound |= {"loop", *bound_by(loop[0])} if loop else set()
         name = expression.code.strip() if expression else ""
@@ -236,10 +236,10 @@ def _loops_named(problems: Iterable[Problem], snapshot: Snapshot, variables: Map
 def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
     """Return the cause of a syntax error as a problem of its own, or None if it is not known."""
     is_syntax = problem.message.startswith(_SYNTAX)
-    source = _source_of(problem, snapshot) if is_syntax or _STATIC.match(problem.message) else None
-    if source is None or problem.line is None or problem.column is None:
+    place = _place(problem, snapshot) if is_syntax or _STATIC.match(problem.message) else None
+    if place is None:
         return None
-    offset = source.offset(problem.line, problem.column)
+    source, offset = place
     fault = find_fault(source.text, offset) if is_syntax else _in_loop(source.text, offset)
     if fault is None:
         return None
@@ -271,13 +271,15 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
         return f"poml {engine.poml_version()} is installed: change the version, or remove it"
     if fixed := next((remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, message)), None):
         return fixed
-    source = None if message.startswith(_SYNTAX) else _source_of(problem, snapshot)
-    if source is None or problem.line is None or problem.column is None:
+    place = None if message.startswith(_SYNTAX) else _place(problem, snapshot)
+    if place is None:
         return None
-    offset = source.offset(problem.line, problem.column)
+    source, offset = place
     if _NO_FILE.search(message):
         return _remedy_of_no_file(source.text[source.text.rfind("<", 0, offset + 1) :], message, snapshot)
-    return _remedy_at(source, offset, problem.width, snapshot)
+    expression, before = _expression_at(source, offset, snapshot)
+    is_far = len(before) > problem.width and before.strip("{ \t\r\n")
+    return None if expression is None or expression.kind == "schema" or is_far else _remedy(expression, before)
 
 
 def _remedy_of_no_file(tag: str, message: str, snapshot: Snapshot) -> str | None:
@@ -287,14 +289,6 @@ def _remedy_of_no_file(tag: str, message: str, snapshot: Snapshot) -> str | None
     if snapshot.uri is not None:
         return None
     return f"a path is relative to {'the folder of the .poml file' if snapshot.path else snapshot.folder}"
-
-
-def _remedy_at(source: SourceText, offset: int, width: int, snapshot: Snapshot) -> str | None:
-    """Return the remedy for the expression that a problem at an offset is about, or None."""
-    expression, before = _expression_at(source, offset, snapshot)
-    if expression is None or expression.kind == "schema" or (len(before) > width and before.strip("{ \t\r\n")):
-        return None
-    return _remedy(expression, before)
 
 
 def _expression_at(source: SourceText, offset: int, snapshot: Snapshot) -> tuple[Expression | None, str]:
@@ -319,9 +313,16 @@ def _remedy(expression: Expression, before: str) -> str | None:
     return found and f"an expression is JavaScript, and {found[1]!r} is {found[2]}: write {found[3]}"
 
 
-def _source_of(problem: Problem, snapshot: Snapshot) -> SourceText | None:
+def _place(problem: Problem, snapshot: Snapshot) -> tuple[SourceText, int] | None:
+    """Return the text of a problem's file and the problem's offset there; None if one of them is unknown."""
+    if problem.line is None or problem.column is None:
+        return None
     if problem.file == snapshot.label:
-        return SourceText(snapshot.source.removeprefix("\ufeff"))
-    file = Path(problem.file or "")
-    content = read_file(file) if file in snapshot.inference.includes else None
-    return None if content is None else SourceText(decode(content, str(file))[0], file)
+        source = SourceText(snapshot.source.removeprefix("\ufeff"))
+    else:
+        file = Path(problem.file or "")
+        content = read_file(file) if file in snapshot.inference.includes else None
+        if content is None:
+            return None
+        source = SourceText(decode(content, str(file))[0], file)
+    return source, source.offset(problem.line, problem.column)

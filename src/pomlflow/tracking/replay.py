@@ -182,8 +182,7 @@ def _fetch_trace(trace_id: str) -> Trace:
             raise
         raise TraceNotFoundError(
             f"no trace {trace_id} in {redacted(mlflow.get_tracking_uri())} ({error.message}): choose its store with "
-            "MLFLOW_TRACKING_URI or mlflow.set_tracking_uri()",
-            trace_id,
+            "MLFLOW_TRACKING_URI or mlflow.set_tracking_uri()"
         ) from error
     return trace
 
