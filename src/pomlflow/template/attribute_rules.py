@@ -26,7 +26,6 @@ _INSTEAD = {
 _VERSIONS = frozenset({"version", "minversion", "maxversion", "min-version", "max-version"})
 _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
 _SELECTOR = re.compile(r"[^\w-]")  # of a class, "*", or of several parts
-_URL = re.compile(r"[a-z]+://|data:")
 _OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
 # The settings of models by OpenAI, Anthropic, Google, Ollama, vLLM and the Vercel AI SDK.
@@ -255,7 +254,7 @@ def media_as_text(page: Page) -> Iterator[Fault]:
     for node in page.nodes:
         syntax, alt = node.element.find("syntax").text, node.element.find("alt").text
         picture = node.name in {"img", "image"}
-        if not (picture or node.name == "audio") or _is_alone(page, node):
+        if not (picture or node.name == "audio"):
             continue
         what, width, start = "picture" if picture else "sound", len(node.element.name) + 1, node.element.start
         if "multimedia" in "".join(styles) or syntax == "multimedia" or "{{" in syntax:
@@ -265,14 +264,8 @@ def media_as_text(page: Page) -> Iterator[Fault]:
             yield Fault(start, width, why, f'write <{node.element.name} syntax="multimedia" …/>')
 
 
-def _is_alone(page: Page, node: Node) -> bool:
-    """Return whether an element is the only outermost one of a page, which POML sends as media."""
-    outermost = [one for one in page.nodes[1:] if not one.inside]
-    return page.source.file is None and [node] == outermost and not page.document.text().text.strip()
-
-
 def missing_file(page: Page) -> Iterator[Fault]:
-    """Find files that do not exist, and includes whose path has an expression."""
+    """Find files that do not exist; an expression in the path of an include is not evaluated."""
     where = "the folder of the .poml file" if page.snapshot.path is not None else os.fspath(page.folder)
     for node in page.nodes:
         source = node.element.find("src")
@@ -280,14 +273,9 @@ def missing_file(page: Page) -> Iterator[Fault]:
         if not source.text or page.snapshot.uri is not None or node.name not in READERS | {"include", "let"}:
             continue
         folder = page.folder if node.name in {"include", "let"} else page.snapshot.folder
-        if "{{" in source.text:
-            if node.name == "include":
-                why, remedy = "the src of an <include> is not evaluated", 'write an <include if="…"> for each file'
-                yield Fault(at, width, why, remedy)
-        elif _URL.match(source.text):
-            if node.name != "webpage":
-                yield Fault(at, width, "POML (0.0.8) reads no URL", "name a file")
-        elif not os.path.exists(folder / source.text):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        is_evaluated = "{{" in source.text and node.name != "include"
+        # Path.exists raises an error for a name that is too long.
+        if not is_evaluated and not os.path.exists(folder / source.text):  # noqa: PTH110
             yield Fault(at, width, "there is no such file", f"a path is relative to {where}")
 
 
