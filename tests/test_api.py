@@ -14,14 +14,13 @@ import poml
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from pydantic import TypeAdapter
-from tests.corpus.cases import Case, case, cases
+from tests.corpus.cases import Case, case, shapes
 from tests.model_server import model_server
 
 import pomlflow
 from pomlflow.frame.openai import Format, raw
 from pomlflow.template import Template
 
-CASES = [one for one in cases() if not one.fails and one.name != "limit-tokens"]  # which takes 3 s a render
 FORMATS = [one for one in get_args(Format) if one != "raw"]
 HELLO = "<p>Hello {{name}}</p>"
 ADA = [{"speaker": "human", "content": "Hello Ada"}]
@@ -44,7 +43,7 @@ def poml_without_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return outputs
 
 
-@pytest.mark.parametrize("one", [pytest.param(c, id=c.name) for c in CASES])
+@pytest.mark.parametrize("one", [pytest.param(c, id=c.name) for c in shapes()])
 def test_each_format_is_that_of_poml(one: Case, poml_without_node: list[str]) -> None:
     """The Python of poml and ours convert the same frame equally; the tests of the engine compare the frames."""
     template = Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat)

@@ -129,3 +129,14 @@ def test_the_page_on_serving_shows_the_files_of_the_example(file: str) -> None:
     page = (ROOT / "docs" / "package-and-serve.md").read_text(encoding="utf-8")
     example = (ROOT / "examples" / "serve" / file).read_text(encoding="utf-8")
     assert [block.text for block in blocks(page) if block.title == file] == [example]
+
+
+def test_each_test_that_the_security_page_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text(encoding="utf-8")))
+    defined = {
+        name
+        for file in (ROOT / "tests" / "engine").glob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named
+    assert named <= defined

@@ -58,6 +58,7 @@ VERSIONS: Mapping[str, tuple[Mapping[str, Any], list[str]]] = {
 }
 # How each content that is there now is given to a template: its file, or its markup's name.
 CONTENTS = {"desk.chat/1": "desk/chat.poml", "desk.qa/1": "desk/qa.poml", "welcome/1": None, "odd/1": None}
+CONTENTS |= {"media/1": None, "styled/1": None}
 CONTENTS |= {f"shop.greet/{number}": "shop/greet.poml" for number in (1, 2, 3)}
 CONTENTS |= {"shop.support/2": "shop/support.poml"}
 

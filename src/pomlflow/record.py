@@ -86,8 +86,8 @@ class RenderRecord:
         chat: Whether messages were rendered; else one text, as by ``poml.poml(chat=False)``.
         message_variables: The names of the variables with a framework's own messages, which POML does not change.
         kept_whitespace: Whether whitespace that POML usually collapses was kept.
-        output: The result of ``poml.poml(format="dict")``: ``messages`` and, if the markup has them, ``schema``,
-            ``tools``, ``runtime``. None for a failed render.
+        output: The result of ``poml.poml(format="dict")``: ``messages`` (a list; without `chat`, a text or a list of
+            parts) and, if the markup has them, ``schema``, ``tools``, ``runtime``. None for a failed render.
         error: The error of a failed render, or None.
         start_ns: The start of the render, in nanoseconds since the epoch.
         end_ns: Its end.

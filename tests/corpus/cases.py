@@ -67,6 +67,23 @@ def _expected(name: str) -> Path:
     return FOLDER / f"{name}.expected.json"
 
 
+def shapes() -> list[Case]:
+    """Return one case of each shape of a frame, whatever its texts and numbers are."""
+    found: dict[Any, Case] = {}
+    for one in cases():
+        if not one.fails:
+            found.setdefault((one.chat, _shape(one.expected)), one)
+    return list(found.values())
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((name, _shape(value[name])) for name in sorted(value))
+    if isinstance(value, list):
+        return tuple(sorted({_shape(item) for item in value}, key=repr))
+    return type(value).__name__
+
+
 def case(name: str) -> Case:
     """Read one case."""
     file = FOLDER / f"{name}.json"

@@ -17,11 +17,10 @@ FINE = [one for one in cases() if not one.fails and one.name not in UNDER_IF]
 
 
 @pytest.mark.parametrize("one", [pytest.param(one, id=one.name) for one in FINE])
-def test_nothing_is_found_in_what_renders_with_values(one: Case) -> None:
-    """A false alarm would make a build fail for nothing: over the corpus, with none of the values and with all."""
+def test_nothing_is_found_without_values_in_what_renders_with_them(one: Case) -> None:
+    """A false alarm would make a build fail for nothing."""
     template = Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat)
     assert str(template.check().error) == "None"
-    assert str(template.check(one.variables).error) == "None"
 
 
 @pytest.mark.parametrize(

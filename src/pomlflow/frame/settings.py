@@ -5,8 +5,9 @@ POML has no list of settings; its documentation names those of the Vercel AI SDK
 https://platform.openai.com/docs/api-reference/chat/create, https://docs.anthropic.com/en/api/messages,
 https://ai.google.dev/api/generate-content#generationconfig and https://docs.ollama.com/modelfile#parameter.
 
-A name in none of the tables below is passed on in snake_case, and the model may refuse it. So a new setting needs a row
-only where a provider has another name for it or lacks it.
+A name in none of the tables below is passed on in snake_case, and the model may refuse it (Ollama's client ignores it).
+So a new setting needs a row only where a provider has another name for it or lacks it. `pomlflow check` has a list of
+the known names, in `template/attribute_rules.py`; the rows of docs/on-the-wire.md come from `tests/*/wire_table.py`.
 """
 
 from __future__ import annotations

@@ -118,6 +118,7 @@ def _start(record: RenderRecord, parent: LiveSpan | None, *, root: bool) -> Live
 
 
 def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes without content of the prompt: no mask applies to them."""
     yield "poml.digest", record.digest
     if record.path is not None:
         yield "poml.path", record.path
