@@ -29,7 +29,6 @@ class _Settings:
         self.register = register
         self.mask = check_mask(mask)
         prepare()
-        self.untraced = bool(_MISSING) and mask is not None
         set_sink("langchain", trace_in_run)
         if _MISSING:
             effect = "nothing is traced, because it could not be masked" if mask else "spans may be nested wrongly"
@@ -65,7 +64,7 @@ class PomlCallbackHandler(_Settings, _Tracer):
     """
 
     # If this MLflow lacks the private parts that a mask needs, its tracer would store everything, so all is ignored.
-    ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: self.untraced)
+    ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: bool(_MISSING) and self.mask is not None)
     ignore_llm = ignore_retriever = ignore_retry = ignore_chain
 
 
@@ -73,14 +72,11 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
     """Store a render in the LangChain run that it is part of; return whether it is handled (see `dispatch`)."""
     if context.framework == "llama_index":
         return False  # it belongs to LlamaIndex's span, also inside a LangChain run
-    manager = current_manager()
-    if context.run is not None:
-        handlers, run_id = context.run.handlers, context.run.run_id
-    elif manager is not None:
+    manager, found = current_manager(), current_span()
+    if manager is not None:
         handlers, run_id = manager.handlers, manager.parent_run_id
     else:  # in a classic chain, which does not set LangChain's context variable
-        found = current_span()
-        handlers, run_id = (), found.run_id if isinstance(found, ContextProxy) else None
+        handlers, run_id = [], found.run_id if isinstance(found, ContextProxy) else None
     if is_suppressed(run_id):
         return True
     if (run := open_run(run_id)) is not None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from contextvars import Token
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -14,7 +12,7 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
-from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
+from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
 from mlflow.tracing import provider
 from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.sdk.trace import ReadableSpan
@@ -41,17 +39,15 @@ class Run:
     parent: Run | None
     is_generator: bool  # whether its body is a generator, which runs in the context of its reader
     task: asyncio.Task[Any] | None  # in which it was started
-    parts: dict[Run, None] = field(default_factory=dict)  # its children that are open, or cancelled and not settled
-    cancelled: tuple[asyncio.CancelledError, int] | None = None  # the error, and the time in nanoseconds
-    _proxy: ContextProxy | None = None
-    _tokens: list[tuple[Token[Any], Any]] = field(default_factory=list)
+    parts: dict[Run, None] = field(default_factory=dict)  # its children that have not ended
+    cancelled_ns: int | None = None  # the time when it was cancelled
+    _proxy: ContextProxy = field(init=False)
 
     def open(self, span: Span) -> None:
         """Make the run's span the active one, and add the run to the open ones."""
         self._proxy = ContextProxy(span, self.run_id, is_generator=self.is_generator)
-        token = provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
-        tokens = [token for token in (token if isinstance(token, tuple) else (token,)) if token is not None]
-        self._tokens = [(token, token.var.get()) for token in tokens]
+        # Never removed from the context, since LangChain may report the end of a run in another one.
+        provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
         unsuppress_run(self.run_id)  # a caller may give an id to several runs, one after the other
         _open[self.run_id] = self
         if self.parent is None:
@@ -61,87 +57,52 @@ class Run:
             self.end_early()
 
     def end(self, outputs: Any = None, status: SpanStatus = _OK, *, by_control_flow: bool = False) -> None:
-        """End the span, and the spans of cancelled parts. These are errors unless `by_control_flow` is set."""
-        if not self._close():
+        """End the span, and those of parts that are open, whose ends LangChain reports later or never."""
+        if not self._close() and self.cancelled_ns is None:
             return
         for part in list(self.parts):
-            part.settle(by_control_flow=by_control_flow)
+            part.end_early(by_control_flow=by_control_flow)
         try:
             if outputs is not None:
                 self.span.set_outputs(outputs)
-            self.span.end(status)
+            self.span.end(status, end_time_ns=self.cancelled_ns)
         finally:
-            self._leave()
+            if self.parent is not None:
+                self.parent.parts.pop(self, None)
 
     def end_early(self, *, by_control_flow: bool = False) -> None:
-        """End the run and its open parts. What LangChain starts in it afterwards is not traced."""
-        self.end_parts(by_control_flow=by_control_flow)
+        """End a run that goes on, which is not traced, or was cancelled, which is an error unless control flow did it.
+
+        Only the end of a graph shows which it is: when its reader leaves, it cancels its nodes before it ends itself.
+        """
         suppress_run(self.run_id)
-        self.end(by_control_flow=by_control_flow)
+        failed = self.cancelled_ns is not None and not by_control_flow
+        self.end(status=_CANCELLED if failed else _OK, by_control_flow=by_control_flow)
 
-    def end_parts(self, *, by_control_flow: bool = False) -> None:
-        """End the parts that are still open, since LangChain reports their ends later or never."""
-        for part in list(self.parts):
-            if part.cancelled is None:
-                part.end_early(by_control_flow=by_control_flow)
+    def cancel(self) -> None:
+        """Close a run that was cancelled, and its parts that were cancelled with it; its parent ends it.
 
-    def cancel(self, error: asyncio.CancelledError) -> None:
-        """Close a run that was cancelled. Its span stays open until its parent decides if that is an error (`settle`).
-
-        Its open parts in the same task, or in a task that is done or cancelled as well, count as cancelled. Parts that
-        go on elsewhere (``asyncio.shield``, threads) end early.
+        Parts that go on in other tasks (``asyncio.shield``) or threads end early.
         """
         suppress_run(self.run_id)
         if not self._close():
             return
-        self.cancelled = error, time.time_ns()
+        self.cancelled_ns = time.time_ns()
         for part in list(self.parts):
-            if part.cancelled is not None:
-                continue
-            if part.task is not None and (part.task is self.task or part.task.done() or part.task.cancelling() > 0):
-                part.cancel(asyncio.CancelledError())
+            task = part.task
+            if part.cancelled_ns is not None or (task and (task is self.task or task.done() or task.cancelling())):
+                part.cancel()
             else:
                 part.end_early()
         if self.parent is None:
-            self.settle(by_control_flow=False)
-
-    def settle(self, *, by_control_flow: bool) -> None:
-        """End the span of a cancelled run, at the time when it was cancelled.
-
-        A graph whose reader stops reading cancels its nodes before it reports its own end, which alone shows that
-        control flow cancelled them.
-        """
-        if self.cancelled is None:
-            return
-        error, end_time_ns = self.cancelled
-        for part in list(self.parts):
-            part.settle(by_control_flow=by_control_flow)
-        if not by_control_flow and error.__traceback__ is not None:
-            self.span.add_event(SpanEvent.from_exception(error))  # type: ignore[arg-type]  # it takes any exception
-        try:
-            self.span.end(_OK if by_control_flow else _CANCELLED, end_time_ns=end_time_ns)
-        finally:
-            self._leave()
+            self.end_early()
 
     def _close(self) -> bool:
-        """Close the run's proxy and, if possible, restore the context; return False if it was closed before."""
-        if _open.pop(self.run_id, None) is None or self._proxy is None:
+        """Remove the run from the open ones; return False if it was removed before."""
+        if _open.pop(self.run_id, None) is None:
             return False
-        self._proxy.close()
-        for token, value in self._tokens:
-            if token.var.get(None) is value:
-                with suppress(ValueError):  # this context is a copy of the one in which the token was made
-                    token.var.reset(token)
+        self._proxy.span = None
         return True
-
-    def _leave(self) -> None:
-        """Remove the run from its parent, and move its open parts to the parent."""
-        parts = list(self.parts)
-        if self.parent is not None:
-            self.parent.parts.pop(self, None)
-            self.parent.parts.update(dict.fromkeys(parts))
-        for part in parts:
-            part.parent = self.parent
 
 
 def open_run(run_id: UUID | None) -> Run | None:
@@ -169,34 +130,26 @@ def unsuppress_run(run_id: UUID) -> None:
 class ContextProxy:
     """A span that a context holds for a run: the run's span, and after the run the span that was active before.
 
-    It may stay in a context after the run. With an ended span there, MLflow would lose every later trace of that task.
+    It stays in a context after the run. With an ended span there, MLflow would lose every later trace of that task.
     A run whose body is a generator runs in the context of its reader, so what the reader does between two chunks is not
     part of the run.
     """
 
     def __init__(self, span: Span, run_id: UUID, *, is_generator: bool) -> None:
-        before = provider.get_current_otel_span() or INVALID_SPAN
-        self.run_id = run_id
         self.span: Span | None = span  # None after the run
+        before: Span | ContextProxy = provider.get_current_otel_span() or INVALID_SPAN
+        while isinstance(before, ContextProxy) and before.span is None:  # or the chain of proxies would grow forever
+            before = before.before
+        self.before: Span | ContextProxy = before
+        self.run_id = run_id
         self.is_generator = is_generator
-        # Never a closed proxy: in a context that is never cleaned up, the chain of proxies would grow without end.
-        self.before = before.resolved(open_only=True) if isinstance(before, ContextProxy) else before
-        # The innermost span that was active before and is not a run's.
-        self.outside: Span = self.before.outside if isinstance(self.before, ContextProxy) else self.before
         self.reader = current_run_id() if is_generator else None
 
-    def close(self) -> None:
-        """Stand for the span before the run from now on."""
-        self.span = None
-
-    def resolved(self, *, open_only: bool = False) -> Span | ContextProxy:
-        """Return the proxy of the run that the calling code is part of, or the span outside of all runs.
-
-        With `open_only`, return the innermost open proxy, even if its generator's reader is calling.
-        """
+    def resolved(self) -> Span | ContextProxy:
+        """Return the proxy of the run that the calling code is part of, or the span outside of all runs."""
         found: Span | ContextProxy = self
         while isinstance(found, ContextProxy) and (
-            found.span is None or (not open_only and found.is_generator and current_run_id() == found.reader)
+            found.span is None or (found.is_generator and current_run_id() == found.reader)
         ):
             found = found.before
         return found
@@ -247,7 +200,9 @@ def current_span() -> Span | ContextProxy:
 def user_span() -> Span:
     """Return the innermost active span that is not a run's, or an invalid one."""
     found = current_span()
-    return _unless_ended(found.outside if isinstance(found, ContextProxy) else found)
+    while isinstance(found, ContextProxy):
+        found = found.before
+    return _unless_ended(found)
 
 
 def parent_in(span: LiveSpan) -> LiveSpan:

@@ -21,7 +21,7 @@ import asyncio
 import inspect
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, Final, cast
 from uuid import UUID
@@ -30,7 +30,6 @@ import mlflow
 from langchain_core.callbacks import BaseCallbackHandler
 from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode, SpanType
 from mlflow.entities.span import NoOpSpan
-from mlflow.tracing import provider
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 from opentelemetry.trace import Span
 
@@ -73,8 +72,17 @@ def missing_parts(tracer: type) -> list[str]:
         function = getattr(tracer, name, None)
         if function is None or not parameters <= inspect.signature(function).parameters.keys():
             missing.append(name)
-    functions = ("get_current_otel_span", "set_span_in_context")
-    return missing + [name for name in functions if not hasattr(provider, name)]
+    return missing
+
+
+def _unless_stopped(store: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a method that stores a run's error, for errors by which control flow or a cancellation stops a run."""
+
+    def on_error(self: Tracer, error: BaseException, *, run_id: UUID, **options: Any) -> None:
+        if not self._stopped(error, run_id, options.get("inputs")):
+            store(self, error, run_id=run_id, **options)
+
+    return on_error
 
 
 class Tracer(MlflowLangchainTracer):
@@ -86,15 +94,12 @@ class Tracer(MlflowLangchainTracer):
 
     @property
     def run_inline(self) -> bool:
-        """Whether LangChain calls the handler in the run's own task, so that its changes of the context remain.
-
-        upstream: langchain-core 1.0-1.7: while any handler is inline, the asynchronous start of a string model is
-        reported to no other handler, not to `astream_events` either. So this one is not inline for that event.
-        """
-        frame = sys._getframe(1)
-        if frame.f_code.co_name == "<listcomp>" and frame.f_back is not None:  # before Python 3.12
-            frame = frame.f_back
-        return frame.f_code.co_name != "on_llm_start"
+        """Whether LangChain calls the handler in the run's own task, so that its changes of the context remain."""
+        # upstream: langchain-core 1.0-1.7: while any handler is inline, the asynchronous start of a text model is
+        # reported to no other handler, not to `astream_events` either. So this one is not inline for that event.
+        caller = sys._getframe(1)
+        names = {caller.f_code.co_name, caller.f_back and caller.f_back.f_code.co_name}  # before 3.12, of <listcomp>
+        return "on_llm_start" not in names
 
     @run_inline.setter
     def run_inline(self, value: bool) -> None: ...
@@ -122,12 +127,10 @@ class Tracer(MlflowLangchainTracer):
                 span_type=span_type,
                 attributes=within_limit(self._serialize_invocation_params(attributes)),
             )
-        task = _current_task()
-        if task is None and span_type == SpanType.LLM and parent is not None:  # not called inline: see `run_inline`
-            task = parent.task
+        is_generator = _is_generator(span_type, inputs, attributes)
         is_generator = _is_generator(span_type, inputs, attributes)
         guarded = GuardedSpan(span, self.mask, with_openai_parts)
-        run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=task)
+        run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=_current_task())
         run.open(cast("Span", span._span))
         if inputs is not None:
             run.span.set_inputs(inputs)
@@ -156,8 +159,6 @@ class Tracer(MlflowLangchainTracer):
         if run is None:
             unsuppress_run(run_id)
         elif run.tracer is self:
-            if run.is_generator or run.parent is None:
-                run.end_parts()
             run.span.set_attributes(attributes or {})
             run.end(outputs, status)
 
@@ -174,25 +175,10 @@ class Tracer(MlflowLangchainTracer):
         serialized = serialized or {}
         return str(serialized.get("name") or (serialized.get("id") or [default_name])[-1])
 
-    def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **options: Any) -> None:
-        """Store the error, unless control flow or a cancellation stopped the run."""
-        if not self._stopped(error, run_id, inputs):
-            super().on_chain_error(error, run_id=run_id, inputs=inputs, **options)
-
-    def on_tool_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        """Store the error, unless control flow or a cancellation stopped the run."""
-        if not self._stopped(error, run_id):
-            super().on_tool_error(error, run_id=run_id, **options)
-
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        """Store the error, unless control flow or a cancellation stopped the run."""
-        if not self._stopped(error, run_id):
-            super().on_llm_error(error, run_id=run_id, **options)
-
-    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        """Store the error, unless control flow or a cancellation stopped the run."""
-        if not self._stopped(error, run_id):
-            super().on_retriever_error(error, run_id=run_id, **options)
+    on_chain_error = _unless_stopped(MlflowLangchainTracer.on_chain_error)
+    on_tool_error = _unless_stopped(MlflowLangchainTracer.on_tool_error)
+    on_llm_error = _unless_stopped(MlflowLangchainTracer.on_llm_error)
+    on_retriever_error = _unless_stopped(MlflowLangchainTracer.on_retriever_error)
 
     def _stopped(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
         """End a run if control flow or a cancellation stopped it; return whether it did."""
@@ -203,7 +189,7 @@ class Tracer(MlflowLangchainTracer):
         if inputs:
             run.span.set_inputs(inputs)
         if isinstance(error, asyncio.CancelledError) and not _reader_left(run.task):
-            run.cancel(error)
+            run.cancel()
         else:
             run.end_early(by_control_flow=True)
         return True
