@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import operator
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -128,20 +130,15 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
                 yield from _objects(value)
 
 
-def json_value(text: str) -> Any:
-    """Return the JSON value of a model's answer, which may be in a Markdown fence; raise a `ValueError` otherwise."""
-    fenced = _FENCED.match(text)
-    return json.loads(fenced[1] if fenced else text, parse_constant=_no_json)
-
-
 def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
 def parse_answer(text: str, schema: Mapping[str, Any], label: str = "<inline>") -> Any:
-    """Parse a model's answer and check it by the output schema; raise an `AnswerError` if it does not match."""
+    """Parse a model's answer, which may be in a Markdown fence, and check it; raise an `AnswerError` if it is wrong."""
+    fenced = _FENCED.match(text)
     try:
-        value = json_value(text)
+        value = json.loads(fenced[1] if fenced else text, parse_constant=_no_json)
     except ValueError as error:
         raise AnswerError(
             f"{label}: the answer is not the JSON that <output-schema> requires ({error}). The answer: {text!r}", text
@@ -178,7 +175,7 @@ def _errors(value: Any, schema: Any, root: Mapping[str, Any], label: str) -> lis
         raise SchemaError(f"{label}: a schema is invalid at {error.json_path}: {error.message}") from error
 
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def _validator(schema: bytes) -> Validator:
     from jsonschema import Draft202012Validator, validators  # imported late: it takes 30 ms
 
@@ -190,56 +187,25 @@ def _validator(schema: bytes) -> Validator:
 
 def without_nulls(value: Any, schema: Mapping[str, Any], label: str = "<inline>") -> Any:
     """Remove the nulls of optional properties, as strict mode has them; keep nulls that the schema allows."""
-    return _without_nulls(value, schema, schema, label)
+    return _without_nulls(value, _errors(value, schema, schema, label), schema, label)
 
 
-def _without_nulls(value: Any, schema: Any, root: Mapping[str, Any], label: str) -> Any:
-    schema = _followed(schema, root)
-    for key in ("anyOf", "oneOf"):
-        if key in schema and isinstance(value, dict | list):
-            value = _of_branch(value, {key: schema[key]}, root, label)
-    if isinstance(value, list):
-        return [_without_nulls(inner, schema.get("items"), root, label) for inner in value]
-    properties = schema.get("properties")
-    if not isinstance(value, dict) or not isinstance(properties, Mapping):
+def _without_nulls(value: Any, errors: list[ValidationError], root: Mapping[str, Any], label: str) -> Any:
+    """Remove from a copy the properties that are errors since they are null, also those of a choice's branch."""
+    if not errors:
         return value
-    required = schema.get("required", ())
-    kept = {}
-    for name, inner in value.items():
-        if (
-            inner is None
-            and name in properties
-            and name not in required
-            and _errors(None, properties[name], root, label)
-        ):
-            continue
-        kept[name] = _without_nulls(inner, properties.get(name), root, label)
-    return kept
-
-
-def _of_branch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], label: str) -> Any:
-    """Remove the nulls that the first schema of an ``anyOf`` or ``oneOf`` does not allow and that make it match."""
-    if not _errors(value, schema, root, label):
-        return value
-    for branch in next(iter(schema.values())):
-        found = _errors(value, branch, root, label)
-        if not all(error.instance is None or isinstance(error.instance, dict | list) for error in found):
-            continue  # a text or number is wrong, such as the kind of an object: no null makes it match
-        made = _without_nulls(value, branch, root, label)
-        if not _errors(made, schema, root, label):
-            return made
-    return value
-
-
-def _followed(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a schema with its references resolved, except those in its parts."""
-    seen: set[str] = set()
-    while isinstance(schema, Mapping) and isinstance(way := schema.get("$ref"), str) and way not in seen:
-        start, *names = way.split("/")
-        if start != "#":
-            break
-        seen.add(way)
-        schema = root
-        for name in names:
-            schema = schema.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(schema, Mapping) else None
-    return schema if isinstance(schema, Mapping) else {}
+    made: Any = [copy.deepcopy(value)]
+    for error in sorted(errors, key=lambda error: not error.context):  # choices first, which replace whole objects
+        way = [0, *list(error.path)]
+        name = way.pop()
+        holder: Any = functools.reduce(operator.getitem, way, made)
+        if error.instance is None and isinstance(holder, dict):
+            holder.pop(name, None)
+        for index, branch in enumerate(error.validator_value if error.context else ()):
+            inner = [found for found in error.context if found.schema_path[0] == index]
+            if all(found.instance is None or found.context for found in inner):  # a wrong text stays wrong
+                chosen = _without_nulls(error.instance, inner, root, label)
+                if not _errors(chosen, branch, root, label):
+                    holder[name] = chosen
+                    break
+    return made[0]
