@@ -72,47 +72,39 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
         return write([message("human", _parts(prompt, {}))])
     if type(prompt) is not ChatPromptTemplate:
         raise _no_form_of(prompt)
-    return write(_Converter(prompt.partial_variables).items(prompt.messages))
+    return write(_items(prompt.messages, prompt.partial_variables, {}))
 
 
-class _Converter:
-    """Converts the messages of one prompt, and remembers the names of tool calls for the answers to them."""
+def _items(messages: Sequence[Any], partial: Mapping[str, Any], calls: dict[str, str]) -> Iterator[Item]:
+    """Convert messages; `calls` are the names of the tool calls so far, by their ids, for the answers to them."""
+    for item in messages:
+        if type(item) is ChatPromptTemplate:
+            yield from _items(item.messages, {**partial, **item.partial_variables}, calls)
+        elif isinstance(item, MessagesPlaceholder):
+            if partial.get(item.variable_name):
+                raise _no_form(item.variable_name, "has messages as its partial value: give them with each call")
+            yield conversation(item.variable_name, item.n_messages)
+        elif isinstance(item, ToolMessage) and isinstance(item.content, str):
+            yield tool_response(item.tool_call_id, item.name or calls.get(item.tool_call_id, "tool"), item.content)
+        elif type(item) in _SPEAKERS:
+            calls |= {call["id"] or "": call["name"] for call in getattr(item, "tool_calls", ())}
+            yield message(_SPEAKERS[type(item)], _content(item, partial))
+        else:
+            raise _no_form_of(item)
 
-    def __init__(self, partial: Mapping[str, Any]) -> None:
-        self.partial = partial
-        self.calls: dict[str, str] = {}
 
-    def items(self, messages: Sequence[Any]) -> Iterator[Item]:
-        for item in messages:
-            if type(item) is ChatPromptTemplate:
-                inner = _Converter({**self.partial, **item.partial_variables})
-                yield from inner.items(item.messages)
-            elif isinstance(item, MessagesPlaceholder):
-                if self.partial.get(item.variable_name):
-                    raise _no_form(item.variable_name, "has messages as its partial value: give them with each call")
-                yield conversation(item.variable_name, item.n_messages)
-            elif isinstance(item, ToolMessage) and isinstance(item.content, str):
-                name = item.name or self.calls.get(item.tool_call_id, "tool")
-                yield tool_response(item.tool_call_id, name, item.content)
-            elif type(item) in _SPEAKERS:
-                yield message(_SPEAKERS[type(item)], self._content(item))
-            else:
-                raise _no_form_of(item)
-
-    def _content(self, message: Any) -> Iterator[str]:
-        for field in ("additional_kwargs", "name", "id", "response_metadata"):
-            if getattr(message, field, None):
-                raise _no_form(field, f"of a {type(message).__name__} has no form in POML: remove it")
-        if not isinstance(message, BaseMessage):
-            prompts = message.prompt if isinstance(message.prompt, list) else [message.prompt]
-            for prompt in prompts:
-                yield from _parts(prompt, self.partial)
-            return
-        for part in [message.content] if isinstance(message.content, str) else message.content:
-            yield from [part] if isinstance(part, str) else _literal(part)
-        for call in message.tool_calls if isinstance(message, AIMessage) else ():
-            self.calls[call["id"] or ""] = call["name"]
-            yield tool_request(call["id"] or "", call["name"], call["args"])
+def _content(message: Any, partial: Mapping[str, Any]) -> Iterator[str]:
+    for field in ("additional_kwargs", "name", "id", "response_metadata"):
+        if getattr(message, field, None):
+            raise _no_form(field, f"of a {type(message).__name__} has no form in POML: remove it")
+    if not isinstance(message, BaseMessage):
+        for prompt in message.prompt if isinstance(message.prompt, list) else [message.prompt]:
+            yield from _parts(prompt, partial)
+        return
+    for part in [message.content] if isinstance(message.content, str) else message.content:
+        yield from [part] if isinstance(part, str) else _literal(part)
+    for call in getattr(message, "tool_calls", ()):
+        yield tool_request(call["id"] or "", call["name"], call["args"])
 
 
 def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[str]:

@@ -22,8 +22,6 @@ from pomlflow.frame import media
 from pomlflow.template.history import History, in_poml_form
 
 _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
-# The types of message chunks are the names of their classes.
-_SPEAKERS |= {f"{kind}MessageChunk": _SPEAKERS[kind.lower()] for kind in ("Human", "AI", "System", "Tool", "Function")}
 _ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"})
@@ -116,7 +114,8 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
     """Convert a LangChain message to POML's ``speaker`` and ``content``, without its reasoning."""
     content = message.content
     calls = message.tool_calls if isinstance(message, AIMessage) else []
-    speaker = _SPEAKERS.get(message.type) or _ROLES.get(getattr(message, "role", ""), "human")
+    kind = message.type.removesuffix("MessageChunk").lower()  # a chunk's type is the name of its class
+    speaker = _SPEAKERS.get(kind) or _ROLES.get(getattr(message, "role", ""), "human")
     if isinstance(content, str) and not calls and not isinstance(message, ToolMessage):
         return {"speaker": speaker, "content": content}
     parts: list[Any] = [content] if isinstance(content, str) else [_part(block) for block in content]

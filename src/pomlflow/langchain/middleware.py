@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -233,15 +234,13 @@ class _Call:
 
 def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, has_conversation: bool) -> dict[str, Any]:
     """Return the system prompt and messages of a request, with its conversation unless the render contains that."""
-    head = 0
-    while head < len(rendered) and isinstance(rendered[head], SystemMessage):
-        head += 1
-    rest = rendered[head:]
+    head = list(takewhile(lambda message: isinstance(message, SystemMessage), rendered))
+    rest = rendered[len(head) :]
     messages: list[AnyMessage] = [*rest] if has_conversation else [*rest, *request.messages]  # type: ignore[list-item]
     if not head:
         return {"messages": messages}
     own = [] if request.system_message is None else [request.system_message]
-    contents: list[Any] = [message.content for message in (*rendered[:head], *own)]
+    contents: list[Any] = [message.content for message in (*head, *own)]
     if all(isinstance(content, str) for content in contents):
         return {"messages": messages, "system_message": SystemMessage("\n\n".join(filter(None, contents)))}
     blocks = [block for content in contents for block in ([content] if isinstance(content, str) else content)]

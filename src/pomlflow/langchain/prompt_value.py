@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
@@ -23,6 +23,16 @@ class _Rendered(PromptValue):
 
     _record: RenderRecord | None = PrivateAttr(default=None)
     _arguments: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def of(self, record: RenderRecord) -> Self:
+        """Set the render, and return the value."""
+        self._record = record
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptValue) and self.to_messages() == other.to_messages()
+
+    __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
 
     @property
     def record(self) -> RenderRecord | None:
@@ -55,57 +65,33 @@ class _Rendered(PromptValue):
         return None if self._record is None else result_html(self._record.result(), self._record.name)
 
 
-class PomlChatPromptValue(ChatPromptValue, _Rendered):
+class PomlChatPromptValue(_Rendered, ChatPromptValue):
     """The messages of a render, with the POML frame.
 
     LangChain serialises it as a plain `ChatPromptValue`, which contains only the messages.
     """
-
-    def __init__(self, messages: Sequence[BaseMessage], *, record: RenderRecord | None = None, **fields: Any) -> None:
-        super().__init__(messages=messages, **fields)
-        self._record = record
 
     @classmethod
     def lc_id(cls) -> list[str]:
         """Return the id of `ChatPromptValue`, which `loads` allows."""
         return ChatPromptValue.lc_id()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ChatPromptValue) and list(self.messages) == list(other.messages)
 
-    __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
-
-
-class PomlStringPromptValue(StringPromptValue, _Rendered):
+class PomlStringPromptValue(_Rendered, StringPromptValue):
     """The text of a render with ``chat=False``, with the POML frame."""
-
-    _messages: list[BaseMessage] = PrivateAttr(default_factory=list)
-
-    def __init__(
-        self,
-        text: str,
-        *,
-        record: RenderRecord | None = None,
-        messages: Sequence[BaseMessage] = (),
-        **fields: Any,
-    ) -> None:
-        super().__init__(text=text, **fields)
-        self._record, self._messages = record, list(messages)
 
     @override
     def to_messages(self) -> list[BaseMessage]:
         """Return one human message with the text, and with the pictures and other media."""
-        return list(self._messages) or super().to_messages()
+        if self._record is None:
+            return super().to_messages()
+        *_, parts = split_parts(self._record.result()["messages"])
+        return from_poml([{"speaker": "human", "content": parts}])
 
     @classmethod
     def lc_id(cls) -> list[str]:
         """Return the id of `StringPromptValue`."""
         return StringPromptValue.lc_id()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StringPromptValue) and self.text == other.text
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 PomlPromptValue = PomlChatPromptValue | PomlStringPromptValue
@@ -116,8 +102,6 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Po
     """Return the prompt value of a render, or raise its error; `natives` are LangChain's own messages, by position."""
     content = record.result()["messages"]
     if record.chat:
-        return PomlChatPromptValue(from_poml(content, natives), record=record)
-    *_, parts = split_parts(content)
-    messages = from_poml([{"speaker": "human", "content": parts}])
-    text = "\n".join(part for part in parts if isinstance(part, str))  # texts with a picture between them
-    return PomlStringPromptValue(text, record=record, messages=messages)
+        return PomlChatPromptValue(messages=from_poml(content, natives)).of(record)
+    texts = [part for part in split_parts(content)[2] if isinstance(part, str)]
+    return PomlStringPromptValue(text="\n".join(texts)).of(record)  # texts with a picture between them
