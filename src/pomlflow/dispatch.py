@@ -30,7 +30,6 @@ class RenderContext:
     """Where a render took place."""
 
     framework: Framework = "plain"
-    run: Any = None  # the run manager of a LangChain prompt's own run, if it has one
     file: Path | None = None  # the absolute path of the prompt's file
 
 

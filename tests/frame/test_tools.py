@@ -42,16 +42,11 @@ def test_the_tools_of_a_render_are_read_in_order() -> None:
     assert tool_specs({"messages": []}) == []
 
 
-def test_the_shape_of_openai_plain_and_strict() -> None:
-    plain = WEATHER.openai()
-    assert plain == {
+def test_the_shape_of_openai() -> None:
+    assert WEATHER.openai() == {
         "type": "function",
         "function": {"name": "weather", "description": "The weather.", "parameters": PARAMETERS},
     }
-    strict = WEATHER.openai(strict=True)["function"]
-    assert strict["strict"] is True
-    assert strict["parameters"]["required"] == ["city", "days"]
-    assert strict["parameters"]["properties"]["days"] == {"type": ["integer", "null"], "maximum": 7}
 
 
 def test_functions_are_keyed_by_their_names() -> None:

@@ -18,7 +18,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, 
 from langchain_core.tools import tool
 from tests.langchain.prompts import Model, TextModel
 
-from pomlflow import ConfigurationError, PomlError, ToolError
+from pomlflow import PomlError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
 from pomlflow.langchain.binding import PomlModel
 
@@ -281,7 +281,7 @@ def test_a_text_model_gets_the_settings_and_refuses_the_rest() -> None:
 
 
 def test_a_model_without_tools_is_named() -> None:
-    with pytest.raises(ToolError, match="GenericFakeChatModel takes none"):
+    with pytest.raises(ToolError, match="GenericFakeChatModel takes no tools"):
         prompt(TOOL).bind_to(GenericFakeChatModel(messages=iter(["x"]))).invoke({})
 
 
@@ -305,8 +305,8 @@ def test_functions_of_a_file_without_tools_describe_themselves() -> None:
     model = Model()
     prompt("<p>Go.</p>").bind_to(model, tools=[weather]).invoke({})
     assert [given["function"]["name"] for given in model.options[0]["tools"]] == ["weather"]
-    with pytest.raises(ConfigurationError, match=r"no <tool-definition>, and a TextModel has no bind_tools .*: define"):
-        prompt("<p>Go.</p>").bind_to(TextModel(), tools=[weather])
+    with pytest.raises(ToolError, match="TextModel is a text model and takes no tools"):
+        prompt("<p>Go.</p>").bind_to(TextModel(), tools=[weather]).invoke({})
     with pytest.raises(TypeError, match="bind_to takes a LangChain model"):
         prompt("<p>Go.</p>").bind_to(5, tools=[weather])  # type: ignore[arg-type]
 

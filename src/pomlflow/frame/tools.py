@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pomlflow.exceptions import ToolArgumentsError, ToolError
-from pomlflow.frame.schema import problems, strict_form, without_nulls
+from pomlflow.frame.schema import problems, without_nulls
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,10 @@ class ToolSpec:
     description: str
     parameters: Mapping[str, Any]
 
-    def openai(self, *, strict: bool = False) -> dict[str, Any]:
-        """Return the tool in OpenAI's format, which LangChain and LlamaIndex translate for other providers.
-
-        With `strict`, the parameters are in `strict_form`, and `check_arguments` removes the nulls of that. The OpenAI
-        SDK requires it of each tool if there is a ``response_format``.
-        """
-        function: dict[str, Any] = {"name": self.name, "description": self.description}
-        function["parameters"] = strict_form(self.parameters) if strict else dict(self.parameters)
-        return {"type": "function", "function": {**function, "strict": True} if strict else function}
+    def openai(self) -> dict[str, Any]:
+        """Return the tool in OpenAI's format, which LangChain and LlamaIndex translate for other providers."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
 
 
 def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:

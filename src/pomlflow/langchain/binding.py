@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from langchain_core.language_models import BaseLanguageModel, LanguageModelInput
@@ -18,17 +19,15 @@ from langchain_core.runnables import (
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 from typing_extensions import override
 
-from pomlflow.exceptions import ConfigurationError, PomlError
+from pomlflow.exceptions import PomlError
 from pomlflow.frame.tools import check_functions, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import arguments, uses_chat_completions
 from pomlflow.langchain.output import PartialObject, parse_message
 from pomlflow.langchain.prompt_value import PomlPromptValue
-from pomlflow.langchain.tools import as_tool
 from pomlflow.record import RenderRecord
 
 
@@ -79,14 +78,14 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
-        partial = PartialObject()
+        answer = PartialObject()
         for chunk in call.model.stream(call.value, call.config, **call.kwargs):
             if call.parsed_by is None:
                 yield chunk
-            elif partial.take(chunk):
-                yield partial.value
-        if call.parsed_by is not None and partial.update(call.parse(partial.message)):
-            yield partial.value
+            elif answer.take(chunk):
+                yield answer.value
+        if call.parsed_by is not None and answer.update(call.parse(answer.message)):
+            yield answer.value
 
     @override
     async def astream(
@@ -94,14 +93,14 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     ) -> AsyncIterator[Any]:
         """Stream the answer; with `parse`, the object as it grows."""
         call = self._call(input, config, kwargs)
-        partial = PartialObject()
+        answer = PartialObject()
         async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
             if call.parsed_by is None:
                 yield chunk
-            elif partial.take(chunk):
-                yield partial.value
-        if call.parsed_by is not None and partial.update(call.parse(partial.message)):
-            yield partial.value
+            elif answer.take(chunk):
+                yield answer.value
+        if call.parsed_by is not None and answer.update(call.parse(answer.message)):
+            yield answer.value
 
     # RunnableBindingBase would pass the same arguments for all inputs of a batch, but each input has its own frame.
     batch = Runnable.batch
@@ -116,13 +115,8 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         given = {**self.kwargs, **(value.arguments if isinstance(value, PomlPromptValue) else {}), **given}
         model, bound, config = _resolve(self.bound, self._merge_configs(config))
         if not isinstance(model, BaseLanguageModel):  # the configuration selected a runnable that holds several models
-            inner = wrap_models(
-                model.bind(**bound) if bound else model,
-                parse=self.parse,
-                functions=self.functions,
-                tools=self.own_tools,
-            )
-            return _Call(inner, value, config, given)
+            wrap = partial(PomlModel, parse=self.parse, functions=self.functions, own_tools=self.own_tools)
+            return _Call(wrap_models(model.bind(**bound), wrap), value, config, given)
         record = value.record if isinstance(value, PomlPromptValue) else None
         if record is None:
             if self.parse:
@@ -142,53 +136,24 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
 def wrap_models(
     llm: Runnable[Any, Any],
-    *,
-    parse: bool = False,
-    functions: Iterable[str] | None = None,
-    tools: Sequence[dict[str, Any]] = (),
+    wrap: Callable[..., PomlModel],
     bindings: tuple[RunnableBinding[Any, Any], ...] = (),
 ) -> Runnable[Any, Any]:
-    """Wrap every model in the runnable in a `PomlModel`.
-
-    `tools` are functions that describe themselves; `bindings` are those around the runnable, innermost first.
-    """
-
-    def wrap(inner: Runnable[Any, Any]) -> Runnable[Any, Any]:
-        return wrap_models(inner, parse=parse, functions=functions, tools=tools, bindings=bindings)
-
+    """Wrap every model in the runnable; `bindings` are those around the runnable, innermost first."""
     if isinstance(llm, RunnableBinding):
-        bindings = (llm, *bindings)
-        return wrap(llm.bound)
+        return wrap_models(llm.bound, wrap, (llm, *bindings))
     if isinstance(llm, RunnableBindingBase):  # RunnableRetry
-        return llm.model_copy(update={"bound": wrap(llm.bound)})
+        return llm.model_copy(update={"bound": wrap_models(llm.bound, wrap, bindings)})
     if isinstance(llm, RunnableWithFallbacks):
-        fallbacks = [wrap(other) for other in llm.fallbacks]
-        return llm.model_copy(update={"runnable": wrap(llm.runnable), "fallbacks": fallbacks})
+        first, *others = (wrap_models(model, wrap, bindings) for model in (llm.runnable, *llm.fallbacks))
+        return llm.model_copy(update={"runnable": first, "fallbacks": others})
     if isinstance(llm, RunnableSequence):
-        return RunnableSequence(wrap(llm.first), *llm.steps[1:], name=llm.name)
+        return RunnableSequence(wrap_models(llm.first, wrap, bindings), *llm.steps[1:], name=llm.name)
     if not isinstance(llm, BaseLanguageModel | DynamicRunnable) and not _is_configurable(llm):
         raise TypeError(f"bind_to takes a LangChain model, or a runnable made from one, not a {type(llm).__name__}")
-    if tools and isinstance(llm, BaseLanguageModel):  # others are checked when they are called
-        _check_takes_tools(llm, tools)
     for binding in bindings:  # around the model itself, so that the frame overrides their arguments
         llm = binding.model_copy(update={"bound": llm})
-    names = None if functions is None else list(functions)
-    return PomlModel(bound=llm, parse=parse, functions=names, own_tools=list(tools))
-
-
-def own_tools(functions: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return functions that describe themselves as tools in OpenAI's format."""
-    return [convert_to_openai_tool(as_tool(name, function)) for name, function in functions.items()]
-
-
-def _check_takes_tools(model: Any, tools: Sequence[dict[str, Any]]) -> None:
-    try:
-        model.bind_tools(tools)
-    except (AttributeError, NotImplementedError) as error:
-        raise ConfigurationError(
-            f"the prompt has no <tool-definition>, and a {type(model).__name__} has no bind_tools for functions that "
-            "describe themselves: define the tools in the prompt, or use a model that has it"
-        ) from error
+    return wrap(bound=llm)
 
 
 def _resolve(

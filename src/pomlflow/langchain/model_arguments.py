@@ -51,7 +51,7 @@ def arguments(
     if schema is not None:
         values |= _structured_output(model, schema, label)
     strict = "response_format" in {*bound, *values, *given} and uses_chat_completions(model)
-    if tools := [*(spec.openai(strict=strict) for spec in tool_specs(output)), *own_tools]:
+    if tools := [*(spec.openai() for spec in tool_specs(output)), *own_tools]:
         values |= _bound_tools(runtime.model, tools, runtime.tool_choice, label)
     if before := bound.get("tools"):
         values["tools"] = _merged(before, values.get("tools") or [])
@@ -106,7 +106,7 @@ def _bound_tools(
     try:
         binding: Any = model.bind_tools(tools, **({} if choice is None else {"tool_choice": choice}))
     except NotImplementedError as error:
-        raise ToolError(f"{label} defines tools, and {type(model).__name__} takes none", _name(tools[0])) from error
+        raise ToolError(f"{label}: {type(model).__name__} takes no tools", _name(tools[0])) from error
     return dict(getattr(binding, "kwargs", None) or {"tools": tools})
 
 

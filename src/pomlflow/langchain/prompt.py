@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
-from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AnyMessage, BaseMessage
-from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.prompts.chat import BaseChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
 from pomlflow._arguments import refuse_arguments, refuse_foreign
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame.tools import check_functions, functions_by_name, tool_specs
-from pomlflow.langchain.binding import own_tools, wrap_models
+from pomlflow.langchain.binding import PomlModel, wrap_models
 from pomlflow.langchain.messages import MessageHistory
 from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
@@ -176,11 +177,10 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         Raises:
             TypeError: `llm` is not a model.
             ToolError: Two functions have one name.
-            ConfigurationError: The markup defines no tool, and `llm` takes none.
 
-        A call raises `SettingError` if the model does not support a setting, and `ToolError` if tools and functions do
-        not match. With `parse`, it raises `PomlOutputParserError`, which contains the answer, if that does not match
-        the schema.
+        A call raises `SettingError` if the model does not support a setting, and `ToolError` if it takes no tools, or
+        if tools and functions do not match. With `parse`, it raises `PomlOutputParserError`, which contains the answer,
+        if that does not match the schema.
 
         Example:
             >>> from langchain_core.language_models import FakeListChatModel
@@ -189,9 +189,12 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             'Hello!'
         """
         functions = None if tools is None else functions_by_name(tools)
+        names, described = None if functions is None else list(functions), []
         if functions and "tools" not in self._core.inference.fields:
-            return RunnableSequence(self, wrap_models(llm, parse=parse, tools=own_tools(functions)))
-        return RunnableSequence(self, wrap_models(llm, parse=parse, functions=functions))
+            names, described = None, [convert_to_openai_tool(as_tool(*found)) for found in functions.items()]
+        return RunnableSequence(
+            self, wrap_models(llm, partial(PomlModel, parse=parse, functions=names, own_tools=described))
+        )
 
     def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
         """Return the markup's tools with functions, for a ``ToolNode``, an agent's constructor, or a loop of your own.
@@ -227,60 +230,50 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
     @override
     def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> PomlPromptValue:
         """Render to a prompt value with the frame."""
-        return self._with_arguments(super().invoke(input, config), kwargs)
+        value = cast("PomlPromptValue", super().invoke(input, config))
+        # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step.
+        value.arguments.update(kwargs)
+        return value
 
     @override
     async def ainvoke(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
     ) -> PomlPromptValue:
         """Render to a prompt value with the frame, without blocking the event loop."""
-        return self._with_arguments(await super().ainvoke(input, config), kwargs)
+        value = cast("PomlPromptValue", await super().ainvoke(input, config))
+        value.arguments.update(kwargs)
+        return value
 
     @override
     async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
         """Render for each input. LangChain would start all at once, which may be more than the engine's queue holds."""
-        return await super().abatch(inputs, _bounded(config), **kwargs)
-
-    def _with_arguments(self, value: PromptValue, arguments: Mapping[str, Any]) -> PomlPromptValue:
-        """Store the arguments of a chain's call, for the model after the prompt."""
-        # upstream: langchain-core 1.4-1.8: RunnableSequence passes bound arguments to its first step.
-        made = cast("PomlPromptValue", value)
-        made.arguments.update(arguments)
-        return made
+        limits = settings()
+        most = max(1, min(_RENDERS_PER_WORKER * limits.workers, limits.max_queue))
+        configs = get_config_list(config, len(inputs))
+        bounded = [{**each, "max_concurrency": min(each.get("max_concurrency") or most, most)} for each in configs]
+        return await super().abatch(inputs, cast("Any", bounded), **kwargs)
 
     @override
-    def _format_prompt_with_error_handling(
-        self, inner_input: Any, run_manager: CallbackManagerForChainRun | None = None
-    ) -> PomlPromptValue:
-        record, history = self.render_record(inner_input)
-        self._dispatch(record, run_manager)
-        return prompt_value(record, history.placed)
-
-    @override
-    async def _aformat_prompt_with_error_handling(
-        self, inner_input: Any, run_manager: AsyncCallbackManagerForChainRun | None = None
-    ) -> PomlPromptValue:
-        record, history = await self.arender_record(inner_input)
-        self._dispatch(record, run_manager)
-        return prompt_value(record, history.placed)
-
-    @override
-    def format_prompt(self, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]  # a string where chat is off
+    def format_prompt(self, /, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]  # a text if chat is off
         """Render to a prompt value with the frame."""
-        return self._format_prompt_with_error_handling(kwargs)
+        record, history = self.render_record(kwargs)
+        self._dispatch(record)
+        return prompt_value(record, history.placed)
 
     @override
-    async def aformat_prompt(self, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]
+    async def aformat_prompt(self, /, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]
         """Render to a prompt value with the frame, without blocking the event loop."""
-        return await self._aformat_prompt_with_error_handling(kwargs)
+        record, history = await self.arender_record(kwargs)
+        self._dispatch(record)
+        return prompt_value(record, history.placed)
 
     @override
-    def format_messages(self, **kwargs: Any) -> list[BaseMessage]:
+    def format_messages(self, /, **kwargs: Any) -> list[BaseMessage]:
         """Render to messages."""
         return self.format_prompt(**kwargs).to_messages()
 
     @override
-    async def aformat_messages(self, **kwargs: Any) -> list[BaseMessage]:
+    async def aformat_messages(self, /, **kwargs: Any) -> list[BaseMessage]:
         """Render to messages, without blocking the event loop."""
         return (await self.aformat_prompt(**kwargs)).to_messages()
 
@@ -296,36 +289,35 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         )
         return combined
 
-    def _dispatch(
-        self, record: RenderRecord, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun | None
-    ) -> None:
+    def _dispatch(self, record: RenderRecord) -> None:
         set_sink("langchain", _trace)
-        dispatch(record, RenderContext("langchain", run, self._core.path))
+        dispatch(record, RenderContext("langchain", self._core.path))
 
-    def render_record(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
+    def render_record(self, given: Mapping[str, Any]) -> tuple[RenderRecord, MessageHistory]:
         """Render without dispatching the record; for this package."""
         variables, history, now = self._prepared(given)
         return self._core.render(variables, history=history, snapshot=now), history
 
-    async def arender_record(self, given: Any) -> tuple[RenderRecord, MessageHistory]:
+    async def arender_record(self, given: Mapping[str, Any]) -> tuple[RenderRecord, MessageHistory]:
         """Render without dispatching the record and without blocking the event loop; for this package."""
         variables, history, now = self._prepared(given)
         return await self._core.arender(variables, history=history, snapshot=now), history
 
     @override
-    def _prepared(self, given: Any) -> tuple[dict[str, Any], MessageHistory, Snapshot]:
+    def _prepared(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], MessageHistory, Snapshot]:
         now = self._refreshed()
-        return self._validate_input(given), MessageHistory(), now
+        partial = {name: value() if callable(value) else value for name, value in self.partial_variables.items()}
+        return {**partial, **given}, MessageHistory(), now
 
     @override
     def _validate_input(self, inner_input: Any) -> dict[str, Any]:
-        """Return all variables by name. Missing ones are left to the render, so that their error is traced."""
-        partial = {name: value() if callable(value) else value for name, value in self.partial_variables.items()}
+        """Return the given variables by name. Missing ones are left to the render, so that their error is traced."""
         if isinstance(inner_input, Mapping):
-            return {**partial, **inner_input}
+            return dict(inner_input)
+        self._refreshed()
         names = self.input_variables or self.optional_variables
         if len(names) == 1:
-            return {**partial, names[0]: inner_input}
+            return {names[0]: inner_input}
         raise TypeError(
             f"a prompt with the variables {self.input_variables} takes a dict of them, "
             f"not a {type(inner_input).__name__}"
@@ -337,16 +329,6 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         for field, value in _variables(now.inference, self.partial_variables, self.input_types).items():
             setattr(self, field, value)
         self.__dict__.pop("_serialized", None)  # LangChain has cached the serialised form of the old template here
-
-
-def _bounded(config: Any) -> Any:
-    """Return the config, or each of the configs, with a limited `max_concurrency`."""
-    if isinstance(config, Sequence):
-        return [_bounded(one) for one in config]
-    limits = settings()
-    most = max(1, min(_RENDERS_PER_WORKER * limits.workers, limits.max_queue))
-    wanted = (config or {}).get("max_concurrency")
-    return {**(config or {}), "max_concurrency": most if wanted is None else min(wanted, most)}
 
 
 def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
