@@ -65,6 +65,7 @@ class _Loaded:
     snapshot: Snapshot
     content: PromptContent | None = None  # None for the fallback
     text: str = ""  # of the version as MLflow returned it
+    files: ExtractedFiles | None = None
 
 
 class RegistryOrigin:
@@ -117,8 +118,9 @@ class RegistryOrigin:
             # MLflow's optimisers replace this property during their trials (see `text_of`): read it for each render.
             text = str(now.content.version.template)
             # The system may clean up temporary folders while the process runs.
-            if text != now.text or (now.snapshot.files and not now.snapshot.folder.is_dir()):
-                self._loaded = now = self._load(now.content, text)
+            files = None if now.snapshot.files and not now.snapshot.folder.is_dir() else now.files
+            if text != now.text or files is None:
+                self._loaded = now = self._load(now.content, text, files)
         return now.snapshot
 
     def update(self) -> None:
@@ -136,10 +138,11 @@ class RegistryOrigin:
             warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", error, in_use)
         self._follow(self.refresh)
 
-    def _load(self, content: PromptContent, text: str) -> _Loaded:
-        """Extract the files of a version with this text, and return its state."""
+    def _load(self, content: PromptContent, text: str, files: ExtractedFiles | None = None) -> _Loaded:
+        """Return the state of a version with this text, and extract its files unless they are given."""
         try:
-            return _Loaded(_snapshot(content, text, ExtractedFiles(content.bundle, self._base_dir)), content, text)
+            files = files or ExtractedFiles(content.bundle, self._base_dir)
+            return _Loaded(_snapshot(content, text, files), content, text, files)
         except OSError as error:
             raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
 
