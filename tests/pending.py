@@ -19,19 +19,21 @@ def finish(timeout: float = 30) -> bool:
 
 def forget_pending() -> list[Any]:
     """Drop what can never be done, because its server was never there; return it."""
+    from pomlflow.tracking import links
     from pomlflow.tracking.background import worker
     from pomlflow.tracking.publish import publisher
 
     left = []
     while True:
-        for entries in worker._entries:
-            left += [entry.task for entry in entries]
-            entries.clear()
+        for heap in worker._heaps:
+            left += [task for _, _, task in heap]
+            heap.clear()
         if not worker.flush(1):
             break
     worker._outages.clear()
     worker.take_lost()
     publisher._reset()
+    links.forget()
     return left
 
 

@@ -14,7 +14,8 @@ from mlflow.utils.workspace_context import get_request_workspace
 from tests.mlflow_server import until
 
 from pomlflow.tracking import background
-from pomlflow.tracking.background import FIRST, RejectedError, Task, TaskState, Worker
+from pomlflow.tracking.background import FIRST, RejectedError, Task, Worker
+from pomlflow.tracking.stores import check_reachable
 
 STORE = "sqlite:///store.db"
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
@@ -26,23 +27,18 @@ BUSY = RestException({"error_code": "RESOURCE_EXHAUSTED", "message": "too many"}
 class Do(Task):
     """Run what it is given, and note that it was dropped."""
 
-    def __init__(self, what: Callable[[], Any], uri: str = STORE, workspace: str | None = None) -> None:
-        super().__init__(uri=uri, workspace=workspace)
-        self.what = what
+    def __init__(
+        self, what: Callable[[], Any], uri: str = STORE, workspace: str | None = None, *, is_periodic: bool = False
+    ) -> None:
+        def run() -> bool:
+            check_reachable(uri)
+            return what() is not False
+
+        super().__init__(uri=uri, workspace=workspace, run=run, on_dropped=self.end, is_periodic=is_periodic)
         self.over = False
 
-    def run(self) -> TaskState:
-        result = self.what()
-        return result if isinstance(result, TaskState) else TaskState.NOT_YET if result is False else TaskState.DONE
-
-    def on_dropped(self) -> None:
+    def end(self) -> None:
         self.over = True
-
-
-class Read(Do):
-    """A task that no flush waits for."""
-
-    is_periodic = True
 
 
 @pytest.fixture
@@ -111,24 +107,9 @@ def test_what_can_never_be_accepted_is_tried_once(tasks, caplog):
     assert messages(caplog) == [f"Not registered in MLflow: prompt {number} is too long" for number in range(2)]
 
 
-def test_what_is_impossible_for_ever_is_counted(tasks):
-    """Whatever the task found out, it is not tried again."""
-    runs = []
-    tasks.submit(Do(lambda: (runs.append(1), TaskState.LOST)[1]))
-    assert tasks.flush(30) == 0
-    assert (runs, tasks.take_lost()) == ([1], 1)
-
-
-def test_what_depends_on_the_program_delays_no_flush(tasks):
-    """A trace that is still open, and a prompt that is refreshed every minute."""
-    ended, runs = threading.Event(), []
-    parked = Do(lambda: runs.append(ended.is_set()) or (TaskState.DONE if ended.is_set() else TaskState.PARKED))
-    tasks.submit(parked)
-    tasks.submit(Read(lambda: None), after=3600)
+def test_a_prompt_that_is_refreshed_every_minute_delays_no_flush(tasks):
+    tasks.submit(Do(lambda: None, is_periodic=True), after=3600)
     assert tasks.flush(3600) == 0
-    ended.set()
-    tasks.wake(parked)
-    until(lambda: runs[-1])
 
 
 def test_reads_run_before_a_backlog_of_writes(tasks):
@@ -138,19 +119,18 @@ def test_reads_run_before_a_backlog_of_writes(tasks):
     assert started.wait(30)
     for number in range(3):
         tasks.submit(Do(lambda number=number: done.append(number)))
-    tasks.submit(Read(lambda: done.append("read")))
+    tasks.submit(Do(lambda: done.append("read"), is_periodic=True))
     go_on.set()
     assert tasks.flush(30) == 0
     assert done == ["read", 0, 1, 2]
 
 
 def test_a_lookup_runs_before_a_backlog_of_links(tasks):
-    """Also before those whose trace was just stored: a trace that ends before its version is known costs more."""
+    """A trace that ends before its version is known costs more."""
     done, started, go_on = [], threading.Event(), threading.Event()
     tasks.submit(Do(lambda: (started.set(), go_on.wait(30))))
     assert started.wait(30)
     tasks.submit(Do(lambda: done.append("link")))
-    tasks.wake(Do(lambda: done.append("stored")))
     tasks.submit(Do(lambda: done.append("lookup")), after=FIRST)
     go_on.set()
     assert tasks.flush(30) == 0
@@ -186,14 +166,14 @@ def test_an_outage_is_one_warning_and_its_end_a_message(tasks, caplog, error):
     warning, info = messages(caplog, logging.INFO)
     assert "is unreachable" in warning
     assert info.endswith("is reachable again.")
-    assert not tasks.is_unreachable(STORE)
+    assert STORE not in tasks._outages
 
 
 def test_each_store_has_its_own_outage(tasks):
     """A notebook continues with another store; what waits for the first is still pending, and delays no flush."""
     done = []
     tasks.submit(Do(lambda: done.append("dead"), DEAD))
-    until(lambda: tasks.is_unreachable(DEAD))
+    until(lambda: DEAD in tasks._outages)
     tasks.submit(Do(lambda: done.append("there")))
     assert tasks.flush(3600) == 1
     assert done == ["there"]

@@ -211,7 +211,7 @@ def test_following_ends_with_the_last_template(name: str, lookups: Counter[str])
 def test_an_unreachable_registry_keeps_no_template_alive(name: str, tmp_path: Path) -> None:
     mlflow.set_registry_uri(DEAD)
     template = opened(name, fallback=Template(path=write(tmp_path / "fallback.poml", "<p>Fallback</p>")))
-    until(lambda: worker.is_unreachable(DEAD))
+    until(lambda: DEAD in worker._outages)
     origin = weakref.ref(template.origin)
     del template
     gc.collect()

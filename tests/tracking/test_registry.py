@@ -16,6 +16,7 @@ from tests.pending import forget_pending, waiting_publisher
 from tests.registry_prompts import warnings_of
 from tests.tracking.programs import found_by, versions
 
+import pomlflow
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.tracking import background, publish
 from pomlflow.tracking.background import worker
@@ -149,7 +150,7 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
     exporting.start()
     until(lambda: not _in_memory(span.trace_id))
     lookups_go_on.set()
-    assert not registry.flush(0.5)
+    assert not pomlflow.flush(0.5)
     arrived.set()
     exporting.join()
     assert registry.flush(30)
@@ -161,30 +162,6 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
 def _in_memory(trace_id: str) -> bool:
     with InMemoryTraceManager.get_instance().get_trace(trace_id) as live:
         return live is not None
-
-
-def test_the_version_is_reported_once_now_or_later(mlflow_store, registry, record):
-    reported = []
-    with mlflow.start_span("chain") as span:
-        registry.link(record(), span.trace_id, on_version=reported.append)
-        registry.flush(30)
-        assert [version.version for version in reported] == [1]
-        registry.link(record(), span.trace_id, on_version=reported.append)
-        registry.link(record("new"), span.trace_id, wait=30, on_version=reported.append)
-
-    assert [version.version for version in reported] == [1, 1, 2]
-
-
-def test_a_listener_that_fails_affects_no_other(mlflow_store, registry, record, caplog):
-    with mlflow.start_span("chain") as span:
-        registry.link(record(), span.trace_id, on_version=lambda _: 1 / 0)
-        registry.link(record(), span.trace_id)
-        registry.flush(30)
-        assert registry.link(record(), span.trace_id, on_version=lambda _: 1 / 0).version == 1
-    stored(span.trace_id)
-
-    assert linked(span.trace_id) == [f"{record().name}/1"]
-    assert len(warnings_of(caplog)) == 1
 
 
 def test_a_link_that_fails_is_counted_and_hurts_no_other(
@@ -321,7 +298,7 @@ def test_a_server_that_never_answers_blocks_no_call(mlflow_store, registry, reco
 
 def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record, monkeypatch):
     """What does not wait is counted as lost."""
-    monkeypatch.setattr(background, "_MAX_TASKS", 4)  # a link and three lookups
+    monkeypatch.setattr(background, "_MAX_TASKS", 4)  # three lookups, and the search for exported traces
     monkeypatch.setattr(publish, "_MAX_TRACES", 10)
     mlflow.set_registry_uri(DEAD)
     with mlflow.start_span("chain") as span:

@@ -20,7 +20,6 @@ from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent, LLMCompletionStartEvent
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.workflow import Workflow
-from mlflow.entities.model_registry import PromptVersion
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
@@ -267,14 +266,10 @@ def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
     if span is None or owner is None:
         return
     prompt = {"name": record.name, "digest": record.digest}
-    span.set_attribute("poml.prompts", [prompt])
-
-    def on_version(version: PromptVersion) -> None:
-        if span.end_time_ns is None:  # the version may be known only after the span
-            span.set_attribute("poml.prompts", [{**prompt, "uri": version.uri}])
-
     if owner.register if record.register is None else record.register:
-        publisher.link(record, span.trace_id, on_version=on_version)
+        version = publisher.link(record, span.trace_id)
+        prompt |= {} if version is None else {"uri": version.uri}
+    span.set_attribute("poml.prompts", [prompt])
 
 
 def _callback_managers(component: Any) -> Iterator[Any]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from pomlflow._log import logger, warn_once
 from pomlflow.exceptions import CandidateError, ConfigurationError, RegistryError
@@ -21,7 +22,7 @@ from pomlflow.template.inference import infer
 from pomlflow.template.markup import TOOLS, Element, is_poml, parse_document
 from pomlflow.template.names import absolute
 from pomlflow.template.source import Inference, Snapshot
-from pomlflow.tracking.background import Task, TaskState, worker
+from pomlflow.tracking.background import Task, worker
 from pomlflow.tracking.bundle import ExtractedFiles
 from pomlflow.tracking.load import PromptContent, Reference, fetch_within, load
 from pomlflow.tracking.publish import publisher
@@ -150,7 +151,8 @@ class RegistryOrigin:
         """Look up the version after some seconds, unless it can never change."""
         self._process = os.getpid()
         if self._reference.number is None or self._loaded.content is None:
-            task = _Refresh(uri=self._stores.registry, workspace=self._stores.workspace, origin=weakref.ref(self))
+            run = partial(_update, weakref.ref(self))
+            task = Task(uri=self._stores.registry, workspace=self._stores.workspace, run=run, is_periodic=True)
             worker.submit(task, after=seconds)
 
 
@@ -225,20 +227,8 @@ def _parts(document: Element, found: Inference, folder: Path) -> list[str]:
     ]
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class _Refresh(Task):
-    """Refresh an origin once; `RegistryOrigin.update` schedules the next task."""
-
-    is_periodic: ClassVar[bool] = True
-    is_bounded: ClassVar[bool] = True
-
-    origin: weakref.ref[RegistryOrigin]
-
-    @property
-    def wanted(self) -> bool:
-        return self.origin() is not None
-
-    def run(self) -> TaskState:
-        if (origin := self.origin()) is not None:
-            origin.update()
-        return TaskState.DONE
+def _update(reference: weakref.ref[RegistryOrigin]) -> bool:
+    """Update an origin once, if it is still used; its `update` schedules the next task."""
+    if (origin := reference()) is not None:
+        origin.update()
+    return True

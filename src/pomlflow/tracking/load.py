@@ -20,7 +20,7 @@ from pomlflow.record import PromptFile, content_digest
 from pomlflow.template.inference import infer
 from pomlflow.template.markup import is_poml
 from pomlflow.tracking.bundle import FILES_TAG, Bundle, unpack
-from pomlflow.tracking.stores import Stores, check_reachable, store_errors
+from pomlflow.tracking.stores import Stores, store_errors
 from pomlflow.tracking.versions import DIGEST_TAG, Registry, text_of
 
 _URI: Final = re.compile(r"prompts:/([^/@]+)(?:/(\d+)|@([\w-]+))?")
@@ -145,7 +145,6 @@ def fetch_within(timeout: float, reference: Reference, stores: Stores) -> Prompt
 
     def run() -> None:
         try:
-            check_reachable(stores.registry)
             future.set_result(reference.fetch(stores))
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             future.set_exception(error)

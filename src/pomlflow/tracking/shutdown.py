@@ -26,13 +26,13 @@ from mlflow.tracing.processor import base_mlflow
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from pomlflow._log import logger, warn_once
-from pomlflow.tracking.background import worker
+from pomlflow.tracking.background import FOREVER, call_in_child, worker
 from pomlflow.tracking.stores import check_reachable, redacted
 
 _CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
-_NO_LIMIT: Final = threading.TIMEOUT_MAX / 2
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
 _CHILD_CHECK: Final = 30.0  # and at the end of such a child: many of them end at once, and keep the server busy
+_before_exit: Final[list[Callable[[], None]]] = []
 
 
 class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
@@ -40,11 +40,9 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
 
     def __init__(self) -> None:
         super().__init__(SpanExporter(), export_metrics=False)
-        self.before_exit: list[Callable[[], None]] = []
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_restart_exports)
+        call_in_child(_restart_exports)
         try:
-            threading._register_atexit(self._exit_before_join)  # type: ignore[attr-defined]
+            threading._register_atexit(_exit_before_join)  # type: ignore[attr-defined]
         # Another version of Python has no such function. It raises if the first trace is made while Python shuts down.
         except (AttributeError, RuntimeError):
             atexit.register(flush_at_exit)
@@ -55,14 +53,6 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
         _drain_all(deadline)
         worker.flush(max(0.0, deadline - time.monotonic()))
         return True
-
-    def _exit_before_join(self) -> None:
-        for callback in self.before_exit:
-            with suppress(Exception):
-                callback()
-        if flush_at_exit():
-            # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
-            atexit.register(flush_at_exit)
 
 
 _hooks: Final = cache(_Hooks)
@@ -86,13 +76,22 @@ def register_hooks() -> None:
 
 def call_before_exit(callback: Callable[[], None]) -> None:
     """Register a function to call at exit, before everything is flushed."""
-    with suppress(AttributeError):
-        _hooks().before_exit.append(callback)
+    _before_exit.append(callback)
+    register_hooks()
+
+
+def _exit_before_join() -> None:
+    for callback in _before_exit:
+        with suppress(Exception):
+            callback()
+    if flush_at_exit():
+        # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
+        atexit.register(flush_at_exit)
 
 
 def flush(timeout: float | None) -> bool:
     """Flush traces, prompt versions and links; return whether everything is stored. One warning counts the losses."""
-    deadline = time.monotonic() + (_NO_LIMIT if timeout is None else min(timeout, _NO_LIMIT))
+    deadline = time.monotonic() + (FOREVER if timeout is None else min(timeout, FOREVER))
     drained = _drain_all(deadline)
     if drained is None:
         mlflow.flush_trace_async_logging()
@@ -235,5 +234,5 @@ def _limit() -> float:
     try:
         limit = float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
     except ValueError:
-        return 5.0
-    return min(limit, _NO_LIMIT) if limit >= 0 else 5.0
+        limit = -1.0
+    return min(limit, FOREVER) if limit >= 0 else 5.0

@@ -77,7 +77,10 @@ def log_render(
         try:
             span.set_attributes(dict(_attributes(record)))
             status = _fill(GuardedSpan(span, mask, bare_data_uris), record)
-            _link(span, record, register)
+            register = register if record.register is None else record.register
+            version = publisher.link(record, span.trace_id, register=register)
+            if version is not None:
+                span.set_attribute("poml.prompt", version.uri)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
             warn_incomplete(error)
         finally:
@@ -169,15 +172,6 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
 def folder_of(path: str | None) -> str:
     """Return the folder of a prompt's path; the prompt root (``.``) for inline markup."""
     return posixpath.dirname(path or "") or "."
-
-
-def _link(span: LiveSpan, record: RenderRecord, register: bool) -> None:
-    def on_version(version: Any) -> None:
-        if span.end_time_ns is None:  # the version may be known only after the span has ended
-            span.set_attribute("poml.prompt", version.uri)
-
-    register = register if record.register is None else record.register
-    publisher.link(record, span.trace_id, register=register, on_version=on_version)
 
 
 def prepare() -> None:

@@ -33,7 +33,7 @@ from pomlflow.template.names import NAMES
 from pomlflow.template.runtime import canonical
 from pomlflow.tracking.background import RejectedError
 from pomlflow.tracking.bundle import FILES_TAG, FileChangedError, pack
-from pomlflow.tracking.stores import Stores, check_reachable
+from pomlflow.tracking.stores import Stores
 
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
 _NEWEST: Final = 20  # newest versions whose content is compared if no version has the digest as a tag
@@ -256,10 +256,9 @@ def register(
     record = replace(record or template.check(), register=True, version=None)
     draft = draft_of(record, str(name_of(record)))
     stores = Stores.current()
-    registry = Registry(stores.client(), stores.registry)
     uri = f"prompts:/{draft.name}"
     try:
-        check_reachable(stores.registry)
+        registry = Registry(stores.client(), stores.registry)
         version = registry.find(draft, create=False)
         is_new = version is None
         if is_new and not dry_run:
