@@ -172,6 +172,43 @@ def test_an_import_stays_light(statement: str, absent: set[str]) -> None:
     assert brought(statement) & absent == set()
 
 
+HOOKS = """
+import atexit, importlib, os, pkgutil, signal, sys, threading
+
+made = []
+
+
+def watched(owner, name):
+    real = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("pomlflow"):
+            made.append(name)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, call)
+
+
+for owner, name in (
+    (atexit, "register"), (os, "register_at_fork"), (signal, "signal"), (threading, "_register_atexit"),
+    (threading.Thread, "start"),
+):
+    watched(owner, name)
+import pomlflow
+for module in pkgutil.walk_packages(pomlflow.__path__, "pomlflow."):
+    if module.name != "pomlflow.__main__":
+        importlib.import_module(module.name)
+assert not made, made
+assert [one for one in sys.meta_path if type(one).__module__.startswith("pomlflow")] == []
+"""
+
+
+def test_an_import_starts_nothing() -> None:
+    """No thread, no hook at exit, at fork or for a signal, and no finder, whatever part is imported."""
+    done = subprocess.run([sys.executable, "-c", HOOKS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_public_names_are_there() -> None:
     import pomlflow
 

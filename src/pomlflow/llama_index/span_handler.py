@@ -146,7 +146,6 @@ class SpanHandler(BaseSpanHandler[Any]):
     def __init__(self, choose: Callable[[Any], Any]) -> None:
         super().__init__()
         self.choose = choose
-        call_before_exit(self.end_streams)
 
     @classmethod
     def class_name(cls) -> str:
@@ -156,6 +155,7 @@ class SpanHandler(BaseSpanHandler[Any]):
     def start(self) -> None:
         """Prepare for spans, once."""
         if self.details is None:
+            call_before_exit(self.end_streams)
             self.details = mlflow_details(self)
             self.deferred = Deferred()
 
