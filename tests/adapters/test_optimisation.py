@@ -43,9 +43,6 @@ AROUND = {
     "plain text": "Answer {{how}}: {{question}}",
     "prose around it": f"Here is a better prompt:\n\n{SOURCE}\nIt is brief.",
     "a fence": f"```xml\n{SOURCE}```",
-    "a comment before it": f"<!-- brief -->\n{SOURCE}",
-    "an XML declaration": f'<?xml version="1.0"?>\n{SOURCE}',
-    "two documents": f"{SOURCE}{SOURCE}",
 }
 
 

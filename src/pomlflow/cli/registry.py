@@ -29,7 +29,7 @@ from pomlflow.engine.file_access import read_file
 if TYPE_CHECKING:
     from pomlflow.template import Template
     from pomlflow.tracking.load import PromptContent
-    from pomlflow.tracking.replay import Replay, ReplayedRender
+    from pomlflow.tracking.replay import Replay
 
 
 @click.command()
@@ -222,10 +222,7 @@ def replay(ctx: click.Context, trace_ids: tuple[str, ...], template: str | None,
 
 
 def _plain(result: Replay) -> dict[str, Any]:
-    renders = [_plain_render(render) for render in result.renders]
+    renders = [dataclasses.asdict(dataclasses.replace(render, record=None)) for render in result.renders]
+    for render in renders:
+        del render["record"]
     return {"trace_id": result.trace_id, "identical": result.identical, "renders": renders}
-
-
-def _plain_render(render: ReplayedRender) -> dict[str, Any]:
-    kept = {field.name: getattr(render, field.name) for field in dataclasses.fields(render) if field.name != "record"}
-    return {**kept, "differences": [dataclasses.asdict(one) for one in render.differences]}

@@ -19,7 +19,7 @@ from pomlflow.exceptions import CandidateError, ConfigurationError, RegistryErro
 from pomlflow.record import content_digest
 from pomlflow.template import Template
 from pomlflow.template.inference import infer
-from pomlflow.template.markup import TOOLS, Element, is_poml, parse_document
+from pomlflow.template.markup import TOOLS, is_poml, parse_document
 from pomlflow.template.names import absolute
 from pomlflow.template.source import Inference, Snapshot
 from pomlflow.tracking.background import Task, worker
@@ -189,15 +189,14 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
 
 def _check_candidate(text: str, found: Inference, content: PromptContent, files: ExtractedFiles) -> None:
     """Raise a `CandidateError` if an optimiser's text, with its inference, is not POML or has lost a part of it."""
-    original, candidate = parse_document(content.source), parse_document(text)
-    if not is_poml(text) or (_is_document(original, content.source) and not _is_document(candidate, text)):
+    if not is_poml(text):
         raise CandidateError(
             f"the candidate for {content.uri} is not a POML document: it must be the whole markup, from <poml> to "
-            "</poml>, with nothing before or after it, no comment, no Markdown fence and no explanation",
+            "</poml>, with nothing before or after it, no Markdown fence and no explanation",
             content.uri,
         )
-    before = _parts(original, infer(content.source, files.folder, read=files.read), files.folder)
-    after = _parts(candidate, found, files.folder)
+    before = _parts(content.source, infer(content.source, files.folder, read=files.read), files.folder)
+    after = _parts(text, found, files.folder)
     lost = [part for part in before if part not in after]
     added = [part for part in after if part not in before]
     changes = [f"{verb} {', '.join(parts)}" for verb, parts in (("lost", lost), ("added", added)) if parts]
@@ -209,15 +208,10 @@ def _check_candidate(text: str, found: Inference, content: PromptContent, files:
         )
 
 
-def _is_document(document: Element, text: str) -> bool:
-    """Whether a text is one ``<poml>`` from its beginning; `is_poml` also takes comments and several elements."""
-    elements = [child for child in document.children if isinstance(child, Element)]
-    return len(elements) == 1 and text.lstrip("\ufeff \t\r\n").lower().startswith("<poml")
-
-
-def _parts(document: Element, found: Inference, folder: Path) -> list[str]:
+def _parts(text: str, found: Inference, folder: Path) -> list[str]:
     """Return what a candidate must have in common with the version, as errors name it."""
-    tools = {one.find("name").text for one in document.walk() if one.name.replace("-", "") in TOOLS}
+    elements = parse_document(text).walk()
+    tools = {one.find("name").text for one in elements if one.name.replace("-", "") in TOOLS}
     paths = {os.path.relpath(file, folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
     return [
         *(f"the variable {{{{{name}}}}}" for name in sorted({use.name for use in found.uses})),
