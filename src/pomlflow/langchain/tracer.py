@@ -128,7 +128,6 @@ class Tracer(MlflowLangchainTracer):
                 attributes=within_limit(self._serialize_invocation_params(attributes)),
             )
         is_generator = _is_generator(span_type, inputs, attributes)
-        is_generator = _is_generator(span_type, inputs, attributes)
         guarded = GuardedSpan(span, self.mask, with_openai_parts)
         run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=_current_task())
         run.open(cast("Span", span._span))
