@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, get_args
 
 import orjson
 
-from pomlflow.content import as_chat, is_chat, split_parts
+from pomlflow.content import as_chat, is_chat, joined_parts, split_parts
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.frame.media import alt_text, heading, media_after_tools, openai_part, replace_values
 from pomlflow.frame.schema import response_format
@@ -173,11 +173,8 @@ def _parts(content: str | list[Any]) -> list[Any]:
 
 
 def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:
-    if isinstance(content, str):
-        return content
-    if all(isinstance(part, str) for part in content) and len(content) <= 1:
-        return "".join(content)
-    return [_content_part(part) for part in content]
+    content = joined_parts(_parts(content))
+    return content if isinstance(content, str) else [_content_part(part) for part in content]
 
 
 def _content_part(part: Any) -> dict[str, Any]:

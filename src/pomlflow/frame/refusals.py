@@ -14,26 +14,19 @@ def reason_name(value: Any) -> str:
     return str(getattr(value, "name", value) or "").rsplit(".", 1)[-1]
 
 
-class RefusalReader:
-    """The refusal in a response, or in the pieces of a streamed one.
+def refusal_in(raw: Any, before: str | None = None) -> str | None:
+    """Return the text of the refusal in a provider's response, an object of its SDK or a dict, or in a piece of it.
 
-    `text` is empty if the provider gives no text of the refusal, and None if the model has not refused.
+    `before` is that of the pieces before. It is empty if the provider gives no text, and None if there is no refusal.
     """
-
-    def __init__(self) -> None:
-        self.text: str | None = None
-
-    def take(self, raw: Any) -> None:
-        """Read a provider's response, or a piece of it: an object of its SDK or a dict."""
-        for choice in _items(raw, "choices"):  # OpenAI's chat completions
-            message = _get(choice, "message") or _get(choice, "delta")
-            if piece := _get(message, "refusal"):
-                self.text = (self.text or "") + str(piece)
-            elif _get(choice, "finish_reason") == "content_filter":
-                self.text = self.text or ""
-        found = next(_whole(raw), None)
-        if found is not None:
-            self.text = found or self.text or ""
+    for choice in _items(raw, "choices"):  # OpenAI's chat completions
+        message = _get(choice, "message") or _get(choice, "delta")
+        if piece := _get(message, "refusal"):
+            before = (before or "") + str(piece)
+        elif _get(choice, "finish_reason") == "content_filter":
+            before = before or ""
+    found = next(_whole(raw), None)
+    return before if found is None else found or before or ""
 
 
 def _whole(raw: Any) -> Iterator[str]:

@@ -5,8 +5,8 @@ LangChain reads it from a configure hook, like the handlers of its own context m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from langchain_core.tracers import context
@@ -14,21 +14,9 @@ from langchain_core.tracers import context
 from pomlflow._log import logger
 from pomlflow.dispatch import Mask
 
-
-class _Hook:
-    """The variable from which LangChain reads a handler at the start of each run, by its `get` alone.
-
-    A real ``ContextVar`` would be set only in the context of `autolog`'s caller, and not in other threads.
-    """
-
-    make: Callable[[], Any] | None = None
-
-    def get(self) -> Any:
-        """Return the handler, also after `detach`: of the two calls for a run, the last must not return None alone."""
-        return None if self.make is None else self.make()
-
-
-_hook: Final = _Hook()
+# LangChain calls its `get`, twice for a run. The second call must not return None alone, so it stays after `detach`.
+# A real `ContextVar` would be set only in the context of `autolog`'s caller, and not in other threads.
+_hook: Final = SimpleNamespace()
 
 
 def attach(register: bool, mask: Mask | None) -> None:
@@ -47,7 +35,7 @@ def attach(register: bool, mask: Mask | None) -> None:
             return None
         return handler
 
-    _hook.make = make
+    _hook.get = make
     if all(hook is not _hook for hook, *_ in getattr(context, "_configure_hooks", ())):
         context.register_configure_hook(cast("Any", _hook), inheritable=True)
 

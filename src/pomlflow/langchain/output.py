@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.utils.json import parse_partial_json
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame.refusals import RefusalReader
+from pomlflow.frame.refusals import refusal_in
 from pomlflow.frame.schema import parse_answer
 from pomlflow.record import RenderRecord
 
@@ -87,16 +87,8 @@ def _refusal(message: AIMessage) -> str | None:
     # LangChain's own blocks hold a provider's block as their `value`.
     content = [block.get("value", block) for block in blocks if isinstance(block, Mapping)]
     metadata = message.response_metadata
-    reader = RefusalReader()
-    reader.take(
-        {
-            **metadata,
-            "refusal": message.additional_kwargs.get("refusal"),
-            "choices": [metadata],
-            "output": [{"content": content}],
-        }
-    )
-    return reader.text
+    refusal = message.additional_kwargs.get("refusal")
+    return refusal_in({**metadata, "refusal": refusal, "choices": [metadata], "output": [{"content": content}]})
 
 
 class PartialObject:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame.refusals import WITHHELD, RefusalReader
+from pomlflow.frame.refusals import WITHHELD, refusal_in
 from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.messages import joined_text
 from pomlflow.llama_index.providers import (
@@ -290,22 +290,23 @@ def check_refusal(response: Any, label: str) -> Any:
 @contextmanager
 def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
     """Raise the refusal in a response, and report it to the span of the call that returned it as a stream."""
-    reader, last = RefusalReader(), None
+    refusal: str | None = None
+    last: Response | None = None
 
     def take(piece: Response) -> None:
-        nonlocal last
+        nonlocal last, refusal
         last = piece
-        reader.take(piece.raw)
-        if reader.text is None:
-            reader.take(piece.additional_kwargs)
-        if reader.text is None and isinstance(piece, ChatResponse):
-            reader.take(piece.message.additional_kwargs)
+        refusal = refusal_in(piece.raw, refusal)
+        if refusal is None:
+            refusal = refusal_in(piece.additional_kwargs)
+        if refusal is None and isinstance(piece, ChatResponse):
+            refusal = refusal_in(piece.message.additional_kwargs)
 
     try:
         with google_refusals(label):
             yield take
-        if last is not None and reader.text is not None:
-            raise _refusal(reader.text or text_of(last), label)
+        if last is not None and refusal is not None:
+            raise _refusal(refusal or text_of(last), label)
     except PomlRefusalError as error:
         if span_id is not None:
             # With the id given, since the span that is active here is that of the code that reads the stream.
