@@ -294,6 +294,28 @@ async def test_siblings_of_a_part_that_failed_are_no_errors(config: RunnableConf
     assert tree(trace) == under("RunnableParallel<fail,go_on> CHAIN ERROR", "fail CHAIN ERROR\n", "go_on CHAIN\n")
 
 
+async def test_a_task_that_goes_on_after_its_step_is_traced_whole(config: RunnableConfig, stored_traces: Fetch) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(given: Any) -> Any:
+        started.set()
+        await go.wait()
+        return given
+
+    async def start(given: Any) -> Any:
+        task = asyncio.ensure_future((RunnableLambda(wait) | chain()).ainvoke(given))
+        await started.wait()
+        return task
+
+    async def finish(task: Any) -> Any:
+        go.set()
+        return await task
+
+    await (RunnableLambda(start) | RunnableLambda(finish)).ainvoke(GIVEN, config)
+    (shown,) = trees(stored_traces)
+    assert all(f"      {line}\n" in shown for line in ("FakeListChatModel CHAT_MODEL", "StrOutputParser CHAIN"))
+
+
 def test_an_id_that_two_calls_share_leaves_two_traces(config: RunnableConfig, stored_traces: Fetch) -> None:
     shared: RunnableConfig = {**config, "run_id": uuid.uuid4()}
     for _ in chain().stream(GIVEN, shared):

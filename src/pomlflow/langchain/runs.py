@@ -57,11 +57,16 @@ class Run:
             self.end_early()
 
     def end(self, outputs: Any = None, status: SpanStatus = _OK, *, by_control_flow: bool = False) -> None:
-        """End the span, and those of parts that are open, whose ends LangChain reports later or never."""
+        """End the span, and those of parts that LangChain will not end in time, or move these to the parent."""
         if not self._close() and self.cancelled_ns is None:
             return
+        heir = None if self.is_generator or is_suppressed(self.run_id) else self.parent
         for part in list(self.parts):
-            part.end_early(by_control_flow=by_control_flow)
+            if heir is None or part.cancelled_ns is not None:
+                part.end_early(by_control_flow=by_control_flow)
+            else:  # a task that a step has started and not awaited
+                heir.parts[part] = None
+                part.parent = heir
         try:
             if outputs is not None:
                 self.span.set_outputs(outputs)
