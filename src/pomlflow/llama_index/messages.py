@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -31,6 +31,9 @@ from pomlflow.frame.media import audio_format, audio_type, document_name
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import History, in_poml_form
 from pomlflow.template.source import Use
+
+if TYPE_CHECKING:
+    from poml.api import PomlFrame
 
 _ROLES = {
     "human": MessageRole.USER,
@@ -227,6 +230,11 @@ class Rendered:
             *_, parts = split_parts(content)
             messages, alone = from_poml([{"speaker": "human", "content": parts}]), True
         return cls(record, messages, (messages[0].content or "") if alone else None, parser)
+
+    @property
+    def frame(self) -> PomlFrame:
+        """The POML frame: ``messages``, ``output_schema``, ``tools``, ``runtime``."""
+        return self.record.frame
 
     def __repr__(self) -> str:
         return short(f"Rendered(messages={self.messages!r}, text={self.text!r})")
