@@ -226,3 +226,13 @@ def test_an_exception_of_a_signal_handler_passes_through_a_reading_of_files(fold
         with pytest.raises(TimeoutError, match="of a signal handler"):
             Template(path=folder / "main.poml")
     assert [file.sha256 for file in Template(path=folder / "main.poml").current().files] == [sha("[1]")]
+
+
+def test_an_exception_of_a_signal_handler_passes_through_the_search_for_the_working_folder() -> None:
+    def interrupt() -> Path:
+        raise TimeoutError(errno.ETIMEDOUT, "of a signal handler")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "cwd", interrupt)
+        with pytest.raises(TimeoutError, match="of a signal handler"):
+            Template("<p>Hi</p>")

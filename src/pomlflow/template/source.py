@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pomlflow.engine.file_access import read_file
-from pomlflow.exceptions import Problem
+from pomlflow.engine.system import is_of_system
 from pomlflow.record import PromptFile
 from pomlflow.template.markup import SourceText
 from pomlflow.template.names import relative_path
@@ -67,7 +67,6 @@ class Inference:
     includes: tuple[Path, ...] = ()  # also those of included files, and missing ones
     assets: tuple[Path, ...] = ()  # every other file that is named without a variable, missing ones too
     absolute: frozenset[Path] = frozenset()  # files that the markup names only by their absolute paths
-    not_utf8: tuple[Problem, ...] = ()
     fields: frozenset[str] = frozenset()  # which of "schema", "tools" and "runtime" the markup gives the frame
     static_fields: frozenset[str] = frozenset()  # those that depend on nothing but the markup
     has_speakers: bool = False  # by an element such as ``<system-msg>`` or by ``speaker=``
@@ -125,7 +124,9 @@ def stamp(file: Path) -> object:
     """Return metadata of a file that changes whenever the file does; None for a missing file."""
     try:
         at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
-    except (OSError, ValueError):  # ValueError: a null character in an include's path
+    except (OSError, ValueError) as error:  # ValueError: a null character in an include's path
+        if not is_of_system(error):
+            raise
         return None
     return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy can restore mtime, but not ctime
 
