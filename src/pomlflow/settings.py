@@ -79,9 +79,7 @@ def _process_wide() -> Settings:
     if _current is None:
         removed = [name for name in ("cached_results", "exact_openai_chat") if os.environ.get(_variable(name))]
         refuse_arguments(removed, spell=_variable)
-        given: dict[str, Any] = {name: os.environ.get(_variable(name)) or None for name in _READERS}
-        if given["allow_read"] is not None:
-            given["allow_read"] = [folder for folder in given["allow_read"].split(os.pathsep) if folder]
+        given = {name: os.environ.get(_variable(name)) or None for name in _READERS}
         _current = Settings(**_checked(given, _variable))
     return _current
 
@@ -193,9 +191,8 @@ def _folder(value: Any) -> Path:
 
 
 def _folders(value: Any) -> tuple[Path, ...]:
-    if isinstance(value, str | os.PathLike):
-        raise TypeError
-    return tuple(map(_folder, value))
+    folders = filter(None, value.split(os.pathsep)) if isinstance(value, str) else value
+    return tuple(map(_folder, folders))
 
 
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

@@ -129,10 +129,9 @@ def test_reading_the_counters_changes_nothing() -> None:
     assert (engine.stats().pids, engine.stats().rendered) == (before.pids, before.rendered)
 
 
-@pytest.mark.parametrize("wrong", ["/a/folder", Path("/a/folder")])
-def test_one_folder_for_a_list_of_them_is_an_error(wrong: Any) -> None:
+def test_one_folder_for_a_list_of_them_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="must be a list of folders"):
-        settings.configure(allow_read=wrong)
+        settings.configure(allow_read=Path("/a/folder"))  # type: ignore[arg-type]
 
 
 def test_a_switch_that_makes_no_sense_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,9 +107,10 @@ def test_an_include_that_is_not_utf_8_is_an_error_of_the_render(folder: Path) ->
     template = Template(path=write(folder / "a.poml", '<poml><include src="part.poml"/></poml>'))
     error = template.render({}).error
     assert isinstance(error, RenderError)
-    assert (error.file, error.line, error.column) == (str(folder / "part.poml"), 1, 7)
+    assert (error.file, error.line, error.column) == (str(folder / "a.poml"), 1, 20)
+    assert f"{folder / 'part.poml'}:1:7: the file is not UTF-8: its byte 7 is 0xe9" in str(error)
     (folder / "part.poml").write_bytes(codecs.BOM_UTF8 + "<p>café</p>".encode())
-    assert template.inference.not_utf8 == ()
+    assert text(template) == "café"
 
 
 def test_a_file_that_is_no_longer_utf_8_keeps_its_last_content(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

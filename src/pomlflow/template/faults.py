@@ -48,10 +48,7 @@ def _in_tag(text: str, element: Element) -> Iterator[Fault]:
             yield Fault(value.at(at), 1, f"the value of the attribute {key} holds <", remedy, element.start)
     is_tag = is_known(element.name) and all(kind != "open" for _, kind in element.faults)
     for offset, kind in element.faults[:1]:
-        if kind == "nameless":
-            why = f"{element.name}= follows < without the name of an element"
-            yield Fault(offset, len(element.name), why, 'write the name and a blank first: <img src="…"/>')
-        elif kind == "unquoted" and is_tag:
+        if kind == "unquoted" and is_tag:
             yield _unquoted(text, offset)
         elif not is_tag and element.attributes and is_known(element.name):
             why = f"the tag <{element.name} is not closed"

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 
 from pomlflow.engine.file_access import decode, read_file
 from pomlflow.engine.serialize import is_identifier
-from pomlflow.exceptions import Problem
 from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import (
     ENTITIES,
@@ -88,7 +87,7 @@ def infer(markup: str, folder: Path | None = None, *, read: Callable[[Path], str
     not exist; by default it reads from disk.
     """
     folder = Path(os.path.abspath(folder or "."))  # noqa: PTH100
-    collector = _Collector(folder, read)
+    collector = _Collector(folder, read or _read)
     root = parse_markup(markup)
     context = [child for child in root.children if isinstance(child, Element) and child.name == "context"]
     values = _json_object(context[0].text().text) if len(context) == 1 else {}
@@ -114,7 +113,7 @@ class _Scope(NamedTuple):
 class _Collector:
     """Walks the elements in POML's order and collects what their expressions use."""
 
-    def __init__(self, folder: Path, read: Callable[[Path], str | None] | None) -> None:
+    def __init__(self, folder: Path, read: Callable[[Path], str | None]) -> None:
         self.folder = folder
         self.read = read
         self.uses: list[Use] = []
@@ -124,7 +123,6 @@ class _Collector:
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
-        self.not_utf8: dict[Path, Problem] = {}
         self.fields: dict[str, bool] = {}  # field of the frame -> whether it is dynamic
         self.visited: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.has_speakers = False
@@ -142,7 +140,6 @@ class _Collector:
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
-            not_utf8=tuple(self.not_utf8.values()),
             fields=frozenset(self.fields),
             static_fields=frozenset(field for field, dynamic in self.fields.items() if not dynamic),
             has_speakers=self.has_speakers,
@@ -227,7 +224,7 @@ class _Collector:
         bound = {**scope.in_file, **scope.in_element}
         # The same file with the same names bound adds nothing new; this also ends cycles.
         visit = file, frozenset(bound), scope.guarded
-        text = None if visit in self.visited else self.read_file(file)
+        text = None if visit in self.visited else self.read(file)
         if text is None:
             return nothing
         self.visited.add(visit)
@@ -248,7 +245,7 @@ class _Collector:
             dynamic = self.add_expression(code, start, value, scope, "value")
         names: Iterable[str] = bound_by(name.text) if name.text else ()
         if not name.text and source:
-            names = _json_object(self.read_file(file) or "")
+            names = _json_object(self.read(file) or "")
         elif not name.text and not value.text:
             names = _json_object(element.text().text)
         scope.in_file.update(dict.fromkeys(names, dynamic))
@@ -296,19 +293,13 @@ class _Collector:
         self.absolute[file] = self.absolute.get(file, True) and os.path.isabs(source)  # noqa: PTH117
         return file
 
-    def read_file(self, file: Path) -> str | None:
-        if self.read is not None:
-            return self.read(file)
-        content = read_file(file)
-        if content is None:
-            return None
-        text, problem = decode(content, str(file))
-        if problem is not None:
-            self.not_utf8[file] = problem
-        return text
-
     def is_free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.in_element or name in scope.in_file or name in _GLOBALS) and is_identifier(name)
+
+
+def _read(file: Path) -> str | None:
+    content = read_file(file)
+    return None if content is None else decode(content, str(file))[0]
 
 
 def _json_object(text: str) -> dict[str, Any]:

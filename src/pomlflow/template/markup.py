@@ -86,7 +86,7 @@ class Element:
         self.children: list[Element | Passage] = []
         self.name_offsets: dict[str, int] = {}  # of the attributes
         # The offset and the kind of each fault in the start tag: "unquoted" (a value without quotes), "bare" (an
-        # attribute without a value), "nameless" (<imgsrc="…"/>), "stray" (other characters), "open" (not closed).
+        # attribute without a value), "stray" (other characters), "open" (not closed).
         self.faults: list[tuple[int, str]] = []
         self.end_tag: tuple[int, str] | None = None  # its offset and name, which POML does not compare
         self.start = self.end = start  # of the start tag
@@ -208,8 +208,6 @@ def _tag(text: str, at: int) -> tuple[Element, bool]:
             if opening:
                 element.faults.append((element.start, "open"))
             return element, close == ">"
-        if token.start() == at and value is not None:  # <imgsrc="…"/>
-            element.faults.append((at, "nameless"))
         if token.start() == at or token[0].isspace():
             continue
         if value is not None:

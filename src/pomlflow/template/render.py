@@ -131,8 +131,6 @@ class Render:
         """Return the variables as expressions see them, and the request."""
         options, now = self._options, self._snapshot
         takes, marks = now.inference, None
-        if takes.not_utf8:
-            raise RenderError(takes.not_utf8)
         variables = {name: value for name, value in variables.items() if isinstance(name, str)}
         variables = {**dict.fromkeys(takes.messages, ()), **variables}
         if self._history is not None:

@@ -27,7 +27,6 @@ _NOT_EVALUATED = {
 }
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
 _NO_LIST = "List is expected in for attribute."
-_SHOWN = 20  # names in a message
 _ROWS = "records= takes rows: a list of dicts or of lists, or a DataFrame"
 # Remedies by a pattern of POML's message.
 _REMEDIES = {
@@ -102,9 +101,9 @@ def _has_no_rows(value: Any) -> bool:
     return any(engine.encode({"row": row})[0][7:8] not in {b"{", b"["} for row in islice(value, 1))
 
 
-def missing_names(error: RenderError, inference: Inference, given: Mapping[str, Any]) -> tuple[str, ...]:
+def missing_names(error: RenderError, inference: Inference, given: Iterable[str]) -> tuple[str, ...]:
     """Return the variables that expressions needed in a failed render and that were not given."""
-    takes = {use.name for use in inference.uses} - given.keys()
+    takes = {use.name for use in inference.uses} - set(given)
     return tuple(dict.fromkeys(name for problem in error.problems if (name := _undefined(problem)) in takes))
 
 
@@ -130,16 +129,15 @@ def own_problems(error: RenderError, names: Sequence[str], again: RenderError) -
 
 
 def missing_variables(
-    names: Sequence[str], error: RenderError, snapshot: Snapshot, given: Mapping[str, Any]
+    names: Sequence[str], error: RenderError, snapshot: Snapshot, variables: Iterable[str]
 ) -> MissingVariableError:
     """Return the error for missing variables, with the place where an expression needed the first of them."""
-    inference, first = snapshot.inference, names[0]
+    first, given = names[0], sorted(set(variables) - set(snapshot.inference.messages))
     reported = next(problem for problem in error.problems if _undefined(problem) == first)
     use = _use_of(first, reported, snapshot)
-    given_names = sorted(name for name, value in given.items() if not (name in inference.messages and _is_empty(value)))
     why = (
-        f"the template needs the variable{'s' if len(names) > 1 else ''} {_listed(names)}; "
-        f"given: {_listed(given_names) or 'none'}. {_remedy_of_missing(first, use, given_names)}"
+        f"the template needs the variable{'s' if len(names) > 1 else ''} {', '.join(names)}; "
+        f"given: {', '.join(given) or 'none'}. {_remedy_of_missing(first, use, given)}"
     )
     if use is None:
         line, column, text, width = reported.line, reported.column, reported.text, reported.width
@@ -170,16 +168,6 @@ def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use | None:
     here = [use for use in uses if (str(use.file) if use.file else snapshot.label) == reported.file]
     after = [use for use in here if use.position >= (reported.line or 1, reported.column or 1)]
     return min(after or here, key=lambda use: use.offset, default=None)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _is_empty(history: Any) -> bool:
-    """Return whether a message history is an empty list, which may be the default."""
-    return isinstance(history, list | tuple) and not history
 
 
 def with_hint(
