@@ -100,22 +100,6 @@ def test_mlflow_still_stores_a_block_of_base64_inline(mlflow_store: str, stored_
     assert attached["url"].startswith("mlflow-attachment://")
 
 
-def test_simple_summarize_still_passes_a_list() -> None:
-    from llama_index.core import PromptTemplate
-    from llama_index.core.llms.mock import MockLLM
-    from llama_index.core.response_synthesizers import SimpleSummarize
-
-    passed = []
-
-    def context_str(**values: Any) -> str:
-        passed.append(values["context_str"])
-        return "text"
-
-    prompt = PromptTemplate("{query_str} {context_str}", function_mappings={"context_str": context_str})
-    SimpleSummarize(MockLLM(), text_qa_template=prompt).get_response("Why?", ["So."])
-    assert passed[-1] == ["So."]
-
-
 def test_mlflows_client_still_retries_for_minutes() -> None:
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR, MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
