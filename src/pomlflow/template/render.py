@@ -14,7 +14,7 @@ from pomlflow.exceptions import PomlError, RenderError
 from pomlflow.record import JsonObject, RenderRecord
 from pomlflow.template.history import History, plain_histories
 from pomlflow.template.names import working_folder
-from pomlflow.template.runtime import unset_defaults
+from pomlflow.template.runtime import canonical
 from pomlflow.template.source import Snapshot
 from pomlflow.template.validation import (
     check_values,
@@ -166,7 +166,9 @@ class Render:
         added: dict[str, Any] = {}
         if output is not None and snapshot.runtime:
             own = output.get("runtime") or {}
-            if added := unset_defaults(snapshot.runtime, own):
+            set_there = {canonical(key) for key in own}
+            added = {key: value for key, value in snapshot.runtime.items() if canonical(key) not in set_there}
+            if added:
                 output = {**output, "runtime": {**own, **added}}
         return RenderRecord(
             source=snapshot.source,

@@ -1,11 +1,10 @@
-"""The names of ``<runtime>`` settings, and defaults for those that a file does not set."""
+"""The names of ``<runtime>`` settings."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SYNONYMS: Final = {
@@ -25,9 +24,3 @@ def canonical(key: str) -> str:
     """Return the one snake_case name of a setting, however POML files spell it."""
     snake = _HUMP.sub("_", key).lower().replace("-", "_")
     return _SYNONYMS.get(snake, snake)
-
-
-def unset_defaults(defaults: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that a file does not set under any of their names."""
-    own = {canonical(key) for key in runtime}
-    return {key: value for key, value in defaults.items() if canonical(key) not in own}
