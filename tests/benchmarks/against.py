@@ -176,7 +176,7 @@ def main() -> None:
     )
     scale = (
         "Size 64 is 80 KB of blanks, 16,000 lines, 8,000 loop items, 1,920 table rows, elements and history messages, "
-        "8,000 objects of JSON data; the fastest of up to 24 renders each. The exponent is of CPU time."
+        "8,000 objects of JSON data; the fastest of up to 24 renders, the sizes in turn. The exponent is of CPU time."
     )
     picture = f"![CPU time against size](images/{PICTURE.name})"
     lines = [*speed, "", *megabytes, "", note, "", *sizes, "", scale, "", picture]
