@@ -21,9 +21,9 @@ from pathlib import Path
 import mlflow
 import pomlflow
 from pomlflow import engine
-from pomlflow.tracking import shutdown, termination
+from pomlflow.tracking import shutdown
 
-termination._LIMIT = termination._STUCK = 0.2
+shutdown._AT_SIGTERM = shutdown._STUCK = 0.2
 context = multiprocessing.get_context("fork")
 
 def start():

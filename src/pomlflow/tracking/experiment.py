@@ -26,7 +26,7 @@ _PAUSE: Final = 15.0  # seconds after a failed lookup until the next one
 
 _locks: Final[dict[int, Lock]] = {}  # by process, since a fork leaves a lock locked that another thread holds
 _ids: Final[dict[object, str]] = {}
-_failures: Final[dict[object, tuple[Exception, float]]] = {}  # each with the time of the next lookup
+_pauses: Final[dict[object, float]] = {}  # the times of the next lookups after failed ones
 
 
 def start_span(parent: LiveSpan | None, **arguments: Any) -> LiveSpan:
@@ -74,14 +74,13 @@ def _needs_experiment() -> bool:
 def _look_up(stores: Stores, key: object) -> str:
     """Return what MLflow finds for the environment's experiment, and keep it."""
     with _locks.setdefault(os.getpid(), Lock()):
-        error, pause_ends = _failures.get(key, (None, 0.0))
-        if error is not None and time.monotonic() < pause_ends:
-            raise error.with_traceback(None)  # else it would grow by each call, and hold what the call had
         if key not in _ids:
+            if time.monotonic() < _pauses.get(key, 0.0):
+                raise TimeoutError("the last lookup failed")
             try:
                 check_reachable(stores.tracking, _TIMEOUT)
                 _ids[key] = fluent._get_experiment_id()  # type: ignore[assignment] # some experiment is always found
-            except store_errors() as failure:
-                _failures[key] = failure, time.monotonic() + _PAUSE
+            except store_errors():
+                _pauses[key] = time.monotonic() + _PAUSE
                 raise
         return _ids[key]

@@ -1,7 +1,10 @@
-"""Flush pending traces, prompt versions and links: in `pomlflow.flush`, in MLflow's own flush, and at exit.
+"""Flush pending traces, prompt versions and links: in `pomlflow.flush`, in MLflow's own flush, at exit and at SIGTERM.
 
 At exit, MLflow waits for minutes if its server is unreachable. So everything is flushed before Python joins threads. A
 server that responds then receives everything. What is pending for a server that does not respond is dropped.
+
+SIGTERM, by which container runtimes and `multiprocessing.Pool` end processes, runs no exit hooks. It is handled in
+programs without a handler of their own, and under uvicorn, which raises it again at the end of its own shutdown.
 
 This module uses private parts of MLflow, since MLflow's own flush has no time limit.
 """
@@ -12,11 +15,13 @@ import atexit
 import concurrent.futures.thread
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
 import mlflow
@@ -30,9 +35,13 @@ from pomlflow.tracking.background import FOREVER, call_in_child, worker
 from pomlflow.tracking.stores import check_reachable, redacted
 
 _CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
+_AT_SIGTERM: Final = 20.0  # seconds to flush at SIGTERM; most container runtimes kill after 30
+_STUCK: Final = 5.0  # seconds without a stored trace until main goes on, since it may hold a lock that the flush needs
+_POLL: Final = 0.05  # seconds
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
 _CHILD_CHECK: Final = 30.0  # and at the end of such a child: many of them end at once, and keep the server busy
 _before_exit: Final[list[Callable[[], None]]] = []
+_flushed: Final = threading.Event()  # set at SIGTERM
 
 
 class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
@@ -135,11 +144,6 @@ def flush_at_exit(limit: float | None = None) -> bool:
     return respond
 
 
-def count_pending() -> int:
-    """Return about how many traces, prompt versions and links are not stored yet; it needs no lock."""
-    return _count_traces() + worker.pending()
-
-
 def _count_traces() -> int:
     with suppress(AttributeError, RuntimeError):  # another version of MLflow; an exporter is made meanwhile
         return sum(queue._queue.unfinished_tasks for _, _, queue in _exports() if queue is not None)
@@ -236,3 +240,56 @@ def _limit() -> float:
     except ValueError:
         limit = -1.0
     return min(limit, FOREVER) if limit >= 0 else 5.0
+
+
+def finish_at_sigterm() -> None:
+    """Store what is pending before SIGTERM ends the program. In another thread than main, this does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    with suppress(ValueError):  # another interpreter of the process
+        if before is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _finish_and_end)
+        elif _is_of_uvicorn(before) and hasattr(signal, "pthread_sigmask"):
+            atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+            signal.signal(signal.SIGTERM, partial(_finish_after, before))
+
+
+def _is_of_uvicorn(handler: Any) -> bool:
+    uvicorn = sys.modules.get("uvicorn")
+    return uvicorn is not None and isinstance(getattr(handler, "__self__", None), uvicorn.Server)
+
+
+def _finish_and_end(number: int, _frame: object) -> None:
+    """Flush in another thread, which sends the signal again; hold the main thread for as long as traces are stored."""
+    thread = threading.Thread(target=_flush_and_signal, args=(number,), daemon=True)
+    with suppress(RuntimeError):  # no thread can start while the interpreter shuts down
+        if not _flushed.is_set():
+            thread.start()
+            pending = None
+            while thread.is_alive() and pending != (pending := _count_traces() + worker.pending()):
+                thread.join(_STUCK)
+            return
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _flush_and_signal(number: int) -> None:
+    flush_at_exit(_AT_SIGTERM)
+    _flushed.set()
+    os.kill(os.getpid(), number)
+
+
+def _finish_after(before: Any, number: int, frame: object) -> None:
+    """Let uvicorn shut down, and block the signal that it raises at the end until everything is stored."""
+    mine = signal.getsignal(number)
+    threading.Thread(target=_finish_when_restored, args=(mine, number), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})  # in the main thread only; the new thread can still receive it
+    before(number, frame)
+
+
+def _finish_when_restored(mine: Any, number: int) -> None:
+    """Wait until uvicorn has restored the handler that was set before its own, and end the program then."""
+    while signal.getsignal(number) is mine:
+        time.sleep(_POLL)
+    _flush_and_signal(number)

@@ -44,8 +44,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.experiment import start_span
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.redaction import GuardedSpan, bare_media, warn_incomplete
-from pomlflow.tracking.shutdown import enlarge_span_queue
-from pomlflow.tracking.termination import finish_at_sigterm
+from pomlflow.tracking.shutdown import enlarge_span_queue, finish_at_sigterm
 
 SPAN_TYPE: Final = "PROMPT"
 _DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has changed
