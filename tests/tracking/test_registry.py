@@ -18,7 +18,7 @@ from tests.tracking.programs import found_by, versions
 
 import pomlflow
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.tracking import background, publish
+from pomlflow.tracking import background, links, publish
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.links import TraceLink
 
@@ -108,6 +108,27 @@ def test_a_trace_that_mlflow_evicted_is_counted_as_lost(mlflow_store, registry, 
         InMemoryTraceManager.get_instance().pop_trace(int(span.trace_id.removeprefix("tr-"), 16))
         assert registry.link(record(), span.trace_id) is None
     assert worker.take_lost() == 1
+
+
+def test_a_trace_that_mlflow_drops_is_counted_as_lost(mlflow_store, registry, record):
+    """Its queue is full, for example."""
+    with mlflow.start_span("chain") as span:
+        registry.link(record(), span.trace_id)
+        assert registry.flush(30)
+        InMemoryTraceManager.get_instance().pop_trace(int(span.trace_id.removeprefix("tr-"), 16))
+        assert not registry.flush(30)
+
+
+def test_an_exported_trace_is_linked_without_a_flush(mlflow_store, registry, record, monkeypatch):
+    trace(record(), registry, wait=30)
+    links.forget()
+    monkeypatch.setattr(links, "_DELAY", 0.1)
+    monkeypatch.setattr(background, "_PAUSE", 0.1)
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    mlflow.tracing.reset()
+    trace_id = trace(record(), registry)
+    mlflow.tracing.reset()
+    until(lambda: trace_id in found_by(f"{record().name}/1", mlflow_store))
 
 
 def test_a_late_link_keeps_the_earlier_ones(mlflow_store, registry, record, lookups_go_on):

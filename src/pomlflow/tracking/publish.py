@@ -38,8 +38,7 @@ class _Content:
     """One content under one name in one registry."""
 
     version: PromptVersion | None = None  # what was found at the time `checked`
-    checked: float = -math.inf
-    is_rejected: bool = False
+    checked: float = -math.inf  # infinity if the registry does not accept it, so that it is not looked up again
     waiting: list[TraceLink] | None = None  # for the pending lookup, if there is one
 
 
@@ -87,8 +86,6 @@ class Publisher:
             content = self._contents.get(key)
             if content is None:
                 content = _keep(self._contents, key, _Content(), _MAX_CONTENTS)
-            if content.is_rejected:
-                return None
             age = time.monotonic() - content.checked
             if content.waiting is None and age > _FRESH / 2:  # so that frequent renders always have a version
                 self._look_up(stores, content, draft_of(record, name), create=record.error is None)
@@ -106,10 +103,10 @@ class Publisher:
     def _look_up(self, stores: Stores, content: _Content, draft: RenderRecord, *, create: bool) -> None:
         """Find or make one version in the background; then link the traces that wait for it."""
 
-        def complete(version: PromptVersion | None, *, is_rejected: bool = False) -> None:
+        def complete(version: PromptVersion | None, checked: float) -> None:
             with self._lock:
                 waiting, content.waiting = content.waiting or [], None
-                content.version, content.checked, content.is_rejected = version, time.monotonic(), is_rejected
+                content.version, content.checked = version, checked
             if version is None:
                 return
             for trace in waiting:
@@ -119,14 +116,14 @@ class Publisher:
                     _count_failure(error)
 
         def look_up() -> bool:
-            complete(Registry(stores.client(), stores.registry).find(draft, create=create))
+            complete(Registry(stores.client(), stores.registry).find(draft, create=create), time.monotonic())
             return True
 
         task = Task(
             uri=stores.registry,
             workspace=stores.workspace,
             run=look_up,
-            on_dropped=partial(complete, None, is_rejected=True),
+            on_dropped=partial(complete, None, math.inf),
         )
         # A trace that ends before its version is known takes two more requests, so links wait for lookups.
         if worker.submit(task, after=FIRST):
