@@ -16,6 +16,10 @@ _FOREIGN = (
     "ignore:The ``noload`` loader strategy",  # mlflow 3.17 with SQLAlchemy 2.1
     "ignore:.*Any type hint is inferred as AnyType:UserWarning",  # mlflow 3.17: the first span imports mlflow.pyfunc
     "ignore:The `__(fields|fields_set)__` attribute is deprecated:DeprecationWarning",  # LlamaIndex 0.14
+    "ignore:Accessing the 'model_(computed_)?fields' attribute on the instance is deprecated:DeprecationWarning",
+    "ignore:is_running called from within a step:DeprecationWarning",  # LlamaIndex 0.14's agents
+    "ignore:<aiosqlite.core.Connection object:ResourceWarning",  # LlamaIndex 0.14: an agent's memory is never closed
+    "ignore:The 'validate_default' attribute",  # mlflow 3.12 with pydantic 2.12: the first span of a chat model
 )
 
 

@@ -5,105 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from tests.adapters.framework import Answer, Framework
 
-Answer = str | Callable[[list[str]], str]  # what a model answers: a text, or a function of its messages' texts
-
-
-class Framework(ABC):
-    """A framework's prompts and handler, and how its users run them.
-
-    Attributes:
-        prompts: Its `PomlPromptTemplate`.
-        handler: Its `PomlCallbackHandler`.
-    """
-
-    prompts: Any
-    handler: Any
-
-    @abstractmethod
-    def messages(self, prompt: Any, **variables: Any) -> list[str]:
-        """Render; gives the text of each message."""
-
-    @abstractmethod
-    async def amessages(self, prompt: Any, **variables: Any) -> list[str]:
-        """Render on an event loop."""
-
-    @abstractmethod
-    def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Give the prompt to a model as its users do; gives the model's answer.
-
-        A handler of its own traces it; the one that is given, or none where that is False.
-        """
-
-    @abstractmethod
-    async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Do that on an event loop."""
-
-    @abstractmethod
-    def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Do that with a stream, to its end."""
-
-    @abstractmethod
-    def client(self, name: str, url: str) -> Any:
-        """Make the real client of a provider, for a server at `url`; skip the test where it is not installed."""
-
-    @abstractmethod
-    def send(self, prompt: Any, client: Any, *, bound: bool = False, **variables: Any) -> str:
-        """Send the prompt to a real client, in a chain or bound; gives the answer."""
-
-    @abstractmethod
-    def streams(self, prompt: Any, client: Any, **variables: Any) -> list[str]:
-        """Send it for a stream, and for one on an event loop; gives both answers."""
-
-    @abstractmethod
-    def call_of_tool(self, prompt: Any, client: Any, **variables: Any) -> Any:
-        """Send it; gives the model's message, which calls a tool."""
-
-    @abstractmethod
-    def tool_result(self, text: str, call_id: str) -> Any:
-        """Make the message of a tool's result."""
-
-    @abstractmethod
-    def send_messages(self, client: Any, question: str, *messages: Any) -> None:
-        """Send a question and messages to the client, without a prompt."""
-
-    @abstractmethod
-    def autolog(self, **options: Any) -> None:
-        """Switch pomlflow's autolog of this framework alone."""
-
-    @abstractmethod
-    def mlflow_autolog(self, *, disable: bool = False) -> None:
-        """Switch MLflow's autolog of this framework."""
-
-    @abstractmethod
-    def hooked(self) -> list[Any]:
-        """What is registered with the framework in the whole process."""
-
-    @abstractmethod
-    def partial(self, prompt: Any, **variables: Any) -> Any:
-        """Give some of the variables."""
-
-    @abstractmethod
-    def variables(self, prompt: Any) -> list[str]:
-        """The variables that the framework sees."""
-
-    @abstractmethod
-    def copies(self, prompt: Any) -> list[Any]:
-        """Copy a prompt in every way that leaves it equal."""
-
-    @abstractmethod
-    def history(self) -> list[Any]:
-        """Messages with a tool's call and result, which POML's own messages cannot hold."""
-
-    def text(self, prompt: Any, **variables: Any) -> str:
-        """Render to one text."""
-        return "\n".join(self.messages(prompt, **variables))
+__all__ = ["Framework", "LangChain", "LlamaIndex"]
 
 
 class LangChain(Framework):
@@ -128,6 +37,49 @@ class LangChain(Framework):
 
     def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
         return "".join(self._chain(prompt, answer).stream(variables, self._config(handler)))
+
+    async def astream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        stream = self._chain(prompt, answer).astream(variables, self._config(handler))
+        return "".join([chunk async for chunk in stream])
+
+    def batch(self, prompt: Any, count: int, *, handler: Any = None, **variables: Any) -> list[str]:
+        return list(self._chain(prompt, "the answer").batch([variables] * count, self._config(handler)))
+
+    async def abatch(self, prompt: Any, count: int, *, handler: Any = None, **variables: Any) -> list[str]:
+        return list(await self._chain(prompt, "the answer").abatch([variables] * count, self._config(handler)))
+
+    def run_attached(self, prompt: Any, handler: Any, *, everywhere: bool, **variables: Any) -> str:
+        if everywhere:
+            chain = self._chain(prompt, "the answer").with_config(callbacks=[handler])
+        else:
+            chain = self._chain(prompt, "the answer", callbacks=[handler])
+        return str(chain.invoke(variables))
+
+    def run_step(self, step: Callable[[str], str], handler: Any) -> list[list[str]]:
+        from langchain_core.runnables import RunnableLambda
+
+        runnable, config = RunnableLambda(step, name="step"), self._config(handler)
+        runnable.invoke("Ada", config)
+        runnable.batch(["Ada", "Bob"], config)
+        return [["step CHAIN"]] * 3
+
+    async def arun_step(self, step: Callable[[str], Awaitable[str]], handler: Any) -> list[list[str]]:
+        from langchain_core.runnables import RunnableLambda
+
+        runnable, config = RunnableLambda(step, name="step"), self._config(handler)
+        await runnable.ainvoke("Ada", config)
+        await runnable.abatch(["Ada", "Bob"], config)
+        return [["step CHAIN"]] * 3
+
+    def run_agent(self, tool: Callable[[str], str]) -> list[str]:
+        agents = pytest.importorskip("langchain.agents")
+        from langchain_core.messages import AIMessage
+        from tests.langchain.prompts import Model
+
+        call = {"name": tool.__name__, "args": {"name": "Ada"}, "id": "1"}
+        model = Model(answers=[AIMessage("", tool_calls=[call]), AIMessage("Done.")])
+        agents.create_agent(model, [tool]).invoke({"messages": [("user", "Greet Ada")]})
+        return ["LangGraph CHAIN", "tools CHAIN", f"{tool.__name__} TOOL"]
 
     def partial(self, prompt: Any, **variables: Any) -> Any:
         return prompt.partial(**variables)
@@ -196,7 +148,7 @@ class LangChain(Framework):
         return {} if handler is False else {"callbacks": [handler or self.handler()]}
 
     @staticmethod
-    def _chain(prompt: Any, answer: Answer) -> Any:
+    def _chain(prompt: Any, answer: Answer, **options: Any) -> Any:
         from langchain_core.language_models.chat_models import SimpleChatModel
         from langchain_core.output_parsers import StrOutputParser
 
@@ -208,7 +160,7 @@ class LangChain(Framework):
             def _call(self, messages: Any, *_: Any, **__: Any) -> str:
                 return _answered(answer, messages)
 
-        return prompt | Scripted() | StrOutputParser()
+        return prompt | Scripted(**options) | StrOutputParser()
 
 
 class LlamaIndex(Framework):
@@ -236,6 +188,57 @@ class LlamaIndex(Framework):
     def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
         with self._handler(handler):
             return "".join(self._model(answer).stream(prompt, **variables))
+
+    async def astream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        with self._handler(handler):
+            return "".join([text async for text in await self._model(answer).astream(prompt, **variables)])
+
+    def run_attached(self, prompt: Any, handler: Any, *, everywhere: bool, **variables: Any) -> str:
+        model = self._model("the answer")
+        handler.attach(*([] if everywhere else [model]))
+        try:
+            return str(model.predict(prompt, **variables))
+        finally:
+            handler.detach()
+
+    def run_step(self, step: Callable[[str], str], handler: Any) -> list[list[str]]:
+        from llama_index.core.query_engine import CustomQueryEngine
+
+        class Engine(CustomQueryEngine):
+            def custom_query(self, query_str: str) -> str:
+                return step(query_str)
+
+        with self._handler(handler):
+            Engine().query("Ada")
+        return [["Engine.query CHAIN", "Engine.custom_query CHAIN"]]
+
+    async def arun_step(self, step: Callable[[str], Awaitable[str]], handler: Any) -> list[list[str]]:
+        from llama_index.core.query_engine import CustomQueryEngine
+
+        class Engine(CustomQueryEngine):
+            def custom_query(self, query_str: str) -> str:
+                raise NotImplementedError
+
+            async def acustom_query(self, query_str: str) -> str:
+                return await step(query_str)
+
+        with self._handler(handler):
+            await Engine().aquery("Ada")
+        return [["Engine.aquery CHAIN"]]
+
+    def run_agent(self, tool: Callable[[str], str]) -> list[str]:
+        from llama_index.core.agent.workflow import FunctionAgent
+        from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+        from tests.llama_index.conftest import ScriptedLLM
+
+        call = ToolCallBlock(tool_call_id="1", tool_name=tool.__name__, tool_kwargs={"name": "Ada"})
+        llm = ScriptedLLM.of(ChatMessage(role="assistant", blocks=[call]), "Done.")
+
+        async def run() -> None:
+            await FunctionAgent(tools=[tool], llm=llm).run("Greet Ada")
+
+        asyncio.run(run())
+        return ["FunctionTool.acall TOOL"]
 
     def partial(self, prompt: Any, **variables: Any) -> Any:
         return prompt.partial_format(**variables)

@@ -19,6 +19,7 @@ import pomlflow
 
 Fetch = Callable[[], list[Trace]]
 Tree = list[tuple[str, str, str]]
+HELLO = "<p>Hello {{name}}</p>"
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def _off(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.fixture
 def prompt(framework: Framework) -> Any:
-    return framework.prompts.from_template("<p>Hello {{name}}</p>", name="greet")
+    return framework.prompts.from_template(HELLO, name="greet")
 
 
 def tree(trace: Trace) -> Tree:
@@ -52,9 +53,19 @@ def poml_span(trace: Trace) -> Span:
     return span
 
 
+def path(trace: Trace) -> list[str]:
+    """The name and type of each span from the root to the POML span."""
+    spans = {span.span_id: span for span in trace.data.spans}
+    found, span = [], poml_span(trace)
+    while span is not None:
+        found.insert(0, f"{span.name} {span.span_type}")
+        span = spans.get(span.parent_id)
+    return found
+
+
 def test_a_check_is_neither_traced_nor_registered(framework: Framework, stored_traces: Fetch) -> None:
     pomlflow.autolog()
-    checked = framework.prompts.from_template("<p>Hello {{name}}</p>", name="only-checked")
+    checked = framework.prompts.from_template(HELLO, name="only-checked")
     assert checked.validate(name="Ada") == checked.validate() == []
     assert pomlflow.flush()
     assert stored_traces() == []
@@ -76,6 +87,7 @@ CALLS: dict[str, tuple[int, Callable[[Framework, Any, Any], Any]]] = {
     "run": (1, lambda f, prompt, handler: f.run(prompt, handler=handler, name="Ada")),
     "async": (1, lambda f, prompt, handler: f.arun(prompt, handler=handler, name="Ada")),
     "stream": (1, lambda f, prompt, handler: f.stream(prompt, handler=handler, name="Ada")),
+    "async stream": (1, lambda f, prompt, handler: f.astream(prompt, handler=handler, name="Ada")),
     "at once": (2, lambda f, prompt, handler: _at_once(lambda: f.arun(prompt, handler=handler, name="Ada"))),
     "threads": (3, lambda f, prompt, handler: _in_threads(lambda: f.run(prompt, handler=handler, name="Ada"))),
 }
@@ -96,7 +108,7 @@ async def _awaited(made: Awaitable[Any]) -> Any:
 def test_every_call_is_traced_as_with_the_handler(
     framework: Framework, prompt: Any, stored_traces: Fetch, call: str, part: str
 ) -> None:
-    single = "async" if call in ("async", "at once") else "run" if call == "threads" else call
+    single = "async" if call == "at once" else "run" if call == "threads" else call
     make(single, framework, prompt, framework.handler())
     (expected,) = trees(stored_traces)
     (pomlflow.autolog if part == "all" else framework.autolog)()
@@ -136,12 +148,49 @@ def test_the_autolog_of_mlflow_stays_when_ours_is_disabled(
     assert len(stored_traces()) == 2
 
 
-def test_a_handler_in_the_call_makes_no_second_trace(framework: Framework, prompt: Any, stored_traces: Fetch) -> None:
+@pytest.mark.parametrize("where", ["call", "model", "everywhere"])
+def test_an_additional_handler_makes_no_second_trace(
+    framework: Framework, prompt: Any, stored_traces: Fetch, where: str
+) -> None:
     make("run", framework, prompt, framework.handler())
     pomlflow.autolog()
-    make("run", framework, prompt, framework.handler())
+    if where == "call":
+        make("run", framework, prompt, framework.handler())
+    else:
+        framework.run_attached(prompt, framework.handler(), everywhere=where == "everywhere", name="Ada")
     expected, found = trees(stored_traces)
     assert found == expected
+
+
+@pytest.mark.parametrize("how", ["ours", "MLflow's", "a handler"])
+@pytest.mark.parametrize("call", ["run", "async"])
+def test_a_plain_render_in_a_step_belongs_to_the_step(
+    framework: Framework, stored_traces: Fetch, how: str, call: str
+) -> None:
+    async def astep(name: str) -> str:
+        return str(await pomlflow.arender(HELLO, {"name": name}))
+
+    handler: Any = framework.handler() if how == "a handler" else False
+    if how != "a handler":
+        pomlflow.autolog()
+    if how == "MLflow's":
+        framework.mlflow_autolog()
+    steps = framework.run_step(greet, handler) if call == "run" else asyncio.run(framework.arun_step(astep, handler))
+    traces = stored_traces()
+    assert [path(trace) for trace in traces] == [[*step, "poml PROMPT"] for step in steps]
+    assert [len(trace.data.spans) for trace in traces] == [len(step) + 1 for step in steps]
+
+
+def greet(name: str) -> str:
+    """Greet somebody."""
+    return str(pomlflow.poml(HELLO, {"name": name})[0]["content"])
+
+
+def test_an_agent_is_traced_without_a_change(framework: Framework, stored_traces: Fetch) -> None:
+    pomlflow.autolog()
+    tool = framework.run_agent(greet)
+    (trace,) = stored_traces()
+    assert path(trace)[-len(tool) - 1 :] == [*tool, "poml PROMPT"]
 
 
 def hidden(_: dict[str, Any]) -> dict[str, Any]:

@@ -112,15 +112,21 @@ def test_a_failed_render_is_an_error_with_its_place(framework: Framework, stored
 
 
 def test_a_mask_reaches_all_that_is_stored(framework: Framework, stored_traces: Fetch) -> None:
-    """Of a run, of a stream, and of a failed render."""
+    """Of a run, of a stream, of a failed render, and of a model's error that repeats what was sent."""
+
+    def fail(messages: list[str]) -> str:
+        raise ValueError(f"cannot answer {messages[-1]}")
+
     prompt, handler = greeting(framework, "<p>secret {{name}}</p>"), framework.handler(mask=hide)
     failing = greeting(framework, "<p>{{ (() => { throw new Error('secret ' + name) })() }}</p>")
     assert framework.run(prompt, "A secret.", handler=handler, name="secret") == "A secret."
     assert framework.stream(prompt, "A secret.", handler=handler, name="secret") == "A secret."
     with pytest.raises(RenderError, match="secret"):
         framework.run(failing, handler=handler, name="secret")
+    with pytest.raises(ValueError, match="secret"):
+        framework.run(prompt, fail, handler=handler, name="secret")
     traces = stored_traces()
-    assert len(traces) == 3
+    assert len(traces) == 4
     for trace in traces:
         assert "secret" not in everything(trace)
         assert "***" in everything(trace)
@@ -130,6 +136,7 @@ def test_a_mask_reaches_all_that_is_stored(framework: Framework, stored_traces: 
         "stylesheet": None,
     }
     assert poml_span(traces[2]).attributes["poml.error"].startswith("<inline>:1:4: *** ***")
+    assert "cannot answer *** ***" in str(traces[3].data.spans[0].status.description)
 
 
 def test_a_mask_gets_plain_data_of_each_span_once(framework: Framework, stored_traces: Fetch) -> None:

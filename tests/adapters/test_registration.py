@@ -54,12 +54,15 @@ def test_runs_of_every_kind_make_one_version_and_are_each_linked(framework: Fram
     prompt, handler = hello(framework, unique), framework.handler()
 
     async def several() -> None:
-        await asyncio.gather(*(framework.arun(prompt, name=f"Ada {number}") for number in range(5)))
+        await asyncio.gather(*(framework.arun(prompt, name=f"Ada {number}") for number in range(3)))
+        await framework.abatch(prompt, 3, name="Ada")
+        await framework.astream(prompt, name="Ada")
 
     framework.run(prompt, handler=handler, name="Ada")
     framework.stream(prompt, handler=handler, name="Ada")
+    framework.batch(prompt, 3, name="Ada")
     asyncio.run(several())
-    assert links() == [[f"{unique}/1"]] * 7
+    assert links() == [[f"{unique}/1"]] * 12
     assert sources(unique) == [HELLO]
 
 

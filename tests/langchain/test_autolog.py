@@ -9,17 +9,12 @@ from typing import Any
 
 import mlflow
 import pytest
-from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
-from langchain_core.tools import tool
 from langchain_core.tracers import context
 from mlflow.entities import Trace
-from tests.langchain.prompts import Model
 from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, trees, under
 
 import pomlflow
 import pomlflow.langchain
-from pomlflow.langchain import PomlCallbackHandler
 
 # MLflow 3.12 with pydantic 2.12: the first span of a chat model imports types that pydantic warns of.
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The 'validate_default' attribute")]
@@ -55,7 +50,6 @@ async def _read(stream: Any) -> list[Any]:
 CALLS: dict[str, tuple[list[str], Call]] = {
     "batch": ([CHAIN] * 3, lambda: chain().batch([GIVEN] * 3)),
     "abatch": ([CHAIN] * 3, lambda: chain().abatch([GIVEN] * 3)),
-    "astream": ([CHAIN], lambda: _read(chain().astream(GIVEN))),
     "astream_events": ([CHAIN], lambda: _read(chain().astream_events(GIVEN, version="v2"))),
     "retries in a batch": (
         [under("RunnableSequence CHAIN", CHAIN)] * 2,
@@ -79,52 +73,3 @@ def test_a_batch_is_traced_once_with_mlflows_autolog(stored_traces: Fetch, ours_
     expected, call = CALLS["batch"]
     run(call)
     assert trees(stored_traces) == expected
-
-
-@pytest.mark.parametrize("where", ["with_config", "model"])
-def test_a_handler_that_is_given_too_makes_no_second_trace(stored_traces: Fetch, where: str) -> None:
-    pomlflow.autolog()
-    handler = PomlCallbackHandler()
-    if where == "with_config":
-        chain().with_config(callbacks=[handler]).invoke(GIVEN)
-    else:
-        chain(callbacks=[handler]).invoke(GIVEN)
-    assert trees(stored_traces) == [CHAIN]
-
-
-@pytest.mark.parametrize("how", ["ours", "MLflow's", "a handler"])
-@pytest.mark.parametrize("call", ["invoke", "ainvoke", "batch", "abatch"])
-def test_a_plain_render_in_a_step_belongs_to_the_step(stored_traces: Fetch, how: str, call: str) -> None:
-    def step(name: str) -> Any:
-        return pomlflow.poml(HELLO, {"name": name})
-
-    async def astep(name: str) -> Any:
-        return await pomlflow.arender(HELLO, {"name": name})
-
-    config = {"callbacks": [PomlCallbackHandler()]} if how == "a handler" else None
-    if how != "a handler":
-        pomlflow.autolog()
-    if how == "MLflow's":
-        mlflow.langchain.autolog(silent=True)
-    many = "batch" in call
-    function = getattr(RunnableLambda(step, astep, name="RunnableLambda"), call)
-    run(lambda: function(["Ada", "Bob"] if many else "Ada", config))
-    assert trees(stored_traces) == [STEP] * (1 + many)
-
-
-def test_an_agent_is_traced_without_a_change(stored_traces: Fetch) -> None:
-    agents = pytest.importorskip("langchain.agents")
-
-    @tool
-    def greet(name: str) -> str:
-        """Greet somebody."""
-        return str(pomlflow.poml(HELLO, {"name": name})[0]["content"])
-
-    call = {"name": "greet", "args": {"name": "Ada"}, "id": "1"}
-    model = Model(answers=[AIMessage("", tool_calls=[call]), AIMessage("Done.")])
-    agent = agents.create_agent(model, [greet])
-    pomlflow.autolog()
-    agent.invoke({"messages": [("user", "Greet Ada")]})
-    (shown,) = trees(stored_traces)
-    assert shown.startswith("LangGraph CHAIN\n")
-    assert "  tools CHAIN\n    greet TOOL\n      poml PROMPT\n" in shown

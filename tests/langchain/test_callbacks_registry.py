@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from mlflow.entities import Trace
 from tests.langchain.trees import GIVEN, QUIET, model
-from tests.registry_prompts import linked, sources
+from tests.registry_prompts import linked
 
 import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
@@ -51,23 +50,6 @@ def links(stored_traces: Fetch) -> Callable[[], list[list[str]]]:
 
 def hello(name: str | None, markup: str = HELLO, **options: Any) -> Any:
     return PomlPromptTemplate.from_template(markup, name=name, **options) | model()
-
-
-def test_runs_of_every_kind_make_one_version_and_are_each_linked(
-    links: Any, config: RunnableConfig, unique: str
-) -> None:
-    chain = hello(unique)
-
-    async def several() -> None:
-        await chain.abatch([GIVEN] * 3, config)
-        await asyncio.gather(*(chain.ainvoke(GIVEN, config) for _ in range(3)))
-        _ = [chunk async for chunk in chain.astream(GIVEN, config)]
-
-    chain.batch([GIVEN] * 3, config)
-    list(chain.stream(GIVEN, config))
-    asyncio.run(several())
-    assert links() == [[f"{unique}/1"]] * 11
-    assert sources(unique) == [HELLO]
 
 
 def test_all_prompts_of_one_trace_are_linked_to_it(links: Any, config: RunnableConfig, unique: str) -> None:

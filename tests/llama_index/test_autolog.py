@@ -13,9 +13,7 @@ pytest.importorskip("llama_index.core")
 pytest.importorskip("mlflow")
 
 import mlflow
-from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.query_engine import CustomQueryEngine
 from tests.llama_index.traces import FOREIGN_WARNINGS, parent, poml_spans, traced, tree
 
 import pomlflow
@@ -84,52 +82,3 @@ def test_every_way_to_run_is_traced_completely(traced: Any, engine: Any, call: A
     (trace,) = traced(lambda: run(lambda: call(engine)), at_least=1)
     assert [parent(trace, span) for span in poml_spans(trace)] == [around]
     assert tree(trace).startswith("RetrieverQueryEngine.")
-
-
-@pytest.mark.parametrize("where", ["component", "everywhere"])
-def test_an_additional_handler_makes_no_second_trace(traced: Any, engine: Any, expected: str, where: str) -> None:
-    pomlflow.autolog()
-    handler, one = PomlCallbackHandler(), engine()
-    handler.attach(*([one] if where == "component" else []))
-    traces = traced(lambda: one.query("What?"))
-    handler.detach()
-    assert [tree(trace) for trace in traces] == [expected]
-
-
-@pytest.mark.parametrize("how", ["ours", "MLflow's", "a handler"])
-@pytest.mark.parametrize("call", ["query", "aquery"])
-def test_a_plain_render_in_a_step_belongs_to_the_step(traced: Any, how: str, call: str) -> None:
-    class Engine(CustomQueryEngine):
-        def custom_query(self, query_str: str) -> str:
-            return str(pomlflow.poml(HELLO, {"name": query_str}))
-
-        async def acustom_query(self, query_str: str) -> str:
-            return str(await pomlflow.arender(HELLO, {"name": query_str}))
-
-    handler = None
-    if how == "a handler":
-        handler = PomlCallbackHandler().attach()
-    else:
-        pomlflow.autolog()
-    if how == "MLflow's":
-        mlflow.llama_index.autolog()
-    (trace,) = traced(lambda: run(lambda: getattr(Engine(), call)("Ada")))
-    if handler is not None:
-        handler.detach()
-    step = {"query": "  Engine.custom_query CHAIN\n    poml PROMPT", "aquery": "  poml PROMPT"}[call]
-    assert tree(trace) == f"Engine.{call} CHAIN\n{step}"
-
-
-async def greet(name: str) -> str:
-    """Greet somebody."""
-    return str(pomlflow.poml(HELLO, {"name": name})[0]["content"])
-
-
-def test_an_agent_is_traced_without_a_change(traced: Any, scripted: Any, tool_call: Any) -> None:
-    async def ask() -> None:
-        await FunctionAgent(tools=[greet], llm=scripted(tool_call("greet", name="Ada"), "Done.")).run("Greet Ada")
-
-    pomlflow.autolog()
-    (trace,) = traced(lambda: asyncio.run(ask()), at_least=1)
-    (span,) = poml_spans(trace)
-    assert parent(trace, span) == "FunctionTool.acall"

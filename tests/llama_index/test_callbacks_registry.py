@@ -16,7 +16,6 @@ import mlflow
 from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
-from mlflow.genai import load_prompt
 from tests.llama_index.traces import FOREIGN_WARNINGS, linked, named, poml_spans, traced
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -47,20 +46,6 @@ def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
 def versions(name: str) -> int:
     client = mlflow.MlflowClient()
     return len(list(client.search_prompt_versions(name))) if client.get_prompt(name) else 0
-
-
-def test_queries_make_one_version_and_are_each_linked(traced: Any, linked: Any, make: Any, unique: str) -> None:
-    async def several() -> None:
-        engine = make()
-        await asyncio.gather(*(engine.aquery(f"What {number}?") for number in range(5)))
-
-    with PomlCallbackHandler():
-        traces = traced(lambda: asyncio.run(several()))
-        traces += traced(lambda: "".join(make(streaming=True).query("What?").response_gen))
-    assert len(traces) == 6
-    assert [linked(trace) for trace in traces] == [[f"{unique}/1"]] * 6
-    assert versions(unique) == 1
-    assert load_prompt(f"prompts:/{unique}/1").template == poml_spans(traces[0])[0].inputs["prompt"]
 
 
 SYSTEM = "<p>You are a patient teacher of {{subject}}, and you never give the answer away.</p>"
@@ -104,10 +89,15 @@ def test_an_agents_model_is_linked_in_its_other_calls(traced: Any, linked: Any, 
     assert "poml.prompts" not in other.data.spans[0].attributes
 
 
-def test_a_prompt_rendered_in_a_trace_is_linked_to_no_models_span(traced: Any, make: Any) -> None:
+def test_a_prompt_of_an_engine_is_linked_to_each_query_and_to_no_models_span(
+    traced: Any, linked: Any, make: Any, unique: str
+) -> None:
     """Its own span is in the trace already."""
     with PomlCallbackHandler():
         (trace,) = traced(lambda: make().query("What?"))
+        (streamed,) = traced(lambda: "".join(make(streaming=True).query("What?").response_gen))
+    assert [linked(trace), linked(streamed)] == [[f"{unique}/1"]] * 2
+    assert versions(unique) == 1
     assert "poml.prompts" not in named(trace, "ScriptedLLM.chat").attributes
 
 

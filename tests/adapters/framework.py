@@ -1,0 +1,132 @@
+"""What a test of both frameworks may do with either."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+Answer = str | Callable[[list[str]], str]  # what a model answers: a text, or a function of its messages' texts
+
+
+class Framework(ABC):
+    """A framework's prompts and handler, and how its users run them.
+
+    Attributes:
+        prompts: Its `PomlPromptTemplate`.
+        handler: Its `PomlCallbackHandler`.
+    """
+
+    prompts: Any
+    handler: Any
+
+    @abstractmethod
+    def messages(self, prompt: Any, **variables: Any) -> list[str]:
+        """Render; gives the text of each message."""
+
+    @abstractmethod
+    async def amessages(self, prompt: Any, **variables: Any) -> list[str]:
+        """Render on an event loop."""
+
+    @abstractmethod
+    def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        """Give the prompt to a model as its users do; gives the model's answer.
+
+        A handler of its own traces it; the one that is given, or none where that is False.
+        """
+
+    @abstractmethod
+    async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        """Do that on an event loop."""
+
+    @abstractmethod
+    def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        """Do that with a stream, to its end."""
+
+    @abstractmethod
+    async def astream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
+        """Do that with a stream on an event loop, to its end."""
+
+    def batch(self, prompt: Any, count: int, *, handler: Any = None, **variables: Any) -> list[str]:
+        """Run several times at once: in a batch, or else in threads."""
+        with ThreadPoolExecutor() as threads:
+            runs = [threads.submit(self.run, prompt, handler=handler, **variables) for _ in range(count)]
+            return [run.result() for run in runs]
+
+    async def abatch(self, prompt: Any, count: int, *, handler: Any = None, **variables: Any) -> list[str]:
+        """Run several times at once on an event loop: in a batch, or else in tasks."""
+        return await asyncio.gather(*(self.arun(prompt, handler=handler, **variables) for _ in range(count)))
+
+    @abstractmethod
+    def run_attached(self, prompt: Any, handler: Any, *, everywhere: bool, **variables: Any) -> str:
+        """Run with a handler that is attached to the model alone, or to all."""
+
+    @abstractmethod
+    def run_step(self, step: Callable[[str], str], handler: Any) -> list[list[str]]:
+        """Run a function as a step of the framework; gives the spans around the function in each trace."""
+
+    @abstractmethod
+    async def arun_step(self, step: Callable[[str], Awaitable[str]], handler: Any) -> list[list[str]]:
+        """Do that on an event loop."""
+
+    @abstractmethod
+    def run_agent(self, tool: Callable[[str], str]) -> list[str]:
+        """Run an agent whose model calls a tool with ``name="Ada"``; gives the last spans around the tool."""
+
+    @abstractmethod
+    def client(self, name: str, url: str) -> Any:
+        """Make the real client of a provider, for a server at `url`; skip the test where it is not installed."""
+
+    @abstractmethod
+    def send(self, prompt: Any, client: Any, *, bound: bool = False, **variables: Any) -> str:
+        """Send the prompt to a real client, in a chain or bound; gives the answer."""
+
+    @abstractmethod
+    def streams(self, prompt: Any, client: Any, **variables: Any) -> list[str]:
+        """Send it for a stream, and for one on an event loop; gives both answers."""
+
+    @abstractmethod
+    def call_of_tool(self, prompt: Any, client: Any, **variables: Any) -> Any:
+        """Send it; gives the model's message, which calls a tool."""
+
+    @abstractmethod
+    def tool_result(self, text: str, call_id: str) -> Any:
+        """Make the message of a tool's result."""
+
+    @abstractmethod
+    def send_messages(self, client: Any, question: str, *messages: Any) -> None:
+        """Send a question and messages to the client, without a prompt."""
+
+    @abstractmethod
+    def autolog(self, **options: Any) -> None:
+        """Switch pomlflow's autolog of this framework alone."""
+
+    @abstractmethod
+    def mlflow_autolog(self, *, disable: bool = False) -> None:
+        """Switch MLflow's autolog of this framework."""
+
+    @abstractmethod
+    def hooked(self) -> list[Any]:
+        """What is registered with the framework in the whole process."""
+
+    @abstractmethod
+    def partial(self, prompt: Any, **variables: Any) -> Any:
+        """Give some of the variables."""
+
+    @abstractmethod
+    def variables(self, prompt: Any) -> list[str]:
+        """The variables that the framework sees."""
+
+    @abstractmethod
+    def copies(self, prompt: Any) -> list[Any]:
+        """Copy a prompt in every way that leaves it equal."""
+
+    @abstractmethod
+    def history(self) -> list[Any]:
+        """Messages with a tool's call and result, which POML's own messages cannot hold."""
+
+    def text(self, prompt: Any, **variables: Any) -> str:
+        """Render to one text."""
+        return "\n".join(self.messages(prompt, **variables))

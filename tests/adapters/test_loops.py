@@ -1,0 +1,46 @@
+"""A prompt on event loops other than asyncio's own, as far as the frameworks themselves run there."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import anyio.to_thread
+import pytest
+from tests.adapters.frameworks import Framework
+
+from pomlflow.exceptions import EngineError
+
+HELLO = "<p>Hello {{name}}</p>"
+
+
+def test_under_trio_all_runs_in_a_thread_and_an_async_render_is_an_error_with_that_remedy(framework: Framework) -> None:
+    """The frameworks' own ways, such as `ainvoke`, need asyncio too, and mostly fail before the prompt is called."""
+    prompt = framework.prompts.from_template(HELLO)
+
+    async def main() -> list[list[str]]:
+        with pytest.raises(EngineError, match=r"await anyio\.to_thread\.run_sync"):
+            await prompt.aformat_messages(name="Ada")
+        calls = [
+            partial(framework.messages, prompt, name="Ada"),
+            partial(framework.batch, prompt, 2, handler=False, name="Ada"),
+        ]
+        return [await anyio.to_thread.run_sync(call) for call in calls]
+
+    assert anyio.run(main, backend="trio") == [["Hello Ada"], ["the answer"] * 2]
+
+
+def test_a_prompt_under_uvloop(framework: Framework) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    prompt = framework.prompts.from_template(HELLO)
+
+    async def main() -> list[str]:
+        answers = await framework.abatch(prompt, 3, handler=False, name="Ada")
+        return [*answers, await framework.astream(prompt, handler=False, name="Ada")]
+
+    loop = uvloop.new_event_loop()
+    try:
+        assert loop.run_until_complete(main()) == ["the answer"] * 4
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
