@@ -76,15 +76,18 @@ _VALID = {
     r"(?<=[\"'`])\s*%": ("", "Python", "`…${x}…`"),
     r"(?<=[\"'`])\s*\*|\*(?=\s*[\"'`])": ("", "Python", "x.repeat(n)"),
     r"\bin(?=\s*(?:[\[\"'`]|\([^()]*,))": ("", "Python", "xs.includes(x)"),
-    r"[=!]==?(?=\s*\[\s*\])": ("", "Python", "xs.length == 0"),
-    r"[=!]==?(?=\s*\{\s*\})": ("", "Python", "Object.keys(x).length == 0"),
+    r"===?(?=\s*\[\s*\])": ("", "Python", "xs.length == 0"),
+    r"!==?(?=\s*\[\s*\])": ("", "Python", "xs.length != 0"),
+    r"===?(?=\s*\{\s*\})": ("", "Python", "Object.keys(x).length == 0"),
+    r"!==?(?=\s*\{\s*\})": ("", "Python", "Object.keys(x).length != 0"),
     r"(?<![=<>])[<>]=?\s*[\w$.]+\s*[<>](?![<>])": ("", "Python", "a > b && b > c"),
 }  # fmt: skip
 # Methods of JavaScript's own objects too: Python's only after names that hold the caller's data.
 _SHARED = frozenset({"format", "get", "keys", "now", "values"})
 _RECEIVER = re.compile(r"(?:(?<!\.\.\.)(?<!from\()(?<![\w$.])([a-z_]\w*)(?:\??\.[\w$]+|\[[^\[\]]*\])*|[\"'])\s*\Z")
 _HANDLEBARS = re.compile(r"[#^>@]\s*[A-Za-z]+|(?:/\s*[A-Za-z]+|else)$")
-_TEXT = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`")
+# A text, or a regular expression as an argument.
+_TEXT = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`|(?<=[(,])/(?![/*])(?:\\.|[^/\\])+/")
 _TOKEN = re.compile(r"(\.\s*|(?<!\|)\|\s*)?([A-Za-z_$][A-Za-z0-9_$]*)(\s*\()?(\s*:)?")
 
 
