@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core import PromptTemplate
-from llama_index.core.base.response.schema import StreamingResponse
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
@@ -367,3 +367,34 @@ def test_mlflows_own_tracer_still_loses_async_streams(traced: Any, make: Any) ->
         assert {trace.info.state.value for trace in traces} == {"IN_PROGRESS"}
     finally:
         mlflow.llama_index.autolog(disable=True)
+
+
+class Gathering(CustomQueryEngine):
+    """Calls its model twice at once while its stream is read."""
+
+    llm: Any
+
+    def custom_query(self, query_str: str) -> str:
+        return query_str
+
+    async def acustom_query(self, query_str: str) -> AsyncStreamingResponse:
+        async def pieces() -> AsyncIterator[str]:
+            for answer in await asyncio.gather(self.llm.acomplete("one"), self.llm.acomplete("two")):
+                yield answer.text
+
+        return AsyncStreamingResponse(pieces())
+
+
+def test_tasks_of_a_lazy_stream_are_part_of_the_trace_of_an_attached_engine(traced: Any, scripted: Any) -> None:
+    """The handler knows by LlamaIndex's spans alone what is part of its engine."""
+    handler, engine = PomlCallbackHandler(), Gathering(llm=scripted("1", "2"))
+    handler.attach(engine)
+
+    async def call() -> None:
+        response = await engine.aquery("What?")
+        assert "".join([piece async for piece in response.async_response_gen()]) == "12"
+
+    (query,) = traced(lambda: asyncio.run(call()))
+    calls = [span for span in query.data.spans if span.name == "ScriptedLLM.acomplete"]
+    assert [parent(query, span) for span in calls] == ["Gathering.aquery"] * 2
+    handler.detach(engine)

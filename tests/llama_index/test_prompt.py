@@ -239,9 +239,11 @@ def test_a_changed_file_is_followed(tmp_path: Path) -> None:
     file.write_text("<p>{{a}}</p>")
     prompt = PomlPromptTemplate.from_file(file, name="mine")
     assert (prompt.source, prompt.template_vars, prompt.path) == ("<p>{{a}}</p>", ["a"], str(file))
+    text = prompt.get_template()
     file.write_text("<p>new {{b}}</p>")
     os.utime(file, ns=(1, 1))
     assert prompt.format(b="x") == "new x"
+    assert text + "!" == "new {b}!"  # never the old markup, which a model would get
     assert (prompt.source, prompt.get_template(), prompt.template_vars) == (*["<p>new {{b}}</p>"] * 2, ["b"])
 
 

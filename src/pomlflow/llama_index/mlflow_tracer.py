@@ -6,8 +6,8 @@ of MLflow lacks one of its parts, one warning is logged, and spans have neither 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from inspect import BoundArguments
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 import mlflow
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.workflow import StartEvent
 from mlflow.entities import Document, LiveSpan, SpanType
@@ -101,9 +102,15 @@ def documents(span: LiveSpan, outputs: Any) -> Any:
     return [Document.from_llama_index_node_with_score(n) if isinstance(n, NodeWithScore) else n for n in outputs]
 
 
-def activated(span: LiveSpan) -> AbstractContextManager[None]:
-    """Make a span the active one."""
-    return active(cast("Any", span._span))
+@contextmanager
+def inside(span: LiveSpan, span_id: str) -> Iterator[None]:
+    """Make a span the active one, for MLflow and, also in tasks that are started, for LlamaIndex."""
+    token = active_span_id.set(span_id)
+    try:
+        with active(cast("Any", span._span)):
+            yield
+    finally:
+        active_span_id.reset(token)
 
 
 def has_outlived_trace() -> bool:

@@ -247,7 +247,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     @override
     def get_template(self, llm: BaseLLM | None = None) -> str:
         """Return the markup, as a string whose `format` renders and whose ``+`` uses the f-string (`PromptText`)."""
-        return PromptText.of(self.source, self)
+        return PromptText.of(self.source, self, is_markup=True)
 
     @override
     def format_messages(self, llm: BaseLLM | None = _UNSET, **kwargs: Any) -> list[ChatMessage]:
@@ -357,14 +357,15 @@ class PromptText(str):
     For ``+``, the markup is the f-string.
     """
 
-    __slots__ = ("prompt",)
+    __slots__ = ("is_markup", "prompt")
+    is_markup: bool
     prompt: PomlPromptTemplate
 
     @classmethod
-    def of(cls, text: str, prompt: PomlPromptTemplate) -> Self:
-        """Make the string of a prompt's text."""
+    def of(cls, text: str, prompt: PomlPromptTemplate, *, is_markup: bool = False) -> Self:
+        """Make the string of a prompt's markup or f-string."""
         made = cls(text)
-        made.prompt = prompt
+        made.prompt, made.is_markup = prompt, is_markup
         return made
 
     @override
@@ -374,7 +375,7 @@ class PromptText(str):
 
     @override
     def __add__(self, other: str) -> str:
-        text: str = self.prompt.template if self == self.prompt.source else self
+        text: str = self.prompt.template if self.is_markup else self
         return str(text) + other
 
     # By these three methods, a workflow's context stores the object as JSON.
@@ -386,12 +387,12 @@ class PromptText(str):
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
-        return {"text": str(self), "prompt": self.prompt.model_dump(mode="json")}
+        return {"text": str(self), "is_markup": self.is_markup, "prompt": self.prompt.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Return the object that `to_dict` stored."""
-        return cls.of(data["text"], PomlPromptTemplate.model_validate(data["prompt"]))
+        return cls.of(data["text"], PomlPromptTemplate.model_validate(data["prompt"]), is_markup=data["is_markup"])
 
 
 # Set here, because pydantic would take a property in the class for the field's default.

@@ -49,11 +49,11 @@ from pomlflow._log import warn_once
 from pomlflow.frame.media import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
     UNREAD,
-    activated,
     autolog_handler,
     autolog_span,
     documents,
     inputs_of,
+    inside,
     mlflow_details,
     start_span,
 )
@@ -288,7 +288,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             span.guarded.set_outputs(documents(span.guarded.span, result))
         else:
             span.streamed = True
-            within, ended = partial(activated, span.guarded.span), partial(self._end_stream_safely, span)
+            within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
             stream = stream_of(result, within, ended)
             if stream is not None and frame_of(stream) is not None:
                 self._watch(span, stream)
