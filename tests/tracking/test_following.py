@@ -260,6 +260,15 @@ def test_a_cold_start_without_a_server_is_an_error(name: str, caplog: pytest.Log
     assert len(warnings_in(caplog)) <= 1  # another test may have logged it
 
 
+def test_the_digest_of_a_fallback_is_that_of_its_files_as_they_are_now(name: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "fallback.poml", '<poml><include src="rules.poml"/></poml>')
+    write(tmp_path / "rules.poml", "<p>One</p>")
+    template = opened(name, fallback=Template(path=file))
+    template.render({})
+    write(tmp_path / "rules.poml", "<p>Another</p>")
+    assert template.render({}).digest == Template(path=file).render({}).digest
+
+
 def test_a_fallback_is_used_until_the_registry_has_the_prompt(name: str, tmp_path: Path) -> None:
     file = write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>")
     template = opened(name, fallback=Template(path=file))

@@ -94,9 +94,7 @@ class RegistryOrigin:
         if content is not None:
             self._loaded = self._load(content, content.source)
         else:
-            assert fallback is not None  # noqa: S101 - an origin has a content or a fallback
-            roots = None if fallback.path is not None else ()  # its last text in the registry is not trusted
-            self._loaded = _Loaded(replace(fallback.current(), register=False, roots=roots))
+            self._loaded = _Loaded(self._of_fallback())
         self._follow(0.0 if content is None else refresh)
 
     def __eq__(self, other: object) -> bool:
@@ -115,14 +113,21 @@ class RegistryOrigin:
         if self._process != os.getpid():  # this is a forked child, which has no background tasks
             self._follow(0.0)
         now = self._loaded
-        if now.content is not None:
-            # MLflow's optimisers replace this property during their trials (see `text_of`): read it for each render.
-            text = str(now.content.version.template)
-            # The system may clean up temporary folders while the process runs.
-            files = None if now.snapshot.files and not now.snapshot.folder.is_dir() else now.files
-            if text != now.text or files is None:
-                self._loaded = now = self._load(now.content, text, files)
+        if now.content is None:
+            return self._of_fallback()  # its files may have changed
+        # MLflow's optimisers replace this property during their trials (see `text_of`): read it for each render.
+        text = str(now.content.version.template)
+        # The system may clean up temporary folders while the process runs.
+        files = None if now.snapshot.files and not now.snapshot.folder.is_dir() else now.files
+        if text != now.text or files is None:
+            self._loaded = now = self._load(now.content, text, files)
         return now.snapshot
+
+    def _of_fallback(self) -> Snapshot:
+        """Return the fallback as it is now."""
+        assert self._fallback is not None  # noqa: S101 - an origin has a content or a fallback
+        roots = None if self._fallback.path is not None else ()  # its last text in the registry is not trusted
+        return replace(self._fallback.current(), register=False, roots=roots)
 
     def update(self) -> None:
         """Look up the version, use it if it is another one, and schedule the next update."""
