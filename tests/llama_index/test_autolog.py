@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -30,10 +31,13 @@ GREETING = PomlPromptTemplate(HELLO, name="greet")
 @pytest.fixture(autouse=True)
 def _off() -> Iterator[None]:
     root = get_dispatcher()
+    gc.collect()
+    PomlCallbackHandler()  # collected at once: removes the hooks that an earlier test has left
     handlers = list(root.span_handlers), list(root.event_handlers)
     yield
     pomlflow.autolog(disable=True)
     mlflow.llama_index.autolog(disable=True)
+    gc.collect()
     assert (root.span_handlers, root.event_handlers) == handlers
 
 
