@@ -234,6 +234,23 @@ def test_a_stream_that_is_held_after_it_was_read_has_ended(traced: Any, scripted
     assert trace.data.spans[0].outputs == "One two."
 
 
+def test_a_bound_stream_that_is_held_after_it_was_read_ends_with_a_flush(
+    traced: Any, scripted: Any, prompt: Any
+) -> None:
+    """A notebook's variable holds its generator for as long as the notebook runs."""
+    held = []
+
+    def call() -> None:
+        held.append(prompt.bind_to(scripted("One two.")).stream(context_str="a", query_str="b"))
+        assert "".join(held[0]) == "One two."
+
+    with PomlCallbackHandler():
+        (trace,) = traced(call)
+    assert trace.info.state == "OK"
+    assert trace.data.spans[0].name == "PomlLLM.stream"
+    assert trace.data.spans[0].outputs == "One two."
+
+
 @pytest.mark.parametrize("mode", ["simple", "context", "condense_question", "condense_plus_context"])
 def test_chat_engines_stream(traced: Any, by_autolog: Any, index: Any, scripted: Any, mode: str) -> None:
     """The history is written in a thread or task that reads the model's stream: that is part of the trace."""

@@ -65,10 +65,20 @@ def from_poml(
     made: list[ChatMessage] = []
     for position, message in enumerate(messages):
         if natives and position in natives:
-            made.append(natives[position].model_copy(deep=True))
+            made.append(_copy(natives[position]))
         else:
             made.extend(_converted(message["speaker"], message["content"]))
     return made
+
+
+def _copy(message: ChatMessage) -> ChatMessage:
+    """Copy a message, but not what its arguments hold: an object of the user's may refuse that."""
+    return message.model_copy(
+        update={
+            "blocks": [block.model_copy() for block in message.blocks],
+            "additional_kwargs": dict(message.additional_kwargs),
+        }
+    )
 
 
 def _converted(speaker: str, content: str | Sequence[Any]) -> list[ChatMessage]:

@@ -59,7 +59,7 @@ from pomlflow.llama_index.mlflow_tracer import (
 )
 from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
-from pomlflow.tracking.shutdown import call_before_exit
+from pomlflow.tracking.shutdown import call_before_exit, call_before_flush
 
 # Attributes from events that describe a model or tool and hold no content; MLflow's own keys are stored as well.
 _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description", "parameters"})
@@ -156,6 +156,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         """Prepare for spans, once."""
         if self.details is None:
             call_before_exit(self.end_streams)
+            call_before_flush(self.end_read_streams)
             self.details = mlflow_details(self)
             self.deferred = Deferred()
 
@@ -165,6 +166,13 @@ class SpanHandler(BaseSpanHandler[Any]):
             if span.state is not SpanState.OPEN:
                 span.text = span.streamed_text() or UNREAD
                 self._end(span)
+
+    def end_read_streams(self) -> None:
+        """End the spans of streams that were read to their end: a variable may hold a generator long after that."""
+        for span in reversed(list(self.traced.values())):
+            stream = span.stream()
+            if span.state is SpanState.STREAMING and stream is not None and frame_of(stream) is None:
+                self._end_stream_safely(span, None, None)
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
         """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""

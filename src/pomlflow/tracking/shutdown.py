@@ -41,6 +41,7 @@ _POLL: Final = 0.05  # seconds
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
 _CHILD_CHECK: Final = 30.0  # and at the end of such a child: many of them end at once, and keep the server busy
 _before_exit: Final[list[Callable[[], None]]] = []
+_before_flush: Final[list[Callable[[], None]]] = []
 _flushed: Final = threading.Event()  # set at SIGTERM
 
 
@@ -89,10 +90,19 @@ def call_before_exit(callback: Callable[[], None]) -> None:
     register_hooks()
 
 
-def _exit_before_join() -> None:
-    for callback in _before_exit:
+def call_before_flush(callback: Callable[[], None]) -> None:
+    """Register a function to call at each flush, before it. It must not block."""
+    _before_flush.append(callback)
+
+
+def _call(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
         with suppress(Exception):
             callback()
+
+
+def _exit_before_join() -> None:
+    _call(_before_exit)
     if flush_at_exit():
         # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
         atexit.register(flush_at_exit)
@@ -174,6 +184,7 @@ def _exports() -> list[tuple[str | None, Any, Any]]:
 
 def _drain_all(deadline: float) -> bool | None:
     """Wait until MLflow has tried to store all ended traces; return whether it has, or None in an unknown version."""
+    _call(_before_flush)
     try:
         drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
     except AttributeError:
