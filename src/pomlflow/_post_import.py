@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -66,7 +67,8 @@ def _hook(loader: Any) -> None:
             except Exception as error:  # noqa: BLE001 - a callback must not break the user's import
                 logger.warning("a call after the import of %s failed: %r", module.__name__, error)
 
-    loader.exec_module = exec_module
+    with suppress(AttributeError, TypeError):  # a loader of another kind has no attributes of its own
+        loader.exec_module = exec_module
 
 
 _finder: Final = _Finder()

@@ -102,12 +102,15 @@ def _bound_tools(
 ) -> dict[str, Any]:
     """Return the call arguments that the client's own `bind_tools` makes for the tools."""
     if not isinstance(model, BaseChatModel):
-        raise ToolError(f"{label}: {type(model).__name__} is a text model and takes no tools: bind a chat model", _name(tools[0]))
+        raise ToolError(
+            f"{label}: {type(model).__name__} is a text model and takes no tools: bind a chat model", _name(tools[0])
+        )
     try:
         binding: Any = model.bind_tools(tools, **({} if choice is None else {"tool_choice": choice}))
     except NotImplementedError as error:
         raise ToolError(
-            f"{label}: {type(model).__name__} takes no tools: bind a model that does, or leave them out", _name(tools[0])
+            f"{label}: {type(model).__name__} takes no tools: bind a model that does, or leave them out",
+            _name(tools[0]),
         ) from error
     return dict(getattr(binding, "kwargs", None) or {"tools": tools})
 

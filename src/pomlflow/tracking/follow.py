@@ -26,7 +26,7 @@ from pomlflow.tracking.background import Task, worker
 from pomlflow.tracking.bundle import ExtractedFiles
 from pomlflow.tracking.load import PromptContent, Reference, fetch_within, load
 from pomlflow.tracking.publish import publisher
-from pomlflow.tracking.stores import Stores, is_outage
+from pomlflow.tracking.stores import Stores, is_outage, redacted
 from pomlflow.tracking.versions import runtime_of
 
 _REFRESH_TIMEOUT: Final = 20.0  # seconds for one lookup in the background
@@ -141,7 +141,8 @@ class RegistryOrigin:
             if is_outage(self._stores.registry, error):
                 raise  # the worker warns, and runs the task again
             in_use = "the fallback" if before is None else before.uri
-            warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", error, in_use)
+            why = redacted(self._stores.registry, str(error))
+            warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", why, in_use)
         self._follow(self.refresh)
 
     def _load(self, content: PromptContent, text: str, files: ExtractedFiles | None = None) -> _Loaded:
