@@ -36,7 +36,7 @@ def cancel(module: str) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Find a module that has a callback by the other finders, and hook the loader's ``exec_module``."""
+    """Let the other finders find a module that has a callback, and hook its loader's ``exec_module``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -54,7 +54,9 @@ class _Finder(MetaPathFinder):
 
 
 def _hook(loader: Any) -> None:
-    execute = loader.exec_module
+    execute = getattr(loader, "exec_module", None)
+    if execute is None:  # an old loader
+        return
 
     def exec_module(module: ModuleType) -> None:
         vars(loader).pop("exec_module", None)  # restored before the module runs: it may read its loader

@@ -17,7 +17,7 @@ def reason_name(value: Any) -> str:
 def refusal_in(raw: Any, before: str | None = None) -> str | None:
     """Return the text of the refusal in a provider's response, an object of its SDK or a dict, or in a piece of it.
 
-    `before` is that of the pieces before. It is empty if the provider gives no text, and None if there is no refusal.
+    `before` is the refusal in earlier pieces. A refusal without a text is empty; None means that there is no refusal.
     """
     for choice in _items(raw, "choices"):  # OpenAI's chat completions
         message = _get(choice, "message") or _get(choice, "delta")

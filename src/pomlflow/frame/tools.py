@@ -35,7 +35,7 @@ def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
 
 
 def documented(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function; a partial one without a doc of its own gets its function's instead of its class's."""
+    """Return a function; a ``functools.partial`` without a docstring of its own gets that of its function."""
     if not isinstance(function, functools.partial) or "__doc__" in vars(function):
         return function
     made = copy.copy(function)

@@ -57,7 +57,7 @@ class Run:
             self.end_early()
 
     def end(self, outputs: Any = None, status: SpanStatus = _OK, *, by_control_flow: bool = False) -> None:
-        """End the span, and those of parts that LangChain will not end in time, or move these to the parent."""
+        """End the span. Parts that have not ended are ended too, or become parts of the parent."""
         if not self._close() and self.cancelled_ns is None:
             return
         heir = None if self.is_generator or is_suppressed(self.run_id) else self.parent
@@ -76,7 +76,7 @@ class Run:
                 self.parent.parts.pop(self, None)
 
     def end_early(self, *, by_control_flow: bool = False) -> None:
-        """End a run that goes on, which is not traced, or was cancelled, which is an error unless control flow did it.
+        """End the span before LangChain reports the end; an error if the run was cancelled, but not by control flow.
 
         Only the end of a graph shows which it is: when its reader leaves, it cancels its nodes before it ends itself.
         """
@@ -85,7 +85,7 @@ class Run:
         self.end(status=_CANCELLED if failed else _OK, by_control_flow=by_control_flow)
 
     def cancel(self) -> None:
-        """Close a run that was cancelled, and its parts that were cancelled with it; its parent ends it.
+        """Close a run that was cancelled, and its parts that were cancelled with it; the parent's end ends its span.
 
         Parts that go on in other tasks (``asyncio.shield``) or threads end early.
         """

@@ -163,11 +163,11 @@ class _Attachments:
 
     def _on_handler_gone(self) -> None:
         self._count -= 1
-        if not self._count:  # an open span keeps its handler alive, so there are none
+        if not self._count:  # an open span keeps its handler alive, so no span is open
             self._uninstall()
 
     def attach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
-        """Attach a handler to components, or to everything."""
+        """Attach a handler to components, in place of an earlier one, or to everything."""
         self.install()
         if not components and handler not in self._global:
             self._global.append(handler)
@@ -219,7 +219,7 @@ class _Attachments:
         self._root.event_handlers = [one for one in self._root.event_handlers if one is not self._events]
 
 
-_everywhere: Final[list[PomlCallbackHandler]] = []  # that of `pomlflow.autolog`; at most one, but for a moment
+_everywhere: Final[list[PomlCallbackHandler]] = []  # of `pomlflow.autolog`: one, or two during a replacement
 
 
 def attach(register: bool, mask: Mask | None) -> None:

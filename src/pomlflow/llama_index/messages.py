@@ -72,7 +72,7 @@ def from_poml(
 
 
 def _copy(message: ChatMessage) -> ChatMessage:
-    """Copy a message, but not what its arguments hold: an object of the user's may refuse that."""
+    """Copy a message, but not the values in its arguments: a user's object may not be copyable."""
     return message.model_copy(
         update={
             "blocks": [block.model_copy() for block in message.blocks],

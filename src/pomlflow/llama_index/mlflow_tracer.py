@@ -104,7 +104,7 @@ def documents(span: LiveSpan, outputs: Any) -> Any:
 
 @contextmanager
 def inside(span: LiveSpan, span_id: str) -> Iterator[None]:
-    """Make a span the active one, for MLflow and, also in tasks that are started, for LlamaIndex."""
+    """Make a span the active one for MLflow and LlamaIndex, also in tasks that are started in the block."""
     token = active_span_id.set(span_id)
     try:
         with active(cast("Any", span._span)):

@@ -95,7 +95,7 @@ class TracedSpan:
 
     @property
     def waits(self) -> bool:
-        """Whether it must stay open for a span below: for one that LlamaIndex has left, and if it streams, for any."""
+        """Whether it must stay open for children: for any if it streams, else for those that LlamaIndex has left."""
         return any(child.state is not SpanState.OPEN or self.streamed for child in list(self.below.values()))
 
     def is_in(self, other: TracedSpan) -> bool:
@@ -246,7 +246,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             self._end_stream(span, None, None)
 
     def _around(self, span_id: str | None) -> TracedSpan | None:
-        """Return the span with the id; or that of a generator on the call stack, if the former is not below it."""
+        """Return the span with the id, or that of the nearest traced generator on the stack if it is not below it."""
         found: TracedSpan | None = self.traced.get(span_id or "")
         frame = inspect.currentframe() if self.by_frame else None
         while frame is not None:

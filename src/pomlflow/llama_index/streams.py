@@ -48,7 +48,7 @@ def stream_of(result: Any, inside: Inside, on_end: OnEnd) -> Any:
 
 
 def through(stream: Any, reading: Reading, inside: Inside = nullcontext) -> Any:
-    """Return a stream, sync or async, that is read in one context, and each piece of it produced in another."""
+    """Return a sync or async stream that is read in the context `reading`, each piece made in a context `inside`."""
     return (_athrough if hasattr(stream, "__anext__") else _through)(stream, reading, inside)
 
 

@@ -225,7 +225,7 @@ def _not_schema(value: Any) -> tuple[str, str, str] | None:
 
 
 def _misspelt(schema: Mapping[str, Any], keywords: Iterable[str]) -> tuple[str, str, str] | None:
-    """Return the first keyword of a schema that JSON Schema lacks and nearly has, or required property that is none."""
+    """Return the problem of the first misspelt keyword, or of the first required name that is no property."""
     pending: list[Any] = [schema]
     while pending:
         one = pending.pop()

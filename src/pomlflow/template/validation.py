@@ -184,7 +184,7 @@ def with_hint(
 
 
 def _in_order(problems: Sequence[Problem], own: Iterable[Problem]) -> list[Problem]:
-    """Return problems by file and place, those that no missing variable caused first, and those of foreign words."""
+    """Sort problems by file and place; first those that no missing variable caused, and those of foreign words."""
     places, files = {one.place for one in own}, list(dict.fromkeys(one.file for one in problems))
 
     def key(one: Problem) -> tuple[bool, int, int, int]:

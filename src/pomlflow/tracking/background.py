@@ -1,7 +1,7 @@
 """Background tasks for MLflow's stores: one daemon thread, retries with backoff, one warning per outage.
 
-The thread blocks for minutes where a task calls MLflow's client while a server is unreachable, since that retries. So
-tasks call `check_reachable` before. No caller is ever blocked.
+MLflow's client retries for minutes while a server is unreachable, and would block the thread. So a task calls
+`check_reachable` before it uses the client. No caller is ever blocked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mlflow.utils.workspace_context import set_server_request_workspace
 from pomlflow._log import logger, warn_once
 from pomlflow.tracking.stores import is_outage, may_pass, redacted, redacted_error
 
-FIRST: Final = -math.inf  # seconds after which a task runs that goes before all others that are due
+FIRST: Final = -math.inf  # as `after`: the task runs before all others that are due
 _PAUSE: Final = 5.0  # seconds between runs of a task that is not done
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
 _FLUSH_PAUSE: Final = 0.2  # seconds between runs of a task during a flush
@@ -55,7 +55,7 @@ class _Outage:
     """An unreachable store."""
 
     pause: float = 0.25  # seconds, doubled before each use
-    until: float = 0.0  # by `time.monotonic`, when it is tried again; 0 until it is tried for the flush that has begun
+    until: float = 0.0  # by `time.monotonic`, of the next try; a flush sets it to 0, to try the store itself
 
 
 @cache
@@ -68,8 +68,8 @@ def call_in_child(function: Callable[[], None]) -> None:
 class Worker:
     """Runs tasks one after another in a daemon thread, which the first task starts.
 
-    Tasks and flushes reach the thread through a queue, and only the thread changes the other fields. A forked child has
-    neither tasks nor a thread.
+    Tasks and flushes reach the thread through a queue, and only `_work` changes the heaps, the outages and the flushes.
+    A forked child has neither tasks nor a thread.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Worker:
             self._work(FOREVER)
 
     def _work(self, timeout: float) -> None:
-        """Run the first task that is due; if none is, end the flushes that wait for nothing, or else wait."""
+        """Run the first task that is due, or end the flushes that can end, or wait for the next item."""
         with self._working:
             self._receive(0.0)
             now = time.monotonic()

@@ -1,8 +1,8 @@
 """A prompt in MLflow's registry as the origin of templates: loaded once, refreshed in the background.
 
-A render reads only memory. Every `refresh` seconds a background thread looks up the version that the reference names,
-whether the prompt is used or not. A reference to a version's number is not looked up again once it is loaded. The
-lookups end when the last template of the origin is collected.
+A render makes no request: it reads memory, and the files of a fallback. Every `refresh` seconds a background thread
+looks up the version that the reference names, whether the prompt is used or not. A reference to a version's number is
+not looked up again once it is loaded. The lookups end when the last template of the origin is collected.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Loaded:
 
     snapshot: Snapshot
     content: PromptContent | None = None  # None for the fallback
-    text: str = ""  # of the version as MLflow returned it
+    text: str = ""  # that the snapshot was made of
     files: ExtractedFiles | None = None
 
 
@@ -109,7 +109,7 @@ class RegistryOrigin:
         return RegistryOrigin, (self._reference, self.refresh, self._loaded.content, self._fallback, self._base_dir)
 
     def current(self) -> Snapshot:
-        """Return the template as it is now, from memory."""
+        """Return the template as it is now, without a request."""
         if self._process != os.getpid():  # this is a forked child, which has no background tasks
             self._follow(0.0)
         now = self._loaded
@@ -126,7 +126,8 @@ class RegistryOrigin:
     def _of_fallback(self) -> Snapshot:
         """Return the fallback as it is now."""
         assert self._fallback is not None  # noqa: S101 - an origin has a content or a fallback
-        roots = None if self._fallback.path is not None else ()  # its last text in the registry is not trusted
+        # A fallback without a file is the prompt's last text from the registry, which is not trusted.
+        roots = None if self._fallback.path is not None else ()
         return replace(self._fallback.current(), register=False, roots=roots)
 
     def update(self) -> None:
@@ -163,7 +164,7 @@ class RegistryOrigin:
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
-    """Return the template of a version; `text` is its source, or a candidate of an optimiser in its stores."""
+    """Return the template of a version; `text` is its source, or a candidate of an optimiser in its place."""
     found = infer(text, files.folder, read=files.read)
     as_registered = text == content.source
     if not as_registered:
@@ -198,7 +199,7 @@ def _check_candidate(text: str, found: Inference, content: PromptContent, files:
     if not is_poml(text):
         raise CandidateError(
             f"the candidate for {content.uri} is not a POML document: it must be the whole markup, from <poml> to "
-            "</poml>, with nothing before or after it, no Markdown fence and no explanation",
+            "</poml>, with no other text before or after it, no Markdown fence and no explanation",
             content.uri,
         )
     before = _parts(content.source, infer(content.source, files.folder, read=files.read), files.folder)

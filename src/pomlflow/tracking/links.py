@@ -3,8 +3,8 @@
 MLflow keeps two records of a link. The tag that a trace's page shows is set while the trace is in MLflow's memory. The
 association that searches use is written in the background, after MLflow has exported the trace.
 
-No request is needed to find out that an export has begun: MLflow's exporter writes the trace's size into its metadata.
-A trace that it drops is released without that.
+Memory shows whether an export has begun: MLflow's exporter writes the trace's size into the trace's metadata. A trace
+that MLflow drops is released without that entry.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _open: Final[dict[str, TraceLink]] = {}  # by trace, until MLflow has tried to s
 
 
 class TraceLink:
-    """Links one trace to the prompt versions that were rendered in it, and counts the trace if MLflow drops it."""
+    """Links one trace to the prompt versions that were rendered in it, after MLflow has begun to store it."""
 
     def __init__(self, stores: Stores, trace_id: str, info: TraceInfo) -> None:
         self.experiment: str | None = info.experiment_id  # None if the trace is not stored, as with OTLP alone
@@ -118,7 +118,7 @@ class TraceLink:
         """Tag a trace that has left memory; return False if it is not complete in the store yet."""
         check_reachable(self._stores.tracking)
         client = TracingClient(self._stores.tracking)
-        # MLflow stores the trace with its tags after its spans. Those would overwrite an earlier tag.
+        # MLflow stores a trace's tags after its spans, and would overwrite a tag that was set before.
         info = client.get_trace_info(self._trace_id)
         if not self._is_released and TraceMetadataKey.TRACE_INFO_FINALIZED not in info.trace_metadata:
             return False

@@ -125,7 +125,7 @@ class Publisher:
             run=look_up,
             on_dropped=partial(complete, None, math.inf),
         )
-        # A trace that ends before its version is known takes two more requests, so links wait for lookups.
+        # A trace that ends before its version is known takes two more requests, so lookups run before links.
         if worker.submit(task, after=FIRST):
             content.waiting = []
 

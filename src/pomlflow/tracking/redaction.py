@@ -199,7 +199,7 @@ def masked(mask: Mask, inputs: object, outputs: object) -> dict[str, Any]:
     """Return the ``inputs`` and ``outputs`` that the mask returned, or nothing if it failed."""
     try:
         kept = mask({"inputs": inputs, "outputs": outputs})
-    except Exception as error:  # noqa: BLE001 - the user's function; its message may hold what it was to hide
+    except Exception as error:  # noqa: BLE001 - the user's function; the error's message may hold what the mask should hide
         warn_once("mask", "The mask raised %s: spans are stored without inputs and outputs", type(error).__name__)
         return {}
     if not isinstance(kept, Mapping):

@@ -214,7 +214,7 @@ class _StoredRender:
         self._attributes = span.attributes
         facts = self._attributes.get("poml.replay")
         self._facts: Mapping[str, Any] = facts if isinstance(facts, dict) else {}
-        self._cut = {*self._facts.get("cut", ()), *self._facts.get("masked", ())}  # "masked" until version 0.1
+        self._cut = {*self._facts.get("cut", ()), *self._facts.get("masked", ())}  # stored as "masked" until 0.1
         self._path: str | None = self._attributes.get("poml.path")
         self._folder: str = self._facts.get("folder", folder_of(self._path)) or "."
         self.title: str = span.name

@@ -39,7 +39,7 @@ _AT_SIGTERM: Final = 20.0  # seconds to flush at SIGTERM; most container runtime
 _STUCK: Final = 5.0  # seconds without a stored trace until main goes on, since it may hold a lock that the flush needs
 _POLL: Final = 0.05  # seconds
 _CHECK: Final = 2.0  # seconds within which a server must respond at exit
-_CHILD_CHECK: Final = 30.0  # and at the end of such a child: many of them end at once, and keep the server busy
+_CHILD_CHECK: Final = 30.0  # the same at the end of such a child: many end together, and keep the server busy
 _before_exit: Final[list[Callable[[], None]]] = []
 _before_flush: Final[list[Callable[[], None]]] = []
 _flushed: Final = threading.Event()  # set at SIGTERM
@@ -53,8 +53,7 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
         call_in_child(_restart_exports)
         try:
             threading._register_atexit(_exit_before_join)  # type: ignore[attr-defined]
-        # Another version of Python has no such function. It raises if the first trace is made while Python shuts down.
-        except (AttributeError, RuntimeError):
+        except (AttributeError, RuntimeError):  # no such function in this Python; it shuts down already
             atexit.register(flush_at_exit)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
@@ -102,7 +101,6 @@ def _call(callbacks: list[Callable[[], None]]) -> None:
 
 
 def _exit_before_join() -> None:
-    _call(_before_exit)
     if flush_at_exit():
         # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
         atexit.register(flush_at_exit)
@@ -123,6 +121,7 @@ def flush_at_exit(limit: float | None = None) -> bool:
 
     `limit` is for a process that runs none of the exit hooks in which MLflow stores the rest.
     """
+    _call(_before_exit)
     check = _CHECK
     if multiprocessing.parent_process() is not None:  # such a child never runs exit hooks
         limit, check = _CHILD, _CHILD_CHECK
@@ -130,7 +129,7 @@ def flush_at_exit(limit: float | None = None) -> bool:
     respond = True
     with suppress(Exception):  # another version of MLflow or Python
         exports = _exports()
-        for _, _, queue in exports:  # at once: MLflow's own thread may export while the stores are checked
+        for _, _, queue in exports:  # for all first: MLflow's own thread may export while the stores are checked
             _export_without_threads(queue)
         for uri, processor, queue in exports:
             if uri is None:
@@ -254,7 +253,7 @@ def _limit() -> float:
 
 
 def finish_at_sigterm() -> None:
-    """Store what is pending before SIGTERM ends the program. In another thread than main, this does nothing."""
+    """Handle SIGTERM: store what is pending before it ends the program. Outside the main thread, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
     before = signal.getsignal(signal.SIGTERM)
@@ -272,7 +271,7 @@ def _is_of_uvicorn(handler: Any) -> bool:
 
 
 def _finish_and_end(number: int, _frame: object) -> None:
-    """Flush in another thread, which sends the signal again; hold the main thread for as long as traces are stored."""
+    """Flush in another thread, which then sends the signal again; wait in this one for as long as that progresses."""
     thread = threading.Thread(target=_flush_and_signal, args=(number,), daemon=True)
     with suppress(RuntimeError):  # no thread can start while the interpreter shuts down
         if not _flushed.is_set():

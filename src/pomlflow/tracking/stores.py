@@ -30,7 +30,7 @@ class Stores(NamedTuple):
         return cls(mlflow.get_tracking_uri(), mlflow.get_registry_uri(), get_request_workspace())
 
     def client(self) -> MlflowClient:
-        """Return MLflow's client for this registry, which responds, even if another one is set now."""
+        """Check that this registry responds, and return MLflow's client for it, even if another one is set now."""
         check_reachable(self.registry)
         # upstream: mlflow 3.12-3.18: it opens the tracking store as well, which may be a database that is broken, or is
         # being set up for half a minute. A registry that is a server must not wait for that.

@@ -39,7 +39,7 @@ const helpers = (bundle, require) => ({
     const found = new Map(speakers.map((speaker) => [speaker, []]));
     let at = 0;
     for (const part of parts) {
-      if (part.outStart < speakers[at]?.start) at = 0; // the first text after media of the top, or media of the bottom
+      if (part.outStart < speakers[at]?.start) at = 0; // media of the top come before the text, those of the bottom after it
       while (speakers[at + 1]?.start <= part.outStart) at++;
       const speaker = speakers[at];
       if (part.outStart >= speaker?.start && part.outEnd <= speaker.end) found.get(speaker).push(part);
