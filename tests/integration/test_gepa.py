@@ -34,7 +34,7 @@ def test_gepa_finds_a_better_wording_and_what_it_breaks_does_not_win(names: dict
     lost = source.replace("in {{language}}", "in English, in one word")
     better = source.replace("{{language}}.", "{{language}}, in one word.")
     server = names["server"]
-    server.answers = [f"```\n{lost}```", f"```xml\n<!-- better -->\n{better}```", f"Here it is:\n```xml\n{better}```"]
+    server.answers = [f"```\n{lost}```", f"```xml\nBetter:\n{better}```", f"Here it is:\n```xml\n{better}```"]
     shown.run([gepa])
 
     assert shown.printed.splitlines()[-1] == "0.0 1.0 prompts:/harbour/2"  # GEPA prints its progress
