@@ -131,16 +131,16 @@ def memory(sides: Sides, count: int) -> Iterator[str]:
 
 
 def growth(sides: Sides, picture: Path | None) -> Iterator[str]:
-    """CPU time against size, and a picture of it; the exponent is the slope of a line from size 8 to size 64."""
+    """Time against size, and a picture of it; the exponent is the slope of a line from size 8 to size 64."""
     cases = {name: {str(factor): make(factor) for factor in FACTORS} for name, make in SIZES.items()}
     found = {side: sides.probe(side, "growth", cases) for side in ("now", "then")}
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, side in zip(panels, ("then", "now"), strict=True):
         for name, values in found[side].items():
-            panel.plot(list(map(int, values)), [cpu for _, cpu in values.values()], marker=".", label=name)
+            panel.plot(list(map(int, values)), [wall for wall, _ in values.values()], marker=".", label=name)
         title = {"then": "the other version", "now": "now"}[side]
-        panel.set(xscale="log", yscale="log", xlabel="size", title=title, ylabel="CPU ms")
+        panel.set(xscale="log", yscale="log", xlabel="size", title=title, ylabel="ms")
     panels[1].legend(fontsize=8, frameon=False)
     if picture is not None:
         figure.savefig(picture, metadata={"Date": None})
@@ -148,7 +148,7 @@ def growth(sides: Sides, picture: Path | None) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, values in found["now"].items():
         shown = " | ".join(ms(values[size][0]) for size in ("1", "8", "64") if size in values)
-        points = [(math.log(int(size)), math.log(cpu)) for size, (_, cpu) in values.items() if int(size) >= 8]
+        points = [(math.log(int(size)), math.log(wall)) for size, (wall, _) in values.items() if int(size) >= 8]
         exponent = statistics.linear_regression(*zip(*points, strict=True)).slope
         size, (then, _) = list(found["then"][name].items())[-1]
         goal = f"{EXPONENT}" + (f", {MOST_MS[name]} ms" if name in MOST_MS else "")
@@ -176,9 +176,10 @@ def main() -> None:
     )
     scale = (
         "Size 64 is 80 KB of blanks, 16,000 lines, 8,000 loop items, 1,920 table rows, elements and history messages, "
-        "8,000 objects of JSON data; the fastest of up to 24 renders, the sizes in turn. The exponent is of CPU time."
+        "8,000 objects of JSON data; the fastest of up to 24 renders, the sizes in turn. The exponent is that from "
+        "size 8 to size 64."
     )
-    picture = f"![CPU time against size](images/{PICTURE.name})"
+    picture = f"![Time against size](images/{PICTURE.name})"
     lines = [*speed, "", *megabytes, "", note, "", *sizes, "", scale, "", picture]
     print(*lines, sep="\n")
     if arguments.write:
