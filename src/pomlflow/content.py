@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeGuard
 
 REQUEST: Final = "application/vnd.poml.toolrequest"
 RESPONSE: Final = "application/vnd.poml.toolresponse"
+_DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 
 
 def is_chat(messages: Any) -> TypeGuard[list[dict[str, Any]]]:
@@ -35,6 +37,12 @@ def joined_parts(parts: list[Any]) -> str | list[Any]:
     if not parts:
         return ""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
+
+
+def split_data_uri(text: str) -> tuple[str, str] | None:
+    """Return the MIME type and the base64 of a data URI; None for another text."""
+    found = _DATA_URI.fullmatch(text)
+    return None if found is None else (found[1], found[2])
 
 
 def call_arguments(content: Any) -> dict[str, Any]:

@@ -173,6 +173,7 @@ RIGHT = [
     '<poml>a<output-schema>{"type": "object", "properties": {}, "required": []}</output-schema></poml>',
     "<poml>a<output-schema>z.object({a: z.string()})</output-schema></poml>",
     '<poml>a<output-schema>{"$ref": {{ref}} }</output-schema></poml>',
+    '<img base64="{{x}}" alt="b"/>',
     '<p>a <img base64="{{x}}"/><audio base64="{{x}}" syntax="multimedia"/></p>',
     '<poml><stylesheet>{"img": {"syntax": "multimedia"}}</stylesheet><img base64="{{x}}" alt="b"/></poml>',
     "<poml><meta minVersion='0.0.7' maxVersion='1.0'/>a</poml>",

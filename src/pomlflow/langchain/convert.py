@@ -20,6 +20,7 @@ from langchain_core.prompts import (
 from langchain_core.prompts.dict import DictPromptTemplate
 from langchain_core.prompts.image import ImagePromptTemplate
 
+from pomlflow.content import split_data_uri
 from pomlflow.exceptions import ConversionError
 from pomlflow.template.writing import (
     Item,
@@ -41,7 +42,6 @@ _SPEAKERS: Final[dict[type, str]] = {
     HumanMessage: "human",
     AIMessage: "ai",
 }
-_DATA_URI: Final = re.compile(r"data:(image/[\w.+-]+);base64,(.+)", re.DOTALL)
 
 
 def to_poml(prompt: BasePromptTemplate[Any]) -> str:
@@ -162,8 +162,9 @@ def _picture_data(block: Mapping[str, Any]) -> tuple[str, str]:
     if block.get("type") == "image_url":
         url = block["image_url"]
         fields = {"url": url} if isinstance(url, str) else dict(url)
-        if (uri := _DATA_URI.fullmatch(fields.pop("url", ""))) and not fields:
-            return uri[1], uri[2]
+        uri = split_data_uri(fields.pop("url", ""))
+        if uri and uri[0].startswith("image/") and not fields:
+            return uri
         what = f"with {', '.join(fields)}" if fields else "by its address"
         raise _no_form("image_url", f"{what} has no form in POML: use data:image/png;base64,{{name}}")
     data = block.get("base64", block.get("data"))

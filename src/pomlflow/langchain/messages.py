@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 from typing_extensions import override
 
-from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, split_parts
+from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, split_data_uri, split_parts
 from pomlflow.frame import media
 from pomlflow.template.history import History, in_poml_form
 
@@ -25,7 +24,6 @@ _SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "
 _ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"})
-_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 
 
 def from_poml(
@@ -159,8 +157,8 @@ def _part(block: str | Mapping[str, Any]) -> str | dict[str, Any]:
     url = block.get("url") or block.get(kind)
     url = url.get("url") if isinstance(url, Mapping) else url
     data, mime = block.get("base64") or block.get("data"), block.get("mime_type") or f"{kind}/*"
-    if isinstance(url, str) and (found := _DATA_URI.match(url)):
-        mime, data = found.groups()
+    if isinstance(url, str) and (uri := split_data_uri(url)):
+        mime, data = uri
     if not data:
         return f"[{kind} {url}]" if url else f"[{kind}]"
     alt = (block.get("extras") or {}).get("alt")

@@ -254,7 +254,7 @@ def media_as_text(page: Page) -> Iterator[Fault]:
     for node in page.nodes:
         syntax, alt = node.element.find("syntax").text, node.element.find("alt").text
         picture = node.name in {"img", "image"}
-        if not (picture or node.name == "audio"):
+        if not (picture or node.name == "audio") or _is_alone(page, node):
             continue
         what, width, start = "picture" if picture else "sound", len(node.element.name) + 1, node.element.start
         if "multimedia" in "".join(styles) or syntax == "multimedia" or "{{" in syntax:
@@ -262,6 +262,12 @@ def media_as_text(page: Page) -> Iterator[Fault]:
         if not picture or alt or syntax:
             why = f"the {what} is not sent{', only its alt text' if picture and alt else ''}"
             yield Fault(start, width, why, f'write <{node.element.name} syntax="multimedia" …/>')
+
+
+def _is_alone(page: Page, node: Node) -> bool:
+    """Return whether an element is the only outermost one of a page, which POML sends as media."""
+    outermost = [one for one in page.nodes[1:] if not one.inside]
+    return page.source.file is None and [node] == outermost and not page.document.text().text.strip()
 
 
 def missing_file(page: Page) -> Iterator[Fault]:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
-from pomlflow.content import REQUEST, RESPONSE, joined_parts
+from pomlflow.content import REQUEST, RESPONSE, joined_parts, split_data_uri
 from pomlflow.exceptions import VariableError
 
 M = TypeVar("M")
@@ -29,7 +29,6 @@ _REMEDY: Final = 'Write {"role": "user", "content": "…"} for a message'
 # A mark is between private-use characters: no output syntax of POML escapes them or breaks a line at them. It begins
 # with a random number, so that no text of a message or a variable can imitate one, and ends with the message's index.
 _NONCE = secrets.token_hex(8)
-_DATA_URI = re.compile(r"data:(image/[\w.+-]+);base64,(.+)", re.DOTALL)
 # A mark with the one or two line ends that POML puts between messages.
 _WHOLE_LINE = re.compile(rf"(?:\A|(?<=\n)|\n\n?)\ue000{_NONCE}:(\d+)\ue001(?:\n\n?|\Z)")
 _TORN = re.compile(rf"\ue000{_NONCE[0]}|{_NONCE[-1]}:\d+\ue001")  # the beginning or the end of a mark
@@ -198,8 +197,9 @@ def _part(part: Any) -> Any:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("text", "input_text", "output_text"):
         return part["text"]
-    if kind == "image_url" and (uri := _DATA_URI.fullmatch(str(part["image_url"].get("url")))):
-        return {"type": uri[1], "base64": uri[2]}
+    uri = split_data_uri(str(part["image_url"].get("url"))) if kind == "image_url" else None
+    if uri and uri[0].startswith("image/"):
+        return {"type": uri[0], "base64": uri[1]}
     if isinstance(part, str) or "/" in str(kind):
         return part
     raise TypeError(f"a part of type {kind} is no text or picture in base64")
