@@ -77,7 +77,7 @@ def memory(given: tuple[tuple[str, dict[str, Any]], int]) -> dict[str, float]:
 
 def _sizes(pid: str) -> dict[str, float]:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    return {name: int(size) / 1024 for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
+    return {name: int(size) * 1024 / 1e6 for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
 
 
 def node_pids() -> list[str]:
