@@ -91,18 +91,6 @@ def test_mlflow_still_warns_when_its_tracer_is_imported() -> None:
     assert "Any type hint is inferred as AnyType" in done.stderr
 
 
-def test_mlflow_still_stores_a_block_of_base64_inline(mlflow_store: str, stored_traces: Any) -> None:
-    import mlflow
-
-    block = {"block_type": "image", "image": "iVBORw0KGgo=", "image_mimetype": "image/png"}
-    with mlflow.start_span("call") as span:
-        span.set_outputs([block, {"url": f"data:image/png;base64,{block['image']}"}])
-    (trace,) = stored_traces()
-    inline, attached = trace.data.spans[0].outputs
-    assert inline == block
-    assert attached["url"].startswith("mlflow-attachment://")
-
-
 def test_mlflows_client_still_retries_for_minutes() -> None:
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR, MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
@@ -156,16 +144,6 @@ def test_mlflows_export_queue_still_needs_a_thread_that_can_start(monkeypatch: p
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError):
         exports.put(Task(lambda: None, [], ""))
-
-
-def test_mlflow_still_stores_langchains_media_inline(mlflow_store: str, stored_traces: Any) -> None:
-    import mlflow
-
-    block = {"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}
-    with mlflow.start_span("call") as span:
-        span.set_outputs([block])
-    (trace,) = stored_traces()
-    assert trace.data.spans[0].outputs == [block]
 
 
 def test_mlflow_still_has_no_type_of_spans_for_prompts() -> None:

@@ -25,8 +25,6 @@ pytestmark = QUIET
 Fetch = Callable[[], list[Trace]]
 Call = Callable[[], Awaitable[Any] | Any]
 
-NO_LONGER = "MLflow mends this itself now: take the workaround out of pomlflow.langchain.tracer"
-
 
 @pytest.fixture(autouse=True)
 def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,16 +36,6 @@ def autolog() -> Iterator[None]:
     mlflow.langchain.autolog(silent=True)
     yield
     mlflow.langchain.autolog(disable=True, silent=True)
-
-
-@mlflow.trace
-def traced(value: Any) -> Any:
-    return value
-
-
-@mlflow.trace(name="traced")
-async def atraced(value: Any) -> Any:
-    return value
 
 
 async def _read(stream: Any) -> list[Any]:
@@ -111,50 +99,6 @@ def test_mlflows_own_tracer_as_a_handler_gets_the_span_too(stored_traces: Fetch)
     assert trees(stored_traces) == [CHAIN]
 
 
-def test_mlflows_tracer_still_merges_the_items_of_a_batch(stored_traces: Fetch) -> None:
-    _apart(lambda: chain().batch([GIVEN] * 3, {"callbacks": [MlflowLangchainTracer()]}))
-    assert _trees_or_less(stored_traces) != [CHAIN] * 3, NO_LONGER
-
-
-@pytest.mark.usefixtures("autolog")
-def test_mlflows_autolog_still_loses_the_traces_after_a_retried_batch(stored_traces: Fetch) -> None:
-    def call() -> None:
-        chain().with_retry().batch([GIVEN] * 2)
-        for _ in range(3):
-            chain().invoke(GIVEN)
-
-    _apart(call)
-    assert _trees_or_less(stored_traces).count(CHAIN) < 3, NO_LONGER
-
-
-def test_mlflows_inline_tracer_still_loses_the_later_traces_of_a_task(stored_traces: Fetch) -> None:
-    async def call() -> None:
-        for _ in range(3):
-            await chain().ainvoke(GIVEN, {"callbacks": [MlflowLangchainTracer(run_inline=True)]})
-
-    asyncio.run(call())
-    assert _trees_or_less(stored_traces) != [CHAIN] * 3, NO_LONGER
-
-
-def test_mlflows_tracer_still_does_not_nest_traced_functions_in_async_steps(stored_traces: Fetch) -> None:
-    async def call() -> None:
-        await (RunnableLambda(atraced) | chain()).ainvoke(GIVEN, {"callbacks": [MlflowLangchainTracer()]})
-
-    asyncio.run(call())
-    assert "traced UNKNOWN\n" in _trees_or_less(stored_traces), NO_LONGER
-
-
-def test_mlflows_tracer_still_nests_the_parser_of_a_stream_under_the_model(stored_traces: Fetch) -> None:
-    _apart(lambda: list(chain().stream(GIVEN, {"callbacks": [MlflowLangchainTracer()]})))
-    assert _trees_or_less(stored_traces) != [CHAIN], NO_LONGER
-
-
-@pytest.mark.usefixtures("autolog")
-def test_mlflows_autolog_and_tracer_still_trace_a_model_twice(stored_traces: Fetch) -> None:
-    _apart(lambda: chain(callbacks=[MlflowLangchainTracer()]).invoke(GIVEN))
-    assert sum(tree.count("FakeListChatModel") for tree in _trees_or_less(stored_traces)) == 2, NO_LONGER
-
-
 class Recording(AsyncCallbackHandler):
     """A user's handler that records the names of its callbacks."""
 
@@ -188,13 +132,6 @@ async def test_other_handlers_get_a_text_models_start_next_to_ours(mlflow_store:
     assert await _recorded(PomlCallbackHandler(register=False)) == ["start", "end"]
 
 
-async def test_langchain_still_hides_a_text_models_start_with_an_inline_handler(mlflow_store: str) -> None:
-    class Inline(BaseCallbackHandler):
-        run_inline = True
-
-    assert await _recorded(Inline()) == ["end"], "LangChain mends this: `Tracer.run_inline` can be a plain True"
-
-
 def _apart(call: Call) -> None:
     """Call in a copy of the context: MLflow's tracer leaves spans in it."""
     result = contextvars.copy_context().run(call)
@@ -214,15 +151,6 @@ def _places(traces: list[Trace]) -> list[str]:
         names = {span.span_id: span.name for span in trace.data.spans}
         found += [names.get(span.parent_id, "nothing") for span in trace.data.spans if span.name == "poml greet"]
     return found
-
-
-def _trees_or_less(fetch: Fetch) -> list[str]:
-    """The trees of those traces that are whole enough to have one."""
-    return [tree for trace in fetch() if (tree := _tree_or_less(trace))]
-
-
-def _tree_or_less(trace: Trace) -> str:
-    return "".join(trees(lambda: [trace])) if any(span.parent_id is None for span in trace.data.spans) else ""
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ pytest.importorskip("mlflow")
 import mlflow
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.instrumentation import get_dispatcher
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, parent, poml_spans, traced, tree, without_poml
+from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, parent, poml_spans, traced, tree
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
@@ -145,23 +145,8 @@ def test_the_handlers_settings_hold_for_the_poml_span_in_autologs_trace(
     handler.detach()
 
 
-def test_mlflows_own_tracer_still_does_not_nest_in_the_users_span(traced: Any, by_autolog: Any, scripted: Any) -> None:
-    """When this fails, MLflow nests in the user's own spans by itself, and fault 3 in `span_handler.py` is gone."""
-
-    def think(_: Any) -> str:
-        with mlflow.start_span("thought"):
-            scripted("Inner.").complete("inner")
-        return "Fine."
-
-    (reference,) = by_autolog(lambda: scripted(think).complete("Hello"))
-    assert reference.splitlines()[1:] == ["  thought UNKNOWN", "  ScriptedLLM.complete LLM"]
-    with PomlCallbackHandler():
-        (trace,) = traced(lambda: scripted(think).complete("Hello"))
-    assert without_poml(tree(trace)).splitlines()[1:] == ["  thought UNKNOWN", "    ScriptedLLM.complete LLM"]
-
-
 def test_mlflows_own_tracer_still_loses_tasks_that_outlive_their_trace(by_autolog: Any, scripted: Any) -> None:
-    """When this fails, MLflow begins a new trace by itself, and fault 4 in `span_handler.py` is gone."""
+    """When this fails, MLflow begins a new trace by itself, and its workaround can go."""
     llm = scripted("Fine.")
     later: list[asyncio.Task[Any]] = []
 

@@ -152,7 +152,7 @@ def test_a_structured_stream_in_an_engine_is_in_its_place(traced: Any, index: An
 
 
 def test_mlflows_own_tracer_still_splits_a_structured_stream(traced: Any, city: Any) -> None:
-    """When this fails, MLflow stores all of it in one trace by itself, and fault 5 in `span_handler.py` is gone."""
+    """When this fails, MLflow stores all of it in one trace by itself, and its workaround can go."""
     mlflow.llama_index.autolog()
     traces = traced(lambda: list(city().stream_structured_predict(City, PROMPT, topic="POML")))
     assert "poml" in [span.name for trace in traces for span in trace.data.spans if span.parent_id is None]

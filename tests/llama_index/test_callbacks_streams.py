@@ -16,7 +16,6 @@ pytest.importorskip("mlflow")
 import mlflow
 from llama_index.core import PromptTemplate
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from packaging.version import Version
@@ -359,31 +358,6 @@ def test_many_streams_leave_nothing_in_memory(mlflow_store: str, make: Any, scri
     gc.collect()
     assert len(streams) == 0
     assert open_spans() == 0
-
-
-def test_mlflows_own_tracer_still_leaks_spans_of_streams(traced: Any, make: Any) -> None:
-    """When this fails, MLflow releases streams by itself, and fault 1 in `span_handler.py` is gone."""
-    mlflow.llama_index.autolog()
-    try:
-        (handler,) = [one for one in get_dispatcher().span_handlers if one.class_name() == "MlflowSpanHandler"]
-        traced(lambda: "".join(make().query("What?").response_gen))
-        assert len(handler._pending_spans) > 0
-    finally:
-        mlflow.llama_index.autolog(disable=True)
-
-
-def test_mlflows_own_tracer_still_loses_async_streams(traced: Any, make: Any) -> None:
-    """When this fails, MLflow ends async streams by itself, and fault 2 in `span_handler.py` is gone."""
-
-    async def call() -> None:
-        await read(await make().aquery("What?"))
-
-    mlflow.llama_index.autolog()
-    try:
-        traces = traced(lambda: asyncio.run(call()))
-        assert {trace.info.state.value for trace in traces} == {"IN_PROGRESS"}
-    finally:
-        mlflow.llama_index.autolog(disable=True)
 
 
 class Gathering(CustomQueryEngine):

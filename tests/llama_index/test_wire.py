@@ -113,12 +113,6 @@ def test_a_conversation_continues_after_moved_images(server: ModelServer, openai
     assert picture(server.messages[6])
 
 
-def test_llama_indexs_openai_still_loses_the_images_of_tools(server: ModelServer, openai: Any) -> None:
-    """When this fails, `media_after_tools` is not needed any more (llama-index-llms-openai 0.8.3)."""
-    openai.chat(prompt(CALLS).format_messages())
-    assert server.messages[-1] == {"role": "tool", "tool_call_id": "c2", "content": "The screen:"}
-
-
 # Tools, schema and settings.
 
 RUNTIME = '<runtime temperature="0.2" max-tokens="300" top-p="0.9" stop-sequences=\'["END"]\'/>'
