@@ -24,7 +24,6 @@ LAYERS = [
         "_arguments",
         "_lazy",
         "_log",
-        "_post_import",
         "_version",
         "types",
         "display",

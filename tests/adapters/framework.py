@@ -100,10 +100,6 @@ class Framework(ABC):
         """Send a question and messages to the client, without a prompt."""
 
     @abstractmethod
-    def autolog(self, **options: Any) -> None:
-        """Switch pomlflow's autolog of this framework alone."""
-
-    @abstractmethod
     def mlflow_autolog(self, *, disable: bool = False) -> None:
         """Switch MLflow's autolog of this framework."""
 

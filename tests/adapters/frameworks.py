@@ -129,11 +129,6 @@ class LangChain(Framework):
     def send_messages(self, client: Any, question: str, *messages: Any) -> None:
         client.invoke([("human", question), *messages])
 
-    def autolog(self, **options: Any) -> None:
-        import pomlflow.langchain
-
-        pomlflow.langchain.autolog(**options)
-
     def mlflow_autolog(self, *, disable: bool = False) -> None:
         import mlflow
 
@@ -295,11 +290,6 @@ class LlamaIndex(Framework):
         from llama_index.core.base.llms.types import ChatMessage
 
         client.chat([ChatMessage(question), *messages])
-
-    def autolog(self, **options: Any) -> None:
-        import pomlflow.llama_index
-
-        pomlflow.llama_index.autolog(**options)
 
     def mlflow_autolog(self, *, disable: bool = False) -> None:
         import mlflow

@@ -103,15 +103,14 @@ async def _awaited(made: Awaitable[Any]) -> Any:
     return await made
 
 
-@pytest.mark.parametrize("part", ["all", "one"])
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_is_traced_as_with_the_handler(
-    framework: Framework, prompt: Any, stored_traces: Fetch, call: str, part: str
+    framework: Framework, prompt: Any, stored_traces: Fetch, call: str
 ) -> None:
     single = "async" if call == "at once" else "run" if call == "threads" else call
     make(single, framework, prompt, framework.handler())
     (expected,) = trees(stored_traces)
-    (pomlflow.autolog if part == "all" else framework.autolog)()
+    pomlflow.autolog()
     make(call, framework, prompt)
     assert trees(stored_traces) == [expected] * (1 + CALLS[call][0])
 
@@ -203,7 +202,7 @@ def test_new_arguments_take_effect(framework: Framework, prompt: Any, stored_tra
     if with_mlflow:
         framework.mlflow_autolog()
     for options in ({}, {"mask": hidden, "register": False}, {"log_traces": False}):
-        framework.autolog(**options)
+        pomlflow.autolog(**options)
         make("run", framework, prompt)
     pomlflow.flush()
     traces = stored_traces()
@@ -215,8 +214,6 @@ def test_new_arguments_take_effect(framework: Framework, prompt: Any, stored_tra
 
 def test_nothing_is_traced_when_it_is_disabled(framework: Framework, prompt: Any, stored_traces: Fetch) -> None:
     pomlflow.autolog()
-    framework.autolog(disable=True)
-    make("run", framework, prompt)
     pomlflow.autolog(disable=True)
     make("run", framework, prompt)
     framework.messages(prompt, name="Ada")
@@ -226,7 +223,7 @@ def test_nothing_is_traced_when_it_is_disabled(framework: Framework, prompt: Any
 def test_a_prompt_outside_every_call_is_a_trace_of_its_own(
     framework: Framework, prompt: Any, stored_traces: Fetch
 ) -> None:
-    framework.autolog()
+    pomlflow.autolog()
     prompt.format_messages(name="Ada")
     with mlflow.start_span("work"):
         asyncio.run(prompt.aformat_messages(name="Ada"))

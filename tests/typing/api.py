@@ -64,8 +64,7 @@ def mask(content: dict[str, Any]) -> dict[str, Any] | None:
 
 def tracing(folder: Path) -> None:
     pomlflow.autolog(register=False, mask=mask, trace_dir=folder)
-    lc.autolog(silent=True)
-    li.autolog(disable=True)
+    pomlflow.autolog(disable=True)
     replayed = pomlflow.replay("tr-1", folder / "edited.poml")
     assert_type(replayed, pomlflow.Replay)
     assert_type(replayed.identical, bool)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from pomlflow._lazy import lazy_names
-from pomlflow.autolog import AutologOptions, switch
 
 if TYPE_CHECKING:
     from pomlflow.langchain.convert import to_poml
@@ -23,7 +22,6 @@ __all__ = [
     "PomlPromptTemplate",
     "PomlRefusalError",
     "PomlStringPromptValue",
-    "autolog",
     "to_poml",
 ]
 
@@ -46,23 +44,3 @@ __getattr__, __dir__ = lazy_names(
         "langgraph": "langchain>=1.3",
     },
 )
-
-
-def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
-    """Trace each chain, agent and graph of LangChain, and each LangChain POML prompt that is rendered outside of them.
-
-    It is the part of `pomlflow.autolog` for LangChain, with the same arguments. `trace_dir` gets all renders of the
-    process, also those of other frameworks.
-
-    Args:
-        disable: Whether to undo it.
-        **options: ``log_traces``, ``silent``, ``register``, ``mask`` and ``trace_dir``.
-
-    Raises:
-        ConfigurationError: `mask` is not a function, or the folder cannot be made.
-
-    Example:
-        >>> import pomlflow.langchain
-        >>> pomlflow.langchain.autolog()  # doctest: +SKIP
-    """
-    switch(("langchain",), disable=disable, **options)

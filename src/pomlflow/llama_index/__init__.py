@@ -8,10 +8,9 @@ an agent's prompt with a span and a link.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from pomlflow._lazy import lazy_names
-from pomlflow.autolog import AutologOptions, switch
 
 if TYPE_CHECKING:
     from pomlflow.llama_index.convert import to_poml
@@ -25,7 +24,6 @@ __all__ = [
     "PomlPromptTemplate",
     "PomlRefusalError",
     "PomlRenderEvent",
-    "autolog",
     "to_poml",
 ]
 
@@ -41,23 +39,3 @@ __getattr__, __dir__ = lazy_names(
     },
     requires={"llama_index": "pomlflow[llama-index]"},
 )
-
-
-def autolog(disable: bool = False, **options: Unpack[AutologOptions]) -> None:
-    """Trace each engine, agent and workflow of LlamaIndex, and each LlamaIndex POML prompt rendered outside of them.
-
-    It is the part of `pomlflow.autolog` for LlamaIndex, with the same arguments. `trace_dir` gets all renders of the
-    process, also those of other frameworks.
-
-    Args:
-        disable: Whether to undo it.
-        **options: ``log_traces``, ``silent``, ``register``, ``mask`` and ``trace_dir``.
-
-    Raises:
-        ConfigurationError: `mask` is not a function, or the folder cannot be made.
-
-    Example:
-        >>> import pomlflow.llama_index
-        >>> pomlflow.llama_index.autolog()  # doctest: +SKIP
-    """
-    switch(("llama_index",), disable=disable, **options)
