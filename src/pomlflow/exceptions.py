@@ -97,7 +97,7 @@ class VariableError(PomlError):
     """
 
     def __init__(self, message: str, variable: str) -> None:
-        super().__init__(_bounded(message))
+        super().__init__(bounded(message))
         self.variable = variable
 
 
@@ -106,7 +106,7 @@ _MAX_CHARACTERS: Final = 2_000  # of an error's text
 _MAX_SHOWN: Final = 160  # characters of an offending line
 
 
-def _bounded(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
+def bounded(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
     """Return an error's text: the first problem, the others that fit, how many were left out, and the remedy."""
     end = [_cut(remedy, _MAX_LINES // 3, _MAX_CHARACTERS // 2)] if remedy else []
     count = "and 1000000 more problems"  # the space that is kept for the number of those left out
@@ -354,7 +354,7 @@ class RenderError(PomlError):
         others = [_cut(_also(problem), 4, 300) for problem in self.problems[1:]]
         named = first.remedy and first.kind != "MarkupError" and len(self.problems) > 1
         remedy = f"line {first.line}, column {first.column}: {self.hint}" if named else self.hint
-        super().__init__(_bounded(str(first), others, remedy))
+        super().__init__(bounded(str(first), others, remedy))
 
 
 def _also(problem: Problem) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -31,8 +30,6 @@ CONTEXT_SUFFIX = ".context.json"  # of example values: answer.context.json next 
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
 _BAR: Final = 30  # the width of a progress bar
-_AROUND: Final = 2  # the number of unchanged lines shown before and after a change
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 class InputError(click.UsageError):
@@ -263,32 +260,7 @@ def show_chat(output: Mapping[str, Any]) -> None:
             show_json(content)
 
 
-def word_diff(before: str, after: str) -> Iterator[str]:
-    """Yield the changed lines of a text with some context, in a format like that of ``git diff --word-diff``."""
-    old, new = before.split("\n"), after.split("\n")
-    groups = SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(_AROUND)
-    for group in groups:
-        yield click.style(f"@@ line {group[0][3] + 1} @@", fg="cyan")
-        for kind, i, j, k, m in group:
-            if kind == "equal":
-                yield from new[k:m]
-            else:
-                yield from _changed("\n".join(old[i:j]), "\n".join(new[k:m])).split("\n")
-
-
-def _changed(before: str, after: str) -> str:
-    old, new = _WORDS.findall(before), _WORDS.findall(after)
-    words = SequenceMatcher(None, old, new, autojunk=False)
-    pieces = []
-    for kind, i, j, k, m in words.get_opcodes():
-        if kind == "equal":
-            pieces.append("".join(new[k:m]))
-            continue
-        pieces.append(_marked("".join(old[i:j]), "[-", "-]", "red") + _marked("".join(new[k:m]), "{+", "+}", "green"))
-    return "".join(pieces)
-
-
-def _marked(text: str, opening: str, closing: str, colour: str) -> str:
-    """Mark each line of a text separately, since a line may be shown alone."""
-    lines = ["" if not line else click.style(f"{opening}{line}{closing}", fg=colour) for line in text.split("\n")]
-    return "\n".join(lines)
+def text_diff(before: str, after: str, then: str, now: str) -> Iterator[str]:
+    """Yield the lines of a unified diff of two texts; `then` and `now` name them."""
+    for line in unified_diff(before.splitlines(), after.splitlines(), then, now, lineterm=""):
+        yield click.style(line, fg={"-": "red", "+": "green", "@": "cyan"}.get(line[0]))

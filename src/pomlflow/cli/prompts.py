@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Final
 
 import click
@@ -34,12 +35,11 @@ from pomlflow.exceptions import (
     RenderError,
     TemplateNotFoundError,
     WorkerDiedError,
+    bounded,
 )
 from pomlflow.frame.openai import Format, converted
 from pomlflow.template import Template
 
-_LINES: Final = 15  # the maximum lines of one prompt's problems, without the remedy
-_CHARACTERS: Final = 900  # the maximum characters of one prompt's problems
 _LONGEST: Final = 300  # the maximum characters of a message
 
 
@@ -188,28 +188,19 @@ def show_problems(file: str, error: PomlError) -> None:
     """Print an error's problems in the format of compilers, each with its remedy, and what concerns all."""
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # the engine cannot render anything, which is not the prompt's fault
+    hint = error.hint if isinstance(error, RenderError) else None
     problems = _problems(error)
-    _show("<stdin>" if file == "-" else file, problems)
-    if isinstance(error, RenderError) and error.hint:
-        click.echo(_indented(error.hint.removeprefix(problems[0].remedy or "").strip("\n")), nl=False)
+    _show("<stdin>" if file == "-" else file, problems, remedy=(hint or "").removeprefix(problems[0].remedy or ""))
 
 
-def _show(file: str, problems: Sequence[Problem], level: str = "error") -> None:
-    """Print the first problems, each with its remedy, and the number of the others."""
-    lines = [_line(file, problem, level) for problem in problems]
-    printed = length = rows = 0
-    for line in lines:
-        length, rows = length + len(line), rows + line.count("\n") + 1
-        if printed and (length > _CHARACTERS or rows > _LINES):
-            break
-        click.echo(line)
-        printed += 1
-    if more := len(lines) - printed:
-        click.echo(f"  {more} more {'problem' if level == 'error' else level}{'s' if more > 1 else ''}")
+def _show(file: str, problems: Sequence[Problem], level: str = "error", remedy: str = "") -> None:
+    """Print the problems that fit, each with its remedy, and the remedy for all."""
+    if problems:
+        first, *others = [_line(file, problem, level) for problem in problems]
+        click.echo(bounded(first, others, indent(remedy.strip("\n"), "  ")))
 
 
 def _line(file: str, problem: Problem, level: str) -> str:
-
     place = shown_path(problem.file or file)
     line, column = problem.line or 1, problem.column or 1
     message = problem.message if len(problem.message) <= _LONGEST else f"{problem.message[:_LONGEST]}…"
@@ -219,12 +210,8 @@ def _line(file: str, problem: Problem, level: str) -> str:
         place = _escaped(place).replace(":", "%3A").replace(",", "%2C")
         text = f"{message}\n{remedy}" if remedy else message
         return f"::{level} file={place},line={line},col={column}::{_escaped(text)}"
-    shown = f"{place}:{line}:{column}: {'' if level == 'error' else f'{level}: '}{message.split(chr(10), 1)[0]}\n"
-    return (shown + _indented(remedy)).rstrip("\n")
-
-
-def _indented(text: str) -> str:
-    return "".join(f"  {line}\n" for line in text.splitlines())
+    shown = f"{place}:{line}:{column}: {'' if level == 'error' else f'{level}: '}{message.split(chr(10), 1)[0]}"
+    return "\n".join([shown, *filter(None, [indent(remedy, "  ")])])
 
 
 def _escaped(text: str) -> str:

@@ -21,7 +21,7 @@ from pomlflow.cli.options import (
     show_json,
     shown_path,
     template_of,
-    word_diff,
+    text_diff,
 )
 from pomlflow.cli.prompts import opened, show_problems
 from pomlflow.engine.file_access import read_file
@@ -109,7 +109,7 @@ def _state(name: str, number: int | None, *, is_new: bool) -> str:
 @mlflow_options
 @click.pass_context
 def diff(ctx: click.Context, file: str, uri: str | None, name: str | None) -> None:
-    """Compare a prompt, and the files that it reads, with a version in the registry, word by word.
+    """Compare a prompt, and the files that it reads, with a version in the registry.
 
     The default is the newest version under the prompt's name. The exit code is 1 if they differ.
 
@@ -126,16 +126,12 @@ def diff(ctx: click.Context, file: str, uri: str | None, name: str | None) -> No
     if content.digest == template.digest:
         click.echo(f"{file} is {content.uri}", err=True)
         return
-    click.echo(f"--- {content.uri}\n+++ {file}")
-    for line in word_diff(content.source, template.source):
-        click.echo(line)
-    for line in _changed_files(content, template):
+    for line in (*text_diff(content.source, template.source, content.uri, file), *_changed_files(content, template)):
         click.echo(line)
     ctx.exit(1)
 
 
 def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
-
     then = {one.path: one for one in content.bundle.files}
     now = {one.path: one for one in template.current().files}
     for path in dict.fromkeys((*then, *now)):
@@ -143,11 +139,12 @@ def _changed_files(content: PromptContent, template: Template) -> Iterator[str]:
         if before is None or after is None:
             yield f"{path}: {'removed' if after is None else 'added'}"
         elif before.sha256 != after.sha256:
-            yield f"{path}: changed"
             try:
-                yield from word_diff((before.content or b"").decode(), (read_file(after.location) or b"").decode())
+                texts = (before.content or b"").decode(), (read_file(after.location) or b"").decode()
             except UnicodeDecodeError:
-                continue  # not text, such as a picture
+                yield f"{path}: changed"  # not text, such as a picture
+            else:
+                yield from text_diff(*texts, f"{content.uri} {path}", path)
 
 
 @click.command()
