@@ -238,7 +238,7 @@ def test_buffers_without_end_are_ended(
     assert resource.prlimit(pid, resource.RLIMIT_DATA) == (2 << 30, 2 << 30)
     engine.close()
     with monkeypatch.context() as patch:
-        patch.setattr("pomlflow.engine.system._DATA", 1 << 30)
+        patch.setattr("pomlflow.engine.process._DATA", 1 << 30)
         with pytest.raises(WorkerDiedError, match="Allocation failed"):
             text(js("const all = []; for (;;) all.push(Buffer.alloc(1e8, 1))"))
     assert hello() == "Hello Ada"

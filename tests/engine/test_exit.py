@@ -92,7 +92,7 @@ def test_the_lifeline_is_what_ends_a_looping_worker(
     lifted_script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     """Without it a worker that loops does not see that its stdin has ended: the workaround is still needed."""
-    cut = "from pomlflow.engine import process\nprocess.Lifeline.tie = lambda self, pid: None\n"
+    cut = "from pomlflow.engine import process\nprocess.tie_to_parent = lambda *_: None\n"
     parent = lifted_script(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
     assert parent.stdout
     worker = int(parent.stdout.readline())

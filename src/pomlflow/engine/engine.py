@@ -10,16 +10,14 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from pomlflow._log import logger
 from pomlflow.engine import installation
 from pomlflow.engine.errors import render_error
 from pomlflow.engine.file_access import FileAccess
-from pomlflow.engine.pool import Pool, Position, QueueTimeoutError
+from pomlflow.engine.pool import Pool, Position, QueueTimeoutError, start_thread
 from pomlflow.engine.process import FROM_OUTSIDE, DeadlineError, NodeProcess, watchdog
 from pomlflow.engine.protocol import Request, Result, Stats
-from pomlflow.engine.system import start_thread
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import settings
 
@@ -60,36 +58,20 @@ class _Engine:
         return Result(answer["ok"], answer["ms"], answer.get("kept", False))
 
     async def arun(self, request: Request, timeout: float) -> Result:
-        # Both raise errors, which must come before a position is acquired: nothing would release it.
-        loop, content = _running_loop(), request.to_json()
+        _check_loop()
+        content = request.to_json()
         done: concurrent.futures.Future[Result] = concurrent.futures.Future()
-        position = self.pool.acquire(trusted=request.roots is None)
-
-        def begin(granted: concurrent.futures.Future[Any]) -> None:
-            if granted.cancelled():
-                return
-            if (error := granted.exception()) is not None:
-                _settle(done, error)
-                return
-            try:
-                start_thread(lambda: _settle(done, _outcome(lambda: self._run(request, content, timeout, position))))
-            except RuntimeError as reason:
-                self.pool.return_grant(position)
-                _settle(done, EngineError(f"no thread can start for the render: {reason}"))
-
-        def expire() -> None:
-            if self.pool.cancel(position):
-                _settle(done, _queue_timeout(request, timeout))
-
-        position.granted.add_done_callback(begin)
-        expiry = loop.call_later(timeout, expire)
+        position = self.pool.acquire(trusted=request.roots is None)  # here, so that the queue is in order of arrival
+        try:
+            start_thread(lambda: _resolve(done, lambda: self._run(request, content, timeout, position)))
+        except RuntimeError as error:
+            self.pool.withdraw(position)
+            raise EngineError(f"no thread can start for the render: {error}") from error
         try:
             return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
             self.pool.abandon(position)
             raise
-        finally:
-            expiry.cancel()
 
     def _start(self, trusted: bool) -> NodeProcess:
         found = installation.find()
@@ -163,10 +145,10 @@ class _Current:
 _current = _Current()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
-    """Return the running event loop; raise an `EngineError` with the remedy if there is none."""
+def _check_loop() -> None:
+    """Raise an `EngineError` with the remedy if no event loop runs."""
     try:
-        return asyncio.get_running_loop()
+        asyncio.get_running_loop()
     except RuntimeError as error:
         raise EngineError(
             "no asyncio event loop runs here: POML's async renders need one. Under trio, render in a thread, which "
@@ -174,22 +156,15 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         ) from error
 
 
-def _outcome(work: Callable[[], Result]) -> Result | BaseException:
-    """Return what a function returns or raises."""
+def _resolve(done: concurrent.futures.Future[Result], work: Callable[[], Result]) -> None:
+    """Resolve a future with what a function returns or raises, unless its caller was cancelled."""
+    result = error = None
     try:
-        return work()
-    except BaseException as error:  # noqa: BLE001 - it is raised for the caller, on the event loop
-        return error
-
-
-def _settle(done: concurrent.futures.Future[Result], outcome: Result | BaseException) -> None:
-    """Resolve a future, unless its caller was cancelled."""
-    if not done.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, BaseException):
-        done.set_exception(outcome)
-    else:
-        done.set_result(outcome)
+        result = work()
+    except BaseException as raised:  # noqa: BLE001 - it is raised for the caller, on the event loop
+        error = raised
+    if done.set_running_or_notify_cancel():
+        done.set_exception(error) if result is None else done.set_result(result)
 
 
 def _queue_timeout(request: Request, timeout: float) -> RenderTimeoutError:

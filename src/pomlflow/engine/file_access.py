@@ -19,7 +19,6 @@ from pathlib import Path
 import orjson
 
 from pomlflow.engine.protocol import Request
-from pomlflow.engine.system import is_of_system
 from pomlflow.exceptions import Problem
 from pomlflow.settings import settings
 
@@ -27,8 +26,6 @@ _OK, _FAILED, _DENIED = range(3)
 _UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _LAST_READ = 3  # how many files the error names if the render's process was ended
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
-# O_NONBLOCK: opening a pipe that has no writer would wait for ever.
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def trusted_roots(folder: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[str]]:
@@ -82,8 +79,6 @@ class FileAccess:
                 self._opened[path] = None
             return _response(_OK, _OPERATIONS[operation](real))
         except OSError as error:
-            if not is_of_system(error):
-                raise
             return _response(_FAILED, errno.errorcode.get(error.errno or 0, "EIO").encode())
         except ValueError:  # a null character
             return _response(_FAILED, b"EINVAL")
@@ -92,13 +87,10 @@ class FileAccess:
         """Return the text of a file for an error's message; None if it does not exist or may not be read."""
         try:
             real = self._permitted(path)
-            return None if real is None else _read(real).decode("utf-8-sig", "replace")
-        except OSError as error:
-            if not is_of_system(error):
-                raise
+        except (OSError, ValueError):  # a loop of links, a null character
             return None
-        except ValueError:
-            return None
+        content = None if real is None else read_file(Path(real))
+        return None if content is None else content.decode("utf-8-sig", "replace")
 
     @property
     def last_read(self) -> str:
@@ -178,9 +170,7 @@ def read_file(file: Path) -> bytes | None:
     """Return the content of a regular file; None if it is missing, or a pipe or a device, which may never end."""
     try:
         return file.read_bytes() if file.is_file() else None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        if not is_of_system(error):
-            raise
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return None
 
 
@@ -194,17 +184,7 @@ def _unreadable(path: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    descriptor = os.open(path, _FLAGS)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-        at = os.fstat(descriptor)
-        if stat.S_ISDIR(at.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "")
-        if not stat.S_ISREG(at.st_mode):  # it became a pipe or a device after the check
-            raise PermissionError(errno.EACCES, "")
-        # A folder of the path may have become a link since it was resolved.
-        if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):
-            raise PermissionError(errno.EACCES, "")
-        return file.readall()
+    return Path(path).read_bytes()
 
 
 def _explain(path: str) -> bytes:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pomlflow._log import logger
 from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess, watchdog
 from pomlflow.engine.protocol import Stats
-from pomlflow.engine.system import private_memory, start_thread
 from pomlflow.exceptions import EngineBusyError, EngineError, WorkerDiedError
 from pomlflow.settings import settings
 
@@ -49,12 +49,11 @@ class Pool:
 
     def __init__(self, start: Callable[[bool], NodeProcess]) -> None:
         self._make_process = start  # its argument: whether the process is for trusted templates
-        self._lock = threading.RLock()  # reentrant: a callback of `granted` may release its process at once
+        self._lock = threading.Lock()
         self._idle: list[NodeProcess] = []
         self._all: set[NodeProcess] = set()
         self._surplus: list[NodeProcess] = []  # no longer in the pool; closed before another process starts
         self._starting = {True: 0, False: 0}  # processes that are being started, or that a grant allows to start
-        self._growing = False  # whether a process is being started in the background
         self._waiting: dict[bool, collections.deque[Position]] = {True: collections.deque(), False: collections.deque()}
         self._counts: collections.Counter[str] = collections.Counter()
         self._closed = threading.Event()
@@ -67,22 +66,19 @@ class Pool:
         with self._lock:
             self._check_open()
             waiting = sum(map(len, self._waiting.values()))
-            if (process := self._take_idle(trusted)) is not None:
-                position.granted.set_result(process)
-            elif not self._size(trusted):
-                self._make_room(trusted)
-                self._starting[trusted] += 1
-                position.granted.set_result(None)
-            elif waiting >= settings().max_queue:
+            self._waiting[trusted].append(position)
+            self._assign(trusted)
+            if position.granted.done():
+                return position
+            if waiting >= settings().max_queue:
+                self._waiting[trusted].pop()
                 self._counts["refused"] += 1
                 raise EngineBusyError(
                     f"{waiting} renders wait for {len(self._all)} Node processes already: render less at once, or "
                     "raise pomlflow.configure(max_workers=…, max_queue=…)"
                 )
-            else:
-                self._waiting[trusted].append(position)
-                if not internal:
-                    self._grow(trusted)
+            if not internal:
+                self._grow(trusted)
         return position
 
     def run(
@@ -118,32 +114,25 @@ class Pool:
                 self._release(process, position, answered=answered)
         return result
 
-    def cancel(self, position: Position) -> bool:
-        """Remove a position from the queue; return False if it has already been granted."""
-        with self._lock:
-            if not position.granted.cancel():
-                return False
-            if position in self._waiting[position.trusted]:  # else it was cancelled before
-                self._waiting[position.trusted].remove(position)
-            return True
-
     def abandon(self, position: Position) -> None:
         """Cancel a request: remove its position from the queue, or kill its process unless the render finishes soon."""
-        cancelled = self.cancel(position)
         with self._lock:
             self._counts["cancelled"] += 1
             position.abandoned = True
-            if not cancelled and position.process is not None:
+            if not self._cancel(position) and position.process is not None:
                 watchdog.shorten(position.process, time.monotonic() + _GRACE)
 
-    def return_grant(self, position: Position) -> None:
-        """Return an unused grant of a position, a process or the right to start one, to the waiting requests."""
+    def withdraw(self, position: Position) -> None:
+        """Remove a position from the queue, or pass what it was granted to the next one."""
         with self._lock:
+            if self._cancel(position) or position.granted.exception() is not None:
+                return
             process = position.granted.result()
             if process is None:
-                self._cancel_start(position.trusted)
+                self._starting[position.trusted] -= 1
             else:
-                self._grant_or_keep(process)
+                self._idle.append(process)
+            self._assign(position.trusted)
 
     def prewarm(self, workers: int) -> None:
         """Start processes for trusted templates in this thread until there are `workers` of them."""
@@ -154,9 +143,7 @@ class Pool:
                 if size >= workers or (size and not self._make_room(trusted=True)):
                     return
                 self._starting[True] += 1
-            process = self._start(trusted=True)
-            with self._lock:
-                self._grant_or_keep(process)
+            self._start(trusted=True, idle=True)
 
     def stats(self) -> Stats:
         """Return the current state and the counters."""
@@ -172,7 +159,7 @@ class Pool:
                 pids=pids,
                 **self._counts,
             )
-        return replace(found, private_memory=sum(map(private_memory, pids)))
+        return replace(found, private_memory=sum(map(_private_memory, pids)))
 
     def close(self) -> None:
         """End every process; renders in flight fail."""
@@ -201,11 +188,88 @@ class Pool:
         """Return how many processes more there may be; negative above the limit."""
         return settings().workers - len(self._all) - sum(self._starting.values())
 
+    def _cancel(self, position: Position) -> bool:
+        """Remove a position from the queue; return False if it has already been granted. Needs the lock."""
+        if not position.granted.cancel():
+            return False
+        if position in self._waiting[position.trusted]:  # else it was cancelled before
+            self._waiting[position.trusted].remove(position)
+        return True
+
+    def _granted(self, position: Position, timeout: float) -> NodeProcess | None:
+        granted = position.granted
+        if not granted.done():
+            try:
+                concurrent.futures.wait([granted], max(position.since + timeout - time.monotonic(), 0))
+            except BaseException:  # raised by a signal handler
+                self.withdraw(position)
+                raise
+            with self._lock:
+                if not granted.done() and self._cancel(position):
+                    raise QueueTimeoutError
+        return granted.result()
+
+    def _begin(self, position: Position, process: NodeProcess) -> None:
+        with self._lock:
+            if position.abandoned:
+                raise CancelledError
+            position.process = process
+
+    def _release(self, process: NodeProcess, position: Position, *, answered: bool) -> None:
+        with self._lock:
+            if not (position.abandoned or position.internal):
+                self._counts["rendered" if answered else "failed"] += 1
+            position.process = None
+            self._used = time.monotonic()
+            # It is not in the pool if that was closed, or if another process has replaced it.
+            usable = process in self._all and process.alive
+            too_large = usable and process.memory > settings().max_memory << 20
+            surplus = self._free() < 0 and self._size(process.trusted) > 1
+            if usable and not (too_large or surplus):
+                self._keep(process)
+                return
+        process.close()
+        with self._lock:
+            self._counts["recycled"] += too_large
+            self._all.discard(process)
+            self._assign(process.trusted)
+            self._grow(process.trusted)
+
+    def _keep(self, process: NodeProcess) -> None:
+        """Give a free process to whoever waits for one, or keep it idle. Needs the lock."""
+        self._idle.append(process)
+        self._grow(not process.trusted)  # which may have fewer processes, and then takes this one's place
+        self._assign(process.trusted)
+        self._grow(process.trusted)
+
+    def _assign(self, trusted: bool) -> None:
+        """Grant a set's idle processes, or the start of its first one, to its waiting requests. Needs the lock."""
+        waiting = self._waiting[trusted]
+        while waiting and (process := self._take_idle(trusted)) is not None:
+            waiting.popleft().granted.set_result(process)
+        if waiting and not self._size(trusted):
+            self._make_room(trusted)
+            self._starting[trusted] += 1
+            waiting.popleft().granted.set_result(None)
+
+    def _grow(self, trusted: bool) -> None:
+        """Start another process in a thread if as many requests of a set wait as it has processes. Needs the lock."""
+        waiting = len(self._waiting[trusted])
+        if not waiting or waiting < self._size(trusted) or self._starting[trusted] or not self._make_room(trusted):
+            return
+        self._starting[trusted] += 1
+        try:
+            start_thread(lambda: self._start_in_background(trusted))
+        except RuntimeError:  # no thread can start
+            self._starting[trusted] -= 1
+
     def _make_room(self, trusted: bool) -> bool:
-        """Take an idle process of the other set out of a full pool; return whether a process may start."""
+        """Return whether a process may start; in a full pool, an idle process of the other set leaves it."""
         if self._free() > 0:
             return True
-        surplus = self._take_idle(not trusted) if self._size(not trusted) > 1 else None
+        size = self._size(not trusted)
+        may_give = size > self._size(trusted) + 1 if self._waiting[not trusted] else size > 1
+        surplus = self._take_idle(not trusted) if may_give else None
         if surplus is None:
             return False
         self._all.discard(surplus)
@@ -219,50 +283,39 @@ class Pool:
                 return process
         return None
 
-    def _granted(self, position: Position, timeout: float) -> NodeProcess | None:
-        granted = position.granted
-        try:
-            if not granted.done():
-                concurrent.futures.wait([granted], max(position.since + timeout - time.monotonic(), 0))
-            expired = not granted.done() and self.cancel(position)
-        except BaseException:  # raised by a signal handler: a grant of that moment goes to the next request
-            if not self.cancel(position) and granted.exception() is None:
-                self.return_grant(position)
-            raise
-        if expired:
-            raise QueueTimeoutError
-        return granted.result()
-
-    def _begin(self, position: Position, process: NodeProcess) -> None:
-        with self._lock:
-            if position.abandoned:
-                raise CancelledError
-            position.process = process
-
-    def _start(self, trusted: bool) -> NodeProcess:
-        """Start a process that `_starting` already counts."""
+    def _start(self, trusted: bool, *, idle: bool = False) -> NodeProcess:
+        """Start a process that `_starting` already counts, for the caller or for the waiting requests."""
         with self._lock:
             surplus, self._surplus = self._surplus, []
+        process = None
         try:
-            for process in surplus:
-                process.close()
+            for one in surplus:
+                one.close()
             try:
                 process = self._make_process(trusted)
             except WorkerDiedError:  # it was killed while it started
                 process = self._make_process(trusted)
-        except BaseException:
+        finally:
             with self._lock:
-                self._cancel_start(trusted)
-            raise
-        with self._lock:
-            self._starting[trusted] -= 1
-            if not self._closed.is_set():
-                self._all.add(process)
-                self._used = time.monotonic()
-                self._watch_for_idleness()
-                return process
-        process.close()
-        raise EngineError(_CLOSED)
+                self._starting[trusted] -= 1
+                if process is None:
+                    self._assign(trusted)  # another request may start one
+                elif not self._closed.is_set():
+                    self._all.add(process)
+                    self._used = time.monotonic()
+                    self._watch_for_idleness()
+                    if idle:
+                        self._keep(process)
+        if self._closed.is_set():
+            process.close()
+            raise EngineError(_CLOSED)
+        return process
+
+    def _start_in_background(self, trusted: bool) -> None:
+        try:
+            self._start(trusted, idle=True)
+        except EngineError as error:  # waiting requests get one of the existing processes
+            logger.info("no further Node process could be started: %s", error)
 
     def _replaced(self, process: NodeProcess) -> NodeProcess:
         """Return a new process in place of one that has ended."""
@@ -273,36 +326,6 @@ class Pool:
             self._starting[process.trusted] += 1
             self._counts["restarted"] += 1
         return self._start(process.trusted)
-
-    def _grow(self, trusted: bool) -> None:
-        """Start another process for a set whose waiting requests are as many as its processes. Needs the lock."""
-        wanted = not self._growing and len(self._waiting[trusted]) >= self._size(trusted)
-        if wanted and self._make_room(trusted):
-            self._start_in_background(trusted)
-
-    def _start_in_background(self, trusted: bool) -> None:
-        """Start a process in a thread. Needs the lock."""
-        self._growing = True
-        self._starting[trusted] += 1
-        try:
-            start_thread(lambda: self._run_in_background(trusted))
-        except RuntimeError:  # no thread can start
-            self._starting[trusted] -= 1
-            self._growing = False
-
-    def _run_in_background(self, trusted: bool) -> None:
-        try:
-            process = self._start(trusted)
-        except EngineError as error:  # waiting requests get one of the existing processes
-            logger.info("no further Node process could be started: %s", error)
-            return
-        finally:
-            self._growing = False
-        with self._lock:
-            self._grant_or_keep(process)
-            for kind in (not trusted, trusted):  # requests that arrived during the start
-                if self._waiting[kind]:
-                    self._grow(kind)
 
     def _watch_for_idleness(self) -> None:
         """Start the thread that shrinks an idle pool, if there is more than one process. Needs the lock."""
@@ -325,49 +348,19 @@ class Pool:
                 process.close()
             return
 
-    def _release(self, process: NodeProcess, position: Position, *, answered: bool) -> None:
-        usable = not process.timed_out if answered else process.alive  # `alive` takes a system call
-        with self._lock:
-            if not (position.abandoned or position.internal):
-                self._counts["rendered" if answered else "failed"] += 1
-            position.process = None
-            self._used = time.monotonic()
-            is_ours = process in self._all  # else the pool was closed, or another process has replaced it
-            surplus = self._free() < 0 and self._size(process.trusted) > 1
-            too_large = usable and is_ours and process.memory > settings().max_memory << 20
-            if usable and is_ours and not (too_large or surplus):
-                self._grant_or_keep(process)
-                return
-            self._all.discard(process)
-            self._counts["recycled"] += too_large
-        process.close()
-        with self._lock:
-            if is_ours and not self._grant_start() and too_large and not self._growing and self._free() > 0:
-                self._start_in_background(process.trusted)
 
-    def _grant_or_keep(self, process: NodeProcess) -> None:
-        """Grant a free process to the longest waiting request of its set, or keep it idle. Needs the lock."""
-        if process not in self._all:  # the pool was closed
-            return
-        trusted, other = process.trusted, not process.trusted
-        self._idle.append(process)
-        if self._waiting[other] and self._size(trusted) > self._size(other) + 1:  # balance the sets
-            self._grow(other)
-        if process in self._idle and self._waiting[trusted]:
-            self._idle.remove(process)
-            self._waiting[trusted].popleft().granted.set_result(process)
+def start_thread(work: Callable[[], object]) -> threading.Thread:
+    """Run a function in a daemon thread, which does not delay an exit; raise RuntimeError if no thread can start."""
+    thread = threading.Thread(target=work, name="pomlflow-render", daemon=True)
+    thread.start()
+    return thread
 
-    def _cancel_start(self, trusted: bool) -> None:
-        """Stop counting a process that was not started; another request may start one instead. Needs the lock."""
-        self._starting[trusted] -= 1
-        self._grant_start()
 
-    def _grant_start(self) -> bool:
-        """Let the longest waiting request that may start a process do so; return whether one may. Needs the lock."""
-        for waiting in sorted(filter(None, self._waiting.values()), key=lambda one: one[0].since):
-            trusted = waiting[0].trusted
-            if self._free() > 0 or not self._size(trusted):
-                self._starting[trusted] += 1
-                waiting.popleft().granted.set_result(None)
-                return True
-        return False
+def _private_memory(pid: int) -> int:
+    """Return the bytes that a process takes for itself; 0 if the system does not report them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    # Not the clean pages: most are of Node's program, which all its processes share.
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty"))

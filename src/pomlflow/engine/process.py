@@ -1,8 +1,4 @@
-"""One Node process: start, handshake, one request at a time, and a reliable end.
-
-A signal handler of the user may raise any exception during a wait, also a TimeoutError, which is an OSError. It must
-reach the user; `is_of_system` recognises it.
-"""
+"""One Node process: start, handshake, one request at a time, and a reliable end."""
 
 from __future__ import annotations
 
@@ -21,13 +17,19 @@ from typing import Any, cast
 import orjson
 
 from pomlflow.engine.installation import Installation, check_versions, requirements
-from pomlflow.engine.system import Lifeline, is_of_system, limit_memory
 from pomlflow.exceptions import EngineError, WorkerDiedError
 from pomlflow.record import well_formed
+
+if sys.platform == "linux":
+    import fcntl
+    import resource
 
 _START = 60.0  # maximum seconds of a start; it takes 0.2 to 0.9, more if nothing is in the disk cache
 _STDERR = 8192  # bytes of stderr that are kept for error messages
 _NEVER = float("inf")
+# The maximum bytes of data of a sandboxed process, on Linux. V8's heap has its own limit, but buffers are outside of
+# it, such as the unpacked content of a document.
+_DATA = 2 << 30
 # Node itself may need LD_LIBRARY_PATH. The rest of the environment is withheld from templates.
 _ENVIRONMENT = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
 # Return codes of signals that end a process independently of its render: sent from outside, or caused by a fault of
@@ -60,13 +62,9 @@ class NodeProcess:
         self._stderr_reader = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
         try:
             with watchdog.forking:
-                self._spawn(installation.command(sandbox=sandbox))
-                if sandbox:
-                    limit_memory(self.pid)
+                self._spawn(installation.command(sandbox=sandbox), limited=sandbox)
                 watchdog.add(self)
         except OSError as error:
-            if not is_of_system(error):
-                raise
             raise EngineError(f"cannot start {installation.node}: {error}") from error
         try:
             self._stderr_reader.start()
@@ -79,12 +77,12 @@ class NodeProcess:
             raise
         watchdog.set(self, _NEVER)
 
-    def _spawn(self, command: list[str]) -> None:
+    def _spawn(self, command: list[str], *, limited: bool) -> None:
         # In a session of its own, so that Ctrl-C reaches Python and not the worker.
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
-        lifeline = self._lifeline = Lifeline()
+        reading, lifeline = os.pipe() if sys.platform == "linux" else (None, None)
         try:
             self._popen = subprocess.Popen(  # noqa: S603 - our own worker, no shell
                 command,
@@ -93,17 +91,28 @@ class NodeProcess:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 env={name: value for name, value in os.environ.items() if name.upper() in _ENVIRONMENT},
-                pass_fds=lifeline.inherited,
+                pass_fds=() if reading is None else (reading,),
                 **options,
             )
+            if reading is not None:
+                tie_to_parent(reading, self.pid)
         except BaseException:
-            lifeline.close()
+            if lifeline is not None:
+                os.close(lifeline)
             raise
-        lifeline.tie(self._popen.pid)
+        finally:
+            if reading is not None:
+                os.close(reading)
+        if limited and sys.platform == "linux":
+            with contextlib.suppress(OSError, ValueError):  # it has ended, or has a lower limit already
+                resource.prlimit(self.pid, resource.RLIMIT_DATA, (_DATA, _DATA))
         # Unbuffered files: a buffered one has a lock, which stays locked in a child that is forked during a render.
         self._stdin, self._stdout, self._stderr = (
             cast("io.FileIO", stream) for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr)
         )
+        self._pipes = [self._stdin, self._stdout, self._stderr]
+        if lifeline is not None:
+            self._pipes.append(open(lifeline, "wb", buffering=0))  # noqa: PTH123, SIM115 - a descriptor
 
     def _handshake(self) -> dict[str, Any]:
         try:
@@ -166,8 +175,6 @@ class NodeProcess:
             while view:
                 view = view[self._stdin.write(view) :]
         except OSError as error:
-            if not is_of_system(error):
-                raise
             raise _PipeClosedError from error
 
     def _read_line(self) -> bytes:
@@ -199,10 +206,8 @@ class NodeProcess:
         return WorkerDiedError("\n".join([f"{what} {how}", *lines]), returncode, stderr)
 
     def _wait(self, seconds: float) -> None:
-        """Wait until it has ended. `Popen.wait` could confuse its own TimeoutExpired with that of a signal handler."""
-        end = time.monotonic() + seconds
-        while self._popen.poll() is None and time.monotonic() < end:
-            time.sleep(0.001)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(seconds)
 
     def send_kill(self) -> None:
         """Kill it without waiting for its end; the thread that reads its answer notices it."""
@@ -231,15 +236,28 @@ class NodeProcess:
         self._popen.returncode = 0  # so that Popen neither waits for it nor warns about it
 
     def _close_pipes(self) -> None:
-        self._lifeline.close()
-        for stream in (self._stdin, self._stdout, self._stderr):
+        for pipe in self._pipes:
             with contextlib.suppress(OSError):
-                stream.close()
+                pipe.close()
 
     def _read_stderr(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while chunk := self._stderr.read(1 << 16):
                 self._stderr_end = (self._stderr_end + chunk)[-_STDERR:]
+
+
+def tie_to_parent(reading: int, pid: int) -> None:
+    """Let the reading end of a pipe end the process when this one ends, even while a template loops.
+
+    The kernel closes the writing end when this process ends, for whatever reason. Linux then sends SIGIO to the owner
+    of the reading end, the worker, which ends it (fcntl(2), F_SETOWN and O_ASYNC). PR_SET_PDEATHSIG is no alternative:
+    it applies when the *thread* that started the worker ends. On other systems, a worker that loops survives a parent
+    that was killed.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without this feature, such as that of a sandbox
+            fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
+            fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _loads(line: bytes) -> dict[str, Any]:

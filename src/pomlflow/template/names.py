@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from pomlflow._log import warn_once
-from pomlflow.engine.system import is_of_system
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
 
@@ -170,9 +169,7 @@ def working_folder() -> Path | None:
     """Return the working folder; None if it was removed."""
     try:
         return Path.cwd()
-    except OSError as error:
-        if not is_of_system(error):
-            raise
+    except OSError:
         return None
 
 

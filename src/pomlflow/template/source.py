@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pomlflow.engine.file_access import read_file
-from pomlflow.engine.system import is_of_system
 from pomlflow.record import PromptFile
 from pomlflow.template.markup import SourceText
 from pomlflow.template.names import relative_path
@@ -124,9 +123,7 @@ def stamp(file: Path) -> object:
     """Return metadata of a file that changes whenever the file does; None for a missing file."""
     try:
         at = os.stat(file)  # noqa: PTH116 - half the cost of Path.stat
-    except (OSError, ValueError) as error:  # ValueError: a null character in an include's path
-        if not is_of_system(error):
-            raise
+    except (OSError, ValueError):  # ValueError: a null character in an include's path
         return None
     return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino  # a copy can restore mtime, but not ctime
 

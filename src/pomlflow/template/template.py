@@ -12,7 +12,6 @@ from typing import Any
 
 from pomlflow._log import warn_once
 from pomlflow.engine.file_access import decode
-from pomlflow.engine.system import is_of_system
 from pomlflow.exceptions import ConfigurationError, Problem, RenderError, TemplateNotFoundError
 from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
@@ -139,8 +138,6 @@ class Template:
             # Keep line ends as they are, as Node does. Drop a byte-order mark, which POML (0.0.8) refuses.
             text, problem = decode(path.read_bytes(), str(path))
         except OSError as error:
-            if not is_of_system(error):
-                raise
             if last is None:
                 remedy = "give an existing .poml file, or markup to from_template"
                 if any(module.startswith("code_model_") for module in sys.modules):  # MLflow runs a model's code
