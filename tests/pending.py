@@ -19,7 +19,6 @@ def finish(timeout: float = 30) -> bool:
 
 def forget_pending() -> list[Any]:
     """Drop what can never be done, because its server was never there; return it."""
-    from pomlflow.tracking import links
     from pomlflow.tracking.background import worker
     from pomlflow.tracking.publish import publisher
 
@@ -33,7 +32,6 @@ def forget_pending() -> list[Any]:
     worker._outages.clear()
     worker.take_lost()
     publisher._reset()
-    links.forget()
     return left
 
 

@@ -18,7 +18,7 @@ from tests.tracking.programs import found_by, versions
 
 import pomlflow
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.tracking import background, links, publish
+from pomlflow.tracking import background, publish
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.links import TraceLink
 
@@ -121,8 +121,6 @@ def test_a_trace_that_mlflow_drops_is_counted_as_lost(mlflow_store, registry, re
 
 def test_an_exported_trace_is_linked_without_a_flush(mlflow_store, registry, record, monkeypatch):
     trace(record(), registry, wait=30)
-    links.forget()
-    monkeypatch.setattr(links, "_DELAY", 0.1)
     monkeypatch.setattr(background, "_PAUSE", 0.1)
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     mlflow.tracing.reset()
@@ -319,7 +317,7 @@ def test_a_server_that_never_answers_blocks_no_call(mlflow_store, registry, reco
 
 def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record, monkeypatch):
     """What does not wait is counted as lost."""
-    monkeypatch.setattr(background, "_MAX_TASKS", 4)  # three lookups, and the search for exported traces
+    monkeypatch.setattr(background, "_MAX_TASKS", 4)  # three lookups, and the links of the trace
     monkeypatch.setattr(publish, "_MAX_TRACES", 10)
     mlflow.set_registry_uri(DEAD)
     with mlflow.start_span("chain") as span:

@@ -73,12 +73,11 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self.before_flush: list[Callable[[], object]] = []  # called by each flush at its start; they must not block
         self._reset()
 
     def _reset(self) -> None:
         self._inbox: queue.SimpleQueue[tuple[float, Task | queue.SimpleQueue[int]]] = queue.SimpleQueue()
-        # Heaps of the periodic tasks and of the others, by their times; a number keeps the order of submission.
+        # Heaps by time: of the tasks that no flush waits for, and of the others. A number keeps their order.
         self._heaps: tuple[list[tuple[float, int, Task]], ...] = ([], [])
         self._outages: dict[str, _Outage] = {}
         self._flushes: list[tuple[float, queue.SimpleQueue[int]]] = []  # with their deadlines
@@ -107,10 +106,7 @@ class Worker:
         return lost
 
     def flush(self, timeout: float) -> int:
-        """Run all tasks now and wait for those of reachable stores; return how many are still pending."""
-        for callback in self.before_flush:
-            with suppress(Exception):
-                callback()
+        """Run all tasks now, and wait for those that failed in reachable stores; return how many are pending."""
         if self._thread is None and not self.pending():
             return 0
         deadline, done = time.monotonic() + timeout, queue.SimpleQueue[int]()
@@ -165,18 +161,22 @@ class Worker:
                     self._begin_flush(when, item)
                 when, item = self._inbox.get_nowait()
 
-    def _push(self, task: Task, due: float) -> None:
-        if self._flushes and not task.is_periodic:
+    def _push(self, task: Task, due: float, *, is_ready: bool = True) -> None:
+        is_awaited = is_ready and not task.is_periodic
+        if self._flushes and is_awaited:
             due = min(due, time.monotonic() + _FLUSH_PAUSE)
-        heapq.heappush(self._heaps[not task.is_periodic], (due, next(self._numbers), task))
+        heapq.heappush(self._heaps[is_awaited], (due, next(self._numbers), task))
 
     def _begin_flush(self, deadline: float, done: queue.SimpleQueue[int]) -> None:
         self._flushes.append((deadline, done))
         for outage in self._outages.values():
             outage.until = 0.0
-        heap = self._heaps[1]
-        heap[:] = [(min(due, 0.0), number, task) for due, number, task in heap]
-        heapq.heapify(heap)
+        waiting, others = self._heaps
+        others += [item for item in waiting if not item[2].is_periodic]
+        waiting[:] = [item for item in waiting if item[2].is_periodic]
+        others[:] = [(min(due, 0.0), number, task) for due, number, task in others]
+        heapq.heapify(waiting)
+        heapq.heapify(others)
 
     def _end_flushes(self, now: float) -> bool:
         """End the flushes that wait for no task or no longer; return whether there are any. No task must be due."""
@@ -193,20 +193,21 @@ class Worker:
     def _run(self, task: Task) -> None:
         """Run a task unless its store is in an outage, and schedule its next run if it needs one."""
         outage = self._outages.get(task.uri)
-        pause = 0.0 if outage is None else outage.until - time.monotonic()
-        next_pause = pause if pause > 0 else self._try(task)
-        if next_pause is not None:
-            self._push(task, time.monotonic() + next_pause)
-
-    def _try(self, task: Task) -> float | None:
-        """Run a task; return the seconds until its next run, or None for no more."""
+        if outage is not None and outage.until > time.monotonic():
+            self._push(task, outage.until)
+            return
         try:
             is_done = contextvars.Context().run(_run_in_workspace, task)
         except Exception as error:  # noqa: BLE001 - no failure may end the thread
-            return self._failed(task, error)
+            pause = self._failed(task, error)
+            if pause is not None:
+                self._push(task, time.monotonic() + pause)
+            return
+        task.tries = 0
         if self._outages.pop(task.uri, None) is not None:
             logger.info("MLflow's store %s is reachable again.", redacted(task.uri))
-        return None if is_done else _PAUSE
+        if not is_done:
+            self._push(task, time.monotonic() + _PAUSE, is_ready=False)
 
     def _failed(self, task: Task, error: Exception) -> float | None:
         logger.debug("Failed: %s", task, exc_info=error)

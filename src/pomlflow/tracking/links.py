@@ -10,7 +10,7 @@ that MLflow drops is released without that entry.
 from __future__ import annotations
 
 import weakref
-from functools import cache, partial
+from functools import partial
 from typing import Final
 
 from mlflow import MlflowClient
@@ -24,45 +24,41 @@ from mlflow.tracing.utils.prompt import update_linked_prompts_tag
 from mlflow.utils.rest_utils import verify_rest_response
 from mlflow.utils.uri import is_databricks_uri
 
-from pomlflow.tracking.background import Task, call_in_child, worker
+from pomlflow.tracking.background import Task, worker
 from pomlflow.tracking.stores import Stores, check_reachable, is_server, send
 
 _TAG: Final = TraceTagKey.LINKED_PROMPTS
 _EXPERIMENTS: Final = "_mlflow_experiment_ids"  # a prompt's tag, by which an experiment's page finds its prompts
 _EXPORTED: Final = TraceMetadataKey.SIZE_STATS  # written by MLflow's exporter as it stores a trace
-_DELAY: Final = 5.0  # seconds until the first search for exported traces
 _LINK: Final = "/api/2.0/mlflow/traces/link-prompts"
 
-_open: Final[dict[str, TraceLink]] = {}  # by trace, until MLflow has tried to store it, or has dropped it
+# By trace, for as long as a task or a pending lookup of a version holds it.
+_links: Final[weakref.WeakValueDictionary[str, TraceLink]] = weakref.WeakValueDictionary()
 
 
 class TraceLink:
     """Links one trace to the prompt versions that were rendered in it, after MLflow has begun to store it."""
 
-    def __init__(self, stores: Stores, trace_id: str, info: TraceInfo) -> None:
+    def __init__(self, stores: Stores, info: TraceInfo) -> None:
         self.experiment: str | None = info.experiment_id  # None if the trace is not stored, as with OTLP alone
         self.run_id: str | None = info.trace_metadata.get(TraceMetadataKey.SOURCE_RUN)
         self.model_id: str | None = info.trace_metadata.get(TraceMetadataKey.MODEL_ID)
         self._stores = stores
-        self._trace_id = trace_id
+        self._trace_id = info.trace_id
         self._info = weakref.ref(info)
         self._metadata: dict[str, str] = info.trace_metadata
-        self._is_databricks = bool(is_databricks_uri(stores.tracking))  # type: ignore[no-untyped-call] # in MLflow
         self._is_late = False  # whether a version was added after the trace had left MLflow's memory
         self._versions: list[PromptVersion] = []
-        self._submitted = 0  # the first so many versions have a task
 
     @classmethod
     def of(cls, stores: Stores, trace_id: str) -> TraceLink | None:
         """Return the link of a trace that is in MLflow's memory."""
-        call_in_child(forget)
-        _start_search()
         with trace_manager().get_trace(trace_id) as trace:
-            link = _open.get(trace_id)
+            link = _links.get(trace_id)
             if link is None and trace is not None:
-                link = cls(stores, trace_id, trace.info)
-                if link.experiment is not None and not link._is_databricks:
-                    _open[trace_id] = link
+                link = _links[trace_id] = cls(stores, trace.info)
+                if link.experiment is not None:
+                    worker.submit(Task(uri="", workspace=None, run=link._watch))
             return link
 
     def add(self, version: PromptVersion) -> None:
@@ -72,28 +68,24 @@ class TraceLink:
                 return
             if trace is None:
                 self._is_late = True
-            elif self._is_databricks:  # its exporters link by themselves, each in its own way
-                trace_manager().register_prompt(self._trace_id, version)
             else:
                 trace.info.tags[_TAG] = update_linked_prompts_tag(trace.info.tags.get(_TAG), [version])
-            self._versions.append(version)  # last, since another thread may settle at any time
-        if self._is_late:
-            self.settle()
+            self._versions.append(version)
+        if self._is_late and self._is_exported:  # else `_watch` submits it
+            self._submit([version])
 
-    def settle(self) -> bool:
-        """Schedule the links if MLflow has tried to store the trace; return False if it may still try."""
+    def _watch(self) -> bool:
+        """Schedule the links once MLflow tries to store the trace; return False while it may still do so."""
         is_released = self._is_released  # first, since it may be exported and released in between
-        start = self._submitted
-        if not self.is_exported:
+        if not self._is_exported:
+            worker.lost += is_released
             return is_released
-        if versions := self._versions[start:]:
-            self._submitted = start + len(versions)
-            run = partial(self._store, versions)
-            worker.submit(Task(uri=self._stores.tracking, workspace=self._stores.workspace, run=run))
+        if self._versions:
+            self._submit(self._versions.copy())
         return True
 
     @property
-    def is_exported(self) -> bool:
+    def _is_exported(self) -> bool:
         """Whether MLflow has tried to store the trace, or does so now."""
         return _EXPORTED in self._metadata
 
@@ -102,12 +94,16 @@ class TraceLink:
         """Whether nothing holds the trace any more; an exception in the store may hold it long after the export."""
         return self._info() is None
 
+    def _submit(self, versions: list[PromptVersion]) -> None:
+        run = partial(self._store, versions)
+        worker.submit(Task(uri=self._stores.tracking, workspace=self._stores.workspace, run=run))
+
     def _store(self, versions: list[PromptVersion]) -> bool:
-        """Store the associations, and the tag if that was too late for MLflow's exporter."""
+        """Store the associations, and the tag if it is too late for MLflow's exporter to store it."""
         try:
             if self._is_late and not self._tag_stored(versions):
                 return False
-            _associate(self._stores.tracking, self._trace_id, versions)
+            _associate(self._stores, self._trace_id, versions)
         except MlflowException as error:
             if self._is_released or error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -127,39 +123,18 @@ class TraceLink:
         return True
 
 
-def _settle_all() -> bool:
-    """Schedule the links of all exported traces, and count the dropped ones; return False, to be run again."""
-    for trace_id, link in list(_open.items()):
-        if link.settle() and _open.pop(trace_id, None) is not None:
-            worker.lost += not link.is_exported
-    return False
-
-
-@cache
-def _start_search() -> None:
-    """Search for exported traces from now on, every few seconds and in each flush."""
-    worker.submit(Task(uri="", workspace=None, run=_settle_all, is_periodic=True), after=_DELAY)
-
-
-def forget() -> None:
-    """Forget all traces, as a forked child does: those of its parent are not its own."""
-    _open.clear()
-    _start_search.cache_clear()
-
-
-worker.before_flush.append(_settle_all)
-
-
-def _associate(uri: str, trace_id: str, versions: list[PromptVersion]) -> None:
+def _associate(stores: Stores, trace_id: str, versions: list[PromptVersion]) -> None:
     """Store the associations, in one request."""
     # upstream: mlflow 3.12-3.18: it starts a thread for each linked trace, which no flush waits for. Its client's
     # `link_prompt_versions_to_trace` reads the trace before, from the store that is set now, and hides failures.
-    if is_server(uri):
+    if is_server(stores.tracking):
         references = [{"name": one.name, "version": str(one.version)} for one in versions]
         body = {"trace_id": trace_id, "prompt_versions": references}
-        verify_rest_response(send(uri, _LINK, "POST", json=body), _LINK)
+        verify_rest_response(send(stores.tracking, _LINK, "POST", json=body), _LINK)
+    elif is_databricks_uri(stores.tracking):  # type: ignore[no-untyped-call] # its registry links, by requests of its own
+        _tracking_client(stores).link_prompt_versions_to_trace(versions, trace_id)
     else:
-        TracingClient(uri).store.link_prompts_to_trace(trace_id, versions)
+        TracingClient(stores.tracking).store.link_prompts_to_trace(trace_id, versions)
 
 
 def trace_manager() -> InMemoryTraceManager:
