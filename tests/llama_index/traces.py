@@ -114,7 +114,7 @@ def open_spans() -> int:
     from llama_index.core.instrumentation import get_dispatcher
 
     ours = [one for one in get_dispatcher().span_handlers if one.class_name() == "PomlSpanHandler"]
-    return sum(len(one.traced) + len(one.open_spans) + len(one.by_frame) for one in ours)
+    return sum(len(one.open_spans) + len(one.streaming) for one in ours)
 
 
 @pytest.fixture

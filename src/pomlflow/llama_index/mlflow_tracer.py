@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from inspect import BoundArguments
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import mlflow
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
@@ -32,8 +32,6 @@ from pomlflow.tracking.spans import active, nearest
 _mlflow: Any = None
 with suppress(ImportError):  # not one of MLflow's public modules
     from mlflow.llama_index import tracer as _mlflow
-
-UNREAD: Final = "[stream, not read to its end]"
 
 
 class Details(NamedTuple):

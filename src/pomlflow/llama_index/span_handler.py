@@ -21,7 +21,6 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from functools import partial
 from inspect import BoundArguments
 from typing import Any, Final
@@ -48,7 +47,6 @@ from pydantic import Field
 from pomlflow._log import warn_once
 from pomlflow.frame.media import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
-    UNREAD,
     autolog_handler,
     autolog_span,
     documents,
@@ -61,16 +59,15 @@ from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, strea
 from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.shutdown import call_before_exit, call_before_flush
 
+_OBJECTS: Final = (LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent)
+_RESPONSES: Final = (LLMChatInProgressEvent, LLMCompletionInProgressEvent, LLMChatEndEvent, LLMCompletionEndEvent)
+_ENDS: Final = (LLMChatEndEvent, LLMCompletionEndEvent, LLMStructuredPredictEndEvent)
 # Attributes from events that describe a model or tool and hold no content; MLflow's own keys are stored as well.
 _SAFE: Final = frozenset({"usage", "model_name", "top_n", "name", "description", "parameters"})
 
 
-class SpanState(Enum):
-    """The state of a span. LlamaIndex leaves a span when its call returns or fails."""
-
-    OPEN = auto()  # the call is running
-    STREAMING = auto()  # LlamaIndex has left it; its result is a stream that has not ended
-    EXITED = auto()  # LlamaIndex has left it; it waits for spans below it, or has ended
+def _no_stream() -> None:
+    return None
 
 
 @dataclass(eq=False)
@@ -81,22 +78,19 @@ class TracedSpan:
     guarded: GuardedSpan
     handler: Any  # the handler whose trace it is part of
     parent: TracedSpan | None  # the traced span around it
-    is_model: bool  # whether its component is a model
-    state: SpanState = SpanState.OPEN
     token: Any = None  # of the context in which it is active
-    streamed: bool = False  # whether its result is a stream
-    stream: Callable[[], Any] = lambda: None  # a weak reference to its stream, if that is a generator
-    frame: int = 0  # the id of the stream's frame
-    runs_lazily: bool = False  # whether spans have begun below it after LlamaIndex had left it
+    left: bool = False  # whether LlamaIndex has left it: its call has returned or failed
+    streams: bool = False  # whether its result is a stream
+    stream: Callable[[], Any] = _no_stream  # a weak reference to its generator, until that has ended
     below: dict[str, TracedSpan] = field(default_factory=dict)  # its children that have not ended, by LlamaIndex's id
-    outputs: Any = None  # the last piece of its stream
-    text: str | None = None  # the text of its stream, or of a stream below it
+    output: Any = None  # the last piece of its stream, or the text of it or of a stream below it
     error: BaseException | None = None
 
     @property
     def waits(self) -> bool:
-        """Whether it must stay open for children: for any if it streams, else for those that LlamaIndex has left."""
-        return any(child.state is not SpanState.OPEN or self.streamed for child in list(self.below.values()))
+        """Whether it must stay open: for its call, its generator, or children (for a stream any, else those left)."""
+        runs = not self.left or frame_of(self.stream()) is not None
+        return runs or any(child.left or self.streams for child in list(self.below.values()))
 
     def is_in(self, other: TracedSpan) -> bool:
         """Return whether it is the other span, or below it."""
@@ -105,27 +99,19 @@ class TracedSpan:
             span = span.parent
         return span is not None
 
-    def streamed_text(self) -> str | None:
-        """Return the text of its stream."""
-        if self.text is not None:
-            return self.text
-        last = self.outputs
-        text = last.message.content if isinstance(last, ChatResponse) else getattr(last, "text", None)
-        return None if text is None else str(text)
-
     def take_stream_of(self, child: TracedSpan) -> None:
         """Use the text and the error of a stream below it that has ended."""
-        self.text = child.streamed_text() or self.text
-        # A model's streams are nested: that of LLM.stream reads that of LLM.stream_chat, and ends with it.
-        if self.is_model and self.state is SpanState.STREAMING and (child.error is not None or not self.runs_lazily):
-            self.state = SpanState.EXITED
-        if self.streamed and self.state is not SpanState.OPEN:
+        last = child.output
+        text = last.message.content if isinstance(last, ChatResponse) else getattr(last, "text", last)
+        if isinstance(text, str) and text and (self.output is None or isinstance(self.output, str)):
+            self.output = text
+        if self.streams and self.left:
             self.error = self.error or child.error
 
     def end(self) -> None:
         """Store the content of its stream and its status, and end MLflow's span."""
-        if self.streamed:
-            self.guarded.set_outputs(self.text if self.outputs is None else self.outputs)
+        if self.streams:
+            self.guarded.set_outputs(self.output)
         status = SpanStatus(SpanStatusCode.OK)
         if self.error is not None:
             self.guarded.record_exception(self.error)  # type: ignore[arg-type]  # MLflow takes any exception
@@ -137,8 +123,8 @@ class SpanHandler(BaseSpanHandler[Any]):
     """The span handler in LlamaIndex's dispatcher; `choose` returns the handler for a span without a traced parent."""
 
     choose: Any = Field(default=None, repr=False)
-    traced: dict[str, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by LlamaIndex's id
-    by_frame: dict[int, Any] = Field(default_factory=dict, repr=False)  # TracedSpan by the id of its generator's frame
+    # The base class's `open_spans` has each TracedSpan until it has ended, by LlamaIndex's id.
+    streaming: dict[str, Any] = Field(default_factory=dict, repr=False)  # those that have returned a generator
     handlers: dict[str, Any] = Field(default_factory=dict, repr=False)  # by the ids of autolog's spans
     details: Any = Field(default=None, repr=False)
     deferred: Any = Field(default=None, repr=False)
@@ -162,17 +148,14 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def end_streams(self) -> None:
         """End the spans that LlamaIndex has left. At exit, a stream may still be referenced and not read to its end."""
-        for span in reversed(list(self.traced.values())):  # children before their parents
-            if span.state is not SpanState.OPEN:
-                span.text = span.streamed_text() or UNREAD
+        for span in reversed(list(self.open_spans.values())):  # children before their parents
+            if span.left:
                 self._end(span)
 
     def end_read_streams(self) -> None:
         """End the spans of streams that were read to their end: a variable may hold a generator long after that."""
-        for span in reversed(list(self.traced.values())):
-            stream = span.stream()
-            if span.state is SpanState.STREAMING and stream is not None and frame_of(stream) is None:
-                self._end_stream_safely(span, None, None)
+        for span in list(self.streaming.values()):  # inner ones have returned first
+            self.deferred.do(partial(self._settle, span))
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
         """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""
@@ -184,7 +167,7 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def get_span_for_event(self, event: BaseEvent) -> GuardedSpan | None:
         """Return the span of an event."""
-        return getattr(self.traced.get(event.span_id or ""), "guarded", None)
+        return getattr(self.open_spans.get(event.span_id or ""), "guarded", None)
 
     def resolve_pending_stream_span(self, span: LiveSpan, event: BaseEvent) -> None:
         """Do nothing, since this class handles the ends of streams."""
@@ -211,48 +194,50 @@ class SpanHandler(BaseSpanHandler[Any]):
             warn_once("llama-index span", "A LlamaIndex span could not be traced: %r", error)
             return None
 
+    # These two return nothing: the base class would remove a span that has to stay open.
+
     def prepare_to_exit_span(  # type: ignore[override]
         self, id_: str, instance: Any = None, result: Any = None, **_: Any
-    ) -> TracedSpan | None:
+    ) -> None:
         """End a span whose call has returned, or keep it open for streams."""
         if result is None and isinstance(instance, Workflow) and id_.partition("-")[0].endswith(".run"):
             # A cancelled run exits like this, without an error (LlamaIndex's workflows 2.26).
-            return self._leave(id_, lambda span: self._fail(span, None))
-        return self._leave(id_, lambda span: self._exit(span, result))
+            self._leave(id_, lambda span: self._fail(span, None))
+        else:
+            self._leave(id_, lambda span: self._exit(span, result))
 
     def prepare_to_drop_span(  # type: ignore[override]
         self, id_: str, err: BaseException | None = None, **_: Any
-    ) -> TracedSpan | None:
+    ) -> None:
         """End a span that failed."""
-        return self._leave(id_, lambda span: self._fail(span, err))
+        self._leave(id_, lambda span: self._fail(span, err))
 
     def on_event(self, event: BaseEvent) -> None:
         """Store an event's content and attributes in its span."""
-        if isinstance(event, (LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent)):
-            self._on_structured(event)
-            return
-        span = self.traced.get(event.span_id or "")
+        of_object = isinstance(event, _OBJECTS)  # dispatched by the code that reads the stream, with the id of its span
+        span = self._around(event.span_id) if of_object else self.open_spans.get(event.span_id or "")
         if span is None:
             return
         if isinstance(event, ExceptionEvent):
-            if span.state is not SpanState.OPEN:
+            if span.left:
                 self._end_stream_safely(span, None, event.exception)
-            return
-        self.details.handle(event)
-        if isinstance(event, (LLMChatInProgressEvent, LLMCompletionInProgressEvent)):
-            span.outputs = event.response
-        elif span.state is not SpanState.OPEN and isinstance(event, (LLMChatEndEvent, LLMCompletionEndEvent)):
-            span.outputs = event.response
+        elif isinstance(event, _OBJECTS):
+            span.output = event.output if span.left else span.output
+        else:
+            self.details.handle(event)
+        if isinstance(event, _RESPONSES):
+            span.output = event.response
+        if span.left and isinstance(event, _ENDS):
             self._end_stream(span, None, None)
 
     def _around(self, span_id: str | None) -> TracedSpan | None:
         """Return the span with the id, or that of the nearest traced generator on the stack if it is not below it."""
-        found: TracedSpan | None = self.traced.get(span_id or "")
-        frame = inspect.currentframe() if self.by_frame else None
+        found: TracedSpan | None = self.open_spans.get(span_id or "")
+        # If several spans return one generator, the innermost has returned first, and overrides the others here.
+        running = {frame_of(span.stream()): span for span in reversed(list(self.streaming.values()))}
+        frame = inspect.currentframe() if running else None
         while frame is not None:
-            lazy: TracedSpan | None = self.by_frame.get(id(frame))
-            stream = None if lazy is None else lazy.stream()
-            if lazy is not None and stream is not None and frame_of(stream) is frame:  # ids are reused
+            if (lazy := running.get(frame)) is not None:
                 return found if found is not None and found.is_in(lazy) else lazy
             frame = frame.f_back
         return found
@@ -260,7 +245,7 @@ class SpanHandler(BaseSpanHandler[Any]):
     def _begin(
         self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, handler: Any
     ) -> TracedSpan:
-        is_model, inputs = isinstance(instance, BaseLLM), inputs_of(bound_args)
+        inputs = inputs_of(bound_args)
         live = start_span(
             id_.partition("-")[0],
             self.details.span_type(instance) or SpanType.UNKNOWN,
@@ -268,98 +253,75 @@ class SpanHandler(BaseSpanHandler[Any]):
             None if parent is None else parent.guarded.span,
         )
         guarded = GuardedSpan(live, handler.mask, with_data_uris, safe=_SAFE)
-        span = TracedSpan(id_, guarded, handler, parent, is_model)
-        self.traced[id_] = span
+        span = TracedSpan(id_, guarded, handler, parent)
         if parent is not None:
             parent.below[id_] = span
-            parent.runs_lazily = parent.runs_lazily or parent.state is not SpanState.OPEN
         span.token = provider.set_span_in_context(live)
-        if is_model and (tools := inputs.get("kwargs", {}).get("tools")):
+        if isinstance(instance, BaseLLM) and (tools := inputs.get("kwargs", {}).get("tools")):
             with suppress(Exception):  # tools in another form than MLflow's
                 set_span_chat_tools(live, tools)
         guarded.set_inputs(inputs)
         return span
 
-    def _leave(self, id_: str, how: Callable[[TracedSpan], None]) -> TracedSpan | None:
+    def _leave(self, id_: str, how: Callable[[TracedSpan], None]) -> None:
         self.handlers.pop(id_, None)
-        span: TracedSpan | None = self.traced.get(id_)
+        span: TracedSpan | None = self.open_spans.get(id_)
         if span is not None:
             with suppress(Exception):  # another context than that in which it began
                 provider.detach_span_from_context(span.token)
             self.deferred.do(partial(how, span))  # the garbage collector may close a coroutine, which leaves its span
-        return span
 
     def _exit(self, span: TracedSpan, result: Any) -> None:
-        state = SpanState.EXITED
-        if not holds_stream(result):
+        span.streams = holds_stream(result)
+        if span.streams:
+            within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
+            # Without a generator, a thread of LlamaIndex reads the stream, and the span waits for the spans below it.
+            if (stream := stream_of(result, within, ended)) is not None:
+                span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
+                self.streaming[span.id] = span
+        else:
             # Stored now: a span that waits must not reference a result, which may hold the stream that it waits for.
             span.guarded.set_outputs(documents(span.guarded.span, result))
-        else:
-            span.streamed = True
-            within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
-            stream = stream_of(result, within, ended)
-            if stream is not None and frame_of(stream) is not None:
-                self._watch(span, stream)
-                state = SpanState.STREAMING
-            # Otherwise a thread of LlamaIndex reads the stream, and the span waits for the spans below it.
-        span.state = state  # set last: from now on, the end of a span below on another thread may end this span
+        span.left = True  # set last: from now on, the end of a span below on another thread may end this span
         self._settle(span)
 
     def _fail(self, span: TracedSpan, error: BaseException | None) -> None:
         self._end_below(span)
         span.error = error
-        span.state = SpanState.EXITED
+        span.left = True
         self._settle(span)
 
     def _end_below(self, span: TracedSpan) -> None:
         """End the spans below a span that failed or whose stream has ended, except those whose calls are running."""
         for child in list(span.below.values()):
-            if child.state is not SpanState.OPEN:
+            if child.left:
                 self._end_below(child)
                 self._end(child)
-
-    def _watch(self, span: TracedSpan, stream: Any) -> None:
-        """End a span when its stream is collected, and register the stream's frame, by which `_around` finds it."""
-        span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
-        span.frame = id(frame_of(stream))
-        known = self.by_frame.get(span.frame)  # ids are reused
-        if known is None or known.stream() is not stream:  # else the inner span that returned it first stays
-            self.by_frame[span.frame] = span
-
-    def _on_structured(self, event: LLMStructuredPredictInProgressEvent | LLMStructuredPredictEndEvent) -> None:
-        """Store an object of a stream of objects. The event comes from the code that reads the stream."""
-        span = self._around(event.span_id)
-        if span is not None and span.state is not SpanState.OPEN:
-            span.outputs = event.output
-            if isinstance(event, LLMStructuredPredictEndEvent):
-                self._end_stream(span, None, None)
 
     def _end_stream_safely(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
         self.deferred.do(partial(self._end_stream, span, text, error))
 
     def _end_stream(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
-        span.text = text or span.text
+        span.output = text or span.output
         if error is not None and not isinstance(error, GeneratorExit):  # GeneratorExit: the reader stopped reading
             span.error = error
         self._end_below(span)
-        if span.state is SpanState.STREAMING:
-            span.state = SpanState.EXITED
+        span.stream = _no_stream
         self._settle(span)
 
     def _settle(self, span: TracedSpan | None) -> None:
         """End a span if it waits for nothing, and then the spans above it that waited only for it."""
-        while span is not None and span.state is SpanState.EXITED and not span.waits and self._end(span):
+        while span is not None and not span.waits and self._end(span):
             span = span.parent
 
     def _end(self, span: TracedSpan) -> bool:
         """End a span; return False if another thread has ended it."""
-        if self.traced.pop(span.id, None) is None:
+        if self.open_spans.pop(span.id, None) is None:
             return False
-        if self.by_frame.get(span.frame) is span:
-            del self.by_frame[span.frame]
+        self.streaming.pop(span.id, None)
         span.end()
         if span.parent is not None:
             span.parent.below.pop(span.id, None)
-            if span.streamed:
+            if span.streams:
                 span.parent.take_stream_of(span)
         return True

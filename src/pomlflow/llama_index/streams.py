@@ -88,8 +88,8 @@ def _reporting(on_end: OnEnd) -> Iterator[Callable[[Any], None]]:
 
 
 def frame_of(stream: Any) -> FrameType | None:
-    """Return a generator's frame, which is on the call stack while it runs; None if the generator has ended."""
-    frame: FrameType | None = stream.ag_frame if inspect.isasyncgen(stream) else stream.gi_frame
+    """Return a generator's frame, which is on the call stack while it runs; None if there is none, or it has ended."""
+    frame: FrameType | None = getattr(stream, "gi_frame", None) or getattr(stream, "ag_frame", None)
     return frame
 
 
