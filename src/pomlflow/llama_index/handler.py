@@ -273,23 +273,12 @@ def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
 
 
 def _callback_managers(component: Any) -> Iterator[Any]:
-    """Yield the callback managers that a component uses: its own, those of its models, and that of ``Settings``."""
-    if component is not None:
-        synthesizer = _stored(component, "_response_synthesizer")
-        agents = _stored(component, "agents")
-        workers = agents.values() if isinstance(agents, dict) else ()
-        models = [_stored(holder, name) for holder in (component, synthesizer, *workers) for name in ("llm", "_llm")]
-        for holder in (component, synthesizer, *models):
-            yield _stored(holder, "callback_manager")
-            yield _stored(holder, "_callback_manager")
-    yield _stored(Settings, "_callback_manager")  # reading the property would make a manager
-
-
-def _stored(holder: Any, name: str) -> Any:
-    """Return an attribute that is stored in an object. A property is not read, as it may load a model."""
-    fields, private = getattr(holder, "__dict__", None), getattr(holder, "__pydantic_private__", None)
-    found = fields.get(name) if fields else None
-    return private.get(name) if found is None and private else found
+    """Yield the callback managers of a component and of its model, and that of ``Settings``."""
+    # Fields, and no properties: these may load a model.
+    fields = getattr(component, "__dict__", {})
+    for holder in (fields, getattr(fields.get("llm"), "__dict__", {})):
+        yield holder.get("callback_manager")
+    yield Settings.callback_manager
 
 
 def _is_traceable(component: Any) -> bool:
