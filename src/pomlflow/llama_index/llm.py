@@ -21,7 +21,6 @@ from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.tools import BaseTool
 from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
@@ -33,9 +32,7 @@ from pomlflow.llama_index.providers import (
     apply_fields,
     media_after_tools,
     native_schema,
-    prepare_chat_with_tools,
     tool_choice,
-    validate_chat_with_tools,
 )
 from pomlflow.llama_index.streams import through
 from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
@@ -89,14 +86,9 @@ class _Delegation:
         request = self.request(prompt, llm_kwargs, variables=variables, reader=reader)
         return request.read(await request.send("a"))
 
-    def _prepare_chat_with_tools(
-        self: Any, tools: Sequence[BaseTool], *args: Any, tool_required: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        # LlamaIndex inspects the signature for the parameter tool_required.
-        return prepare_chat_with_tools(self.delegate, tools, *args, tool_required=tool_required, **kwargs)
-
-    def _validate_chat_with_tools_response(self: Any, response: ChatResponse, *args: Any, **kwargs: Any) -> Any:
-        return validate_chat_with_tools(self.delegate, response, *args, **kwargs)
+    def _prepare_chat_with_tools(self: Any, *args: Any, tool_required: bool = False, **kwargs: Any) -> Any:
+        # LlamaIndex's method for subclasses: it has no public one, and inspects this signature for `tool_required`.
+        return self.delegate._prepare_chat_with_tools_compat(*args, tool_required=tool_required, **kwargs)  # noqa: SLF001
 
     def get_tool_calls_from_response(self: Any, response: ChatResponse, *args: Any, **kwargs: Any) -> Any:
         return self.delegate.get_tool_calls_from_response(response, *args, **kwargs)
@@ -141,9 +133,8 @@ class BoundLLM(_Delegation, LLM):
 
     async def _asend(self, method: str, content: Any, **kwargs: Any) -> Any:
         with self._call():
-            return check_refusal(
-                await getattr(self.delegate, method)(content, **{**self.options, **kwargs}), self.label
-            )
+            response = await getattr(self.delegate, method)(content, **{**self.options, **kwargs})
+            return check_refusal(response, self.label)
 
     @contextmanager
     def _call(self) -> Iterator[None]:
@@ -185,8 +176,7 @@ class BoundLLM(_Delegation, LLM):
             addition = instructions(output_class(schema, self.label))
         messages = with_instructions(self._get_messages(prompt, **variables), addition)
         if tools and isinstance(self, FunctionCallingLLM):
-            prepared = prepare_chat_with_tools(
-                self.delegate,
+            prepared = self._prepare_chat_with_tools(
                 [describe_tool(spec) for spec in tools],
                 chat_history=messages,
                 allow_parallel_tool_calls=not answers_by_tool,

@@ -1,18 +1,13 @@
-"""Translate a POML frame to the arguments of LlamaIndex's models, and keep what these would drop from the request.
-
-It calls private methods of models and tools: LlamaIndex has no public way to prepare a call with tools without making
-it, to read a tool's callbacks, or to find out whether a model of OpenAI's has structured output.
-"""
+"""Translate a POML frame to the arguments of LlamaIndex's models, and keep what these would drop from the request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
     ChatMessage,
-    ChatResponse,
     ContentBlock,
     DocumentBlock,
     ImageBlock,
@@ -21,8 +16,6 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 from llama_index.core.llms import LLM
-from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.tools import FunctionTool
 
 from pomlflow.frame import media
 from pomlflow.frame.schema import response_format
@@ -96,8 +89,7 @@ def tool_choice(llm: LLM, choice: Any) -> Any:
 def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments for structured output by a schema, or None if the model has no structured output."""
     provider = provider_of(llm)
-    structures: Callable[[], bool] = getattr(llm, "_should_use_structure_outputs", lambda: False)
-    if provider == "openai" and structures():
+    if provider == "openai" and _structures(llm):
         return {"response_format": response_format(schema)}
     if provider == "openai_responses":
         return {"text": {"format": {"type": "json_schema", **response_format(schema)["json_schema"]}}}
@@ -110,21 +102,12 @@ def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def prepare_chat_with_tools(llm: LLM, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Return the arguments that ``llm.chat_with_tools()`` passes to the model's chat."""
-    assert isinstance(llm, FunctionCallingLLM)  # noqa: S101
-    return llm._prepare_chat_with_tools_compat(*args, **kwargs)
+def _structures(llm: Any) -> bool:
+    """Return whether a model of OpenAI's class, or of a subclass, has structured output."""
+    from llama_index.llms.openai.utils import is_json_schema_supported
 
-
-def validate_chat_with_tools(llm: LLM, response: ChatResponse, *args: Any, **kwargs: Any) -> ChatResponse:
-    """Return a response, checked as ``llm.chat_with_tools()`` does it."""
-    assert isinstance(llm, FunctionCallingLLM)  # noqa: S101
-    return llm._validate_chat_with_tools_response(response, *args, **kwargs)
-
-
-def callbacks(tool: FunctionTool) -> dict[str, Any]:
-    """Return the callbacks of a tool, as arguments of its class."""
-    return {"callback": tool._callback, "async_callback": tool._async_callback}
+    own: bool | None = getattr(llm, "should_use_structured_outputs", None)  # of `OpenAILike`
+    return is_json_schema_supported(llm.model) if own is None else own
 
 
 def media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:

@@ -14,7 +14,6 @@ from llama_index.core.workflow import Context
 from typing_extensions import override
 
 from pomlflow.frame.tools import ToolSpec, check_arguments, check_functions, documented, functions_by_name
-from pomlflow.llama_index.providers import callbacks
 from pomlflow.llama_index.structured import output_class
 
 
@@ -66,31 +65,29 @@ def plain_tools(functions: Mapping[str, Any] | Iterable[Any] | None) -> list[Bas
 
 
 def _bind_tool(spec: ToolSpec, function: Any, label: str) -> BaseTool:
-    if isinstance(function, FunctionTool):
-        return FunctionTool(
-            _checked(spec, function.real_fn, label, frozenset(function.partial_params)),
-            metadata=_metadata(spec, return_direct=function.metadata.return_direct),
-            **callbacks(function),
-            partial_params=function.partial_params,
-        )
-    if isinstance(function, BaseTool):
-        call = function.acall if isinstance(function, AsyncBaseTool) else function.__call__
-        metadata = _metadata(spec, return_direct=function.metadata.return_direct)
-        return FunctionTool(_checked(spec, call, label), metadata=metadata, callback=lambda output: output)
-    return FunctionTool(_checked(spec, function, label), metadata=_metadata(spec))
+    if not isinstance(function, BaseTool):
+        return FunctionTool(_checked(spec, function, label), metadata=_metadata(spec))
+    # LlamaIndex passes a context to a function whose signature has one.
+    shown = function.real_fn if isinstance(function, FunctionTool) else function.__call__
+    return FunctionTool(
+        _checked(spec, function.__call__, label, shown),
+        async_fn=_checked(spec, function.acall, label) if isinstance(function, AsyncBaseTool) else None,
+        metadata=_metadata(spec, return_direct=function.metadata.return_direct),
+        callback=lambda output: output,  # the tool's own output
+    )
 
 
 def _checked(
-    spec: ToolSpec, function: Callable[..., Any], label: str, preset: frozenset[str] = frozenset()
+    spec: ToolSpec, function: Callable[..., Any], label: str, shown: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """Wrap a function so that the schema checks the model's arguments. Preset ones and contexts are not checked."""
+    """Wrap a function, with the signature of `shown`, so that the schema checks the arguments but for contexts."""
 
     def checked(args: tuple[Any, ...], given: Mapping[str, Any]) -> dict[str, Any]:
         # LlamaIndex passes a single argument by position if the function has no parameter of its name.
         given = {**dict(zip(spec.parameters.get("properties") or (), args, strict=False)), **given}
-        passed = {name: value for name, value in given.items() if name in preset or isinstance(value, Context)}
-        arguments = {name: value for name, value in given.items() if name not in passed}
-        return {**check_arguments(spec, arguments, label), **passed}
+        contexts = {name: value for name, value in given.items() if isinstance(value, Context)}
+        arguments = {name: value for name, value in given.items() if name not in contexts}
+        return {**check_arguments(spec, arguments, label), **contexts}
 
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
@@ -100,7 +97,7 @@ def _checked(
 
         return acall
 
-    @functools.wraps(function)
+    @functools.wraps(shown or function)
     def call(*args: Any, **given: Any) -> Any:
         return function(**checked(args, given))
 
