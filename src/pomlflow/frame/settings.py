@@ -5,9 +5,9 @@ POML has no list of settings; its documentation names those of the Vercel AI SDK
 https://platform.openai.com/docs/api-reference/chat/create, https://docs.anthropic.com/en/api/messages,
 https://ai.google.dev/api/generate-content#generationconfig and https://docs.ollama.com/modelfile#parameter.
 
-A name in none of the tables below is passed on in snake_case, and the model may refuse it (Ollama's client ignores it).
-So a new setting needs a row only where a provider has another name for it or lacks it. `pomlflow check` has a list of
-the known names, in `template/attribute_rules.py`; the rows of docs/on-the-wire.md come from `tests/*/wire_table.py`.
+A setting is passed on in snake_case, under the provider's name in the table of `template/runtime.py`, which also lists
+the names that `pomlflow check` knows. A model may refuse an unknown one (Ollama's client ignores it). The rows of
+docs/on-the-wire.md come from `tests/*/wire_table.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 from pomlflow.exceptions import SettingError
-from pomlflow.template.runtime import canonical
+from pomlflow.template.runtime import canonical, name_for
 
 Provider = Literal["openai", "openai_responses", "anthropic", "google", "ollama"]
 
@@ -35,13 +35,6 @@ _PROVIDERS: Final[dict[str, Provider]] = {
 # The caller chooses the provider and whether to stream. `if` and `for` are POML's own conditions.
 # upstream: poml 0.0.8: it lists `if` and `for` among the settings
 _NOT_FOR_MODELS: Final = frozenset({"provider", "stream", "if", "for"})
-_NAMES: Final[dict[Provider, dict[str, str]]] = {
-    "openai": {},
-    "openai_responses": {"max_tokens": "max_output_tokens"},
-    "anthropic": {"stop": "stop_sequences"},
-    "google": {"max_tokens": "max_output_tokens", "stop": "stop_sequences", "n": "candidate_count"},
-    "ollama": {"max_tokens": "num_predict"},
-}
 _LACKS: Final[dict[Provider, frozenset[str]]] = {
     "openai": frozenset({"top_k"}),
     "openai_responses": frozenset(
@@ -74,9 +67,14 @@ def provider_parameters(
         if provider is not None and name in _LACKS[provider]:
             raise SettingError(f"{label}: {_unsupported(provider, key, name)}", key)
         given[name], written[name] = [value] if name == "stop" and isinstance(value, str) else value, key
-    names = {} if provider is None else _NAMES[provider]
-    values = {names.get(name, name): value for name, value in given.items()}
+    values = {name_for(name, provider): value for name, value in given.items()}
     return _in_options(values) if provider == "ollama" else values
+
+
+def unless_given(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters without those that the caller gives, under the same name or another one."""
+    names = set(map(canonical, given))
+    return {name: value for name, value in values.items() if canonical(name) not in names}
 
 
 def _unsupported(provider: Provider, key: str, name: str) -> str:

@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 
 from pomlflow.exceptions import PomlError, ToolError
 from pomlflow.frame.schema import response_format, strict_form
-from pomlflow.frame.settings import Provider, provider_of, provider_parameters
+from pomlflow.frame.settings import Provider, provider_of, provider_parameters, unless_given
 from pomlflow.frame.tools import tool_specs
 from pomlflow.record import RenderRecord
 
@@ -157,13 +157,10 @@ def _to_strict(tool: Any) -> Any:
 
 
 def _override(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Override the frame's arguments by the caller's, even if a client has two names for a parameter."""
-    made = {**values, **given}
-    if "max_completion_tokens" in given and "max_tokens" not in given:
-        made.pop("max_tokens", None)
+    """Override the frame's arguments by the caller's."""
+    made = {**unless_given(values, given), **given}
     if isinstance(config := values.get("generation_config"), Mapping):  # Google's, which would override the caller
-        left = {name: value for name, value in config.items() if name not in given}
-        made["generation_config"] = {**left, **(given.get("generation_config") or {})}
+        made["generation_config"] = {**unless_given(config, given), **(given.get("generation_config") or {})}
     if isinstance(options := values.get("options"), Mapping):  # Ollama's
         made["options"] = {**options, **(given.get("options") or {})}
         if given.get("stop") is not None:

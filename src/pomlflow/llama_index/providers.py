@@ -19,7 +19,7 @@ from llama_index.core.llms import LLM
 
 from pomlflow.frame import media
 from pomlflow.frame.schema import response_format
-from pomlflow.frame.settings import Provider, provider_parameters
+from pomlflow.frame.settings import Provider, provider_parameters, unless_given
 from pomlflow.frame.settings import provider_of as provider_of_class
 
 L = TypeVar("L", bound=LLM)
@@ -38,10 +38,7 @@ def provider_of(llm: Any) -> Provider | None:
 
 def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], label: str) -> dict[str, Any]:
     """Translate ``<runtime>`` to arguments of a model's chat, or raise a `SettingError`; `own` are the caller's."""
-    values = provider_parameters(runtime, provider_of(llm), label)
-    if "max_completion_tokens" in own:  # OpenAI's newer name for max_tokens
-        values.pop("max_tokens", None)
-    return values
+    return unless_given(provider_parameters(runtime, provider_of(llm), label), own)
 
 
 def apply_fields(llm: L, values: Mapping[str, Any]) -> L:

@@ -16,6 +16,7 @@ from pomlflow.template.faults import Fault
 from pomlflow.template.inference import READERS
 from pomlflow.template.markup import TOOLS, Passage, expressions
 from pomlflow.template.page import SCHEMAS, Node, Page
+from pomlflow.template.runtime import KNOWN
 
 _EVERYWHERE = frozenset({"for", "if", "key"})
 _INSTEAD = {
@@ -28,22 +29,6 @@ _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
 _SELECTOR = re.compile(r"[^\w-]")  # of a class, "*", or of several parts
 _OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
-# The settings of models by OpenAI, Anthropic, Google, Ollama, vLLM and the Vercel AI SDK.
-_SETTINGS = frozenset(
-    "abort_signal audio background base_url best_of betas cached_content candidate_count container context_management "
-    "echo effort extra_body extra_headers extra_query format frequency_penalty function_call functions "
-    "generation_config headers ignore_eos include instructions keep_alive labels logit_bias logprobs low_vram main_gpu "
-    "max_completion_tokens max_new_tokens max_output_tokens max_retries max_steps max_tokens max_tool_calls "
-    "mcp_servers media_resolution metadata min_p min_tokens mirostat mirostat_eta mirostat_tau modalities model "
-    "model_name n num_batch num_ctx num_gpu num_keep num_predict num_thread numa output_config parallel_tool_calls "
-    "penalize_newline prediction presence_penalty previous_response_id prompt_cache_key prompt_cache_retention "
-    "provider provider_options random_seed raw reasoning reasoning_effort reasoning_summary repeat_last_n "
-    "repeat_penalty repetition_penalty response_format response_logprobs response_mime_type response_modalities "
-    "response_schema safe_prompt safety_identifier safety_settings seed service_tier speech_config stop "
-    "stop_sequences store stream stream_options suffix system system_instruction temperature text tfs_z think "
-    "thinking thinking_budget thinking_config thinking_level timeout tool_choice tools top_a top_k top_logprobs top_p "
-    "truncation typical_p use_mlock use_mmap user verbosity web_search_options".split()
-)
 # An array or an object in JavaScript, with one more inside it.
 _CONTAINER = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]|\{(?:[^{}]|\{[^{}]*\})*\}")
 _KEYWORDS = frozenset(
@@ -149,7 +134,7 @@ def _unknown_styles(passage: Passage) -> Iterator[Fault]:
 
 def unknown_setting(page: Page) -> Iterator[Fault]:
     """Find runtime settings that no provider has, and objects and arrays, which become text."""
-    plain = {name.replace("_", ""): name for name in _SETTINGS}
+    plain = {name.replace("_", ""): name for name in KNOWN}
     for node in page.nodes:
         if node.name != "runtime":
             continue

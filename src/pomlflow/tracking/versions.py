@@ -30,7 +30,7 @@ from pomlflow.exceptions import RegistryError
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.names import NAMES
-from pomlflow.template.runtime import canonical
+from pomlflow.template.runtime import canonical, name_for
 from pomlflow.tracking.background import RejectedError
 from pomlflow.tracking.bundle import FILES_TAG, FileChangedError, pack
 from pomlflow.tracking.stores import Stores
@@ -39,7 +39,6 @@ _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source a
 _NEWEST: Final = 20  # newest versions whose content is compared if no version has the digest as a tag
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
 DIGEST_TAG: Final = "poml_sha256"
-_SETTINGS: Final = {"model": "model_name", "stop": "stop_sequences"}  # MLflow's names, where they differ
 _USE_TAG: Final = "poml_use"
 _USE: Final = """\
 from pomlflow.langchain import PomlPromptTemplate  # or pomlflow.llama_index
@@ -208,8 +207,7 @@ def model_config(runtime: Mapping[str, Any]) -> PromptModelConfig:
     fields: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in runtime.items():
-        name = canonical(key)
-        field = _SETTINGS.get(name, name)
+        field = name_for(canonical(key), "mlflow")
         if field in PromptModelConfig.model_fields and field != "extra_params":
             fields[field] = [value] if field == "stop_sequences" and isinstance(value, str) else value
         else:
