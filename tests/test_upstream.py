@@ -78,13 +78,6 @@ def test_langchains_configurable_model_still_has_no_public_class() -> None:
     assert type(init_chat_model(configurable_fields=("model",))).__name__ == "_ConfigurableModel"
 
 
-def test_langchain_still_removes_no_configure_hook() -> None:
-    from langchain_core.tracers import context
-
-    public = [name for name in dir(context) if "configure_hook" in name and not name.startswith("_")]
-    assert public == ["register_configure_hook"]
-
-
 def test_mlflow_still_warns_when_its_tracer_is_imported() -> None:
     code = "import mlflow.langchain.langchain_tracer"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)

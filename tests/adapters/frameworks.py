@@ -135,9 +135,9 @@ class LangChain(Framework):
         mlflow.langchain.autolog(disable=disable, silent=True)
 
     def hooked(self) -> list[Any]:
-        from langchain_core.tracers import context
+        from langchain_core.callbacks import CallbackManager
 
-        return list(context._configure_hooks)
+        return CallbackManager.configure().handlers
 
     def _config(self, handler: Any) -> Any:
         return {} if handler is False else {"callbacks": [handler or self.handler()]}

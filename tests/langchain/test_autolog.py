@@ -9,7 +9,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from langchain_core.tracers import context
+from langchain_core.callbacks import CallbackManager
 from mlflow.entities import Trace
 from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, trees, under
 
@@ -27,11 +27,10 @@ STEP = "RunnableLambda CHAIN\n  poml PROMPT\n"
 @pytest.fixture(autouse=True)
 def _off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-    hooks = list(context._configure_hooks)
     yield
     pomlflow.autolog(disable=True)
     mlflow.langchain.autolog(disable=True, silent=True)
-    assert context._configure_hooks == hooks
+    assert CallbackManager.configure().handlers == []
 
 
 def run(call: Call) -> Any:

@@ -1,6 +1,7 @@
 """The handler that LangChain adds to every run while `pomlflow.autolog` is on.
 
-LangChain reads it from a configure hook, like the handlers of its own context managers.
+LangChain reads it from a configure hook, like the handlers of its own context managers. A hook cannot be removed, so it
+is registered once, and returns no handler while autolog is off.
 """
 
 from __future__ import annotations
@@ -9,14 +10,28 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
+from langchain_core.callbacks.base import BaseCallbackHandler
 from langchain_core.tracers import context
 
 from pomlflow._log import logger
 from pomlflow.dispatch import Mask
 
-# LangChain calls its `get`, twice for a run. The second call must not return None alone, so it stays after `detach`.
+
+class _NoHandler(BaseCallbackHandler):
+    """What LangChain makes itself if autolog is switched off between its two calls of `get` for a run."""
+
+
+def _none() -> None:
+    """Return no handler."""
+
+
 # A real `ContextVar` would be set only in the context of `autolog`'s caller, and not in other threads.
-_hook: Final = SimpleNamespace()
+_hook: Final = SimpleNamespace(get=_none)
+
+
+@cache
+def _register() -> None:
+    context.register_configure_hook(cast("Any", _hook), inheritable=True, handle_class=_NoHandler)
 
 
 def attach(register: bool, mask: Mask | None) -> None:
@@ -36,12 +51,9 @@ def attach(register: bool, mask: Mask | None) -> None:
         return handler
 
     _hook.get = make
-    if all(hook is not _hook for hook, *_ in getattr(context, "_configure_hooks", ())):
-        context.register_configure_hook(cast("Any", _hook), inheritable=True)
+    _register()
 
 
 def detach() -> None:
     """Stop LangChain from adding the handler."""
-    # upstream: langchain-core 1.4-1.7: a hook can be registered and not removed
-    hooks = getattr(context, "_configure_hooks", [])
-    hooks[:] = [hook for hook in hooks if hook[0] is not _hook]
+    _hook.get = _none
