@@ -10,6 +10,14 @@ from typing import Any, Final, TypeGuard
 
 REQUEST: Final = "application/vnd.poml.toolrequest"
 RESPONSE: Final = "application/vnd.poml.toolresponse"
+# POML's speakers, by their own names and by the roles of other APIs.
+SPEAKERS: Final = {
+    **{speaker: speaker for speaker in ("human", "ai", "system", "tool")},
+    "user": "human",
+    "developer": "system",
+    "function": "tool",
+    **dict.fromkeys(("assistant", "chatbot", "model"), "ai"),
+}
 _DATA_URI: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.+)", re.DOTALL)
 
 

@@ -27,10 +27,12 @@ from pomlflow.template.writing import (
     Markup,
     conversation,
     message,
+    no_form,
     picture,
     tool_request,
     tool_response,
     variable,
+    with_variables,
     write,
 )
 
@@ -82,7 +84,7 @@ def _items(messages: Sequence[Any], partial: Mapping[str, Any], calls: dict[str,
             yield from _items(item.messages, {**partial, **item.partial_variables}, calls)
         elif isinstance(item, MessagesPlaceholder):
             if partial.get(item.variable_name):
-                raise _no_form(item.variable_name, "has messages as its partial value: give them with each call")
+                raise no_form(item.variable_name, "has messages as its partial value: give them with each call")
             yield conversation(item.variable_name, item.n_messages)
         elif isinstance(item, ToolMessage) and isinstance(item.content, str):
             yield tool_response(item.tool_call_id, item.name or calls.get(item.tool_call_id, "tool"), item.content)
@@ -96,7 +98,7 @@ def _items(messages: Sequence[Any], partial: Mapping[str, Any], calls: dict[str,
 def _content(message: Any, partial: Mapping[str, Any]) -> Iterator[str]:
     for field in ("additional_kwargs", "name", "id", "response_metadata"):
         if getattr(message, field, None):
-            raise _no_form(field, f"of a {type(message).__name__} has no form in POML: remove it")
+            raise no_form(field, f"of a {type(message).__name__} has no form in POML: remove it")
     if not isinstance(message, BaseMessage):
         for prompt in message.prompt if isinstance(message.prompt, list) else [message.prompt]:
             yield from _parts(prompt, partial)
@@ -128,25 +130,14 @@ def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[st
             if name is not None:
                 if spec or conversion:
                     shown = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
-                    raise _no_form(shown, "has a format: write it in JavaScript, as {{price.toFixed(2)}}")
-                yield _variable(name, partial)
+                    raise no_form(shown, "has a format: write it in JavaScript, as {{price.toFixed(2)}}")
+                yield variable(name, partial.get(name))
         return
     pieces = re.split(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}" if kind == "jinja2" else r"\{\{[{&]\s*(\w+)\s*\}?\}\}", template)
-    for text, name in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+    for text in pieces[::2]:
         if found := re.search(r"\{[{%#].{0,40}", text):
-            raise _no_form(found[0], f"of a {kind} template has no form here: write it with if=, for= or JavaScript")
-        if text:
-            yield text
-        if name is not None:
-            yield _variable(name, partial)
-
-
-def _variable(name: str, partial: Mapping[str, Any]) -> Markup:
-    value = partial.get(name)
-    if value is not None and not isinstance(value, str):
-        kind = "function" if callable(value) else type(value).__name__
-        raise _no_form(name, f"has a partial value of type {kind}: give it to the new prompt's partial()")
-    return variable(name, value)
+            raise no_form(found[0], f"of a {kind} template has no form here: write it with if=, for= or JavaScript")
+    yield from with_variables(pieces, partial)
 
 
 def _picture(block: Mapping[str, Any], kind: str, partial: Mapping[str, Any]) -> Markup:
@@ -154,7 +145,7 @@ def _picture(block: Mapping[str, Any], kind: str, partial: Mapping[str, Any]) ->
     found = _picture_data(block)
     data = list(_fields(found[1], kind, partial))
     if len(data) != 1:
-        raise _no_form("image", "must be one variable or base64")
+        raise no_form("image", "must be one variable or base64")
     return picture(found[0], data[0])
 
 
@@ -166,12 +157,12 @@ def _picture_data(block: Mapping[str, Any]) -> tuple[str, str]:
         if uri and uri[0].startswith("image/") and not fields:
             return uri
         what = f"with {', '.join(fields)}" if fields else "by its address"
-        raise _no_form("image_url", f"{what} has no form in POML: use data:image/png;base64,{{name}}")
+        raise no_form("image_url", f"{what} has no form in POML: use data:image/png;base64,{{name}}")
     data = block.get("base64", block.get("data"))
     rest = set(block) - {"type", "base64", "data", "mime_type", "source_type"}
     if block.get("type") == "image" and isinstance(data, str) and not rest and "mime_type" in block:
         return block["mime_type"], data
-    raise _no_form(str(block.get("type")), f"with {', '.join(block)} is a content block without a form in POML")
+    raise no_form(str(block.get("type")), f"with {', '.join(block)} is a content block without a form in POML")
 
 
 def _literal(block: Mapping[str, Any]) -> Iterator[str]:
@@ -188,8 +179,4 @@ def _no_form_of(prompt: Any) -> ConversionError:
     remedy = "write this part in POML anew, and convert the rest"
     if kind.startswith("FewShot"):
         remedy = 'write its examples as <example>, or pass them as messages to <conversation messages="{{examples}}"/>'
-    return _no_form(kind, f"has no form in POML: {remedy}")
-
-
-def _no_form(part: str, why: str) -> ConversionError:
-    return ConversionError(f"{part} {why}", part)
+    return no_form(kind, f"has no form in POML: {remedy}")

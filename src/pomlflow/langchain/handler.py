@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
-from pomlflow.langchain.runs import ContextProxy, current_manager, current_span, is_suppressed, open_run, parent_in
+from pomlflow.langchain.runs import ContextProxy, current_manager, current_span, open_runs, parent_in, suppressed
 from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.spans import log_render, prepare
@@ -20,8 +20,8 @@ else:
     _Tracer = MlflowLangchainTracer if _MISSING else Tracer
 
 
-class _Settings:
-    """The handler's constructor, apart since the metaclass of MLflow's tracer turns errors of methods into warnings."""
+class _Constructor:
+    """The handler's constructor, in a class of its own: the metaclass of MLflow's tracer turns errors into warnings."""
 
     def __init__(self, register: bool = True, mask: Mask | None = None, **unknown: Any) -> None:
         refuse_arguments(unknown, "PomlCallbackHandler")
@@ -40,7 +40,7 @@ class _Settings:
             )
 
 
-class PomlCallbackHandler(_Settings, _Tracer):
+class PomlCallbackHandler(_Constructor, _Tracer):
     """Trace LangChain and its POML prompts in MLflow.
 
     Pass it wherever LangChain takes a handler, preferably in a call's ``config`` or in ``with_config``. It works for
@@ -77,9 +77,9 @@ def trace_in_run(record: RenderRecord, context: RenderContext) -> bool:
         handlers, run_id = manager.handlers, manager.parent_run_id
     else:  # in a classic chain, which does not set LangChain's context variable
         handlers, run_id = [], found.run_id if isinstance(found, ContextProxy) else None
-    if is_suppressed(run_id):
+    if run_id in suppressed:
         return True
-    if (run := open_run(run_id)) is not None:
+    if (run := open_runs.get(run_id)) is not None:
         owner: Any = run.tracer
         log_render(record, parent=parent_in(run.span.span), register=owner.register, mask=owner.mask)
         return True

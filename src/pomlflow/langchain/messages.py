@@ -16,12 +16,10 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 from typing_extensions import override
 
-from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, split_data_uri, split_parts
+from pomlflow.content import REQUEST, RESPONSE, SPEAKERS, call_arguments, joined_parts, split_data_uri, split_parts
 from pomlflow.frame import media
 from pomlflow.template.history import History, in_poml_form
 
-_SPEAKERS = {"human": "human", "ai": "ai", "system": "system", "tool": "tool", "function": "tool"}
-_ROLES = {**_SPEAKERS, "user": "human", "assistant": "ai", "developer": "system"}
 _KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"})
 
@@ -49,14 +47,11 @@ def _converted(speaker: str, content: str | Sequence[Any]) -> list[BaseMessage]:
         ToolMessage(content=_content(part["content"]), tool_call_id=part["id"], name=part["name"]) for part in responses
     ]
     if rest or calls or not made:  # an empty POML message has no parts at all, and is still a message
-        made.insert(0, _message(speaker, _content(rest), calls))
+        content = _content(rest)
+        # Only an AI's message can carry calls.
+        message = AIMessage(content, tool_calls=calls) if calls else _KINDS.get(speaker, HumanMessage)(content)
+        made.insert(0, message)
     return made
-
-
-def _message(speaker: str, content: str | list[Any], calls: list[Any]) -> BaseMessage:
-    if calls:  # only an AI's message can carry them
-        return AIMessage(content=content, tool_calls=calls)
-    return _KINDS.get(speaker, HumanMessage)(content=content)
 
 
 def _content(parts: str | Sequence[Any]) -> str | list[Any]:
@@ -90,16 +85,12 @@ def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 def _without_media(message: BaseMessage) -> tuple[BaseMessage, list[Any]]:
     if not isinstance(message, ToolMessage) or isinstance(message.content, str):
         return message, []
-    found = [block for block in message.content if _is_media(block)]
+    found = [block for block in message.content if isinstance(block, Mapping) and block.get("type") in _MEDIA]
     if not found:
         return message, []
     text = "\n\n".join(_as_text(block) for block in message.content)
     head = {"type": "text", "text": media.heading(message.name or "tool", message.tool_call_id)}
     return message.model_copy(update={"content": text}), [head, *found]
-
-
-def _is_media(block: str | Mapping[str, Any]) -> bool:
-    return isinstance(block, Mapping) and str(block.get("type")) in _MEDIA
 
 
 def _as_text(block: str | Mapping[str, Any]) -> str:
@@ -113,7 +104,7 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
     content = message.content
     calls = message.tool_calls if isinstance(message, AIMessage) else []
     kind = message.type.removesuffix("MessageChunk").lower()  # a chunk's type is the name of its class
-    speaker = _SPEAKERS.get(kind) or _ROLES.get(getattr(message, "role", ""), "human")
+    speaker = SPEAKERS.get(kind) or SPEAKERS.get(getattr(message, "role", ""), "human")
     if isinstance(content, str) and not calls and not isinstance(message, ToolMessage):
         return {"speaker": speaker, "content": content}
     parts: list[Any] = [content] if isinstance(content, str) else [_part(block) for block in content]

@@ -19,7 +19,7 @@ from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame.schema import checked_answer, response_format
 from pomlflow.frame.tools import ToolSpec, check_functions, functions_by_name, tool_specs
 from pomlflow.langchain.messages import media_after_tools
-from pomlflow.langchain.model_arguments import Arguments, model_settings, uses_chat_completions
+from pomlflow.langchain.model_arguments import ModelArguments, model_settings, uses_chat_completions
 from pomlflow.langchain.output import PomlOutputParserError, parse_message, raise_refusal
 from pomlflow.langchain.prompt import PomlPromptTemplate
 from pomlflow.langchain.tools import PomlTool, as_tool
@@ -57,8 +57,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         ConfigurationError: `prompt` is not a `PomlPromptTemplate`.
         ToolError: Two functions have one name.
 
-    A call of the agent raises `ToolError` if a tool has no function or a function no tool, `SettingError` if the model
-    does not support a setting, `PomlOutputParserError` if the answer does not match the schema, and `PomlRefusalError`
+    A call of the agent raises `ToolError` if tools and functions do not match, `SettingError` if the model does not
+    support a setting, `PomlOutputParserError` if the answer does not match the schema, and `PomlRefusalError`
     if the model refused to answer.
 
     Example:
@@ -120,7 +120,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         """Check the tool's arguments, which a person or other middleware may have edited."""
         specs = self._static_tools()
         if specs is None:
-            specs = self.tools_of(self.prompt.render_record(self._variables_for(request))[0])
+            specs = self.remember_tools(self.prompt.render_record(self._variables_for(request))[0])
         return handler(self._checking(request, specs))
 
     @override
@@ -129,7 +129,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         specs = self._static_tools()
         if specs is None:
             record, _ = await self.prompt.arender_record(self._variables_for(request))
-            specs = self.tools_of(record)
+            specs = self.remember_tools(record)
         return await handler(self._checking(request, specs))
 
     def _checking(self, request: Any, specs: Sequence[ToolSpec]) -> Any:
@@ -164,8 +164,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         static = self._static
         return static[1] if static is not None and static[0] == self.prompt.core.digest else None
 
-    def tools_of(self, record: RenderRecord) -> list[ToolSpec]:
-        """Return the tools of a render, and keep them if they depend on no variable."""
+    def remember_tools(self, record: RenderRecord) -> list[ToolSpec]:
+        """Return the tools of a render, and remember them if they depend on no variable."""
         specs = tool_specs(record.result())
         if "tools" in record.static_fields or "tools" not in self.prompt.core.inference.fields:
             self._static = record.digest, specs
@@ -179,9 +179,9 @@ class _Call:
         record: RenderRecord = value.record  # type: ignore[attr-defined]
         output, label = record.result(), record.label
         self.record, self.label = record, label
-        settings: Arguments = model_settings(request.model, output.get("runtime"), label)
+        settings: ModelArguments = model_settings(request.model, output.get("runtime"), label)
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
-        specs = middleware.tools_of(record)
+        specs = middleware.remember_tools(record)
         completions = uses_chat_completions(request.model)
         has_format = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
         # Without any definition in the markup, the functions describe themselves, like the agent's own tools.

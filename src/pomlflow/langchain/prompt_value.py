@@ -24,7 +24,7 @@ class _Rendered(PromptValue):
     _record: RenderRecord | None = PrivateAttr(default=None)
     _arguments: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    def of(self, record: RenderRecord) -> Self:
+    def with_record(self, record: RenderRecord) -> Self:
         """Set the render, and return the value."""
         self._record = record
         return self
@@ -102,6 +102,6 @@ def prompt_value(record: RenderRecord, natives: Mapping[int, BaseMessage]) -> Po
     """Return the prompt value of a render, or raise its error; `natives` are LangChain's own messages, by position."""
     content = record.result()["messages"]
     if record.chat:
-        return PomlChatPromptValue(messages=from_poml(content, natives)).of(record)
+        return PomlChatPromptValue(messages=from_poml(content, natives)).with_record(record)
     texts = [part for part in split_parts(content)[2] if isinstance(part, str)]
-    return PomlStringPromptValue(text="\n".join(texts)).of(record)  # texts with a picture between them
+    return PomlStringPromptValue(text="\n".join(texts)).with_record(record)  # texts with a picture between them

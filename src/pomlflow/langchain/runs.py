@@ -12,7 +12,7 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
-from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
+from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.tracing import provider
 from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.sdk.trace import ReadableSpan
@@ -25,8 +25,11 @@ _OK: Final = SpanStatus(SpanStatusCode.OK)
 _CANCELLED: Final = SpanStatus(SpanStatusCode.ERROR, asyncio.CancelledError.__name__)
 _MAX_SUPPRESSED: Final = 10_000
 
-_open: dict[UUID, Run] = {}  # open runs of all handlers, since a run with several handlers is traced once
-_suppressed: dict[UUID, None] = {}  # runs that go on after their traces; what LangChain starts in them is not traced
+open_runs: dict[UUID | None, Run] = {}
+"""The open runs of all handlers, since a run with several handlers is traced once."""
+
+suppressed: dict[UUID | None, None] = {}
+"""Runs that go on after their traces have ended; what LangChain starts in them is not traced."""
 
 
 @dataclass(eq=False)
@@ -39,7 +42,7 @@ class Run:
     parent: Run | None
     is_generator: bool  # whether its body is a generator, which runs in the context of its reader
     task: asyncio.Task[Any] | None  # in which it was started
-    parts: dict[Run, None] = field(default_factory=dict)  # its children that have not ended
+    children: dict[Run, None] = field(default_factory=dict)  # those that have not ended
     cancelled_ns: int | None = None  # the time when it was cancelled
     _proxy: ContextProxy = field(init=False)
 
@@ -48,88 +51,79 @@ class Run:
         self._proxy = ContextProxy(span, self.run_id, is_generator=self.is_generator)
         # Never removed from the context, since LangChain may report the end of a run in another one.
         provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
-        unsuppress_run(self.run_id)  # a caller may give an id to several runs, one after the other
-        _open[self.run_id] = self
+        suppressed.pop(self.run_id, None)  # a caller may give an id to several runs, one after the other
+        open_runs[self.run_id] = self
         if self.parent is None:
             return
-        self.parent.parts[self] = None
-        if self.parent.run_id not in _open:  # the parent has ended meanwhile, in another thread
+        self.parent.children[self] = None
+        if self.parent.run_id not in open_runs:  # the parent has ended meanwhile, in another thread
             self.end_early()
 
     def end(self, outputs: Any = None, status: SpanStatus = _OK, *, by_control_flow: bool = False) -> None:
-        """End the span. Parts that have not ended are ended too, or become parts of the parent."""
+        """End the span. Children that have not ended are ended too, or become children of the parent.
+
+        `by_control_flow` is whether an interrupt, a command to a parent graph or a reader who left ended the run.
+        """
         if not self._close() and self.cancelled_ns is None:
             return
-        heir = None if self.is_generator or is_suppressed(self.run_id) else self.parent
-        for part in list(self.parts):
-            if heir is None or part.cancelled_ns is not None:
-                part.end_early(by_control_flow=by_control_flow)
+        new_parent = None if self.is_generator or self.run_id in suppressed else self.parent
+        for child in list(self.children):
+            if new_parent is None or child.cancelled_ns is not None:
+                child.end_early(by_control_flow=by_control_flow)
             else:  # a task that a step has started and not awaited
-                heir.parts[part] = None
-                part.parent = heir
+                new_parent.children[child] = None
+                child.parent = new_parent
         try:
             if outputs is not None:
                 self.span.set_outputs(outputs)
             self.span.end(status, end_time_ns=self.cancelled_ns)
         finally:
             if self.parent is not None:
-                self.parent.parts.pop(self, None)
+                self.parent.children.pop(self, None)
 
     def end_early(self, *, by_control_flow: bool = False) -> None:
-        """End the span before LangChain reports the end; an error if the run was cancelled, but not by control flow.
+        """End the span before LangChain reports the end. A cancelled run is an error, unless control flow cancelled it.
 
-        Only the end of a graph shows which it is: when its reader leaves, it cancels its nodes before it ends itself.
+        Only the end of a graph shows which of the two it was: when its reader leaves, a graph first cancels its nodes
+        and then ends itself.
         """
-        suppress_run(self.run_id)
+        suppress(self.run_id)
         failed = self.cancelled_ns is not None and not by_control_flow
+        if failed:
+            self.span.add_event(SpanEvent.from_exception(cast("Exception", asyncio.CancelledError())))
         self.end(status=_CANCELLED if failed else _OK, by_control_flow=by_control_flow)
 
     def cancel(self) -> None:
-        """Close a run that was cancelled, and its parts that were cancelled with it; the parent's end ends its span.
+        """Close a run that was cancelled, and the children that were too; the spans are ended when the parent ends.
 
-        Parts that go on in other tasks (``asyncio.shield``) or threads end early.
+        Children that go on in other tasks (``asyncio.shield``) or threads end early.
         """
-        suppress_run(self.run_id)
+        suppress(self.run_id)
         if not self._close():
             return
         self.cancelled_ns = time.time_ns()
-        for part in list(self.parts):
-            task = part.task
-            if part.cancelled_ns is not None or (task and (task is self.task or task.done() or task.cancelling())):
-                part.cancel()
+        for child in list(self.children):
+            task = child.task
+            if child.cancelled_ns is not None or (task and (task is self.task or task.done() or task.cancelling())):
+                child.cancel()
             else:
-                part.end_early()
+                child.end_early()
         if self.parent is None:
             self.end_early()
 
     def _close(self) -> bool:
         """Remove the run from the open ones; return False if it was removed before."""
-        if _open.pop(self.run_id, None) is None:
+        if open_runs.pop(self.run_id, None) is None:
             return False
         self._proxy.span = None
         return True
 
 
-def open_run(run_id: UUID | None) -> Run | None:
-    """Return the run, or None if none of our handlers has it open."""
-    return None if run_id is None else _open.get(run_id)
-
-
-def is_suppressed(run_id: UUID | None) -> bool:
-    """Return whether the run goes on after the end of its trace; what is started in it is not traced."""
-    return run_id in _suppressed
-
-
-def suppress_run(run_id: UUID) -> None:
+def suppress(run_id: UUID) -> None:
     """Trace nothing that LangChain starts in a run from now on."""
-    _suppressed[run_id] = None
-    if len(_suppressed) > _MAX_SUPPRESSED:  # LangChain never reports the end of a cancelled model, so some remain
-        _suppressed.pop(next(iter(_suppressed)), None)
-
-
-def unsuppress_run(run_id: UUID) -> None:
-    """Undo `suppress_run`, when LangChain has reported the run's end or begins another run with its id."""
-    _suppressed.pop(run_id, None)
+    suppressed[run_id] = None
+    if len(suppressed) > _MAX_SUPPRESSED:  # LangChain never reports the end of a cancelled model, so some remain
+        suppressed.pop(next(iter(suppressed)), None)
 
 
 class ContextProxy:

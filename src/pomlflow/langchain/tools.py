@@ -15,7 +15,7 @@ from pomlflow.exceptions import ToolArgumentsError
 from pomlflow.frame.schema import strict_form
 from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments, documented
 
-_ANYTHING = {"type": "object", "properties": {}}
+_ANY_OBJECT = {"type": "object", "properties": {}}
 
 
 class PomlTool(StructuredTool):
@@ -37,8 +37,8 @@ class PomlTool(StructuredTool):
         inner = tool if isinstance(tool, StructuredTool) and (tool.func or tool.coroutine) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
             check_accepts(spec, accepted, label)
-        own = {"spec": spec, "label": label, "strict": strict, "hidden": _hidden(inner)}
-        return cls.model_construct(**{**inner.__dict__, "description": spec.description or inner.description, **own})
+        fields = {"spec": spec, "label": label, "strict": strict, "hidden": _hidden(inner)}
+        return cls.model_construct(**{**inner.__dict__, "description": spec.description or inner.description, **fields})
 
     @property
     @override
@@ -70,7 +70,7 @@ def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
         coroutine=function if asynchronous else None,
         name=name,
         description=inspect.getdoc(documented(function)) or name,
-        args_schema=None if _has_typed_signature(function) else dict(_ANYTHING),
+        args_schema=None if _has_typed_signature(function) else dict(_ANY_OBJECT),
     )
 
 
@@ -91,7 +91,7 @@ def _structured(tool: BaseTool) -> StructuredTool:
     return StructuredTool(
         name=tool.name,
         description=tool.description,
-        args_schema=dict(_ANYTHING),
+        args_schema=dict(_ANY_OBJECT),
         return_direct=tool.return_direct,
         func=lambda **arguments: tool.invoke(arguments),
         coroutine=lambda **arguments: tool.ainvoke(arguments),

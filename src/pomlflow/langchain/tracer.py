@@ -5,7 +5,7 @@ LangChain names as the parent, and not the active span. LangChain may end a run 
 started it, and a span cannot be removed from the context there. So the context holds a `ContextProxy` instead of the
 run's span.
 
-upstream: mlflow 3.12-3.18, each with a test that fails when MLflow has mended it:
+upstream: mlflow 3.12-3.18, each with a test that fails when MLflow has fixed it:
 
 1. ``chain.batch()`` merges its items into one incomplete trace, and later traces of that thread are lost; autolog
    guards only ``RunnableSequence.batch``.
@@ -35,16 +35,7 @@ from opentelemetry.trace import Span
 
 from pomlflow.dispatch import Mask
 from pomlflow.frame.media import with_openai_parts
-from pomlflow.langchain.runs import (
-    Run,
-    current_run_id,
-    is_suppressed,
-    open_run,
-    parent_in,
-    suppress_run,
-    unsuppress_run,
-    user_span,
-)
+from pomlflow.langchain.runs import Run, current_run_id, open_runs, parent_in, suppress, suppressed, user_span
 from pomlflow.tracking.experiment import start_span
 from pomlflow.tracking.redaction import GuardedSpan, within_limit
 from pomlflow.tracking.spans import active
@@ -75,11 +66,11 @@ def missing_parts(tracer: type) -> list[str]:
     return missing
 
 
-def _unless_stopped(store: Callable[..., None]) -> Callable[..., None]:
+def _without_control_flow(store: Callable[..., None]) -> Callable[..., None]:
     """Wrap a method that stores a run's error, for errors by which control flow or a cancellation stops a run."""
 
     def on_error(self: Tracer, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        if not self._stopped(error, run_id, options.get("inputs")):
+        if not self._end_if_stopped(error, run_id, options.get("inputs")):
             store(self, error, run_id=run_id, **options)
 
     return on_error
@@ -98,7 +89,8 @@ class Tracer(MlflowLangchainTracer):
         # upstream: langchain-core 1.0-1.7: while any handler is inline, the asynchronous start of a text model is
         # reported to no other handler, not to `astream_events` either. So this one is not inline for that event.
         caller = sys._getframe(1)
-        names = {caller.f_code.co_name, caller.f_back and caller.f_back.f_code.co_name}  # before 3.12, of <listcomp>
+        # Before Python 3.12, the caller is a <listcomp>.
+        names = {caller.f_code.co_name, caller.f_back and caller.f_back.f_code.co_name}
         return "on_llm_start" not in names
 
     @run_inline.setter
@@ -113,13 +105,13 @@ class Tracer(MlflowLangchainTracer):
         inputs: Any = None,
         attributes: dict[str, Any] | None = None,
     ) -> LiveSpan:
-        if not self._traces(run_id, parent_run_id):
+        if not self._should_trace(run_id, parent_run_id):
             return _no_span()
         # A call in a run may pass callbacks of its own, and then LangChain reports no parent.
-        parent = open_run(parent_run_id) or open_run(current_run_id())
+        parent = open_runs.get(parent_run_id) or open_runs.get(current_run_id())
         with active(user_span()) if parent is None else nullcontext():
             above = parent_in(parent.span.span) if parent is not None else mlflow.get_current_active_span()
-            if parent is None and _is_the_same_run(above, span_name, span_type, attributes or {}):
+            if parent is None and _is_autologs_span(above, span_name, span_type, attributes or {}):
                 return _no_span()
             span = start_span(
                 above,
@@ -135,15 +127,15 @@ class Tracer(MlflowLangchainTracer):
             run.span.set_inputs(inputs)
         return cast("LiveSpan", run.span)
 
-    def _traces(self, run_id: UUID, parent_run_id: UUID | None) -> bool:
+    def _should_trace(self, run_id: UUID, parent_run_id: UUID | None) -> bool:
         """Return whether this handler is to trace a run that starts."""
-        if open_run(run_id) is not None:  # this handler is in the list twice, or another one of ours comes first
+        if run_id in open_runs:  # this handler is in the list twice, or another one of ours comes first
             return False
-        if is_suppressed(parent_run_id or current_run_id()):
-            suppress_run(run_id)
+        if (parent_run_id or current_run_id()) in suppressed:
+            suppress(run_id)
             return False
         # MLflow's autolog adds no tracer to a run that inherits one. So a run below one of ours is always ours.
-        ours = open_run(parent_run_id) is not None if parent_run_id is not None else not self.process_wide
+        ours = parent_run_id in open_runs if parent_run_id is not None else not self.process_wide
         return ours or not _mlflow_autolog_is_on()
 
     def _end_span(
@@ -154,19 +146,19 @@ class Tracer(MlflowLangchainTracer):
         attributes: dict[str, Any] | None = None,
         status: SpanStatus = _OK,
     ) -> None:
-        run = open_run(run_id)
+        run = open_runs.get(run_id)
         if run is None:
-            unsuppress_run(run_id)
+            suppressed.pop(run_id, None)
         elif run.tracer is self:
             run.span.set_attributes(attributes or {})
             run.end(outputs, status)
 
     def _get_span_by_run_id(self, run_id: UUID) -> LiveSpan:
-        run = self._own(run_id)
+        run = self._run_of_this_handler(run_id)
         return _no_span() if run is None else cast("LiveSpan", run.span)
 
-    def _own(self, run_id: UUID) -> Run | None:
-        run = open_run(run_id)
+    def _run_of_this_handler(self, run_id: UUID) -> Run | None:
+        run = open_runs.get(run_id)
         return run if run is not None and run.tracer is self else None
 
     def _assign_span_name(self, serialized: dict[str, Any] | None, default_name: str = "unknown") -> str:
@@ -174,14 +166,14 @@ class Tracer(MlflowLangchainTracer):
         serialized = serialized or {}
         return str(serialized.get("name") or (serialized.get("id") or [default_name])[-1])
 
-    on_chain_error = _unless_stopped(MlflowLangchainTracer.on_chain_error)
-    on_tool_error = _unless_stopped(MlflowLangchainTracer.on_tool_error)
-    on_llm_error = _unless_stopped(MlflowLangchainTracer.on_llm_error)
-    on_retriever_error = _unless_stopped(MlflowLangchainTracer.on_retriever_error)
+    on_chain_error = _without_control_flow(MlflowLangchainTracer.on_chain_error)
+    on_tool_error = _without_control_flow(MlflowLangchainTracer.on_tool_error)
+    on_llm_error = _without_control_flow(MlflowLangchainTracer.on_llm_error)
+    on_retriever_error = _without_control_flow(MlflowLangchainTracer.on_retriever_error)
 
-    def _stopped(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
+    def _end_if_stopped(self, error: BaseException, run_id: UUID, inputs: Any = None) -> bool:
         """End a run if control flow or a cancellation stopped it; return whether it did."""
-        run = self._own(run_id)
+        run = self._run_of_this_handler(run_id)
         control_flow: tuple[type[BaseException], ...] = (asyncio.CancelledError, GeneratorExit, *_graph_control_flow())
         if run is None or not isinstance(error, control_flow):
             return False
@@ -225,7 +217,7 @@ def _reader_left(task: asyncio.Task[Any] | None) -> bool:
     )
 
 
-def _is_the_same_run(above: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
+def _is_autologs_span(above: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
     """Return whether the active span is the one that MLflow's autolog has just started for this run.
 
     This happens if our handler is in a model's constructor, because autolog's tracer is called first then.

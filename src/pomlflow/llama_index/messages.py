@@ -24,7 +24,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
 
-from pomlflow.content import REQUEST, RESPONSE, call_arguments, joined_parts, split_parts
+from pomlflow.content import REQUEST, RESPONSE, SPEAKERS, call_arguments, joined_parts, split_parts
 from pomlflow.display import result_html, short
 from pomlflow.exceptions import PomlError, VariableError
 from pomlflow.frame.media import audio_format, audio_type, document_name
@@ -40,15 +40,6 @@ _ROLES = {
     "ai": MessageRole.ASSISTANT,
     "system": MessageRole.SYSTEM,
     "tool": MessageRole.USER,  # a message of the role "tool" needs the id of a call
-}
-_SPEAKERS = {
-    "system": "system",
-    "developer": "system",
-    "assistant": "ai",
-    "chatbot": "ai",
-    "model": "ai",
-    "tool": "tool",
-    "function": "tool",
 }
 
 
@@ -133,7 +124,7 @@ def to_poml(message: ChatMessage) -> dict[str, Any]:
     if message.role in (MessageRole.TOOL, MessageRole.FUNCTION) and call is not None:
         name = message.additional_kwargs.get("name") or ""
         parts = [{"type": RESPONSE, "id": str(call), "name": str(name), "content": joined_parts(parts)}]
-    return {"speaker": _SPEAKERS.get(message.role.value, "human"), "content": joined_parts(parts)}
+    return {"speaker": SPEAKERS.get(message.role.value, "human"), "content": joined_parts(parts)}
 
 
 def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a table, a line for each kind

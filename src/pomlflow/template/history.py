@@ -14,16 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
-from pomlflow.content import REQUEST, RESPONSE, joined_parts, split_data_uri
+from pomlflow.content import REQUEST, RESPONSE, SPEAKERS, joined_parts, split_data_uri
 from pomlflow.exceptions import VariableError
 
 M = TypeVar("M")
-_SPEAKERS: Final = {
-    **{speaker: speaker for speaker in ("human", "ai", "system", "tool")},
-    "user": "human",
-    "assistant": "ai",
-    "developer": "system",
-}
 _REMEDY: Final = 'Write {"role": "user", "content": "…"} for a message'
 
 # A mark is between private-use characters: no output syntax of POML escapes them or breaks a line at them. It begins
@@ -179,7 +173,7 @@ def in_poml_form(message: Any) -> Any:
             raise TypeError(f"a value of type {type(message).__name__} is no message of POML's")
         return message
     key = "speaker" if "speaker" in message else "role"
-    if (speaker := _SPEAKERS.get(str(message.get(key)))) is None:
+    if (speaker := SPEAKERS.get(str(message.get(key)))) is None:
         raise TypeError(f"the {key} {message[key]!r} is unknown" if key in message else "it has no role")
     content = message.get("content")
     if not isinstance(content, str | list | tuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
@@ -87,17 +87,33 @@ def tool_request(call_id: str, name: str, arguments: dict[str, Any]) -> Markup:
     return Markup(f'<tool-request {names} parameters="{{{{ {_value(arguments)} }}}}"/>')
 
 
-def variable(name: str, default: str | None = None) -> Markup:
+def variable(name: str, default: Any = None) -> Markup:
     """Return a variable whose value is rendered as text; `default` is used if it is not given."""
     code = _name(name)
     if default is None:
         return Markup(f"{{{{{code}}}}}")
+    if not isinstance(default, str):
+        raise no_form(name, f"has a partial value of type {type(default).__name__}: give it to the new prompt")
     return Markup(f"{{{{ typeof {code} === 'undefined' ? {_string(default)} : {code} }}}}")
+
+
+def with_variables(pieces: Sequence[str], defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the parts of a text that was split at its variables: every second piece is a variable's name."""
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            yield variable(piece, defaults.get(piece))
+        elif piece:
+            yield piece
 
 
 def picture(mime_type: str, data: str) -> Markup:
     """Return a picture in base64, or of the variable that holds it."""
     return Markup(f'<img base64="{data}" type="{_attribute(mime_type)}" syntax="multimedia"/>')
+
+
+def no_form(part: str, why: str) -> ConversionError:
+    """Return the error for a part of a prompt that cannot be converted."""
+    return ConversionError(f"{part} {why}", part)
 
 
 def _name(name: str) -> str:
