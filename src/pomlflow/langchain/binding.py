@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.language_models import BaseLanguageModel, LanguageModelInput
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import (
     Runnable,
-    RunnableBinding,
     RunnableConfig,
     RunnableSequence,
     RunnableWithFallbacks,
 )
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable
 from pydantic import Field
 from typing_extensions import override
@@ -26,7 +24,7 @@ from pomlflow.exceptions import PomlError
 from pomlflow.frame.tools import check_functions, tool_specs
 from pomlflow.langchain.messages import media_after_tools
 from pomlflow.langchain.model_arguments import arguments, uses_chat_completions
-from pomlflow.langchain.output import PartialObject, parse_message
+from pomlflow.langchain.output import StreamedAnswer, parse_message
 from pomlflow.langchain.prompt_value import PomlPromptValue
 from pomlflow.record import RenderRecord
 
@@ -49,13 +47,12 @@ class _Call:
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     """Call a model with the tools, output schema and settings of the prompt value that is its input.
 
-    It adds no run of its own: traces show the model with the frame's arguments, which are computed for each call and
-    which `kwargs` override.
+    It adds no run of its own: traces show the model with the frame's arguments, which are computed for each call.
     """
 
     parse: bool = False  # whether to return the object in the answer
-    functions: list[str] | None = None  # the names that the frame's tools must match; None allows any
-    own_tools: list[dict[str, Any]] = Field(default_factory=list)  # of functions, where the markup defines no tool
+    function_names: list[str] | None = None  # the frame's tools must have these names; None allows any
+    own_tools: list[dict[str, Any]] = Field(default_factory=list)  # used if the markup defines no tool
 
     @classmethod
     @override
@@ -76,31 +73,25 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
     @override
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        """Stream the answer; with `parse`, the object as it grows."""
+        """Stream the answer; with `parse`, the object parsed so far."""
         call = self._call(input, config, kwargs)
-        answer = PartialObject()
+        answer = StreamedAnswer(call.parsed_by)
         for chunk in call.model.stream(call.value, call.config, **call.kwargs):
-            if call.parsed_by is None:
-                yield chunk
-            elif answer.take(chunk):
-                yield answer.value
-        if call.parsed_by is not None and answer.update(call.parse(answer.message)):
-            yield answer.value
+            yield from answer.take(chunk)
+        yield from answer.rest()
 
     @override
     async def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        """Stream the answer; with `parse`, the object as it grows."""
+        """Stream the answer; with `parse`, the object parsed so far."""
         call = self._call(input, config, kwargs)
-        answer = PartialObject()
+        answer = StreamedAnswer(call.parsed_by)
         async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
-            if call.parsed_by is None:
-                yield chunk
-            elif answer.take(chunk):
-                yield answer.value
-        if call.parsed_by is not None and answer.update(call.parse(answer.message)):
-            yield answer.value
+            for value in answer.take(chunk):
+                yield value
+        for value in answer.rest():
+            yield value
 
     # RunnableBindingBase would pass the same arguments for all inputs of a batch, but each input has its own frame.
     batch = Runnable.batch
@@ -110,72 +101,52 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     transform = Runnable.transform
     atransform = Runnable.atransform
 
-    def _call(self, value: Any, config: RunnableConfig | None, given: Mapping[str, Any]) -> _Call:
-        """Prepare a call, and check that the frame's tools and schema fit `functions` and `parse`."""
-        given = {**self.kwargs, **(value.arguments if isinstance(value, PomlPromptValue) else {}), **given}
-        model, bound, config = _resolve(self.bound, self._merge_configs(config))
-        if not isinstance(model, BaseLanguageModel):  # the configuration selected a runnable that holds several models
-            wrap = partial(PomlModel, parse=self.parse, functions=self.functions, own_tools=self.own_tools)
-            return _Call(wrap_models(model.bind(**bound), wrap), value, config, given)
+    def _call(self, value: Any, config: RunnableConfig | None, bound: dict[str, Any]) -> _Call:
+        """Prepare a call, and check that the frame's tools and schema fit `function_names` and `parse`.
+
+        `bound` are the arguments bound around this model. Those of the chain's call are in the prompt value.
+        """
+        model, config = self.bound, self._merge_configs(config)
+        if not isinstance(model, BaseLanguageModel):
+            wrap = partial(PomlModel, parse=self.parse, function_names=self.function_names, own_tools=self.own_tools)
+            selected, config = _selected(model, config)
+            return _Call(wrap_models(selected, wrap), value, config, bound)
         record = value.record if isinstance(value, PomlPromptValue) else None
         if record is None:
             if self.parse:
                 raise PomlError("parse=True needs the prompt value of a POML prompt, which holds the schema")
-            return _Call(model, value, config, {**bound, **given})
-        if self.functions is not None:
+            return _Call(model, value, config, bound)
+        if self.function_names is not None:
             check_functions(
-                tool_specs(record.result()), self.functions, record.label, exact="tools" in record.static_fields
+                tool_specs(record.result()), self.function_names, record.label, exact="tools" in record.static_fields
             )
         if self.parse and record.result().get("schema") is None:
             raise PomlError(f"{record.label} has no <output-schema>, which parse=True needs to parse the answer")
-        prepared = arguments(model, record, bound, given, self.own_tools)
+        prepared = arguments(model, record, bound, value.arguments, self.own_tools)
         if uses_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
             value = media_after_tools(value.to_messages())
         return _Call(prepared.model, value, config, prepared.values, record if self.parse else None)
 
 
-def wrap_models(
-    llm: Runnable[Any, Any],
-    wrap: Callable[..., PomlModel],
-    bindings: tuple[RunnableBinding[Any, Any], ...] = (),
-) -> Runnable[Any, Any]:
-    """Wrap every model in the runnable; `bindings` are those around the runnable, innermost first."""
-    if isinstance(llm, RunnableBinding):
-        return wrap_models(llm.bound, wrap, (llm, *bindings))
-    if isinstance(llm, RunnableBindingBase):  # RunnableRetry
-        return llm.model_copy(update={"bound": wrap_models(llm.bound, wrap, bindings)})
+def wrap_models(llm: Runnable[Any, Any], wrap: Callable[..., PomlModel]) -> Runnable[Any, Any]:
+    """Wrap every model in the runnable."""
+    if isinstance(llm, RunnableBindingBase):  # bound arguments, and retries
+        return llm.model_copy(update={"bound": wrap_models(llm.bound, wrap)})
     if isinstance(llm, RunnableWithFallbacks):
-        first, *others = (wrap_models(model, wrap, bindings) for model in (llm.runnable, *llm.fallbacks))
+        first, *others = (wrap_models(model, wrap) for model in (llm.runnable, *llm.fallbacks))
         return llm.model_copy(update={"runnable": first, "fallbacks": others})
     if isinstance(llm, RunnableSequence):
-        return RunnableSequence(wrap_models(llm.first, wrap, bindings), *llm.steps[1:], name=llm.name)
+        return RunnableSequence(wrap_models(llm.first, wrap), *llm.steps[1:], name=llm.name)
     if not isinstance(llm, BaseLanguageModel | DynamicRunnable) and not _is_configurable(llm):
         raise TypeError(f"bind_to takes a LangChain model, or a runnable made from one, not a {type(llm).__name__}")
-    for binding in bindings:  # around the model itself, so that the frame overrides their arguments
-        llm = binding.model_copy(update={"bound": llm})
     return wrap(bound=llm)
 
 
-def _resolve(
-    runnable: Runnable[Any, Any], config: RunnableConfig
-) -> tuple[Runnable[Any, Any], dict[str, Any], RunnableConfig]:
-    """Unwrap bindings and configurable models; return the model, the arguments bound to it, and its configuration."""
-    bound: dict[str, Any] = {}
-    while True:
-        if isinstance(runnable, RunnableBinding):
-            binding: RunnableBinding[Any, Any] = runnable
-            bound, config, runnable = {**binding.kwargs, **bound}, _merged_config(binding, config), binding.bound
-        elif isinstance(runnable, DynamicRunnable):
-            runnable, config = runnable.prepare(config)
-        elif _is_configurable(runnable):
-            runnable = cast("Any", runnable)._model(config)  # noqa: SLF001 - see _is_configurable
-        else:
-            return runnable, bound, config
-
-
-def _merged_config(binding: RunnableBinding[Any, Any], config: RunnableConfig) -> RunnableConfig:
-    merged = merge_configs(binding.config, config)
-    return merge_configs(merged, *(make(merged) for make in binding.config_factories))
+def _selected(runnable: Any, config: RunnableConfig) -> tuple[Runnable[Any, Any], RunnableConfig]:
+    """Return the model, or the runnable made from models, that the configuration selects."""
+    if isinstance(runnable, DynamicRunnable):
+        return runnable.prepare(config)
+    return runnable._model(config), config  # noqa: SLF001 - see _is_configurable
 
 
 def _is_configurable(runnable: Any) -> bool:

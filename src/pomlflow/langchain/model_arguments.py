@@ -25,10 +25,10 @@ _GENERATION_CONFIG = frozenset(
 
 
 @dataclass(frozen=True)
-class Arguments:
+class ModelArguments:
     """The arguments of a model call."""
 
-    model: BaseLanguageModel[Any]  # a copy if the frame names another one and the client takes no name in a call
+    model: BaseLanguageModel[Any]  # a copy with the frame's model name, if the client takes none in a call
     values: dict[str, Any] = field(default_factory=dict)
     tool_choice: Any = None  # in the form that every client's `bind_tools` takes
 
@@ -39,11 +39,11 @@ def arguments(
     bound: Mapping[str, Any],
     given: Mapping[str, Any],
     own_tools: Sequence[dict[str, Any]] = (),
-) -> Arguments:
+) -> ModelArguments:
     """Return the arguments of a model call for one render.
 
     The frame overrides arguments that were `bound` to the model, except that bound tools are kept next to the frame's.
-    Call-time arguments (`given`) override the frame. `own_tools` are those of a frame without tools.
+    Call-time arguments (`given`) override the frame. `own_tools` are used if the frame has none.
     """
     output, label = record.result(), record.label
     runtime = model_settings(model, output.get("runtime"), label)
@@ -57,13 +57,13 @@ def arguments(
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
         values["tools"] = [_to_strict(tool) for tool in values["tools"]]
-    return Arguments(runtime.model, _override({**bound, **values}, given))
+    return ModelArguments(runtime.model, _override({**bound, **values}, given))
 
 
-def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, label: str) -> Arguments:
+def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | None, label: str) -> ModelArguments:
     """Translate ``<runtime>`` to the parameters of a model's client."""
     if not runtime:
-        return Arguments(model)
+        return ModelArguments(model)
     provider = provider_of(type(model))
     values = provider_parameters(runtime, provider, label)
     choice = _tool_choice(values.pop("tool_choice", None), provider)
@@ -78,11 +78,14 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
     if provider == "ollama" and "options" in values:
         own = {name: getattr(model, name, None) for name in _OLLAMA_FIELDS}
         values["options"] = {**{name: value for name, value in own.items() if value is not None}, **values["options"]}
-    return Arguments(model, values, choice)
+    return ModelArguments(model, values, choice)
 
 
 def uses_chat_completions(model: BaseLanguageModel[Any]) -> bool:
-    """Return whether OpenAI's chat completions are called: tools are strict with a schema, and have text responses."""
+    """Return whether a model calls OpenAI's chat completions.
+
+    Their tools must be strict if there is an output schema, and the responses of tools must be texts.
+    """
     return provider_of(type(model)) == "openai" and not getattr(model, "use_responses_api", False)
 
 
@@ -126,11 +129,11 @@ def _tool_choice(choice: Any, provider: Provider | None) -> Any:
 
 def _merged(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
     """Return both lists of tools, without the tools of the first whose names are in the second."""
-    names = {_name(tool) for tool in _single(after)}
-    return [*(tool for tool in _single(before) if _name(tool) is None or _name(tool) not in names), *after]
+    names = {_name(tool) for tool in _split_declarations(after)}
+    return [*(tool for tool in _split_declarations(before) if _name(tool) is None or _name(tool) not in names), *after]
 
 
-def _single(tools: Sequence[Any]) -> Iterator[Any]:
+def _split_declarations(tools: Sequence[Any]) -> Iterator[Any]:
     """Yield tools in the client's format; Google's, which hold several functions, are split into one for each."""
     for tool in tools:
         if isinstance(tool, Mapping) and tool.get("function_declarations"):

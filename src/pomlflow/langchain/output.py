@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from langchain_core import exceptions
@@ -91,26 +91,33 @@ def _refusal(message: AIMessage) -> str | None:
     return refusal_in({**metadata, "refusal": refusal, "choices": [metadata], "output": [{"content": content}]})
 
 
-class PartialObject:
-    """The object in a streamed answer, as far as it has arrived."""
+class StreamedAnswer:
+    """A streamed answer: its chunks, or with a record, the object parsed so far."""
 
-    def __init__(self) -> None:
-        self.message: Any = None  # the chunks so far, added up
-        self.value: Any = None  # the object so far; None before it has begun
+    def __init__(self, parsed_by: RenderRecord | None) -> None:
+        self._parsed_by = parsed_by
+        self._message: Any = None  # the chunks so far, added up
+        self._value: Any = None  # the object so far; None before it has begun
 
-    def take(self, chunk: Any) -> bool:
-        """Add a chunk; return whether the object has grown."""
-        self.message = chunk if self.message is None else self.message + chunk
-        text = self.message if isinstance(self.message, str) else str(self.message.text)
+    def take(self, chunk: Any) -> Iterator[Any]:
+        """Add a chunk; yield it, or the object if it has grown."""
+        if self._parsed_by is None:
+            yield chunk
+            return
+        self._message = chunk if self._message is None else self._message + chunk
+        text = self._message if isinstance(self._message, str) else str(self._message.text)
         try:
             value = parse_partial_json(text) if text.strip() else None
         except ValueError:
-            return False
-        return self.update(value)
+            return
+        yield from self._changed(value)
 
-    def update(self, value: Any) -> bool:
-        """Set the value; return whether it has changed."""
-        if value is None or value == self.value:
-            return False
-        self.value = value
-        return True
+    def rest(self) -> Iterator[Any]:
+        """Check the whole answer by the schema; yield the object if it has changed."""
+        if self._parsed_by is not None:
+            yield from self._changed(parse_message(self._message, self._parsed_by))
+
+    def _changed(self, value: Any) -> Iterator[Any]:
+        if value is not None and value != self._value:
+            self._value = value
+            yield value

@@ -31,7 +31,7 @@ from pomlflow.template import Template
 from pomlflow.template.source import Inference, Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
-# Renders of a batch in the queue: enough that no worker waits for the event loop, but few, so that others hardly wait.
+# Renders of one batch that are queued for each worker: enough to keep it busy, few enough not to delay other callers.
 _RENDERS_PER_WORKER = 8
 
 
@@ -193,7 +193,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         if functions and "tools" not in self._core.inference.fields:
             names, described = None, [convert_to_openai_tool(as_tool(*found)) for found in functions.items()]
         return RunnableSequence(
-            self, wrap_models(llm, partial(PomlModel, parse=parse, functions=names, own_tools=described))
+            self, wrap_models(llm, partial(PomlModel, parse=parse, function_names=names, own_tools=described))
         )
 
     def tools(self, functions: Mapping[str, Any] | Iterable[Any], **variables: Any) -> list[BaseTool]:
@@ -208,7 +208,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             defines no tool at all, the functions describe themselves.
 
         Raises:
-            ToolError: A tool has no function, or a function no tool in markup that defines others.
+            ToolError: A tool has no function, or a function has no tool although the markup defines tools.
             PomlError: The error that a render would raise.
 
         Example:
@@ -313,15 +313,13 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
     def _validate_input(self, inner_input: Any) -> dict[str, Any]:
         """Return the given variables by name. Missing ones are left to the render, so that their error is traced."""
         if isinstance(inner_input, Mapping):
-            return dict(inner_input)
+            return {str(name): value for name, value in inner_input.items()}
         self._refreshed()
         names = self.input_variables or self.optional_variables
         if len(names) == 1:
             return {names[0]: inner_input}
-        raise TypeError(
-            f"a prompt with the variables {self.input_variables} takes a dict of them, "
-            f"not a {type(inner_input).__name__}"
-        )
+        expected = f"a dict of its variables {names}" if names else "{}, since it has no variables"
+        raise TypeError(f"this prompt takes {expected}, not a {type(inner_input).__name__}")
 
     def _set_snapshot(self, now: Snapshot) -> None:
         self._snapshot = now
