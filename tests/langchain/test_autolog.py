@@ -9,12 +9,13 @@ from typing import Any
 
 import mlflow
 import pytest
-from langchain_core.callbacks import CallbackManager
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from mlflow.entities import Trace
 from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, trees, under
 
 import pomlflow
 import pomlflow.langchain
+from pomlflow.langchain import configure_hook
 
 # MLflow 3.12 with pydantic 2.12: the first span of a chat model imports types that pydantic warns of.
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The 'validate_default' attribute")]
@@ -62,6 +63,15 @@ def test_every_way_to_run_is_traced_whole(stored_traces: Fetch, expected: list[s
     pomlflow.autolog()
     run(call)
     assert trees(stored_traces) == expected
+
+
+def test_a_run_that_starts_while_autolog_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LangChain calls the hook twice for a run."""
+    pomlflow.autolog()
+    handlers = iter([BaseCallbackHandler(), None])
+    monkeypatch.setattr(configure_hook._hook, "get", lambda: next(handlers))
+    (handler,) = CallbackManager.configure().handlers
+    assert isinstance(handler, BaseCallbackHandler)
 
 
 @pytest.mark.parametrize("ours_first", [False, True])

@@ -151,3 +151,8 @@ def test_what_langchain_knows_and_subclasses_have_is_taken() -> None:
     prompt.invoke({"a": 1, "b": 2})
     assert prompt.partial(a=1).team == "x"
     assert prompt.model_copy(update={"team": "y"}).team == "y"
+
+
+def test_a_variable_whose_name_is_no_text_is_ignored() -> None:
+    given: Any = {1: "one", "name": "Ada"}
+    assert PomlPromptTemplate("<p>Hello {{name}}</p>").invoke(given).to_string() == "Human: Hello Ada"

@@ -1,4 +1,4 @@
-"""Convert ``<output-schema>`` to a response format, parse answers by it, and check values against JSON Schemas."""
+"""Convert ``<output-schema>`` to a response format, find refusals, parse answers, and check values by JSON Schemas."""
 
 from __future__ import annotations
 
@@ -209,3 +209,55 @@ def _without_nulls(value: Any, errors: list[ValidationError], root: Mapping[str,
                     holder[name] = chosen
                     break
     return made[0]
+
+
+# Google's finish reasons of answers that it withholds.
+WITHHELD: Final = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"})
+
+
+def reason_name(value: Any) -> str:
+    """Return the name of a finish or block reason, which is a text or a member of an enum."""
+    return str(getattr(value, "name", value) or "").rsplit(".", 1)[-1]
+
+
+def refusal_in(raw: Any, before: str | None = None) -> str | None:
+    """Return the text of the refusal in a provider's response, an object of its SDK or a dict, or in a piece of it.
+
+    `before` is the refusal in earlier pieces. A refusal without a text is empty; None means that there is no refusal.
+    """
+    for choice in _items(raw, "choices"):  # OpenAI's chat completions
+        message = _get(choice, "message") or _get(choice, "delta")
+        if piece := _get(message, "refusal"):
+            before = (before or "") + str(piece)
+        elif _get(choice, "finish_reason") == "content_filter":
+            before = before or ""
+    found = next(_whole(raw), None)
+    return before if found is None else found or before or ""
+
+
+def _whole(raw: Any) -> Iterator[str]:
+    """Yield the complete texts of refusals."""
+    if isinstance(text := _get(raw, "refusal"), str) and text:  # also the last refusal event of OpenAI's Responses API
+        yield text
+    response = _get(raw, "response") or raw  # the last event of a stream has it
+    for part in (part for item in _items(response, "output") for part in _items(item, "content")):
+        if _get(part, "type") == "refusal":
+            yield str(_get(part, "refusal") or "")
+    if _get(_get(response, "incomplete_details"), "reason") == "content_filter":
+        yield ""
+    for part in (raw, _get(raw, "delta")):  # Anthropic
+        if _get(part, "stop_reason") == "refusal":
+            yield str(_get(_get(part, "stop_details"), "explanation") or "")
+    finish = reason_name(_get(raw, "finish_reason"))  # Google
+    blocked = reason_name(_get(raw, "block_reason") or _get(_get(raw, "prompt_feedback"), "block_reason"))
+    if finish in WITHHELD or blocked not in ("", "0", "BLOCKED_REASON_UNSPECIFIED"):
+        yield str(_get(raw, "finish_message") or "") or (finish if finish in WITHHELD else blocked)
+
+
+def _get(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def _items(value: Any, name: str) -> list[Any]:
+    found = _get(value, name)
+    return found if isinstance(found, list) else []

@@ -9,10 +9,10 @@ from pomlflow._lazy import lazy_names
 if TYPE_CHECKING:
     from pomlflow.langchain.convert import to_poml
     from pomlflow.langchain.handler import PomlCallbackHandler
+    from pomlflow.langchain.messages import PomlChatPromptValue, PomlStringPromptValue
     from pomlflow.langchain.middleware import PomlMiddleware
     from pomlflow.langchain.output import PomlOutputParserError, PomlRefusalError
     from pomlflow.langchain.prompt import PomlPromptTemplate
-    from pomlflow.langchain.prompt_value import PomlChatPromptValue, PomlStringPromptValue
 
 __all__ = [
     "PomlCallbackHandler",
@@ -30,12 +30,12 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "PomlCallbackHandler": "handler",
-        "PomlChatPromptValue": "prompt_value",
+        "PomlChatPromptValue": "messages",
         "PomlMiddleware": "middleware",
         "PomlOutputParserError": "output",
         "PomlPromptTemplate": "prompt",
         "PomlRefusalError": "output",
-        "PomlStringPromptValue": "prompt_value",
+        "PomlStringPromptValue": "messages",
         "to_poml": "convert",
     },
     requires={

@@ -22,10 +22,9 @@ from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
 from pomlflow.frame.tools import check_functions, tool_specs
-from pomlflow.langchain.messages import media_after_tools
+from pomlflow.langchain.messages import PomlPromptValue, media_after_tools
 from pomlflow.langchain.model_arguments import arguments, uses_chat_completions
 from pomlflow.langchain.output import StreamedAnswer, parse_message
-from pomlflow.langchain.prompt_value import PomlPromptValue
 from pomlflow.record import RenderRecord
 
 

@@ -22,8 +22,7 @@ from pomlflow._arguments import refuse_arguments, refuse_foreign
 from pomlflow.dispatch import RenderContext, dispatch, set_sink
 from pomlflow.frame.tools import check_functions, functions_by_name, tool_specs
 from pomlflow.langchain.binding import PomlModel, wrap_models
-from pomlflow.langchain.messages import MessageHistory
-from pomlflow.langchain.prompt_value import PomlPromptValue, prompt_value
+from pomlflow.langchain.messages import MessageHistory, PomlPromptValue, prompt_value
 from pomlflow.langchain.tools import PomlTool, as_tool
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
