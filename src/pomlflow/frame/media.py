@@ -119,12 +119,12 @@ def _block_with_data_uri(value: Any) -> Any:
     return {**value, field: f"data:{kind};base64,{base64_text}"}
 
 
-def bare_data_uris(value: Any) -> Any:
+def base64_to_data_uris(value: Any) -> Any:
     """Return JSON data with the bare base64 of images, audio and PDF as data URIs; the same object if there is none."""
-    return replace_values(value, _with_type)
+    return replace_values(value, _as_data_uri)
 
 
-def _with_type(text: Any) -> Any:
+def _as_data_uri(text: Any) -> Any:
     if not isinstance(text, str) or len(text) < _LONG:
         return text
     kind = next((kind for magic, kind in _MAGIC.items() if text.startswith(magic)), None)
@@ -136,7 +136,7 @@ def _with_type(text: Any) -> Any:
     return f"data:{kind};base64,{data}" if kind else text
 
 
-def media_after_tools(
+def move_media_after_tools(
     messages: Iterable[M],
     *,
     is_tool: Callable[[M], bool],

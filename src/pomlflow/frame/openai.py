@@ -16,7 +16,7 @@ import orjson
 
 from pomlflow.content import as_chat, is_chat, joined_parts, split_parts
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame.media import alt_text, heading, media_after_tools, openai_part, replace_values
+from pomlflow.frame.media import alt_text, heading, move_media_after_tools, openai_part, replace_values
 from pomlflow.frame.schema import response_format
 from pomlflow.frame.settings import provider_parameters
 from pomlflow.frame.tools import tool_specs
@@ -26,7 +26,7 @@ Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pyd
 """The formats of poml 0.0.8; see `converted`."""
 
 _ROLES: Final = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
-_HEAD: Final = frozenset({"role", "speaker", "content"})  # the keys of every message
+_REQUIRED_KEYS: Final = frozenset({"role", "speaker", "content"})  # the keys of every message
 _SHOWN: Final = 100  # the maximum characters of a picture's JSON in `pretty`
 
 
@@ -112,15 +112,15 @@ def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
 
 def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
     """Return POML's messages as OpenAI's API accepts them: no media in tools' messages, none without content."""
-    return media_after_tools(
-        (message for message in _flat(messages) if message["content"] != [] or message.keys() > _HEAD),
+    return move_media_after_tools(
+        (message for message in _flat(messages) if message["content"] != [] or message.keys() > _REQUIRED_KEYS),
         is_tool=lambda message: message["role"] == "tool",
-        split=_as_sent,
+        split=_for_api,
         user=lambda parts: {"role": "user", "content": parts},
     )
 
 
-def _as_sent(message: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _for_api(message: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return a message as OpenAI's API accepts it, and the media of a tool's response, which must be moved."""
     content = message["content"]
     sent = {key: value for key, value in message.items() if key not in ("speaker", "name") and value != []}
@@ -142,7 +142,7 @@ def _langchain_messages(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
             yield {"type": speaker, "data": {"content": content}}
             continue
         calls, responses, rest = split_parts(content)
-        for part in responses:
+        for part in responses:  # before the rest of the message, as poml has them
             text = _as_text(_parts(part["content"]))
             yield {"type": "tool", "data": {"content": text, "tool_call_id": part["id"], "name": part["name"]}}
         data: dict[str, Any] = {"content": _langchain_content(rest)} if rest else {}
@@ -189,12 +189,13 @@ def _tool_call(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def raw(output: Mapping[str, Any]) -> str:
     """Return the JSON text that POML's command line writes: compact, with numbers as JavaScript spells them."""
-    return orjson.dumps(replace_values(dict(output), _spelled)).decode()
+    return orjson.dumps(replace_values(dict(output), _as_javascript)).decode()
 
 
 def indented(value: Any) -> str:
     """Return any JSON value as POML writes it into its trace files."""
-    return orjson.dumps(replace_values(value, _spelled), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+    options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+    return orjson.dumps(replace_values(value, _as_javascript), option=options).decode()
 
 
 def pretty(output: Mapping[str, Any]) -> str:
@@ -215,8 +216,8 @@ def _shortened(text: str) -> str:
     return f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text
 
 
-def _spelled(value: Any) -> Any:
-    """Return a number that orjson writes differently from JavaScript, or refuses, as JavaScript writes it."""
+def _as_javascript(value: Any) -> Any:
+    """Return a number in JavaScript's spelling, if orjson's differs; other values unchanged."""
     if isinstance(value, float):
         return orjson.Fragment(_number(value))
     return orjson.Fragment(str(value)) if type(value) is int and abs(value) >= 1 << 63 else value

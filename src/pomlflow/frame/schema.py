@@ -139,7 +139,7 @@ def parse_answer(text: str, schema: Mapping[str, Any], label: str = "<inline>") 
     fenced = _FENCED.match(text)
     try:
         value = json.loads(fenced[1] if fenced else text, parse_constant=_no_json)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnswerError(
             f"{label}: the answer is not the JSON that <output-schema> requires ({error}). The answer: {text!r}", text
         ) from error
@@ -191,10 +191,10 @@ def without_nulls(value: Any, schema: Mapping[str, Any], label: str = "<inline>"
 
 
 def _without_nulls(value: Any, errors: list[ValidationError], root: Mapping[str, Any], label: str) -> Any:
-    """Remove from a copy the properties that are errors since they are null, also those of a choice's branch."""
+    """Return a copy without the properties that are wrong because they are null, also in a branch of anyOf or oneOf."""
     if not errors:
         return value
-    made: Any = [copy.deepcopy(value)]
+    made: Any = [copy.deepcopy(value)]  # in a list, so that the value itself can be replaced too
     for error in sorted(errors, key=lambda error: not error.context):  # choices first, which replace whole objects
         way = [0, *list(error.path)]
         name = way.pop()
@@ -203,7 +203,7 @@ def _without_nulls(value: Any, errors: list[ValidationError], root: Mapping[str,
             holder.pop(name, None)
         for index, branch in enumerate(error.validator_value if error.context else ()):
             inner = [found for found in error.context if found.schema_path[0] == index]
-            if all(found.instance is None or found.context for found in inner):  # a wrong text stays wrong
+            if all(found.instance is None or found.context for found in inner):  # else it is another branch
                 chosen = _without_nulls(error.instance, inner, root, label)
                 if not _errors(chosen, branch, root, label):
                     holder[name] = chosen
@@ -221,7 +221,7 @@ def reason_name(value: Any) -> str:
 
 
 def refusal_in(raw: Any, before: str | None = None) -> str | None:
-    """Return the text of the refusal in a provider's response, an object of its SDK or a dict, or in a piece of it.
+    """Return the text of the refusal in a provider's response or stream event, which is an object of its SDK or a dict.
 
     `before` is the refusal in earlier pieces. A refusal without a text is empty; None means that there is no refusal.
     """

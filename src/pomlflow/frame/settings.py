@@ -35,7 +35,7 @@ _PROVIDERS: Final[dict[str, Provider]] = {
 # The caller chooses the provider and whether to stream. `if` and `for` are POML's own conditions.
 # upstream: poml 0.0.8: it lists `if` and `for` among the settings
 _NOT_FOR_MODELS: Final = frozenset({"provider", "stream", "if", "for"})
-_LACKS: Final[dict[Provider, frozenset[str]]] = {
+_UNSUPPORTED: Final[dict[Provider, frozenset[str]]] = {
     "openai": frozenset({"top_k"}),
     "openai_responses": frozenset(
         {"top_k", "stop", "seed", "frequency_penalty", "presence_penalty", "n", "logit_bias"}
@@ -64,7 +64,7 @@ def provider_parameters(
             continue
         if name in given:
             raise SettingError(f"{label}: <runtime> has both {written[name]} and {key}, which mean the same", key)
-        if provider is not None and name in _LACKS[provider]:
+        if provider is not None and name in _UNSUPPORTED[provider]:
             raise SettingError(f"{label}: {_unsupported(provider, key, name)}", key)
         given[name], written[name] = [value] if name == "stop" and isinstance(value, str) else value, key
     values = {name_for(name, provider): value for name, value in given.items()}

@@ -44,7 +44,7 @@ def documented(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def functions_by_name(functions: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
-    """Return functions, given by name or under their own names, by the names of their tools."""
+    """Return functions by the names of their tools, from a dict of them or from functions that have these names."""
     if isinstance(functions, Mapping):
         pairs = list(functions.items())
     else:

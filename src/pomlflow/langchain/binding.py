@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from pomlflow.exceptions import PomlError
 from pomlflow.frame.tools import check_functions, tool_specs
-from pomlflow.langchain.messages import PomlPromptValue, media_after_tools
+from pomlflow.langchain.messages import PomlPromptValue, move_media_after_tools
 from pomlflow.langchain.model_arguments import arguments, uses_chat_completions
 from pomlflow.langchain.output import StreamedAnswer, parse_message
 from pomlflow.record import RenderRecord
@@ -123,7 +123,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
             raise PomlError(f"{record.label} has no <output-schema>, which parse=True needs to parse the answer")
         prepared = arguments(model, record, bound, value.arguments, self.own_tools)
         if uses_chat_completions(model) and any(isinstance(message, ToolMessage) for message in value.to_messages()):
-            value = media_after_tools(value.to_messages())
+            value = move_media_after_tools(value.to_messages())
         return _Call(prepared.model, value, config, prepared.values, record if self.parse else None)
 
 

@@ -49,8 +49,8 @@ _SPEAKERS: Final[dict[type, str]] = {
 def to_poml(prompt: BasePromptTemplate[Any]) -> str:
     """Convert a ``ChatPromptTemplate`` to POML markup that renders to the same messages.
 
-    Variables with text values are rendered unchanged. Other values are rendered as JavaScript does (``true`` as an
-    empty text). POML encodes pictures again.
+    Variables with text values are rendered unchanged. Other values are rendered by POML's rules, ``true`` as an empty
+    text, for example. POML encodes pictures again.
 
     Args:
         prompt: A ``ChatPromptTemplate`` or ``PromptTemplate`` of f-strings, with placeholders, partial variables that

@@ -80,9 +80,9 @@ def _block(part: str | Mapping[str, Any]) -> dict[str, Any]:
     return block
 
 
-def media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+def move_media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """Move pictures and other media out of tools' messages, where OpenAI's chat completions refuse them."""
-    return media.media_after_tools(
+    return media.move_media_after_tools(
         messages, is_tool=lambda message: isinstance(message, ToolMessage), split=_without_media, user=HumanMessage
     )
 
@@ -104,7 +104,7 @@ def _as_text(block: str | Mapping[str, Any]) -> str:
     return part if isinstance(part, str) else media.alt_text(part)
 
 
-def to_poml(message: BaseMessage) -> dict[str, Any]:
+def message_to_poml(message: BaseMessage) -> dict[str, Any]:
     """Convert a LangChain message to POML's ``speaker`` and ``content``, without its reasoning."""
     content = message.content
     calls = message.tool_calls if isinstance(message, AIMessage) else []
@@ -126,7 +126,7 @@ def to_poml(message: BaseMessage) -> dict[str, Any]:
 
 def describe(message: BaseMessage) -> dict[str, Any]:
     """Return the fields of a message that a template's expressions can read, ``{{message.content}}`` for example."""
-    fields = {**to_poml(message), "type": message.type}
+    fields = {**message_to_poml(message), "type": message.type}
     if isinstance(message.content, str):
         # A text, and not POML's parts, so tool calls and their ids get fields of their own.
         fields["content"] = message.content
@@ -181,10 +181,10 @@ class MessageHistory(History[BaseMessage]):
     def items(self, value: Any) -> Iterable[Any]:
         """Return the items of a list, a prompt value or a message; a text has no role, and is a `TypeError`."""
         if isinstance(value, str):
-            raise TypeError('a history is a list of messages, not a text; pass [("human", text)], for example')
+            raise TypeError("a history is a list of messages, not a text")
         return value.to_messages() if isinstance(value, PromptValue) else super().items(value)
 
-    to_poml = staticmethod(to_poml)
+    to_poml = staticmethod(message_to_poml)
     describe = staticmethod(describe)
 
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 from pomlflow.exceptions import AnswerError, ConfigurationError
 from pomlflow.frame.schema import checked_answer, response_format
 from pomlflow.frame.tools import ToolSpec, check_functions, functions_by_name, tool_specs
-from pomlflow.langchain.messages import media_after_tools
+from pomlflow.langchain.messages import move_media_after_tools
 from pomlflow.langchain.model_arguments import ModelArguments, model_settings, uses_chat_completions
 from pomlflow.langchain.output import PomlOutputParserError, parse_message, raise_refusal
 from pomlflow.langchain.prompt import PomlPromptTemplate
@@ -200,7 +200,7 @@ class _Call:
         has_conversation = has_conversation or any(id(message) in requested for message in rendered)
         overrides |= _messages(rendered, request, has_conversation=has_conversation)
         if completions:
-            overrides["messages"] = media_after_tools(overrides["messages"])
+            overrides["messages"] = move_media_after_tools(overrides["messages"])
         self.request = request.override(**overrides)
 
     @contextmanager

@@ -30,7 +30,7 @@ from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.messages import joined_text
 from pomlflow.llama_index.providers import (
     apply_fields,
-    media_after_tools,
+    move_media_after_tools,
     native_schema,
     tool_choice,
 )
@@ -125,7 +125,7 @@ class BoundLLM(_Delegation, LLM):
     def _messages(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         first = next((at for at, m in enumerate(messages) if m.role != MessageRole.SYSTEM), len(messages))
         examples = [example.model_copy(deep=True) for example in self.examples]
-        return media_after_tools(self.delegate, [*messages[:first], *examples, *messages[first:]])
+        return move_media_after_tools(self.delegate, [*messages[:first], *examples, *messages[first:]])
 
     def _send(self, method: str, content: Any, **kwargs: Any) -> Any:
         with self._call():

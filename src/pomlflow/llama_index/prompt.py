@@ -23,7 +23,7 @@ from pomlflow.display import short
 from pomlflow.llama_index.binding import PomlLLM, agent_kwargs
 from pomlflow.llama_index.events import dispatch_render
 from pomlflow.llama_index.messages import MessageHistory, Rendered, check_f_string, joined_text
-from pomlflow.llama_index.providers import media_after_tools
+from pomlflow.llama_index.providers import move_media_after_tools
 from pomlflow.llama_index.structured import Answer, output_class
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
@@ -262,7 +262,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """
         if llm is None and self._is_empty(kwargs):
             return [ChatMessage(role="user", content=self._measure())]
-        return media_after_tools(llm, self.render(kwargs).format_messages())
+        return move_media_after_tools(llm, self.render(kwargs).format_messages())
 
     async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
         """Render to messages without blocking the event loop; LlamaIndex itself never calls it."""

@@ -107,7 +107,7 @@ def _structures(llm: Any) -> bool:
     return is_json_schema_supported(llm.model) if own is None else own
 
 
-def media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
+def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
     """Move media to user messages, after the tool responses, from all other messages, if the model is OpenAI's."""
     # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
     if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
@@ -119,7 +119,7 @@ def media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage
         head = media.heading(f"the {message.role.value}", message.additional_kwargs.get("tool_call_id"))
         return _marked(message), [TextBlock(text=head), *found]
 
-    return media.media_after_tools(
+    return media.move_media_after_tools(
         messages,
         is_tool=lambda message: message.role == MessageRole.TOOL,
         split=split,

@@ -38,7 +38,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from pomlflow._log import warn_once
 from pomlflow._version import __version__
 from pomlflow.dispatch import Mask
-from pomlflow.frame.media import bare_data_uris
+from pomlflow.frame.media import base64_to_data_uris
 from pomlflow.frame.openai import trace_messages
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.experiment import start_span
@@ -75,7 +75,7 @@ def log_render(
         status = SpanStatus(SpanStatusCode.ERROR if record.error else SpanStatusCode.OK)
         try:
             span.set_attributes(dict(_attributes(record)))
-            status = _fill(GuardedSpan(span, mask, bare_data_uris), record)
+            status = _fill(GuardedSpan(span, mask, base64_to_data_uris), record)
             register = register if record.register is None else record.register
             version = publisher.link(record, span.trace_id, register=register)
             if version is not None:
@@ -149,7 +149,7 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
     status = span.store_held(status)
     if error is not None:
         span.span.set_attribute("poml.error", status.description)  # masked and cut as the status is
-    masked = [key for key, value in content.items() if span.mask and span.kept.get(key) != bare_data_uris(value)]
+    masked = [key for key, value in content.items() if span.mask and span.kept.get(key) != base64_to_data_uris(value)]
     facts = {
         "pomlflow": __version__,
         # That relative sources are resolved against, from the prompt root, if it is not the folder of `poml.path`.
