@@ -99,6 +99,7 @@ def test_googles_client_still_takes_no_model_in_a_call(clients: dict[str, Any], 
         ("ChatGoogleGenerativeAI", {"stop": ["X"]}, "generationConfig.stopSequences", ["X"]),
         ("ChatGoogleGenerativeAI", {"temperature": 0.1}, "generationConfig.temperature", 0.1),
         ("ChatOllama", {"stop": ["X"]}, "options.stop", ["X"]),
+        ("ChatOllama", {"temperature": 0.1}, "options.temperature", 0.1),
     ],
 )
 def test_arguments_bound_to_the_chain_override_the_file_in_the_clients_own_names(

@@ -165,7 +165,6 @@ def _override(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     if isinstance(config := values.get("generation_config"), Mapping):  # Google's, which would override the caller
         made["generation_config"] = {**unless_given(config, given), **(given.get("generation_config") or {})}
     if isinstance(options := values.get("options"), Mapping):  # Ollama's
-        made["options"] = {**options, **(given.get("options") or {})}
-        if given.get("stop") is not None:
-            made["options"]["stop"] = made.pop("stop")
+        moved = {name: made.pop(name) for name in {*options, "stop"} if given.get(name) is not None}
+        made["options"] = {**options, **moved, **(given.get("options") or {})}
     return made
