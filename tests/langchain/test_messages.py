@@ -20,7 +20,7 @@ from langchain_core.messages import (
 from poml.api import PomlFrame
 from tests.corpus.cases import cases
 
-from pomlflow.langchain.messages import describe, from_poml, to_poml
+from pomlflow.langchain.messages import describe, from_poml, message_to_poml
 
 REQUEST = {"type": "application/vnd.poml.toolrequest", "id": "c1", "name": "look", "content": {"x": 1}}
 RESPONSE = {"type": "application/vnd.poml.toolresponse", "id": "c1", "name": "look", "content": "seen"}
@@ -156,8 +156,8 @@ def test_every_render_gives_messages_of_its_own() -> None:
     ids=repr,
 )
 def test_to_poml(message: BaseMessage, expected: dict[str, Any]) -> None:
-    assert to_poml(message) == expected
-    PomlFrame.model_validate({"messages": [to_poml(message)]})
+    assert message_to_poml(message) == expected
+    PomlFrame.model_validate({"messages": [message_to_poml(message)]})
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_to_poml(message: BaseMessage, expected: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_blocks_to_pomls_parts(block: dict[str, Any], part: Any) -> None:
     expected = part if isinstance(part, str) else [part]
-    assert to_poml(HumanMessage([block]))["content"] == expected
+    assert message_to_poml(HumanMessage([block]))["content"] == expected
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_blocks_to_pomls_parts(block: dict[str, Any], part: Any) -> None:
 )
 def test_reasoning_and_repeated_calls_are_left_out(block: dict[str, Any]) -> None:
     message = AIMessage([block, text("a")], tool_calls=[CALL])
-    assert to_poml(message)["content"] == ["a", REQUEST]
+    assert message_to_poml(message)["content"] == ["a", REQUEST]
 
 
 def test_fields_of_a_message_that_expressions_can_read() -> None:
@@ -220,7 +220,7 @@ def test_all_that_poml_renders_goes_to_langchain_and_back() -> None:
         if not case.chat or "messages" not in case.expected:
             continue
         messages = case.expected["messages"]
-        back = [to_poml(message) for message in from_poml(messages)]
+        back = [message_to_poml(message) for message in from_poml(messages)]
         assert _merged(back) == [_plain(message) for message in messages], case.name
         seen += 1
     assert seen > 100
