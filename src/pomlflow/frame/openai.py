@@ -63,8 +63,8 @@ def converted(record: RenderRecord, format: Format) -> Any:  # noqa: A002
 
 
 def _openai_chat(output: Mapping[str, Any]) -> dict[str, Any]:
-    # upstream: poml 0.0.8: its openai_chat writes `stop_sequences`, names every schema `schema` and strict, makes a
-    # picture of a sound, drops the pictures of tools, and passes `provider` on.
+    # upstream: poml 0.0.8: its openai_chat writes `stop_sequences`, names every schema `schema` and strict, converts
+    # audio to a picture, drops the pictures of tools, and passes `provider` on.
     made: dict[str, Any] = {"messages": chat_messages(output["messages"])}
     if specs := tool_specs(output):
         made["tools"] = [spec.openai() for spec in specs]

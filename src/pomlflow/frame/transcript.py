@@ -40,7 +40,7 @@ def transcript(rendered: Any) -> str:
     """
     frame: PomlFrame | None = getattr(rendered, "frame", rendered)
     if not hasattr(frame, "output_schema"):
-        raise TypeError(f"{type(rendered).__name__} is no render: give what render() or invoke() of a prompt returns")
+        raise TypeError(f"{type(rendered).__name__} is no render: pass what render() or invoke() of a prompt returns")
     output = frame.model_dump(mode="json")  # type: ignore[union-attr]
     output["schema"] = output.pop("output_schema")
     return "\n".join(f"--- {title}\n{_text(content)}" for title, content in sections(output))

@@ -47,9 +47,9 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
 
     Args:
         prompt: The prompt.
-        tools: The functions of the markup's tools, by name, or under their own names. They need not be passed to the
-            agent as well. Tools of the agent that the markup does not define are not changed, nor are these functions
-            if the markup defines no tool at all.
+        tools: The functions of the markup's tools: a dict by the tools' names, or a list if the functions have these
+            names. They need not be passed to the agent as well. Tools of the agent that the markup does not define are
+            not changed, nor are these functions if the markup defines no tool at all.
         variables: A function from the agent's state and runtime (``runtime.context``, ``runtime.store``) to further
             variables.
 
@@ -183,6 +183,7 @@ class _Call:
         self.schema: Mapping[str, Any] | None = output.get("schema") if request.response_format is None else None
         specs = middleware.remember_tools(record)
         completions = uses_chat_completions(request.model)
+        # Whether the provider has structured output: a `ToolStrategy` is a tool.
         has_format = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
         # Without any definition in the markup, the functions describe themselves, like the agent's own tools.
         own = middleware.tools if "tools" in middleware.prompt.core.inference.fields else ()

@@ -166,9 +166,9 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             llm: A model, or a runnable made from one: with bound tools, with retries, with fallbacks, or configurable.
             parse: Whether to return the object in the answer, checked by the output schema, instead of the message. A
                 stream yields the object as it grows.
-            tools: The functions of the markup's tools, by name, or under their own names; if it defines none, they
-                describe themselves. Each call checks that they match the markup; the chain does not run them. The
-                method `tools` makes tools that run them.
+            tools: The functions of the markup's tools: a dict by the tools' names, or a list if the functions have
+                these names. If the markup defines no tool, they describe themselves. Each call checks that they match
+                the markup; the chain does not run them. The method `tools` makes tools that run them.
 
         Returns:
             The chain.
@@ -199,7 +199,8 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         """Return the markup's tools with functions, for a ``ToolNode``, an agent's constructor, or a loop of your own.
 
         Args:
-            functions: Functions, sync or async, or LangChain's tools, by name, or under their own names.
+            functions: Functions, sync or async, or LangChain's tools: a dict by the tools' names, or a list if the
+                functions have these names.
             **variables: The variables of the template.
 
         Returns:

@@ -186,8 +186,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
         Args:
             llm: The agent's model; by default LlamaIndex's ``Settings.llm``.
-            tools: The functions of the file's tools, by name, or under their own names. If the file defines no tool at
-                all, they describe themselves.
+            tools: The functions of the file's tools: a dict by the tools' names, or a list if the functions have these
+                names. If the file defines no tool at all, they describe themselves.
             llm_kwargs: Arguments of the model's chat, which override the file's ``<runtime>``.
             **given: The variables.
 
