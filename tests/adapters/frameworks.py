@@ -300,7 +300,8 @@ class LlamaIndex(Framework):
         from llama_index.core.instrumentation import get_dispatcher
 
         root = get_dispatcher()
-        return [*root.event_handlers, *root.span_handlers]
+        hooks = [*root.event_handlers, *root.span_handlers]
+        return [hook for hook in hooks if not hook.class_name().startswith("Poml")]  # ours stay, once added
 
     def _handler(self, handler: Any) -> Any:
         return nullcontext() if handler is False else handler or self.handler()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,7 +28,6 @@ def _off(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     yield
     pomlflow.autolog(disable=True)
     framework.mlflow_autolog(disable=True)
-    gc.collect()  # LlamaIndex's dispatcher holds ours while there is any handler
     assert framework.hooked() == hooked
 
 

@@ -54,22 +54,6 @@ async def _astream_chat(bound: Any) -> str:
     return "|".join([piece.delta async for piece in await bound.astream_chat(**GIVEN)])
 
 
-async def _complete(bound: Any) -> str:
-    return bound.complete(**GIVEN).text
-
-
-async def _acomplete(bound: Any) -> str:
-    return (await bound.acomplete(**GIVEN)).text
-
-
-async def _stream_complete(bound: Any) -> str:
-    return "|".join(piece.delta for piece in bound.stream_complete(**GIVEN))
-
-
-async def _astream_complete(bound: Any) -> str:
-    return "|".join([piece.delta async for piece in await bound.astream_complete(**GIVEN)])
-
-
 async def _predict(bound: Any) -> str:
     return bound.predict(**GIVEN)
 
@@ -87,7 +71,6 @@ async def _astream(bound: Any) -> str:
 
 
 CHATS = [_chat, _achat, _stream_chat, _astream_chat]
-COMPLETIONS = [_complete, _acomplete, _stream_complete, _astream_complete]
 PREDICTIONS = [_predict, _apredict, _stream, _astream]
 
 
@@ -102,7 +85,7 @@ async def test_a_chat_sends_the_whole_frame_of_one_render(method: Any, scripted:
     assert renders[0].span_id.startswith(f"PomlLLM.{method.__name__[1:]}-")
 
 
-@pytest.mark.parametrize("method", [*COMPLETIONS, *PREDICTIONS])
+@pytest.mark.parametrize("method", PREDICTIONS)
 async def test_a_completion_sends_one_text(method: Any, scripted: Any, renders: Any) -> None:
     llm = scripted("So it is.", chat_model=False)
     answer = await method(prompt(RUNTIME, TALK).bind_to(llm))

@@ -20,7 +20,6 @@ import mlflow
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from mlflow.entities import Trace
 from tests.llama_index.traces import FOREIGN_WARNINGS, open_spans, parent, poml_spans, traced, tree
@@ -390,19 +389,6 @@ def test_copies_of_what_holds_a_handler_hold_that_handler(handler: Any, scripted
     assert copy.deepcopy(llm).callback_manager.handlers == [handler]
     travelled = pickle.loads(pickle.dumps(PomlCallbackHandler(register=False)))
     assert travelled.register is False
-
-
-def test_the_last_handler_leaves_nothing_in_the_dispatcher(engine: Any) -> None:
-    root = get_dispatcher()
-    before = list(root.span_handlers), list(root.event_handlers)
-    first, second = PomlCallbackHandler().attach(), PomlCallbackHandler()
-    first.detach()
-    del first
-    gc.collect()
-    assert "PomlSpanHandler" in [one.class_name() for one in root.span_handlers]
-    del second
-    gc.collect()
-    assert (root.span_handlers, root.event_handlers) == before
 
 
 def test_tracing_switched_off_in_mlflow_is_respected(traced: Any, handler: Any, engine: Any) -> None:

@@ -118,7 +118,6 @@ async def test_each_call_raises_the_refusal_with_its_text(kind: str) -> None:
     bound = COUNT.bind_to(Responding.with_responses(*responses))
     calls: list[Callable[[], Any]] = [
         lambda: bound.chat(q="?"),
-        lambda: bound.complete(q="?"),
         lambda: bound.predict(q="?"),
         lambda: bound.structured_predict(q="?"),
         lambda: list(bound.stream_chat(q="?")),

@@ -11,9 +11,6 @@ from llama_index.core.base.llms.types import (
     ChatResponse,
     ChatResponseAsyncGen,
     ChatResponseGen,
-    CompletionResponse,
-    CompletionResponseAsyncGen,
-    CompletionResponseGen,
     MessageRole,
 )
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
@@ -109,33 +106,6 @@ class PomlLLM:
         """Render and stream a chat without blocking the event loop; otherwise like `chat`."""
         request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=True)
         stream: ChatResponseAsyncGen = await request.send("astream_")
-        return stream
-
-    @_dispatcher.span
-    def complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponse:
-        """Render to one text, and complete it; otherwise like `chat`. A prompt with more than text raises an error."""
-        response: CompletionResponse = self._request(self.prompt.render(variables), llm_kwargs, chats=False).send()
-        return response
-
-    @_dispatcher.span
-    async def acomplete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponse:
-        """Render and complete without blocking the event loop; otherwise like `complete`."""
-        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=False)
-        response: CompletionResponse = await request.send("a")
-        return response
-
-    @_dispatcher.span
-    def stream_complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponseGen:
-        """Render to one text, and stream its completion; otherwise like `complete`."""
-        request = self._request(self.prompt.render(variables), llm_kwargs, chats=False)
-        stream: CompletionResponseGen = request.send("stream_")
-        return stream
-
-    @_dispatcher.span
-    async def astream_complete(self, *, llm_kwargs: Options = None, **variables: Any) -> CompletionResponseAsyncGen:
-        """Render and stream a completion without blocking the event loop; otherwise like `complete`."""
-        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=False)
-        stream: CompletionResponseAsyncGen = await request.send("astream_")
         return stream
 
     @_dispatcher.span

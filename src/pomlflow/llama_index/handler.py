@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -76,7 +77,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
         prepare()
         # Already here, since a callback manager does not report that a handler is added to it, and a span can only be
         # traced from its start.
-        _attachments.add(self)
+        _attachments.install()
 
     def attach(self, *components: Any) -> Self:
         """Trace everything, or some components.
@@ -102,7 +103,6 @@ class PomlCallbackHandler(BaseCallbackHandler):
         _attachments.detach(self, components)
 
     def __enter__(self) -> Self:
-        _attachments.install()
         _scope.set((*_scope.get(), self))
         return self
 
@@ -116,7 +116,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
     def __reduce__(self) -> Any:
         return type(self), (self.register, self.mask)
 
-    # A callback manager only marks what is to be traced, so its calls do nothing: the dispatcher reports more.
+    # Membership in a callback manager only marks what is to be traced: the dispatcher reports more than its calls.
 
     def on_event_start(self, *_: Any, event_id: str = "", **__: Any) -> str:
         """Do nothing."""
@@ -149,26 +149,14 @@ class _Attachments:
 
     def __init__(self) -> None:
         self._root = get_dispatcher()
-        self._count = 0  # handlers that have not been collected
+        self._lock = threading.Lock()
         self._global: list[PomlCallbackHandler] = []
         self._by_component: dict[int, tuple[weakref.ref[Any], PomlCallbackHandler]] = {}
         self.spans = SpanHandler(self.choose)
         self._events = _EventHandler()
 
-    def add(self, handler: PomlCallbackHandler) -> None:
-        """Count a new handler and install the hooks. They are removed when the last handler is collected."""
-        self._count += 1
-        weakref.finalize(handler, self._on_handler_gone).atexit = False
-        self.install()
-
-    def _on_handler_gone(self) -> None:
-        self._count -= 1
-        if not self._count:  # an open span keeps its handler alive, so no span is open
-            self._uninstall()
-
     def attach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
         """Attach a handler to components, in place of an earlier one, or to everything."""
-        self.install()
         if not components and handler not in self._global:
             self._global.append(handler)
         for component in components:
@@ -196,7 +184,7 @@ class _Attachments:
         if scope := _scope.get():
             return scope[-1]
         # A handler that is attached to a model also traces the calls of a `PomlLLM` with that model.
-        for one in (component, component.llm) if isinstance(component, PomlLLM) else (component,):
+        for one in (component, component.llm if isinstance(component, PomlLLM) else None):
             if one is not None and (attached := self._by_component.get(id(one))) is not None:
                 return attached[1]
         for manager in _callback_managers(component):
@@ -206,17 +194,14 @@ class _Attachments:
         return self._global[-1] if self._global else None
 
     def install(self) -> None:
-        """Add our two handlers to LlamaIndex's dispatcher, before MLflow's, so that our span is active for those."""
+        """Add our two handlers to LlamaIndex's dispatcher, once; before MLflow's, so that our span is active for it."""
         set_sink("llama_index", trace_in_span)
-        self.spans.start()
-        self._uninstall()
-        self._root.span_handlers = [self.spans, *self._root.span_handlers]
-        self._root.event_handlers = [self._events, *self._root.event_handlers]
-
-    def _uninstall(self) -> None:
-        # Compared by identity, since pydantic's objects are equal by value.
-        self._root.span_handlers = [one for one in self._root.span_handlers if one is not self.spans]
-        self._root.event_handlers = [one for one in self._root.event_handlers if one is not self._events]
+        with self._lock:
+            if any(one is self.spans for one in self._root.span_handlers):  # pydantic's objects are equal by value
+                return
+            self.spans.start()
+            self._root.span_handlers = [self.spans, *self._root.span_handlers]
+            self._root.event_handlers = [self._events, *self._root.event_handlers]
 
 
 _everywhere: Final[list[PomlCallbackHandler]] = []  # of `pomlflow.autolog`: one, or two during a replacement

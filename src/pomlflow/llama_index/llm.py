@@ -52,7 +52,7 @@ earlier_render: ContextVar[RenderRecord | None] = ContextVar("pomlflow_llama_ind
 
 
 class _Delegation:
-    """The methods that call the delegate, in a class that is no model: LlamaIndex adds spans to a model's methods."""
+    """The methods that call the delegate, in a class that is no `LLM`: LlamaIndex adds spans to an LLM's methods."""
 
     def chat(self: Any, messages: Sequence[ChatMessage], **kwargs: Any) -> Any:
         return self._send("chat", self._messages(messages), **kwargs)
@@ -100,7 +100,7 @@ class BoundLLM(_Delegation, LLM):
     delegate: SerializeAsAny[LLM]  # the model, with the settings for which its class has fields
     options: dict[str, Any] = Field(default_factory=dict)  # arguments of its chat, which those of a call override
     examples: list[ChatMessage] = Field(default_factory=list)  # inserted after the system messages of each chat
-    label: str = "<inline>"  # what errors name the template by
+    label: str = "<inline>"  # the template's name in errors
     record: InstanceOf[RenderRecord] | None = Field(default=None, exclude=True)  # of an agent's prompt, without content
 
     @classmethod
@@ -152,7 +152,7 @@ class BoundLLM(_Delegation, LLM):
         given: Options = None,
         *,
         variables: Mapping[str, Any] | None = None,
-        chats: bool | None = None,
+        chats: bool = False,
         tools: Sequence[ToolSpec] = (),
         choice: Any = None,
         schema: Mapping[str, Any] | None = None,
@@ -160,8 +160,8 @@ class BoundLLM(_Delegation, LLM):
     ) -> Request:
         """Prepare a call with a prompt, tools and an output schema, in the forms that the model's class takes.
 
-        `given` are the arguments of this call. `choice` is the tool choice. `chats` is whether to chat or to complete a
-        text; with None, the model decides. With a `reader`, its schema is used, and the answer is read by it.
+        `given` are the arguments of this call. `choice` is the tool choice. With `chats`, a model that completes texts
+        chats too. With a `reader`, its schema is used, and the answer is read by it.
         """
         variables = variables or {}
         options: dict[str, Any] = {}
@@ -184,13 +184,13 @@ class BoundLLM(_Delegation, LLM):
             )
             messages = prepared.pop("messages")
             options |= {name: value for name, value in prepared.items() if value is not None}
-            chats = True if chats is None else chats
+            chats = True
         elif tools:
             options["tools"] = [spec.openai() for spec in tools]
         if choice is not None and tools and not answers_by_tool:  # the choice is among the file's tools
             options["tool_choice"] = tool_choice(self.delegate, choice)
         options |= {**self.options, **(given or {})}
-        if self.metadata.is_chat_model if chats is None else chats:
+        if chats or self.metadata.is_chat_model:
             return Request(self, messages, options, reader, answers_by_tool=answers_by_tool)
         joined_text(messages, f"{self.label}: use chat, since a completion is a text")
         text = self._get_prompt(prompt, **variables)
@@ -279,7 +279,7 @@ def check_refusal(response: Any, label: str) -> Any:
 
 @contextmanager
 def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
-    """Raise the refusal in a response, and report it to the span of the call that returned it as a stream."""
+    """Raise the refusal in a response. Also report it to the span of a call that has returned it as a stream."""
     refusal: str | None = None
     last: Response | None = None
 

@@ -194,9 +194,10 @@ class MessageHistory(History[ChatMessage]):
             return [item]
         if isinstance(item, str):
             return [ChatMessage(role=MessageRole.USER, content=item)] if item else []
+        if isinstance(item, list | tuple) and len(item) == 2:  # noqa: PLR2004 - a role and a text
+            return [ChatMessage(role=item[0], content=item[1])]
         if not isinstance(item, Mapping):
-            role, content = item
-            return [ChatMessage(role=role, content=content)]
+            raise TypeError(f"it is {type(item).__name__}, not a message")
         if "speaker" in item:
             return from_poml([in_poml_form(item)])
         if "role" not in item or not item.keys() & {"content", "blocks"}:  # LlamaIndex would make an empty message

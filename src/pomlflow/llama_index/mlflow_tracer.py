@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 from inspect import BoundArguments
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -43,22 +42,15 @@ class Details(NamedTuple):
 
 
 def mlflow_details(spans: Any) -> Details:
-    """Return MLflow's functions, with `spans` as its span handler; functions that do nothing if MLflow has others."""
+    """Return MLflow's functions, with `spans` as its span handler; functions that do nothing if MLflow lacks them."""
     try:
         # Neither is ever added to the dispatcher: autolog() would take them for its own and not set itself up.
         made, events = _mlflow.MlflowSpanHandler(), _mlflow.MlflowEventHandler(spans)
-        return Details(made._get_span_type, partial(_attributes, made._get_instance_attributes), events.handle)
+        return Details(made._get_span_type, made._get_instance_attributes, events.handle)
     except (AttributeError, TypeError) as error:
         message = "Spans have neither types nor the attributes of models and tools: MLflow's own tracer differs (%s)"
         warn_once("llama-index tracer", message, error)
         return Details(*[lambda _: None] * 3)
-
-
-def _attributes(read: Callable[[Any], Any], instance: Any) -> Any:
-    try:
-        return read(instance)
-    except Exception as error:  # noqa: BLE001 - a component's own code, such as a model's metadata
-        warn_once("llama-index attributes", "A component's attributes could not be traced: %r", error)
 
 
 def autolog_handler() -> Any:

@@ -168,8 +168,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             **llm_kwargs: Arguments of the model's chat or completion, which override the file's ``<runtime>``.
 
         Returns:
-            An object with the model's methods (``chat``, ``complete``, ``predict``, ``structured_predict``, their
-            streaming and async forms), which take the prompt's variables.
+            An object with the model's methods (``chat``, ``predict``, ``structured_predict``, their streaming and
+            async forms), which take the prompt's variables.
 
         Example:
             >>> from llama_index.core.llms import MockLLM
@@ -198,7 +198,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             the file has a schema.
 
         Raises:
-            ToolError: A tool has no function, or a function no tool in a file that defines others.
+            ToolError: A tool has no function, or a function has no tool although the file defines some.
             SettingError: The model does not support a setting.
         """
         rendered, defined = self.render(given), "tools" in self._snapshot.inference.fields
@@ -261,7 +261,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             PomlError: The render failed; a missing variable raises `MissingVariableError`.
         """
         if llm is None and self._is_empty(kwargs):
-            return [ChatMessage(role="user", content=self._measure())]
+            return [ChatMessage(role="user", content=self._text_to_measure())]
         return move_media_after_tools(llm, self.render(kwargs).format_messages())
 
     async def aformat_messages(self, **kwargs: Any) -> list[ChatMessage]:
@@ -280,7 +280,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
         Args:
             llm: The model that gets the text.
-            messages_to_prompt: Makes a text of several messages, or of one that is not the user's.
+            messages_to_prompt: Converts several messages, or one that is not the user's, to a text.
             completion_to_prompt: Wraps the text of a single user message.
             **kwargs: The variables. Without any, the text keeps them in braces, as `PromptTemplate` does.
 
@@ -289,7 +289,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         """
         empty = self._is_empty(kwargs)
         if llm is None and empty:
-            return self._measure()
+            return self._text_to_measure()
         bare = llm in (None, _UNSET) and messages_to_prompt is None and completion_to_prompt is None
         if bare and not kwargs and self._open_variables():
             return self.f_string(quiet=True)
@@ -298,13 +298,13 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return rendered.format(messages_to_prompt, completion_to_prompt)
 
     def _is_empty(self, given: Mapping[str, Any]) -> bool:
-        """Return whether all open variables are given and all given ones are empty strings, as for `_measure`."""
+        """Return whether all open variables are given and all given ones are empty: such a prompt is measured."""
         names = [name for name in given if name not in self.kwargs]
         filled = self._map_template_vars(dict.fromkeys(names))
         empty = all(isinstance(given[name], str) and not given[name] for name in names)
         return bool(names) and empty and {*self._open_variables()} <= filled.keys()
 
-    def _measure(self) -> str:
+    def _text_to_measure(self) -> str:
         """Return a text about as long as the prompt with empty variables; LlamaIndex measures it often in a query."""
         return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
 
@@ -354,7 +354,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 class PromptText(str):
     """A prompt's markup or f-string, as a string whose `format` renders, so that the render is traced where it happens.
 
-    For ``+``, the markup is the f-string.
+    ``+`` uses the f-string in place of the markup.
     """
 
     __slots__ = ("is_markup", "prompt")

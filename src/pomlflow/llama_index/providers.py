@@ -108,7 +108,7 @@ def _structures(llm: Any) -> bool:
 
 
 def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
-    """Move media to user messages, after the tool responses, from all other messages, if the model is OpenAI's."""
+    """If the model is OpenAI's, move media of other messages to user messages after the tool responses."""
     # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
     if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
         return messages

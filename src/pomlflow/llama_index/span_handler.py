@@ -11,7 +11,7 @@ reports no further events for them.
 # 1. A streaming query leaves its spans in memory; if it is not read to its end, its trace stays in progress.
 # 2. Async streams are taken for results, and the spans above them never end.
 # 3. What LlamaIndex does in a user's own span (`@mlflow.trace`) in a tool is not nested in that span.
-# 4. A task that outlives its trace loses all later ones.
+# 4. A task that outlives its trace loses the spans of its later traces.
 # 5. What a generator does while it is read is not nested in its span, which LlamaIndex has left by then.
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             self._end_stream(span, None, None)
 
     def _around(self, span_id: str | None) -> TracedSpan | None:
-        """Return the span with the id, or that of the nearest traced generator on the stack if it is not below it."""
+        """Return the span with the id if it is below the nearest traced generator on the stack, or the generator's."""
         found: TracedSpan | None = self.open_spans.get(span_id or "")
         # If several spans return one generator, the innermost has returned first, and overrides the others here.
         running = {frame_of(span.stream()): span for span in reversed(list(self.streaming.values()))}

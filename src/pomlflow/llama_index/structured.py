@@ -97,7 +97,7 @@ def _capitalised(name: str) -> str:
 
 
 class AnswerReader(NamedTuple):
-    """Reads a structured answer: it has the answer's class, the schema, and the template's name, for errors."""
+    """Reads a structured answer."""
 
     kind: type[BaseModel]
     schema: Mapping[str, Any]

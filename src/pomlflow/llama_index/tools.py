@@ -49,7 +49,7 @@ def bind_tools(
 ) -> list[BaseTool]:
     """Return the tools of a POML file with their functions; a `ToolError` names those that do not match.
 
-    `exact` is whether each function needs a tool, as `check_functions` says.
+    With `exact`, each function must have a tool (see `check_functions`).
     """
     by_name = functions_by_name(functions or {})
     check_functions(specs, by_name, label, exact=exact)
