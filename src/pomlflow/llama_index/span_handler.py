@@ -55,7 +55,7 @@ from pomlflow.llama_index.mlflow_tracer import (
     mlflow_details,
     start_span,
 )
-from pomlflow.llama_index.streams import Deferred, frame_of, holds_stream, stream_of
+from pomlflow.llama_index.streams import Deferred, frame_of, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.shutdown import call_before_exit, call_before_flush
 
@@ -272,16 +272,16 @@ class SpanHandler(BaseSpanHandler[Any]):
             self.deferred.do(partial(how, span))  # the garbage collector may close a coroutine, which leaves its span
 
     def _exit(self, span: TracedSpan, result: Any) -> None:
-        span.streams = holds_stream(result)
-        if span.streams:
-            within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
-            # Without a generator, a thread of LlamaIndex reads the stream, and the span waits for the spans below it.
-            if (stream := stream_of(result, within, ended)) is not None:
-                span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
-                self.streaming[span.id] = span
-        else:
+        within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
+        stream = stream_of(result, within, ended)
+        if stream is None:
             # Stored now: a span that waits must not reference a result, which may hold the stream that it waits for.
             span.guarded.set_outputs(documents(span.guarded.span, result))
+        elif frame_of(stream) is not None:
+            span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
+            self.streaming[span.id] = span
+        # Else a thread of LlamaIndex reads the stream of a chat engine, and the span waits for the spans below it.
+        span.streams = stream is not None
         span.left = True  # set last: from now on, the end of a span below on another thread may end this span
         self._settle(span)
 

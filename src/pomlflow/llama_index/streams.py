@@ -31,20 +31,17 @@ OnEnd = Callable[[str | None, BaseException | None], None]
 _END: Final = object()
 
 
-def holds_stream(result: Any) -> bool:
-    """Return whether a component's result is or contains a stream, also inside a workflow's ``StopEvent``."""
-    result = _inner(result)
-    streaming = (StreamingResponse, AsyncStreamingResponse, StreamingAgentChatResponse)
-    return isinstance(result, streaming) or inspect.isgenerator(result) or inspect.isasyncgen(result)
-
-
 def stream_of(result: Any, inside: Inside, on_end: OnEnd) -> Any:
-    """Return the generator of a result, or None; in a response it is replaced by one that calls `on_end` at its end."""
-    result = _inner(result)
+    """Return the stream in a component's result, also in a workflow's ``StopEvent``, or None.
+
+    The generator of a response is replaced by one that calls `on_end` at its end.
+    """
+    result = result.result if isinstance(result, StopEvent) else result
     if isinstance(result, (StreamingResponse, AsyncStreamingResponse)) and result.response_gen is not None:
         result.response_gen = through(result.response_gen, _reporting(on_end), inside)
         return result.response_gen
-    return result if inspect.isgenerator(result) or inspect.isasyncgen(result) else None
+    streams = inspect.isgenerator(result) or inspect.isasyncgen(result)
+    return result if streams or isinstance(result, StreamingAgentChatResponse) else None
 
 
 def through(stream: Any, reading: Reading, inside: Inside = nullcontext) -> Any:
@@ -88,13 +85,9 @@ def _reporting(on_end: OnEnd) -> Iterator[Callable[[Any], None]]:
 
 
 def frame_of(stream: Any) -> FrameType | None:
-    """Return a generator's frame, which is on the call stack while it runs; None if there is none, or it has ended."""
+    """Return a generator's frame, which is on the call stack while it runs, or None if it has ended or is none."""
     frame: FrameType | None = getattr(stream, "gi_frame", None) or getattr(stream, "ag_frame", None)
     return frame
-
-
-def _inner(result: Any) -> Any:
-    return result.result if isinstance(result, StopEvent) else result
 
 
 class Deferred:
@@ -120,17 +113,13 @@ class Deferred:
         """Do work now, or after the garbage collection that this thread is in. Never raises."""
         if self._collector == _thread.get_ident():
             self._work.append(work)
-        else:
-            _do_safely(work)
+            return
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - this runs in the user's reading of a stream
+            warn_once("llama-index span end", "A LlamaIndex span could not be ended properly: %r", error)
 
     def _run(self) -> None:
         while self._work:
             with suppress(IndexError):  # another thread was faster
-                _do_safely(self._work.popleft())
-
-
-def _do_safely(work: Callable[[], None]) -> None:
-    try:
-        work()
-    except Exception as error:  # noqa: BLE001 - this runs in the user's reading of a stream
-        warn_once("llama-index span end", "A LlamaIndex span could not be ended properly: %r", error)
+                self.do(self._work.popleft())
