@@ -5,22 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from pomlflow import engine
 from pomlflow._log import warn_once
 from pomlflow.engine.file_access import decode
-from pomlflow.exceptions import ConfigurationError, Problem, RenderError, TemplateNotFoundError
-from pomlflow.record import RenderRecord, content_digest
+from pomlflow.exceptions import ConfigurationError, PomlError, Problem, RenderError, TemplateNotFoundError
+from pomlflow.record import JsonObject, RenderRecord, content_digest
 from pomlflow.settings import settings
-from pomlflow.template.history import History
+from pomlflow.template.history import History, plain_histories
 from pomlflow.template.inference import infer
 from pomlflow.template.lint import Finding, LintSettings, lint, lint_settings
 from pomlflow.template.names import absolute, name_and_path, registry_name, relative_path, working_folder
-from pomlflow.template.render import NOWHERE, Render, TemplateOptions
+from pomlflow.template.runtime import canonical
 from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files, stamp
+from pomlflow.template.validation import check_values, encode_variables, explained, missing_names
+
+_NOWHERE: Final = Path(os.sep, "<inline>")  # it does not exist, so that no file under it can be read
+_Steps = Generator[engine.Request, engine.Result | PomlError | None, RenderRecord]
 
 
 class Template:
@@ -111,7 +117,7 @@ class Template:
 
     def _current_folder(self) -> Path:
         """Return the folder that relative sources are resolved against."""
-        return self.path.parent if self.path is not None else self.base_dir or working_folder() or NOWHERE
+        return self.path.parent if self.path is not None else self.base_dir or working_folder() or _NOWHERE
 
     def _read(self, last: str | None) -> Snapshot:
         source, folder = last, self._current_folder()
@@ -174,8 +180,8 @@ class Template:
         `snapshot` is the template to render, by default the current one; `timeout` is in seconds. `keep_whitespace`
         keeps the whitespace that POML would collapse. With `exact`, POML gets histories and other values unchecked.
         """
-        options = {"keep_whitespace": keep_whitespace, "exact": exact}
-        return self._prepare(variables, history, snapshot, **options).run(timeout)
+        steps = self._steps(variables, history, snapshot, keep_whitespace=keep_whitespace, exact=exact)
+        return _run(steps, timeout)
 
     async def arender(
         self,
@@ -187,18 +193,14 @@ class Template:
         keep_whitespace: bool = False,
     ) -> RenderRecord:
         """Render without blocking the event loop; otherwise as `render`."""
-        return await self._prepare(variables, history, snapshot, keep_whitespace=keep_whitespace).arun(timeout)
-
-    def _prepare(
-        self, variables: Mapping[str, Any], history: History[Any] | None, snapshot: Snapshot | None, **options: Any
-    ) -> Render:
-        now = snapshot or self.current()
-        folder = self.base_dir if self.origin is None else now.folder
-        relative = self._relative_folder
-        if self.path is None and self.base_dir is None and settings().prompt_root and (here := working_folder()):
-            relative = _relative_to_root(here)
-        own = TemplateOptions(self.name, folder, relative, self.stylesheet, self.chat, self.register)
-        return Render(own, now, variables, history, **options)
+        steps = self._steps(variables, history, snapshot, keep_whitespace=keep_whitespace)
+        outcome: engine.Result | PomlError | None = None
+        while not isinstance(request := _next(steps, outcome), RenderRecord):
+            try:
+                outcome = await engine.arun(request, timeout)
+            except PomlError as error:
+                outcome = error
+        return request
 
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
         """Render with the given variables, to find problems of the template itself.
@@ -209,13 +211,151 @@ class Template:
         now = self.current()
         given = {**dict.fromkeys(now.inference.messages, ()), **(variables or {})}
         names = [name for name in (*now.inference.variables, *now.inference.optional) if name not in given]
-        return self._prepare(given, history, now, placeholders=names).run(None)
+        return _run(self._steps(given, history, now, placeholders=names), None)
 
     def lint(self, settings: LintSettings | None = None, errors: Iterable[Problem] = ()) -> list[Finding]:
         """Return warnings about the markup and the files that it includes; none that repeats one of `errors`."""
         now = self.current()
         settings = settings or lint_settings(self._current_folder())
         return lint(now, settings, self.stylesheet, errors)
+
+    def _steps(
+        self,
+        variables: Mapping[str, Any],
+        history: History[Any] | None,
+        snapshot: Snapshot | None,
+        *,
+        placeholders: Sequence[str] = (),
+        keep_whitespace: bool = False,
+        exact: bool = False,
+    ) -> _Steps:
+        """Yield each request to the engine, receive its outcome, and return the record.
+
+        A variable is missing only if an expression that was evaluated needed it, so the engine decides. A second
+        render, with placeholders, shows which problems the missing variables did not cause.
+        """
+        started, now = (time.time_ns(), time.perf_counter_ns()), snapshot or self.current()
+        context, output, kept, error = b"{}", None, False, None
+        try:
+            variables = _as_seen(variables, now.inference, history, exact=exact)
+            context, revive = encode_variables(now.inference, variables)
+            if not exact:
+                check_values(now, variables)
+            marks = None if history is None else history.marks if self.chat else history.texts()
+            request = self._request(now, context, revive, marks or None)
+            request = request._replace(placeholders=placeholders or None, keep_whitespace=keep_whitespace)
+            outcome = yield request
+            if history is not None and request.marks is history.marks and isinstance(outcome, engine.Result):
+                output = history.splice(outcome.output)
+                if output is None:  # POML changed a mark
+                    outcome = yield (request := request._replace(marks=history.texts()))
+            if isinstance(outcome, engine.Result):
+                output, kept = output or outcome.output, outcome.kept_whitespace
+            elif type(outcome) is not RenderError:  # its limit of time, or the engine
+                error = outcome
+            else:
+                missing = () if placeholders else missing_names(outcome, now.inference, variables)
+                again = (yield request._replace(placeholders=missing)) if missing else None
+                error = explained(outcome, now, variables, missing, again)
+        except PomlError as raised:
+            error = raised
+        return self._record(now, started, context, error or output, kept, history)
+
+    def _request(
+        self, now: Snapshot, context: bytes, revive: bool, marks: Mapping[str, Sequence[Any]] | None
+    ) -> engine.Request:
+        # POML resolves relative sources against the folder of a path, whose file need not exist. For inline markup that
+        # is the working folder. Do not look it up for markup without sources: os.getcwd releases the interpreter lock,
+        # and a busy thread, such as MLflow's exporter, may then hold it for 5 ms.
+        may_name_files = "src" in now.source.replace("-", "").lower() or self.stylesheet
+        folder = self.base_dir if self.origin is None else now.folder
+        folder = folder or (working_folder() if may_name_files else None) or _NOWHERE
+        return engine.Request(
+            now.source.removeprefix("\ufeff"),
+            context,
+            revive,
+            self.stylesheet,
+            str(now.path or os.path.join(folder, "<inline>.poml")),  # noqa: PTH118
+            label=now.label,
+            roots=now.roots,
+            chat=self.chat,
+            marks=marks,
+        )
+
+    def _record(
+        self,
+        now: Snapshot,
+        started: tuple[int, int],
+        context: bytes,
+        outcome: Mapping[str, Any] | PomlError | None,
+        kept_whitespace: bool,
+        history: History[Any] | None,
+    ) -> RenderRecord:
+        elapsed = time.perf_counter_ns() - started[1]
+        error = outcome if isinstance(outcome, PomlError) else None
+        output = None if isinstance(outcome, PomlError) else outcome
+        added: dict[str, Any] = {}
+        if output is not None and now.runtime:
+            own = output.get("runtime") or {}
+            set_there = {canonical(key) for key in own}
+            added = {key: value for key, value in now.runtime.items() if canonical(key) not in set_there}
+            if added:
+                output = {**output, "runtime": {**own, **added}}
+        folder = self._relative_folder
+        if self.path is None and self.base_dir is None and settings().prompt_root and (here := working_folder()):
+            folder = _relative_to_root(here)
+        return RenderRecord(
+            source=now.source,
+            digest=now.digest,
+            variables=JsonObject(context),
+            start_ns=started[0],
+            end_ns=started[0] + elapsed,
+            name=self.name,
+            path=now.trace_path,
+            folder=folder,
+            stylesheet=self.stylesheet,
+            chat=self.chat,
+            message_variables=() if history is None else tuple(history.marks),
+            kept_whitespace=kept_whitespace,
+            output=output,
+            error=error,
+            poml_version=engine.poml_version(),
+            static_fields=now.inference.static_fields,
+            register=self.register if now.register is None else now.register,
+            files=now.files,
+            version=now.version,
+            added_runtime=added,
+        )
+
+
+def _run(steps: _Steps, timeout: float | None) -> RenderRecord:
+    outcome: engine.Result | PomlError | None = None
+    while not isinstance(request := _next(steps, outcome), RenderRecord):
+        try:
+            outcome = engine.run(request, timeout)
+        except PomlError as error:
+            outcome = error
+    return request
+
+
+def _next(steps: _Steps, outcome: engine.Result | PomlError | None) -> engine.Request | RenderRecord:
+    """Return the next request to the engine after the outcome of the last one, or the record."""
+    try:
+        return steps.send(outcome)
+    except StopIteration as end:
+        record: RenderRecord = end.value
+        return record
+
+
+def _as_seen(
+    variables: Mapping[str, Any], takes: Inference, history: History[Any] | None, *, exact: bool
+) -> Mapping[str, Any]:
+    """Return the variables as expressions see them."""
+    variables = {name: value for name, value in variables.items() if isinstance(name, str)}
+    variables = {**dict.fromkeys(takes.messages, ()), **variables}
+    if history is not None:
+        return history.take(variables, takes.messages, takes.message_sources)
+    return variables if exact else plain_histories(variables, takes.messages, takes.message_sources)
 
 
 def _names_file(text: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from pomlflow import engine
 from pomlflow.engine.errors import SCHEMA_REMEDY
 from pomlflow.engine.file_access import decode, read_file
-from pomlflow.exceptions import MissingVariableError, Problem, RenderError, VariableError
+from pomlflow.exceptions import MissingVariableError, PomlError, Problem, RenderError, VariableError
 from pomlflow.template.faults import EXPRESSION, Fault, find_fault
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import analyse, bound_by
@@ -118,8 +118,19 @@ def _named(problem: Problem) -> Problem:
     return replace(problem, message=f"&{name}; is not decoded in an expression") if name in ENTITIES else problem
 
 
-def own_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
-    """Return the problems that missing variables did not cause; `again` is the error of a render with placeholders."""
+def explained(
+    error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], missing: Sequence[str], again: Any
+) -> PomlError:
+    """Return the error of a failed render with its cause; `again` is the outcome of a render with placeholders."""
+    own = _own_problems(error, missing, again) if isinstance(again, RenderError) else []
+    if missing and not own:
+        return _missing_variables(missing, error, snapshot, variables)
+    others = [problem for problem in error.problems if problem not in own]
+    return _with_hint(RenderError([*own, *others], error.hint), snapshot, variables, own or others)
+
+
+def _own_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
+    """Return the problems that missing variables did not cause."""
     own: list[Problem] = []
     for problem in again.problems:
         also_before = problem in error.problems and _undefined(problem) not in names
@@ -128,7 +139,7 @@ def own_problems(error: RenderError, names: Sequence[str], again: RenderError) -
     return own
 
 
-def missing_variables(
+def _missing_variables(
     names: Sequence[str], error: RenderError, snapshot: Snapshot, variables: Iterable[str]
 ) -> MissingVariableError:
     """Return the error for missing variables, with the place where an expression needed the first of them."""
@@ -170,7 +181,7 @@ def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use | None:
     return min(after or here, key=lambda use: use.offset, default=None)
 
 
-def with_hint(
+def _with_hint(
     error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], own: Iterable[Problem]
 ) -> RenderError:
     """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
