@@ -12,11 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from pomlflow.engine.installation import package_folder
-from pomlflow.template.faults import Fault
 from pomlflow.template.inference import READERS
-from pomlflow.template.markup import TOOLS, Passage, expressions
-from pomlflow.template.page import SCHEMAS, Node, Page
-from pomlflow.template.runtime import KNOWN
+from pomlflow.template.markup import SCHEMAS, TOOLS, Element, Fault, Passage, expressions
+from pomlflow.template.runtime import KNOWN, canonical
+from pomlflow.template.source import Page
 
 _EVERYWHERE = frozenset({"for", "if", "key"})
 _INSTEAD = {
@@ -89,17 +88,17 @@ def _of(name: str, documented: Mapping[str, Any]) -> Mapping[str, str]:
 
 def unknown_attribute(page: Page) -> Iterator[Fault]:
     """Find attributes that POML does not have."""
-    for node in page.nodes:
-        known = attributes().get(node.name)
-        for key, offset in node.element.name_offsets.items():
+    for element in page.document.elements:
+        known = attributes().get(element.kind)
+        for key, offset in element.name_offsets.items():
             plain = key.replace("-", "")
-            if known is None or plain in known or key in _EVERYWHERE or ":" in key or _is_version(key, node):
+            if known is None or plain in known or key in _EVERYWHERE or ":" in key or _is_version(key, element):
                 continue
             remedy = _near_attribute(plain, known)
             written = page.text[offset : offset + len(key)]
-            yield Fault(offset, len(key), f"POML has no attribute {written} of <{node.element.name}>", remedy)
-        if node.name == "stylesheet":
-            yield from _unknown_styles(node.element.text())
+            yield Fault(offset, len(key), f"POML has no attribute {written} of <{element.name}>", remedy)
+        if element.kind == "stylesheet":
+            yield from _unknown_styles(element.text())
 
 
 def _near_attribute(key: str, known: Mapping[str, str]) -> str:
@@ -134,28 +133,27 @@ def _unknown_styles(passage: Passage) -> Iterator[Fault]:
 
 def unknown_setting(page: Page) -> Iterator[Fault]:
     """Find runtime settings that no provider has, and objects and arrays, which become text."""
-    plain = {name.replace("_", ""): name for name in KNOWN}
-    for node in page.nodes:
-        if node.name != "runtime":
+    for element in page.document.elements:
+        if element.kind != "runtime":
             continue
-        yield from _literal_settings(page, node)
-        for key, offset in node.element.name_offsets.items():
-            name, written = re.sub(r"[-_]", "", key), page.text[offset : offset + len(key)]
-            if name in plain or key in _EVERYWHERE:
+        yield from _literal_settings(page, element)
+        for key, offset in element.name_offsets.items():
+            written = page.text[offset : offset + len(key)]
+            if canonical(written) in KNOWN or key in _EVERYWHERE:
                 continue
-            near = difflib.get_close_matches(name, plain, 1, 0.7)
-            remedy = f"write {_camel(plain[near[0]])}" if near else "write what the provider's API calls it"
+            near = difflib.get_close_matches(canonical(written), KNOWN, 1, 0.7)
+            remedy = f"write {_camel(near[0])}" if near else "write what the provider's API calls it"
             yield Fault(offset, len(key), f"{written} is not a setting of a model", remedy)
 
 
-def _literal_settings(page: Page, node: Node) -> Iterator[Fault]:
+def _literal_settings(page: Page, element: Element) -> Iterator[Fault]:
     """Find settings whose value is an object or an array in JavaScript."""
-    for key, value in node.element.attributes:
+    for key, value in element.attributes:
         for start, code in expressions(value.text) if key not in _EVERYWHERE else ():
             literal = code.removeprefix("(").removesuffix(")").strip()
             if not _CONTAINER.fullmatch(literal):
                 continue
-            offset = node.element.name_offsets[key]
+            offset = element.name_offsets[key]
             written = page.text[offset : offset + len(key)]
             why = f"{'an object' if literal[0] == '{' else 'an array'} in {written} of <runtime> becomes text"
             quote = '"' if "'" in literal else "'"
@@ -170,14 +168,14 @@ def _camel(name: str) -> str:
 
 def invalid_schema(page: Page) -> Iterator[Fault]:
     """Find schemas that POML accepts although they are not JSON Schema."""
-    for node in page.nodes:
-        passage = node.element.text()
+    for element in page.document.elements:
+        passage = element.text()
         text = passage.text.strip()
-        if node.name not in SCHEMAS or "{{" in text or node.element.find("parser").text == "eval":
+        if element.kind not in SCHEMAS or "{{" in text or element.find("parser").text == "eval":
             continue
         if not text:
-            name = node.element.name
-            yield Fault(node.element.start, len(name) + 1, f"<{name}> is empty", "write a JSON Schema in it")
+            name = element.name
+            yield Fault(element.start, len(name) + 1, f"<{name}> is empty", "write a JSON Schema in it")
             continue
         try:
             wrong = _not_schema(json.loads(text))
@@ -235,54 +233,55 @@ def _misspelt(schema: Mapping[str, Any], keywords: Iterable[str]) -> tuple[str, 
 def media_as_text(page: Page) -> Iterator[Fault]:
     """Find pictures that POML replaces by their alt text, and pictures and sounds that it drops."""
     styles = [json.dumps(page.stylesheet or {})]
-    styles += [node.element.text().text for node in page.nodes if node.name == "stylesheet"]
-    for node in page.nodes:
-        syntax, alt = node.element.find("syntax").text, node.element.find("alt").text
-        picture = node.name in {"img", "image"}
-        if not (picture or node.name == "audio") or _is_alone(page, node):
+    styles += [element.text().text for element in page.document.elements if element.kind == "stylesheet"]
+    for element in page.document.elements:
+        syntax, alt = element.find("syntax").text, element.find("alt").text
+        picture = element.kind in {"img", "image"}
+        if not (picture or element.kind == "audio") or _is_alone(page, element):
             continue
-        what, width, start = "picture" if picture else "sound", len(node.element.name) + 1, node.element.start
+        what, width, start = "picture" if picture else "sound", len(element.name) + 1, element.start
         if "multimedia" in "".join(styles) or syntax == "multimedia" or "{{" in syntax:
             continue
         if not picture or alt or syntax:
             why = f"the {what} is not sent{', only its alt text' if picture and alt else ''}"
-            yield Fault(start, width, why, f'write <{node.element.name} syntax="multimedia" …/>')
+            yield Fault(start, width, why, f'write <{element.name} syntax="multimedia" …/>')
 
 
-def _is_alone(page: Page, node: Node) -> bool:
+def _is_alone(page: Page, element: Element) -> bool:
     """Return whether an element is the only outermost one of a page, which POML sends as media."""
-    outermost = [one for one in page.nodes[1:] if not one.inside]
-    return page.source.file is None and [node] == outermost and not page.document.text().text.strip()
+    return page.document.source.file is None and page.document.content() is element
 
 
 def missing_file(page: Page) -> Iterator[Fault]:
     """Find files that do not exist; an expression in the path of an include is not evaluated."""
     where = "the folder of the .poml file" if page.snapshot.path is not None else os.fspath(page.folder)
-    for node in page.nodes:
-        source = node.element.find("src")
+    for element in page.document.elements:
+        source = element.find("src")
         at, width = source.at(0), len(source.text)
-        if not source.text or page.snapshot.uri is not None or node.name not in READERS | {"include", "let"}:
+        if not source.text or page.snapshot.uri is not None or element.kind not in READERS | {"include", "let"}:
             continue
-        folder = page.folder if node.name in {"include", "let"} else page.snapshot.folder
-        is_evaluated = "{{" in source.text and node.name != "include"
+        folder = page.folder if element.kind in {"include", "let"} else page.snapshot.folder
+        is_evaluated = "{{" in source.text and element.kind != "include"
         # Path.exists raises an error for a name that is too long.
         if not is_evaluated and not os.path.exists(folder / source.text):  # noqa: PTH110
             yield Fault(at, width, "there is no such file", f"a path is relative to {where}")
 
 
-def _is_version(key: str, node: Node) -> bool:
+def _is_version(key: str, element: Element) -> bool:
     """Return whether an attribute is about POML's version, and is none that POML has."""
-    return key in _VERSIONS and (node.name == "poml" or (node.name == "meta" and (key == "version" or "-" in key)))
+    return key in _VERSIONS and (
+        element.kind == "poml" or (element.kind == "meta" and (key == "version" or "-" in key))
+    )
 
 
 def poml_version(page: Page) -> Iterator[Fault]:
     """Find version attributes that POML does not have, and versions that are malformed."""
-    for node in page.nodes:
-        for key, value in node.element.attributes:
-            if _is_version(key, node):
-                offset = node.element.name_offsets[key]
-                why = f"POML has no attribute {page.text[offset : offset + len(key)]} of <{node.element.name}>"
+    for element in page.document.elements:
+        for key, value in element.attributes:
+            if _is_version(key, element):
+                offset = element.name_offsets[key]
+                why = f"POML has no attribute {page.text[offset : offset + len(key)]} of <{element.name}>"
                 yield Fault(offset, len(key), why, 'write <meta minVersion="0.0.8"/>')
-            elif node.name == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
+            elif element.kind == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
                 why = f"{value.text!r} is not a version of POML"
                 yield Fault(value.at(0), len(value.text), why, "write three numbers: 0.0.8")

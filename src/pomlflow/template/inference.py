@@ -12,8 +12,6 @@ The rules are those of ``PomlFile`` in POML's ``file.tsx``:
 - What an ``<include>`` binds stays inside it.
 - The content of an unknown element is not evaluated, and an expression that is not JavaScript has no variables.
 
-A part of a markup is dynamic if it depends on more than the markup: on a variable, a file, the clock or the process.
-
 Globals are not variables: those of ECMAScript, and those of Node whose names are unlikely for a variable (``process``,
 ``Buffer``, ``URL`` …). Other globals of Node (``performance``, ``crypto``, ``navigator``, ``global`` …) count as
 variables. Markup that POML refuses is read as far as possible, since rendering it reports the errors.
@@ -34,18 +32,20 @@ from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import (
     ENTITIES,
     ENTITY,
+    SCHEMAS,
+    TOOLS,
     Element,
     Passage,
     SourceText,
     expressions,
     is_known,
-    parse_markup,
+    parse,
     split_loop,
     unwrapped,
 )
 from pomlflow.template.source import Expression, Inference, Kind, Use
 
-# Globals whose values change between renders or machines: an expression that uses them is dynamic.
+# Globals whose values change between renders or machines: what an expression makes of them is not static.
 _DYNAMIC_GLOBALS = frozenset({"Date", "globalThis", "process"})
 _GLOBALS = _DYNAMIC_GLOBALS | frozenset(
     "Infinity NaN undefined arguments eval isFinite isNaN parseFloat parseInt decodeURI decodeURIComponent encodeURI "
@@ -60,20 +60,14 @@ _GLOBALS = _DYNAMIC_GLOBALS | frozenset(
 )
 # The elements that give the frame a field.
 _FIELDS = {
-    **dict.fromkeys(("output-schema", "outputschema"), "schema"),
-    **dict.fromkeys(("tool-definition", "tool-def", "tooldef", "tool"), "tools"),
+    "outputschema": "schema",
+    **dict.fromkeys(TOOLS, "tools"),
     "runtime": "runtime",
 }
 # The attributes that POML evaluates, other than `for` and `if`; of elements that are not listed, it evaluates them all.
 _ATTRIBUTES = {
-    "include": (),
-    "meta": (),
-    **{
-        key: ("parser",) if field == "schema" else ("name", "description", "parser")
-        for key, field in _FIELDS.items()
-        if field != "runtime"
-    },
-}
+    "include": (), "meta": (), "outputschema": ("parser",), **dict.fromkeys(TOOLS, ("name", "description", "parser")),
+}  # fmt: skip
 # The elements that read a file, other than <include> and <let>.
 READERS = frozenset("audio doc document folder image img table webpage".split())
 _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
@@ -88,24 +82,23 @@ def infer(markup: str, folder: Path | None = None, *, read: Callable[[Path], str
     """
     folder = Path(os.path.abspath(folder or "."))  # noqa: PTH100
     collector = _Collector(folder, read or _read)
-    root = parse_markup(markup)
-    context = [child for child in root.children if isinstance(child, Element) and child.name == "context"]
-    values = _json_object(context[0].text().text) if len(context) == 1 else {}
-    # POML merges the caller's variable into an object in <context> of the same name, so the object is dynamic.
-    bound = {key: isinstance(value, dict) for key, value in values.items()}
-    collector.walk([root], _Scope(SourceText(markup), folder, bound, is_main=True))
+    document = parse(markup.removeprefix("\ufeff"))
+    root = document.content()
+    context = [child for child in root.children if isinstance(child, Element) and child.kind == "context"]
+    bound = set(_json_object(context[0].text().text)) if len(context) == 1 else set()
+    collector.sources[None] = document.source
+    collector.walk([root], _Scope(document.source, folder, bound, is_main=True))
     return collector.result()
 
 
 class _Scope(NamedTuple):
-    """The names that are bound at an expression, each with whether its value is dynamic."""
+    """The names that are bound at an expression, and the elements around it."""
 
     source: SourceText
     folder: Path
-    in_file: dict[str, bool]  # bound by <let>: for the rest of the file, shared by all its elements
-    in_element: dict[str, bool] = {}  # noqa: RUF012 - bound by a loop; never changed, only replaced
+    in_file: set[str]  # bound by <let>: for the rest of the file, shared by all its elements
+    in_element: frozenset[str] = frozenset()  # bound by a loop
     guarded: frozenset[str] = frozenset()  # tested by `typeof` in an enclosing `if`
-    dynamic: bool = False  # whether an enclosing `if` or `for` is
     conditional: bool = False  # whether there is an enclosing `if` or `for`
     is_main: bool = False  # the template's own markup; POML drops the schema, tools and runtime of an include
 
@@ -123,7 +116,8 @@ class _Collector:
         self.includes: dict[Path, None] = {}
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
-        self.fields: dict[str, bool] = {}  # field of the frame -> whether it is dynamic
+        self.fields: dict[str, bool] = {}  # field of the frame -> whether it is static
+        self.sources: dict[Path | None, SourceText] = {}
         self.visited: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.has_speakers = False
 
@@ -137,11 +131,12 @@ class _Collector:
             message_sources=tuple(name for name in self.message_sources if name not in self.messages),
             uses=tuple(self.uses),
             expressions=tuple(self.expressions),
+            sources=tuple(self.sources.values()),
             includes=tuple(self.includes),
             assets=tuple(file for file in self.assets if file not in self.includes),
             absolute=frozenset(file for file, always in self.absolute.items() if always),
             fields=frozenset(self.fields),
-            static_fields=frozenset(field for field, dynamic in self.fields.items() if not dynamic),
+            static_fields=frozenset(field for field, static in self.fields.items() if static),
             has_speakers=self.has_speakers,
         )
 
@@ -154,36 +149,37 @@ class _Collector:
                 pending.pop()
             elif isinstance(node, Passage):
                 self.add_passage(node, scope, "text")
-            elif node.name == "let":
+            elif node.kind == "let":
                 self.add_let(node, scope)
-            elif node.name not in {"stylesheet", "context"}:
+            elif node.kind not in {"stylesheet", "context"}:
                 pending.append(self.add_element(node, scope))
 
     def add_element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
         """Add an element's attributes; return its content and the scope of that content."""
         scope = self.loop_and_condition(element, scope)
-        self.has_speakers |= element.name.replace("-", "") in _SPEAKERS
-        dynamic = False
-        evaluated = _ATTRIBUTES.get(element.name)
+        self.has_speakers |= element.kind in _SPEAKERS
+        before = len(self.expressions)
+        evaluated = _ATTRIBUTES.get(element.kind)
         for key, value in element.attributes:
             self.has_speakers |= key == "speaker"
             if key not in {"for", "if"} and (evaluated is None or key in evaluated):
-                if element.name == "conversation" and key == "messages":
+                if element.kind == "conversation" and key == "messages":
                     self.add_messages(value, scope)
-                dynamic |= self.add_passage(value, scope, "attribute", key)
-        if element.name == "include":
+                self.add_passage(value, scope, "attribute", key)
+        if element.kind == "include":
             return self.included(element, scope)
-        if element.name in READERS and (source := element.find("src").text) and "{{" not in source:
+        if element.kind in READERS and (source := element.find("src").text) and "{{" not in source:
             # POML resolves it against the template's folder, not against the include's.
             self.assets[self.file(self.folder, source)] = None
-        field = _FIELDS.get(element.name)
+        field = _FIELDS.get(element.kind)
         if field is None:
-            content = () if element.name == "meta" or not is_known(element.name) else element.children
+            content = () if element.kind == "meta" or not is_known(element) else element.children
             return iter(content), scope
-        if field != "runtime":
-            dynamic |= self.add_schema(element, scope)
+        if element.kind in SCHEMAS:
+            self.add_schema(element, scope)
         if scope.is_main:
-            self.fields[field] = self.fields.get(field, False) or dynamic or scope.dynamic
+            static = not scope.conditional and all(map(_is_static, self.expressions[before:]))
+            self.fields[field] = self.fields.get(field, True) and static
         return iter(()), scope
 
     def add_messages(self, value: Passage, scope: _Scope) -> None:
@@ -200,92 +196,83 @@ class _Collector:
         scope = scope._replace(conditional=scope.conditional or bool(loop.text or condition.text))
         if loop.text and (parts := split_loop(loop.text)) is None:
             # POML refuses it, so its words do not count as variables.
-            scope = scope._replace(in_element={**scope.in_element, **dict.fromkeys(WORD.findall(loop.text), True)})
+            scope = scope._replace(in_element=scope.in_element.union(WORD.findall(loop.text)))
         elif loop.text and parts is not None:
             item, start, code = parts
-            dynamic = self.add_expression(code, start, loop, scope, "for")
-            names = dict.fromkeys(("loop", *bound_by(item)), dynamic)
-            scope = scope._replace(in_element={**scope.in_element, **names}, dynamic=scope.dynamic or dynamic)
+            self.add_expression(code, start, loop, scope, "for")
+            scope = scope._replace(in_element=scope.in_element.union(("loop", *bound_by(item))))
         if condition.text:
             start, code = unwrapped(condition.text)
-            dynamic = self.add_expression(code, start, condition, scope, "if")
-            guarded = scope.guarded | analyse(code).tested
-            scope = scope._replace(guarded=guarded, dynamic=scope.dynamic or dynamic)
+            self.add_expression(code, start, condition, scope, "if")
+            scope = scope._replace(guarded=scope.guarded | analyse(code).tested)
         return scope
 
     def included(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
         """Return the content of an include's file and the scope there; nothing if the file adds nothing new."""
-        source = element.find("src").text
+        path = element.find("src").text
         nothing: tuple[Iterator[Element | Passage], _Scope] = iter(()), scope
-        if not source:
+        if not path:
             return nothing
-        file = self.file(scope.folder, source)
+        file = self.file(scope.folder, path)
         self.includes[file] = None
-        bound = {**scope.in_file, **scope.in_element}
+        bound = scope.in_file | scope.in_element
         # The same file with the same names bound adds nothing new; this also ends cycles.
         visit = file, frozenset(bound), scope.guarded
         text = None if visit in self.visited else self.read(file)
         if text is None:
             return nothing
         self.visited.add(visit)
-        root = parse_markup(text)
-        inside = scope._replace(
-            source=SourceText(text, file), folder=file.parent, in_file=bound, in_element={}, is_main=False
-        )
-        return iter(root.children if root.name == "poml" else [root]), inside
+        document = parse(text, file)
+        self.sources[file] = source = document.source
+        root = document.content()
+        inside = scope._replace(source=source, folder=file.parent, in_file=bound, in_element=frozenset(), is_main=False)
+        return iter(root.children if root.kind == "poml" else [root]), inside
 
     def add_let(self, element: Element, scope: _Scope) -> None:
         name, source, value = element.find("name"), element.find("src").text, element.find("value")
-        dynamic = bool(source)  # a file is not part of the markup
         file = self.file(scope.folder, source)
         if source:
             self.assets[file] = None
         if name.text and value.text and not source:
             start, code = unwrapped(value.text)
-            dynamic = self.add_expression(code, start, value, scope, "value")
+            self.add_expression(code, start, value, scope, "value")
         names: Iterable[str] = bound_by(name.text) if name.text else ()
         if not name.text and source:
             names = _json_object(self.read(file) or "")
         elif not name.text and not value.text:
             names = _json_object(element.text().text)
-        scope.in_file.update(dict.fromkeys(names, dynamic))
+        scope.in_file.update(names)
 
-    def add_schema(self, element: Element, scope: _Scope) -> bool:
+    def add_schema(self, element: Element, scope: _Scope) -> None:
         passage, parser = element.text(), element.find("parser").text
         text = passage.text.strip()
         if parser not in {"json", "eval"}:  # not given, or itself an expression
             parser = "json" if text.startswith("{") else "eval"
         if parser == "json":
-            return self.add_passage(passage, scope, "text")
+            self.add_passage(passage, scope, "text")
+            return
         start, code = unwrapped(text)
         start += len(passage.text) - len(passage.text.lstrip())
-        scope = scope._replace(in_element={"z": False, **scope.in_file, **scope.in_element})
-        return self.add_expression(code, start, passage, scope, "schema")
+        scope = scope._replace(in_element=scope.in_element | {"z"})
+        self.add_expression(code, start, passage, scope, "schema")
 
-    def add_passage(self, passage: Passage, scope: _Scope, kind: Kind, attribute: str = "") -> bool:
-        """Add every expression in a passage; return whether one of them is dynamic."""
-        dynamic = False
+    def add_passage(self, passage: Passage, scope: _Scope, kind: Kind, attribute: str = "") -> None:
+        """Add every expression in a passage."""
         for start, code in expressions(passage.text):
-            dynamic |= self.add_expression(code, start, passage, scope, kind, attribute)
-        return dynamic
+            self.add_expression(code, start, passage, scope, kind, attribute)
 
     def add_expression(
         self, code: str, start: int, passage: Passage, scope: _Scope, kind: Kind, attribute: str = ""
-    ) -> bool:
-        """Add an expression and the variables that it uses; return whether it is dynamic."""
+    ) -> None:
+        """Add an expression and the variables that it uses."""
         expression = Expression(code, scope.source, passage.at(start), kind, attribute)
         self.expressions.append(expression)
         # POML does not decode an entity, so it is an error there. Its name must not count as a variable.
         analysis = analyse(ENTITY.sub(lambda entity: ENTITIES[entity[1]], code))
-        dynamic = analysis.broken
         for at, name, _ in analysis.uses:
-            if not self.is_free(name, scope):
-                dynamic |= scope.in_element.get(name, scope.in_file.get(name, name in _DYNAMIC_GLOBALS))
-                continue
-            dynamic = True
-            guarded = name in analysis.tested or name in scope.guarded
-            self.uses.append(Use(name, expression, passage.at(start + at), guarded, scope.conditional))
-        return dynamic
+            if self.is_free(name, scope):
+                guarded = name in analysis.tested or name in scope.guarded
+                self.uses.append(Use(name, expression, passage.at(start + at), guarded, scope.conditional))
 
     def file(self, folder: Path, source: str) -> Path:
         """Return the file that a ``src`` names, and record whether it is only named by absolute paths."""
@@ -295,6 +282,13 @@ class _Collector:
 
     def is_free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.in_element or name in scope.in_file or name in _GLOBALS) and is_identifier(name)
+
+
+def _is_static(expression: Expression) -> bool:
+    """Return whether an expression uses nothing but constant globals, and zod in a schema."""
+    analysis, known = analyse(expression.code), _GLOBALS - _DYNAMIC_GLOBALS
+    is_known = all(use.name in known or (use.name == "z" and expression.kind == "schema") for use in analysis.uses)
+    return is_known and not analysis.broken
 
 
 def _read(file: Path) -> str | None:

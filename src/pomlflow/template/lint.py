@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import ConfigurationError, Problem
 from pomlflow.template import attribute_rules, text_rules
-from pomlflow.template.markup import SourceText, parse_document
+from pomlflow.template.markup import Document, parse
 from pomlflow.template.names import tool_settings
-from pomlflow.template.page import Page
-from pomlflow.template.source import Snapshot
+from pomlflow.template.source import Page, Snapshot
 
 _RULES = (
     text_rules.single_braces,
@@ -39,7 +36,6 @@ RULES = {rule.__name__.replace("_", "-"): rule for rule in _RULES}
 _REPEATED = frozenset(
     {"python-expression", "jinja-syntax", "let-value", "missing-file", "poml-version", "invalid-schema"}
 )
-_IGNORED = re.compile(r"<!--\s*pomlflow:\s*ignore\b(?P<rules>[^>]*?)-->")
 
 
 class Finding(Problem):
@@ -105,13 +101,14 @@ def lint(
     """
     rules = [name for name in RULES if name in settings.select and name not in settings.ignore]
     found: list[Finding] = []
-    for page, file in _pages(snapshot, stylesheet):
-        ignored = _ignored_lines(page.text)
+    for page in _pages(snapshot, stylesheet):
+        source, ignored = page.document.source, _ignored_lines(page.document)
+        file = snapshot.label if source.file is None else str(source.file)
         reported = [(one.line, one.column or 1, one.width) for one in errors if one.file == file]
         own: dict[Finding, None] = {}
         for name in rules:
             for fault in RULES[name](page):
-                line, column, text = page.source.locate(fault.offset)
+                line, column, text = source.locate(fault.offset)
                 is_known = any(line == at and start <= column < start + width for at, start, width in reported)
                 if not (is_known and name in _REPEATED) and name not in ignored.get(line, ()):
                     finding = Finding(fault.message, name, file, line, column, text, fault.width, fault.remedy)
@@ -120,25 +117,22 @@ def lint(
     return found
 
 
-def _pages(snapshot: Snapshot, stylesheet: Mapping[str, Any] | None) -> Iterator[tuple[Page, str | None]]:
-    sources = [(SourceText(snapshot.source), snapshot.folder, snapshot.label)]
-    for file in snapshot.inference.includes:
-        content = read_file(file)
-        if content is not None and file.suffix == ".poml":
-            sources.append((SourceText(decode(content, str(file))[0], file), file.parent, str(file)))
-    for source, folder, label in sources:
-        yield Page(source, parse_document(source.text), folder, snapshot, stylesheet), label
+def _pages(snapshot: Snapshot, stylesheet: Mapping[str, Any] | None) -> Iterator[Page]:
+    for source in snapshot.inference.sources:
+        if source.file is None or source.file.suffix == ".poml":
+            yield Page(parse(*source), snapshot, stylesheet)
 
 
-def _ignored_lines(text: str) -> dict[int, set[str]]:
+def _ignored_lines(document: Document) -> dict[int, set[str]]:
     """Return the rules to ignore by line, from comments ``<!-- pomlflow: ignore rule -->``.
 
     A comment applies to its own line and the next one, and to all rules if it names none.
     """
     found: dict[int, set[str]] = {}
-    for comment in _IGNORED.finditer(text):
-        line = text.count("\n", 0, comment.end()) + 1
-        rules = re.findall(r"[\w-]*\w", comment["rules"])
-        for ignored in (line, line + 1):
-            found.setdefault(ignored, set()).update(rules or RULES)
+    for comment in document.comments:
+        words = comment.text.replace(",", " ").replace(":", ": ").split()
+        if words[:2] == ["pomlflow:", "ignore"]:
+            line = document.source.locate(comment.at(len(comment.text)))[0]
+            for ignored in (line, line + 1):
+                found.setdefault(ignored, set()).update(words[2:] or RULES)
     return found

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 _NAME = r"[A-Za-z_:][A-Za-z0-9_:.\-\u00b7\u0300-\u036f\u203f\u2040]*"
-_MARKUP = re.compile(rf"<(?:!--|!\[CDATA\[|[!?/]|(?=[A-Za-z_:]))|&(?:{_NAME};|#[0-9]+;|#x[0-9A-Fa-f])")
-_TAG = re.compile(rf"""({_NAME})(?:\s*=\s*("[^"]*"|'[^']*'))?|(/?>)|(<)|\s+|.""", re.DOTALL)
+_MARKUP = re.compile(rf"<(?:!--|!\[CDATA\[|[!?/]|(?=[A-Za-z_:]))|&(?:{_NAME};|#[0-9]+;|#x[0-9A-Fa-f])|(?P<stray>[<&])")
+# An attribute, with the value in quotes or without; the end of the tag; the start of another one; other characters.
+_TAG = re.compile(
+    rf"""({_NAME})(?:\s*=\s*(?:("[^"]*"|'[^']*')|(\{{\{{[^{{}}<>"']*\}}\}}|(?:[^\s"'<>/]|/(?!>))*)))?"""
+    r"|(/?>)|(<)|\s+|.",
+    re.DOTALL,
+)
 # Everything that JavaScript's `.` takes as a line end becomes \n. \r\n becomes a blank and \n: offsets do not change.
 _LINES = str.maketrans({"\r": "\n", "\u2028": "\n", "\u2029": "\n", "\ufeff": " "})
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
@@ -25,8 +30,16 @@ _LOOP = re.compile(r"^(.*\S)\s++in\s++(.+)", re.MULTILINE)  # possessive, so tha
 # POML drops an entity from text, and does not decode it in an expression.
 ENTITY = re.compile(r"&(amp|lt|gt|quot|apos);")
 ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
-# The elements that define a tool, without hyphens.
+# The elements that define a tool, without hyphens; those with a schema; those whose content is in no message.
 TOOLS = ("tool", "tooldef", "tooldefinition")
+SCHEMAS = frozenset({"outputschema", *TOOLS})
+_NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}
+_ESCAPES = "in text, write #amp; for & and #lt; for <"
+EXPRESSION = (
+    'an expression in text cannot hold & or <: name its value first, <let name="both" value="a && b"/>, or write it '
+    "in an if=; write a < b as b > a"
+)
+_ONE_ROOT = "remove it, or put everything into one <poml>…</poml>"
 # All names and aliases of the elements of poml 0.0.8, in lower case and without hyphens.
 _ELEMENTS = frozenset(
     "aimessage aimsg anyorfree audio b bold br caption captionedparagraph captiontext code context conversation cp "
@@ -74,31 +87,44 @@ class Passage(NamedTuple):
 _NOTHING = Passage("")
 
 
+class Fault(NamedTuple):
+    """A fault in markup, at an offset, of `width` characters."""
+
+    offset: int
+    width: int
+    message: str
+    remedy: str
+    since: int = -1  # the first offset at which POML may report it, if that is before the fault; else -1
+
+
 class Element:
     """An element."""
 
-    __slots__ = ("attributes", "children", "end", "end_tag", "faults", "name", "name_offsets", "start")
+    __slots__ = ("attributes", "children", "end", "end_tag", "inside", "kind", "name", "name_offsets", "start")
 
-    def __init__(self, name: str, start: int = 0) -> None:
+    def __init__(self, name: str, start: int = 0, inside: frozenset[str] = frozenset()) -> None:
         prefix, _, local = name.partition(":")
         self.name = (local if prefix and local and ":" not in local else name).lower()
+        self.kind = self.name.replace("-", "")  # what POML reads
+        self.inside = inside  # the kinds of the elements around it
         self.attributes: list[tuple[str, Passage]] = []  # by keys in lower case
         self.children: list[Element | Passage] = []
         self.name_offsets: dict[str, int] = {}  # of the attributes
-        # The offset and the kind of each fault in the start tag: "unquoted" (a value without quotes), "bare" (an
-        # attribute without a value), "stray" (other characters), "open" (not closed).
-        self.faults: list[tuple[int, str]] = []
-        self.end_tag: tuple[int, str] | None = None  # its offset and name, which POML does not compare
+        self.end_tag: int | None = None  # its offset
         self.start = self.end = start  # of the start tag
 
     def find(self, key: str) -> Passage:
         """Return the value of an attribute, the first one if it is repeated; an empty passage if there is none."""
         return next((value for name, value in self.attributes if name == key), _NOTHING)
 
+    def within(self, kinds: Collection[str]) -> bool:
+        """Return whether it, or an element around it, is of one of these kinds."""
+        return self.kind in kinds or not self.inside.isdisjoint(kinds)
+
     @property
     def content_end(self) -> int:
         """The offset where its content ends."""
-        return self.end if self.end_tag is None else self.end_tag[0]
+        return self.end if self.end_tag is None else self.end_tag
 
     def text(self) -> Passage:
         """Return the text directly inside it, without that of its child elements."""
@@ -110,77 +136,137 @@ class Element:
                 length += len(child.text) + 1
         return Passage(" ".join(texts), tuple(pieces)) if pieces else _NOTHING
 
-    def walk(self) -> Iterator[Element]:
-        """Yield the element and all elements inside it, in reading order."""
-        pending: list[Element] = [self]
-        while pending:
-            element = pending.pop()
-            yield element
-            pending += [child for child in reversed(element.children) if isinstance(child, Element)]
+
+class Document:
+    """Parsed markup."""
+
+    def __init__(self, source: SourceText) -> None:
+        self.source = source
+        self.root = Element("poml")  # around all of it
+        self.elements = [self.root]  # in reading order
+        self.comments: list[Passage] = []
+        self.fault: Fault | None = None  # the first one in a tag or a text
+        self.nesting: Fault | None = (
+            None  # the first missing or superfluous tag, by the names, which POML does not compare
+        )
+
+    def content(self) -> Element:
+        """Return the root as POML sees it: markup that is not a single element gets a ``<poml>`` around it."""
+        solid = [one for one in self.root.children if isinstance(one, Element) or not one.text.isspace()]
+        return solid[0] if len(solid) == 1 and isinstance(solid[0], Element) else self.root
+
+    def texts(self) -> Iterator[tuple[Passage, Element]]:
+        """Yield every piece of text of a message, with its element."""
+        for element in self.elements:
+            if not element.within(_NOT_TEXT):
+                yield from ((one, element) for one in element.children if isinstance(one, Passage) and one.text)
+
+    def values(self) -> Iterator[tuple[Passage, Element]]:
+        """Yield the value of every attribute in which POML replaces ``{{…}}``, with its element."""
+        for element in self.elements:
+            if element.kind not in {"let", "include", "meta"}:
+                yield from ((value, element) for key, value in element.attributes if key not in {"for", "if"})
+
+    def cause(self, reported: int) -> Fault | None:
+        """Return the cause of a syntax error that POML reports at an offset, which is often long after the cause."""
+        fault = self.fault or self.nesting
+        return None if fault is None or reported < (fault.offset if fault.since < 0 else fault.since) else fault
 
 
 def is_poml(text: str) -> bool:
     """Return whether a text looks like POML: it has elements of POML, and no text outside of elements."""
     # POML accepts any text. A prompt with some of its text in XML tags is plain text.
-    document = _parse(text.replace("\ufeff", " "))
-    elements = [child for child in document.children if isinstance(child, Element)]
-    return bool(elements) and not document.text().text.strip() and all(is_known(element.name) for element in elements)
+    root = parse(text).root
+    elements = [child for child in root.children if isinstance(child, Element)]
+    return bool(elements) and not root.text().text.strip() and all(is_known(element) for element in elements)
 
 
-def is_known(name: str) -> bool:
-    """Return whether POML has an element of that name, given in lower case."""
-    return name.replace("-", "") in _ELEMENTS
+def is_known(element: Element) -> bool:
+    """Return whether POML has such an element."""
+    return element.kind in _ELEMENTS
 
 
-def parse_document(markup: str) -> Element:
-    """Parse markup, and return an element around all of it."""
-    return _parse(markup.replace("\r\n", " \n").translate(_LINES))
-
-
-def parse_markup(markup: str) -> Element:
-    """Parse as POML does: markup that is not a single element gets a ``<poml>`` around it."""
-    document = parse_document(markup)
-    solid = [child for child in document.children if isinstance(child, Element) or not child.text.isspace()]
-    return solid[0] if len(solid) == 1 and isinstance(solid[0], Element) else document
-
-
-def _parse(text: str) -> Element:
+def parse(markup: str, file: Path | None = None) -> Document:
     """Parse XML's tags; an end tag ends the innermost element, whatever its name, as in POML."""
-    document = Element("poml")
-    open_elements = [document]
-    find = _finder(text)
-    at = 0
-    while found := _MARKUP.search(text, at):
-        children = open_elements[-1].children
-        start, kind = found.start(), found[0]
+    document = Document(SourceText(markup, file))
+    text = markup.replace("\r\n", " \n").translate(_LINES)
+    open_elements, named = [document.root], list[Element]()
+    find, at, start_at = _finder(text), 0, 0
+    while found := _MARKUP.search(text, start_at):
+        start, kind, start_at = found.start(), found[0], found.end()
+        if found["stray"]:
+            document.fault = document.fault or _stray(text, start)
+            continue
+        inner = open_elements[-1]
         if start > at:
-            children.append(Passage(text[at:start], ((0, at),)))
-        at = found.end()
+            inner.children.append(Passage(text[at:start], ((0, at),)))
         if kind == "<":
-            element, is_open = _tag(text, at)
-            at = element.end
-            children.append(element)
+            element, start_at, is_open = _tag(text, start_at, inner, document)
             if is_open:
                 open_elements.append(element)
+                named.append(element)
         elif kind == "</":
-            end = find(">", at) or at
-            last = open_elements[-1]
-            last.end_tag = last.end_tag or (start, text[at:end].rstrip("> \n").lower())
-            at = end
+            start_at = find(">", start_at) or start_at
+            inner.end_tag = start if inner.end_tag is None else inner.end_tag
             del open_elements[max(1, len(open_elements) - 1) :]
-        elif kind in {"<!--", "<!"}:
-            at = (kind == "<!--" and find("-->", at)) or find(">", at) or at
+            name = text[start + 2 : start_at].rstrip("> \n").lower().rpartition(":")[2]
+            document.nesting = document.nesting or _ended(text, named, name, start)
         else:
-            # POML drops it, but it separates pieces of text, and counts as content outside the root.
-            children.append(Passage("", ((0, start),)))
-            if kind == "<![CDATA[":
-                at = find("]]>", at) or at
-            elif kind == "<?":  # greedy: up to the last ?> of the line
-                end, line = find("?>", at), find("\n", at) or len(text)
-                at = max(end, text.rfind("?>", at, line) + 2) if end else at
+            start_at = _skip(text, found, inner, document, find)
+        at = start_at
     if at < len(text):
         open_elements[-1].children.append(Passage(text[at:], ((0, at),)))
+    if named:
+        document.nesting = document.nesting or _unended(text, named[-1])
     return document
+
+
+def _skip(text: str, found: re.Match[str], inner: Element, document: Document, find: Callable[[str, int], int]) -> int:
+    """Skip a comment, a declaration, an entity, a CDATA section or an instruction; return the offset after it."""
+    start, kind, at = found.start(), found[0], found.end()
+    end = {"<!--": "-->", "<![CDATA[": "]]>"}.get(kind)
+    after = find(end, at) if end else 0
+    if end and not after:
+        what = "comment" if kind == "<!--" else "CDATA section"
+        fault = Fault(start, len(kind), f"the {what} has no end", f"end it with {end}", 0)
+        document.fault = document.fault or fault
+    if kind in {"<!", "<?"} and not text[:start].strip():
+        width = (find(">", at) or at) - start
+        document.nesting = document.nesting or Fault(start, width, "POML takes no XML declaration", "remove it")
+    if kind in {"<!--", "<!"}:
+        if after:
+            document.comments.append(Passage(text[at : after - 3], ((0, at),)))
+        return after or find(">", at) or at
+    # POML drops it, but it separates pieces of text, and counts as content outside the root.
+    inner.children.append(Passage("", ((0, start),)))
+    if kind == "<?":  # greedy: up to the last ?> of the line
+        after, line = find("?>", at), find("\n", at) or len(text)
+        return max(after, text.rfind("?>", at, line) + 2) if after else at
+    return after or at
+
+
+def _stray(text: str, offset: int) -> Fault:
+    remedy = EXPRESSION if text.rfind("{{", 0, offset) > text.rfind("}}", 0, offset) else _ESCAPES
+    what = "an element" if text[offset] == "<" else "an entity"
+    return Fault(offset, 1, f"{text[offset]} in text is read as the start of {what}", remedy)
+
+
+def _ended(text: str, named: list[Element], name: str, offset: int) -> Fault | None:
+    """Remove the last element, which an end tag ends; return the fault if it is the end tag of another one."""
+    if named and named[-1].name == name:
+        named.pop()
+        return None
+    if any(element.name == name for element in named):
+        return _unended(text, named[-1])
+    return Fault(offset, len(name) + 3, f"</{name}> ends no element", _ONE_ROOT)
+
+
+def _unended(text: str, element: Element) -> Fault:
+    name = element.name
+    if not is_known(element):
+        return _stray(text, element.start)
+    remedy = f"write </{name}>, or <{name}/> if it is empty"
+    return Fault(element.start, len(name) + 1, f"<{name}> has no end tag", remedy)
 
 
 def _finder(text: str) -> Callable[[str, int], int]:
@@ -197,29 +283,61 @@ def _finder(text: str) -> Callable[[str, int], int]:
     return find
 
 
-def _tag(text: str, at: int) -> tuple[Element, bool]:
-    """Read a start tag after its ``<``; return the element, and whether content follows."""
-    element: Element | None = None
-    for token in _TAG.finditer(text, at):
-        name, value, close, opening = token.groups()
-        element = element or Element(name, at - 1)
-        element.end = token.end() - len(opening or "")
+def _tag(text: str, at: int, inner: Element, document: Document) -> tuple[Element, int, bool]:
+    """Read a start tag after its ``<``; return the element, the offset after it, and whether content follows."""
+    inside = inner.inside if inner.kind in inner.inside else inner.inside | {inner.kind}
+    tokens = _TAG.finditer(text, at)
+    token = next(tokens)
+    element, fault, close = Element(token[1], at - 1, inside), None, None
+    for token in tokens:
+        name, value, _, close, opening = token.groups()
         if close or opening:
-            if opening:
-                element.faults.append((element.start, "open"))
-            return element, close == ">"
-        if token.start() == at or token[0].isspace():
-            continue
+            break
         if value is not None:
             element.name_offsets.setdefault(name.lower(), token.start())
             element.attributes.append((name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))))
-        elif token[0] == "=" and element.faults and element.faults[-1][1] == "bare":
-            element.faults[-1] = (element.faults[-1][0], "unquoted")
-        elif element.faults[-1:] == [] or element.faults[-1][1] != "unquoted":
-            element.faults.append((token.start(), "bare" if name else "stray"))
-    element = element or Element("", at)
-    element.faults.append((element.start, "open"))
-    return element, False
+        elif not token[0].isspace():
+            fault = fault or _fault_in_tag(text, element, token)
+    element.end = token.end() - (0 if close else len(token[5] or ""))
+    inner.children.append(element)
+    document.elements.append(element)
+    if document.fault is None:
+        if not close or (fault and not is_known(element)):
+            fault = _unclosed(text, element)
+        faults = [*_faults_in_values(element), *([fault] if fault else [])]
+        document.fault = min(faults, default=None)
+    return element, element.end, close == ">"
+
+
+def _unclosed(text: str, element: Element) -> Fault:
+    if not element.attributes or not is_known(element):
+        return _stray(text, element.start)
+    why, remedy = f"the tag <{element.name} is not closed", "close it with > before the next <"
+    return Fault(element.start, len(element.name) + 1, why, remedy)
+
+
+def _fault_in_tag(text: str, element: Element, token: re.Match[str]) -> Fault:
+    name, offset = token[1], token.start()
+    if token[3] is not None and text[token.end() : token.end() + 1] in {'"', "'"}:
+        return Fault(offset, len(name), f"the value of the attribute {name} has no closing quote", "close the quote")
+    if token[3] is not None:
+        remedy = f'put the value of an attribute in quotes: {name}="{token[3]}"'
+        return Fault(offset, len(name), f"the value of the attribute {name} has no quotes", remedy)
+    key, value = element.attributes[-1] if name and element.attributes else ("", _NOTHING)
+    if value.text.count("{{") > value.text.count("}}"):
+        why = f"the value of the attribute {key} ends inside its {{{{…}}}}, at a quote"
+        return Fault(offset - 1, 1, why, "inside an attribute's value, use the other quotes: \"{{x['a']}}\"")
+    if name:
+        return Fault(offset, len(name), f"the attribute {name} has no value", f'write {name}="true"')
+    return Fault(offset, 1, f"{token[0]!r} stands in a tag", 'write attributes as name="value"')
+
+
+def _faults_in_values(element: Element) -> Iterator[Fault]:
+    for key, value in element.attributes:
+        if (at := value.text.find("<")) >= 0:
+            is_code = key in {"if", "for"} or "{{" in value.text[:at] or element.kind == "let"
+            remedy = "in an expression, write a < b as b > a" if is_code else "in an attribute, write #lt; for <"
+            yield Fault(value.at(at), 1, f"the value of the attribute {key} holds <", remedy, element.start)
 
 
 def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pomlflow.engine.file_access import read_file
 from pomlflow.record import PromptFile
-from pomlflow.template.markup import SourceText
+from pomlflow.template.markup import Document, SourceText
 from pomlflow.template.names import relative_path
 
 Kind = Literal["text", "attribute", "for", "if", "value", "schema"]
@@ -63,11 +63,12 @@ class Inference:
     message_sources: tuple[str, ...] = ()  # with items that are its messages, as in ``{{history.slice(-6)}}``
     uses: tuple[Use, ...] = ()
     expressions: tuple[Expression, ...] = ()
+    sources: tuple[SourceText, ...] = ()  # the markup, and each included file that exists
     includes: tuple[Path, ...] = ()  # also those of included files, and missing ones
     assets: tuple[Path, ...] = ()  # every other file that is named without a variable, missing ones too
     absolute: frozenset[Path] = frozenset()  # files that the markup names only by their absolute paths
     fields: frozenset[str] = frozenset()  # which of "schema", "tools" and "runtime" the markup gives the frame
-    static_fields: frozenset[str] = frozenset()  # those that depend on nothing but the markup
+    static_fields: frozenset[str] = frozenset()  # those whose own expressions and elements name no variable
     has_speakers: bool = False  # by an element such as ``<system-msg>`` or by ``speaker=``
 
 
@@ -96,6 +97,31 @@ class Snapshot:
         if self.path is not None:
             return str(self.path)
         return self.uri if self.uri is None or self.version is not None else f"the candidate for {self.uri}"
+
+
+class Page(NamedTuple):
+    """The markup of a template or of a file that it includes, for the rules of `pomlflow.template.lint`."""
+
+    document: Document
+    snapshot: Snapshot
+    stylesheet: Mapping[str, Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """The markup."""
+        return self.document.source.text
+
+    @property
+    def folder(self) -> Path:
+        """The folder that an include's source is resolved against."""
+        file = self.document.source.file
+        return self.snapshot.folder if file is None else file.parent
+
+    @property
+    def expressions(self) -> list[Expression]:
+        """Every expression of this file, except schemas in JavaScript."""
+        found = self.snapshot.inference.expressions
+        return [one for one in found if one.source.file == self.document.source.file and one.kind != "schema"]
 
 
 class Origin(Protocol):

@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from pomlflow.template.faults import Fault
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import WORD, analyse, bound_by
-from pomlflow.template.markup import ENTITIES, Element, Passage, expressions, split_loop
-from pomlflow.template.page import Page
+from pomlflow.template.markup import ENTITIES, Element, Fault, Passage, expressions, split_loop
+from pomlflow.template.source import Page
 
 _FIELD = re.compile(
     r"\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[(?:\w+|'\w*'|\"\w*\")\]|\([\w.]*\))*)(?:![rsa])?(?::[^{}\s\"']*)?\}"
@@ -18,8 +17,9 @@ _FIELD = re.compile(
 _FIELDS = re.compile(rf"(?<![{{$\\\w}}/#@%^])(?:{_FIELD.pattern})+(?![}}\w/])")
 _ENTITY = re.compile(r"&(?:#\d+|#x[\da-fA-F]+|[A-Za-z]\w*);")
 # Elements in which single braces are probably literal: code, data, and formats for the answer.
-_LITERAL = frozenset({"code", "outputformat", "obj", "object", "dataobj", "table"})
-_EXAMPLES = frozenset({"example", "exampleoutput", "output", "examples", "exampleset"})
+_LITERAL = frozenset(
+    "code outputformat obj object dataobj table example exampleoutput output examples exampleset".split()
+)
 _STATEMENT = re.compile(r"\{%-?\s*(\w+)(?:(?!%\}).)*%\}|\{#(?:(?!#\}).)+#\}", re.DOTALL)
 _TWO_NAMES = re.compile(r"\s*[A-Za-z_$][\w$]*\s*,\s*[A-Za-z_$][\w$]*")
 _TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")
@@ -37,8 +37,8 @@ _STATEMENTS = {
 def single_braces(page: Page) -> Iterator[Fault]:
     """Find ``{name}``, the syntax of f-strings and ``str.format``."""
     known = {*page.snapshot.inference.variables, *page.snapshot.inference.optional, *_bound(page)}
-    places = [(text, bool((_LITERAL | _EXAMPLES) & {node.name, *node.inside})) for text, node in page.texts]
-    places += [(value, value is not node.element.find("caption")) for value, node in page.values]
+    places = [(text, element.within(_LITERAL)) for text, element in page.document.texts()]
+    places += [(value, value is not element.find("caption")) for value, element in page.document.values()]
     for text, only_known in places:
         for run in _FIELDS.finditer(_without_expressions(text.text)):
             for found in _FIELD.finditer(run[0]):
@@ -51,7 +51,7 @@ def single_braces(page: Page) -> Iterator[Fault]:
 
 
 def _bound(page: Page) -> set[str]:
-    return {node.element.find("name").text.strip() for node in page.nodes if node.name == "let"}
+    return {element.find("name").text.strip() for element in page.document.elements if element.kind == "let"}
 
 
 def _without_expressions(text: str) -> str:
@@ -67,16 +67,16 @@ def _without_expressions(text: str) -> str:
 
 def unclosed_braces(page: Page) -> Iterator[Fault]:
     """Find ``{{`` that does not begin an expression."""
-    for passage, node in (*page.texts, *page.values):
+    for passage, element in (*page.document.texts(), *page.document.values()):
         text = _without_expressions(passage.text)
         for found in re.finditer(r"\w\s*(\}\})(?!\})", text):
             before, at = text[: found.start(1)], passage.at(found.start(1))
             counts = [(before.count("{"), before.count("}"))]
             counts += [(page.text.count("{{", 0, at), page.text.count("}}", 0, at))]
-            if node.name != "code" and all(opening <= closing for opening, closing in counts):
+            if element.kind != "code" and all(opening <= closing for opening, closing in counts):
                 yield Fault(at, 2, "}} closes no {{, and is sent as it is", "write {{…}}, or remove it")
         for found in re.finditer(r"\{\{(\s*\}\})?", text):
-            if node.name == "code" or text[found.start() - 1 : found.start()] == "\\":
+            if element.kind == "code" or text[found.start() - 1 : found.start()] == "\\":
                 continue
             end = text.find("}}", found.start())
             if found[1]:
@@ -91,8 +91,8 @@ def unclosed_braces(page: Page) -> Iterator[Fault]:
 
 def jinja_syntax(page: Page) -> Iterator[Fault]:
     """Find statements, comments and filters of Jinja, and helpers of Handlebars."""
-    for passage, node in (*page.texts, *page.values):
-        if node.name == "code":
+    for passage, element in (*page.document.texts(), *page.document.values()):
+        if element.kind == "code":
             continue
         for found in _STATEMENT.finditer(passage.text):
             instead = _STATEMENTS.get(found[1] or "", "POML's own elements" if found[1] else "<!-- … --> for a comment")
@@ -118,8 +118,8 @@ def python_expression(page: Page) -> Iterator[Fault]:
             if language == "Python":
                 why = f"{word!r} is Python, and an expression is JavaScript"
                 yield Fault(expression.offset + at, len(word), why, f"write {instead}")
-    for node in page.nodes:
-        loop = node.element.find("for")
+    for element in page.document.elements:
+        loop = element.find("for")
         parts = split_loop(loop.text)
         if parts and _TWO_NAMES.fullmatch(parts[0]):
             names = parts[0].strip()
@@ -130,14 +130,14 @@ def python_expression(page: Page) -> Iterator[Fault]:
 def dropped_text(page: Page) -> Iterator[Fault]:
     """Find entities and CDATA sections, which POML (0.0.8) drops from text, and entities in attributes."""
     source = page.text
-    for value, _ in page.values:
+    for value, _ in page.document.values():
         for found in _ENTITY.finditer(_without_expressions(value.text)):
             why = f"POML (0.0.8) sends {found[0]} of an attribute as it is"
             yield Fault(value.at(found.start()), len(found[0]), why, _instead_of(found[0]))
-    for node in page.nodes:
-        if {"stylesheet", "context"} & {node.name, *node.inside}:
+    for element in page.document.elements:
+        if element.within({"stylesheet", "context"}):
             continue
-        for child in node.element.children:
+        for child in element.children:
             if not isinstance(child, Passage) or child.text:
                 continue
             offset = child.at(0)
@@ -154,10 +154,10 @@ def _instead_of(entity: str) -> str:
 
 def let_value(page: Page) -> Iterator[Fault]:
     """Find values of ``<let>`` that are a text where an expression or JSON is expected."""
-    for node in page.nodes:
-        if node.name != "let":
+    for element in page.document.elements:
+        if element.kind != "let":
             continue
-        value, body = node.element.find("value"), node.element.text()
+        value, body = element.find("value"), element.text()
         code, text = value.text.strip(), body.text.strip()
         if code:
             is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code) or _DATE.fullmatch(code)
@@ -165,7 +165,7 @@ def let_value(page: Page) -> Iterator[Fault]:
                 why = "value= is a JavaScript expression, and this is a text"
                 remedy = f'put it in quotes of its own: value="{quoted(code)}"'
                 yield Fault(value.at(0), len(value.text), why, remedy)
-        elif "{{" in text and not node.element.find("src").text:
+        elif "{{" in text and not element.find("src").text:
             yield Fault(body.at(body.text.find("{{")), 2, "the content of a <let> is not evaluated", 'write value="…"')
         elif text[:1] in {"{", "["} and not _is_json(text):
             at = body.at(len(body.text) - len(body.text.lstrip()))
@@ -184,11 +184,11 @@ def _is_json(text: str) -> bool:
 def unused_variable(page: Page) -> Iterator[Fault]:
     """Find variables that a ``<let>`` sets and nothing uses."""
     uses = [(one, set(_names(one.code))) for one in page.snapshot.inference.expressions]
-    for node in page.nodes:
-        name, value = node.element.find("name"), node.element.find("value")
-        if node.name != "let" or not name.text.strip():
+    for element in page.document.elements:
+        name, value = element.find("name"), element.find("value")
+        if element.kind != "let" or not name.text.strip():
             continue
-        file, own = page.source.file, range(value.at(0), value.at(len(value.text)) + 1)
+        file, own = page.document.source.file, range(value.at(0), value.at(len(value.text)) + 1)
         used = {use for one, names in uses if one.source.file != file or one.offset not in own for use in names}
         if not used & set(bound_by(name.text)):
             why = f"the variable {name.text} is set and never used"
@@ -205,9 +205,8 @@ def shadowed_variable(page: Page) -> Iterator[Fault]:
     """Find variables that are set twice, hidden by a loop, or used before they are set."""
     lets: dict[str, Element] = {}
     loops: list[tuple[Element, str]] = []
-    for node in page.nodes:
-        element = node.element
-        if node.name == "let" and (name := element.find("name").text.strip()):
+    for element in page.document.elements:
+        if element.kind == "let" and (name := element.find("name").text.strip()):
             yield from _let_again(page, element, lets)
             lets.update(dict.fromkeys(bound_by(name), element))
         parts = split_loop(element.find("for").text)
@@ -215,7 +214,7 @@ def shadowed_variable(page: Page) -> Iterator[Fault]:
             around = (loop for loop, other in loops if other == item and loop.end <= element.start < loop.content_end)
             hidden = next(around, lets.get(item))
             if hidden is not None:
-                line = page.source.locate(hidden.start)[0]
+                line = page.document.source.locate(hidden.start)[0]
                 at = element.find("for").at(0)
                 yield Fault(at, len(item), f"the loop's {item} hides that of line {line}", "give it another name")
             loops.append((element, item))
@@ -227,13 +226,15 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
         before = lets.get(one)
         own = set(WORD.findall(value))
         if before is not None and one not in own:
-            line = page.source.locate(before.start)[0]
+            line = page.document.source.locate(before.start)[0]
             conditional = element.find("if").text or before.find("if").text
             also = ": POML (0.0.8) ignores the if= of a <let>" if conditional else ""
             why = f"the variable {one} of line {line} is set again{also}"
             yield Fault(name.at(0), len(name.text), why, 'give it another name, or write value="condition ? a : b"')
         elif before is None and one not in own:
-            uses = [use for use in page.snapshot.inference.uses if (use.name, use.file) == (one, page.source.file)]
+            uses = [
+                use for use in page.snapshot.inference.uses if (use.name, use.file) == (one, page.document.source.file)
+            ]
             early = min(uses, key=lambda use: use.offset, default=None)
             if early is not None and early.offset < element.start:
                 why = f"the variable {one} is used before, in line {early.position[0]}, and there is the caller's"

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pomlflow import engine
 from pomlflow.engine.errors import SCHEMA_REMEDY
-from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import MissingVariableError, PomlError, Problem, RenderError, VariableError
-from pomlflow.template.faults import EXPRESSION, Fault, find_fault
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
-from pomlflow.template.javascript import analyse, bound_by
-from pomlflow.template.markup import ENTITIES, SourceText, parse_markup, split_loop
+from pomlflow.template.javascript import analyse
+from pomlflow.template.markup import ENTITIES, EXPRESSION, Document, Element, Fault, SourceText, parse, split_loop
 from pomlflow.template.source import Expression, Inference, Snapshot, Use
 
 _NO_FILE = re.compile(r"ENOENT|file not found")
@@ -40,6 +37,7 @@ _REMEDIES = {
     "^Cannot use 'in' operator": "write x.includes(y) for a text or a list; in asks for a key of an object",
 }
 
+_SHOWN = 20  # the maximum number of names in a list of variables
 # Problems that no value of a variable can cause.
 _STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpected)(?! .*JSON)")
 _SYNTAX = ("unexpected character", "Expecting")  # how the errors of POML's parser begin
@@ -112,12 +110,6 @@ def _undefined(problem: Problem) -> str:
     return found[1] if found else ""
 
 
-def _named(problem: Problem) -> Problem:
-    """Return a problem with a clear message if an entity caused it: JavaScript reads ``&lt;`` as a variable ``lt``."""
-    name = _undefined(problem)
-    return replace(problem, message=f"&{name}; is not decoded in an expression") if name in ENTITIES else problem
-
-
 def explained(
     error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], missing: Sequence[str], again: Any
 ) -> PomlError:
@@ -125,15 +117,16 @@ def explained(
     own = _own_problems(error, missing, again) if isinstance(again, RenderError) else []
     if missing and not own:
         return _missing_variables(missing, error, snapshot, variables)
-    others = [problem for problem in error.problems if problem not in own]
+    others = [problem for problem in error.problems if problem not in set(own)]
     return _with_hint(RenderError([*own, *others], error.hint), snapshot, variables, own or others)
 
 
 def _own_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
     """Return the problems that missing variables did not cause."""
     own: list[Problem] = []
+    before, missing = set(error.problems), set(names)
     for problem in again.problems:
-        also_before = problem in error.problems and _undefined(problem) not in names
+        also_before = problem in before and _undefined(problem) not in missing
         if also_before or _STATIC.match(problem.message) or _undefined(problem) in ENTITIES:
             own.append(problem)
     return own
@@ -147,8 +140,8 @@ def _missing_variables(
     reported = next(problem for problem in error.problems if _undefined(problem) == first)
     use = _use_of(first, reported, snapshot)
     why = (
-        f"the template needs the variable{'s' if len(names) > 1 else ''} {', '.join(names)}; "
-        f"given: {', '.join(given) or 'none'}. {_remedy_of_missing(first, use, given)}"
+        f"the template needs the variable{'s' if len(names) > 1 else ''} {_listed(names)}; "
+        f"given: {_listed(given) or 'none'}. {_remedy_of_missing(first, use, given)}"
     )
     if use is None:
         line, column, text, width = reported.line, reported.column, reported.text, reported.width
@@ -158,11 +151,18 @@ def _missing_variables(
     return MissingVariableError(str(problem), first, problem)
 
 
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_SHOWN])} and {more} more"
+
+
 def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
     kind, code = (use.expression.kind, use.expression.code) if use else ("text", name)
     foreign = next((found for found in foreign_words(code) if found[1] == name), None)
     if foreign is not None:
         return f"{name!r} is {foreign[2]}, and an expression is JavaScript: write {foreign[3]}"
+    if "-" in code and code.strip() in given:
+        return f"{code.strip()!r} is a subtraction in JavaScript: give the variable a name without a hyphen"
     near = difflib.get_close_matches(name, given, 1)
     guard = f"typeof {name} === 'undefined' ? {'[]' if kind == 'for' else repr('')} : {name}"
     remedy = f"Pass it, or guard it in the template: {guard if kind == 'for' else f'{{{{ {guard} }}}}'}"
@@ -185,8 +185,11 @@ def _with_hint(
     error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], own: Iterable[Problem]
 ) -> RenderError:
     """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
-    found = map(_named, _loops_named(error.problems, snapshot, variables))
-    problems = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in found]
+    takes = {*ENTITIES, *(use.name for use in snapshot.inference.uses)}
+    # What else is not defined was to be set by a loop or a <let> that failed, which is reported too.
+    causes = [one for one in error.problems if _undefined(one) in {"", *takes}] or error.problems
+    problems = [_named(one, snapshot, variables) for one in causes]
+    problems = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in problems]
     fault = _cause(problems[0], snapshot)
     problems = [fault, *problems] if fault is not None else _in_order(problems, own)
     hints = [None if problems[0].remedy else error.hint]
@@ -205,31 +208,20 @@ def _in_order(problems: Sequence[Problem], own: Iterable[Problem]) -> list[Probl
     return sorted(problems, key=key)
 
 
-def _loops_named(problems: Iterable[Problem], snapshot: Snapshot, variables: Mapping[str, Any]) -> Iterator[Problem]:
-    """Name the variables that loops need as lists, and leave out the problems of the names that these loops bind."""
-    bound: set[str] = set()
-    for problem in problems:
-        place = _place(problem, snapshot) if problem.message == _NO_LIST else None
-        if _undefined(problem) in bound:
-            continue
-        if place is None:
-            yield problem
-            continue
-        expression, before = _expression_at(*place, snapshot)
-        loop = split_loop(before[1:] + expression.code) if expression else None
-        bound |= {"loop", *bound_by(loop[0])} if loop else set()
-        name = expression.code.strip() if expression else ""
-        if any(use.expression == expression and use.alone for use in snapshot.inference.uses):
-            value = variables.get(name)
-            kind = "None" if value is None else f"of the type {type(value).__name__}"
-            pairs = f'; the pairs of a dict are for="[key, value] in Object.entries({name})"'
-            yield replace(
-                problem,
-                message=f"{_NO_LIST[:-1]}: {name} is {kind}",
-                remedy=f"pass a list as {name}{pairs if isinstance(value, Mapping) else ''}",
-            )
-        else:
-            yield problem
+def _named(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any]) -> Problem:
+    """Return a problem with a clear message: of an entity, which JavaScript reads as a variable, or of a loop."""
+    if (entity := _undefined(problem)) in ENTITIES:
+        return replace(problem, message=f"&{entity}; is not decoded in an expression")
+    place = _place(problem, snapshot) if problem.message == _NO_LIST else None
+    expression = _expression_at(*place, snapshot)[0] if place else None
+    name = expression.code.strip() if expression else ""
+    if not any(use.expression == expression and use.alone for use in snapshot.inference.uses):
+        return problem
+    value = variables.get(name)
+    kind = "None" if value is None else f"of the type {type(value).__name__}"
+    pairs = f'; the pairs of a dict are for="[key, value] in Object.entries({name})"'
+    remedy = f"pass a list as {name}{pairs if isinstance(value, Mapping) else ''}"
+    return replace(problem, message=f"{_NO_LIST[:-1]}: {name} is {kind}", remedy=remedy)
 
 
 def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
@@ -239,16 +231,17 @@ def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
     if place is None:
         return None
     source, offset = place
-    fault = find_fault(source.text, offset) if is_syntax else _in_loop(source.text, offset)
+    document = parse(*source)
+    fault = document.cause(offset) if is_syntax else _in_loop(document, offset)
     if fault is None:
         return None
     line, column, text = source.locate(fault.offset)
     return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width, fault.remedy)
 
 
-def _in_loop(text: str, offset: int) -> Fault | None:
+def _in_loop(document: Document, offset: int) -> Fault | None:
     """Return the fault of the outermost loop around an offset that binds no valid names."""
-    for element in parse_markup(text).walk():
+    for element in document.elements:
         passage = element.find("for")
         if element.start <= offset < element.content_end and "{{" not in passage.text and _binds_badly(passage.text):
             why = f"for= binds one name, or a pattern: {passage.text}"
@@ -275,16 +268,16 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
         return None
     source, offset = place
     if _NO_FILE.search(message):
-        return _remedy_of_no_file(source.text[source.text.rfind("<", 0, offset + 1) :], message, snapshot)
+        element = [one for one in parse(*source).elements if one.start <= offset][-1]
+        return _remedy_of_no_file(element, message, snapshot)
     expression, before = _expression_at(source, offset, snapshot)
     is_far = len(before) > problem.width and before.strip("{ \t\r\n")
     return None if expression is None or expression.kind == "schema" or is_far else _remedy(expression, before)
 
 
-def _remedy_of_no_file(tag: str, message: str, snapshot: Snapshot) -> str | None:
-    for name, remedy in _NOT_EVALUATED.items():
-        if "{{" in message and re.match(rf"<{name}\b", tag):
-            return f"the src of <{name}> is not evaluated: {remedy}"
+def _remedy_of_no_file(element: Element, message: str, snapshot: Snapshot) -> str | None:
+    if "{{" in message and element.kind in _NOT_EVALUATED:
+        return f"the src of <{element.name}> is not evaluated: {_NOT_EVALUATED[element.kind]}"
     if snapshot.uri is not None:
         return None
     return f"a path is relative to {'the folder of the .poml file' if snapshot.path else snapshot.folder}"
@@ -314,14 +307,8 @@ def _remedy(expression: Expression, before: str) -> str | None:
 
 def _place(problem: Problem, snapshot: Snapshot) -> tuple[SourceText, int] | None:
     """Return the text of a problem's file and the problem's offset there; None if one of them is unknown."""
-    if problem.line is None or problem.column is None:
-        return None
-    if problem.file == snapshot.label:
-        source = SourceText(snapshot.source.removeprefix("\ufeff"))
-    else:
-        file = Path(problem.file or "")
-        content = read_file(file) if file in snapshot.inference.includes else None
-        if content is None:
-            return None
-        source = SourceText(decode(content, str(file))[0], file)
-    return source, source.offset(problem.line, problem.column)
+    for source in snapshot.inference.sources:
+        file = snapshot.label if source.file is None else str(source.file)
+        if file == problem.file and problem.line is not None and problem.column is not None:
+            return source, source.offset(problem.line, problem.column)
+    return None

@@ -19,7 +19,7 @@ from pomlflow.exceptions import CandidateError, ConfigurationError, RegistryErro
 from pomlflow.record import content_digest
 from pomlflow.template import Template
 from pomlflow.template.inference import infer
-from pomlflow.template.markup import TOOLS, is_poml, parse_document
+from pomlflow.template.markup import TOOLS, is_poml, parse
 from pomlflow.template.names import absolute
 from pomlflow.template.source import Inference, Snapshot
 from pomlflow.tracking.background import Task, worker
@@ -217,8 +217,7 @@ def _check_candidate(text: str, found: Inference, content: PromptContent, files:
 
 def _parts(text: str, found: Inference, folder: Path) -> list[str]:
     """Return what a candidate must have in common with the version, as errors name it."""
-    elements = parse_document(text).walk()
-    tools = {one.find("name").text for one in elements if one.name.replace("-", "") in TOOLS}
+    tools = {one.find("name").text for one in parse(text).elements if one.kind in TOOLS}
     paths = {os.path.relpath(file, folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
     return [
         *(f"the variable {{{{{name}}}}}" for name in sorted({use.name for use in found.uses})),
