@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from poml.api import PomlFrame
 
 from pomlflow.exceptions import PomlError
-from pomlflow.record import JsonObject, RenderRecord, frame_of
+from pomlflow.record import RenderRecord, frame_of
 from pomlflow.template import Template
 
 MARKUP = (
@@ -22,20 +21,16 @@ MARKUP = (
 
 
 def record(**changes: Any) -> RenderRecord:
-    known: dict[str, Any] = {"source": "<p/>", "digest": "d", "variables": {}, "start_ns": 1, "end_ns": 2}
+    known: dict[str, Any] = {"source": "<p/>", "digest": "d", "context": b"{}", "start_ns": 1, "end_ns": 2}
     return RenderRecord(**{**known, **changes})
 
 
-def test_a_json_object_is_parsed_at_its_first_use() -> None:
-    unread = JsonObject(b"not json")
+def test_the_variables_are_parsed_at_their_first_use() -> None:
+    read = record(context=b'{"a": [1, null], "b": "\xc3\xa9"}')
+    assert read.variables == {"a": [1, None], "b": "é"}
+    assert read.variables is read.variables
     with pytest.raises(ValueError, match="invalid literal"):
-        len(unread)
-    read = JsonObject(b'{"a": [1, null], "b": "\xc3\xa9"}')
-    assert isinstance(read, Mapping)
-    assert read == {"a": [1, None], "b": "é"}
-    assert (read["a"], len(read), list(read), "c" in read, read.get("c")) == ([1, None], 2, ["a", "b"], False, None)
-    assert repr(read) == "{'a': [1, None], 'b': 'é'}"
-    assert read["a"] is read["a"]
+        _ = record(context=b"not json").variables
 
 
 def test_later_changes_of_the_variables_do_not_affect_the_record() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,30 +43,6 @@ def well_formed(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-class JsonObject(Mapping[str, Any]):
-    """A JSON object that is parsed at its first use: without a handler, a record's variables are never parsed."""
-
-    def __init__(self, text: bytes) -> None:
-        self._text = text
-
-    @cached_property
-    def _read(self) -> dict[str, Any]:
-        read: dict[str, Any] = orjson.loads(self._text)
-        return read
-
-    def __getitem__(self, key: str) -> Any:
-        return self._read[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read)
-
-    def __len__(self) -> int:
-        return len(self._read)
-
-    def __repr__(self) -> str:
-        return repr(self._read)
-
-
 @dataclass(frozen=True)
 class RenderRecord:
     """One render: the template, the variables, the output or the error, and the time.
@@ -81,7 +57,7 @@ class RenderRecord:
             folder, else the path in its Python package, else the folder's name and the file's.
         folder: The folder that relative sources are resolved against, relative to the prompt root, with forward
             slashes; None if it is on another drive or unknown.
-        variables: The variables as they were sent to POML, in JSON types only; usually a `JsonObject`.
+        context: The variables as they were sent to POML, a JSON object.
         stylesheet: The stylesheet in addition to the markup's own, or None.
         chat: Whether messages were rendered; else one text, as by ``poml.poml(chat=False)``.
         message_variables: The names of the variables with a framework's own messages, which POML does not change.
@@ -102,7 +78,7 @@ class RenderRecord:
 
     source: str
     digest: str
-    variables: Mapping[str, Any]
+    context: bytes
     start_ns: int
     end_ns: int
     name: str | None = None
@@ -125,6 +101,11 @@ class RenderRecord:
     def label(self) -> str:
         """What errors name the template by: its path, else its name."""
         return self.path or self.name or "<inline>"
+
+    @cached_property
+    def variables(self) -> Mapping[str, Any]:
+        """The variables in JSON types only; they are parsed at the first use."""
+        return cast("dict[str, Any]", orjson.loads(self.context))
 
     @cached_property
     def frame(self) -> Frame:

@@ -47,7 +47,7 @@ def record() -> Callable[..., RenderRecord]:
             "name": f"greet-{unique[:8]}",
             "source": source,
             "digest": hashlib.sha256(f"{unique}{source}".encode()).hexdigest(),
-            "variables": {"name": "Ada"},
+            "context": b'{"name": "Ada"}',
             "output": {"messages": [{"speaker": "human", "content": "Hello Ada"}]},
             "start_ns": now - 1_000_000,
             "end_ns": now,

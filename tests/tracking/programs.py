@@ -30,7 +30,7 @@ def found_by(prompt: str, experiment: str) -> set[str]:
 def program(experiment: str, records: list[Any], body: str, uri: str | None = None) -> str:
     """A program that links records as a user's process would."""
     fields = [
-        {name: getattr(record, name) for name in ("source", "digest", "variables", "start_ns", "end_ns", "name")}
+        {name: getattr(record, name) for name in ("source", "digest", "start_ns", "end_ns", "name")}
         for record in records
     ]
     head = f"""
@@ -51,7 +51,8 @@ def program(experiment: str, records: list[Any], body: str, uri: str | None = No
         mlflow.set_registry_uri({uri or mlflow.get_registry_uri()!r})
         if {experiment!r} != "0":
             mlflow.set_experiment(experiment_id={experiment!r})
-        records = [RenderRecord(**one, output={{"messages": []}}) for one in json.loads({json.dumps(fields)!r})]
+        known = {{"context": b"{{}}", "output": {{"messages": []}}}}
+        records = [RenderRecord(**one, **known) for one in json.loads({json.dumps(fields)!r})]
     """
     return textwrap.dedent(head) + textwrap.dedent(body)
 

@@ -122,7 +122,7 @@ def test_numbers_go_on_after_9999(tmp_path: Path, record: Callable[..., RenderRe
 
 
 def test_threads_and_processes_take_a_number_each(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
-    records = [record(source=f"<p>{number}</p>", variables={"n": number}, name=None) for number in range(20)]
+    records = [record(source=f"<p>{number}</p>", context=b'{"n": %d}' % number, name=None) for number in range(20)]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda one: TraceFiles(tmp_path).write(one, None), records))
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as processes:

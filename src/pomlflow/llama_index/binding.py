@@ -201,7 +201,7 @@ def agent_kwargs(
     choice = own.pop("tool_choice", settings.pop("tool_choice", None))
     system, examples = _system_and_examples(rendered, label)
     # The record is kept for links to the prompt's version, which need no content.
-    record = dataclasses.replace(record, variables={}, output={**output, "messages": []})
+    record = dataclasses.replace(record, context=b"{}", output={**output, "messages": []})
     exact = "tools" in record.static_fields
     made: dict[str, Any] = {
         "llm": BoundLLM.of(llm, {**settings, **own}, label, examples=examples, record=record),

@@ -15,7 +15,7 @@ from pomlflow import engine
 from pomlflow._log import warn_once
 from pomlflow.engine.file_access import decode
 from pomlflow.exceptions import ConfigurationError, PomlError, Problem, RenderError, TemplateNotFoundError
-from pomlflow.record import JsonObject, RenderRecord, content_digest
+from pomlflow.record import RenderRecord, content_digest
 from pomlflow.settings import settings
 from pomlflow.template.history import History, plain_histories
 from pomlflow.template.inference import infer
@@ -307,7 +307,7 @@ class Template:
         return RenderRecord(
             source=now.source,
             digest=now.digest,
-            variables=JsonObject(context),
+            context=context,
             start_ns=started[0],
             end_ns=started[0] + elapsed,
             name=self.name,

@@ -62,7 +62,7 @@ def draft_of(record: RenderRecord, name: str) -> RenderRecord:
     static: dict[str, Any] = {
         key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static_fields
     }
-    return replace(record, name=name, variables={}, output=static, error=None)
+    return replace(record, name=name, context=b"{}", output=static, error=None)
 
 
 @dataclass(frozen=True)
