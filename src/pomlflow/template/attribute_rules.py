@@ -13,7 +13,7 @@ from typing import Any
 
 from pomlflow.engine.installation import package_folder
 from pomlflow.template.inference import READERS
-from pomlflow.template.markup import SCHEMAS, TOOLS, Element, Fault, Passage, expressions
+from pomlflow.template.markup import SCHEMAS, TOOLS, Element, Fault, expressions
 from pomlflow.template.runtime import KNOWN, canonical
 from pomlflow.template.source import Page
 
@@ -25,7 +25,6 @@ _INSTEAD = {
 }  # fmt: skip
 _VERSIONS = frozenset({"version", "minversion", "maxversion", "min-version", "max-version"})
 _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
-_SELECTOR = re.compile(r"[^\w-]")  # of a class, "*", or of several parts
 _OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
 # An array or an object in JavaScript, with one more inside it.
@@ -90,15 +89,12 @@ def unknown_attribute(page: Page) -> Iterator[Fault]:
     """Find attributes that POML does not have."""
     for element in page.document.elements:
         known = attributes().get(element.kind)
-        for key, offset in element.name_offsets.items():
+        for key, name in element.names.items():
             plain = key.replace("-", "")
             if known is None or plain in known or key in _EVERYWHERE or ":" in key or _is_version(key, element):
                 continue
             remedy = _near_attribute(plain, known)
-            written = page.text[offset : offset + len(key)]
-            yield Fault(offset, len(key), f"POML has no attribute {written} of <{element.name}>", remedy)
-        if element.kind == "stylesheet":
-            yield from _unknown_styles(element.text())
+            yield Fault(name.at(0), len(key), f"POML has no attribute {name.text} of <{element.name}>", remedy)
 
 
 def _near_attribute(key: str, known: Mapping[str, str]) -> str:
@@ -109,52 +105,28 @@ def _near_attribute(key: str, known: Mapping[str, str]) -> str:
     return f"write {instead}" if instead else "remove it"
 
 
-def _unknown_styles(passage: Passage) -> Iterator[Fault]:
-    """Find elements and attributes in a stylesheet that POML does not have."""
-    try:
-        styles = json.loads(passage.text)
-    except (ValueError, RecursionError):  # the render reports it
-        return
-    every = {key: name for known in attributes().values() for key, name in known.items()}
-    for element, style in styles.items() if isinstance(styles, dict) else ():
-        at = max(passage.text.find(json.dumps(element, ensure_ascii=False)), 0) + 1
-        known = attributes().get(element.lower().replace("-", "")) or (every if _SELECTOR.search(element) else None)
-        if known is None:
-            near = difflib.get_close_matches(element.lower(), attributes(), 1, 0.65)
-            remedy = f"write {near[0]}" if near else "name an element, or a class as .name"
-            yield Fault(passage.at(at), len(element), f"POML has no element {element}", remedy)
-            continue
-        for key in style if isinstance(style, dict) else ():
-            if key.lower() not in known:
-                where = passage.at(max(passage.text.find(json.dumps(key, ensure_ascii=False), at), 0) + 1)
-                why = f"POML has no attribute {key} of <{element}> in a stylesheet"
-                yield Fault(where, len(key), why, _near_attribute(key.lower().replace("-", ""), known))
-
-
 def unknown_setting(page: Page) -> Iterator[Fault]:
     """Find runtime settings that no provider has, and objects and arrays, which become text."""
     for element in page.document.elements:
         if element.kind != "runtime":
             continue
-        yield from _literal_settings(page, element)
-        for key, offset in element.name_offsets.items():
-            written = page.text[offset : offset + len(key)]
-            if canonical(written) in KNOWN or key in _EVERYWHERE:
+        yield from _literal_settings(element)
+        for key, name in element.names.items():
+            if canonical(name.text) in KNOWN or key in _EVERYWHERE:
                 continue
-            near = difflib.get_close_matches(canonical(written), KNOWN, 1, 0.7)
+            near = difflib.get_close_matches(canonical(name.text), KNOWN, 1, 0.7)
             remedy = f"write {_camel(near[0])}" if near else "write what the provider's API calls it"
-            yield Fault(offset, len(key), f"{written} is not a setting of a model", remedy)
+            yield Fault(name.at(0), len(key), f"{name.text} is not a setting of a model", remedy)
 
 
-def _literal_settings(page: Page, element: Element) -> Iterator[Fault]:
+def _literal_settings(element: Element) -> Iterator[Fault]:
     """Find settings whose value is an object or an array in JavaScript."""
     for key, value in element.attributes:
         for start, code in expressions(value.text) if key not in _EVERYWHERE else ():
             literal = code.removeprefix("(").removesuffix(")").strip()
             if not _CONTAINER.fullmatch(literal):
                 continue
-            offset = element.name_offsets[key]
-            written = page.text[offset : offset + len(key)]
+            written = element.names[key].text
             why = f"{'an object' if literal[0] == '{' else 'an array'} in {written} of <runtime> becomes text"
             quote = '"' if "'" in literal else "'"
             instead = f"{written}={quote}{{{{ JSON.stringify({literal}) }}}}{quote}"
@@ -279,9 +251,9 @@ def poml_version(page: Page) -> Iterator[Fault]:
     for element in page.document.elements:
         for key, value in element.attributes:
             if _is_version(key, element):
-                offset = element.name_offsets[key]
-                why = f"POML has no attribute {page.text[offset : offset + len(key)]} of <{element.name}>"
-                yield Fault(offset, len(key), why, 'write <meta minVersion="0.0.8"/>')
+                name = element.names[key]
+                why = f"POML has no attribute {name.text} of <{element.name}>"
+                yield Fault(name.at(0), len(key), why, 'write <meta minVersion="0.0.8"/>')
             elif element.kind == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
                 why = f"{value.text!r} is not a version of POML"
                 yield Fault(value.at(0), len(value.text), why, "write three numbers: 0.0.8")

@@ -100,7 +100,7 @@ class Fault(NamedTuple):
 class Element:
     """An element."""
 
-    __slots__ = ("attributes", "children", "end", "end_tag", "inside", "kind", "name", "name_offsets", "start")
+    __slots__ = ("attributes", "children", "end", "end_tag", "inside", "kind", "name", "names", "start")
 
     def __init__(self, name: str, start: int = 0, inside: frozenset[str] = frozenset()) -> None:
         prefix, _, local = name.partition(":")
@@ -109,7 +109,7 @@ class Element:
         self.inside = inside  # the kinds of the elements around it
         self.attributes: list[tuple[str, Passage]] = []  # by keys in lower case
         self.children: list[Element | Passage] = []
-        self.name_offsets: dict[str, int] = {}  # of the attributes
+        self.names: dict[str, Passage] = {}  # of the attributes, as they are written
         self.end_tag: int | None = None  # its offset
         self.start = self.end = start  # of the start tag
 
@@ -294,7 +294,7 @@ def _tag(text: str, at: int, inner: Element, document: Document) -> tuple[Elemen
         if close or opening:
             break
         if value is not None:
-            element.name_offsets.setdefault(name.lower(), token.start())
+            element.names.setdefault(name.lower(), Passage(name, ((0, token.start()),)))
             element.attributes.append((name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))))
         elif not token[0].isspace():
             fault = fault or _fault_in_tag(text, element, token)

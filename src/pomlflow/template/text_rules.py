@@ -69,12 +69,6 @@ def unclosed_braces(page: Page) -> Iterator[Fault]:
     """Find ``{{`` that does not begin an expression."""
     for passage, element in (*page.document.texts(), *page.document.values()):
         text = _without_expressions(passage.text)
-        for found in re.finditer(r"\w\s*(\}\})(?!\})", text):
-            before, at = text[: found.start(1)], passage.at(found.start(1))
-            counts = [(before.count("{"), before.count("}"))]
-            counts += [(page.text.count("{{", 0, at), page.text.count("}}", 0, at))]
-            if element.kind != "code" and all(opening <= closing for opening, closing in counts):
-                yield Fault(at, 2, "}} closes no {{, and is sent as it is", "write {{…}}, or remove it")
         for found in re.finditer(r"\{\{(\s*\}\})?", text):
             if element.kind == "code" or text[found.start() - 1 : found.start()] == "\\":
                 continue
