@@ -17,7 +17,7 @@ from pomlflow.template.markup import SCHEMAS, TOOLS, Element, Fault, expressions
 from pomlflow.template.runtime import KNOWN, canonical
 from pomlflow.template.source import Page
 
-_EVERYWHERE = frozenset({"for", "if", "key"})
+_ANY_ELEMENT = frozenset({"for", "if", "key"})
 _INSTEAD = {
     "class": "className", "style": "captionStyle", "title": "caption", "role": "speaker", "language": "lang",
     **dict.fromkeys(("fro", "ofr", "foreach", "vfor", "ngfor", "each", "loop", "repeat"), "for"),
@@ -25,7 +25,6 @@ _INSTEAD = {
 }  # fmt: skip
 _VERSIONS = frozenset({"version", "minversion", "maxversion", "min-version", "max-version"})
 _VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
-_OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
 # An array or an object in JavaScript, with one more inside it.
 _CONTAINER = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]|\{(?:[^{}]|\{[^{}]*\})*\}")
@@ -33,6 +32,7 @@ _KEYWORDS = frozenset(
     "$ref $defs $schema $id type properties required items enum const anyOf oneOf allOf not additionalProperties "
     "description title default format pattern minimum maximum definitions prefixItems patternProperties if".split()
 )
+# Around POML's own part of the bundle.
 _START, _END = b'"./packages/poml/assets/componentDocs.json":', b"sourceMappingURL=data:"
 _DOCS = re.compile(r"JSON\.parse\('(\[.*?\])'\)")
 _ESCAPED = re.compile(r"\\([\\'])")
@@ -56,7 +56,9 @@ def attributes() -> Mapping[str, Mapping[str, str]]:
     for name, rest in _REGISTERED.findall(text):
         if name in documented:
             aliases = (name, *_ALIAS.findall(rest.partition("requiredProps")[0]))
-            found |= dict.fromkeys((alias.replace("-", "").lower() for alias in aliases), _of(name, documented))
+            found |= dict.fromkeys(
+                (alias.replace("-", "").lower() for alias in aliases), _component_attributes(name, documented)
+            )
     return found
 
 
@@ -70,7 +72,7 @@ def _components_text() -> str:
         return content[start : content.find(_END, start)].decode(errors="replace") if start >= 0 else ""
 
 
-def _of(name: str, documented: Mapping[str, Any]) -> Mapping[str, str]:
+def _component_attributes(name: str, documented: Mapping[str, Any]) -> Mapping[str, str]:
     """Return the attributes of a component and of the components that it extends."""
     pending, seen = [name, *_SHARED], set[str]()
     found: dict[str, str] = {}
@@ -91,7 +93,7 @@ def unknown_attribute(page: Page) -> Iterator[Fault]:
         known = attributes().get(element.kind)
         for key, name in element.names.items():
             plain = key.replace("-", "")
-            if known is None or plain in known or key in _EVERYWHERE or ":" in key or _is_version(key, element):
+            if known is None or plain in known or key in _ANY_ELEMENT or ":" in key or _is_version(key, element):
                 continue
             remedy = _near_attribute(plain, known)
             yield Fault(name.at(0), len(key), f"POML has no attribute {name.text} of <{element.name}>", remedy)
@@ -112,7 +114,7 @@ def unknown_setting(page: Page) -> Iterator[Fault]:
             continue
         yield from _literal_settings(element)
         for key, name in element.names.items():
-            if canonical(name.text) in KNOWN or key in _EVERYWHERE:
+            if canonical(name.text) in KNOWN or key in _ANY_ELEMENT:
                 continue
             near = difflib.get_close_matches(canonical(name.text), KNOWN, 1, 0.7)
             remedy = f"write {_camel(near[0])}" if near else "write what the provider's API calls it"
@@ -122,7 +124,7 @@ def unknown_setting(page: Page) -> Iterator[Fault]:
 def _literal_settings(element: Element) -> Iterator[Fault]:
     """Find settings whose value is an object or an array in JavaScript."""
     for key, value in element.attributes:
-        for start, code in expressions(value.text) if key not in _EVERYWHERE else ():
+        for start, code in expressions(value.text) if key not in _ANY_ELEMENT else ():
             literal = code.removeprefix("(").removesuffix(")").strip()
             if not _CONTAINER.fullmatch(literal):
                 continue
@@ -180,7 +182,7 @@ def _not_schema(value: Any) -> tuple[str, str, str] | None:
 
 
 def _misspelt(schema: Mapping[str, Any], keywords: Iterable[str]) -> tuple[str, str, str] | None:
-    """Return the problem of the first misspelt keyword, or of the first required name that is no property."""
+    """Return the problem of the first misspelt keyword."""
     pending: list[Any] = [schema]
     while pending:
         one = pending.pop()
@@ -190,11 +192,6 @@ def _misspelt(schema: Mapping[str, Any], keywords: Iterable[str]) -> tuple[str, 
             near = () if key in _KEYWORDS else difflib.get_close_matches(key, keywords, 1, 0.8)
             if near and near[0] != key:
                 return f"JSON Schema has no keyword {key}", json.dumps(key, ensure_ascii=False), f"write {near[0]}"
-        properties = one.get("properties", {})
-        for name in one.get("required", ()) if properties and not _OPEN & one.keys() else ():
-            if name not in properties:
-                why = f"required names {name}, which is none of the properties"
-                return why, "", "write it into properties, or remove it"
         inner = [one.get(key) for key in ("items", "additionalProperties", "not")]
         inner += [schema for key in ("anyOf", "oneOf", "allOf") for schema in one.get(key, ())]
         inner += [schema for key in ("properties", "$defs", "definitions") for schema in one.get(key, {}).values()]
@@ -240,7 +237,7 @@ def missing_file(page: Page) -> Iterator[Fault]:
 
 
 def _is_version(key: str, element: Element) -> bool:
-    """Return whether an attribute is about POML's version, and is none that POML has."""
+    """Return whether an attribute states POML's version where or as POML does not read it: `version` of ``<poml>``."""
     return key in _VERSIONS and (
         element.kind == "poml" or (element.kind == "meta" and (key == "version" or "-" in key))
     )

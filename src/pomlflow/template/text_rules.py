@@ -196,7 +196,7 @@ def _names(code: str) -> list[str]:
 
 
 def shadowed_variable(page: Page) -> Iterator[Fault]:
-    """Find variables that are set twice, hidden by a loop, or used before they are set."""
+    """Find variables that are set twice, or hidden by a loop."""
     lets: dict[str, Element] = {}
     loops: list[tuple[Element, str]] = []
     for element in page.document.elements:
@@ -218,18 +218,9 @@ def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Ite
     name, value = element.find("name"), element.find("value").text
     for one in bound_by(name.text):
         before = lets.get(one)
-        own = set(WORD.findall(value))
-        if before is not None and one not in own:
+        if before is not None and one not in WORD.findall(value):
             line = page.document.source.locate(before.start)[0]
             conditional = element.find("if").text or before.find("if").text
             also = ": POML (0.0.8) ignores the if= of a <let>" if conditional else ""
             why = f"the variable {one} of line {line} is set again{also}"
             yield Fault(name.at(0), len(name.text), why, 'give it another name, or write value="condition ? a : b"')
-        elif before is None and one not in own:
-            uses = [
-                use for use in page.snapshot.inference.uses if (use.name, use.file) == (one, page.document.source.file)
-            ]
-            early = min(uses, key=lambda use: use.offset, default=None)
-            if early is not None and early.offset < element.start:
-                why = f"the variable {one} is used before, in line {early.position[0]}, and there is the caller's"
-                yield Fault(name.at(0), len(name.text), why, "move the <let> up, or give it another name")

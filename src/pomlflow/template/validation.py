@@ -71,21 +71,18 @@ def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tupl
 
 
 def check_values(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
-    """Raise a `VariableError` for a value that POML silently makes an empty table or a broken medium of.
+    """Raise a `VariableError` for a value from which POML silently makes an empty table.
 
     An element under an ``if`` or a ``for`` may not be rendered with this value, so its values are not checked.
     """
     for use in snapshot.inference.uses:
         expression, value = use.expression, variables.get(use.name)
-        if expression.attribute not in {"records", "base64"} or not use.alone or use.conditional or value is None:
+        if expression.attribute != "records" or not use.alone or use.conditional or value is None:
+            continue
+        if not _has_no_rows(value):
             continue
         kind = f"is of the type {type(value).__name__}"
-        if expression.attribute == "base64" and isinstance(value, bytes | bytearray | memoryview) and value:
-            why = f"{use.name} {kind}; write base64=\"{{{{{use.name}.toString('base64')}}}}\", or pass a text in base64"
-        elif expression.attribute == "records" and _has_no_rows(value):
-            why = f"{use.name} {kind} and has no rows; {_ROWS}; of a Series, series.reset_index()"
-        else:
-            continue
+        why = f"{use.name} {kind} and has no rows; {_ROWS}; of a Series, series.reset_index()"
         line, column, text = expression.source.locate(use.offset)
         file = snapshot.label if use.file is None else str(use.file)
         raise VariableError(str(Problem(why, "VariableError", file, line, column, text, len(use.name))), use.name)
@@ -95,7 +92,7 @@ def _has_no_rows(value: Any) -> bool:
     """Return whether a list, an array or a Series has values that are no rows: neither objects nor lists."""
     if not isinstance(value, list | tuple) and getattr(value, "ndim", 0) != 1:
         return False
-    # The first row alone, and of its JSON, {"row":…}, the first character.
+    # Encode only the first row, as {"row":…}: the byte at index 7 is the first one of the row's JSON.
     return any(engine.encode({"row": row})[0][7:8] not in {b"{", b"["} for row in islice(value, 1))
 
 
@@ -114,14 +111,14 @@ def explained(
     error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], missing: Sequence[str], again: Any
 ) -> PomlError:
     """Return the error of a failed render with its cause; `again` is the outcome of a render with placeholders."""
-    own = _own_problems(error, missing, again) if isinstance(again, RenderError) else []
+    own = _unrelated_problems(error, missing, again) if isinstance(again, RenderError) else []
     if missing and not own:
         return _missing_variables(missing, error, snapshot, variables)
     others = [problem for problem in error.problems if problem not in set(own)]
-    return _with_hint(RenderError([*own, *others], error.hint), snapshot, variables, own or others)
+    return _with_causes(RenderError([*own, *others], error.hint), snapshot, variables, own or others)
 
 
-def _own_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
+def _unrelated_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
     """Return the problems that missing variables did not cause."""
     own: list[Problem] = []
     before, missing = set(error.problems), set(names)
@@ -181,10 +178,10 @@ def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use | None:
     return min(after or here, key=lambda use: use.offset, default=None)
 
 
-def _with_hint(
+def _with_causes(
     error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], own: Iterable[Problem]
 ) -> RenderError:
-    """Return an error with the cause as its first problem, the remedy, and the reasons why files do not exist."""
+    """Return an error with its cause as the first problem, with remedies, and with why files do not exist."""
     takes = {*ENTITIES, *(use.name for use in snapshot.inference.uses)}
     # What else is not defined was to be set by a loop or a <let> that failed, which is reported too.
     causes = [one for one in error.problems if _undefined(one) in {"", *takes}] or error.problems
@@ -269,13 +266,13 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
     source, offset = place
     if _NO_FILE.search(message):
         element = [one for one in parse(*source).elements if one.start <= offset][-1]
-        return _remedy_of_no_file(element, message, snapshot)
+        return _remedy_of_missing_file(element, message, snapshot)
     expression, before = _expression_at(source, offset, snapshot)
     is_far = len(before) > problem.width and before.strip("{ \t\r\n")
     return None if expression is None or expression.kind == "schema" or is_far else _remedy(expression, before)
 
 
-def _remedy_of_no_file(element: Element, message: str, snapshot: Snapshot) -> str | None:
+def _remedy_of_missing_file(element: Element, message: str, snapshot: Snapshot) -> str | None:
     if "{{" in message and element.kind in _NOT_EVALUATED:
         return f"the src of <{element.name}> is not evaluated: {_NOT_EVALUATED[element.kind]}"
     if snapshot.uri is not None:
@@ -299,8 +296,6 @@ def _remedy(expression: Expression, before: str) -> str | None:
         return 'for= takes no braces: for="item in items"'
     if kind == "value" and is_prose(code) and analyse(code).broken:
         return f'{_TEXT}value="{quoted(code)}"'
-    if kind == "text" and (code.count("{") != code.count("}") or code.count("'") % 2 or code.count('"') % 2):
-        return "}} ends an expression, also inside a text: write } }"
     found = next(foreign_words(code), None)
     return found and f"an expression is JavaScript, and {found[1]!r} is {found[2]}: write {found[3]}"
 
