@@ -32,16 +32,18 @@ def as_chat(messages: Any) -> list[dict[str, Any]]:
 
 
 def split_parts(content: str | Sequence[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
-    """Return the tool requests in a content, the tool responses, and the texts and media."""
-    found: tuple[list[Any], list[Any], list[Any]] = [], [], []
+    """Return the tool requests of a message's content, its tool responses, and its texts and media."""
+    requests: list[Any] = []
+    responses: list[Any] = []
+    others: list[Any] = []
     for part in [content] if isinstance(content, str) else content:
         kind = None if isinstance(part, str) else part["type"]
-        found[0 if kind == REQUEST else 1 if kind == RESPONSE else 2].append(part)
-    return found
+        (requests if kind == REQUEST else responses if kind == RESPONSE else others).append(part)
+    return requests, responses, others
 
 
 def joined_parts(parts: list[Any]) -> str | list[Any]:
-    """Return a content for parts; a single text becomes a string."""
+    """Return a message's content for parts; a single text becomes a string."""
     if not parts:
         return ""
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts

@@ -23,7 +23,7 @@ class PromptFile:
     path: str  # relative to the markup's folder, with forward slashes; absolute if the markup names an absolute path
     sha256: str  # of its content when the prompt was read, in hexadecimal; that of no bytes if it is missing
     location: Path  # on this machine
-    folder: Path | None = None  # the markup's, which a trusted template may read
+    folder: Path | None = None  # the markup's folder, from which a trusted template may read
 
 
 def content_digest(source: str, files: Iterable[PromptFile]) -> str:
@@ -99,7 +99,7 @@ class RenderRecord:
 
     @property
     def label(self) -> str:
-        """What errors name the template by: its path, else its name."""
+        """The template's name in errors: its path, or else its name."""
         return self.path or self.name or "<inline>"
 
     @cached_property

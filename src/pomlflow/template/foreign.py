@@ -124,7 +124,7 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[tuple[int,
             continue
         if before == "." and not _is_data(word, code[: token.start()], bound):
             continue
-        javascript = _of_python(word, before, called=bool(called), broken=broken)
+        javascript = _javascript_for(word, before, called=bool(called), broken=broken)
         if before == "|" and word in _FILTERS:
             yield token.start(2), word, "Jinja", _FILTERS[word]
         elif javascript is not None:
@@ -139,7 +139,7 @@ def _is_data(method: str, before: str, bound: Collection[str]) -> bool:
     return method not in _SHARED or (receiver is not None and receiver[1] not in bound)
 
 
-def _of_python(word: str, before: str, *, called: bool, broken: bool) -> str | None:
+def _javascript_for(word: str, before: str, *, called: bool, broken: bool) -> str | None:
     if before == ".":
         return _METHODS.get(word) if called else None
     if called and word in _CALLS:

@@ -55,16 +55,16 @@ class History(ABC, Generic[M]):
         """Return a message as expressions see it, with at least ``speaker`` and ``content``."""
 
     def take(
-        self, variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
+        self, variables: Mapping[str, Any], messages: Sequence[str], sources: Sequence[str] = ()
     ) -> Mapping[str, Any]:
         """Record the native messages in a template's variables; return the variables as expressions see them.
 
-        `named` variables are by themselves the messages of a ``<conversation>``; the items of `sources` are such
-        messages, and may also be pairs, of which POML (0.0.8) would make empty messages.
+        The variables in `messages` are by themselves those of a ``<conversation>``; the items of `sources` are such
+        messages, and may also be pairs, which POML (0.0.8) would turn into empty messages.
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
-            if name in named or self._holds(value) or (name in sources and _holds_pairs(value)):
+            if name in messages or self._holds(value) or (name in sources and _holds_pairs(value)):
                 taken[name] = self._marked(name, self._converted(name, value))
             elif isinstance(value, self.native):
                 taken[name] = self.describe(cast("M", value))
@@ -83,6 +83,7 @@ class History(ABC, Generic[M]):
         return [key for key, inner in state.items() if self._holds(inner) or (pairs and _holds_pairs(inner))]
 
     def _holds(self, value: Any) -> bool:
+        """Return whether a list begins or ends with a native message."""
         return any(isinstance(end, self.native) for end in _ends(value))
 
     def _marked(self, name: str, messages: list[M]) -> list[dict[str, Any]]:
@@ -132,12 +133,12 @@ class History(ABC, Generic[M]):
 
 
 def plain_histories(
-    variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
+    variables: Mapping[str, Any], messages: Sequence[str], sources: Sequence[str] = ()
 ) -> Mapping[str, Any]:
     """Return the variables of a render without a framework, with histories in POML's form; see `History.take`."""
     taken: dict[str, Any] = {}
     for name, value in variables.items():
-        if name in named and (value is None or isinstance(value, str | Mapping | list | tuple)):
+        if name in messages and (value is None or isinstance(value, str | Mapping | list | tuple)):
             taken[name] = _converted(name, value, _items, lambda item: [in_poml_form(item)])
         elif name in sources:
             taken[name] = _with_speakers(name, value)
@@ -191,7 +192,8 @@ def _part(part: Any) -> Any:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("text", "input_text", "output_text"):
         return part["text"]
-    uri = split_data_uri(str(part["image_url"].get("url"))) if kind == "image_url" else None
+    image = part.get("image_url") if kind == "image_url" else None
+    uri = split_data_uri(str(image.get("url") if isinstance(image, Mapping) else image))
     if uri and uri[0].startswith("image/"):
         return {"type": uri[0], "base64": uri[1]}
     if isinstance(part, str) or "/" in str(kind):

@@ -46,12 +46,12 @@ from pomlflow.template.markup import (
 from pomlflow.template.source import Expression, Inference, Kind, Use
 
 # Globals whose values change between renders or machines: what an expression makes of them is not static.
-_DYNAMIC_GLOBALS = frozenset({"Date", "globalThis", "process"})
+_DYNAMIC_GLOBALS = frozenset({"Date", "Math", "globalThis", "process"})
 _GLOBALS = _DYNAMIC_GLOBALS | frozenset(
     "Infinity NaN undefined arguments eval isFinite isNaN parseFloat parseInt decodeURI decodeURIComponent encodeURI "
     "encodeURIComponent escape unescape AggregateError Array ArrayBuffer AsyncDisposableStack Atomics BigInt "
     "BigInt64Array BigUint64Array Boolean DataView DisposableStack Error EvalError FinalizationRegistry Float16Array "
-    "Float32Array Float64Array Function Int8Array Int16Array Int32Array Intl Iterator JSON Map Math Number Object "
+    "Float32Array Float64Array Function Int8Array Int16Array Int32Array Intl Iterator JSON Map Number Object "
     "Promise Proxy RangeError ReferenceError Reflect RegExp Set SharedArrayBuffer String SuppressedError Symbol "
     "SyntaxError TypeError URIError Uint8Array Uint8ClampedArray Uint16Array Uint32Array WeakMap WeakRef WeakSet "
     "AbortController AbortSignal Buffer TextDecoder TextEncoder URL URLSearchParams WebAssembly atob btoa "
@@ -230,14 +230,15 @@ class _Collector:
 
     def add_let(self, element: Element, scope: _Scope) -> None:
         name, source, value = element.find("name"), element.find("src").text, element.find("value")
-        file = self.file(scope.folder, source)
+        file = None
         if source:
+            file = self.file(scope.folder, source)
             self.assets[file] = None
         if name.text and value.text and not source:
             start, code = unwrapped(value.text)
             self.add_expression(code, start, value, scope, "value")
         names: Iterable[str] = bound_by(name.text) if name.text else ()
-        if not name.text and source:
+        if not name.text and file is not None:
             names = _json_object(self.read(file) or "")
         elif not name.text and not value.text:
             names = _json_object(element.text().text)

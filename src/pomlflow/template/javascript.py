@@ -34,7 +34,7 @@ class Name(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """The names in an expression; none if it is `broken`, that is no JavaScript."""
+    """The names in an expression; none if it is `broken`, that is, not valid JavaScript."""
 
     uses: tuple[Name, ...]
     broken: bool = False
@@ -61,17 +61,17 @@ def analyse(code: str) -> Analysis:
     root = _tree(_RETURN + code)
     if root.has_error or not root.named_children:
         return Analysis((), broken=root.has_error)
-    found = _visit(root.named_children[0], ["arguments", *_declared(root)])
-    return Analysis(tuple(use._replace(start=_characters(code, use.start)) for use in found))
+    found = _free_names(root.named_children[0], ["arguments", *_declared(root)])
+    return Analysis(tuple(use._replace(start=_character_offset(code, use.start)) for use in found))
 
 
-def _characters(code: str, byte: int) -> int:
+def _character_offset(code: str, byte: int) -> int:
     """Return the offset in the code in characters for an offset in the parsed bytes."""
     byte -= len(_RETURN)
     return byte if code.isascii() else len(code.encode("utf-8", "replace")[:byte].decode("utf-8", "replace"))
 
 
-def _visit(statement: Node, names: list[str]) -> list[Name]:
+def _free_names(statement: Node, names: list[str]) -> list[Name]:
     """Return the names in a statement, of which `names` are bound; offsets are in bytes."""
     bound: dict[str, int] = {}
     uses: list[Name] = []

@@ -33,7 +33,7 @@ RULES = {rule.__name__.replace("_", "-"): rule for rule in _RULES}
 """Every rule by its name; each yields the faults of one page of markup."""
 
 # The rules whose findings may repeat an error of the render.
-_REPEATED = frozenset(
+_MAY_REPEAT_ERRORS = frozenset(
     {"python-expression", "jinja-syntax", "let-value", "missing-file", "poml-version", "invalid-schema"}
 )
 
@@ -109,8 +109,8 @@ def lint(
         for name in rules:
             for fault in RULES[name](page):
                 line, column, text = source.locate(fault.offset)
-                is_known = any(line == at and start <= column < start + width for at, start, width in reported)
-                if not (is_known and name in _REPEATED) and name not in ignored.get(line, ()):
+                is_reported = any(line == at and start <= column < start + width for at, start, width in reported)
+                if not (is_reported and name in _MAY_REPEAT_ERRORS) and name not in ignored.get(line, ()):
                     finding = Finding(fault.message, name, file, line, column, text, fault.width, fault.remedy)
                     own[finding] = None
         found += sorted(own, key=lambda one: (one.line or 0, one.column or 0))

@@ -98,7 +98,7 @@ class Fault(NamedTuple):
 
 
 class Element:
-    """An element."""
+    """An element of a markup, with offsets."""
 
     __slots__ = ("attributes", "children", "end", "end_tag", "inside", "kind", "name", "names", "start")
 
@@ -175,7 +175,7 @@ class Document:
 
 def is_poml(text: str) -> bool:
     """Return whether a text looks like POML: it has elements of POML, and no text outside of elements."""
-    # POML accepts any text. A prompt with some of its text in XML tags is plain text.
+    # A guess, since POML accepts any text: a plain prompt that has some of its text in XML tags is not POML.
     root = parse(text).root
     elements = [child for child in root.children if isinstance(child, Element)]
     return bool(elements) and not root.text().text.strip() and all(is_known(element) for element in elements)
@@ -343,7 +343,7 @@ def _faults_in_values(element: Element) -> Iterator[Fault]:
 def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:
     r"""Yield what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, with these patterns for the braces, in linear time.
 
-    So the closing braces and the line end after a position are searched for only if those found before are behind it.
+    So the closing braces and the line end are searched for again only after the position has passed the last ones.
     """
     at, braces, code_end, line_end = 0, -1, -1, -1
     while opened := opening.search(text, at):

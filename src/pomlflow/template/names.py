@@ -1,4 +1,4 @@
-"""The names of prompts in the registry, which are the same on every machine, their files' paths, and pyproject.toml."""
+"""Prompt names that are the same on every machine, paths for traces, and ``[tool.pomlflow]`` of pyproject.toml."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class _Names:
             *(other, path, name),
         )
 
-    def warn_of_folder(self, name: str) -> None:
-        """Warn once per process if a name that is registered depends only on the file's folder and its own name."""
+    def warn_if_outside(self, name: str) -> None:
+        """Warn once per process if a registered name consists of the names of the file and its folder alone."""
         if (path := self._outside.get(name)) is not None:
             warn_once(
                 "prompt outside",
@@ -80,10 +80,10 @@ def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
 
 
 def name_in_copy(path: Path, folder: Path) -> str | None:
-    """Return a file's prompt name in a copy of its top folder and of its pyproject.toml; None if it may vary."""
+    """Return a file's prompt name after its top folder was copied to another machine; None if it depends on that."""
     project, _ = tool_settings(path.parent)
-    travels = project is not None and project.is_relative_to(folder.parent)
-    root = _project_root(path.parent) if travels else None
+    is_copied = project is not None and project.is_relative_to(folder.parent)
+    root = _project_root(path.parent) if is_copied else None
     found = (root and _relative(path, root)) or _in_package(path)
     return registry_name(found.removesuffix(".poml")) if found else None
 
@@ -157,7 +157,7 @@ def relative_path(path: str, folder: str) -> str | None:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path, resolved against the working folder; links are not followed."""
+    """Return the absolute path, with ``~`` expanded; links are not followed."""
     try:
         return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
     except OSError as error:
@@ -176,8 +176,8 @@ def working_folder() -> Path | None:
 def registry_name(text: str) -> str | None:
     """Return a name as MLflow's registry allows it: letters, digits, ``_``, ``.`` and ``-``, folders joined by dots.
 
-    Letters lose their accents. A name with other than Latin letters, or one that is too long, ends in a digest of the
-    whole name, so that different names stay different.
+    Letters lose their accents. A name that then has letters other than ASCII's, or that is too long, ends in a digest
+    of the whole name. Other names may coincide, such as "a b" and "a-b"; `_Names` warns about files.
     """
     if not text:
         return None

@@ -59,7 +59,7 @@ class Inference:
 
     variables: tuple[str, ...] = ()  # required, also if only one branch needs it: ``a ? b : c``, an element's ``if``
     optional: tuple[str, ...] = ()  # guarded by ``typeof`` at each use, or a history, which is an empty list by default
-    messages: tuple[str, ...] = ()  # by themselves the ``messages`` of a ``<conversation>``
+    messages: tuple[str, ...] = ()  # the ``messages`` of a ``<conversation>`` by themselves: ``{{history}}``
     message_sources: tuple[str, ...] = ()  # with items that are its messages, as in ``{{history.slice(-6)}}``
     uses: tuple[Use, ...] = ()
     expressions: tuple[Expression, ...] = ()
@@ -67,8 +67,8 @@ class Inference:
     includes: tuple[Path, ...] = ()  # also those of included files, and missing ones
     assets: tuple[Path, ...] = ()  # every other file that is named without a variable, missing ones too
     absolute: frozenset[Path] = frozenset()  # files that the markup names only by their absolute paths
-    fields: frozenset[str] = frozenset()  # which of "schema", "tools" and "runtime" the markup gives the frame
-    static_fields: frozenset[str] = frozenset()  # those whose own expressions and elements name no variable
+    fields: frozenset[str] = frozenset()  # which of "schema", "tools" and "runtime" the markup defines
+    static_fields: frozenset[str] = frozenset()  # those without a variable, a condition or a loop
     has_speakers: bool = False  # by an element such as ``<system-msg>`` or by ``speaker=``
 
 
@@ -132,7 +132,7 @@ class Origin(Protocol):
     refresh: float  # seconds between checks for a newer version
 
     def current(self) -> Snapshot:
-        """Return the current template without waiting; the same object as long as it does not change."""
+        """Return the current template without blocking; the same object as long as it does not change."""
 
 
 def prompt_files(inference: Inference, folder: Path) -> tuple[PromptFile, ...]:

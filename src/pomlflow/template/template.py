@@ -127,8 +127,8 @@ class Template:
             source = self._read_file(self.path, last)
         if source is None:
             raise TypeError("a template needs markup or a path")
-        inference = _remembered(source, folder)
-        if inference.includes or inference.assets:  # their contents may have changed since they were remembered
+        inference = _cached_inference(source, folder)
+        if inference.includes or inference.assets:  # their contents may have changed since they were cached
             before |= {file: stamp(file) for file in (*inference.includes, *inference.assets)}
             inference = infer(source, folder)
         files = prompt_files(inference, folder)
@@ -178,7 +178,7 @@ class Template:
 
         `history` replaces a framework's own messages in the variables, and has their places in the output afterwards.
         `snapshot` is the template to render, by default the current one; `timeout` is in seconds. `keep_whitespace`
-        keeps the whitespace that POML would collapse. With `exact`, POML gets histories and other values unchecked.
+        keeps the whitespace that POML would collapse. With `exact`, values are not converted or checked.
         """
         steps = self._steps(variables, history, snapshot, keep_whitespace=keep_whitespace, exact=exact)
         return _run(steps, timeout)
@@ -251,7 +251,7 @@ class Template:
                     outcome = yield (request := request._replace(marks=history.texts()))
             if isinstance(outcome, engine.Result):
                 output, kept = output or outcome.output, outcome.kept_whitespace
-            elif type(outcome) is not RenderError:  # its limit of time, or the engine
+            elif type(outcome) is not RenderError:  # a timeout, or a failure of the engine
                 error = outcome
             else:
                 missing = () if placeholders else missing_names(outcome, now.inference, variables)
@@ -370,6 +370,6 @@ def _relative_to_root(folder: Path) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _remembered(source: str, folder: Path) -> Inference:
+def _cached_inference(source: str, folder: Path) -> Inference:
     """Return the inference of a markup, cached: frameworks often copy templates (partial, deepcopy, bind)."""
     return infer(source, folder)

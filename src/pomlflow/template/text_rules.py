@@ -11,6 +11,7 @@ from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import ENTITIES, Element, Fault, Passage, expressions, split_loop
 from pomlflow.template.source import Page
 
+# A field of `str.format`; and adjacent ones, not after a brace, `$` and the like.
 _FIELD = re.compile(
     r"\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[(?:\w+|'\w*'|\"\w*\")\]|\([\w.]*\))*)(?:![rsa])?(?::[^{}\s\"']*)?\}"
 )
@@ -22,9 +23,9 @@ _LITERAL = frozenset(
 )
 _STATEMENT = re.compile(r"\{%-?\s*(\w+)(?:(?!%\}).)*%\}|\{#(?:(?!#\}).)+#\}", re.DOTALL)
 _TWO_NAMES = re.compile(r"\s*[A-Za-z_$][\w$]*\s*,\s*[A-Za-z_$][\w$]*")
-_TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")
+_TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")  # the code of {{{x}}}
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
-_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # or a time; JavaScript calculates, or reports an error
+_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # or a time: JavaScript subtracts 2024-01-02, and refuses 10:30
 _LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
 _STATEMENTS = {
     **dict.fromkeys(("if", "elif", "else", "endif"), 'an attribute of an element: <p if="condition">…</p>'),
@@ -66,7 +67,7 @@ def _without_expressions(text: str) -> str:
 
 
 def unclosed_braces(page: Page) -> Iterator[Fault]:
-    """Find ``{{`` that does not begin an expression."""
+    """Find ``{{`` that begins no expression, and so is sent as text."""
     for passage, element in (*page.document.texts(), *page.document.values()):
         text = _without_expressions(passage.text)
         for found in re.finditer(r"\{\{(\s*\}\})?", text):

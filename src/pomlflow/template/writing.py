@@ -68,7 +68,7 @@ def message(speaker: str, parts: Iterable[str]) -> Item:
 
 
 def conversation(name: str, last: int | None = None) -> Item:
-    """Return the place of a message history: all of its messages, or the `last` ones."""
+    """Return the place of a message history: all of its messages, or the last `last` ones."""
     code = _name(name)
     if last is not None:
         code = f" (typeof {code} === 'undefined' ? [] : {code}).slice(-{last}) "
@@ -107,7 +107,7 @@ def with_variables(pieces: Sequence[str], defaults: Mapping[str, Any]) -> Iterat
 
 
 def picture(mime_type: str, data: str) -> Markup:
-    """Return a picture in base64, or of the variable that holds it."""
+    """Return a picture; `data` is base64, or the markup of a variable that holds it."""
     return Markup(f'<img base64="{data}" type="{_attribute(mime_type)}" syntax="multimedia"/>')
 
 

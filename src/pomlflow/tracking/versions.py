@@ -56,7 +56,7 @@ def name_of(record: RenderRecord) -> str | None:
 
 def draft_of(record: RenderRecord, name: str) -> RenderRecord:
     """Return what is needed of a record to find or make its version, under a name: no content of the render."""
-    NAMES.warn_of_folder(name)
+    NAMES.warn_if_outside(name)
     output = record.output or {}
     # Copied, since the draft waits in a background thread, where the caller may change the output meanwhile.
     static: dict[str, Any] = {
