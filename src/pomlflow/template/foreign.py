@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from pomlflow.template.javascript import analyse
 
@@ -91,6 +92,15 @@ _TEXT = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`|(?
 _TOKEN = re.compile(r"(\.\s*|(?<!\|)\|\s*)?([A-Za-z_$][A-Za-z0-9_$]*)(\s*\()?(\s*:)?")
 
 
+class ForeignWord(NamedTuple):
+    """A word of another language in an expression."""
+
+    offset: int  # in the code
+    word: str
+    language: str
+    instead: str  # the JavaScript to write
+
+
 def is_prose(code: str) -> bool:
     """Return whether code looks like a text without quotes: words without any operator or bracket."""
     return _PROSE.fullmatch(code) is not None
@@ -101,13 +111,13 @@ def quoted(text: str) -> str:
     return f"`{text}`" if "'" in text else f"'{text}'"
 
 
-def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[tuple[int, str, str, str]]:
-    """Yield each foreign word of an expression: its offset, the word, its language and the JavaScript for it.
+def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[ForeignWord]:
+    """Yield each foreign word of an expression.
 
     `bound` are the names that a ``<let>`` sets, which may hold any of JavaScript's objects.
     """
     if found := _HANDLEBARS.match(code):
-        yield 0, found[0], "Handlebars", "a for= or an if= of an element, or loop.index"
+        yield ForeignWord(0, found[0], "Handlebars", "a for= or an if= of an element, or loop.index")
         return
     broken = analyse(code).broken
     code = _TEXT.sub(lambda text: f"{text[0][0]}{' ' * (len(text[0]) - 2)}{text[0][-1]}", code)
@@ -115,7 +125,7 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[tuple[int,
     for pattern, (what, language, instead) in {**_VALID, **(_BROKEN if broken else {})}.items():
         for found in re.finditer(pattern, code):
             phrases.update(range(*found.span()))
-            yield found.end() - len(found[0].lstrip()), what or found[0].strip(), language, instead
+            yield ForeignWord(found.end() - len(found[0].lstrip()), what or found[0].strip(), language, instead)
     for token in _TOKEN.finditer(code):
         before, word, called, key = token.groups(default="")
         before = before.strip()
@@ -126,9 +136,9 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[tuple[int,
             continue
         javascript = _javascript_for(word, before, called=bool(called), broken=broken)
         if before == "|" and word in _FILTERS:
-            yield token.start(2), word, "Jinja", _FILTERS[word]
+            yield ForeignWord(token.start(2), word, "Jinja", _FILTERS[word])
         elif javascript is not None:
-            yield token.start(2), word, "Python", javascript
+            yield ForeignWord(token.start(2), word, "Python", javascript)
 
 
 def _is_data(method: str, before: str, bound: Collection[str]) -> bool:

@@ -46,7 +46,7 @@ def single_braces(page: Page) -> Iterator[Fault]:
                 if only_known and not known & set(WORD.findall(found[1])):
                     continue
                 foreign = next(foreign_words(found[1]), None)
-                remedy = f"write {{{{{found[1]}}}}}" + (f", in JavaScript: {foreign[3]}" if foreign else "")
+                remedy = f"write {{{{{found[1]}}}}}" + (f", in JavaScript: {foreign.instead}" if foreign else "")
                 at = text.at(run.start() + found.start())
                 yield Fault(at, len(found[0]), f"{found[0]} is sent as it is", remedy)
 

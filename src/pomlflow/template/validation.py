@@ -114,8 +114,8 @@ def explained(
     own = _unrelated_problems(error, missing, again) if isinstance(again, RenderError) else []
     if missing and not own:
         return _missing_variables(missing, error, snapshot, variables)
-    others = [problem for problem in error.problems if problem not in set(own)]
-    return _with_causes(RenderError([*own, *others], error.hint), snapshot, variables, own or others)
+    problems = dict.fromkeys([*own, *error.problems])
+    return _with_causes(RenderError(problems, error.hint), snapshot, variables, own or problems)
 
 
 def _unrelated_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
@@ -155,9 +155,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
     kind, code = (use.expression.kind, use.expression.code) if use else ("text", name)
-    foreign = next((found for found in foreign_words(code) if found[1] == name), None)
+    foreign = next((found for found in foreign_words(code) if found.word == name), None)
     if foreign is not None:
-        return f"{name!r} is {foreign[2]}, and an expression is JavaScript: write {foreign[3]}"
+        return f"{name!r} is {foreign.language}, and an expression is JavaScript: write {foreign.instead}"
     if "-" in code and code.strip() in given:
         return f"{code.strip()!r} is a subtraction in JavaScript: give the variable a name without a hyphen"
     near = difflib.get_close_matches(name, given, 1)
@@ -211,10 +211,10 @@ def _named(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any]) -
         return replace(problem, message=f"&{entity}; is not decoded in an expression")
     place = _place(problem, snapshot) if problem.message == _NO_LIST else None
     expression = _expression_at(*place, snapshot)[0] if place else None
-    name = expression.code.strip() if expression else ""
-    if not any(use.expression == expression and use.alone for use in snapshot.inference.uses):
+    alone = [use for use in snapshot.inference.uses if use.expression == expression and use.alone] if expression else []
+    if not alone:
         return problem
-    value = variables.get(name)
+    name, value = alone[0].name, variables.get(alone[0].name)
     kind = "None" if value is None else f"of the type {type(value).__name__}"
     pairs = f'; the pairs of a dict are for="[key, value] in Object.entries({name})"'
     remedy = f"pass a list as {name}{pairs if isinstance(value, Mapping) else ''}"
@@ -297,7 +297,7 @@ def _remedy(expression: Expression, before: str) -> str | None:
     if kind == "value" and is_prose(code) and analyse(code).broken:
         return f'{_TEXT}value="{quoted(code)}"'
     found = next(foreign_words(code), None)
-    return found and f"an expression is JavaScript, and {found[1]!r} is {found[2]}: write {found[3]}"
+    return found and f"an expression is JavaScript, and {found.word!r} is {found.language}: write {found.instead}"
 
 
 def _place(problem: Problem, snapshot: Snapshot) -> tuple[SourceText, int] | None:
