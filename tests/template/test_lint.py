@@ -33,12 +33,9 @@ ON_PURPOSE = {
     "include-for-and-if": {"missing-file"},
     "include-nested": {"media-as-text", "missing-file"},
     "let-forms": {"let-value"},
-    "let-scope": {"shadowed-variable"},
     "meta-versions": {"poml-version"},
     "runtime": {"unknown-setting"},
     "schema-unchecked": {"invalid-schema", "unknown-attribute"},
-    "state-lets": {"shadowed-variable"},
-    "state-lets-other": {"shadowed-variable"},
     "table-sources": {"missing-file"},
     "text-cdata-and-entities": {"dropped-text"},
 }

@@ -288,24 +288,28 @@ def _tag(text: str, at: int, inner: Element, document: Document) -> tuple[Elemen
     inside = inner.inside if inner.kind in inner.inside else inner.inside | {inner.kind}
     tokens = _TAG.finditer(text, at)
     token = next(tokens)
-    element, fault, close = Element(token[1], at - 1, inside), None, None
+    element, close = Element(token[1], at - 1, inside), None
+    in_values: list[Fault] = []
+    in_tag: Fault | None = None
     for token in tokens:
         name, value, _, close, opening = token.groups()
         if close or opening:
             break
         if value is not None:
-            element.names.setdefault(name.lower(), Passage(name, ((0, token.start()),)))
-            element.attributes.append((name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))))
+            key, passage = name.lower(), Passage(value[1:-1], ((0, token.start(2) + 1),))
+            element.names.setdefault(key, Passage(name, ((0, token.start()),)))
+            element.attributes.append((key, passage))
+            if "<" in value:
+                in_values.append(_fault_in_value(element, key, passage))
         elif not token[0].isspace():
-            fault = fault or _fault_in_tag(text, element, token)
+            in_tag = in_tag or _fault_in_tag(text, element, token)
     element.end = token.end() - (0 if close else len(token[5] or ""))
     inner.children.append(element)
     document.elements.append(element)
-    if document.fault is None:
-        if not close or (fault and not is_known(element)):
-            fault = _unclosed(text, element)
-        faults = [*_faults_in_values(element), *([fault] if fault else [])]
-        document.fault = min(faults, default=None)
+    if document.fault is None and (in_values or in_tag or not close):
+        if not close or (in_tag and not is_known(element)):
+            in_tag = _unclosed(text, element)
+        document.fault = min([*in_values, *([in_tag] if in_tag else [])])
     return element, element.end, close == ">"
 
 
@@ -332,12 +336,11 @@ def _fault_in_tag(text: str, element: Element, token: re.Match[str]) -> Fault:
     return Fault(offset, 1, f"{token[0]!r} stands in a tag", 'write attributes as name="value"')
 
 
-def _faults_in_values(element: Element) -> Iterator[Fault]:
-    for key, value in element.attributes:
-        if (at := value.text.find("<")) >= 0:
-            is_code = key in {"if", "for"} or "{{" in value.text[:at] or element.kind == "let"
-            remedy = "in an expression, write a < b as b > a" if is_code else "in an attribute, write #lt; for <"
-            yield Fault(value.at(at), 1, f"the value of the attribute {key} holds <", remedy, element.start)
+def _fault_in_value(element: Element, key: str, value: Passage) -> Fault:
+    at = value.text.find("<")
+    is_code = key in {"if", "for"} or "{{" in value.text[:at] or element.kind == "let"
+    remedy = "in an expression, write a < b as b > a" if is_code else "in an attribute, write #lt; for <"
+    return Fault(value.at(at), 1, f"the value of the attribute {key} holds <", remedy, element.start)
 
 
 def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:
