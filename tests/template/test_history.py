@@ -158,16 +158,16 @@ def test_a_pair_is_a_message_too() -> None:
 @pytest.mark.parametrize(
     ("message", "why"),
     [
-        ({"role": "user"}, "it has no content"),
-        ({"role": "user", "text": "Hi"}, "it has no content"),
-        ({"speaker": "human", "content": None}, "it has no content"),
+        ({"role": "user"}, "its content is neither"),
+        ({"role": "user", "text": "Hi"}, "its content is neither"),
+        ({"speaker": "human", "content": None}, "its content is neither"),
         ({"role": "robot", "content": "Hi"}, "the role 'robot' is unknown"),
         ({"content": "Hi"}, "it has no role"),
-        ({"role": "tool", "content": "Hi"}, "tools have no form"),
-        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "tools have no form"),
+        ({"role": "tool", "content": "Hi"}, "POML's messages have no tool calls"),
+        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "POML's messages have no tool calls"),
         ({"role": "user", "content": [{"type": "input_audio"}]}, "a part of type input_audio"),
-        (ONE.text, "a value of type str is no message"),
-        (7, "a value of type int is no message"),
+        (ONE.text, "a value of type str is not a message"),
+        (7, "a value of type int is not a message"),
     ],
 )
 def test_what_is_no_message_is_an_error_with_index_and_remedy(message: Any, why: str) -> None:

@@ -183,8 +183,8 @@ def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
         ("<poml>\n<p>a <- b</p>\n</poml>", 2, 6, "< in text is read as", "#lt; for <"),
         ("<poml>\n<p>{{x}}\n</poml>", 2, 1, "<p> has no end tag", "write </p>"),
         ("<poml><p>a</p>", 1, 1, "<poml> has no end tag", "write </poml>"),
-        ("<p>a</p></poml>", 1, 9, "</poml> ends no element", "put everything into one <poml>"),
-        ("<poml><p>a</p></p></poml>", 1, 15, "</p> ends no element", "remove it"),
+        ("<p>a</p></poml>", 1, 9, "</poml> has no start tag", "put everything into one <poml>"),
+        ("<poml><p>a</p></p></poml>", 1, 15, "</p> has no start tag", "remove it"),
         ("<p title=x>a</p>", 1, 4, "the value of the attribute title has no quotes", 'title="x"'),
         ("<p a='1'\nb=2>x</p>", 2, 1, "the value of the attribute b has no quotes", 'b="2"'),
         ('<p title="a>b</p>', 1, 4, "the value of the attribute title has no closing quote", "close the quote"),
@@ -196,7 +196,7 @@ def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
         ("<p>a <![CDATA[ b < c </p>", 1, 6, "the CDATA section has no end", "]]>"),
         ("<p for='(x, i) in [1]'>{{x}}</p>", 1, 9, "for= binds one name", "loop.index"),
         ("<p for='if in [1]' title='{{1}}'>{{1}}</p>", 1, 9, "for= binds one name", "item in items"),
-        ('<?xml version="1.0"?><poml><p>a</p></poml>', 1, 1, "POML takes no XML declaration", "remove it"),
+        ('<?xml version="1.0"?><poml><p>a</p></poml>', 1, 1, "POML does not accept an XML declaration", "remove it"),
     ],
 )
 def test_broken_markup_is_reported_at_the_fault(markup: str, line: int, column: int, fault: str, remedy: str) -> None:
@@ -340,7 +340,7 @@ def test_records_without_rows_are_named_with_the_remedy(value: Any) -> None:
     assert str(error).startswith(
         f"<inline>:2:19: sales is of the type {type(value).__name__} and has no rows; records="
     )
-    assert "a list of dicts or of lists, or a DataFrame; of a Series, series.reset_index()" in str(error)
+    assert "a list of dicts or of lists, or a DataFrame; for a Series, pass series.reset_index()" in str(error)
 
 
 @pytest.mark.parametrize("value", [[{"a": 1}], [[1, 2]], (("a", 1),), "matrix", "frame", '[{"a": 1}]'])

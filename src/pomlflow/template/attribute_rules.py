@@ -170,7 +170,7 @@ def _not_schema(value: Any) -> tuple[str, str, str] | None:
     if not isinstance(value, dict):
         return "a schema is a JSON object", "", _SCHEMA
     if value and not _KEYWORDS & value.keys():
-        return "it has no keyword of JSON Schema: it is an example, or its properties alone", "", _SCHEMA
+        return 'it has no keyword of JSON Schema: is it an example, or the content of "properties"?', "", _SCHEMA
     try:
         Draft202012Validator.check_schema(value)
     except SchemaError as error:

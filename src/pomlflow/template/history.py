@@ -171,18 +171,20 @@ def in_poml_form(message: Any) -> Any:
         message = dict(zip(("role", "content"), message, strict=True))
     if not isinstance(message, Mapping):
         if not hasattr(message, "speaker"):
-            raise TypeError(f"a value of type {type(message).__name__} is no message of POML's")
+            raise TypeError(f"a value of type {type(message).__name__} is not a message of POML's")
         return message
     key = "speaker" if "speaker" in message else "role"
     if (speaker := SPEAKERS.get(str(message.get(key)))) is None:
         raise TypeError(f"the {key} {message[key]!r} is unknown" if key in message else "it has no role")
     content = message.get("content")
     if not isinstance(content, str | list | tuple):
-        raise TypeError("it has no content, a text or a list of parts")
+        raise TypeError("its content is neither a text nor a list of parts")
     if key == "speaker":
         return message if message[key] == speaker else {**message, key: speaker}
     if speaker == "tool" or message.get("tool_calls"):
-        raise TypeError("tools have no form in it: pass a framework's own messages, to that framework's template")
+        raise TypeError(
+            "POML's messages have no tool calls: pass messages of LangChain or LlamaIndex to that framework's PomlPromptTemplate"
+        )
     parts = content if isinstance(content, str) else list(map(_part, content))
     return {**message, "speaker": speaker, "content": parts}
 
@@ -198,7 +200,7 @@ def _part(part: Any) -> Any:
         return {"type": uri[0], "base64": uri[1]}
     if isinstance(part, str) or "/" in str(kind):
         return part
-    raise TypeError(f"a part of type {kind} is no text or picture in base64")
+    raise TypeError(f"a part of type {kind} is neither a text nor a picture in base64")
 
 
 def _converted(

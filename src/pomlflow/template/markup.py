@@ -232,7 +232,9 @@ def _skip(text: str, found: re.Match[str], inner: Element, document: Document, f
         document.fault = document.fault or fault
     if kind in {"<!", "<?"} and not text[:start].strip():
         width = (find(">", at) or at) - start
-        document.nesting = document.nesting or Fault(start, width, "POML takes no XML declaration", "remove it")
+        document.nesting = document.nesting or Fault(
+            start, width, "POML does not accept an XML declaration", "remove it"
+        )
     if kind in {"<!--", "<!"}:
         if after:
             document.comments.append(Passage(text[at : after - 3], ((0, at),)))
@@ -258,7 +260,7 @@ def _ended(text: str, named: list[Element], name: str, offset: int) -> Fault | N
         return None
     if any(element.name == name for element in named):
         return _unended(text, named[-1])
-    return Fault(offset, len(name) + 3, f"</{name}> ends no element", _ONE_ROOT)
+    return Fault(offset, len(name) + 3, f"</{name}> has no start tag", _ONE_ROOT)
 
 
 def _unended(text: str, element: Element) -> Fault:
@@ -333,7 +335,7 @@ def _fault_in_tag(text: str, element: Element, token: re.Match[str]) -> Fault:
         return Fault(offset - 1, 1, why, "inside an attribute's value, use the other quotes: \"{{x['a']}}\"")
     if name:
         return Fault(offset, len(name), f"the attribute {name} has no value", f'write {name}="true"')
-    return Fault(offset, 1, f"{token[0]!r} stands in a tag", 'write attributes as name="value"')
+    return Fault(offset, 1, f"{token[0]!r} is unexpected in a tag", 'write attributes as name="value"')
 
 
 def _fault_in_value(element: Element, key: str, value: Passage) -> Fault:

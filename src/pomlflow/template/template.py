@@ -56,7 +56,7 @@ class Template:
         if source is not None and path is None and _names_file(source):
             warn_once(
                 ("path as markup", source),
-                "the template is the text %r, which is the path of a file: for the file use from_file(path), or a Path",
+                "%r is the path of a file, but is used as markup: to read the file, use from_file(path) or a Path",
                 source,
             )
         if stylesheet is not None and not isinstance(stylesheet, Mapping):

@@ -118,7 +118,7 @@ def python_expression(page: Page) -> Iterator[Fault]:
         parts = split_loop(loop.text)
         if parts and _TWO_NAMES.fullmatch(parts[0]):
             names = parts[0].strip()
-            why = f"for={names!r} is Python: POML gives the whole item to the first name"
+            why = f"for={names!r} is Python: POML binds the whole item to the first name"
             yield Fault(loop.at(loop.text.find(names)), len(names), why, f"write [{names}] in …")
 
 
@@ -164,7 +164,7 @@ def let_value(page: Page) -> Iterator[Fault]:
             yield Fault(body.at(body.text.find("{{")), 2, "the content of a <let> is not evaluated", 'write value="…"')
         elif text[:1] in {"{", "["} and not _is_json(text):
             at = body.at(len(body.text) - len(body.text.lstrip()))
-            why = "the content of the <let> is not JSON, and so a text"
+            why = "the content of the <let> is not JSON, so POML uses it as a text"
             yield Fault(at, 1, why, "write JSON, or value= with JavaScript")
 
 
@@ -211,7 +211,12 @@ def shadowed_variable(page: Page) -> Iterator[Fault]:
             if hidden is not None:
                 line = page.document.source.locate(hidden.start)[0]
                 at = element.find("for").at(0)
-                yield Fault(at, len(item), f"the loop's {item} hides that of line {line}", "give it another name")
+                yield Fault(
+                    at,
+                    len(item),
+                    f"the loop's variable {item} hides the variable {item} of line {line}",
+                    "give it another name",
+                )
             loops.append((element, item))
 
 

@@ -33,7 +33,7 @@ _REMEDIES = {
     "unsupported image format|Input Buffer is empty": "base64= takes a text in base64; of bytes, write "
     "base64=\"{{x.toString('base64')}}\"",
     "Records must be an array|of Table: Error: Cannot determine parser": _ROWS,
-    "of TableMarkup: .*undefined or null": f'{_ROWS}; for none, write if="rows.length"',
+    "of TableMarkup: .*undefined or null": f'{_ROWS}; to leave out an empty table, write if="rows.length"',
     "^Cannot use 'in' operator": "write x.includes(y) for a text or a list; in asks for a key of an object",
 }
 
@@ -45,7 +45,7 @@ _UNKNOWN = re.compile(r"Component (\S+) not found")
 _TEXT = "value= is a JavaScript expression: put a text in quotes of its own, "
 _ENTITY = re.compile(r"[&#]#?\w+;")
 _DECODED = "is not decoded in an expression: write && as it is, a < b as b > a, and a quote as the other kind of quote"
-_LOOP = 'POML loops by an attribute: <p for="item in items">{{item}}</p>'
+_LOOP = 'POML has loops by an attribute: <p for="item in items">{{item}}</p>'
 _CONDITION = 'POML has conditions by an attribute: <p if="condition">…</p>'
 # Remedies for elements of other template languages, by the name of the element.
 _INSTEAD = {
@@ -82,7 +82,7 @@ def check_values(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
         if not _has_no_rows(value):
             continue
         kind = f"is of the type {type(value).__name__}"
-        why = f"{use.name} {kind} and has no rows; {_ROWS}; of a Series, series.reset_index()"
+        why = f"{use.name} {kind} and has no rows; {_ROWS}; for a Series, pass series.reset_index()"
         line, column, text = expression.source.locate(use.offset)
         file = snapshot.label if use.file is None else str(use.file)
         raise VariableError(str(Problem(why, "VariableError", file, line, column, text, len(use.name))), use.name)
@@ -242,7 +242,7 @@ def _in_loop(document: Document, offset: int) -> Fault | None:
         passage = element.find("for")
         if element.start <= offset < element.content_end and "{{" not in passage.text and _binds_badly(passage.text):
             why = f"for= binds one name, or a pattern: {passage.text}"
-            return Fault(passage.at(0), len(passage.text), why, 'write for="item in items"; its number is loop.index')
+            return Fault(passage.at(0), len(passage.text), why, 'write for="item in items"; the index is loop.index')
     return None
 
 
