@@ -320,5 +320,5 @@ def test_a_path_as_markup_is_reported_once_with_the_remedy(
     for markup in ("once.poml", "once.poml", "other.poml"):
         assert text(Template(markup)) == markup
     (warning,) = caplog.records
-    assert warning.getMessage().startswith("the template is the text 'once.poml', which is the path of a file: for the")
+    assert warning.getMessage().startswith("'once.poml' is the path of a file, but is used as markup: ")
     assert "from_file(path)" in warning.getMessage()

@@ -183,7 +183,7 @@ def in_poml_form(message: Any) -> Any:
         return message if message[key] == speaker else {**message, key: speaker}
     if speaker == "tool" or message.get("tool_calls"):
         raise TypeError(
-            "POML's messages have no tool calls: pass messages of LangChain or LlamaIndex to that framework's PomlPromptTemplate"
+            "POML's messages have no tool calls: pass a framework's messages, to its own PomlPromptTemplate"
         )
     parts = content if isinstance(content, str) else list(map(_part, content))
     return {**message, "speaker": speaker, "content": parts}
