@@ -12,7 +12,7 @@ from poml.api import PomlMessage
 from pomlflow.exceptions import RenderError, VariableError
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
-from pomlflow.template.history import History
+from pomlflow.template.history import History, in_poml_form
 
 
 @dataclass
@@ -240,3 +240,9 @@ def test_media_and_tools_as_text() -> None:
 def test_an_error_of_the_template_stays_its_error() -> None:
     record, _ = render('<conversation messages="{{h.nope()}}"/>', h=[ONE])
     assert isinstance(record.error, RenderError)
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", {"url": "data:image/png;base64,AAAA"}])
+def test_the_uri_of_a_picture_of_openais_form_may_stand_alone(url: Any) -> None:
+    message = in_poml_form({"role": "user", "content": [{"type": "image_url", "image_url": url}]})
+    assert message["content"] == [{"type": "image/png", "base64": "AAAA"}]
