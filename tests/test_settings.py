@@ -103,12 +103,17 @@ def test_an_invalid_timeout_is_refused(value: Any, monkeypatch: pytest.MonkeyPat
     ("name", "wrong", "what"),
     [
         ("max_workers", 2.9, "an integer >= 0"),
+        ("max_workers", -1, "an integer >= 0"),
         ("max_queue", float("inf"), "an integer >= 0"),
+        ("max_queue", "many", "an integer >= 0"),
+        ("max_memory", 0, "an integer >= 1"),
+        ("max_content", -1, "an integer >= 0"),
         ("max_memory", [], "an integer >= 1"),
         ("max_content", "1.5", "an integer >= 0"),
         ("timeout", 10**400, "a number of seconds above 0"),
         ("prompt_root", 5, "a folder"),
         ("allow_read", 5, "a list of folders"),
+        ("allow_read", Path("/a"), "a list of folders"),
         ("allow_read", [5], "a list of folders"),
         ("sandbox", [], "1 or 0"),
     ],
@@ -120,9 +125,10 @@ def test_a_value_of_a_wrong_type_is_refused(name: str, wrong: Any, what: str) ->
     assert settings.settings() == before
 
 
-def test_an_error_names_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POMLFLOW_TIMEOUT", "soon")
-    with pytest.raises(ConfigurationError, match=r"POMLFLOW_TIMEOUT must be .*, got 'soon'"):
+@pytest.mark.parametrize("name", ["TIMEOUT", "MAX_WORKERS", "SANDBOX"])
+def test_an_error_names_the_environment_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"POMLFLOW_{name}", "perhaps")
+    with pytest.raises(ConfigurationError, match=f"POMLFLOW_{name} must be .*, got 'perhaps'"):
         settings.settings()
 
 

@@ -65,7 +65,7 @@ def text(markup: str, **variables: Any) -> Any:
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
 def test_a_case_renders_alike_after_its_markup_was_rendered_otherwise(number: int) -> None:
-    """Without variables, as one text, with another stylesheet, or after an error: none leaves a trace."""
+    """One of three changes before each case, chosen by its number; before every fourth, an error too."""
     one = CASES[number]
     changes: list[dict[str, Any]] = [
         {"variables": {}},
@@ -90,7 +90,7 @@ def test_renders_of_one_markup_do_not_mix(file: Path) -> None:
 
 
 def orders_of_three(some: list[Case]) -> list[Case]:
-    """A sequence in which each order of three cases, repeated ones too, comes once: the largest number first."""
+    """Return a de Bruijn sequence: each triple of cases occurs once."""
     sequence, seen = [0, 0], set()
     while new := [n for n in reversed(range(len(some))) if (*sequence[-2:], n) not in seen]:
         seen.add((*sequence[-2:], new[0]))
@@ -166,7 +166,7 @@ def test_what_still_runs_when_a_render_fails_does_not_fail_the_next_one() -> Non
     """POML collects errors in one global list, so what is still being read must be waited for.
 
     A broken picture is the everyday case: React has POML read it twice, and the second reading ends after the render.
-    Here the one thing fails at once and the other, a document that is a promise, 50 ms later.
+    Here the paragraph fails immediately, and the document, which is a promise, 50 ms later.
     """
     late = "{{ new Promise((_, refuse) => setTimeout(refuse, 50, new Error('late'))) }}"
     bad = f'<poml><document parser="docx" buffer="{late}"/><p style="refused by React">x</p></poml>'

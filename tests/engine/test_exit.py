@@ -271,7 +271,7 @@ rendering.render("<p>a</p>", {})
 def test_a_render_after_the_engine_was_closed_at_exit_works_or_is_refused(
     script: Script, finish: Callable[[Any], str]
 ) -> None:
-    """Handlers run last in, first out: the engine's own has run before one that was registered earlier."""
+    """Handlers run last in, first out: the engine's own runs before one registered earlier. The exit never hangs."""
     refused = "Node cannot be started while the interpreter ends: render before that"
     # 3.12 starts no thread then; 3.13 does in some of its releases.
     assert finish(script(RENDER_AT_EXIT)) in ({"late\n"} if sys.version_info < (3, 12) else {"late\n", f"{refused}\n"})

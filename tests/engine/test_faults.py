@@ -1,4 +1,4 @@
-"""Faults of what is around the engine: the disk, the environment, descriptors, event loops, servers that fork."""
+"""Faults of the engine's environment: the disk, variables, descriptors, event loops, servers that fork."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ import os, pwd, sys
 for name in [name for name in os.environ if name not in {"PATH", "LD_LIBRARY_PATH"}]:
     del os.environ[name]
 os.environ["TMPDIR"] = sys.argv[1]
-def nobody(uid):
-    raise KeyError(uid)  # as for the user of a container, who is a number and nothing else
-pwd.getpwuid = nobody
+def no_user_entry(uid):
+    raise KeyError(uid)  # as for the user of a container, who has no name
+pwd.getpwuid = no_user_entry
 os.chdir(sys.argv[2])
 """
 
@@ -161,7 +161,7 @@ def test_event_loops_one_after_another_leave_nothing(
     descriptors, threads = held()
     assert [asyncio.run(atext(n)) for n in range(50)] == [f"Hello {n}" for n in range(50)]
     until(lambda: held()[0] <= descriptors)
-    assert held()[1] < threads + 5  # a thread of the engine's may still be at its last render when the next one comes
+    assert held()[1] < threads + 5  # threads of the engine may still be finishing
     assert worker() == first
 
 
@@ -232,7 +232,7 @@ print(*children())
 
 
 def test_an_exit_while_daemon_threads_render(script: Script, finish: Finish, alive: Callable[[int], bool]) -> None:
-    """It is quick, prints nothing, and leaves no process."""
+    """It prints nothing and leaves no process."""
     workers = [int(pid) for pid in finish(script(RENDER + DAEMONS)).split()]
     assert workers
     assert [pid for pid in workers if alive(pid)] == []

@@ -20,7 +20,7 @@ from tests import rendering
 import pomlflow
 from pomlflow import engine
 from pomlflow.engine import installation
-from pomlflow.exceptions import ConfigurationError, EngineBusyError, EngineError, RenderError, RenderTimeoutError
+from pomlflow.exceptions import EngineBusyError, EngineError, RenderError, RenderTimeoutError
 from pomlflow.settings import settings
 
 JS = Callable[[str], str]
@@ -51,7 +51,7 @@ def settled() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """One process alone, and it stands still: a render that got it goes on at the end."""
+    """Limit the pool to one process, and stop it (SIGSTOP) during the block."""
     pomlflow.configure(max_workers=1)
     text(n=0)
     settled()
@@ -64,8 +64,9 @@ def held() -> Iterator[None]:
 
 
 async def reached(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
+            await asyncio.sleep(0)
 
 
 def test_one_render_after_another_needs_one_process() -> None:
@@ -252,7 +253,7 @@ def test_the_private_memory_of_the_processes_is_reported() -> None:
 
 
 def test_what_failed_and_what_was_started_again_is_counted(js: JS) -> None:
-    """A template's own error is an answer; a render that was out of time is none."""
+    """A template's error counts as rendered, a timeout as failed."""
     text(n=0)
     settled()
     before = engine.stats()
@@ -291,32 +292,12 @@ def test_settings_of_a_block_hold_in_it_alone(js: JS) -> None:
         assert inside.timeout == settings().timeout == 0.2
         with pytest.raises(RenderTimeoutError):
             text(js("for (;;) ;"))
-        other = threading.Thread(target=lambda: seen.append(settings().timeout))
         seen: list[float] = []
+        other = threading.Thread(target=lambda: seen.append(settings().timeout))
         other.start()
         other.join()
     assert seen == [30.0]
     assert settings().timeout == 30.0
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"max_content": -1}, {"max_workers": -1}, {"max_queue": "many"}, {"max_memory": 0}],
-)
-def test_an_invalid_number_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))} must be an integer >= "):
-        pomlflow.configure(**wrong)
-
-
-def test_the_environment_sets_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pomlflow.settings._current", None)
-    for name, value in {"WORKERS": "3", "QUEUE": "5", "MEMORY": "700"}.items():
-        monkeypatch.setenv(f"POMLFLOW_MAX_{name}", value)
-    assert (settings().workers, settings().max_queue, settings().max_memory) == (3, 5, 700)
-    monkeypatch.setattr("pomlflow.settings._current", None)
-    monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "all")
-    with pytest.raises(ConfigurationError, match="POMLFLOW_MAX_WORKERS must be an integer >= 0, got 'all'"):
-        settings()
 
 
 async def test_a_cancellation_at_the_moment_of_the_renders_own_limit() -> None:
@@ -327,13 +308,16 @@ async def test_a_cancellation_at_the_moment_of_the_renders_own_limit() -> None:
             for _ in range(10):
                 with pytest.raises((TimeoutError, RenderTimeoutError, EngineBusyError)):
                     await asyncio.wait_for(atext(n=1), 0.05)
+        await reached(lambda: engine.stats().waiting == 0)
+    await reached(lambda: engine.stats().running == 0)
+    assert await atext(n=2) == "2"
 
 
 # --- two sets of processes
 
 
 def registry_text(n: int = 0) -> str:
-    """Render as a template out of a registry, which has other processes."""
+    """Render as a template of a registry, in the other set of processes."""
     context, _ = engine.encode({"n": n})
     return str(engine.run(engine.Request("<p>{{n}}</p>", context, roots=())).output["messages"][0]["content"])
 
@@ -399,7 +383,7 @@ def test_a_set_that_starts_in_a_full_pool_takes_the_place_of_an_idle_process_or_
 
 
 def test_neither_set_starves_while_both_have_more_than_they_can_do(until: Callable[[Any], Any]) -> None:
-    """The set with two processes more than the other hands a place over."""
+    """The set with two processes more than the other releases one."""
     pomlflow.configure(max_workers=4)
     engine.prewarm(4)
     own = set(engine.stats().pids)

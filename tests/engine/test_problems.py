@@ -17,7 +17,7 @@ Fail = Callable[..., RenderError]
 
 @pytest.fixture
 def fail(tmp_path: Path) -> Fail:
-    """Render what fails, as a file of the test's folder; ``¦…¦`` around what is meant is taken out before."""
+    """Render markup that fails, as a file in tmp_path (name=None: inline), and return the RenderError."""
 
     def failed(markup: str, name: str | None = "main.poml", **variables: object) -> RenderError:
         path = None if name is None else str(tmp_path / name)
@@ -29,7 +29,7 @@ def fail(tmp_path: Path) -> Fail:
 
 
 def marked(markup: str) -> tuple[str, tuple[int, int, str, int]]:
-    """Take the marks out, and give the markup and line, column, text and width of what was marked."""
+    """Return the markup without the marks, and line, column, text and width of what they enclose."""
     before, meant, after = markup.split("¦")
     line = before.count("\n") + 1
     column = len(before) - (before.rfind("\n") + 1) + 1
@@ -219,9 +219,20 @@ def test_an_include_that_vanishes_after_the_error_is_still_named(lifted: None, f
 # --- what is thrown
 
 
-def test_what_a_template_throws_is_told_whatever_it_is(fail: Fail) -> None:
-    for thrown in ("'text'", "null", "undefined", "5", "[]", "new (class extends Error {})('x')"):
-        assert fail(f"<p>{{{{ (() => {{ throw {thrown} }})() }}}}</p>").message
+@pytest.mark.parametrize(
+    ("thrown", "message"),
+    [
+        *(
+            (value, "Error evaluating expression: (() => { throw VALUE })()")
+            for value in ("'text'", "undefined", "5", "[]")
+        ),
+        ("null", "Cannot read properties of null (reading 'message')"),
+        ("new (class extends Error {})('x')", "x"),
+    ],
+)
+def test_any_thrown_value_becomes_an_error_message(thrown: str, message: str, fail: Fail) -> None:
+    error = fail(f"<p>{{{{ (() => {{ throw {thrown} }})() }}}}</p>")
+    assert error.message == message.replace("VALUE", thrown)
 
 
 def test_an_error_can_be_pickled(fail: Fail) -> None:

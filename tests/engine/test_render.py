@@ -14,7 +14,7 @@ import pytest
 from tests import rendering
 
 from pomlflow import engine
-from pomlflow.exceptions import PomlError, RenderError, RenderTimeoutError, VariableError
+from pomlflow.exceptions import PomlError, RenderError, VariableError
 
 ECHO = "<p>{{who}} {{who}}</p>"
 BUSY = "const end = Date.now() + 1000; while (end > Date.now()); return 'done'"
@@ -98,11 +98,6 @@ def test_good_and_bad_renders_at_once_do_not_mix() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(one, range(200)))
-
-
-def test_many_event_loops_one_after_another() -> None:
-    seen = [text(asyncio.run(rendering.arender(ECHO, {"who": i}))) for i in range(20)]
-    assert seen == [f"{i} {i}" for i in range(20)]
 
 
 def test_the_first_renders_of_many_threads_share_one_process(fresh: None) -> None:
@@ -193,13 +188,6 @@ def test_closing_the_engine_fails_the_renders_in_flight_and_no_later_one(
     assert text(rendering.render(ECHO, {"who": "next"})) == "next next"
 
 
-async def test_both_kinds_of_a_time_limit(js: Callable[[str], str]) -> None:
-    """`timeout` ends the Node process and names the limit; asyncio's own only stops waiting."""
-    with pytest.raises(RenderTimeoutError):
-        await engine.arun(engine.Request(js("for (;;)")), 0.2)
-    assert text(await rendering.arender(ECHO, {"who": "next"})) == "next next"
-
-
 async def test_an_async_render_that_cannot_be_encoded_keeps_no_process() -> None:
     rendering.render(ECHO, {"who": "first"})
     with pytest.raises(VariableError, match="has no form in JSON"):
@@ -208,13 +196,15 @@ async def test_an_async_render_that_cannot_be_encoded_keeps_no_process() -> None
 
 
 def test_equal_markup_is_parsed_once() -> None:
-    """Of thousands of elements that are parsed and never rendered, a second render sees nothing."""
+    """Only parsing is expensive here: the elements are never rendered."""
     part = "<b>x</b>" * 3000
     request = engine.Request(f'<p>here<p if="false">{part}</p></p>')
     first, *others = (engine.run(request) for _ in range(4))
     assert [text(one.output) for one in (first, *others)] == ["here"] * 4
     assert first.node_ms is not None
-    assert min(one.node_ms or 0 for one in others) < first.node_ms / 5  # a twentieth; parsed again, two thirds
+    assert (
+        min(one.node_ms or 0 for one in others) < first.node_ms / 5
+    )  # measured: 5 %, and 65 % if it were parsed again
 
 
 async def test_fifty_megabytes_of_context_arrive(fresh: None) -> None:
