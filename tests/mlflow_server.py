@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MlflowServer", "ServerPort", "empty_store", "free_port", "mlflow_server", "until", "use_server"]
+__all__ = ["DEAD", "MlflowServer", "ServerPort", "empty_store", "free_port", "mlflow_server", "until", "use_server"]
 
+DEAD = "http://127.0.0.1:9"  # the discard port: refuses immediately
 _numbers = itertools.count(1)
 _START = 100.0  # seconds; a start takes 5 to 40 on a busy machine: migrations and imports
 

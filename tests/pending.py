@@ -1,4 +1,4 @@
-"""What a test leaves to the background thread."""
+"""Finish or drop the background tasks of a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def finish(timeout: float = 30) -> bool:
 
 
 def forget_pending() -> list[Any]:
-    """Drop what can never be done, because its server was never there; return it."""
+    """Drop tasks whose server does not exist; return them."""
     from pomlflow.tracking.background import worker
     from pomlflow.tracking.publish import publisher
 
@@ -36,7 +36,7 @@ def forget_pending() -> list[Any]:
 
 
 def waiting_publisher() -> Any:
-    """Make a publisher that knows nothing yet, as in a new process; it can wait for a version."""
+    """Make a publisher with an empty cache, as in a new process; it can wait for a version."""
     from pomlflow.tracking.publish import Publisher
 
     class Waiting(Publisher):

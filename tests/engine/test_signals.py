@@ -89,8 +89,8 @@ def test_an_exception_of_a_signal_handler_passes_through_a_conversion_of_values(
     if not has_traceback:
         monkeypatch.setattr(orjson, "dumps", without_traceback)
 
-    class Slow:
-        """A value that waits when it is converted, and is interrupted the first time."""
+    class Interrupted:
+        """A value whose first conversion raises, as a signal handler would."""
 
         calls = 0
 
@@ -101,5 +101,5 @@ def test_an_exception_of_a_signal_handler_passes_through_a_conversion_of_values(
             return "value"
 
     with pytest.raises(error) as failed:
-        rendering.render("<p>{{x}}</p>", {"x": Slow()})
+        rendering.render("<p>{{x}}</p>", {"x": Interrupted()})
     assert failed.value is raised

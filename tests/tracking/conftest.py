@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,15 @@ from pomlflow.tracking.versions import Registry
 
 
 @pytest.fixture
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prompt's name that no other test has; the working folder is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return f"{tmp_path.name}-{os.getpid()}"
+
+
+@pytest.fixture
 def registry() -> Iterator[Any]:
-    """A prompt registry that knows nothing yet, as in a new process."""
+    """A publisher with an empty cache, as in a new process."""
     registry = waiting_publisher()
     yield registry
     assert registry.flush(30)
@@ -25,7 +34,7 @@ def registry() -> Iterator[Any]:
 
 @pytest.fixture
 def lookups_go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Hold all lookups of versions until this event is set; no flush of MLflow's waits for them."""
+    """Hold all lookups of versions until this event is set; MLflow's own flush does not wait for them."""
     go_on, find = threading.Event(), Registry.find
     monkeypatch.setenv("POMLFLOW_FLUSH_TIMEOUT", "0.1")
     monkeypatch.setattr(Registry, "find", lambda *given, **named: go_on.wait(30) and find(*given, **named))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.tracing.client import TracingClient
 from tests.programs import run_program
 
-__all__ = ["found_by", "program", "run", "versions"]
+__all__ = ["found_by", "linked", "program", "run", "versions"]
 
 
 def versions(name: str) -> list[Any]:
@@ -19,6 +20,12 @@ def versions(name: str) -> list[Any]:
         f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'", order_by=["version_number ASC"]
     )
     return [mlflow.MlflowClient().get_prompt_version(name, one.version) for one in found]
+
+
+def linked(trace_id: str) -> list[str]:
+    """Return what a stored trace is linked to, as ``name/version``."""
+    tag = TracingClient().get_trace_info(trace_id).tags.get("mlflow.linkedPrompts", "[]")
+    return [f"{one['name']}/{one['version']}" for one in json.loads(tag)]
 
 
 def found_by(prompt: str, experiment: str) -> set[str]:

@@ -11,14 +11,13 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import databricks_pb2
 from mlflow.utils.workspace_context import get_request_workspace
-from tests.mlflow_server import until
+from tests.mlflow_server import DEAD, until
 
 from pomlflow.tracking import background
 from pomlflow.tracking.background import FIRST, RejectedError, Task, Worker
 from pomlflow.tracking.stores import check_reachable
 
 STORE = "sqlite:///store.db"
-DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
 FORBIDDEN = RestException({"error_code": "PERMISSION_DENIED", "message": "not yours"})
 WRONG = RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "no such thing"})
 BUSY = RestException({"error_code": "RESOURCE_EXHAUSTED", "message": "too many"})
@@ -72,7 +71,7 @@ def test_tasks_run_in_order(tasks):
 
 
 @pytest.mark.parametrize("error", [FORBIDDEN, BUSY], ids=["forbidden", "busy"])
-def test_what_may_pass_is_retried_until_it_does(tasks, caplog, error):
+def test_transient_errors_are_retried(tasks, caplog, error):
     """Many prompts that a server does not take now: one warning, and all are taken later."""
     done = []
     for number in range(5):
@@ -97,7 +96,7 @@ def test_what_is_wrong_is_dropped_and_counted(tasks, caplog, error):
     assert "it is dropped" in warning
 
 
-def test_what_can_never_be_accepted_is_tried_once(tasks, caplog):
+def test_permanent_errors_drop_the_task(tasks, caplog):
     """Each of them has a warning of its own."""
     wrong = [Do(failing(RejectedError(f"prompt {number} is too long"), 100)) for number in range(2)]
     for one in wrong:
@@ -107,7 +106,7 @@ def test_what_can_never_be_accepted_is_tried_once(tasks, caplog):
     assert messages(caplog) == [f"Not registered in MLflow: prompt {number} is too long" for number in range(2)]
 
 
-def test_a_prompt_that_is_refreshed_every_minute_delays_no_flush(tasks):
+def test_a_periodic_task_does_not_delay_a_flush(tasks):
     tasks.submit(Do(lambda: None, is_periodic=True), after=3600)
     assert tasks.flush(3600) == 0
 

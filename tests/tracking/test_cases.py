@@ -1,4 +1,4 @@
-"""What users met in their stores and programs: each case is a fault of the first version with its right outcome."""
+"""Regression tests: faults that users reported in version 0.1."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trace(template: Template, **variables: Any) -> str:
     return str(mlflow.get_last_active_trace_id())
 
 
-def test_a_prompt_that_was_made_anew_by_hand_is_not_linked(mlflow_store, stored_traces: Fetch, name, monkeypatch):
+def test_a_render_is_not_linked_to_a_recreated_version_1(mlflow_store, stored_traces: Fetch, name, monkeypatch):
     """Its version 1 is another text from then on."""
     monkeypatch.setattr(publish, "_FRESH", 0.0)  # as ten seconds later
     shop = Template("<p>OLD {{q}}</p>", name=name)

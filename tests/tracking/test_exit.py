@@ -9,9 +9,9 @@ import sys
 import mlflow
 import pytest
 from mlflow.tracing.client import TracingClient
+from tests.mlflow_server import DEAD
 from tests.tracking.programs import found_by, program, run, versions
 
-DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
 TRACE = """
 import threading
 from pomlflow.tracking.spans import log_render

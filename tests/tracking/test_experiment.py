@@ -1,4 +1,4 @@
-"""The experiment that the environment names: one lookup at the most, and none that a call waits for."""
+"""The experiment that the environment names: looked up at most once, in the background."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 
 import mlflow
 import pytest
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import DEAD, MlflowServer
 from tests.programs import run_program
 
 from pomlflow.tracking import experiment
 from pomlflow.tracking.stores import Stores
 
-DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
 COUNT = """
 import json, mlflow, requests
 requested, send = [], requests.Session.send
@@ -30,7 +29,7 @@ def lookups():
 LANGCHAIN = """
 from langchain_core.language_models import FakeListChatModel
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
-chain = PomlPromptTemplate.from_template("<p>{{n}}</p>") | FakeListChatModel(responses=["ok"])
+chain = PomlPromptTemplate.from_template("<p>{{n}}</p>") | FakeListChatModel(responses=["0", "1", "2"])
 chain = chain.with_config(callbacks=[PomlCallbackHandler()])
 def call(n):
     return chain.invoke({"n": n}).content
@@ -47,7 +46,7 @@ RENDER = """
 import pomlflow
 pomlflow.autolog()
 def call(n):
-    return pomlflow.render("<p>{{n}}</p>", {"n": n})
+    return pomlflow.render("<p>{{n}}</p>", {"n": n}).messages[0].content
 """
 callers = pytest.mark.parametrize(
     "caller", [LANGCHAIN, LLAMA_INDEX, RENDER], ids=["langchain", "llama_index", "render"]
@@ -67,7 +66,7 @@ def run(text: str, folder: Path, uri: str, **environment: str) -> tuple[Any, str
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def stored(server: MlflowServer, experiment: str) -> list[Any]:
+def trace_states(server: MlflowServer, experiment: str) -> list[Any]:
     client = mlflow.MlflowClient(server.uri)
     return [one.info.state for one in client.search_traces([experiment], include_spans=False)]
 
@@ -76,8 +75,9 @@ def stored(server: MlflowServer, experiment: str) -> list[Any]:
 @pytest.mark.parametrize("named", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"])
 def test_calls_go_on_while_the_server_is_away(caller: str, named: str, tmp_path: Path) -> None:
     """MLflow's retries of one lookup last four minutes: longer than the limit on the program."""
-    printed, logged = run(f"{caller}\nfor n in range(3): call(n)\nprint(1)", tmp_path, DEAD, **{named: "1"})
-    assert printed == 1
+    program = f"import json\n{caller}\nprint(json.dumps([str(call(n)) for n in range(3)]))"
+    printed, logged = run(program, tmp_path, DEAD, **{named: "1"})
+    assert printed == ["0", "1", "2"]
     assert logged.count("Nothing is traced until") == (named == "MLFLOW_EXPERIMENT_NAME")
     assert "Traceback" not in logged
 
@@ -125,20 +125,21 @@ def test_a_fork_during_a_lookup_leaves_no_lock_to_the_child(monkeypatch: pytest.
     assert experiment._look_up(Stores("store", "store", None), "key") == "0"
 
 
-def test_another_mlflow_without_its_private_parts_looks_the_experiment_up_itself(
+def test_an_mlflow_without_its_private_functions_looks_up_the_experiment(
     mlflow_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "1")
     monkeypatch.setattr(experiment, "is_server", lambda _: True)
     monkeypatch.delattr(experiment.fluent, "_get_latest_active_run")
-    asked: list[Any] = []
+    experiment_ids: list[Any] = []
     monkeypatch.setattr(
-        experiment.mlflow, "start_span_no_context", lambda **given: asked.append(given["experiment_id"])
+        experiment.mlflow, "start_span_no_context", lambda **given: experiment_ids.append(given["experiment_id"])
     )
     experiment.start_span(None, name="poml")
-    assert asked == [None]
+    assert experiment_ids == [None]
 
 
+@pytest.mark.server
 @callers
 def test_traces_go_to_the_experiment_of_the_environment(
     caller: str, mlflow_server: MlflowServer, use_server: Any, tmp_path: Path, request: pytest.FixtureRequest
@@ -146,14 +147,17 @@ def test_traces_go_to_the_experiment_of_the_environment(
     known = use_server(mlflow_server)
     program = f"{COUNT}{caller}\nfor n in range(3): call(n)\nprint(lookups())"
     lookups, logged = run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID=known)
-    assert (lookups, stored(mlflow_server, known)) == (0, ["OK"] * 3), logged
+    assert (lookups, trace_states(mlflow_server, known)) == (0, ["OK"] * 3), logged
     new = request.node.name
     lookups, logged = run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_NAME=new)
     made = mlflow.get_experiment_by_name(new).experiment_id
-    assert (lookups, stored(mlflow_server, made)) == (2, ["OK"] * 3), logged  # by name, and its creation
+    assert (lookups, trace_states(mlflow_server, made)) == (2, ["OK"] * 3), logged  # by name, and its creation
 
 
-def test_what_the_program_sets_comes_first(mlflow_server: MlflowServer, use_server: Any, tmp_path: Path) -> None:
+@pytest.mark.server
+def test_an_experiment_set_in_code_overrides_the_environment(
+    mlflow_server: MlflowServer, use_server: Any, tmp_path: Path
+) -> None:
     known, destination, run_of = (use_server(mlflow_server) for _ in range(3))
     program = f"""{RENDER}
 import mlflow
@@ -168,9 +172,10 @@ call(3)
 print(1)
 """
     _, logged = run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID="0")
-    assert [stored(mlflow_server, one) for one in (run_of, destination, known)] == [["OK"]] * 3, logged
+    assert [trace_states(mlflow_server, one) for one in (run_of, destination, known)] == [["OK"]] * 3, logged
 
 
+@pytest.mark.server
 def test_mlflow_still_requests_the_experiment_for_each_trace(mlflow_server, use_server, tmp_path):
     known = use_server(mlflow_server)
     program = f"""{COUNT}
@@ -178,4 +183,6 @@ for _ in range(3):
     mlflow.start_span_no_context("own").end()
 print(lookups())
 """
-    assert run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID=known)[0] >= 3
+    assert run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID=known)[0] >= 3, (
+        "MLflow looks it up once: end experiment.py's own lookup"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import logging
 import multiprocessing
 import os
 import pickle
@@ -19,8 +18,9 @@ from typing import Any
 
 import mlflow
 import pytest
-from tests.mlflow_server import until
+from tests.mlflow_server import DEAD, until
 from tests.programs import run_program
+from tests.registry_prompts import HELLO, publish, warnings_of
 from tests.templates import text, write
 
 import pomlflow
@@ -34,20 +34,6 @@ from pomlflow.tracking.versions import register
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 LINKED = "mlflow.linkedPrompts"
-DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
-
-
-@pytest.fixture
-def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prompt's name that no other test has; the working folder is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    return f"{tmp_path.name}-{os.getpid()}"
-
-
-def publish(name: str, source: str = "<p>Hello {{name}}</p>") -> str:
-    """Register a version that is in production from now on; gives its URI."""
-    version = register(Template(source, name=name), alias="production").version
-    return str(version.uri)
 
 
 def opened(name: str, **options: Any) -> Template:
@@ -55,33 +41,29 @@ def opened(name: str, **options: Any) -> Template:
     return Template(origin=open_prompt(name, **{"alias": "production", "refresh": 0.1, **options}))
 
 
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelno >= logging.WARNING]
-
-
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Go to another machine: an empty working folder, and nothing there of what was in the old one."""
+    """Switch to another machine: an empty working folder, and the old one is gone."""
 
     def go() -> None:
-        here = tmp_path / "elsewhere"
-        here.mkdir()
-        monkeypatch.chdir(here)
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
         for entry in tmp_path.iterdir():
-            if entry != here:
+            if entry != folder:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     return go
 
 
 def test_it_renders_and_records_its_version(name: str) -> None:
-    uri = publish(name)
+    uri = f"prompts:/{name}/{publish(name)}"
     template = opened(name)
     record = template.render({"name": "Ada"})
     assert record.result()["messages"] == [{"speaker": "human", "content": "Hello Ada"}]
     assert (record.name, record.version, record.path, record.register) == (name, 1, None, None)
     assert template.current().uri == uri
-    assert template.digest == Template("<p>Hello {{name}}</p>").digest
+    assert template.digest == Template(HELLO).digest
 
 
 def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
@@ -104,7 +86,7 @@ def test_a_prompt_is_followed_while_too_many_tasks_wait(name: str, monkeypatch: 
 
 
 def test_model_settings_set_in_mlflow_hold_where_the_file_sets_none(name: str) -> None:
-    """Those of the file have other names and win; a change in MLflow's page is followed."""
+    """The file's settings override them, also under another spelling; a change in MLflow's page is followed."""
     publish(name, "<poml><runtime maxOutputTokens='300' stop='END'/><p>Hello</p></poml>")
     template = opened(name)
     own = {"maxOutputTokens": 300, "stop": "END"}
@@ -121,7 +103,7 @@ def test_model_settings_set_in_mlflow_hold_where_the_file_sets_none(name: str) -
 
 
 def test_the_snippet_in_a_versions_tag_loads_it(name: str) -> None:
-    uri = publish(name)
+    uri = f"prompts:/{name}/{publish(name)}"
     names: dict[str, Any] = {}
     exec(mlflow.MlflowClient().get_prompt_version(name, 1).tags["poml_use"], names)
     assert names["prompt"].uri == uri
@@ -130,7 +112,7 @@ def test_the_snippet_in_a_versions_tag_loads_it(name: str) -> None:
 def test_the_active_run_and_model_are_linked_at_load_as_mlflow_links_them(name: str) -> None:
     import mlflow.genai
 
-    uri = publish(name)
+    uri = f"prompts:/{name}/{publish(name)}"
     expected = []
     for load in (open_prompt, mlflow.genai.load_prompt):
         with mlflow.start_run() as run:
@@ -230,11 +212,11 @@ def test_the_last_good_version_stays(
         mlflow.genai.set_prompt_alias(name, "production", version.version)
     else:
         mlflow.genai.delete_prompt_alias(name, "production")
-    until(lambda: warnings_in(caplog))
+    until(lambda: warnings_of(caplog))
     now = lookups[template.origin.uri]
     until(lambda: lookups[template.origin.uri] > now + 1)
     assert text(template, name="Ada") == "Hello Ada"
-    (warning,) = warnings_in(caplog)
+    (warning,) = warnings_of(caplog)
     assert f"prompts:/{name}/1 stays in use" in warning
     publish(name, "<p>Good again</p>")
     until(lambda: text(template, name="Ada") == "Good again")
@@ -257,7 +239,7 @@ def test_a_cold_start_without_a_server_is_an_error(name: str, caplog: pytest.Log
     for _ in range(3):
         with pytest.raises(RegistryError, match=f"prompts:/{name}@production"):
             opened(name)
-    assert len(warnings_in(caplog)) <= 1  # another test may have logged it
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_the_digest_of_a_fallback_is_that_of_its_files_as_they_are_now(name: str, tmp_path: Path) -> None:
@@ -367,7 +349,7 @@ def test_an_omitted_file_is_taken_from_base_dir(name: str, tmp_path: Path, elsew
         opened(name, base_dir=folder).render({"large": True}).result()
 
 
-def test_what_an_optimiser_registered_has_the_files_of_the_version_before(
+def test_a_version_without_tags_has_the_files_of_the_version_before(
     name: str, tmp_path: Path, elsewhere: Callable[[], None]
 ) -> None:
     """MLflow's optimisers register a text without tags."""
@@ -387,7 +369,7 @@ def test_what_an_optimiser_registered_has_the_files_of_the_version_before(
             assert (record.version, [file.path for file in record.files]) == (version, paths)
 
 
-def test_what_an_optimiser_registered_finds_its_includes_in_base_dir(name: str, tmp_path: Path) -> None:
+def test_a_version_without_tags_finds_its_includes_in_base_dir(name: str, tmp_path: Path) -> None:
     """MLflow's optimisers register a text without tags, and so without its files."""
     mlflow.genai.register_prompt(name, '<include src="parts/tone.poml"/>')
     write(tmp_path / "data" / "parts" / "tone.poml", '<include src="deep.poml"/>')

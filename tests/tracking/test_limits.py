@@ -25,7 +25,7 @@ SMALL = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(2).randbytes(900)
 
 @pytest.fixture(autouse=True)
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the small ones and the large."""
+    """A limit between SMALL and PICTURE."""
     monkeypatch.setattr(settings, "_current", settings.Settings(max_content=1500))
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
@@ -55,7 +55,7 @@ def test_a_cut_text_counts_what_is_missing(stored: Callable[..., Any]) -> None:
 
 
 def test_media_are_left_out_whole_and_smaller_ones_are_attachments(stored: Callable[..., Any]) -> None:
-    """Half a picture is none."""
+    """Media are never cut, only omitted."""
     given = {"large": PICTURE, "small": SMALL, "address": f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"}
     span = stored("<p>{{large.length}}</p>", {**given, "bare": _base64(PICTURE)})
     context = span.inputs["context"]
@@ -99,7 +99,7 @@ def test_the_error_of_a_failed_render_is_cut(stored: Callable[..., Any]) -> None
 
 
 def test_a_replay_lists_what_was_cut(stored: Callable[..., Any]) -> None:
-    """The inputs, without which nothing can be rendered; or what it gave alone."""
+    """Cut inputs prevent the replay, a cut result only the comparison."""
     span = stored("<p>{{text}}</p>", {"text": LONG})
     [render] = pomlflow.replay(span.trace_id).renders
     assert (render.outcome, render.record) == ("incomplete", None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from tests.mlflow_server import DEAD
 from tests.registry_prompts import linked
 from tests.tracking.programs import run
 
@@ -88,7 +89,7 @@ def test_a_pool_stores_all_and_its_processes_end(mlflow_store, tmp_path: Path, t
 
 
 def test_a_pool_ends_without_a_server(tmp_path: Path):
-    printed = run(program("", POOL.replace("lock()", "pass"), "http://127.0.0.1:9", TASKS=None), tmp_path)
+    printed = run(program("", POOL.replace("lock()", "pass"), DEAD, TASKS=None), tmp_path)
     assert printed.count("its traces are lost") == 2
     assert "True 4\n" in printed
 

@@ -1,4 +1,4 @@
-"""What is stored of a span's inputs and outputs is what MLflow itself would store."""
+"""A span stores the inputs, outputs and attachments that MLflow itself would store."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ PLAIN: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", [SpanAttributeKey.INPUTS, SpanAttributeKey.OUTPUTS])
 @pytest.mark.parametrize("content", [*MEDIA.values(), *PLAIN.values()], ids=[*MEDIA, *PLAIN])
-def test_content_is_stored_as_mlflow_stores_it(content: Any, key: str, mlflow_store: str) -> None:
-    """The look into the JSON passes over nothing of which MLflow makes an attachment, in any provider's shape."""
+def test_attachments_match_mlflow(content: Any, key: str, mlflow_store: str) -> None:
+    """A span finds every value that MLflow would store as an attachment, in any provider's format."""
     theirs, ours = mlflow.start_span_no_context("theirs"), mlflow.start_span_no_context("ours")
     for span in (theirs, GuardedSpan(ours, None, lambda content: content)):
         (span.set_inputs if key == SpanAttributeKey.INPUTS else span.set_outputs)(content)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import threading
 from typing import Any
 
 import mlflow
+import pytest
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
-from tests.mlflow_server import until
+from tests.mlflow_server import DEAD, until
 from tests.pending import forget_pending, waiting_publisher
 from tests.registry_prompts import warnings_of
-from tests.tracking.programs import found_by, versions
+from tests.tracking.programs import found_by, linked, versions
 
 import pomlflow
 from pomlflow.exceptions import Problem, RenderError
 from pomlflow.tracking import background, publish
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.links import TraceLink
-
-LINKED = "mlflow.linkedPrompts"
-DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
 
 
 def trace(record: Any, registry: Any, **options: Any) -> str:
@@ -33,33 +30,16 @@ def trace(record: Any, registry: Any, **options: Any) -> str:
     return span.trace_id
 
 
-def stored(trace_id: str) -> None:
+def wait_until_stored(trace_id: str) -> None:
     mlflow.flush_trace_async_logging()
     until(lambda: "mlflow.trace.infoFinalized" in TracingClient().get_trace_info(trace_id).trace_metadata)
-
-
-def linked(trace_id: str) -> list[str]:
-    tag = TracingClient().get_trace_info(trace_id).tags.get(LINKED, "[]")
-    return [f"{one['name']}/{one['version']}" for one in json.loads(tag)]
-
-
-def test_a_first_render_is_linked_to_its_new_version(mlflow_store, registry, record):
-    """Registered in the background, linked while the trace is in memory, found by MLflow's own search."""
-    greet = record()
-    with mlflow.start_span("chain") as span:
-        assert registry.link(greet, span.trace_id) is None
-        assert registry.flush(30)
-    stored(span.trace_id)
-
-    assert linked(span.trace_id) == [f"{greet.name}/1"]
-    until(lambda: found_by(f"{greet.name}/1", mlflow_store) == {span.trace_id})
 
 
 def test_a_known_content_is_linked_at_once(mlflow_store, registry, record):
     trace(record(), registry, wait=30)
     with mlflow.start_span("chain") as span:
         version = registry.link(record(), span.trace_id)
-    stored(span.trace_id)
+    wait_until_stored(span.trace_id)
 
     assert version.uri == f"prompts:/{record().name}/1"
     assert linked(span.trace_id) == [f"{record().name}/1"]
@@ -76,13 +56,13 @@ def test_a_thousand_renders_make_one_version(mlflow_store, registry, record):
         for _ in range(1000):
             registry.link(greet, span.trace_id)
         registry.flush(30)
-    stored(span.trace_id)
+    wait_until_stored(span.trace_id)
 
     assert [version.version for version in versions(greet.name)] == [1]
     assert linked(span.trace_id) == [f"{greet.name}/1"]
 
 
-def test_another_process_finds_the_version(mlflow_store, registry, record):
+def test_a_new_publisher_finds_the_version(mlflow_store, registry, record):
     trace(record(), registry, wait=30)
     with mlflow.start_span("chain") as span:
         version = waiting_publisher().link(record(), span.trace_id, wait=30)
@@ -94,7 +74,7 @@ def test_another_process_finds_the_version(mlflow_store, registry, record):
 def test_a_trace_in_the_store_is_linked_late(mlflow_store, registry, record, lookups_go_on):
     """The trace is exported before its prompt is registered: a slow registry, a short chain."""
     trace_id = trace(record(), registry)
-    stored(trace_id)
+    wait_until_stored(trace_id)
     lookups_go_on.set()
     assert registry.flush(30)
 
@@ -138,7 +118,7 @@ def test_a_late_link_keeps_the_earlier_ones(mlflow_store, registry, record, look
         registry.link(early, span.trace_id)
         registry.link(late, span.trace_id)
     trace_id = span.trace_id
-    stored(trace_id)
+    wait_until_stored(trace_id)
     lookups_go_on.set()
     assert registry.flush(30)
 
@@ -183,7 +163,7 @@ def _in_memory(trace_id: str) -> bool:
         return live is not None
 
 
-def test_a_link_that_fails_is_counted_and_hurts_no_other(
+def test_a_link_that_fails_is_counted_and_does_not_affect_others(
     mlflow_store, registry, record, lookups_go_on, monkeypatch, caplog
 ):
     add, failures = TraceLink.add, [RuntimeError("no link")]
@@ -195,19 +175,19 @@ def test_a_link_that_fails_is_counted_and_hurts_no_other(
 
     monkeypatch.setattr(TraceLink, "add", fail_once)
     traces = [trace(record(), registry) for _ in range(2)]
-    stored(traces[1])
+    wait_until_stored(traces[1])
     lookups_go_on.set()
     assert not registry.flush(30)
 
     assert [linked(one) for one in traces] == [[], [f"{record().name}/1"]]
     assert ["no link" in warning for warning in warnings_of(caplog)] == [True]
-    assert registry.link(record(), trace(record(), registry)).version == 1  # found, and not given up
+    assert registry.link(record(), trace(record(), registry)).version == 1  # linked by another attempt, not dropped
 
 
 def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, caplog):
     long = record(source="x" * 100_001)
     ids = [trace(long, registry, wait=30) for _ in range(3)]
-    stored(ids[-1])
+    wait_until_stored(ids[-1])
 
     assert versions(long.name) == []
     assert linked(ids[-1]) == []
@@ -219,7 +199,7 @@ def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, cap
 def test_a_failed_render_makes_no_version(mlflow_store, registry, record):
     failed = record(output=None, error=RenderError([Problem("x is not defined")]))
     ids = [trace(failed, registry, wait=30) for _ in range(2)]
-    stored(ids[-1])
+    wait_until_stored(ids[-1])
     assert versions(failed.name) == []
     assert linked(ids[-1]) == []
 
@@ -231,7 +211,7 @@ def test_a_failed_render_links_to_a_version_that_exists(mlflow_store, registry, 
     trace(record(), registry, wait=30)
     failed = record(output=None, error=RenderError([Problem("x is not defined")]))
     ids = [trace(failed, registry), trace(failed, waiting_publisher(), wait=30)]
-    stored(ids[-1])
+    wait_until_stored(ids[-1])
     assert [linked(one) for one in ids] == [[f"{failed.name}/1"]] * 2
 
 
@@ -290,14 +270,29 @@ def test_link_never_raises(mlflow_store, registry, caplog):
     assert worker.take_lost() == 2
 
 
-def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, registry, record, caplog):
-    """One warning for many prompts and renders; nothing of it on the user's thread; a flush within its bound."""
+@pytest.fixture
+def connecting(monkeypatch) -> set[threading.Thread]:
+    """The threads that connected to a server."""
+    threads, connect = set(), socket.socket.connect
+
+    def note(*given: Any) -> None:
+        threads.add(threading.current_thread())
+        connect(*given)
+
+    monkeypatch.setattr(socket.socket, "connect", note)
+    return threads
+
+
+def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, registry, record, caplog, connecting):
+    """One warning for many prompts and renders; all requests are made in the background."""
     mlflow.set_registry_uri(DEAD)
     for number in range(50):
         trace(record(str(number % 5)), registry, wait=0.005)
     assert not registry.flush(0.5)
     (warning,) = warnings_of(caplog)
     assert DEAD in warning
+    assert connecting
+    assert threading.current_thread() not in connecting
 
     # The same thread goes on with a registry that is there.
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
@@ -306,12 +301,14 @@ def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, regist
     forget_pending()
 
 
-def test_a_server_that_never_answers_blocks_no_call(mlflow_store, registry, record):
+def test_a_server_that_never_answers_blocks_no_call(mlflow_store, registry, record, connecting):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mlflow.set_registry_uri(f"http://127.0.0.1:{silent.getsockname()[1]}")
         for _ in range(10):
             trace(record(), registry, wait=0.005)
         assert not registry.flush(0.1)
+        assert connecting
+        assert threading.current_thread() not in connecting
     forget_pending()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow.tracing.client import TracingClient
 from tests.mlflow_server import ServerPort, until
-from tests.pending import waiting_publisher
 from tests.registry_prompts import sources
-from tests.tracking.programs import found_by
+from tests.tracking.programs import found_by, linked
 
 from pomlflow.record import content_digest
 from pomlflow.tracking.load import load
@@ -22,13 +19,6 @@ from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import Registry, draft_of
 
 pytestmark = pytest.mark.server
-
-LINKED = "mlflow.linkedPrompts"
-
-
-def linked(trace_id: str) -> list[str]:
-    tag = TracingClient().get_trace_info(trace_id).tags.get(LINKED, "[]")
-    return [f"{one['name']}/{one['version']}" for one in json.loads(tag)]
 
 
 def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, registry, record):
@@ -71,28 +61,7 @@ def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, 
     mlflow.set_tracking_uri(mlflow_server.uri)
 
 
-def test_another_process_finds_the_version(mlflow_server, use_server, registry, record):
-    use_server(mlflow_server)
-    with mlflow.start_span("chain") as span:
-        first = registry.link(record(), span.trace_id, wait=60)
-        second = waiting_publisher().link(record(), span.trace_id, wait=60)
-    assert first.uri == second.uri
-    assert len(sources(record().name)) == 1
-
-
-def test_a_trace_in_the_store_is_linked_late(mlflow_server, use_server, registry, record, lookups_go_on):
-    experiment = use_server(mlflow_server)
-    with mlflow.start_span("chain") as span:
-        registry.link(record(), span.trace_id)
-    mlflow.flush_trace_async_logging()
-    lookups_go_on.set()
-    assert registry.flush(60)
-
-    assert linked(span.trace_id) == [f"{record().name}/1"]
-    assert found_by(f"{record().name}/1", experiment) == {span.trace_id}
-
-
-def test_eight_processes_agree_on_one_version(mlflow_server, use_server, record):
+def test_eight_concurrent_registrations_make_one_version(mlflow_server, use_server, record):
     """What MLflow refuses in the race, the background thread retries."""
     use_server(mlflow_server)
     ready, got = threading.Barrier(8), []

@@ -120,7 +120,7 @@ def test_an_edited_file_of_another_name_is_for_the_only_prompt(trace_of: Callabl
 def test_what_the_corpus_holds_comes_out_as_it_did(
     trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Documents, pictures, tools, schemas, stylesheets, one text, errors: in one trace, with its attachments."""
+    """A third of the corpus, errors too: in one trace, with its attachments."""
     monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=Path(__file__).parents[1] / "corpus"))
     every = cases()[::3]  # a span takes MLflow 50 ms to store
     store = [

@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from tests.tracking.programs import versions
 
 from pomlflow.record import PromptFile, content_digest
 from pomlflow.tracking.background import RejectedError
@@ -19,21 +20,15 @@ from pomlflow.tracking.versions import Registry, draft_of, model_config, name_of
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 
-def found(record: Any, *, create: bool = True, name: str | None = None) -> Any:
+def find_or_create(record: Any, *, create: bool = True, name: str | None = None) -> Any:
     return Registry(MlflowClient(), mlflow.get_registry_uri()).find(
         draft_of(record, (name_of(record) or "") if name is None else name), create=create
     )
 
 
-def versions(name: str) -> list[Any]:
-    query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
-    found = MlflowClient().search_model_versions(query, order_by=["version_number ASC"])
-    return [MlflowClient().get_prompt_version(name, one.version) for one in found]
-
-
 def test_each_content_is_one_version(record):
     first, second = record("first"), record("second")
-    assert [found(one).version for one in (first, second, first, second)] == [1, 2, 1, 2]
+    assert [find_or_create(one).version for one in (first, second, first, second)] == [1, 2, 1, 2]
     assert [version.template for version in versions(first.name)] == [first.source, second.source]
 
 
@@ -42,8 +37,8 @@ def test_the_same_text_registered_by_hand_is_the_same_version(record):
     text = record("by hand").source
     mlflow.genai.register_prompt(record().name, text)
     mlflow.genai.register_prompt(record().name, "<p>another</p>")
-    assert found(record("by hand")).version == 1
-    assert found(record("new")).version == 3
+    assert find_or_create(record("by hand")).version == 1
+    assert find_or_create(record("new")).version == 3
     assert [version.template for version in versions(record().name)] == [text, "<p>another</p>", record("new").source]
 
 
@@ -54,7 +49,7 @@ def test_a_text_registered_by_hand_is_another_version_where_it_names_files(recor
     digest = hashlib.sha256(b"content").hexdigest()
     with_file = record(files=(PromptFile("a.txt", digest, file, tmp_path),))
     mlflow.genai.register_prompt(with_file.name, with_file.source)
-    assert found(with_file).version == 2
+    assert find_or_create(with_file).version == 2
 
 
 def test_a_version_that_was_rendered_is_found_if_it_still_has_its_content(record):
@@ -62,12 +57,12 @@ def test_a_version_that_was_rendered_is_found_if_it_still_has_its_content(record
     source = record().source
     from_registry = record(version=1, digest=content_digest(source, ()))
     mlflow.genai.register_prompt(record().name, source)
-    assert found(from_registry).version == 1
+    assert find_or_create(from_registry).version == 1
     client = MlflowClient()
     client.delete_prompt_version(record().name, "1")
     client.delete_prompt(record().name)
     mlflow.genai.register_prompt(record().name, "<p>another</p>")
-    assert found(from_registry) is None
+    assert find_or_create(from_registry) is None
     assert [version.template for version in versions(record().name)] == ["<p>another</p>"]
 
 
@@ -94,16 +89,16 @@ def test_unity_catalog_is_searched_in_pages_of_all_versions(record):
 
 
 def test_a_lookup_makes_nothing(record):
-    assert found(record(), create=False) is None
+    assert find_or_create(record(), create=False) is None
     assert versions(record().name) == []
-    found(record())
-    assert found(record(), create=False).version == 1
+    find_or_create(record())
+    assert find_or_create(record(), create=False).version == 1
 
 
-def test_a_version_holds_source_and_tags_and_the_prompt_stays_clean(record):
+def test_a_version_holds_source_and_tags_and_the_prompt_gets_no_tags(record):
     """`mlflow.genai.register_prompt` would copy the tags to the prompt, and the next version's over them."""
     answer = record(path="support/answer.poml")
-    found(answer)
+    find_or_create(answer)
     (version,) = versions(answer.name)
 
     assert version.is_text_prompt
@@ -132,7 +127,7 @@ def test_a_version_holds_source_and_tags_and_the_prompt_stays_clean(record):
     ids=["crlf", "unicode", "blanks", "jinja", "braces and quotes", "longest"],
 )
 def test_the_source_is_kept_exactly(record, source):
-    assert found(record(source=source)).template == source
+    assert find_or_create(record(source=source)).template == source
     (version,) = versions(record().name)
     assert version.template == source
     assert version.is_text_prompt
@@ -140,14 +135,14 @@ def test_the_source_is_kept_exactly(record, source):
 
 def test_a_source_too_long_is_refused(record):
     with pytest.raises(RejectedError, match=r"100,001 characters .* 100,000"):
-        found(record(source="x" * 100_001))
+        find_or_create(record(source="x" * 100_001))
 
 
 def test_runtime_and_schema_are_shown_where_static(record):
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     output = {"messages": [], "schema": schema, "runtime": {"model": "gpt-5", "maxTokens": 100, "topP": 0.5, "seed": 7}}
-    found(record("both", output=output, static_fields=frozenset({"schema", "runtime"})))
-    found(record("neither", output=output))
+    find_or_create(record("both", output=output, static_fields=frozenset({"schema", "runtime"})))
+    find_or_create(record("neither", output=output))
     static, dynamic = versions(record().name)
 
     assert static.response_format == schema
@@ -156,9 +151,9 @@ def test_runtime_and_schema_are_shown_where_static(record):
     assert dynamic.model_config is None
 
 
-def test_a_schema_too_long_costs_only_itself(record):
+def test_a_schema_that_is_too_long_is_omitted(record):
     schema = {"type": "object", "description": "x" * 100_000}
-    version = found(record(output={"messages": [], "schema": schema}, static_fields=frozenset({"schema"})))
+    version = find_or_create(record(output={"messages": [], "schema": schema}, static_fields=frozenset({"schema"})))
     assert version.response_format is None
 
 
@@ -177,54 +172,33 @@ def test_runtime_as_mlflows_model_config(runtime, expected):
     assert model_config(runtime).to_dict() == expected
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"name": "given"}, "given"),
-        ({"name": "given", "register": True}, "given"),
-        ({"name": "given", "register": False}, None),
-        ({"name": None}, None),
-        ({"name": None, "register": True, "digest": "0123456789abcdef"}, "inline-0123456789ab"),
-    ],
-)
-def test_inline_markup_has_a_name_only_if_one_is_requested(record, changes, expected):
-    assert name_of(record(**changes)) == expected
-
-
 def test_a_name_that_the_user_gave_holds_for_several_files(record, caplog):
     """So that a prompt can move from one file to another, and keep its history."""
-    found(record("before", path="old/place.poml"))
-    found(record("after", path="new/place.poml"))
+    find_or_create(record("before", path="old/place.poml"))
+    find_or_create(record("after", path="new/place.poml"))
     assert [one.tags["poml_path"] for one in versions(record().name)] == ["old/place.poml", "new/place.poml"]
     assert caplog.records == []
-
-
-def test_a_prompt_moves_from_inline_into_its_file(record):
-    name = record().name
-    found(record("before"))
-    found(record("after", path=f"{name}.poml"))
-    assert len(versions(name)) == 2
 
 
 def test_the_name_of_a_model_is_left_alone(record):
     MlflowClient().create_registered_model(record().name)
     with pytest.raises(RejectedError, match="registered model"):
-        found(record())
+        find_or_create(record())
     assert MlflowClient().search_model_versions(f"name = '{record().name}'") == []
 
 
 @pytest.mark.parametrize("name", ["it's", "a b", "", "a`b", "ü"])
 def test_a_name_that_mlflow_cannot_take_is_refused(record, name):
     with pytest.raises(RejectedError, match="name"):
-        found(record(), name=name)
+        find_or_create(record(), name=name)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["a new prompt", "a new content"])
-def test_eight_processes_agree_on_one_version(record, known, caplog, monkeypatch):
+def test_eight_concurrent_registrations_make_one_version(record, known, caplog, monkeypatch):
     """Several make a version; all but the lowest are withdrawn, with a message."""
     caplog.set_level(logging.INFO, "pomlflow")
     if known:
-        found(record("before"))
+        find_or_create(record("before"))
     all_have_searched, make = threading.Barrier(8), Registry._make
 
     def make_when_all_have_searched(*args: Any, **options: Any) -> Any:
@@ -232,14 +206,14 @@ def test_eight_processes_agree_on_one_version(record, known, caplog, monkeypatch
         return make(*args, **options)
 
     monkeypatch.setattr(Registry, "_make", make_when_all_have_searched)
-    got = at_once(lambda _: found(record()))
+    got = in_eight_threads(lambda _: find_or_create(record()))
     left = versions(record().name)
     assert len(left) == 1 + known
     assert {version.uri for version in got} == {left[-1].uri}
     assert "at the same time" in caplog.text
 
 
-def at_once(make: Any) -> list[Any]:
+def in_eight_threads(make: Any) -> list[Any]:
     """Run it in eight threads that start together."""
     ready, got = threading.Barrier(8), []
 
