@@ -19,12 +19,12 @@ def text(template: Template, **variables: Any) -> str:
 
 
 def sha(content: str) -> str:
-    """SHA-256, in hexadecimal."""
+    """Return the SHA-256 digest in hexadecimal."""
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write(file: Path, content: str) -> Path:
-    """Write a file that is seen to be new, also on a file system that counts in seconds."""
+    """Write a file with a later time than before, so that the change is noticed at a resolution of a second."""
     before = file.stat().st_mtime_ns if file.exists() else 0
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content, encoding="utf-8", newline="")

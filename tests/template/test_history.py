@@ -50,7 +50,7 @@ def shown(record: RenderRecord) -> list[str]:
     return [f"{message['speaker']}: {message['content']}" for message in record.result()["messages"]]
 
 
-def test_it_returns_where_the_native_messages_are() -> None:
+def test_a_history_has_the_positions_of_native_messages() -> None:
     record, history = render(
         '<poml><system-msg>s</system-msg><conversation messages="{{h}}"/><human-msg>q</human-msg></poml>',
         h=[ONE, TWO, THREE],
@@ -61,7 +61,7 @@ def test_it_returns_where_the_native_messages_are() -> None:
     assert all(history.placed[place] is note for place, note in ((1, ONE), (2, TWO), (3, THREE)))
 
 
-async def test_in_async_too() -> None:
+async def test_an_async_render_places_native_messages() -> None:
     history = Notes()
     record = await Template('<conversation messages="{{h}}"/>').arender({"h": [TWO]}, history=history)
     assert (shown(record), history.placed) == (["ai: a longer two"], {0: TWO})
@@ -74,7 +74,7 @@ def test_what_the_conversation_names_is_converted() -> None:
 
 
 def test_native_messages_are_found_in_any_variable() -> None:
-    """Alone, or at either end of a list: an expression may choose from them."""
+    """Alone, or as first or last item of a list; also where an expression selects from it."""
     record, history = render('<conversation messages="{{ h.filter(m => m.long) }}"/>', h=["ai: first", ONE, TWO])
     assert (shown(record), history.placed) == (["ai: a longer two"], {0: TWO})
     record, _ = render("<p>{{m.content}}</p>", m=ONE)
@@ -82,14 +82,14 @@ def test_native_messages_are_found_in_any_variable() -> None:
 
 
 def test_messages_in_a_state_keep_their_speakers() -> None:
-    """They are not native there."""
+    """A nested message is rendered, and is not passed on as the framework's object."""
     record, history = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, TWO], "n": 1})
     assert (shown(record), history.placed) == (["human: one", "ai: a longer two"], {})
     record, _ = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, THREE]})
     assert isinstance(record.error, RenderError)  # POML's own refusal of a tool's content
 
 
-def test_other_lists_are_left_alone() -> None:
+def test_variables_without_messages_are_returned_unchanged() -> None:
     variables = {
         "words": ["a", "b"],
         "numbers": list(range(9)),
@@ -110,7 +110,7 @@ def test_none_is_no_message() -> None:
     assert (shown(record), history.placed) == (["human: x"], {})
 
 
-def test_what_cannot_be_converted_is_a_record_with_its_name() -> None:
+def test_an_error_names_the_variable_that_cannot_be_converted() -> None:
     record, _ = render('<conversation messages="{{h}}"/>', h=7)
     assert isinstance(record.error, VariableError)
     assert record.error.variable == "h"
@@ -121,7 +121,7 @@ def test_what_cannot_be_converted_is_a_record_with_its_name() -> None:
 @pytest.mark.parametrize("item", [7, "no message", None])
 @pytest.mark.parametrize("markup", ['<conversation messages="{{h}}"/>', "<p>{{h.length}}</p>", "<p>{{s.h}}</p>"])
 def test_an_item_that_cannot_be_converted_is_named_by_its_index(markup: str, item: Any) -> None:
-    """Also in a list that is known by its ends, alone or in a state."""
+    """Also in a list recognised by its first and last item, as a variable or in a state."""
     messages = [ONE, item, TWO]
     record, _ = render(markup, h=messages, s={"h": messages})
     assert isinstance(record.error, VariableError)
@@ -187,8 +187,8 @@ def test_marks_do_not_outlive_a_render(markup: str) -> None:
         assert "three" in str(record.result())
 
 
-def test_only_the_line_ends_next_to_a_mark_are_pomls() -> None:
-    """As in a message that POML merged of text, a picture, a mark and text."""
+def test_only_the_line_ends_next_to_a_mark_are_removed() -> None:
+    """The input is a message that POML merged from text, a picture, a mark and text."""
     history = Notes()
     history.take({"h": [ONE]}, ())
     (mark,) = history.marks["h"]
@@ -204,8 +204,8 @@ def test_only_the_line_ends_next_to_a_mark_are_pomls() -> None:
     assert history.placed == {1: ONE}
 
 
-def test_where_a_message_is_no_message_of_its_own_poml_renders_it() -> None:
-    """Serialised, cut or indented, it comes as text, and nothing is native."""
+def test_conversations_that_poml_flattens_become_text() -> None:
+    """In JSON, under charLimit or in a list item; no message is native then."""
     for markup in (
         '<poml syntax="json"><conversation messages="{{h}}"/></poml>',
         '<p charLimit="3"><conversation messages="{{h}}"/></p>',
@@ -217,7 +217,7 @@ def test_where_a_message_is_no_message_of_its_own_poml_renders_it() -> None:
         assert "a l" in str(record.output)
 
 
-def test_such_a_render_is_one_record_with_both_its_times() -> None:
+def test_a_flattened_conversation_is_one_record_with_both_its_times() -> None:
     record, _ = render('<p charLimit="3"><conversation messages="{{h}}"/></p>', h=[TWO])
     assert record.error is None
     assert record.start_ns < record.end_ns

@@ -277,7 +277,7 @@ def bound(row: Row) -> dict[str, Any]:
 
 
 def refusal(markup: str, variables: Mapping[str, Any], path: str | None = None) -> str:
-    """What the engine has against it."""
+    """Return the errors of the engine, or an empty text if it renders."""
     try:
         rendering.render(markup, variables, path=path)
     except RenderError as error:
@@ -375,7 +375,7 @@ def test_files_are_read_by_the_given_function(folder: Path) -> None:
     assert found.variables == ("y",)
 
 
-def test_includes_that_lead_back_end(folder: Path) -> None:
+def test_circular_includes_end(folder: Path) -> None:
     (folder / "twice.poml").write_text("<let name='n' value='m'/><include src='twice.poml'/>" * 3, encoding="utf-8")
     assert infer("<include src='loop.poml'/>", folder).variables == ("again",)
     assert infer("<include src='twice.poml'/>", folder).variables == ("m",)
@@ -397,7 +397,7 @@ def test_base_defaults_to_the_working_folder(folder: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_as_a_source_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_as_a_source_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert infer("<include src='pipe'/><let src='pipe'/>{{a}}", tmp_path).variables == ("a",)
 
@@ -456,7 +456,7 @@ WORDS = names(
 )
 
 
-def test_reserved_words_are_those_that_node_takes_for_no_parameter() -> None:
+def test_reserved_words_are_those_that_node_refuses_as_a_parameter() -> None:
     markup = (
         "<p>{{ words.filter(word => { try { return !!new Function(word, 'return ' + word) } "
         "catch (e) { return false } }).join(' ') }}</p>"
@@ -493,7 +493,7 @@ def test_garbage_is_parsed(seed: int, tmp_path: Path) -> None:
 
 
 def cost(markup: str) -> float:
-    """The CPU seconds of its inference, without a collection of the garbage of the whole run."""
+    """Return the CPU seconds of its inference, without a collection of the garbage of the whole run."""
     gc.disable()
     try:
         before = time.thread_time()

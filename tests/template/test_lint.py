@@ -22,7 +22,7 @@ from pomlflow.template.attribute_rules import attributes
 from pomlflow.template.lint import RULES, LintSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
-# What cases of the corpus have on purpose.
+# Warnings that cases of the corpus cause on purpose.
 ON_PURPOSE = {
     "audio-vanishes": {"media-as-text", "missing-file"},
     "element-paragraphs-and-headers": {"unknown-attribute"},
@@ -44,7 +44,7 @@ ON_PURPOSE = {
 def found(markup: str, **given: Any) -> list[tuple[str, int]]:
     template = Template(markup)
     error = template.check(given).error
-    findings = template.lint(LintSettings(), getattr(error, "problems", ()))
+    findings = template.lint(LintSettings(), errors=getattr(error, "problems", ()))
     return [(one.rule, one.column) for one in findings]
 
 
@@ -183,7 +183,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize(("markup", "expected"), WRONG)
-def test_what_is_probably_not_meant_is_reported_at_its_place(markup: str, expected: list[tuple[str, int]]) -> None:
+def test_each_rule_reports_its_column(markup: str, expected: list[tuple[str, int]]) -> None:
     assert found(markup) == expected
 
 
@@ -211,7 +211,7 @@ def test_javascript_that_resembles_python_is_not_reported(code: str) -> None:
 
 
 @pytest.mark.parametrize("markup", RIGHT)
-def test_what_is_meant_is_not_reported(markup: str) -> None:
+def test_valid_markup_has_no_warnings(markup: str) -> None:
     assert found(markup) == []
 
 

@@ -27,7 +27,7 @@ SYNTAX = set("context include let meta outputschema runtime stylesheet tool tool
         '<output-schema>{"type": "object"}</output-schema><p>Hello</p>',
     ],
 )
-def test_markup_is_known(text: str) -> None:
+def test_poml_is_recognised(text: str) -> None:
     assert is_poml(text)
 
 

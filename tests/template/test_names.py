@@ -21,13 +21,17 @@ def named(file: Path, **options: str) -> tuple[str | None, str | None]:
     return template.name, template.trace_path
 
 
-def test_a_file_outside_is_named_by_its_folder_and_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_outside_every_root_is_named_by_its_folder_and_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     one, two = (write(tmp_path / place / "q.poml", HELLO) for place in ("a", "b"))
     assert [named(file) for file in (one, two, one)] == [("a.q", "a/q.poml"), ("b.q", "b/q.poml"), ("a.q", "a/q.poml")]
-    assert caplog.records == []  # until one is registered
+    assert caplog.records == []
 
 
-def test_two_files_outside_that_share_a_name_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_files_outside_every_root_that_share_a_name_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two apps, each with code/prompts/system.poml, started from elsewhere."""
     one, two = (write(tmp_path / app / "prompts" / "system.poml", HELLO) for app in ("one", "two"))
     assert [named(file)[0] for file in (one, two)] == ["prompts.system"] * 2
@@ -36,11 +40,14 @@ def test_two_files_outside_that_share_a_name_are_reported(tmp_path: Path, caplog
     assert str(two) in warning.getMessage()
 
 
-def test_a_file_that_moved_keeps_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("options", [{}, {"name": "p.q"}], ids=["by its path", "given"])
+def test_a_moved_file_is_not_reported_as_a_name_clash(
+    options: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     one = write(tmp_path / "a" / "p" / "q.poml", HELLO)
-    assert named(one) == ("p.q", "p/q.poml")
+    assert named(one, **options) == ("p.q", "p/q.poml")
     one.unlink()
-    assert named(write(tmp_path / "b" / "p" / "q.poml", HELLO)) == ("p.q", "p/q.poml")
+    assert named(write(tmp_path / "b" / "p" / "q.poml", HELLO), **options) == ("p.q", "p/q.poml")
     assert caplog.records == []
 
 
@@ -73,7 +80,7 @@ def test_a_prompt_root_that_is_no_path_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", ["tool = 3", "[tool]\npomlflow = 3"])
-def test_settings_that_are_no_table_are_none(tmp_path: Path, settings: str) -> None:
+def test_settings_that_are_not_a_table_are_ignored(tmp_path: Path, settings: str) -> None:
     write(tmp_path / "pyproject.toml", settings)
     assert named(write(tmp_path / "a" / "q.poml", HELLO)) == ("a.q", "a/q.poml")
 
@@ -97,7 +104,7 @@ def test_a_file_in_a_package_has_its_dotted_path_there(tmp_path: Path, monkeypat
     assert named(data) == ("src.app.data.q", "src/app/data/q.poml")
 
 
-def test_without_a_working_folder_all_else_works(tmp_path: Path) -> None:
+def test_a_removed_working_folder_only_breaks_relative_paths(tmp_path: Path) -> None:
     """A service whose working folder was removed under it."""
     file = write(tmp_path / "abs" / "v.poml", '<poml><include src="part.poml"/></poml>')
     write(tmp_path / "abs" / "part.poml", HELLO)
@@ -121,28 +128,14 @@ def test_without_a_working_folder_all_else_works(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=tmp_path)
 
 
-def test_files_under_the_working_folder_go_by_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    files = [write(tmp_path / place / "q.poml", HELLO) for place in ("a", "b")]
-    assert [named(file) for file in files] == [("a.q", "a/q.poml"), ("b.q", "b/q.poml")]
-
-
 def test_a_name_given_to_two_files_is_reported_once_with_both(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It holds: one may be about to replace the other, and contents are versions by their digest."""
+    """The given name is kept: one file may replace the other, and each content is its own version."""
     one, two = (write(tmp_path / place / "q.poml", HELLO) for place in ("a", "b"))
     for _ in range(3):
         assert [named(file, name="greet")[0] for file in (one, two)] == ["greet", "greet"]
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert str(one) in warning.getMessage()
     assert str(two) in warning.getMessage()
-
-
-def test_a_prompt_that_moves_into_another_file_keeps_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    one = write(tmp_path / "a" / "q.poml", HELLO)
-    named(one, name="greet")
-    one.unlink()
-    assert named(write(tmp_path / "b" / "q.poml", HELLO), name="greet")[0] == "greet"
-    assert caplog.records == []
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,7 @@ from pomlflow.exceptions import (
 from pomlflow.template import Template
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_a_record_holds_all(folder: Path) -> None:
+def test_a_record_has_all_fields(folder: Path) -> None:
     file = write(folder / "support" / "a.poml", '<poml><p>Hello {{name}}</p><runtime temperature="0"/></poml>')
     template = Template(path=file, stylesheet={}, register=False)
     before = time.time_ns()
@@ -45,7 +38,7 @@ def test_a_record_holds_all(folder: Path) -> None:
     assert isinstance(record.start_ns, int)
     assert isinstance(record.end_ns, int)
     assert before <= record.start_ns < record.end_ns
-    assert record.end_ns - record.start_ns <= after - before + 10**6
+    assert record.end_ns - record.start_ns <= after - before + 10**7
 
 
 def test_a_record_holds_the_folder_of_files_and_what_was_included(
@@ -64,7 +57,7 @@ def test_a_record_holds_the_folder_of_files_and_what_was_included(
 
     monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder / "prompts"))
     assert inline.render({"name": 1}).folder == ".."
-    assert from_file.render({}).folder == "prompts", "it was made before"
+    assert from_file.render({}).folder == "prompts", "made before prompt_root changed"
 
 
 async def test_records_follow_each_other_in_time() -> None:
@@ -107,14 +100,13 @@ async def test_a_missing_variable_is_a_record_with_error_and_variables(folder: P
             record.result()
 
 
-@pytest.mark.parametrize("markup", ['<p for="row in rows">{{row}}</p>', "<p for='row in rows.slice(1)'>{{row}}</p>"])
-def test_what_a_loop_misses_is_advised_as_a_loop_takes_it(markup: str) -> None:
-    advice = "typeof rows === 'undefined' ? [] : rows"
-    assert f"guard it in the template: {advice}\n" in str(Template(markup).render({}).error)
-    assert (
-        Template(markup.replace("rows", f"({advice})").replace("'row", '"row').replace(")'>", ')">')).render({}).error
-        is None
-    )
+@pytest.mark.parametrize("code", ["rows", "rows.slice(1)"])
+def test_the_remedy_for_a_missing_loop_variable_is_valid_in_for(code: str) -> None:
+    remedy = "typeof rows === 'undefined' ? [] : rows"
+    error = Template(f'<p for="row in {code}">{{{{row}}}}</p>').render({}).error
+    assert f"guard it in the template: {remedy}\n" in str(error)
+    guarded = code.replace("rows", f"({remedy})")
+    assert Template(f'<p for="row in {guarded}">{{{{row}}}}</p>').render({}).error is None
 
 
 def test_a_failed_render_is_a_record(folder: Path) -> None:
@@ -148,7 +140,7 @@ def test_reserved_words_are_no_variables(name: str, expression: str) -> None:
 
 
 def test_an_extra_variable_without_a_form_in_json_is_left_out() -> None:
-    """Its name may be part of other words, and of properties."""
+    """Also where its name occurs in other words, properties or texts of the template."""
     variables = {"name": "Ada", "am": object(), "lock": threading.Lock(), "deep": {"x": [object()]}}
     record = Template("<p>Hello {{name}}{{name.am}} {{ 'am' }}</p>").render(variables)
     assert record.result()["messages"][0]["content"] == "Hello Ada am"
@@ -164,7 +156,7 @@ async def test_a_variable_that_is_named_and_has_no_form_in_json_is_refused() -> 
             assert record.output is None
 
 
-def test_nothing_is_logged_for_all_that(caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_extras_and_missing_variables_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="pomlflow"):
         Template(HELLO).render({"name": "Ada", "extra": object()})
         Template(HELLO).render({})

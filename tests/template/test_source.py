@@ -1,4 +1,4 @@
-"""A template follows its files, for one look at each in a render."""
+"""A template reads changed files again; each render calls `os.stat` once per file."""
 
 from __future__ import annotations
 
@@ -7,30 +7,20 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.templates import HELLO, sha, text, write
 
-from pomlflow.exceptions import (
-    RenderError,
-)
+from pomlflow.exceptions import RenderError
 from pomlflow.record import PromptFile, content_digest
 from pomlflow.template import Template
 from pomlflow.template import inference as variables
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def stats(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def stats(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were passed to `os.stat`, in order."""
     seen: list[str] = []
     real = os.stat

@@ -1,4 +1,4 @@
-"""Variables that are missing or cannot be named, and errors that name the true fault with a remedy."""
+"""Missing variables, and errors that name the cause with a remedy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_missing_variable_of_an_include_has_its_place_there(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("given", "near"), [("qestion", True), ("Question", True), ("answer", False)])
-def test_a_name_that_is_near_is_proposed(given: str, near: bool) -> None:
+def test_a_similar_name_is_suggested(given: str, near: bool) -> None:
     assert (f"Did you mean '{given}'?" in str(missing(Template("<p>{{question}}</p>"), **{given: 1}))) is near
 
 
@@ -107,9 +107,7 @@ def test_another_error_in_a_schema_is_without_that_remedy() -> None:
         ("<p>{{ xs.map(x => x + y).join() + 'x' }}</p>", {"xs": []}, "x"),
     ],
 )  # fmt: skip
-def test_a_variable_that_no_evaluated_expression_needs_is_not_missing(
-    markup: str, given: dict[str, Any], expected: str
-) -> None:
+def test_variables_of_branches_not_taken_may_be_missing(markup: str, given: dict[str, Any], expected: str) -> None:
     template = Template(markup)
     assert text(template, **given) == expected
     assert set(template.inference.variables) - given.keys()
@@ -218,7 +216,7 @@ def test_broken_markup_is_reported_at_the_fault(markup: str, line: int, column: 
         ("<output-schema>string</output-schema>", "write a schema"),
     ],
 )
-def test_a_missing_variable_that_is_none_gets_the_remedy_for_what_it_is(markup: str, remedy: str) -> None:
+def test_python_names_and_unquoted_text_have_their_own_remedy(markup: str, remedy: str) -> None:
     given = {"x": "abc"} if "len" in markup else {}
     assert remedy in str(missing(Template(markup), **given))
 
