@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import sys
@@ -201,28 +200,3 @@ def test_a_record_lists_the_files_of_its_content(folder: Path) -> None:
     record = Template(path=write(folder / "a.poml", '<include src="parts/head.poml"/>')).render({})
     assert record.files == (PromptFile("parts/head.poml", sha("<p>Hello</p>"), folder / "parts" / "head.poml", folder),)
     assert record.digest == content_digest(record.source, record.files)
-
-
-def test_an_exception_of_a_signal_handler_passes_through_a_reading_of_files(folder: Path) -> None:
-    """It used to give the digest of no bytes, and so a version of its own."""
-    (folder / "data.json").write_text("[1]", encoding="utf-8")
-    write(folder / "main.poml", '<poml><let name="d" src="data.json"/><p>{{d}}</p></poml>')
-
-    def interrupt(*_: object, **__: object) -> bytes:
-        raise TimeoutError(errno.ETIMEDOUT, "of a signal handler")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_bytes", interrupt)
-        with pytest.raises(TimeoutError, match="of a signal handler"):
-            Template(path=folder / "main.poml")
-    assert [file.sha256 for file in Template(path=folder / "main.poml").current().files] == [sha("[1]")]
-
-
-def test_an_exception_of_a_signal_handler_passes_through_the_search_for_the_working_folder() -> None:
-    def interrupt() -> Path:
-        raise TimeoutError(errno.ETIMEDOUT, "of a signal handler")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "cwd", interrupt)
-        with pytest.raises(TimeoutError, match="of a signal handler"):
-            Template("<p>Hi</p>")

@@ -23,8 +23,8 @@ WRONG = RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "no s
 BUSY = RestException({"error_code": "RESOURCE_EXHAUSTED", "message": "too many"})
 
 
-class Do(Task):
-    """Run what it is given, and note that it was dropped."""
+class Job(Task):
+    """Run a function, and note that the task was dropped."""
 
     def __init__(
         self, what: Callable[[], Any], uri: str = STORE, workspace: str | None = None, *, is_periodic: bool = False
@@ -33,16 +33,16 @@ class Do(Task):
             check_reachable(uri)
             return what() is not False
 
-        super().__init__(uri=uri, workspace=workspace, run=run, on_dropped=self.end, is_periodic=is_periodic)
-        self.over = False
+        super().__init__(uri=uri, workspace=workspace, run=run, on_dropped=self.drop, is_periodic=is_periodic)
+        self.dropped = False
 
-    def end(self) -> None:
-        self.over = True
+    def drop(self) -> None:
+        self.dropped = True
 
 
 @pytest.fixture
 def tasks() -> Worker:
-    """A thread of its own."""
+    """A worker of its own."""
     return Worker()
 
 
@@ -65,7 +65,7 @@ def test_tasks_run_in_order(tasks):
     """A flush returns how many are still pending."""
     done = []
     for number in range(20):
-        tasks.submit(Do(lambda number=number: done.append(number)))
+        tasks.submit(Job(lambda number=number: done.append(number)))
     assert tasks.flush(30) == 0
     assert done == list(range(20))
 
@@ -75,7 +75,7 @@ def test_transient_errors_are_retried(tasks, caplog, error):
     """Many prompts that a server does not take now: one warning, and all are taken later."""
     done = []
     for number in range(5):
-        tasks.submit(Do(failing(error, 4, lambda number=number: done.append(number))))
+        tasks.submit(Job(failing(error, 4, lambda number=number: done.append(number))))
     assert tasks.flush(30) == 0
     assert sorted(done) == list(range(5))
     (warning,) = messages(caplog)
@@ -86,11 +86,11 @@ def test_transient_errors_are_retried(tasks, caplog, error):
 @pytest.mark.parametrize("error", [WRONG, ZeroDivisionError()], ids=["refused", "our fault"])
 def test_what_is_wrong_is_dropped_and_counted(tasks, caplog, error):
     """Also while other tasks wait."""
-    wrong = [Do(failing(error, 100)) for _ in range(5)]
+    wrong = [Job(failing(error, 100)) for _ in range(5)]
     for one in wrong:
         tasks.submit(one)
     assert tasks.flush(30) == 0
-    assert all(one.over for one in wrong)
+    assert all(one.dropped for one in wrong)
     assert (tasks.take_lost(), tasks.take_lost()) == (5, 0)
     (warning,) = messages(caplog)
     assert "it is dropped" in warning
@@ -98,7 +98,7 @@ def test_what_is_wrong_is_dropped_and_counted(tasks, caplog, error):
 
 def test_permanent_errors_drop_the_task(tasks, caplog):
     """Each of them has a warning of its own."""
-    wrong = [Do(failing(RejectedError(f"prompt {number} is too long"), 100)) for number in range(2)]
+    wrong = [Job(failing(RejectedError(f"prompt {number} is too long"), 100)) for number in range(2)]
     for one in wrong:
         tasks.submit(one)
     assert tasks.flush(30) == 0
@@ -107,18 +107,18 @@ def test_permanent_errors_drop_the_task(tasks, caplog):
 
 
 def test_a_periodic_task_does_not_delay_a_flush(tasks):
-    tasks.submit(Do(lambda: None, is_periodic=True), after=3600)
+    tasks.submit(Job(lambda: None, is_periodic=True), after=3600)
     assert tasks.flush(3600) == 0
 
 
 def test_reads_run_before_a_backlog_of_writes(tasks):
     """A moved alias does not wait for a hundred registrations."""
     done, started, go_on = [], threading.Event(), threading.Event()
-    tasks.submit(Do(lambda: (started.set(), go_on.wait(30))))
+    tasks.submit(Job(lambda: (started.set(), go_on.wait(30))))
     assert started.wait(30)
     for number in range(3):
-        tasks.submit(Do(lambda number=number: done.append(number)))
-    tasks.submit(Do(lambda: done.append("read"), is_periodic=True))
+        tasks.submit(Job(lambda number=number: done.append(number)))
+    tasks.submit(Job(lambda: done.append("read"), is_periodic=True))
     go_on.set()
     assert tasks.flush(30) == 0
     assert done == ["read", 0, 1, 2]
@@ -127,10 +127,10 @@ def test_reads_run_before_a_backlog_of_writes(tasks):
 def test_a_lookup_runs_before_a_backlog_of_links(tasks):
     """A trace that ends before its version is known costs more."""
     done, started, go_on = [], threading.Event(), threading.Event()
-    tasks.submit(Do(lambda: (started.set(), go_on.wait(30))))
+    tasks.submit(Job(lambda: (started.set(), go_on.wait(30))))
     assert started.wait(30)
-    tasks.submit(Do(lambda: done.append("link")))
-    tasks.submit(Do(lambda: done.append("lookup")), after=FIRST)
+    tasks.submit(Job(lambda: done.append("link")))
+    tasks.submit(Job(lambda: done.append("lookup")), after=FIRST)
     go_on.set()
     assert tasks.flush(30) == 0
     assert done[0] == "lookup"
@@ -157,7 +157,7 @@ def test_an_outage_is_one_warning_and_its_end_a_message(tasks, caplog, error):
         done.append(1)
 
     for _ in range(5):
-        tasks.submit(Do(run))
+        tasks.submit(Job(run))
     assert tasks.flush(3600) == 5
     mended.set()
     assert tasks.flush(30) == 0
@@ -171,23 +171,23 @@ def test_an_outage_is_one_warning_and_its_end_a_message(tasks, caplog, error):
 def test_each_store_has_its_own_outage(tasks):
     """A notebook continues with another store; what waits for the first is still pending, and delays no flush."""
     done = []
-    tasks.submit(Do(lambda: done.append("dead"), DEAD))
+    tasks.submit(Job(lambda: done.append("dead"), DEAD))
     until(lambda: DEAD in tasks._outages)
-    tasks.submit(Do(lambda: done.append("there")))
+    tasks.submit(Job(lambda: done.append("there")))
     assert tasks.flush(3600) == 1
     assert done == ["there"]
 
 
 def test_an_unreachable_server_is_our_warning_alone(tasks, caplog):
     """urllib3's own retries would warn at each check whether it is reachable."""
-    tasks.submit(Do(lambda: None, DEAD))
+    tasks.submit(Job(lambda: None, DEAD))
     assert tasks.flush(1) == 1
     assert [one.name for one in caplog.records if one.levelno >= logging.WARNING] == ["pomlflow"]
 
 
 def test_no_password_reaches_the_log(tasks, caplog):
     """URIs hold them, and errors quote URIs."""
-    tasks.submit(Do(lambda: None, "http://ada:secret@127.0.0.1:9"))
+    tasks.submit(Job(lambda: None, "http://ada:secret@127.0.0.1:9"))
     until(lambda: messages(caplog))
     assert "http://***@127.0.0.1:9" in caplog.text
     assert "secret" not in caplog.text
@@ -197,7 +197,7 @@ def test_no_password_reaches_the_log(tasks, caplog):
 def test_each_flush_runs_what_was_not_possible_yet_and_does_not_wait_for_it(tasks):
     """A trace that is still open has no links to store."""
     possible = threading.Event()
-    tasks.submit(Do(possible.is_set))
+    tasks.submit(Job(possible.is_set))
     assert (tasks.flush(3600), tasks.pending()) == (0, 1)
     possible.set()
     assert (tasks.flush(30), tasks.pending()) == (0, 0)
@@ -208,27 +208,32 @@ def refuse(_: object) -> None:
 
 
 def test_where_no_thread_can_start_a_flush_does_the_work(tasks, monkeypatch):
-    """From Python 3.12 on that is so while the interpreter ends; and another thread can submit meanwhile."""
+    """As at exit since Python 3.12; a task that another thread submits during the flush runs too."""
     done: list[int] = []
     sent, flushing = threading.Event(), threading.Event()
     sender = threading.Thread(
-        target=lambda: (flushing.wait(10), tasks.submit(Do(lambda: done.append(3))), sent.set()), daemon=True
+        target=lambda: (flushing.wait(10), tasks.submit(Job(lambda: done.append(3))), sent.set()), daemon=True
     )
     sender.start()
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    tasks.submit(Do(failing(BUSY, 1, lambda: done.append(2))))
-    tasks.submit(Do(lambda: (flushing.set(), done.append(1 if sent.wait(10) else 0), None)[-1]))
+    tasks.submit(Job(failing(BUSY, 1, lambda: done.append(2))))
+
+    def wait_for_the_other() -> None:
+        flushing.set()
+        done.append(1 if sent.wait(10) else 0)
+
+    tasks.submit(Job(wait_for_the_other))
     assert tasks.flush(30) == 0
     assert sorted(done) == [1, 2, 3]
-    tasks.submit(Do(failing(BUSY, 100)))
+    tasks.submit(Job(failing(BUSY, 100)))
     assert tasks.flush(0.5) == 1
 
 
 def test_memory_is_bounded_and_what_is_dropped_is_counted(tasks, monkeypatch):
-    """While a store is unreachable. No thread takes a task meanwhile, which is counted nowhere for a moment then."""
+    """The thread does not start: a task that it has just taken would be in no queue, and not be counted."""
     monkeypatch.setattr(background, "_MAX_TASKS", 3)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    taken = [tasks.submit(Do(lambda: None, DEAD), after=3600) for _ in range(5)]
+    taken = [tasks.submit(Job(lambda: None, DEAD), after=3600) for _ in range(5)]
     assert taken == [True] * 3 + [False] * 2
     assert tasks.take_lost() == 2
 
@@ -236,7 +241,7 @@ def test_memory_is_bounded_and_what_is_dropped_is_counted(tasks, monkeypatch):
 def test_a_task_runs_in_the_workspace_of_its_render_and_in_nothing_else(tasks):
     """MLflow's `set_workspace` would set it for the process."""
     seen = []
-    tasks.submit(Do(lambda: seen.append(get_request_workspace()), workspace="team-a"))
-    tasks.submit(Do(lambda: seen.append(get_request_workspace())))
+    tasks.submit(Job(lambda: seen.append(get_request_workspace()), workspace="team-a"))
+    tasks.submit(Job(lambda: seen.append(get_request_workspace())))
     assert tasks.flush(30) == 0
     assert seen == ["team-a", None]

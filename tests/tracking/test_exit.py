@@ -74,8 +74,8 @@ def test_all_traces_are_stored_linked_and_found(mlflow_store, record, tmp_path, 
     assert "WARNING" not in printed
 
 
-def test_a_server_that_refuses_does_not_hold_the_end(record, tmp_path):
-    """Not with many prompts and a long limit either.
+def test_a_refusing_server_does_not_delay_the_exit(record, tmp_path):
+    """Nor do many prompts and a long limit.
 
     No time is measured, but for the limit on the run: MLflow's retries, as they are by default, last four minutes.
     """
@@ -91,8 +91,8 @@ for record in records:
     assert "Traceback" not in printed
 
 
-def test_a_server_that_never_answers_does_not_hold_the_end(record, tmp_path):
-    """Also while MLflow's threads, for which Python would wait, are at it."""
+def test_a_server_that_never_answers_does_not_delay_the_exit(record, tmp_path):
+    """Also while MLflow's threads, for which Python would wait, are exporting."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         printed = run(program("0", [record()], TRACE + "trace()" + EXPORTING, uri=uri), tmp_path, **BUSY)

@@ -56,7 +56,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
     return go
 
 
-def test_it_renders_and_records_its_version(name: str) -> None:
+def test_a_prompt_renders_and_records_its_version(name: str) -> None:
     uri = f"prompts:/{name}/{publish(name)}"
     template = opened(name)
     record = template.render({"name": "Ada"})
@@ -293,7 +293,7 @@ def with_files(folder: Path, name: str) -> Template:
 WHOLE = "Be kind.\n\nA note.\n\nWater is wet."
 
 
-def test_it_renders_on_another_machine(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
+def test_a_prompt_renders_on_another_machine(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
     made = with_files(tmp_path, name)
     digest = made.digest
     register(made, alias="production")
@@ -306,7 +306,7 @@ def test_it_renders_on_another_machine(name: str, tmp_path: Path, elsewhere: Cal
     assert [file.path for file in record.files] == ["parts/tone.poml", "../shared/facts.json", "note.txt"]
 
 
-def test_its_files_are_restored_when_a_system_cleans_up(name: str, tmp_path: Path) -> None:
+def test_the_files_of_a_prompt_are_restored_when_a_system_cleans_up(name: str, tmp_path: Path) -> None:
     register(with_files(tmp_path, name), alias="production")
     template = opened(name)
     for root in template.current().roots:

@@ -37,7 +37,7 @@ def test_after_a_flush_traces_are_stored_linked_and_found(mlflow_store, record):
     assert {one["name"] for tag in tags for one in json.loads(tag)} == {record().name}
 
 
-def test_mlflows_own_flush_finishes_it_too(mlflow_store, record, monkeypatch):
+def test_mlflows_own_flush_finishes_links_too(mlflow_store, record, monkeypatch):
     """The version is not made before the flush waits for it."""
     waited, flush, find = threading.Event(), worker.flush, Registry.find
     monkeypatch.setattr(worker, "flush", lambda *given: (waited.set(), flush(*given))[1])
@@ -103,7 +103,7 @@ def test_a_flush_falls_back_on_mlflows_own(mlflow_store, record, monkeypatch):
     assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
 
 
-def test_a_store_that_was_left_makes_no_flush_wait(mlflow_store, record):
+def test_an_unreachable_former_store_does_not_delay_a_flush(mlflow_store, record):
     """The server was away, and the notebook continues with another store: what can be finished is, at once."""
     there = mlflow.get_registry_uri()
     with socket.create_server(("127.0.0.1", 0)) as server:
