@@ -24,7 +24,7 @@ DEADLINE = 60.0  # seconds; only a failing test waits so long
 
 @pytest.fixture(autouse=True)
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process, so that the tests know which one renders; those of the pool set more."""
+    """One process, so that the tests know which one renders; tests of the pool raise the limit."""
     monkeypatch.setenv("POMLFLOW_MAX_WORKERS", "1")
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=1))
     if engine.stats().workers > 1:
@@ -45,12 +45,12 @@ def js() -> Callable[[str], str]:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], Any]], Any]:
-    """Wait until something is true, and give it."""
+    """Wait until a condition is true, and return its value."""
 
     def wait(condition: Callable[[], Any]) -> Any:
         end = time.monotonic() + DEADLINE
         while not (value := condition()):
-            assert time.monotonic() < end, "it never came"
+            assert time.monotonic() < end, f"not met within {DEADLINE:.0f} s"
             time.sleep(0.01)
         return value
 
@@ -59,21 +59,21 @@ def until() -> Callable[[Callable[[], Any]], Any]:
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """A new engine, and none afterwards."""
+    """Close the engine before and after the test."""
     engine.close()
     yield
     engine.close()
 
 
 @pytest.fixture
-def lifted(one_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the sandbox: templates that write a file when they begin, or end their process."""
+def no_sandbox(one_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch the sandbox off: templates write files, or end their process."""
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), sandbox=False))
 
 
 @pytest.fixture
 def hello() -> Callable[[], str]:
-    """Render, and give the text: the engine works."""
+    """Render, and return the text: the engine works."""
 
     def text() -> str:
         return str(rendering.render("<p>Hello {{name}}</p>", {"name": "Ada"})["messages"][0]["content"])
@@ -135,14 +135,14 @@ def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture
-def lifted_script(script: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+def script_without_sandbox(script: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
     """As `script`, without the sandbox in there."""
     return functools.partial(script, POMLFLOW_SANDBOX="0")
 
 
 @pytest.fixture
 def finish() -> Callable[[subprocess.Popen[str]], str]:
-    """Wait for a program to end well and without a word on stderr; gives what it printed."""
+    """Wait until a program exits with 0 and an empty stderr, and return its stdout."""
 
     def result(process: subprocess.Popen[str]) -> str:
         output, errors = process.communicate(timeout=DEADLINE)

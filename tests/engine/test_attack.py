@@ -1,7 +1,7 @@
 """Malicious templates: none reaches the machine.
 
 Each row of the table in docs/security.md has its test here or in test_sandbox.py.
-What one template leaves for another is in test_leftovers.py.
+What one template leaves for another is in test_isolation.py.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def test_bytes_are_what_an_image_takes() -> None:
     assert base64.b64decode(part["base64"]).startswith(b"\x89PNG")
 
 
-def test_no_bytes_are_an_empty_text() -> None:
+def test_empty_bytes_become_an_empty_text() -> None:
     """An empty buffer's mark is data for poml."""
     assert shown(b"") == ""
 
@@ -408,7 +408,7 @@ def test_large_texts_arrive_whole() -> None:
         *sorted(_RESERVED),
     ],
 )
-def test_a_name_that_is_no_identifier_never_reaches_node(name: str, lifted: None, tmp_path: Path) -> None:
+def test_a_name_that_is_no_identifier_never_reaches_node(name: str, no_sandbox: None, tmp_path: Path) -> None:
     """POML makes a function whose parameters are the names: a name with a default value would be run."""
     file = tmp_path / "ran"
     name = name.replace("FILE", repr(str(file)))
@@ -432,14 +432,14 @@ def test_a_name_that_is_no_text_never_reaches_node(name: Any) -> None:
         "process globalThis Object JSON Buffer require module exports console window self"
     ).split(),
 )
-def test_a_good_name_can_be_named(name: str) -> None:
+def test_any_identifier_can_be_a_variable(name: str) -> None:
     """Names of JavaScript's own things too: they are the template's for this render, and undefined after it."""
     assert engine.is_identifier(name)
     assert text(name, **{name: "value"}) == "value"
     assert text("Object.keys(JSON.parse('[1]')).length + String({}.toString === Object.prototype.toString)") == "1true"
 
 
-def test_every_name_that_passes_is_one_for_javascript(js: Callable[[str], str]) -> None:
+def test_is_identifier_accepts_only_javascript_identifiers(js: Callable[[str], str]) -> None:
     """For each character of Unicode that Python lets begin or continue a name: JavaScript does too."""
     every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
     beginning = [char for char in every if engine.is_identifier(char)]
@@ -482,7 +482,7 @@ def test_values_stay_values() -> None:
     assert output["messages"] == [{"speaker": "human", "content": hostile}]
 
 
-def test_what_was_encoded_once_is_given_to_node_again_as_it_was() -> None:
+def test_encoding_is_idempotent() -> None:
     """As a replay does, with a trace's variables."""
     given = {"nan": math.nan, "up": [math.inf], "data": b"x", "text": "NaN"}
     text, revive = engine.encode(given)

@@ -70,12 +70,12 @@ else:
 def test_the_worker_ends_with_its_parent(
     how: str,
     state: str,
-    lifted_script: Script,
+    script_without_sandbox: Script,
     alive: Callable[[int], bool],
     until: Callable[[Any], Any],
     tmp_path: Path,
 ) -> None:
-    parent = lifted_script(PARENT, how, state, str(tmp_path / "begun"))
+    parent = script_without_sandbox(PARENT, how, state, str(tmp_path / "begun"))
     assert parent.stdout
     worker = int(parent.stdout.readline())
     if how.startswith("SIG"):
@@ -89,11 +89,11 @@ def test_the_worker_ends_with_its_parent(
 
 
 def test_the_lifeline_is_what_ends_a_looping_worker(
-    lifted_script: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
+    script_without_sandbox: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     """Without it a worker that loops does not see that its stdin has ended: the workaround is still needed."""
     cut = "from pomlflow.engine import process\nprocess.tie_to_parent = lambda *_: None\n"
-    parent = lifted_script(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
+    parent = script_without_sandbox(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
     assert parent.stdout
     worker = int(parent.stdout.readline())
     try:
@@ -125,10 +125,10 @@ print(rendering.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["conten
 
 
 def test_ctrl_c_ends_a_render_at_once_and_the_next_one_works(
-    lifted_script: Script, until: Callable[[Any], Any], finish: Callable[[Any], str], tmp_path: Path
+    script_without_sandbox: Script, until: Callable[[Any], Any], finish: Callable[[Any], str], tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
-    program = lifted_script(INTERRUPTED, str(begun))
+    program = script_without_sandbox(INTERRUPTED, str(begun))
     until(begun.exists)
     program.send_signal(signal.SIGINT)
     assert finish(program) == "interrupted False\nnext\n"
@@ -164,9 +164,9 @@ print(rendering.render("<p>{{who}}</p>", {"who": "next"})["messages"][0]["conten
 
 
 def test_ctrl_c_ends_a_render_that_waits_in_the_queue(
-    lifted_script: Script, finish: Callable[[Any], str], tmp_path: Path
+    script_without_sandbox: Script, finish: Callable[[Any], str], tmp_path: Path
 ) -> None:
-    assert finish(lifted_script(WAITING, str(tmp_path / "begun"))) == "interrupted\nnext\n"
+    assert finish(script_without_sandbox(WAITING, str(tmp_path / "begun"))) == "interrupted\nnext\n"
 
 
 AWAITED = """
@@ -199,10 +199,10 @@ print(asyncio.run(rendering.arender("<p>{{who}}</p>", {"who": "next"}))["message
 
 
 def test_ctrl_c_in_a_terminal_ends_awaited_renders_and_the_next_one_works(
-    lifted_script: Script, finish: Callable[[Any], str], tmp_path: Path
+    script_without_sandbox: Script, finish: Callable[[Any], str], tmp_path: Path
 ) -> None:
     """The one that loops, and those that wait for it."""
-    assert finish(lifted_script(AWAITED, str(tmp_path / "begun"))) == "interrupted 0 6\nnext\n"
+    assert finish(script_without_sandbox(AWAITED, str(tmp_path / "begun"))) == "interrupted 0 6\nnext\n"
 
 
 IDLE = """
@@ -221,8 +221,8 @@ print(first in engine.stats().pids)
 """
 
 
-def test_ctrl_c_in_a_terminal_is_none_of_the_workers(script: Script, finish: Callable[[Any], str]) -> None:
-    """A shell of Python's, or a notebook, goes on with its warm process."""
+def test_ctrl_c_does_not_reach_the_worker(script: Script, finish: Callable[[Any], str]) -> None:
+    """A Python shell or a notebook goes on with its warm process."""
     assert finish(script(IDLE)) == "True\n"
 
 
@@ -243,9 +243,9 @@ print(worker, flush=True)
 
 
 def test_an_exit_during_an_async_render_on_a_daemon_thread(
-    lifted_script: Script, alive: Callable[[int], bool], tmp_path: Path
+    script_without_sandbox: Script, alive: Callable[[int], bool], tmp_path: Path
 ) -> None:
-    program = lifted_script(ASYNC, str(tmp_path / "begun"))
+    program = script_without_sandbox(ASYNC, str(tmp_path / "begun"))
     output, errors = program.communicate(timeout=60)
     assert program.returncode == 0, errors
     assert not alive(int(output))

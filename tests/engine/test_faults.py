@@ -94,7 +94,9 @@ print(text(), [part["type"] for part in message["content"] if isinstance(part, d
 """
 
 
-def test_without_a_home_an_environment_and_a_temporary_folder(script: Script, finish: Finish, tmp_path: Path) -> None:
+def test_no_home_no_environment_and_no_temporary_folder_are_needed(
+    script: Script, finish: Finish, tmp_path: Path
+) -> None:
     """Pictures and documents included; and no folder named ~ is made in the working folder."""
     assets = Path(__file__).parents[1] / "corpus" / "assets"
     program = script(BARE + RENDER + PICTURE, str(tmp_path / "nowhere"), str(assets))
@@ -111,7 +113,7 @@ held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
 """
 
 
-def test_more_files_are_open_than_select_can_take(script: Script, finish: Finish) -> None:
+def test_descriptors_above_the_limit_of_select_work(script: Script, finish: Finish) -> None:
     """The worker's pipes have numbers above 1,024, the limit of select(2)."""
     program = OPEN + RENDER + "print(text(), min(pipes()) > 1024)"
     assert finish(script(program)) == "Hello Ada True\n"
@@ -138,7 +140,7 @@ print(text("again"), len(os.listdir("/proc/self/fd")) < 40)
 """
 
 
-def test_no_file_can_be_opened_any_more(script: Script, finish: Finish) -> None:
+def test_a_process_without_free_descriptors_fails_clearly_and_recovers(script: Script, finish: Finish) -> None:
     """A warm worker needs none; the error of a new one names the cause, and a later one starts."""
     warm, failed, again = finish(script(OPEN + RENDER + EXHAUSTED)).splitlines()
     assert (warm, again) == ("Hello warm", "Hello again True")
@@ -165,7 +167,7 @@ def test_event_loops_one_after_another_leave_nothing(
     assert worker() == first
 
 
-async def test_in_a_notebook_where_a_loop_runs_already(hello: Callable[[], str]) -> None:
+async def test_nested_event_loops_of_a_notebook_work(hello: Callable[[], str]) -> None:
     """A cell calls `render`, awaits `arender`, and runs loops of its own in threads, as what nests loops does."""
     assert hello() == "Hello Ada"
     assert await atext("cell") == "Hello cell"

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fo
 Script = Callable[..., Any]
 Finish = Callable[[Any], str]
 
-# Programs of their own: forking a test run that has threads would warn, and warnings are errors. So they do here, and
-# Python 3.12 warns of every fork of a process with threads, which a render leaves: not what is tested.
+# Each test runs a program: Python 3.12 warns when a process with threads forks, and warnings are errors here. The
+# programs ignore that warning.
 HEAD = """
 import multiprocessing, os, signal, sys, threading, time, traceback, warnings
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests import rendering
 def text(who):
     return rendering.render("<p>{{who}} {{who}}</p>", {"who": who})["messages"][0]["content"]
 
-def right(name, count=30):
+def renders(name, count=30):
     return all(text(f"{name}{i}") == f"{name}{i} {name}{i}" for i in range(count))
 
 def worker():
@@ -55,42 +55,44 @@ def ended(pid):
 def test_a_parent_that_has_rendered_and_two_forks_render_at_once(script: Script, finish: Finish) -> None:
     """As a server forks its workers; no answer goes to another process."""
     program = """
-assert right("first")
-children = [in_fork(lambda: right("child")), in_fork(lambda: right("other"))]
-assert right("parent", 60)
-print([ended(pid) for pid in children], right("after"))
+assert renders("first")
+children = [in_fork(lambda: renders("child")), in_fork(lambda: renders("other"))]
+assert renders("parent", 60)
+print([ended(pid) for pid in children], renders("after"))
 """
     assert finish(script(HEAD + program)) == "[0, 0] True\n"
 
 
 def test_a_fork_before_the_first_render(script: Script, finish: Finish) -> None:
     program = """
-child = in_fork(lambda: right("child"))
-print(right("parent"), ended(child))
+child = in_fork(lambda: renders("child"))
+print(renders("parent"), ended(child))
 """
     assert finish(script(HEAD + program)) == "True 0\n"
 
 
 def test_a_fork_of_a_fork(script: Script, finish: Finish) -> None:
     program = """
-assert right("first")
-print(ended(in_fork(lambda: right("child") and ended(in_fork(lambda: right("grandchild"))) == 0 and right("again"))))
+assert renders("first")
+def child():
+    return renders("child") and ended(in_fork(lambda: renders("grandchild"))) == 0 and renders("again")
+print(ended(in_fork(child)))
 """
     assert finish(script(HEAD + program)) == "0\n"
 
 
 def test_a_fork_while_another_thread_renders(script: Script, finish: Finish) -> None:
-    """At any moment, with its locks in any state."""
+    """Forks happen at any moment, while locks are held."""
     program = """
 running, wrong = True, []
 def render():
     while running:
-        if not right("thread", 5):
+        if not renders("thread", 5):
             wrong.append(1)
 threads = [threading.Thread(target=render) for _ in range(2)]
 for thread in threads:
     thread.start()
-codes = [ended(in_fork(lambda: right("child", 3))) for _ in range(6)]
+codes = [ended(in_fork(lambda: renders("child", 3))) for _ in range(6)]
 running = False
 for thread in threads:
     thread.join()
@@ -100,9 +102,9 @@ print(codes, wrong)
 
 
 def test_a_fork_while_another_thread_starts_the_process(script: Script, finish: Finish) -> None:
-    """The child knows of no process that is being made, or else has closed its pipes: the parent's dies with it."""
+    """A child keeps no pipe of a process that was starting: that process ends with the parent."""
     program = """
-thread = threading.Thread(target=right, args=("thread",))
+thread = threading.Thread(target=renders, args=("thread",))
 thread.start()
 pids = [in_fork(lambda: time.sleep(600)) for _ in range(5)]
 thread.join()
@@ -135,7 +137,7 @@ def pipes():
 before = pipes()
 text("a")
 mine = pipes() - before
-print(len(mine), ended(in_fork(lambda: not mine & pipes())), right("after"))
+print(len(mine), ended(in_fork(lambda: not mine & pipes())), renders("after"))
 """
     assert finish(script(HEAD + program)) == "4 0 True\n"
 
@@ -143,7 +145,7 @@ print(len(mine), ended(in_fork(lambda: not mine & pipes())), right("after"))
 @pytest.mark.parametrize("state", ["idle", "looping"])
 def test_a_killed_parents_process_ends_though_its_children_live(
     state: str,
-    lifted_script: Script,
+    script_without_sandbox: Script,
     alive: Callable[[int], bool],
     until: Callable[[Any], Any],
     tmp_path: Path,
@@ -163,7 +165,7 @@ if child:
     print(child, flush=True)
 time.sleep(600)
 """
-    parent = lifted_script(HEAD + program, state, str(tmp_path / "begun"))
+    parent = script_without_sandbox(HEAD + program, state, str(tmp_path / "begun"))
     node, child = int(parent.stdout.readline()), int(parent.stdout.readline())
     try:
         parent.kill()
@@ -189,7 +191,7 @@ if pid == 0:
     text("child")
     os.kill(os.getpid(), signal.SIGKILL)
 codes.append(ended(pid))
-print(codes, right("after"), worker() == before)
+print(codes, renders("after"), worker() == before)
 """
     assert finish(script(HEAD + program)) == "[0, 0, -9] True True\n"
 
@@ -199,14 +201,14 @@ def test_multiprocessing(method: str, script: Script, finish: Finish) -> None:
     """The parent has rendered, and goes on while its children render."""
     program = """
 if __name__ == "__main__":
-    assert right("parent")
+    assert renders("parent")
     with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
-        jobs = [pool.apply_async(right, (f"child{i}",)) for i in range(4)]
-        assert right("meanwhile", 60)
+        jobs = [pool.apply_async(renders, (f"child{i}",)) for i in range(4)]
+        assert renders("meanwhile", 60)
         print([job.get(60) for job in jobs])
         pool.close()
         pool.join()
-    assert right("after")
+    assert renders("after")
 """
     assert finish(script(HEAD + program, method)) == "[True, True, True, True]\n"
 

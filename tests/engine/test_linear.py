@@ -32,8 +32,8 @@ def cost(markup: str, variables: dict[str, Any], times: int) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_render_of_sixteen_times_the_size_costs_about_as_much_as_sixteen(name: str, fresh: None) -> None:
-    """And not as much as 256; the small one is large enough to be more than a render's fixed part."""
+def test_render_cost_grows_linearly_with_size(name: str, fresh: None) -> None:
+    """Sixteen times the size costs about sixteen times as much, not 256 times; a fixed part does not count."""
     small, large = (CASES[name](4 * factor) for factor in (1, 16))
     sixteen = cost(*small, 16)
     assert cost(*large, 1) < 3.5 * sixteen

@@ -67,7 +67,7 @@ def loaded_anew(fresh: None) -> None:
 def test_a_module_that_is_loaded_in_a_render_serves_that_and_later_ones(
     markup: str, expected: str, loaded_anew: None
 ) -> None:
-    """Also after renders that took its timers along, as those of a template end with it."""
+    """Also when an earlier render's timers were cleared with it."""
     results: list[Any] = [rendering.render(markup, {}, path=str(ASSETS / "prompt.poml")) for _ in range(3)]
     assert expected in str(results[0])
     assert results[1:] == results[:1] * 2

@@ -177,7 +177,7 @@ async def test_a_cancelled_render_that_runs_for_ever_frees_its_process(js: JS) -
     assert engine.stats().failed == 0
 
 
-async def test_where_no_thread_can_start_a_render_fails_and_gives_its_process_back() -> None:
+async def test_where_no_thread_can_start_a_render_fails_and_releases_its_process() -> None:
     pomlflow.configure(max_workers=1)
     await atext(n=0)
 
@@ -368,7 +368,7 @@ def test_prewarm_keeps_to_the_limit_of_both_sets() -> None:
     assert engine.stats().workers == 2
 
 
-def test_a_set_that_starts_in_a_full_pool_takes_the_place_of_an_idle_process_or_of_the_next_one_that_becomes_free(
+def test_a_starting_set_replaces_an_idle_or_the_next_free_process(
     until: Callable[[Any], Any],
 ) -> None:
     pomlflow.configure(max_workers=3)

@@ -207,7 +207,7 @@ def test_an_include_of_inline_markup_has_a_file(fail: Fail, tmp_path: Path) -> N
     ]
 
 
-def test_an_include_that_vanishes_after_the_error_is_still_named(lifted: None, fail: Fail, tmp_path: Path) -> None:
+def test_an_include_that_vanishes_after_the_error_is_still_named(no_sandbox: None, fail: Fail, tmp_path: Path) -> None:
     """Its line cannot be shown then."""
     part = tmp_path / "part.poml"
     part.write_text("<p>{{ process.getBuiltinModule('fs').unlinkSync(FILE), nobody }}</p>", encoding="utf-8")

@@ -31,7 +31,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture(autouse=True)
-def usable(lifted: None, hello: Callable[[], str]) -> Iterator[None]:
+def usable(no_sandbox: None, hello: Callable[[], str]) -> Iterator[None]:
     """After each test the next render works."""
     yield
     assert hello() == "Hello Ada"
@@ -145,7 +145,7 @@ def test_a_template_that_ends_its_process_fails_and_is_not_tried_again(
     assert log.read_text(encoding="utf-8") == "x"
 
 
-def test_a_template_without_end_to_its_memory_fails_and_is_not_tried_again(
+def test_a_template_that_exhausts_the_heap_fails_and_is_not_tried_again(
     fresh: None, js: JS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """V8's heap is capped; the message names the heap. A smaller cap than usual, for a shorter test."""

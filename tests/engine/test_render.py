@@ -125,7 +125,7 @@ async def test_an_async_render_does_not_hold_up_the_event_loop(js: Callable[[str
 
 
 async def test_cancelling_a_running_render_leaves_the_engine_usable(
-    lifted: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
+    no_sandbox: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
     code = f"process.getBuiltinModule('fs').writeFileSync({str(begun)!r}, ''); {BUSY}"
@@ -138,7 +138,7 @@ async def test_cancelling_a_running_render_leaves_the_engine_usable(
 
 
 async def test_cancelling_waiting_renders_leaves_the_engine_usable(
-    lifted: None, js: Callable[[str], str], tmp_path: Path
+    no_sandbox: None, js: Callable[[str], str], tmp_path: Path
 ) -> None:
     """Those that had not begun are never rendered."""
     log = tmp_path / "log"
@@ -165,7 +165,7 @@ def test_an_event_loop_that_ends_before_its_render_leaves_the_engine_usable(js: 
 
 
 def test_closing_the_engine_fails_the_renders_in_flight_and_no_later_one(
-    lifted: None, fresh: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
+    no_sandbox: None, fresh: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
     code = f"process.getBuiltinModule('fs').writeFileSync({str(begun)!r}, ''); for (;;)"

@@ -188,13 +188,13 @@ def test_no_spelling_leads_out(spelled: str, home: Path, tmp_path: Path) -> None
     assert refused(home, DOCUMENT, path=spelled.format(other=tmp_path / "other", home=home))
 
 
-def test_a_folder_whose_name_has_the_same_beginning_is_another(home: Path, tmp_path: Path) -> None:
+def test_a_sibling_folder_with_the_same_prefix_is_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "homely").mkdir()
     (tmp_path / "homely" / "note.txt").write_text(SECRET, encoding="utf-8")
     assert "lift the sandbox" in refused(home, DOCUMENT, path="../homely/note.txt")
 
 
-def test_another_case_is_another_file(home: Path, tmp_path: Path) -> None:
+def test_paths_are_case_sensitive(home: Path, tmp_path: Path) -> None:
     other = tmp_path / "HOME"
     if other.exists():
         pytest.skip("this file system knows no case")
@@ -220,7 +220,7 @@ EVERY = {
 
 
 @pytest.mark.parametrize("markup", EVERY.values(), ids=EVERY)
-def test_every_element_that_reads_obeys(markup: str, home: Path, tmp_path: Path) -> None:
+def test_every_file_reading_element_is_sandboxed(markup: str, home: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     for path in (other / "secret.txt", other / "box.png", other / "report.docx", other / "missing.txt", other):
         message = refused(home, f"<poml>{markup.replace('PATH', str(path))}</poml>", path=str(path))
@@ -309,7 +309,7 @@ def test_a_template_that_is_not_trusted_reads_its_roots_only(home: Path, tmp_pat
                 engine.run(request)
 
 
-def test_what_was_refused_is_not_requested_again_for_an_error(home: Path, tmp_path: Path) -> None:
+def test_error_excerpts_are_not_read_from_refused_files(home: Path, tmp_path: Path) -> None:
     files = FileAccess(engine.Request("<p/>", path=str(home / "prompt.poml")))
     assert files.text(str(tmp_path / "other" / "secret.txt")) is None
     assert files.text(str(home / "note.txt")) == "a note"

@@ -34,7 +34,7 @@ ECHO = "<poml><p for='i in [1, 2, 3]'>{{who}} {{i}}</p></poml>"
 
 
 class Outcomes:
-    """What became of the renders, and how many are done."""
+    """The results of the renders, by kind."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -78,7 +78,7 @@ async def work_async(outcomes: Outcomes, share: int, name: str) -> None:
         await asyncio.gather(*(one(f"{name}{number}") for number in range(start, min(start + 10, share))))
 
 
-def hit(outcomes: Outcomes, signals: list[signal.Signals], until: Callable[[Any], Any]) -> None:
+def send_signals(outcomes: Outcomes, signals: list[signal.Signals], until: Callable[[Any], Any]) -> None:
     """Send each signal to one of the processes, spread over the work: busy ones and idle ones, as it comes."""
     chance = random.Random(1)
     for number, how in enumerate(signals):
@@ -93,7 +93,7 @@ def with_signals(signals: list[signal.Signals], until: Callable[[Any], Any]) -> 
     with ThreadPoolExecutor(11) as threads:
         jobs = [threads.submit(work, outcomes, share, f"thread{i}-") for i in range(8)]
         jobs += [threads.submit(lambda i=i: asyncio.run(work_async(outcomes, share, f"loop{i}-"))) for i in range(2)]
-        jobs.append(threads.submit(hit, outcomes, signals, until))
+        jobs.append(threads.submit(send_signals, outcomes, signals, until))
         for job in jobs:
             job.result()
     assert outcomes.done == share * 10
@@ -101,7 +101,7 @@ def with_signals(signals: list[signal.Signals], until: Callable[[Any], Any]) -> 
 
 
 def test_no_render_is_lost_when_processes_are_killed_or_crash(fresh: None, until: Callable[[Any], Any]) -> None:
-    """Each gives its own result, those too whose process was hit under them; and nothing is left."""
+    """Each returns its own result, also if its process was killed; no process remains."""
     before = children()
     kinds = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGBUS]
     counts = with_signals([kinds[number % len(kinds)] for number in range(FAULTS)], until)

@@ -59,7 +59,7 @@ def test_a_variable_alone_in_text_keeps_its_whitespace(markup: str, expected: st
         '<poml syntax="json"><cp caption="a">{{x}} {{n.push(1)}} {{n}}</cp></poml>',
     ],
 )
-def test_elsewhere_it_is_as_poml_has_it(markup: str) -> None:
+def test_whitespace_elsewhere_is_as_in_poml(markup: str) -> None:
     """Where an expression computes with it, or it would break the syntax of what is written."""
     kept, plain = (rendered(markup, keep=keep, x=TEXT, n=[0]) for keep in (True, False))
     assert (kept.output, kept.kept_whitespace) == (plain.output, False)
@@ -75,7 +75,7 @@ def test_schemas_attributes_and_tool_calls_get_the_text_as_it_is(tmp_path: Path)
     assert (plain, called["content"]) == ("a\n b", {"a": [1, None, "b  c"]})
 
 
-def test_included_files_keep_it_too(tmp_path: Path) -> None:
+def test_included_files_keep_whitespace_too(tmp_path: Path) -> None:
     (tmp_path / "shows.poml").write_text("<p>{{x}}</p>", encoding="utf-8")
     markup = '<include src="shows.poml"/><p>{{query}}</p>'
     assert text(markup, path=tmp_path / "p.poml", x=TEXT, query="why?") == f"{TEXT}\n\nwhy?"
@@ -90,7 +90,7 @@ def test_a_text_that_holds_the_signs_which_stand_for_whitespace_is_left_to_poml(
     assert text("<p>{{x}} {{y}}</p>", x="a\ufdd0b\n c\ufdd1", y="d\n  e") == "a\ufdd0b c\ufdd1 d e"
 
 
-def test_it_is_reported_and_holds_for_one_render() -> None:
+def test_kept_whitespace_is_reported_and_holds_for_one_render() -> None:
     assert [
         rendered("<p>{{x}}</p>", keep=keep, x=value).kept_whitespace
         for keep, value in ((True, "a\nb"), (True, "a b"), (False, "a\nb"))

@@ -1,4 +1,4 @@
-"""What one render leaves for another: nothing by accident, and nothing at all from registries to the user's own.
+"""Isolation of renders: nothing leaks by accident, and templates of registries see nothing of trusted ones.
 
 Templates of the user's own files and markup share one set of Node processes, templates out of registries (and those of
 replays) another. Within a set, an attack is out of scope, as for any code that one runs.
@@ -92,7 +92,7 @@ def test_what_was_described_in_a_schema_is_forgotten() -> None:
 
 # --- from registries to the user's own
 
-# From then on, whatever looks like the secret is kept where the next template can see it, in objects of the bundle too.
+# Replaces functions of the language, so that each text that starts with the secret is kept on a prototype.
 PLANT = (
     "if (Array.prototype.kept) return 'planted'; const kept = Array.prototype.kept = []; "
     "for (const [of, name] of [[Array.prototype, 'push'], [String.prototype, 'replace'], [Map.prototype, 'get'], "
@@ -108,10 +108,10 @@ LOOK = (
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_registry_prompt_learns_nothing_of_the_users(
+def test_a_registry_template_sees_no_data_of_trusted_templates(
     workers: int, fresh: None, js: JS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One leaves code, the user renders with a secret next to a secret file, another one looks."""
+    """One plants code, a trusted template renders a secret next to a secret file, another one looks for it."""
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=workers))
     (tmp_path / "secret.txt").write_text(SECRET + "-in-a-file", encoding="utf-8")
     own = str(tmp_path / "own.poml")
