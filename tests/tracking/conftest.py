@@ -25,11 +25,11 @@ def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def registry() -> Iterator[Any]:
+def publisher() -> Iterator[Any]:
     """A publisher with an empty cache, as in a new process."""
-    registry = waiting_publisher()
-    yield registry
-    assert registry.flush(30)
+    publisher = waiting_publisher()
+    yield publisher
+    assert publisher.flush(30)
 
 
 @pytest.fixture

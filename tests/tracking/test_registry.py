@@ -23,10 +23,10 @@ from pomlflow.tracking.background import worker
 from pomlflow.tracking.links import TraceLink
 
 
-def trace(record: Any, registry: Any, **options: Any) -> str:
+def trace(record: Any, publisher: Any, **options: Any) -> str:
     """A trace of one span, as an exporter gets it, with the record linked."""
     with mlflow.start_span("poml") as span:
-        registry.link(record, span.trace_id, **options)
+        publisher.link(record, span.trace_id, **options)
     return span.trace_id
 
 
@@ -35,35 +35,35 @@ def wait_until_stored(trace_id: str) -> None:
     until(lambda: "mlflow.trace.infoFinalized" in TracingClient().get_trace_info(trace_id).trace_metadata)
 
 
-def test_a_known_content_is_linked_at_once(mlflow_store, registry, record):
-    trace(record(), registry, wait=30)
+def test_a_known_content_is_linked_at_once(mlflow_store, publisher, record):
+    trace(record(), publisher, wait=30)
     with mlflow.start_span("chain") as span:
-        version = registry.link(record(), span.trace_id)
+        version = publisher.link(record(), span.trace_id)
     wait_until_stored(span.trace_id)
 
     assert version.uri == f"prompts:/{record().name}/1"
     assert linked(span.trace_id) == [f"{record().name}/1"]
 
 
-def test_waiting_gives_the_version_of_a_first_render(mlflow_store, registry, record):
+def test_waiting_gives_the_version_of_a_first_render(mlflow_store, publisher, record):
     with mlflow.start_span("chain") as span:
-        assert registry.link(record(), span.trace_id, wait=30).version == 1
+        assert publisher.link(record(), span.trace_id, wait=30).version == 1
 
 
-def test_a_thousand_renders_make_one_version(mlflow_store, registry, record):
+def test_a_thousand_renders_make_one_version(mlflow_store, publisher, record):
     greet = record()
     with mlflow.start_span("chain") as span:
         for _ in range(1000):
-            registry.link(greet, span.trace_id)
-        registry.flush(30)
+            publisher.link(greet, span.trace_id)
+        publisher.flush(30)
     wait_until_stored(span.trace_id)
 
     assert [version.version for version in versions(greet.name)] == [1]
     assert linked(span.trace_id) == [f"{greet.name}/1"]
 
 
-def test_a_new_publisher_finds_the_version(mlflow_store, registry, record):
-    trace(record(), registry, wait=30)
+def test_a_new_publisher_finds_the_version(mlflow_store, publisher, record):
+    trace(record(), publisher, wait=30)
     with mlflow.start_span("chain") as span:
         version = waiting_publisher().link(record(), span.trace_id, wait=30)
 
@@ -71,67 +71,67 @@ def test_a_new_publisher_finds_the_version(mlflow_store, registry, record):
     assert len(versions(record().name)) == 1
 
 
-def test_a_trace_in_the_store_is_linked_late(mlflow_store, registry, record, lookups_go_on):
+def test_a_trace_in_the_store_is_linked_late(mlflow_store, publisher, record, lookups_go_on):
     """The trace is exported before its prompt is registered: a slow registry, a short chain."""
-    trace_id = trace(record(), registry)
+    trace_id = trace(record(), publisher)
     wait_until_stored(trace_id)
     lookups_go_on.set()
-    assert registry.flush(30)
+    assert publisher.flush(30)
 
     assert linked(trace_id) == [f"{record().name}/1"]
     assert found_by(f"{record().name}/1", mlflow_store) == {trace_id}
 
 
-def test_a_trace_that_mlflow_evicted_is_counted_as_lost(mlflow_store, registry, record):
+def test_a_trace_that_mlflow_evicted_is_counted_as_lost(mlflow_store, publisher, record):
     """Its buffer is full where many root spans are open at once."""
     with mlflow.start_span("chain") as span:
         InMemoryTraceManager.get_instance().pop_trace(int(span.trace_id.removeprefix("tr-"), 16))
-        assert registry.link(record(), span.trace_id) is None
+        assert publisher.link(record(), span.trace_id) is None
     assert worker.take_lost() == 1
 
 
-def test_a_trace_that_mlflow_drops_is_counted_as_lost(mlflow_store, registry, record):
+def test_a_trace_that_mlflow_drops_is_counted_as_lost(mlflow_store, publisher, record):
     """Its queue is full, for example."""
     with mlflow.start_span("chain") as span:
-        registry.link(record(), span.trace_id)
-        assert registry.flush(30)
+        publisher.link(record(), span.trace_id)
+        assert publisher.flush(30)
         InMemoryTraceManager.get_instance().pop_trace(int(span.trace_id.removeprefix("tr-"), 16))
-        assert not registry.flush(30)
+        assert not publisher.flush(30)
 
 
-def test_an_exported_trace_is_linked_without_a_flush(mlflow_store, registry, record, monkeypatch):
-    trace(record(), registry, wait=30)
+def test_an_exported_trace_is_linked_without_a_flush(mlflow_store, publisher, record, monkeypatch):
+    trace(record(), publisher, wait=30)
     monkeypatch.setattr(background, "_PAUSE", 0.1)
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     mlflow.tracing.reset()
-    trace_id = trace(record(), registry)
+    trace_id = trace(record(), publisher)
     mlflow.tracing.reset()
     until(lambda: trace_id in found_by(f"{record().name}/1", mlflow_store))
 
 
-def test_a_late_link_keeps_the_earlier_ones(mlflow_store, registry, record, lookups_go_on):
+def test_a_late_link_keeps_the_earlier_ones(mlflow_store, publisher, record, lookups_go_on):
     early, late = record("early"), record("late")
     lookups_go_on.set()
-    trace(early, registry, wait=30)
+    trace(early, publisher, wait=30)
     lookups_go_on.clear()
     with mlflow.start_span("chain") as span:
-        registry.link(early, span.trace_id)
-        registry.link(late, span.trace_id)
+        publisher.link(early, span.trace_id)
+        publisher.link(late, span.trace_id)
     trace_id = span.trace_id
     wait_until_stored(trace_id)
     lookups_go_on.set()
-    assert registry.flush(30)
+    assert publisher.flush(30)
 
     assert linked(trace_id) == [f"{early.name}/1", f"{early.name}/2"]
     assert found_by(f"{early.name}/2", mlflow_store) == {trace_id}
 
 
 def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
-    mlflow_store, registry, record, lookups_go_on, monkeypatch
+    mlflow_store, publisher, record, lookups_go_on, monkeypatch
 ):
     """MLflow stores spans first and the trace afterwards; a link made in between would be overwritten."""
     lookups_go_on.set()
-    trace(record("early"), registry, wait=30)
+    trace(record("early"), publisher, wait=30)
     lookups_go_on.clear()
     late = record("late")
     arrived = threading.Event()
@@ -143,8 +143,8 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
 
     monkeypatch.setattr(TracingClient, "start_trace", slowly)
     with mlflow.start_span("chain") as span:
-        registry.link(record("early"), span.trace_id)
-        registry.link(late, span.trace_id)
+        publisher.link(record("early"), span.trace_id)
+        publisher.link(late, span.trace_id)
     exporting = threading.Thread(target=mlflow.flush_trace_async_logging)
     exporting.start()
     until(lambda: not _in_memory(span.trace_id))
@@ -152,7 +152,7 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
     assert not pomlflow.flush(0.5)
     arrived.set()
     exporting.join()
-    assert registry.flush(30)
+    assert publisher.flush(30)
 
     assert linked(span.trace_id) == [f"{late.name}/1", f"{late.name}/2"]
     assert found_by(f"{late.name}/2", mlflow_store) == {span.trace_id}
@@ -164,7 +164,7 @@ def _in_memory(trace_id: str) -> bool:
 
 
 def test_a_link_that_fails_is_counted_and_does_not_affect_others(
-    mlflow_store, registry, record, lookups_go_on, monkeypatch, caplog
+    mlflow_store, publisher, record, lookups_go_on, monkeypatch, caplog
 ):
     add, failures = TraceLink.add, [RuntimeError("no link")]
 
@@ -174,19 +174,19 @@ def test_a_link_that_fails_is_counted_and_does_not_affect_others(
         return add(link, version)
 
     monkeypatch.setattr(TraceLink, "add", fail_once)
-    traces = [trace(record(), registry) for _ in range(2)]
+    traces = [trace(record(), publisher) for _ in range(2)]
     wait_until_stored(traces[1])
     lookups_go_on.set()
-    assert not registry.flush(30)
+    assert not publisher.flush(30)
 
     assert [linked(one) for one in traces] == [[], [f"{record().name}/1"]]
     assert ["no link" in warning for warning in warnings_of(caplog)] == [True]
-    assert registry.link(record(), trace(record(), registry)).version == 1  # linked by another attempt, not dropped
+    assert publisher.link(record(), trace(record(), publisher)).version == 1  # linked by another attempt, not dropped
 
 
-def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, caplog):
+def test_a_source_too_long_is_warned_of_once(mlflow_store, publisher, record, caplog):
     long = record(source="x" * 100_001)
-    ids = [trace(long, registry, wait=30) for _ in range(3)]
+    ids = [trace(long, publisher, wait=30) for _ in range(3)]
     wait_until_stored(ids[-1])
 
     assert versions(long.name) == []
@@ -196,76 +196,76 @@ def test_a_source_too_long_is_warned_of_once(mlflow_store, registry, record, cap
     assert "100,000" in warning
 
 
-def test_a_failed_render_makes_no_version(mlflow_store, registry, record):
+def test_a_failed_render_makes_no_version(mlflow_store, publisher, record):
     failed = record(output=None, error=RenderError([Problem("x is not defined")]))
-    ids = [trace(failed, registry, wait=30) for _ in range(2)]
+    ids = [trace(failed, publisher, wait=30) for _ in range(2)]
     wait_until_stored(ids[-1])
     assert versions(failed.name) == []
     assert linked(ids[-1]) == []
 
-    trace(record(), registry, wait=30)
+    trace(record(), publisher, wait=30)
     assert [version.version for version in versions(failed.name)] == [1]
 
 
-def test_a_failed_render_links_to_a_version_that_exists(mlflow_store, registry, record):
-    trace(record(), registry, wait=30)
+def test_a_failed_render_links_to_a_version_that_exists(mlflow_store, publisher, record):
+    trace(record(), publisher, wait=30)
     failed = record(output=None, error=RenderError([Problem("x is not defined")]))
-    ids = [trace(failed, registry), trace(failed, waiting_publisher(), wait=30)]
+    ids = [trace(failed, publisher), trace(failed, waiting_publisher(), wait=30)]
     wait_until_stored(ids[-1])
     assert [linked(one) for one in ids] == [[f"{failed.name}/1"]] * 2
 
 
-def test_inline_markup_is_registered_only_where_wanted(mlflow_store, registry, record):
+def test_inline_markup_is_registered_only_where_wanted(mlflow_store, publisher, record):
     with mlflow.start_span("chain") as span:
-        assert registry.link(record(name=None), span.trace_id, wait=30) is None
-        assert registry.link(record(register=False), span.trace_id, wait=30) is None
-        registered = registry.link(record(name=None, register=True), span.trace_id, wait=30)
+        assert publisher.link(record(name=None), span.trace_id, wait=30) is None
+        assert publisher.link(record(register=False), span.trace_id, wait=30) is None
+        registered = publisher.link(record(name=None, register=True), span.trace_id, wait=30)
 
     assert registered.name == f"inline-{record().digest[:12]}"
     assert versions(record().name) == []
 
 
-def test_without_tracing_nothing_is_registered(mlflow_store, registry, record):
+def test_without_tracing_nothing_is_registered(mlflow_store, publisher, record):
     mlflow.tracing.disable()
     try:
-        trace(record(), registry, wait=1)
+        trace(record(), publisher, wait=1)
     finally:
         mlflow.tracing.enable()
-    registry.flush(30)
+    publisher.flush(30)
     assert versions(record().name) == []
 
 
-def test_the_prompt_is_listed_in_each_experiment_that_uses_it(mlflow_store, registry, record):
+def test_the_prompt_is_listed_in_each_experiment_that_uses_it(mlflow_store, publisher, record):
     other = mlflow.create_experiment(f"other-{record().name}")
-    trace(record(), registry, wait=30)
+    trace(record(), publisher, wait=30)
     mlflow.set_experiment(experiment_id=other)
-    trace(record(), registry, wait=30)
-    registry.flush(30)
+    trace(record(), publisher, wait=30)
+    publisher.flush(30)
 
     for experiment in (mlflow_store, other):
         found = mlflow.MlflowClient().search_prompts(f"experiment_id = '{experiment}'")
         assert record().name in [prompt.name for prompt in found]
 
 
-def test_each_registry_gets_the_prompt(mlflow_store, registry, record, tmp_path, empty_store):
+def test_each_registry_gets_the_prompt(mlflow_store, publisher, record, tmp_path, empty_store):
     """What counts is the registry that is set when a render is linked."""
     before = mlflow.get_registry_uri()
-    trace(record("first"), registry, wait=30)
+    trace(record("first"), publisher, wait=30)
     mlflow.set_registry_uri(f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db').as_posix()}")
     try:
-        trace(record(), registry, wait=60)
+        trace(record(), publisher, wait=60)
         assert [version.template for version in versions(record().name)] == [record().source]
         mlflow.set_registry_uri("")  # back to the tracking store, while the environment still has the other
-        trace(record("second"), registry, wait=30)
+        trace(record("second"), publisher, wait=30)
     finally:
         mlflow.set_registry_uri(before)
     assert [v.template for v in versions(record().name)] == [record("first").source, record("second").source]
 
 
-def test_link_never_raises(mlflow_store, registry, caplog):
+def test_link_never_raises(mlflow_store, publisher, caplog):
     with mlflow.start_span("chain") as span:
-        assert registry.link(object(), span.trace_id) is None
-        assert registry.link(object(), span.trace_id) is None
+        assert publisher.link(object(), span.trace_id) is None
+        assert publisher.link(object(), span.trace_id) is None
     assert len(warnings_of(caplog)) == 1
     assert worker.take_lost() == 2
 
@@ -283,12 +283,12 @@ def connecting(monkeypatch) -> set[threading.Thread]:
     return threads
 
 
-def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, registry, record, caplog, connecting):
+def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, publisher, record, caplog, connecting):
     """One warning for many prompts and renders; all requests are made in the background."""
     mlflow.set_registry_uri(DEAD)
     for number in range(50):
-        trace(record(str(number % 5)), registry, wait=0.005)
-    assert not registry.flush(0.5)
+        trace(record(str(number % 5)), publisher, wait=0.005)
+    assert not publisher.flush(0.5)
     (warning,) = warnings_of(caplog)
     assert DEAD in warning
     assert connecting
@@ -297,31 +297,31 @@ def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, regist
     # The same thread goes on with a registry that is there.
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
     with mlflow.start_span("chain") as span:
-        assert registry.link(record(), span.trace_id, wait=60).version == 1
+        assert publisher.link(record(), span.trace_id, wait=60).version == 1
     forget_pending()
 
 
-def test_a_server_that_never_answers_blocks_no_call(mlflow_store, registry, record, connecting):
+def test_a_server_that_never_answers_blocks_no_call(mlflow_store, publisher, record, connecting):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mlflow.set_registry_uri(f"http://127.0.0.1:{silent.getsockname()[1]}")
         for _ in range(10):
-            trace(record(), registry, wait=0.005)
-        assert not registry.flush(0.1)
+            trace(record(), publisher, wait=0.005)
+        assert not publisher.flush(0.1)
         assert connecting
         assert threading.current_thread() not in connecting
     forget_pending()
 
 
-def test_memory_is_bounded_while_a_server_is_away(mlflow_store, registry, record, monkeypatch):
+def test_memory_is_bounded_while_a_server_is_away(mlflow_store, publisher, record, monkeypatch):
     """What does not wait is counted as lost."""
     monkeypatch.setattr(background, "_MAX_TASKS", 4)  # three lookups, and the links of the trace
     monkeypatch.setattr(publish, "_MAX_TRACES", 10)
     mlflow.set_registry_uri(DEAD)
     with mlflow.start_span("chain") as span:
         for number in range(10):
-            registry.link(record(str(number)), span.trace_id)
+            publisher.link(record(str(number)), span.trace_id)
         assert worker.take_lost() == 7
         for _ in range(20):
-            registry.link(record("0"), span.trace_id)
+            publisher.link(record("0"), span.trace_id)
         assert worker.take_lost() == 11
     forget_pending()

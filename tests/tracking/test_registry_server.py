@@ -21,7 +21,7 @@ from pomlflow.tracking.versions import Registry, draft_of
 pytestmark = pytest.mark.server
 
 
-def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, registry, record):
+def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, publisher, record):
     """What the pages show: the trace's prompt, the prompt's traces, the experiment's prompts."""
     experiment = use_server(mlflow_server)
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
@@ -29,8 +29,8 @@ def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, reg
     source = "<p>\r\n{% raw %} {{ name }} \U0001f600 </p>  \n"
     greet = record(source=source, path="a/b.poml", output=output, static_fields=frozenset({"schema", "runtime"}))
     with mlflow.start_span("chain") as span:
-        version = registry.link(greet, span.trace_id, wait=60)
-    assert registry.flush(60)
+        version = publisher.link(greet, span.trace_id, wait=60)
+    assert publisher.flush(60)
     mlflow.flush_trace_async_logging()
 
     assert version.uri == f"prompts:/{greet.name}/1"
@@ -86,7 +86,7 @@ def test_eight_concurrent_registrations_make_one_version(mlflow_server, use_serv
     assert len(sources(record().name)) == 1
 
 
-def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, registry, record, caplog, monkeypatch):
+def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, publisher, record, caplog, monkeypatch):
     """Calls go on with one warning; what was rendered meanwhile is registered and linked when the server is back."""
     # MLflow's own exporter loses a trace when its retries end; the pauses between these double.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
@@ -96,23 +96,23 @@ def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, registr
     with ServerPort(mlflow_server) as server:
         experiment = use_server(server)
         with mlflow.start_span("before") as first:
-            assert registry.link(before, first.trace_id, wait=60).version == 1
-        assert registry.flush(60)
+            assert publisher.link(before, first.trace_id, wait=60).version == 1
+        assert publisher.flush(60)
         mlflow.flush_trace_async_logging()
 
         server.close()
         got: list[Any] = []
         with mlflow.start_span("closed") as closed:
-            got.append(registry.link(during, closed.trace_id))
+            got.append(publisher.link(during, closed.trace_id))
         with mlflow.start_span("open") as still_open:
             for _ in range(20):
-                got += [registry.link(one, still_open.trace_id, wait=0.005) for one in (during, both)]
-            assert registry.link(before, still_open.trace_id).version == 1
+                got += [publisher.link(one, still_open.trace_id, wait=0.005) for one in (during, both)]
+            assert publisher.link(before, still_open.trace_id).version == 1
             assert set(got) == {None}
-            assert not registry.flush(1)
+            assert not publisher.flush(1)
             server.open()
             until(lambda: sorted(sources(before.name)) == sorted([before.source, during.source, both.source]))
-        until(lambda: registry.flush(1), 150)
+        until(lambda: publisher.flush(1), 150)
         mlflow.flush_trace_async_logging()
 
         number = {template: index for index, template in enumerate(sources(before.name), 1)}

@@ -235,7 +235,7 @@ def test_files_are_found_from_the_prompt_root(
 
 
 def test_files_that_are_gone_come_out_of_the_registry(
-    trace_of: Callable[..., str], folder: Path, registry: Any
+    trace_of: Callable[..., str], folder: Path, publisher: Any
 ) -> None:
     """As on another machine: the version that the trace names holds them. Files that are there are read."""
     name = f"p{os.getpid()}"
@@ -245,7 +245,7 @@ def test_files_that_are_gone_come_out_of_the_registry(
     assert version is not None
     from_there = Template(origin=open_prompt(version.uri))
     trace_of((template, {"q": "Why?"}), register=True)
-    assert registry.flush(30)  # the version is known from here on, and the next span names it
+    assert publisher.flush(30)  # the version is known from here on, and the next span names it
     trace_id = trace_of((template, {"q": "Why?"}), (from_there, {"q": "Why?"}), register=True)
     assert pomlflow.replay(trace_id).identical
     write(folder / name / "tone.poml", "<p>Be brief.</p>")
