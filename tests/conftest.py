@@ -56,37 +56,37 @@ def _prompt_flushes() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """After a test that passed, compare its traces with the recorded ones, while its store is still MLflow's own."""
+    """After a test that passed, compare its traces with the recorded ones, while the test's store is still set."""
     yield
     compare(item)
 
 
 @pytest.fixture(autouse=True)
-def no_name_taken() -> Iterator[None]:
-    """The names that an earlier test has given are free again."""
+def reset_prompt_names() -> Iterator[None]:
+    """Free the names of prompts after each test."""
     yield
     if (naming := sys.modules.get("pomlflow.template.names")) is not None:
         naming.NAMES.__init__()
 
 
 @pytest.fixture(autouse=True)
-def nothing_warned() -> Iterator[None]:
-    """A warning that an earlier test caused is logged again."""
+def reset_warnings() -> Iterator[None]:
+    """Reset which warnings were logged after each test."""
     yield
     if (log := sys.modules.get("pomlflow._log")) is not None:
         log._logged.clear()
 
 
 @pytest.fixture(autouse=True)
-def no_active_model() -> Iterator[None]:
-    """A model that a test has loaded is in its store alone; MLflow would mark every later trace with it."""
+def reset_active_model() -> Iterator[None]:
+    """Reset the active model after each test: MLflow would mark every later trace with it."""
     yield
     if (mlflow := sys.modules.get("mlflow")) is not None:
         mlflow.clear_active_model()
 
 
 @pytest.fixture(autouse=True)
-def nothing_pending() -> Iterator[None]:
+def finish_background_tasks() -> Iterator[None]:
     """What a test leaves to the background thread would be logged, and waited for, in another test."""
     yield
     if "pomlflow.tracking.background" not in sys.modules:
@@ -97,7 +97,7 @@ def nothing_pending() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_disks() -> Iterator[None]:
+def _no_fsync() -> Iterator[None]:
     """SQLite stores of this process are not synced to the disk: a third of the tests' time went there."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
@@ -119,7 +119,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory, empty_store: Path)
 
 @pytest.fixture
 def mlflow_store(mlflow_database: str, tmp_path: Path) -> Iterator[str]:
-    """A fresh experiment in a real store, set as MLflow's own; gives its id, and puts everything back."""
+    """A fresh experiment in a real store, set as MLflow's; return its id, and restore the settings."""
     import mlflow
 
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()

@@ -1,4 +1,4 @@
-"""Prompts in a registry, for the tests of both frameworks: made, moved, looked at, and made better."""
+"""Register, read and optimise prompts in a registry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG = "<poml><system-msg>Answer {{how}}.</system-msg><human-msg>{{question}}</h
 
 
 def publish(name: str, source: str = HELLO) -> int:
-    """Register a version that is in production from now on; gives its number."""
+    """Register a version that is in production from now on; return its number."""
     version = register(Template(source, name=name), alias="production").version
     return int(version.version)
 
@@ -59,7 +59,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelname == "WARNING"]
 
 
-class Briefly(BasePromptOptimizer):
+class OneChangeOptimizer(BasePromptOptimizer):
     """The simplest optimiser: it tries one change, and keeps it where the score is better."""
 
     def __init__(self, change: Callable[[str], str]) -> None:
@@ -88,14 +88,14 @@ def exact(outputs: Any, expectations: dict[str, Any]) -> float:
     return float(outputs == expectations["expected_response"])
 
 
-def optimised(name: str, predict: Callable[[str], str], change: Callable[[str], str]) -> Any:
-    """Have MLflow make a prompt better; a question's right answer is ``Paris``."""
+def optimise_prompt(name: str, predict: Callable[[str], str], change: Callable[[str], str]) -> Any:
+    """Have MLflow optimise a prompt; a question's right answer is ``Paris``."""
     data = [{"inputs": {"question": f"The capital of France, {number}?"}, "outputs": "Paris"} for number in range(3)]
     return mlflow.genai.optimize_prompts(
         predict_fn=predict,
         train_data=data,
         prompt_uris=[f"prompts:/{name}@production"],
-        optimizer=Briefly(change),
+        optimizer=OneChangeOptimizer(change),
         scorers=[exact],
         enable_tracking=False,
     )

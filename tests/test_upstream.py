@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.programs import run_program
-from tests.registry_prompts import optimised
+from tests.registry_prompts import optimise_prompt
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "upstream.md").read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def test_a_version_still_shows_the_text_of_a_trial(mlflow_store: str) -> None:
         seen.add(version.template)
         return str(mlflow.genai.load_prompt("prompts:/trial@production").format(question=question))
 
-    optimised("trial", predict, lambda text: text.replace("<p>", "<p>Be brief. "))
+    optimise_prompt("trial", predict, lambda text: text.replace("<p>", "<p>Be brief. "))
     assert seen == {"<p>{{question}}</p>", "<p>Be brief. {{question}}</p>"}
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.adapters.frameworks import Framework
 from tests.mlflow_server import MlflowServer, until
 from tests.model_server import model_server
-from tests.registry_prompts import BYE, HELLO, LONG, linked, optimised, publish, publish_with_files, sources
+from tests.registry_prompts import BYE, HELLO, LONG, linked, optimise_prompt, publish, publish_with_files, sources
 from tests.templates import write
 
 import pomlflow
@@ -90,7 +90,7 @@ def test_mlflows_optimiser_makes_it_better(
         loaded_in_trials.add(production(framework, name).version)
         return framework.run(prompt, model, question=question)
 
-    result = optimised(name, predict, lambda source: source.replace("{{how}}", "{{how}}, in a word"))
+    result = optimise_prompt(name, predict, lambda source: source.replace("{{how}}", "{{how}}, in a word"))
     better = LONG.replace("{{how}}", "{{how}}, in a word")
     assert (result.initial_eval_score, result.final_eval_score) == (0, 3)
     assert sources(name) == [LONG, better]

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 
 def raw(name: str, template: Any, **tags: str) -> str:
-    """A version that pomlflow did not make; gives its URI."""
+    """A version that pomlflow did not make; return its URI."""
     return str(mlflow.genai.register_prompt(name, template, tags=tags).uri)
 
 

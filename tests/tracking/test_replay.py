@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def trace_of(mlflow_store: str) -> Iterator[Callable[..., str]]:
-    """Render templates in one trace; gives its id."""
+    """Render templates in one trace; return its id."""
 
     def store(*renders: tuple[Template, Mapping[str, Any]], native: bool = False, **options: Any) -> str:
         with mlflow.start_span("chain") as span:

@@ -42,7 +42,7 @@ def trace(
     tokens: int | None = None,
     **feedback: Any,
 ) -> str:
-    """Store a trace that starts one second into 1970 and is linked to versions; gives its id."""
+    """Store a trace that starts one second into 1970 and is linked to versions; return its id."""
     usage = {"input_tokens": tokens, "output_tokens": 1, "total_tokens": (tokens or 0) + 1}
     info = TraceInfo(
         trace_id=f"tr-{next(numbers):032x}",
