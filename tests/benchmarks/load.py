@@ -109,7 +109,8 @@ def growth(renders: tuple[int, ...]) -> Iterator[Row]:
 def _resident() -> int:
     """Megabytes of the one Node process."""
     if sys.platform != "linux":
-        return engine.stats().memory >> 20
+        return engine.stats().memory // 1_000_000
     [pid] = engine.stats().pids
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) // 1024
+    kibibytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return kibibytes * 1024 // 1_000_000
