@@ -20,7 +20,7 @@ from pomlflow.tracking.replay import Replay, ReplayedRender
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HOSTILE = '</pre></div><script>alert(1)</script><img src=x onerror=alert(1)>" & \ud800 ünïcode'
-TAGS = {"style", "div", "small", "b", "pre", "span", "img", "details", "summary", "ins", "del"}
+TAGS = {"style", "div", "small", "b", "pre", "span", "img", "details", "summary"}
 MARKUP = f"""<poml>
   <system-msg>Be kind.</system-msg>
   <conversation messages="{{{{history}}}}"/>
@@ -173,13 +173,13 @@ def test_a_replay_marks_what_differs() -> None:
     )
     html = Replay("tr-1", renders)._repr_html_()
     page = assert_harmless(html)
-    assert "<del>  - Be &lt;b&gt;kind&lt;/b&gt;.\n</del><ins>  + Be brief.\n</ins>" in html
+    assert "  - Be &lt;b&gt;kind&lt;/b&gt;.\n  + Be brief.\n" in html
     assert re.search(r"tr-1: 1 identical, 1 different.*poml a.*identical.*tone\.poml has changed", page.text, re.DOTALL)
     assert "Be brief." in assert_harmless(renders[1]._repr_html_()).text
     many = assert_harmless(Replay("tr-2", renders * 5_000)._repr_html_())
     assert re.search(r"… [\d,]+ more renders", many.text)
     lines = ReplayedRender("3", "poml c", None, "different", (difference,) * 20_000)
-    assert re.search(r"… [\d,]+ more lines", assert_harmless(lines._repr_html_()).text)
+    assert re.search(r"… [\d,]+ more characters", assert_harmless(lines._repr_html_()).text)
 
 
 def test_reprs_are_short() -> None:
