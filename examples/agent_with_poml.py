@@ -108,7 +108,7 @@ def main() -> None:
     for framework, run in agents.items():
         print(f"{framework}: {json.dumps(run())}")
         show()
-    print(f"look at them: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
+    print(f"To see them in MLflow: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 if __name__ == "__main__":

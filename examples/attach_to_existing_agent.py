@@ -108,7 +108,7 @@ def main() -> None:
         poml = next(span for span in trace.data.spans if span.span_type == "PROMPT")
         print(f"  {len(names)} spans; {poml.name!r} is a child of {names[poml.parent_id]!r}")
         print(f"  linked prompts: {trace.info.tags['mlflow.linkedPrompts']}\n")
-    print(f"look at them: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
+    print(f"To see them in MLflow: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 if __name__ == "__main__":

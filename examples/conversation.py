@@ -46,7 +46,7 @@ def main() -> None:
 
     for trace in mlflow.search_traces(return_type="list", include_spans=False):
         print(f"{trace.info.trace_id}: session {trace.info.trace_metadata['mlflow.trace.session']}")
-    print(f"look at them: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
+    print(f"To see them in MLflow: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 if __name__ == "__main__":

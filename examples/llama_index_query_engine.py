@@ -68,7 +68,7 @@ def main() -> None:
     for message in poml.outputs["messages"]:
         print(f"--- {message['role']}\n{message['content']}")
     print("\nlinked prompts:", json.loads(trace.info.tags["mlflow.linkedPrompts"]))
-    print(f"\nlook at it: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
+    print(f"\nTo see it in MLflow: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 def print_tree(trace: Trace) -> None:

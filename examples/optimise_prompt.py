@@ -69,7 +69,7 @@ class TryEach(BasePromptOptimizer):
     """An optimiser that tries given changes one after another, and keeps the best."""
 
     def __init__(self, changes: dict[str, Callable[[str], str]]) -> None:
-        self.changes = {"as it is": str} | changes
+        self.changes = {"unchanged": str} | changes
 
     def optimize(
         self,
@@ -88,7 +88,7 @@ class TryEach(BasePromptOptimizer):
         best = max(scores, key=lambda title: scores[title])
         return PromptOptimizerOutput(
             optimized_prompts={name: self.changes[best](markup)},
-            initial_eval_score=scores["as it is"],
+            initial_eval_score=scores["unchanged"],
             final_eval_score=scores[best],
         )
 

@@ -54,7 +54,7 @@ def main() -> None:
     trace = mlflow.get_trace(mlflow.get_last_active_trace_id())
     assert trace is not None
     show(trace)
-    print(f"look at it: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
+    print(f"To see it in MLflow: {os.path.relpath(sys.executable)} -m mlflow ui --backend-store-uri {STORE}")
 
 
 def show(trace: Trace) -> None:

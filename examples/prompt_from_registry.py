@@ -40,7 +40,7 @@ def main() -> None:
     print(f"LangChain renders {chat.uri}: {len(chat.invoke(GIVEN).to_messages())} messages")
     print(f"LlamaIndex renders {query.uri}: {len(query.format_messages(**GIVEN))} messages")
     files = json.loads(mlflow.genai.load_prompt(uri).tags["poml_files"])["files"]
-    print("came along:", ", ".join(f"{file['path']} ({file['size']} bytes)" for file in files))
+    print("stored with the version:", ", ".join(f"{file['path']} ({file['size']} bytes)" for file in files))
 
     mlflow.genai.register_prompt("briefing", "<poml><task>Answer in one word: {{question}}</task></poml>")
     mlflow.genai.set_prompt_alias("briefing", "production", version=2)

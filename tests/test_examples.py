@@ -39,10 +39,10 @@ def test_the_tests_of_prompts_pass_and_notice_a_change(tmp_path: Path) -> None:
 
     assert "4 snapshots passed." in report()
     prompt = folder / "prompts" / "text_qa.poml"
-    prompt.write_text(prompt.read_text(encoding="utf-8").replace("Say so where", "Say so if"), encoding="utf-8")
+    prompt.write_text(prompt.read_text(encoding="utf-8").replace("If none does", "If there is none"), encoding="utf-8")
     changed = report()
     assert "1 snapshot failed. 3 snapshots passed." in changed
-    assert "+ Quote the sentence that answers the question. Say so if none does." in changed
+    assert "+ Quote the sentence that answers the question. If there is none, say so." in changed
 
 
 def test_the_langchain_chain_shows_messages_answer_tree_and_linked_version(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_prompt_of_the_registry_brings_its_files_and_follows_its_alias(tmp_pat
     shown = run("prompt_from_registry.py", tmp_path)
     assert "LangChain renders prompts:/briefing/1: 2 messages" in shown
     assert "LlamaIndex renders prompts:/briefing/1: 2 messages" in shown
-    assert re.search(r"came along: log\.txt \(\d+ bytes\), track\.png \(\d+ bytes\)", shown)
+    assert re.search(r"stored with the version: log\.txt \(\d+ bytes\), track\.png \(\d+ bytes\)", shown)
     assert shown.count("after the move: '# Task\\n\\nAnswer in one word: May we sample?'") == 2
 
 
@@ -139,7 +139,7 @@ def test_two_versions_are_evaluated_compared_and_rolled_out(tmp_path: Path) -> N
 def test_an_optimiser_gets_reasons_and_its_result_loads_with_its_files(tmp_path: Path) -> None:
     pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed")
     shown = run("optimise_prompt.py", tmp_path)
-    assert "as it is: 0.0 No, the winch is locked." in shown
+    assert "unchanged: 0.0 No, the winch is locked." in shown
     assert "no picture: 0.0 the candidate for prompts:/briefing/1 has lost the file track.png: change the" in shown
     assert "a fence: 0.0 the candidate for prompts:/briefing/1 is not a POML document: it must be" in shown
     assert "from 0.0 to 1.0: prompts:/briefing/2" in shown

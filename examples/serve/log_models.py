@@ -29,7 +29,7 @@ def main() -> None:
         version("llama-index")
         logged["engine"] = mlflow.llama_index.log_model("engine.py", name="engine", **packaged)
     except PackageNotFoundError:
-        print("engine: MLflow wants the package llama-index for it")
+        print("engine: not logged, since MLflow needs the package llama-index for it")
     for name, model in logged.items():
         print(f"{name}: mlflow models serve --env-manager local --model-uri {model.model_uri}")
 
