@@ -51,11 +51,14 @@ def test_the_package_and_what_renders_it_are_the_models(shop: Path, caplog: pyte
     [
         (
             '<include src="../rules.poml"/>',
-            r"support\.poml cannot travel with a model: it names .*rules\.poml, which is",
+            r"support\.poml cannot be packaged with a model: it names .*rules\.poml, which is",
         ),
         ('<p><img src="{folder}/logo.png" alt="x"/></p>', "by an absolute path; write it relative"),
         ('<p>\n<img src="lgoo.png" syntax="multimedia"/></p>', r"support\.poml:2:1: .*lgoo\.png"),
-        ('<p><img src="lgoo.png" alt="x"/></p>', r"cannot travel with a model: it names .*lgoo\.png, which is missing"),
+        (
+            '<p><img src="lgoo.png" alt="x"/></p>',
+            r"cannot be packaged with a model: it names .*lgoo\.png, which is missing",
+        ),
         ('<document src="terms.txt"/>', r"support\.poml:1:1: .*terms\.txt"),
         ('<include src="rules.poml"/>', r"support\.poml:1:14: .*rules\.poml"),
         ("<poml><p>Hello</poml>", r"support\.poml:1:\d+: "),
@@ -70,7 +73,7 @@ def test_a_file_that_does_not_travel_is_reported(shop: Path, source: str, messag
 def test_a_file_that_the_model_may_not_read_is_reported(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working folder, which allows it here, is another one there."""
     write(shop / "prompts" / "deep.poml", '<p><img src="../logo.png" alt="x"/></p>')
-    with pytest.raises(ConfigurationError, match=r"not under its own folder.*allow_read"):
+    with pytest.raises(ConfigurationError, match=r"outside its own folder.*allow_read"):
         pomlflow.packaged("shop")
     monkeypatch.setattr(pomlflow.settings, "_current", None)
     pomlflow.configure(allow_read=[shop])
@@ -79,12 +82,12 @@ def test_a_file_that_the_model_may_not_read_is_reported(shop: Path, monkeypatch:
 
 def test_a_folder_without_prompts_is_an_error(shop: Path) -> None:
     for folder in ("nowhere", "shop/support.poml"):
-        with pytest.raises(ConfigurationError, match="is no folder with prompts"):
+        with pytest.raises(ConfigurationError, match=r"has no \.poml files"):
             pomlflow.packaged(folder)
 
 
 def test_a_part_of_a_package_is_an_error(shop: Path) -> None:
-    with pytest.raises(ConfigurationError, match="give the top package"):
+    with pytest.raises(ConfigurationError, match="give the top-level package"):
         pomlflow.packaged("shop/parts")
 
 
@@ -100,7 +103,7 @@ def test_another_name_in_the_model_is_reported(shop: Path, caplog: pytest.LogCap
     (shop / "__init__.py").unlink()
     pomlflow.packaged("shop")
     (warning,) = warnings_in(caplog)
-    assert "support.poml is the prompt 'shop.support' here, and would be named by its place in the model" in warning
+    assert "support.poml is the prompt 'shop.support' here, and would be named by the folder" in warning
     assert "make it a package by an __init__.py" in warning
 
 

@@ -31,8 +31,8 @@ def refuse_arguments(
 ) -> None:
     """Raise a `ConfigurationError` for an argument that was removed, or a TypeError for one that never existed.
 
-    The error names `owner`, and suggests the nearest name of `known`, else `remedy`, with the argument at its ``{}``.
-    `spell` returns a name as the error shows it, for example that of an environment variable.
+    The error names `owner`, and suggests the nearest of `known`, or else ends with `remedy`, whose ``{}`` is the
+    argument. `spell` returns a name as the error shows it, for example that of an environment variable.
     """
     for name in sorted(unknown):
         if name in _REMOVED:

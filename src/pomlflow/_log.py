@@ -10,13 +10,13 @@ from typing import Final
 logger: Final = logging.getLogger("pomlflow")
 
 _lock = threading.Lock()
-_logged: set[Hashable] = set()
+logged: set[Hashable] = set()
 
 
 def warn_once(key: Hashable, message: str, *args: object, exc_info: BaseException | None = None) -> None:
-    """Log a warning the first time for each key; the same cause may recur a thousand times a minute."""
+    """Log a warning once for each key."""
     with _lock:
-        if key in _logged:
+        if key in logged:
             return
-        _logged.add(key)
+        logged.add(key)
     logger.warning("%s (further warnings suppressed)", message % args if args else message, exc_info=exc_info)

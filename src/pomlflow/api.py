@@ -146,9 +146,10 @@ def poml(
 ) -> Any:
     """Render like ``poml.poml()`` of poml 0.0.8, with the same arguments and results, in a long-lived Node process.
 
-    It differs where poml has a fault. Variables may have types that JSON lacks: dates, models, data frames … Relative
-    sources in inline markup are resolved against the working folder. `context` and `stylesheet` may be JSON text, as
-    poml documents. Errors name the cause and the place. ``openai_chat`` is what OpenAI's API accepts.
+    The differences are where poml has a fault. Variables may have types that JSON lacks: dates, models, data frames …
+    Relative sources in inline markup are resolved against the working folder. `context` and `stylesheet` may be JSON
+    text, as poml's documentation says. Errors name the cause and the place. ``openai_chat`` is what OpenAI's API
+    accepts.
 
     A string may be a path or markup here; `pomlflow.render` takes every string as markup.
 
@@ -161,7 +162,7 @@ def poml(
         format: ``message_dict`` for the messages; ``dict`` for messages, schema, tools and runtime; ``raw`` for the
             same as JSON text; ``openai_chat`` for the arguments of ``client.chat.completions.create``; ``langchain``
             for ``messages_from_dict``; ``pydantic`` for a ``PomlFrame``.
-        extra_args: Options of poml's command line. They are refused, since no command line runs.
+        extra_args: Not supported, since pomlflow does not run poml's command line.
         **removed: Arguments of earlier versions, which raise an error that names the replacement.
 
     Returns:
@@ -175,8 +176,8 @@ def poml(
     refuse_arguments(removed)
     if extra_args:
         raise ConfigurationError(
-            f"pomlflow.poml() runs no command line and takes no extra_args ({' '.join(extra_args)}): pass variables as "
-            "context=, change the working folder, or call poml.poml()"
+            f"pomlflow.poml() does not run poml's command line and takes no extra_args ({' '.join(extra_args)}): pass "
+            "variables as context=, change the working folder, or call poml.poml()"
         )
     check_format(format)
     record = _poml_record(markup, context, stylesheet, chat)
@@ -202,7 +203,7 @@ def _poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool) -> Rend
 
 def json_object(given: Any, what: str) -> Mapping[str, Any] | None:
     """Return a context or stylesheet, read from its file or parsed from its JSON text."""
-    if given is None or (isinstance(given, str | list | tuple) and not given):  # poml ignores what is empty
+    if given is None or (isinstance(given, str | list | tuple) and not given):  # as poml, ignore what is empty
         return None
     if isinstance(given, Mapping):
         return given or None
@@ -237,7 +238,7 @@ def _exists(path: str | os.PathLike[str]) -> bool:
 def template_of(markup: Markup, options: RenderOptions) -> Template:
     """Return the template of markup or, from a cache, of a file."""
     if not isinstance(markup, str | os.PathLike):
-        raise TypeError(f"the markup must be markup or the path of a file, not a {type(markup).__name__}")
+        raise TypeError(f"the markup must be a str or a Path, not a {type(markup).__name__}")
     given: dict[str, Any] = {name: value for name, value in options.items() if name != "timeout"}
     if isinstance(markup, str):
         return Template(markup, **given)
@@ -259,7 +260,7 @@ def _file_template(path: str, _root: str, **options: Any) -> Template:
 
 
 def flush(timeout: float | None = 30.0) -> bool:
-    """Finish pending work: register prompt versions and export traces.
+    """Wait until pending work is done: register prompt versions and export traces.
 
     Args:
         timeout: The maximum number of seconds; None for no limit. Prompt versions and links are not waited for while
@@ -275,6 +276,6 @@ def flush(timeout: float | None = 30.0) -> bool:
     """
     if "pomlflow.tracking.shutdown" not in sys.modules:
         return True  # nothing was traced
-    from pomlflow.tracking.shutdown import flush as finish
+    from pomlflow.tracking.shutdown import flush as flush_all
 
-    return finish(timeout)
+    return flush_all(timeout)

@@ -47,7 +47,7 @@ def autolog(
         disable: Whether to switch it off.
         log_traces: False traces and registers nothing; ``poml.poml()`` still uses the engine, and `trace_dir` is still
             written.
-        silent: Whether to suppress pomlflow's warnings.
+        silent: Whether pomlflow logs errors only.
         register: Whether to register each prompt in MLflow's registry and link its version to the trace; a template's
             own ``register=`` overrides it.
         mask: A function that returns what may be stored of a span's ``{"inputs": …, "outputs": …}``, in MLflow and in
@@ -82,7 +82,7 @@ class _Options:
 
 
 # The modules of others that are traced once they are imported, and our module for each, with `attach` and `detach`.
-_ATTACHED: Final = {
+_ADAPTERS: Final = {
     "poml": "pomlflow._poml_patch",
     "langchain_core.tracers.context": "pomlflow.langchain.configure_hook",
     "llama_index.core": "pomlflow.llama_index.handler",
@@ -112,13 +112,13 @@ def _switch(options: _Options | None) -> None:
             logger.addFilter(_errors_only)
         else:
             logger.removeFilter(_errors_only)
-        for imported in _ATTACHED:
+        for imported in _ADAPTERS:
             _attach_or_detach(imported)
 
 
 def _attach_or_detach(imported: str) -> None:
-    """Attach our module for one of `_ATTACHED`, or detach it, by the current options."""
-    options, module = _current, _ATTACHED[imported]
+    """Attach our module for one of `_ADAPTERS`, or detach it, by the current options."""
+    options, module = _current, _ADAPTERS[imported]
     if options is None or not (options.log_traces or imported == "poml"):
         if module in sys.modules:
             sys.modules[module].detach()
@@ -143,7 +143,8 @@ def _watch(imported: str) -> None:
 def _store(record: RenderRecord, context: RenderContext) -> bool:
     """Sink: store a render that is not part of a chain, agent or engine."""
     options = _current
-    if options is None or context.framework == "llama_index":  # its handler stores every render of LlamaIndex
+    # LlamaIndex's handler stores every render of LlamaIndex.
+    if options is None or context.framework == "llama_index":
         return False
     from pomlflow.tracking.spans import log_render
 

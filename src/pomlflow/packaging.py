@@ -51,14 +51,14 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
     for folder in map(absolute, folders):
         prompts = {file: Template(path=file) for file in sorted(folder.rglob("*.poml"))}
         if not prompts:
-            raise ConfigurationError(f"{folder} is no folder with prompts: give the package that has the .poml files")
+            raise ConfigurationError(f"{folder} has no .poml files: give the package that contains them")
         if (folder.parent / "__init__.py").is_file():
-            raise ConfigurationError(f"{folder} is in the package {folder.parent}: give the top package")
+            raise ConfigurationError(f"{folder} is in the package {folder.parent}: give the top-level package")
         paths[str(folder)] = None
         parts = {part for template in prompts.values() for part in template.inference.includes}
         for file, template in prompts.items():
             if wrong := next(_faults(template, folder, is_part=file in parts), None):
-                raise ConfigurationError(f"{file} cannot travel with a model: {wrong}")
+                raise ConfigurationError(f"{file} cannot be packaged with a model: {wrong}")
             project, values = tool_settings(file.parent)
             if project is not None and project.parent == folder.parent and "prompt_root" in values:
                 paths[str(project)] = None
@@ -70,22 +70,22 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
 def _faults(template: Template, folder: Path, *, is_part: bool) -> Iterator[str]:
     """Yield why a prompt cannot be rendered in the model, and the remedy."""
     assert template.path is not None  # noqa: S101 - the caller made it from a file
-    takes = template.inference
+    inference = template.inference
     allowed = (template.path.parent, *settings().allow_read)
-    for file in (*takes.includes, *takes.assets):
-        if file in takes.absolute:
+    for file in (*inference.includes, *inference.assets):
+        if file in inference.absolute:
             yield f"it names {file} by an absolute path; write it relative to the prompt"
         elif not file.is_relative_to(folder):
             yield f"it names {file}, which is not in {folder}; move it there"
         elif not any(file.is_relative_to(root) for root in allowed):
             yield (
-                f"it names {file}, which is not under its own folder, and in the model it reads no other; move it "
+                f"it names {file}, which is outside its own folder, the only one that it reads in the model; move it "
                 "there, or have the model's code call pomlflow.configure(allow_read=[…]), and call it here too"
             )
     if not is_part and (error := template.check().error) is not None:  # a part may need what its includer defines
         yield str(error)
-    for file in (*takes.includes, *takes.assets):
-        if not file.exists():  # of a picture with an `alt`, say, which a render does not read
+    for file in (*inference.includes, *inference.assets):
+        if not file.exists():  # for example of a picture with an `alt`, which a render does not read
             yield f"it names {file}, which is missing"
 
 
@@ -97,7 +97,7 @@ def _compare_names(template: Template, file: Path, folder: Path) -> None:
             ("packaged name", file),
             "%s is the prompt %r here, and would be %s in the model. Give it a name= in the model's code, or write "
             'prompt_root = "." under [tool.pomlflow] of a pyproject.toml in %s%s',
-            *(file, template.name, repr(there) if there else "named by its place", folder),
+            *(file, template.name, repr(there) if there else "named by the folder that it is unpacked to", folder),
             "" if there else ", or make it a package by an __init__.py in each folder",
         )
 

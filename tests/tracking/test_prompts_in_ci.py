@@ -59,7 +59,7 @@ def test_the_walk_through_runs(
     assert check.stderr == f"{checked} checked, none with problems\n"
     assert "new prompts.briefing prompts/briefing.poml" in " ".join(dry.stdout.split())
     assert "new prompts.briefing/1 prompts/briefing.poml" in " ".join(register.stdout.split())
-    assert diff.stderr == "prompts/briefing.poml is prompts:/prompts.briefing/1\n"
+    assert diff.stderr == "prompts/briefing.poml is identical to prompts:/prompts.briefing/1\n"
     assert pull.stdout.split() == ["restored/prompts.briefing.poml", "restored/log.txt", "restored/track.png"]
     assert "Swell. (log)" in render.stdout
     assert replay.stdout.splitlines()[0] == f"{span.trace_id}: 1 identical"

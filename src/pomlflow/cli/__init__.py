@@ -18,7 +18,7 @@ from pomlflow.exceptions import PomlError, RenderError
 
 __all__ = ["CommandError", "cli", "main"]
 
-_FOREIGN = ("mlflow.", "sqlalchemy.", "requests.", "urllib3.")
+_STORES = ("mlflow.", "sqlalchemy.", "requests.", "urllib3.")
 
 
 class CommandError(click.ClickException):
@@ -33,7 +33,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except RenderError as error:  # a prompt that is not UTF-8
+        except RenderError as error:  # a prompt from standard input that is not UTF-8
             show_problems("-", error)
             ctx.exit(1)
         except PomlError as error:
@@ -45,7 +45,7 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:  # the driver of a database
             raise CommandError(f"MLflow's store needs the package {error.name}: {error}") from error
         except Exception as error:
-            if not type(error).__module__.startswith(_FOREIGN):
+            if not type(error).__module__.startswith(_STORES):
                 raise
             raise CommandError(f"MLflow: {str(error).strip() or type(error).__name__}") from error
 

@@ -26,7 +26,7 @@ FILE = click.Path(allow_dash=True)
 name_option = click.option(
     "--name", metavar="NAME", help="The prompt's name in the registry; the default is its file's path."
 )
-CONTEXT_SUFFIX = ".context.json"  # of example values: answer.context.json next to answer.poml
+CONTEXT_SUFFIX = ".context.json"  # files of example values: answer.context.json next to answer.poml
 _SKIPPED = {"node_modules", "__pycache__", "site-packages", "venv"}
 _COLOURS = {"system": "magenta", "human": "green", "ai": "blue", "tool": "yellow"}
 _BAR: Final = 30  # the width of a progress bar
@@ -51,7 +51,7 @@ mlflow_options = click.option(
 )  # fmt: skip
 
 
-def with_values(command: F) -> F:
+def context_options(command: F) -> F:
     """Add the options for variables to a command."""
     context = click.option(
         "-c", "--context", "given", multiple=True, metavar="NAME=TEXT",
@@ -64,7 +64,7 @@ def with_values(command: F) -> F:
     return context(file(command))
 
 
-def with_rules(command: F) -> F:
+def rules_options(command: F) -> F:
     """Add the options for warnings to a command."""
     select = click.option(
         "--select", multiple=True, metavar="RULE,…", help="Apply only these rules; may be repeated. See docs/check.md."
@@ -82,7 +82,7 @@ def rules_of(folder: Path, select: Sequence[str], ignore: Sequence[str], *, stri
     settings = lint_settings(folder.absolute())
     selected, ignored = [{name.strip() for text in texts for name in text.split(",")} for texts in (select, ignore)]
     if unknown := sorted((selected | ignored) - RULES.keys()):
-        raise click.UsageError(f"no rule {unknown[0]}; the rules are {', '.join(RULES)}")
+        raise click.UsageError(f"there is no rule {unknown[0]}; the rules are {', '.join(RULES)}")
     return replace(
         settings,
         select=frozenset(selected) or settings.select,
@@ -112,7 +112,7 @@ def _configure(_: click.Context, option: click.Parameter, value: str | None) -> 
 
 
 def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
-    """Return the variables in JSON files and in options; a later one overrides an earlier one, and an option a file."""
+    """Return the variables in JSON files and in options; later ones override earlier ones, and options files."""
     values: dict[str, Any] = {}
     for file in files:
         values |= read_object(file)
@@ -161,7 +161,9 @@ def _text(file: str) -> str:
     return text
 
 
-def template_of(file: str, *, name: str | None = None, stylesheet: str | None = None, chat: bool = True) -> Template:
+def template_from_argument(
+    file: str, *, name: str | None = None, stylesheet: str | None = None, chat: bool = True
+) -> Template:
     """Return the template for an argument: a file, ``-`` for standard input, or a URI of MLflow's registry."""
     style = None if stylesheet is None else read_object(stylesheet)
     if file == "-":
@@ -191,7 +193,7 @@ def prompts_in(paths: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def lost_values(paths: Sequence[str]) -> list[Path]:
+def examples_without_prompt(paths: Sequence[str]) -> list[Path]:
     """Return the files of example values in the given folders that have no prompt next to them."""
     found = [file for path in map(Path, paths) if path.is_dir() for file in _under(path, CONTEXT_SUFFIX)]
     return sorted(file for file in found if not Path(f"{str(file).removesuffix(CONTEXT_SUFFIX)}.poml").is_file())
@@ -226,7 +228,7 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
     """Yield the items; if there are several, show a bar on standard error if that is a terminal."""
     visible = bool(items[1:]) and sys.stderr.isatty()
     for number, item in enumerate(items, 1):
-        if visible:
+        if visible:  # on the next line, so that what is printed meanwhile does not mix with it
             bar = "#" * (_BAR * (number - 1) // len(items))
             click.echo(f"\x1b[K\n{what} [{bar:-<{_BAR}}] {number} of {len(items)}\x1b[K\x1b[A\r", nl=False, err=True)
         yield item

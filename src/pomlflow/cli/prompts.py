@@ -14,18 +14,18 @@ from pomlflow.cli.options import (
     CONTEXT_SUFFIX,
     FILE,
     InputError,
-    lost_values,
+    context_options,
+    examples_without_prompt,
     progress,
     prompts_in,
     read_object,
     rules_of,
+    rules_options,
     show_chat,
     show_json,
     shown_path,
-    template_of,
+    template_from_argument,
     values_of,
-    with_rules,
-    with_values,
 )
 from pomlflow.exceptions import (
     EngineError,
@@ -40,12 +40,12 @@ from pomlflow.exceptions import (
 from pomlflow.frame.openai import Format, converted
 from pomlflow.template import Template
 
-_LONGEST: Final = 300  # the maximum characters of a message
+_MAX_MESSAGE: Final = 300  # the maximum characters of a message
 
 
 @click.command()
 @click.argument("file", type=FILE)
-@with_values
+@context_options
 @click.option("--stylesheet", type=FILE, metavar="JSON_FILE", help="A POML stylesheet, added to the prompt's own.")
 @click.option("--text", is_flag=True, help="Render a single text instead of messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print messages, schema, tools and runtime as JSON.")
@@ -71,7 +71,7 @@ def render(
     pomlflow render prompts:/support@production -c question=Why?
     echo '<p>Hello {{name}}</p>' | pomlflow render - -c name=Ada
     """
-    record = template_of(file, stylesheet=stylesheet, chat=not text).render(values_of(files, given))
+    record = template_from_argument(file, stylesheet=stylesheet, chat=not text).render(values_of(files, given))
     if record.error is not None:
         show_problems(file, record.error)
         ctx.exit(1)
@@ -91,7 +91,7 @@ def variables(file: str, as_json: bool) -> None:
     pomlflow vars support.poml
     pomlflow vars support.poml --json
     """
-    now = template_of(file).current()
+    now = template_from_argument(file).current()
     found = now.inference
     if as_json:
         paths = [one.path for one in now.files]
@@ -108,8 +108,8 @@ def variables(file: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
-@with_values
-@with_rules
+@context_options
+@rules_options
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @click.pass_context
 def check(
@@ -125,7 +125,7 @@ def check(
 
     Each prompt is parsed and rendered. Missing variables are replaced by placeholders, and errors that a placeholder
     may have caused are suppressed. Values come from the options and, for support.poml, from support.context.json next
-    to it. A value in that file that the prompt does not take is a warning, and so is such a file without a prompt.
+    to it. A value in that file that the prompt does not take, and such a file without a prompt, are warnings.
     Problems are printed as FILE:LINE:COLUMN: MESSAGE, or as annotations in GitHub Actions.
 
     Syntax that renders, but probably not as intended, is a warning: FILE:LINE:COLUMN: warning: MESSAGE: REMEDY [RULE].
@@ -139,7 +139,7 @@ def check(
     """
     values, found = values_of(files, given), prompts_in(paths)
     done = [_check(file, values, rules) for file in progress(found, "checking")]
-    for example in lost_values(paths):
+    for example in examples_without_prompt(paths):
         prompt = f"{example.name.removesuffix(CONTEXT_SUFFIX)}.poml"
         _show(str(example), [Problem(f"there is no {prompt} next to it")], "warning")
         done.append((rules_of(example.parent, **rules).strict, True))
@@ -185,7 +185,7 @@ def opened(file: Path, name: str | None = None) -> Template | None:
 
 
 def show_problems(file: str, error: PomlError) -> None:
-    """Print an error's problems in the format of compilers, each with its remedy, and what concerns all."""
+    """Print an error's problems in the format of compilers, each with its remedy, and then the error's hint."""
     if isinstance(error, EngineError) and not isinstance(error, WorkerDiedError):
         raise error  # the engine cannot render anything, which is not the prompt's fault
     hint = error.hint if isinstance(error, RenderError) else None
@@ -203,7 +203,7 @@ def _show(file: str, problems: Sequence[Problem], level: str = "error", remedy: 
 def _line(file: str, problem: Problem, level: str) -> str:
     place = shown_path(problem.file or file)
     line, column = problem.line or 1, problem.column or 1
-    message = problem.message if len(problem.message) <= _LONGEST else f"{problem.message[:_LONGEST]}…"
+    message = problem.message if len(problem.message) <= _MAX_MESSAGE else f"{problem.message[:_MAX_MESSAGE]}…"
     remedy = problem.remedy or ""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         # https://docs.github.com/actions/reference/workflow-commands-for-github-actions

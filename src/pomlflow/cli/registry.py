@@ -20,7 +20,7 @@ from pomlflow.cli.options import (
     prompts_in,
     show_json,
     shown_path,
-    template_of,
+    template_from_argument,
     text_diff,
 )
 from pomlflow.cli.prompts import opened, show_problems
@@ -119,12 +119,12 @@ def diff(ctx: click.Context, file: str, uri: str | None, name: str | None) -> No
     """
     from pomlflow.tracking.load import load
 
-    template = template_of(file, name=name)
+    template = template_from_argument(file, name=name)
     if uri is None and template.name is None:
         raise click.UsageError("give --name, or the version: prompts:/name@alias or prompts:/name/3")
     content = load(uri or f"prompts:/{template.name}@latest", timeout=load_timeout())
     if content.digest == template.digest:
-        click.echo(f"{file} is {content.uri}", err=True)
+        click.echo(f"{file} is identical to {content.uri}", err=True)
         return
     for line in (*text_diff(content.source, template.source, content.uri, file), *_changed_files(content, template)):
         click.echo(line)
@@ -171,7 +171,7 @@ def pull(uri: str, output: str, force: bool) -> None:
     kept = [file for file, data in files.items() if file.exists() and read_file(file) != data]
     if kept and not force:
         names = ", ".join(shown_path(str(file)) for file in kept)
-        raise click.UsageError(f"{names}: different from {content.uri}; --force overwrites it")
+        raise click.UsageError(f"{names}: different from {content.uri}; use --force to overwrite")
     for file, data in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
@@ -196,8 +196,8 @@ def _files_of(content: PromptContent, folder: Path) -> dict[Path, bytes]:
 def replay(ctx: click.Context, trace_ids: tuple[str, ...], template: str | None, as_json: bool) -> None:
     """Render the prompts of traces again and compare.
 
-    Shows the differences, and which files and versions have changed. It runs the templates that the traces hold. Run it
-    in the prompt root, or set POMLFLOW_PROMPT_ROOT, so that it finds the files that the templates read.
+    Shows the differences, and the files and versions that have changed. The templates in the traces are executed. Run
+    the command in the prompt root, or set POMLFLOW_PROMPT_ROOT, so that it finds the files that the templates read.
 
     \b
     pomlflow replay tr-5d2f8b1c9a6e4f70b3d4c5e6f7a8b9c0 --with support.poml
