@@ -32,7 +32,6 @@ WAYS = {
     "the process's environment": "/proc/self/environ",
     "a descriptor": "/dev/fd/0",
 }
-ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links and /proc")
 
 

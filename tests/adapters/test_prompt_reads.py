@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.adapters.frameworks import Framework
-from tests.reading import DOCUMENT, Place, link, place, posix, publish_reader, refused, ways
+from tests.reading import DOCUMENT, WAYS, Place, link, place, posix, publish_reader, refused
 
 import pomlflow
 from pomlflow import engine
@@ -34,19 +34,17 @@ def registered(framework: Framework, mlflow_store: str, place: Place) -> Any:
     name = f"{place.home.parent.name}-{os.getpid()}"
     publish_reader(name, place.home)
     prompt = framework.prompts.from_registry(f"prompts:/{name}@production")
-    [root] = prompt._core.current().roots
+    [root] = prompt._core.current().roots  # noqa: SLF001 - where its files are
     link(Path(root), place.other)
     return prompt
 
 
-@ways
-def test_a_prompt_of_the_registry_reads_no_secret(
-    framework: Framework, registered: Any, place: Place, way: str
-) -> None:
+def test_a_prompt_of_the_registry_reads_no_secret(framework: Framework, registered: Any, place: Place) -> None:
     """Not even where the user allows it to their own prompts."""
     pomlflow.configure(allow_read=[place.other])
-    with refused(NOT_TRUSTED, way):
-        framework.text(registered, path=place.path(way))
+    for way in WAYS.values():
+        with refused(NOT_TRUSTED, way):
+            framework.text(registered, path=place.path(way))
 
 
 def test_a_prompt_of_the_registry_reads_its_own_files_and_no_others(
@@ -59,13 +57,13 @@ def test_a_prompt_of_the_registry_reads_its_own_files_and_no_others(
             framework.text(registered, path=str(path))
 
 
-@ways
 @pytest.mark.parametrize("inline", [False, True])
-def test_a_users_own_prompt_reads_no_secret(framework: Framework, place: Place, way: str, inline: bool) -> None:
+def test_a_users_own_prompt_reads_no_secret(framework: Framework, place: Place, inline: bool) -> None:
     prompt = own(framework, place.home, inline=inline)
     assert framework.text(prompt, path="note.txt") == "the home's note"
-    with refused(NOT_ALLOWED, way):
-        framework.text(prompt, path=place.path(way))
+    for way in WAYS.values():
+        with refused(NOT_ALLOWED, way):
+            framework.text(prompt, path=place.path(way))
 
 
 def test_each_prompt_has_its_own_folders_in_a_shared_process(

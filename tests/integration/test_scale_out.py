@@ -58,7 +58,7 @@ def stored(experiment: str) -> Counter[tuple[str, str]]:
     return Counter((trace.info.state.value, trace.info.tags["mlflow.linkedPrompts"]) for trace in traces)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("executor", "spawn"), ("executor", "fork"), ("pool", "forkserver")])
+@pytest.mark.parametrize(("kind", "method"), [("executor", "spawn"), ("pool", "forkserver")])
 def test_a_process_pool_loses_nothing(postgres_server, use_server, tmp_path, kind, method):
     """The program of the page, also with other start methods, and with a pool that ends its processes by SIGTERM."""
     use_server(postgres_server)
