@@ -74,7 +74,7 @@ def reset_warnings() -> Iterator[None]:
     """Reset which warnings were logged after each test."""
     yield
     if (log := sys.modules.get("pomlflow._log")) is not None:
-        log._logged.clear()
+        log.logged.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -149,7 +149,7 @@ def names(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
         library.autolog(disable=True, silent=True)
     pomlflow.flush()
     root.event_handlers, root.span_handlers = handlers
-    Settings._llm = Settings._embed_model = Settings._callback_manager = None
+    vars(Settings).update(_llm=None, _embed_model=None, _callback_manager=None)
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])
 

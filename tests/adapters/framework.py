@@ -104,6 +104,10 @@ class Framework(ABC):
         """Switch MLflow's autolog of this framework."""
 
     @abstractmethod
+    def render(self, prompt: Any, **variables: Any) -> Any:
+        """Return the framework's object of a render, with POML's frame."""
+
+    @abstractmethod
     def hooked(self) -> list[Any]:
         """What is registered with the framework in the whole process."""
 

@@ -134,6 +134,9 @@ class LangChain(Framework):
 
         mlflow.langchain.autolog(disable=disable, silent=True)
 
+    def render(self, prompt: Any, **variables: Any) -> Any:
+        return prompt.invoke(variables)
+
     def hooked(self) -> list[Any]:
         from langchain_core.callbacks import CallbackManager
 
@@ -295,6 +298,9 @@ class LlamaIndex(Framework):
         import mlflow
 
         mlflow.llama_index.autolog(disable=disable, silent=True)
+
+    def render(self, prompt: Any, **variables: Any) -> Any:
+        return prompt.render(variables)
 
     def hooked(self) -> list[Any]:
         from llama_index.core.instrumentation import get_dispatcher

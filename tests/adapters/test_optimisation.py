@@ -113,10 +113,10 @@ def test_a_better_wording_is_registered_and_loads_with_its_files(framework: Fram
     assert result.optimized_prompts[0].uri == f"prompts:/{name}/2"
     assert sources(name) == [SOURCE, better]
     best = framework.prompts.from_registry(name, version=2)
-    rendered = best._core.render({"how": "at length", "mood": "kind", "question": "Where?"}).result()
-    assert rendered["messages"][0]["content"] == "Answer at length, in one word.\n\nBe kind."
-    assert rendered["messages"][1]["content"][1]["type"] == "image/png"
-    assert rendered["tools"][0]["description"] == "Find a city."
+    frame = framework.render(best, how="at length", mood="kind", question="Where?").frame
+    assert frame.messages[0].content == "Answer at length, in one word.\n\nBe kind."
+    assert frame.messages[1].content[1].type == "image/png"
+    assert frame.tools[0]["description"] == "Find a city."
 
 
 def test_a_candidate_that_is_not_the_same_prompt_fails_with_the_reason(

@@ -220,7 +220,7 @@ def test_a_render_that_waits_for_ever_is_ended() -> None:
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 50])
 def test_requests_that_arrive_in_pieces_are_read_whole(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = NodeProcess._write
+    whole = NodeProcess._write  # noqa: SLF001 - the pieces of a write
 
     def in_pieces(process: NodeProcess, data: bytes) -> None:
         size = -(-len(data) // pieces)

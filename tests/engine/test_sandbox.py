@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,11 @@ SECRET = "the neighbour's secret"
 
 
 @pytest.fixture(autouse=True)
-def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a working folder of its own, and with the settings put back."""
-    before = settings.settings()
+    monkeypatch.setattr(settings, "_current", settings.settings())
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    yield
-    settings._current = before
 
 
 @pytest.fixture

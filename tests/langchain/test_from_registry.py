@@ -54,4 +54,4 @@ def test_a_dumped_prompt_is_loaded_without_a_registry(mlflow_store, name):
     mlflow.set_registry_uri("http://127.0.0.1:9")
     prompt = loads(dumped, **LOADING)
     assert (text(prompt, name="Ada"), prompt.version) == ("Hello Ada", None)
-    assert prompt._core.current().roots == ()
+    assert prompt._core.current().roots == ()  # noqa: SLF001 - what it may read

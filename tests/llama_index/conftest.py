@@ -30,7 +30,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import BaseTool, ToolSelection
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent
 
@@ -255,7 +255,7 @@ def llama_index_globals(request: pytest.FixtureRequest) -> Iterator[None]:
         asyncio.set_event_loop(None)
     settings, root = copy(vars(Settings)), get_dispatcher()
     events, spans = list(root.event_handlers), list(root.span_handlers)
-    Settings._llm, Settings._embed_model = ScriptedLLM.of(AssertionError("Settings' model was called")), None
+    Settings.llm = ScriptedLLM.of(AssertionError("Settings' model was called"))
     Settings.embed_model = MockEmbedding(embed_dim=4)
     yield
     vars(Settings).clear()
@@ -264,11 +264,11 @@ def llama_index_globals(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 class _Recorder(BaseEventHandler):
-    _events: list[PomlRenderEvent] = PrivateAttr(default_factory=list)
+    events: list[PomlRenderEvent] = Field(default_factory=list)
 
     def handle(self, event: Any, **_: Any) -> None:
         if isinstance(event, PomlRenderEvent):
-            self._events.append(event)
+            self.events.append(event)
 
 
 @pytest.fixture
@@ -276,4 +276,4 @@ def renders() -> list[PomlRenderEvent]:
     """The event of each render, in order, as any event handler at the root dispatcher receives it."""
     recorder = _Recorder()
     get_dispatcher().add_event_handler(recorder)
-    return recorder._events
+    return recorder.events

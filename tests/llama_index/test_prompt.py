@@ -319,7 +319,7 @@ def test_a_deep_copy_shares_the_immutable_template() -> None:
     """get_prompts copies deeply at each call; the template itself is not read and measured again."""
     prompt = PomlPromptTemplate(HELLO, metadata={"a": [1]})
     other = copy.deepcopy(prompt)
-    assert other._core is prompt._core
+    assert other._core is prompt._core  # noqa: SLF001 - what is shared
     assert other.metadata["a"] is not prompt.metadata["a"]
 
 

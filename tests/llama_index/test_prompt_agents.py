@@ -155,7 +155,7 @@ async def test_memory_blocks_are_shown_by_a_prompt(either, scripted, renders):
     )
     messages = await memory.aget(input="hi")
     assert messages[0].content == "facts: A is B.\n  C"
-    await memory.sql_store._async_engine.dispose()
+    await memory.sql_store._async_engine.dispose()  # noqa: SLF001 - it has no public close
 
 
 async def test_a_fact_memory_uses_its_prompts(either, scripted):

@@ -40,8 +40,8 @@ def test_measuring_costs_no_render(renders, engine_calls) -> None:
     assert "hello" in measured
     assert "a rather long value" in measured
     assert get_biggest_prompt([PomlPromptTemplate("<p>{{x}}</p>"), prompt]) is prompt
-    size = PromptHelper(context_window=500, num_output=100)._get_available_chunk_size(prompt)
-    assert 0 < size < 400
+    helper = PromptHelper(context_window=500, num_output=100)
+    assert 0 < helper.get_text_splitter_given_prompt(prompt, padding=0).chunk_size < 400
     assert (renders, engine_calls) == ([], [])
 
 

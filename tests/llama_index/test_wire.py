@@ -250,10 +250,10 @@ def test_clients_are_made_once(server: ModelServer, openai: Any) -> None:
     """Although each call may work with a copy of the model."""
     bound = prompt(RUNTIME + TALK).bind_to(openai)
     bound.chat(**GIVEN)
-    first = openai._client
+    first = openai._client  # noqa: SLF001 - the client is private
     bound.chat(**GIVEN)
     assert first is not None
-    assert openai._client is first
+    assert openai._client is first  # noqa: SLF001 - the client is private
 
 
 @each_model()

@@ -60,4 +60,4 @@ def test_the_elements_are_those_of_the_installed_poml() -> None:
         alias for _, options in components for alias in re.findall(r"'([\w-]+)'", options.split("requiredProps")[0])
     }
     inner = {"tablemarkup", "tableserialize"}  # what <table> is made of
-    assert {name.replace("-", "").lower() for name in names} - inner == markup._ELEMENTS - SYNTAX
+    assert {name.replace("-", "").lower() for name in names} - inner == markup._ELEMENTS - SYNTAX  # noqa: SLF001 - what the bundle is compared with
