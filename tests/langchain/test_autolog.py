@@ -69,7 +69,7 @@ def test_a_run_that_starts_while_autolog_is_switched_off(monkeypatch: pytest.Mon
     """LangChain calls the hook twice for a run."""
     pomlflow.autolog()
     handlers = iter([BaseCallbackHandler(), None])
-    monkeypatch.setattr(configure_hook._hook, "get", lambda: next(handlers))
+    monkeypatch.setattr(configure_hook._hook, "get", lambda: next(handlers))  # noqa: SLF001 - what LangChain calls
     (handler,) = CallbackManager.configure().handlers
     assert isinstance(handler, BaseCallbackHandler)
 
