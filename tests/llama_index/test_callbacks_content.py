@@ -233,7 +233,7 @@ def test_an_unknown_version_of_mlflows_tracer_loses_span_types_only(
     traced: Any, scripted: Any, prompt: Any, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.delattr(mlflow_tracer.MlflowSpanHandler, "_get_span_type")
-    monkeypatch.setattr(_span_handler(), "details", None)
+    monkeypatch.setattr(_span_handler(), "mlflow", None)
     with caplog.at_level(logging.WARNING, "pomlflow"):
         get_dispatcher().span_handlers = []
         PomlCallbackHandler().attach().detach()

@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Final, Self
 
 from llama_index.core import Settings
@@ -75,8 +74,8 @@ class PomlCallbackHandler(BaseCallbackHandler):
         self.register = register
         self.mask = check_mask(mask)
         prepare()
-        # Already here, since a callback manager does not report that a handler is added to it, and a span can only be
-        # traced from its start.
+        # Now, since a callback manager does not report that a handler is added to it, and a span can only be traced
+        # from its start.
         _attachments.install()
 
     def attach(self, *components: Any) -> Self:
@@ -165,8 +164,10 @@ class _Attachments:
                     f"LlamaIndex does not trace a {type(component).__name__}: attach the engine, agent or model that "
                     "uses it, or call attach() for everything"
                 )
-            gone = weakref.ref(component, partial(self._forget, id(component)))
-            self._by_component[id(component)] = gone, handler
+            key = id(component)
+            # The id of a collected component may be used again.
+            gone = weakref.ref(component, lambda _, key=key: self._by_component.pop(key, None))  # type: ignore[misc]
+            self._by_component[key] = gone, handler
 
     def detach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
         """Detach a handler from components, or from everything."""
@@ -175,9 +176,6 @@ class _Attachments:
                 del self._by_component[key]
         if not components and handler in self._global:
             self._global.remove(handler)
-
-    def _forget(self, key: int, _: object) -> None:
-        self._by_component.pop(key, None)  # the id of a collected component may be used again
 
     def choose(self, component: Any) -> PomlCallbackHandler | None:
         """Return the handler that traces a span without a parent, in the order of `PomlCallbackHandler`, or None."""
@@ -204,20 +202,20 @@ class _Attachments:
             self._root.event_handlers = [self._events, *self._root.event_handlers]
 
 
-_everywhere: Final[list[PomlCallbackHandler]] = []  # of `pomlflow.autolog`: one, or two during a replacement
+_autolog_handlers: Final[list[PomlCallbackHandler]] = []  # of `pomlflow.autolog`: one, or two during a replacement
 
 
 def attach(register: bool, mask: Mask | None) -> None:
     """Attach a new handler, and detach the previous one afterwards, so that there is a handler for every span."""
-    _everywhere.append(PomlCallbackHandler(register, mask).attach())
-    while len(_everywhere) > 1:
-        _everywhere.pop(0).detach()
+    _autolog_handlers.append(PomlCallbackHandler(register, mask).attach())
+    while len(_autolog_handlers) > 1:
+        _autolog_handlers.pop(0).detach()
 
 
 def detach() -> None:
     """Detach the handler of `attach`."""
-    while _everywhere:
-        _everywhere.pop().detach()
+    while _autolog_handlers:
+        _autolog_handlers.pop().detach()
 
 
 def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
@@ -231,7 +229,6 @@ def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
     span, owner = _attachments.spans.find(span_id)
     if context.framework != "llama_index" and span is None and not _scope.get():
         return False
-    owner = owner or _attachments.choose(None)
     if owner is None and autolog_handler() is None:
         return False
     log_render(
@@ -247,7 +244,6 @@ def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
 def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
     """Link the trace of a model's call to the version of the agent's prompt, which was rendered before the run."""
     span, owner = _attachments.spans.find(span_id)
-    owner = owner or _attachments.choose(None)
     if span is None or owner is None:
         return
     prompt = {"name": record.name, "digest": record.digest}

@@ -33,7 +33,7 @@ with suppress(ImportError):  # not one of MLflow's public modules
     from mlflow.llama_index import tracer as _mlflow
 
 
-class Details(NamedTuple):
+class MlflowFunctions(NamedTuple):
     """MLflow's functions for a component's span type, for its attributes, and for an event of a span."""
 
     span_type: Callable[[Any], Any]
@@ -41,16 +41,16 @@ class Details(NamedTuple):
     handle: Callable[[BaseEvent], None]
 
 
-def mlflow_details(spans: Any) -> Details:
+def mlflow_functions(spans: Any) -> MlflowFunctions:
     """Return MLflow's functions, with `spans` as its span handler; functions that do nothing if MLflow lacks them."""
     try:
         # Neither is ever added to the dispatcher: autolog() would take them for its own and not set itself up.
         made, events = _mlflow.MlflowSpanHandler(), _mlflow.MlflowEventHandler(spans)
-        return Details(made._get_span_type, made._get_instance_attributes, events.handle)
+        return MlflowFunctions(made._get_span_type, made._get_instance_attributes, events.handle)
     except (AttributeError, TypeError) as error:
         message = "Spans have neither types nor the attributes of models and tools: MLflow's own tracer differs (%s)"
         warn_once("llama-index tracer", message, error)
-        return Details(*[lambda _: None] * 3)
+        return MlflowFunctions(*[lambda _: None] * 3)
 
 
 def autolog_handler() -> Any:

@@ -288,7 +288,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
             PomlError: The render failed; a missing variable raises `MissingVariableError`.
         """
         empty = self._is_empty(kwargs)
-        if llm is None and empty:
+        if llm is None and empty:  # LlamaIndex measures a prompt by format(llm=None, name="", …)
             return self._text_to_measure()
         bare = llm in (None, _UNSET) and messages_to_prompt is None and completion_to_prompt is None
         if bare and not kwargs and self._open_variables():

@@ -117,7 +117,7 @@ def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMe
         if not (found := _misplaced(message)):
             return message, []
         head = media.heading(f"the {message.role.value}", message.additional_kwargs.get("tool_call_id"))
-        return _marked(message), [TextBlock(text=head), *found]
+        return _with_alt_texts(message), [TextBlock(text=head), *found]
 
     return media.move_media_after_tools(
         messages,
@@ -133,14 +133,16 @@ def _misplaced(message: ChatMessage) -> Sequence[Any]:
     return [block for block in message.blocks if isinstance(block, _MEDIA)]
 
 
-def _marked(message: ChatMessage) -> ChatMessage:
+def _with_alt_texts(message: ChatMessage) -> ChatMessage:
     """Return a message with its media replaced by texts, which are joined to its own text."""
-    texts = [_mark(block) if isinstance(block, _MEDIA) else getattr(block, "text", None) for block in message.blocks]
+    texts = [
+        _alt_text(block) if isinstance(block, _MEDIA) else getattr(block, "text", None) for block in message.blocks
+    ]
     others = [block for block in message.blocks if not isinstance(block, (TextBlock, *_MEDIA))]
     text = "\n\n".join(text for text in texts if text)
     return message.model_copy(update={"blocks": [TextBlock(text=text), *others]})
 
 
-def _mark(block: Any) -> str:
+def _alt_text(block: Any) -> str:
     kind = getattr(block, "image_mimetype", None) or block.block_type
     return media.alt_text({"type": kind, "alt": getattr(block, "alt", None)})

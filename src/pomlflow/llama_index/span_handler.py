@@ -52,7 +52,7 @@ from pomlflow.llama_index.mlflow_tracer import (
     documents,
     inputs_of,
     inside,
-    mlflow_details,
+    mlflow_functions,
     start_span,
 )
 from pomlflow.llama_index.streams import Deferred, frame_of, stream_of
@@ -126,7 +126,7 @@ class SpanHandler(BaseSpanHandler[Any]):
     # The base class's `open_spans` has each TracedSpan until it has ended, by LlamaIndex's id.
     streaming: dict[str, Any] = Field(default_factory=dict, repr=False)  # those that have returned a generator
     handlers: dict[str, Any] = Field(default_factory=dict, repr=False)  # by the ids of autolog's spans
-    details: Any = Field(default=None, repr=False)
+    mlflow: Any = Field(default=None, repr=False)
     deferred: Any = Field(default=None, repr=False)
 
     def __init__(self, choose: Callable[[Any], Any]) -> None:
@@ -140,10 +140,10 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def start(self) -> None:
         """Prepare for spans, once."""
-        if self.details is None:
+        if self.mlflow is None:
             call_before_exit(self.end_streams)
             call_before_flush(self.end_read_streams)
-            self.details = mlflow_details(self)
+            self.mlflow = mlflow_functions(self)
             self.deferred = Deferred()
 
     def end_streams(self) -> None:
@@ -161,7 +161,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""
         if (found := self._around(span_id)) is not None:
             return found.guarded.span, found.handler
-        return autolog_span(span_id), self.handlers.get(span_id or "")
+        return autolog_span(span_id), self.handlers.get(span_id or "") or self.choose(None)
 
     # MLflow's event handler calls these two methods of its span handler:
 
@@ -224,7 +224,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         elif isinstance(event, _OBJECTS):
             span.output = event.output if span.left else span.output
         else:
-            self.details.handle(event)
+            self.mlflow.handle(event)
         if isinstance(event, _RESPONSES):
             span.output = event.response
         if span.left and isinstance(event, _ENDS):
@@ -248,8 +248,8 @@ class SpanHandler(BaseSpanHandler[Any]):
         inputs = inputs_of(bound_args)
         live = start_span(
             id_.partition("-")[0],
-            self.details.span_type(instance) or SpanType.UNKNOWN,
-            self.details.attributes(instance) or {},
+            self.mlflow.span_type(instance) or SpanType.UNKNOWN,
+            self.mlflow.attributes(instance) or {},
             None if parent is None else parent.guarded.span,
         )
         guarded = GuardedSpan(live, handler.mask, with_data_uris, safe=_SAFE)
