@@ -11,17 +11,16 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Never
 
 from pomlflow._arguments import refuse_arguments
 from pomlflow._log import logger
-from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
+from pomlflow.dispatch import Mask, RenderContext, Sink, check_mask, set_sink
 
 if TYPE_CHECKING:
     from pomlflow.record import RenderRecord
-    from pomlflow.tracking.trace_files import TraceFiles
 
 
 def autolog(
@@ -96,11 +95,7 @@ def _switch(options: _Options | None) -> None:
     with _lock:
         if options == _current:
             return
-        files = None
-        if options is not None and options.trace_dir is not None:
-            files = partial(_write, _trace_files(options.trace_dir), options.mask)
-        else:
-            _trace_files.cache_clear()
+        files = None if options is None else _files_sink(options)
         if options is not None and options.log_traces:
             from pomlflow.tracking.spans import prepare  # imports MLflow, which would slow the first render by a second
 
@@ -152,17 +147,19 @@ def _store(record: RenderRecord, context: RenderContext) -> bool:
     return True
 
 
-@cache  # so that a change of another option makes no new folder
-def _trace_files(trace_dir: str) -> TraceFiles:
+def _files_sink(options: _Options) -> Sink | None:
+    """Return the sink that writes POML's local trace files, to a new folder."""
+    if options.trace_dir is None:
+        return None
     from pomlflow.tracking.trace_files import TraceFiles
 
-    return TraceFiles.of_this_run(trace_dir)
+    files = TraceFiles.of_this_run(options.trace_dir)
 
+    def write(record: RenderRecord, context: RenderContext) -> bool:
+        files.write(record, context.file, mask=options.mask)
+        return False
 
-def _write(files: TraceFiles, mask: Mask | None, record: RenderRecord, context: RenderContext) -> bool:
-    """Sink: write POML's local trace files."""
-    files.write(record, context.file, mask=mask)
-    return False
+    return write
 
 
 def _errors_only(record: logging.LogRecord) -> bool:
