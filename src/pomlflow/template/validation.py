@@ -38,6 +38,7 @@ _REMEDIES = {
 }
 
 _SHOWN = 20  # the maximum number of names in a list of variables
+_EXPLAINED = 100  # the maximum number of problems with a remedy; an error's text has fewer
 # Problems that no value of a variable can cause.
 _STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpected)(?! .*JSON)")
 _SYNTAX = ("unexpected character", "Expecting")  # how the errors of POML's parser begin
@@ -186,7 +187,8 @@ def _with_causes(
     # What else is not defined was to be set by a loop or a <let> that failed, which is reported too.
     causes = [one for one in error.problems if _undefined(one) in {"", *takes}] or error.problems
     problems = [_named(one, snapshot, variables) for one in causes]
-    problems = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in problems]
+    shown = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in problems[:_EXPLAINED]]
+    problems = shown + problems[_EXPLAINED:]
     fault = _cause(problems[0], snapshot)
     problems = [fault, *problems] if fault is not None else _in_order(problems, own)
     hints = [None if problems[0].remedy else error.hint]
