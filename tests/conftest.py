@@ -136,6 +136,15 @@ def mlflow_store(mlflow_database: str, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def sync_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store each trace as it ends: MLflow's background export takes a second to flush."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    mlflow.tracing.reset()
+
+
+@pytest.fixture
 def stored_traces(mlflow_store: str) -> Callable[[], list[Trace]]:
     """Fetch all traces of the test's experiment back from the store, oldest first."""
 

@@ -11,21 +11,18 @@ from pathlib import Path
 import pytest
 from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
 
-# What MLflow and LlamaIndex do that warns; in MLflow's tracers a warning that is an error costs the span.
-_FOREIGN = (
-    "ignore:The ``noload`` loader strategy",  # mlflow 3.17 with SQLAlchemy 2.1
-    "ignore:.*Any type hint is inferred as AnyType:UserWarning",  # mlflow 3.17: the first span imports mlflow.pyfunc
-    "ignore:The `__(fields|fields_set)__` attribute is deprecated:DeprecationWarning",  # LlamaIndex 0.14
+# LlamaIndex 0.14's own; in MLflow's tracers a warning that is an error costs the span.
+_IGNORED_WARNINGS = (
+    "ignore:The `__(fields|fields_set)__` attribute is deprecated:DeprecationWarning",
     "ignore:Accessing the 'model_(computed_)?fields' attribute on the instance is deprecated:DeprecationWarning",
-    "ignore:is_running called from within a step:DeprecationWarning",  # LlamaIndex 0.14's agents
-    "ignore:<aiosqlite.core.Connection object:ResourceWarning",  # LlamaIndex 0.14: an agent's memory is never closed
-    "ignore:The 'validate_default' attribute",  # mlflow 3.12 with pydantic 2.12: the first span of a chat model
+    "ignore:is_running called from within a step:DeprecationWarning",
+    "ignore:<aiosqlite.core.Connection object:ResourceWarning",  # an agent's memory is never closed
 )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let other packages' own warnings pass in this folder, where all others are errors."""
-    for allowed in _FOREIGN:
+    for allowed in _IGNORED_WARNINGS:
         item.add_marker(pytest.mark.filterwarnings(allowed))
 
 

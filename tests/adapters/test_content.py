@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,13 +32,8 @@ FRAME = """\
 </poml>
 """
 LONG = "all of it " * 100
+pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-    mlflow.tracing.reset()
 
 
 def everything(trace: Trace) -> str:

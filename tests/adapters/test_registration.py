@@ -20,13 +20,8 @@ import pomlflow
 from pomlflow.exceptions import PomlError
 
 HELLO = "<p>Hello {{name}}</p>"
+pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-    mlflow.tracing.reset()
 
 
 @pytest.fixture

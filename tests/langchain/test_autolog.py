@@ -11,14 +11,13 @@ import mlflow
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from mlflow.entities import Trace
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, trees, under
+from tests.langchain.trees import CHAIN, GIVEN, chain, trees, under
 
 import pomlflow
 import pomlflow.langchain
 from pomlflow.langchain import configure_hook
 
 # MLflow 3.12 with pydantic 2.12: the first span of a chat model imports types that pydantic warns of.
-pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The 'validate_default' attribute")]
 Fetch = Callable[[], list[Trace]]
 Call = Callable[[], Awaitable[Any] | Any]
 HELLO = "<p>Hello {{name}}</p>"

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model
-from tests.langchain.trees import QUIET, trees
+from tests.langchain.trees import trees
 
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 
@@ -19,7 +19,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     prebuilt = pytest.importorskip("langgraph.prebuilt")
 
-pytestmark = QUIET
 PROMPT = PomlPromptTemplate.from_template(
     """\
 <poml>

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from mlflow.entities import Trace
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, model, tree
+from tests.langchain.trees import CHAIN, GIVEN, model, tree
 
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = QUIET
 MARKUP = """\
 <poml>
   <runtime temperature="0.5" max-tokens="50"/>

@@ -13,22 +13,16 @@ import mlflow
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableParallel
-from tests.langchain.trees import BROKEN, CHAIN, GIVEN, QUIET, broken, chain, greeting, model, trees, under
+from tests.langchain.trees import BROKEN, CHAIN, GIVEN, broken, chain, greeting, model, trees, under
 
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.langchain import PomlCallbackHandler
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("sync_export")
 Run = Callable[[RunnableConfig], Awaitable[None] | None]
 
 TRACED_STEP = CHAIN.replace("  Str", "  RunnableLambda CHAIN\n    traced UNKNOWN\n  Str")
 CASES: list[Any] = []
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's background export takes a second to flush; `test_callbacks_streams.py` has it."""
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
 
 def case(*expected: str, autolog: tuple[str, ...] | None = None) -> Callable[[Run], Run]:

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, agent_trees, chain, greeting, under
+from tests.langchain.trees import CHAIN, GIVEN, agent_trees, chain, greeting, under
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
@@ -21,7 +21,6 @@ from pomlflow.langchain import PomlCallbackHandler
 graphs = pytest.importorskip("langgraph.graph")
 agents = pytest.importorskip("langchain.agents")
 
-pytestmark = QUIET
 Fetch = Callable[[], list[Trace]]
 
 AGENT = """\

@@ -16,14 +16,14 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
 from mlflow.entities import Trace
-from tests.langchain.trees import GIVEN, QUIET, Broken, all_stored, chain, greeting, tree, trees, under
+from tests.langchain.trees import GIVEN, Broken, all_stored, chain, greeting, tree, trees, under
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
 
 graphs = pytest.importorskip("langgraph.graph")
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
 
 
@@ -52,11 +52,6 @@ class Endless(Broken):
                 await run_manager.on_llm_new_token(text, chunk=chunk)
             yield chunk
         await asyncio.Event().wait()
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
 
 @pytest.fixture

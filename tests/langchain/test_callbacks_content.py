@@ -19,20 +19,15 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
 from mlflow.entities import Span, Trace
 from tests.langchain.prompts import Model, TextModel
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, greeting, tree, trees
+from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, tree, trees
 
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.langchain.tracer import MlflowLangchainTracer
 from pomlflow.tracking import spans as tracking
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("sync_export")
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 Fetch = Callable[[], list[Trace]]
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
 
 def using(**options: Any) -> RunnableConfig:

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import InjectedToolCallId, tool
 from mlflow.entities import Trace
 from tests.langchain.agents import Agent
-from tests.langchain.trees import GIVEN, QUIET, greeting, trees, under
+from tests.langchain.trees import GIVEN, greeting, trees, under
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
@@ -25,7 +25,7 @@ memory = pytest.importorskip("langgraph.checkpoint.memory")
 agents = pytest.importorskip("langchain.agents")
 middleware = pytest.importorskip("langchain.agents.middleware")
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
 Pausing = tuple[Any, Any]  # a graph that pauses for a person, and its input
 
@@ -33,11 +33,6 @@ Pausing = tuple[Any, Any]  # a graph that pauses for a person, and its input
 class State(TypedDict, total=False):
     name: str
     answer: str
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
 
 @pytest.fixture

@@ -14,12 +14,11 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 from mlflow.entities import Trace
-from tests.langchain.trees import QUIET, tree
+from tests.langchain.trees import tree
 
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.settings import settings
 
-pytestmark = QUIET
 LONG = "all of it " * 100
 PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(1).randbytes(2000)).decode()
 TREE = """\

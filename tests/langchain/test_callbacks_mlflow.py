@@ -16,19 +16,14 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from mlflow.entities import Trace
 from tests.langchain.prompts import TextModel
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, chain, greeting, trees, under
+from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, trees, under
 
 from pomlflow.langchain import PomlCallbackHandler
 from pomlflow.langchain.tracer import MlflowLangchainTracer
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
 Call = Callable[[], Awaitable[Any] | Any]
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
 
 @pytest.fixture

@@ -10,20 +10,15 @@ import pytest
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from mlflow.entities import Trace
-from tests.langchain.trees import GIVEN, QUIET, model
+from tests.langchain.trees import GIVEN, model
 from tests.registry_prompts import linked
 
 import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("sync_export")
 HELLO = "<p>Hello {{name}}</p>"
 Fetch = Callable[[], list[Trace]]
-
-
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
 
 @pytest.fixture

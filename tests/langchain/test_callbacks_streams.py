@@ -12,11 +12,11 @@ import pytest
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from mlflow.entities import Trace
-from tests.langchain.trees import CHAIN, GIVEN, QUIET, Broken, all_stored, chain, greeting, trees
+from tests.langchain.trees import CHAIN, GIVEN, Broken, all_stored, chain, greeting, trees
 
 from pomlflow.langchain import PomlCallbackHandler
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
 
 CANCELLED = """\
@@ -38,13 +38,8 @@ class Stuck(Broken):
         raise AssertionError
 
 
-@pytest.fixture(autouse=True)
-def _stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-
-
 @pytest.fixture
-def background(_stored_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def background(sync_export: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's default, which takes seconds to flush: there a trace whose root ends before its parts can be lost."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
 

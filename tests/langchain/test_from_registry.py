@@ -9,13 +9,12 @@ from typing import Any
 import mlflow
 import pytest
 from langchain_core.load import dumps, loads
-from tests.langchain.trees import QUIET
 from tests.mlflow_server import until
 from tests.registry_prompts import BYE, publish
 
 from pomlflow.langchain import PomlPromptTemplate
 
-pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The function `loads` is in beta")]
+pytestmark = pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
 
 LOADING: dict[str, Any] = {"valid_namespaces": ["pomlflow"], "allowed_objects": [PomlPromptTemplate]}
 

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import AIMessage
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model
-from tests.langchain.trees import QUIET, agent_trees
+from tests.langchain.trees import agent_trees
 
 import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
@@ -18,7 +18,6 @@ from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 agents = pytest.importorskip("langchain.agents")
 from pomlflow.langchain import PomlMiddleware  # noqa: E402 - it is made from langchain's agents
 
-pytestmark = QUIET
 MARKUP = """\
 <poml>
   <runtime temperature="0.5"/>

@@ -8,12 +8,11 @@ import mlflow
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from tests.langchain.prompts import Model
-from tests.langchain.trees import QUIET
 
 import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = [*QUIET, pytest.mark.usefixtures("mlflow_store")]
+pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 
 def test_each_render_of_a_batch_and_a_failed_one_are_replayed() -> None:

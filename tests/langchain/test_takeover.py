@@ -12,12 +12,10 @@ import openai
 import poml
 import pytest
 from langchain_core.language_models import FakeListChatModel
-from tests.langchain.trees import QUIET
 from tests.model_server import model_server
 
 import pomlflow
 
-pytestmark = QUIET
 PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 
 

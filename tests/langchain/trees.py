@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import SimpleChatModel
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -20,12 +19,6 @@ from mlflow.entities import Span, Trace
 
 from pomlflow.langchain import PomlPromptTemplate
 
-# MLflow turns a warning that is an error into a span that is not there. These are its own business (3.17): how its
-# stores load with SQLAlchemy 2.1, and type hints that it finds in itself.
-QUIET = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
 GIVEN = {"name": "Ada"}
 CHAIN = """\
 RunnableSequence CHAIN

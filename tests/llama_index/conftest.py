@@ -39,6 +39,7 @@ _FOREIGN = (
     "ignore:The `__(fields|fields_set)__` attribute is deprecated:DeprecationWarning",
     "ignore:Accessing the 'model_(computed_)?fields' attribute on the instance is deprecated:DeprecationWarning",
     "ignore:is_running called from within a step:DeprecationWarning",
+    "ignore:<aiosqlite.core.Connection object:ResourceWarning",  # LlamaIndex 0.14: an agent's memory is never closed
 )
 
 Answer = str | ChatMessage | Exception | Callable[[Any], Any]

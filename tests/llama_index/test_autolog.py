@@ -13,13 +13,12 @@ pytest.importorskip("llama_index.core")
 pytest.importorskip("mlflow")
 
 import mlflow
-from tests.llama_index.traces import FOREIGN_WARNINGS, parent, poml_spans, traced, tree
+from tests.llama_index.traces import parent, poml_spans, traced, tree
 
 import pomlflow
 import pomlflow.llama_index
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 HELLO = "<p>Hello {{name}}</p>"

@@ -13,12 +13,11 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core.callbacks import CallbackManager
-from tests.llama_index.traces import FOREIGN_WARNINGS, linked, named, poml_spans, traced, tree
+from tests.llama_index.traces import linked, named, poml_spans, traced, tree
 
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["linked", "traced"]
 
 MARKUP = """<poml><runtime temperature="0.2"/>

@@ -22,12 +22,11 @@ from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from mlflow.entities import Trace
-from tests.llama_index.traces import FOREIGN_WARNINGS, open_spans, parent, poml_spans, traced, tree
+from tests.llama_index.traces import open_spans, parent, poml_spans, traced, tree
 
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 

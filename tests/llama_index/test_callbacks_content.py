@@ -22,13 +22,12 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from mlflow.entities import Trace
 from mlflow.llama_index import tracer as mlflow_tracer
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, named, open_spans, poml_spans, traced, tree
+from tests.llama_index.traces import by_autolog, named, open_spans, poml_spans, traced, tree
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.settings import settings
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"

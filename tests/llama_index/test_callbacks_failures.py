@@ -23,12 +23,11 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel
-from tests.llama_index.traces import FOREIGN_WARNINGS, open_spans, traced, tree
+from tests.llama_index.traces import open_spans, traced, tree
 from tests.programs import run_program
 
 from pomlflow.llama_index import PomlCallbackHandler
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["traced"]
 
 

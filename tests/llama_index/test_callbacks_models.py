@@ -16,11 +16,10 @@ pytest.importorskip("mlflow")
 import mlflow
 from llama_index.core.llms import ChatMessage
 from pydantic import BaseModel
-from tests.llama_index.traces import FOREIGN_WARNINGS, by_autolog, open_spans, traced, tree, without_poml
+from tests.llama_index.traces import by_autolog, open_spans, traced, tree, without_poml
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
 PROMPT = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
 MESSAGES = [ChatMessage(role="user", content="Hello")]

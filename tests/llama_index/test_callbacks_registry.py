@@ -16,11 +16,10 @@ import mlflow
 from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
-from tests.llama_index.traces import FOREIGN_WARNINGS, linked, named, poml_spans, traced
+from tests.llama_index.traces import linked, named, poml_spans, traced
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["linked", "traced"]
 
 

@@ -20,7 +20,6 @@ from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from packaging.version import Version
 from tests.llama_index.traces import (
-    FOREIGN_WARNINGS,
     by_autolog,
     named,
     open_spans,
@@ -34,7 +33,6 @@ from tests.mlflow_server import until
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"

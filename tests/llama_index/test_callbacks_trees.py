@@ -17,7 +17,6 @@ from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActA
 from llama_index.core.tools.function_tool import sync_to_async
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
 from tests.llama_index.traces import (
-    FOREIGN_WARNINGS,
     by_autolog,
     named,
     open_spans,
@@ -31,7 +30,6 @@ from tests.llama_index.traces import (
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = FOREIGN_WARNINGS
 __all__ = ["by_autolog", "traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"

@@ -8,12 +8,9 @@ import pytest
 
 pytest.importorskip("llama_index.core")
 
-from tests.llama_index.traces import FOREIGN_WARNINGS
 from tests.registry_prompts import HELLO, publish
 
 from pomlflow.llama_index import PomlPromptTemplate
-
-pytestmark = FOREIGN_WARNINGS
 
 
 def test_components_read_the_prompts_text(mlflow_store):

@@ -9,12 +9,11 @@ import pytest
 pytest.importorskip("llama_index.core")
 
 import mlflow
-from tests.llama_index.traces import FOREIGN_WARNINGS
 
 import pomlflow
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-pytestmark = [*FOREIGN_WARNINGS, pytest.mark.usefixtures("mlflow_store")]
+pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 
 def test_a_query_is_replayed_with_the_whitespace_of_its_nodes(index: Any, scripted: Any) -> None:

@@ -15,14 +15,6 @@ from pomlflow import flush
 if TYPE_CHECKING:
     from mlflow.entities import Span, Trace
 
-FOREIGN_WARNINGS = [
-    # MLflow 3.17.2: its stores load with a strategy that SQLAlchemy 2.1 deprecates; a first span imports mlflow.pyfunc.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-    # LlamaIndex 0.14.25: an agent's memory never closes its database.
-    pytest.mark.filterwarnings("ignore:<aiosqlite.core.Connection object:ResourceWarning"),
-]
-
 
 @pytest.fixture
 def traced(
@@ -51,7 +43,7 @@ def traced(
         return traces
 
     yield run
-    gc.collect()  # while FOREIGN_WARNINGS hold
+    gc.collect()  # while the marks of the test ignore its warnings
     monkeypatch.undo()
     mlflow.tracing.reset()
 
