@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.mlflow_server import empty_store, mlflow_server, use_server
 from tests.pending import finish, forget_pending
-from tests.recorded_trees import compare
+from tests.recorded_trees import compare, not_compared
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -52,6 +52,10 @@ def _prompt_flushes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_export_queue, "Queue", _PromptQueue)
         yield
+
+
+def pytest_report_header() -> list[str]:
+    return [f"recorded trees: not compared, {reason}"] if (reason := not_compared()) else []
 
 
 @pytest.hookimpl(wrapper=True)

@@ -50,10 +50,10 @@ class Block:
 
 def blocks(page: str) -> Iterator[Block]:
     """Yield the blocks of a page in order."""
-    kept_back = False
+    not_run = False
     for found in _FENCE.finditer(page):
         if found["reason"]:
-            kept_back = True
+            not_run = True
             continue
         if found["setup"] is not None:
             yield Block("run", "python", "", found["setup"], page.count("\n", 0, found.start("setup")) + 1)
@@ -62,12 +62,12 @@ def blocks(page: str) -> Iterator[Block]:
         text = "\n".join(row[indent:] for row in found["text"].splitlines()) + "\n"
         title = _TITLE.search(found["attributes"])
         name = title[1] if title else ""
-        yield Block(_kind(found["language"], name, kept_back=kept_back), found["language"], name, text, line)
-        kept_back = False
+        yield Block(_kind(found["language"], name, not_run=not_run), found["language"], name, text, line)
+        not_run = False
 
 
-def _kind(language: str, title: str, *, kept_back: bool) -> Kind:
-    if kept_back:
+def _kind(language: str, title: str, *, not_run: bool) -> Kind:
+    if not_run:
         return "shown"
     if title in ("Output", "Error"):
         return "output" if title == "Output" else "error"

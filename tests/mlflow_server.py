@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -42,7 +43,7 @@ class MlflowServer:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> MlflowServer:  # noqa: PYI034 - Self is in typing from 3.11 on
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -95,7 +96,7 @@ class MlflowServer:
 
 
 class ServerPort:
-    """A port that leads to a server: closed, it is as if the server had been killed, without the time of a new start.
+    """A port that leads to a server. Closing it looks like a killed server to clients; reopening it takes no time.
 
     Example:
         >>> with ServerPort(server) as port:  # doctest: +SKIP
@@ -109,7 +110,7 @@ class ServerPort:
         self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
 
-    def __enter__(self) -> ServerPort:  # noqa: PYI034 - Self is in typing from 3.11 on
+    def __enter__(self) -> Self:
         self.open()
         return self
 

@@ -1,7 +1,7 @@
 """A loopback server with the protocols of OpenAI, Anthropic, Google and Ollama, which keeps what it was sent.
 
-The answers are scripted: a text, or calls of tools. Streams come in two pieces. What the requests must look like is
-for the tests to say. Protocols: https://platform.openai.com/docs/api-reference/chat,
+The answers are scripted: a text, or calls of tools. Streams come in two pieces. The tests check the requests.
+Protocols: https://platform.openai.com/docs/api-reference/chat,
 https://docs.anthropic.com/en/api/messages, https://ai.google.dev/api/generate-content and
 https://docs.ollama.com/api/chat.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Call", "ModelServer", "Raw", "Refusal", "model_server", "picture", "words"]
+__all__ = ["Call", "ModelServer", "Raw", "Refusal", "model_server", "picture", "response", "words"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,22 @@ class Raw:
     events: list[dict[str, Any]]
 
 
+def response(text: str) -> Raw:
+    """An answer in the form of OpenAI's Responses API."""
+    content = {"type": "output_text", "text": text, "annotations": []}
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [content]}
+    head = {"id": "resp_1", "object": "response", "created_at": 1, "status": "completed", "model": "m"}
+    usage = {
+        "input_tokens": 3,
+        "output_tokens": 2,
+        "total_tokens": 5,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 0},
+    }
+    tools = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+    return Raw([{**head, **tools, "output": [message], "usage": usage}])
+
+
 class Refusal(str):
     """An answer that is a refusal, by OpenAI's and Anthropic's protocols."""
 
@@ -48,7 +64,7 @@ class ModelServer:
 
     Attributes:
         url: Its address, without a path; OpenAI's clients want ``{url}/v1``.
-        answers: What it answers, by turns; a text, a list of calls, or a response as it is.
+        answers: Its answers, in order, repeated; a text, a list of calls, or a response as it is.
         bodies: The request bodies, in order.
         paths: Their paths.
         headers: Their headers, with keys in lower case.
@@ -81,25 +97,25 @@ def model_server() -> Iterator[ModelServer]:
             state.bodies.append(dict(body))
             state.paths.append(self.path)
             state.headers.append({key.lower(): value for key, value in self.headers.items()})
-            protocol = _speaker(self.path)
-            speak = (lambda *_: iter(answer.events)) if isinstance(answer, Raw) else protocol
+            protocol = _protocol_of(self.path)
+            respond = (lambda *_: iter(answer.events)) if isinstance(answer, Raw) else protocol
             body["stream"] = body.get("stream", "streamGenerateContent" in self.path)
             self.send_response(200)
             if protocol is _ollama:
                 self.send_header("content-type", "application/x-ndjson")
                 self.end_headers()
-                for line in speak(body, answer):
+                for line in respond(body, answer):
                     self.wfile.write(json.dumps(line).encode() + b"\n")
             elif body["stream"]:
                 self.send_header("content-type", "text/event-stream")
                 self.end_headers()
-                for event in speak(body, answer):
+                for event in respond(body, answer):
                     name = f"event: {event['type']}\n" if "type" in event else ""
                     self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
                 if protocol is _openai:
                     self.wfile.write(b"data: [DONE]\n\n")
             else:
-                (whole,) = speak(body, answer)
+                (whole,) = respond(body, answer)
                 self.send_header("content-type", "application/json")
                 self.end_headers()
                 self.wfile.write(json.dumps(whole).encode())
@@ -116,7 +132,7 @@ def model_server() -> Iterator[ModelServer]:
         thread.join()
 
 
-def _speaker(path: str) -> Callable[[dict[str, Any], str | list[Call]], Iterator[dict[str, Any]]]:
+def _protocol_of(path: str) -> Callable[[dict[str, Any], str | list[Call]], Iterator[dict[str, Any]]]:
     if path.endswith("/messages"):
         return _anthropic
     if path.endswith("/api/chat"):

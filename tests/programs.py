@@ -1,4 +1,4 @@
-"""Programs of their own, each in a fork of a process that has imported the large packages.
+"""Runs programs in forks of one process that has already imported the large packages.
 
 A start takes milliseconds instead of seconds. Tests of imports, and of a fresh interpreter, start Python itself.
 """

@@ -1,4 +1,4 @@
-"""A secret that no prompt may read, for the tests of both frameworks: where it is, and the ways to it."""
+"""A secret file that no prompt may read, and paths that try to reach it, for the tests of both frameworks."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def publish_reader(name: str, home: Path) -> None:
 
 @contextmanager
 def refused(words: str, way: str = "") -> Iterator[None]:
-    """It is refused with this message, and without the secret; a URL is the path of no file."""
+    """Assert that reading fails with `words`, and without the secret. A file: URL is not found."""
     with pytest.raises(RenderError, match="ENOENT: no such file" if way.startswith("file:") else words) as caught:
         yield
     assert SECRET not in str(caught.value)

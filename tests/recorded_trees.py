@@ -1,9 +1,8 @@
-"""The traces of each test of the handlers and of autolog, compared with recorded ones.
+"""Compare the traces of the tests in `FILES` with recorded ones.
 
-The tests assert what they are about; this holds the rest: each span's name, type, status and place, and the prompts
-that a trace is linked to, as version 0.1.0 made them, or as they were when a newer test was written; no attributes,
-inputs or outputs. The recordings are in `tests/expected_trees`, one file for each of `FILES`;
-``POMLFLOW_RECORD_TREES=1 pytest FILES`` writes them anew.
+A test asserts what it is about. This module compares everything else: the name, type, status and parent of each span,
+and the linked prompts; no attributes, inputs or outputs. The recordings are in `tests/expected_trees`, one file for
+each of `FILES`; ``POMLFLOW_RECORD_TREES=1 pytest FILES`` writes them.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ import pytest
 if TYPE_CHECKING:
     from mlflow.entities import Span, Trace
 
-__all__ = ["EXCLUDED", "EXPECTED", "FILES", "compare", "recording"]
+__all__ = ["EXCLUDED", "EXPECTED", "FILES", "compare", "not_compared", "recording"]
 
 TESTS = Path(__file__).parent
 EXPECTED = TESTS / "expected_trees"
 # Libraries whose versions decide what the trees are.
-_DECISIVE = ("mlflow", "langchain-core", "langchain", "langgraph", "llama-index-core", "llama-index-workflows")
-_PATIENCE = 10.0  # seconds for what ends, or is linked, in threads that a flush does not wait for
+_COMPARED_PACKAGES = ("mlflow", "langchain-core", "langchain", "langgraph", "llama-index-core", "llama-index-workflows")
+_TIMEOUT = 10.0  # seconds for what ends, or is linked, in threads that a flush does not wait for
 # The test files of which each test that uses a store has its traces recorded.
 FILES = {
     "adapters": ("test_autolog", "test_content", "test_registration"),
@@ -60,7 +59,7 @@ FILES = {
         "test_callbacks_trees",
     ),
 }
-# What is not compared, as ``test_name``, with the reason. Three runs agreed on all that is recorded.
+# What is not compared, as ``test_name``, with the reason. All other traces were the same in three runs.
 EXCLUDED = {
     "test_an_unreachable_server_loses_no_answer_and_logs_one_warning": "a flush waits for the server in vain",
 }
@@ -70,7 +69,7 @@ def compare(item: pytest.Item) -> None:
     """Compare the traces in a test's experiment with the recorded ones, or record them."""
     experiment = getattr(item, "funcargs", {}).get("mlflow_store")
     file, name = _file(item), item.nodeid.partition("::")[2]
-    if experiment is None or not _is_recorded(file, name) or not _as_locked():
+    if experiment is None or not _is_recorded(file, name) or not_compared():
         return
     if recording():
         if (traces := _settled(experiment)) is not None:
@@ -80,7 +79,7 @@ def compare(item: pytest.Item) -> None:
     if expected is None:
         shown = file.relative_to(TESTS)
         pytest.fail(f"{shown} has no traces of this test: POMLFLOW_RECORD_TREES=1 pytest writes them", pytrace=False)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while (traces := _traces(experiment)) != expected:
         if time.monotonic() > deadline:
             shown = "\n".join(unified_diff(_text(expected), _text(traces), "recorded", "now", lineterm=""))
@@ -126,17 +125,18 @@ def _key(tree: str) -> str:
 
 
 @cache
-def _as_locked() -> bool:
-    """Whether the installed libraries are those of requirements.lock, but for their patch levels (of 1.0 and above)."""
+def not_compared() -> str:
+    """Why no trees are compared: a library is not that of requirements.lock, but for its patch level (from 1.0 on)."""
     lock = (TESTS.parent / "requirements.lock").read_text(encoding="utf-8")
-    for package in _DECISIVE:
+    for package in _COMPARED_PACKAGES:
         locked = re.search(rf"^{package}==(\S+)", lock, re.MULTILINE)
         try:
-            if locked is None or _level(version(package)) != _level(locked[1]):
-                return False
+            installed = version(package)
         except PackageNotFoundError:
-            return False
-    return True
+            return f"{package} is not installed"
+        if locked is None or _level(installed) != _level(locked[1]):
+            return f"{package} {installed} is not the locked version"
+    return ""
 
 
 def _level(number: str) -> list[str]:
@@ -145,7 +145,7 @@ def _level(number: str) -> list[str]:
 
 
 def _settled(experiment: str) -> list[str] | None:
-    """The traces, once two looks at them agree; None where they never do."""
+    """Return the traces once they stop changing, or None."""
     before = _traces(experiment)
     for _ in range(20):
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""What the tests of templates share."""
+"""Helpers that write and render template files."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_each_format_is_that_of_poml(one: Case, poml_without_node: list[str]) ->
 def outcome(call: Callable[..., Any], one: Case, **options: Any) -> Any:
     try:
         return call(one.file, **arguments(one), **options)
-    except ValueError as error:  # a tool's request that is no assistant's, which chat off makes of it
+    except ValueError as error:  # chat=False gives a tool request a role other than assistant, which poml refuses
         return str(error)
 
 
@@ -168,7 +168,7 @@ def test_arender_does_not_block_the_event_loop() -> None:
         slow = "<p>{{ Array.from({length: 3e6}, (_, i) => i).reduce((a, b) => a + b, 0) }}</p>"
         found = await asyncio.gather(*(pomlflow.arender(m, {"name": "Ada"}, format="dict") for m in (HELLO, slow)))
         beating.cancel()
-        assert len(beats) > 2
+        assert len(beats) > 20  # a blocked loop gives two or three
         return found
 
     hello, total = asyncio.run(both())

@@ -50,7 +50,7 @@ def test_a_variable_may_be_called_messages_in_llama_index() -> None:
     assert prompt.format_messages()[0].content == "Hi"
 
 
-def test_register_prompts_is_register_in_autolog() -> None:
+def test_autolog_names_register_for_register_prompts() -> None:
     with pytest.raises(ConfigurationError, match=r"register_prompts was removed in pomlflow 0\.2: use register="):
         pomlflow.autolog(register_prompts=False)
 

@@ -147,8 +147,10 @@ def test_disable_restores_everything(stored_traces: Fetch) -> None:
     assert trees(stored_traces) == []
 
 
-def test_a_result_is_the_callers_to_change(stored_traces: Fetch, tmp_path: Path, monkeypatch: Any) -> None:
-    """The span is stored and the version is made of what was rendered, also where that takes a while."""
+def test_changing_a_result_does_not_change_its_span_or_version(
+    stored_traces: Fetch, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The span is stored and the version is made of what was rendered, also if they are stored later."""
     from pomlflow.tracking.background import worker
 
     later: list[Any] = []
@@ -199,7 +201,7 @@ def test_tasks_and_threads_have_their_own_parent_spans(stored_traces: Fetch) -> 
         assert span_of(trace).inputs["context"] == {"name": trace.data.spans[0].name}
 
 
-def test_without_traces_the_function_of_poml_is_only_warm(stored_traces: Fetch, tmp_path: Path) -> None:
+def test_log_traces_false_still_uses_our_engine(stored_traces: Fetch, tmp_path: Path) -> None:
     pomlflow.autolog(log_traces=False, trace_dir=tmp_path / "runs")
     assert poml.api.run is not RUN
     assert poml.poml(HELLO, {"name": "Ada"}) == ADA
@@ -275,7 +277,7 @@ ORDERS = [
 
 @pytest.mark.usefixtures("_others_off")
 @pytest.mark.parametrize("order", ORDERS)
-def test_in_every_order_there_is_one_trace_with_each_span_once(
+def test_the_order_of_the_integrations_does_not_matter(
     stored_traces: Fetch, prompt: str, client: tuple[openai.OpenAI, ModelServer], order: str
 ) -> None:
     for step in order.split():
@@ -288,7 +290,7 @@ def test_in_every_order_there_is_one_trace_with_each_span_once(
     assert client[1].messages == [{"role": "user", "content": "Hello Ada"}]
     registered = MlflowClient().search_prompts(f"name LIKE '%{name}%'")
     assert [found.name for found in registered] == [name]
-    # What set_trace enabled besides MLflow is still written.
+    # poml's own set_trace still works.
     (entry,) = poml.get_trace()
     assert (entry["markup"], entry["result"]) == (HELLO, {"messages": ADA})
     (markup,) = Path("pomlruns").glob(f"*/0001.{name}.poml")

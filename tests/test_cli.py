@@ -64,7 +64,7 @@ def run() -> Run:
 
 @pytest.fixture
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back what a command sets: it ends with its process, which tests share."""
+    """Undo the settings of a command after the test; in real use its process ends."""
     monkeypatch.setattr(settings, "_current", settings.settings())
 
 
@@ -91,7 +91,7 @@ def test_a_prompt_is_shown_as_a_chat(run: Run) -> None:
     )
 
 
-def test_variables_are_text_json_or_a_files_text_and_the_last_wins(run: Run, folder: Path) -> None:
+def test_variables_are_text_json_or_a_files_text_and_later_ones_override(run: Run, folder: Path) -> None:
     write(folder / "long.txt", "a = b\n")
     write(folder / "case.json", '{"a": "file", "b": [1], "c": null, "d": "file"}')
     markup = "<p>{{ JSON.stringify([a, b, c, d]) }}</p>"
@@ -102,7 +102,7 @@ def test_variables_are_text_json_or_a_files_text_and_the_last_wins(run: Run, fol
     assert [message["content"] for message in json.loads(piped.output)["messages"]] == ["You help 1. \n\nBe kind.", "2"]
 
 
-def test_each_of_poms_forms_is_there(run: Run, folder: Path) -> None:
+def test_openai_chat_and_a_stylesheet(run: Run, folder: Path) -> None:
     write(folder / "style.json", '{"p": {"syntax": "json"}}')
     done = run("render", "-", "--format", "openai_chat", given='<poml><p>Hi</p><runtime maxTokens="9"/></poml>')
     assert json.loads(done.output) == {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
@@ -123,7 +123,7 @@ def test_pictures_and_tools_are_shown(run: Run) -> None:
     assert "[look returns] grey" in shown
 
 
-def test_what_does_not_render_is_reported_at_its_place(run: Run, folder: Path) -> None:
+def test_a_render_error_has_file_line_and_column(run: Run, folder: Path) -> None:
     write(folder / "wrong.poml", "<poml>\n  <p>{{ x.y.z }}</p>\n</poml>")
     done = run("render", "wrong.poml", "-c", "x:={}")
     assert (done.exit_code, done.output) == (
@@ -153,7 +153,7 @@ def test_what_does_not_render_is_reported_at_its_place(run: Run, folder: Path) -
         (["nonsense"], "No such command 'nonsense'"),
     ],
 )  # fmt: skip
-def test_a_users_mistake_is_two_lines_and_no_traceback(
+def test_a_wrong_argument_is_an_error_without_a_traceback(
     run: Run, folder: Path, arguments: list[str], message: str
 ) -> None:
     (folder / "empty").mkdir()
@@ -401,7 +401,7 @@ def test_what_cannot_be_read_or_written_is_an_error(run: Run, folder: Path, mlfl
         assert "Traceback" not in done.stderr
 
 
-def test_an_unreachable_server_is_an_error_without_retries(run: Run, mlflow_store: str) -> None:
+def test_an_unreachable_server_is_an_error(run: Run, mlflow_store: str) -> None:
     import mlflow
 
     away = "http://127.0.0.1:9"
@@ -427,8 +427,10 @@ def test_a_slow_store_is_waited_for_and_its_error_names_the_option(
         return fetch_within(0.01, *given)
 
     monkeypatch.setattr(load, "fetch_within", slow)
-    monkeypatch.setattr(load.Reference, "fetch", lambda *_: threading.Event().wait(0.1))
+    answered = threading.Event()
+    monkeypatch.setattr(load.Reference, "fetch", lambda *_: answered.wait(30))
     done = run(*command.split(), "prompts:/support/1", *options)
+    answered.set()
     assert done.exit_code == 2
     assert "no answer within 0.01 s; try again, or allow more time with timeout= (--timeout on the" in done.stderr
 

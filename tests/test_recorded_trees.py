@@ -1,4 +1,4 @@
-"""The recorded traces are of tests that there are; `tests/recorded_trees.py` compares them after each test."""
+"""Each recording belongs to an existing test; `tests/recorded_trees.py` compares them after each test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_each_file_that_is_listed_has_its_recordings():
 
 @pytest.mark.parametrize("file", sorted(EXPECTED.rglob("*.json")), ids=lambda file: str(file.relative_to(EXPECTED)))
 def test_each_recording_has_its_test(file):
-    """One whose test was renamed would hold nothing: rename it too."""
+    """A recording whose test was renamed is never compared: rename its key too."""
     source = (TESTS / file.relative_to(EXPECTED)).with_suffix(".py").read_text(encoding="utf-8")
     tree = ast.parse(source)
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}

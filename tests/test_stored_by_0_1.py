@@ -148,7 +148,7 @@ def _found(experiment: str, version: str) -> set[str]:
     return {trace.info.trace_id for trace in traces}
 
 
-def test_every_version_is_looked_at() -> None:
+def test_the_table_lists_every_stored_version_with_its_digest() -> None:
     assert set(VERSIONS) == set(EXPECTED["versions"])
     assert _versions() == _stored_digests()
 
@@ -176,7 +176,7 @@ def test_an_alias_loads_and_renders(module: Any, texts: Callable[..., list[str]]
     assert texts(prompt, variables) == expected
 
 
-def test_files_come_along() -> None:
+def test_a_version_contains_its_files() -> None:
     """Pixel by pixel, without the files of this machine."""
     with Image.open("shop/box.png") as file:
         pixels = file.convert("RGB").tobytes()
@@ -237,18 +237,16 @@ def _predict(content: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
 
 @pytest.mark.parametrize("run", [_render, _chain, _predict], ids=["render", "langchain", "llama_index"])
 @pytest.mark.parametrize("version", CONTENTS)
-def test_the_same_content_is_the_stored_version(run: Callable[..., None], store: str, version: str) -> None:
+def test_the_same_content_is_the_stored_version(run: Callable[..., None], version: str) -> None:
     """No new version, and the new trace is linked to the old one."""
     before = mlflow.get_last_active_trace_id()
-    # Other texts than in the tests above: LlamaIndex's handler links what was rendered outside of traces by its text.
-    given = VERSIONS[version][0]
-    variables = {key: f"{value} now" if isinstance(value, str) else value for key, value in given.items()}
-    run(_current(version), variables | {"big": len(version)})
+    experiment = mlflow.set_experiment("later").experiment_id
+    run(_current(version), VERSIONS[version][0])
     assert pomlflow.flush(30)
     trace_id = mlflow.get_last_active_trace_id()
     assert trace_id not in (None, before)
     assert _links(str(trace_id)) == [version]
-    until(lambda: str(trace_id) in _found(store, version))  # MLflow stores what searches use in a thread of its own
+    until(lambda: str(trace_id) in _found(experiment, version))  # MLflow writes the search index in its own thread
     assert _versions() == _stored_digests()
 
 
@@ -280,10 +278,9 @@ def test_without_its_files_a_stored_trace_is_replayed_from_the_registry(key: str
 
 
 @pytest.mark.parametrize("version", EXPECTED["versions"])
-def test_links_are_searched_by(store: str, version: str) -> None:
+def test_traces_are_found_by_linked_version(store: str, version: str) -> None:
     linked = {stored["id"] for stored in EXPECTED["traces"].values() if version in stored["links"]}
-    of_0_1 = {stored["id"] for stored in EXPECTED["traces"].values()}  # not those that the tests above made
-    assert _found(store, version) & of_0_1 == linked != set()
+    assert _found(store, version) == linked != set()
     assert all(_links(trace) == [version] for trace in linked)
 
 

@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "typing" / "api.py"
 
 
-def test_mypy_checks_it_with_the_source() -> None:
+def test_mypys_configuration_includes_the_typed_program() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
     assert settings["strict"]
     assert "tests/typing" in settings["files"]
 
 
-def test_basedpyright_accepts_it_strictly() -> None:
+def test_basedpyright_accepts_the_typed_program_strictly() -> None:
     pytest.importorskip("basedpyright")
     command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -30,6 +30,6 @@ def test_basedpyright_accepts_it_strictly() -> None:
 @pytest.mark.parametrize(
     ("package", "shown"), [("pomlflow", "pomlflow"), ("pomlflow.langchain", "lc"), ("pomlflow.llama_index", "li")]
 )
-def test_it_uses_every_public_name(package: str, shown: str) -> None:
+def test_the_typed_program_uses_every_public_name(package: str, shown: str) -> None:
     program = PROGRAM.read_text(encoding="utf-8")
     assert [name for name in importlib.import_module(package).__all__ if f"{shown}.{name}" not in program] == []

@@ -1,4 +1,4 @@
-"""What a test of both frameworks may do with either."""
+"""The interface of a framework under test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Framework(ABC):
 
     @abstractmethod
     def messages(self, prompt: Any, **variables: Any) -> list[str]:
-        """Render; gives the text of each message."""
+        """Render, and return the text of each message."""
 
     @abstractmethod
     async def amessages(self, prompt: Any, **variables: Any) -> list[str]:
@@ -32,22 +32,22 @@ class Framework(ABC):
 
     @abstractmethod
     def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Give the prompt to a model as its users do; gives the model's answer.
+        """Give the prompt to a model as its users do, and return the answer.
 
         A handler of its own traces it; the one that is given, or none where that is False.
         """
 
     @abstractmethod
     async def arun(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Do that on an event loop."""
+        """Async version of `run`."""
 
     @abstractmethod
     def stream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Do that with a stream, to its end."""
+        """Run with a stream, and read it to its end."""
 
     @abstractmethod
     async def astream(self, prompt: Any, answer: str = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Do that with a stream on an event loop, to its end."""
+        """Async version of `stream`."""
 
     def batch(self, prompt: Any, count: int, *, handler: Any = None, **variables: Any) -> list[str]:
         """Run several times at once: in a batch, or else in threads."""
@@ -69,7 +69,7 @@ class Framework(ABC):
 
     @abstractmethod
     async def arun_step(self, step: Callable[[str], Awaitable[str]], handler: Any) -> list[list[str]]:
-        """Do that on an event loop."""
+        """Async version of `run_step`."""
 
     @abstractmethod
     def run_agent(self, tool: Callable[[str], str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""LangChain and LlamaIndex with the same face, so that one test holds what both must do."""
+"""One interface for LangChain and LlamaIndex, so that one test can run with both."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Span, Trace
+from mlflow.entities import Trace
 from tests.adapters.frameworks import Framework
+from tests.spans import poml_span
 
 import pomlflow
 
@@ -44,11 +45,6 @@ def tree(trace: Trace) -> Tree:
 
 def trees(fetch: Fetch) -> list[Tree]:
     return sorted(map(tree, fetch()))
-
-
-def poml_span(trace: Trace) -> Span:
-    (span,) = [span for span in trace.data.spans if span.span_type == "PROMPT"]
-    return span
 
 
 def path(trace: Trace) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.entities import Span, Trace
+from mlflow.entities import Trace
 from tests.adapters.frameworks import Framework
 from tests.registry_prompts import warnings_of
+from tests.spans import everything, hide, poml_span
 
 from pomlflow.exceptions import ConfigurationError, RenderError
 from pomlflow.settings import settings
@@ -34,20 +35,6 @@ FRAME = """\
 LONG = "all of it " * 100
 pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
-
-
-def everything(trace: Trace) -> str:
-    """All that is stored of a trace, as one text."""
-    return json.dumps(trace.to_dict(), default=str)
-
-
-def poml_span(trace: Trace) -> Span:
-    (span,) = [span for span in trace.data.spans if span.span_type == "PROMPT"]
-    return span
-
-
-def hide(content: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(content).replace("secret", "***"))  # type: ignore[no-any-return]
 
 
 def greeting(framework: Framework, markup: str = "<p>Hello {{name}}</p>") -> Any:
@@ -187,7 +174,7 @@ def test_no_stored_text_is_longer_than_the_limit(
 
 
 @pytest.mark.parametrize("mask", [None, lambda content: {**content, "inputs": "\udc00"}], ids=["plain", "masked"])
-def test_half_an_emoji_costs_no_trace(framework: Framework, stored_traces: Fetch, mask: Any) -> None:
+def test_a_lone_surrogate_does_not_lose_the_trace(framework: Framework, stored_traces: Fetch, mask: Any) -> None:
     """In values, answers, streams and errors; no store takes one, and MLflow would lose the trace."""
     handler, given = framework.handler(mask=mask), {"name": "\ud83d and \ud83d\ude00"}
 

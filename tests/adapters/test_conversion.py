@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+import json
 from typing import Any
 
 import pytest
 from PIL import Image
 from tests.adapters.frameworks import Framework, LangChain
+from tests.corpus.cases import cases
 
 from pomlflow import ConversionError
 
@@ -244,3 +246,43 @@ class TestLlamaIndex:
         ):
             with pytest.raises(ConversionError, match=words):
                 to_poml(prompt)
+
+
+RESULT = "application/vnd.poml.toolresponse"
+
+
+def test_all_messages_that_poml_renders_are_converted_without_loss(framework: Framework) -> None:
+    """To the framework's messages and back, over the whole corpus."""
+    convert = importlib.import_module(f"{framework.prompts.__module__.rpartition('.')[0]}.messages")
+    convert_back = convert.message_to_poml if isinstance(framework, LangChain) else convert.to_poml
+    frames = {case.name: case.expected["messages"] for case in cases() if case.chat and "messages" in case.expected}
+    assert len(frames) > 100
+    for name, messages in frames.items():
+        back = [convert_back(message) for message in convert.from_poml(messages)]
+        assert _merged(back) == [_plain(framework, message) for message in messages], name
+
+
+def _merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As POML puts neighbouring tool responses into one message."""
+    merged: list[dict[str, Any]] = []
+    for message in messages:
+        if merged and message["speaker"] == merged[-1]["speaker"] == "tool":
+            merged[-1] = {"speaker": "tool", "content": merged[-1]["content"] + message["content"]}
+        else:
+            merged.append(message)
+    return merged
+
+
+def _plain(framework: Framework, message: dict[str, Any]) -> dict[str, Any]:
+    """A message as it comes back: results are a tool's, no text is an empty one, some formats have other names."""
+    content = json.loads(json.dumps(message["content"] or "").replace("audio/x-wav", "audio/wav"))
+    parts = content if isinstance(content, list) else []
+    for part in (part for part in parts if isinstance(part, dict)):
+        if isinstance(framework, LangChain):
+            part["type"] = part["type"].replace("audio/mpeg", "audio/mp3")
+        elif part["type"] == RESULT:  # LlamaIndex's messages have no field for the name
+            part["name"] = ""
+        elif part["type"].startswith("audio/"):  # nor for this
+            part.pop("alt", None)
+    results = bool(parts) and all(isinstance(part, dict) and part["type"] == RESULT for part in parts)
+    return {"speaker": "tool" if results else message["speaker"], "content": content}

@@ -75,7 +75,7 @@ def test_model_settings_set_in_mlflow_reach_the_model_and_are_replayed(
     assert pomlflow.replay(trace.info.trace_id).identical
 
 
-def test_mlflows_optimiser_makes_it_better(
+def test_mlflows_optimiser_improves_a_loaded_prompt(
     framework: Framework, mlflow_store: str, stored_traces: Any, name: str
 ) -> None:
     """The candidates reach the renders of a prompt that was there before; none of them becomes a version."""
@@ -107,14 +107,14 @@ def test_mlflows_optimiser_makes_it_better(
         assert linked(trace) == ([] if tried else [f"{name}/1"])
 
 
-def test_its_files_come_along(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -> None:
+def test_a_loaded_prompt_has_its_files(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -> None:
     publish_with_files(name, tmp_path)
     prompt = production(framework, name)
     assert framework.variables(prompt) == ["mood"]
     assert framework.text(prompt, mood="kind") == "Be kind.\n\nA note."
 
 
-def test_its_name_is_that_of_the_registry(framework: Framework, mlflow_store: str, name: str) -> None:
+def test_registry_name_is_the_registrys_name(framework: Framework, mlflow_store: str, name: str) -> None:
     publish(name)
     assert production(framework, name).registry_name == name
     assert framework.prompts.from_template(HELLO, name="a b").registry_name == "a-b"

@@ -1,7 +1,8 @@
-"""A prompt on event loops other than asyncio's own, as far as the frameworks themselves run there."""
+"""A prompt does not block asyncio's event loop, and runs on others as far as the frameworks themselves do."""
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import anyio.to_thread
@@ -13,8 +14,20 @@ from pomlflow.exceptions import EngineError
 HELLO = "<p>Hello {{name}}</p>"
 
 
-def test_under_trio_all_runs_in_a_thread_and_an_async_render_is_an_error_with_that_remedy(framework: Framework) -> None:
-    """The frameworks' own ways, such as `ainvoke`, need asyncio too, and mostly fail before the prompt is called."""
+async def test_an_async_render_does_not_block_the_event_loop(framework: Framework) -> None:
+    busy = "(() => { const end = Date.now() + 200; while (end > Date.now()); return 'done'; })()"
+    prompt = framework.prompts.from_template(f"<p>{{{{ {busy} }}}}</p>")
+    await framework.amessages(prompt)  # the process is warm
+    task, ticks = asyncio.create_task(framework.amessages(prompt)), 0
+    while not task.done():
+        await asyncio.sleep(0)
+        ticks += 1
+    assert await task == ["done"]
+    assert ticks > 20  # a blocked loop ticks once or twice
+
+
+def test_under_trio_an_async_render_is_an_error_and_threads_are_its_remedy(framework: Framework) -> None:
+    """The frameworks' own methods, such as `ainvoke`, need asyncio too, and mostly fail before the prompt is called."""
     prompt = framework.prompts.from_template(HELLO)
 
     async def main() -> list[list[str]]:

@@ -1,10 +1,11 @@
-"""Both frameworks' prompts read what they may, whatever a variable names: from a registry, from a file, and inline."""
+"""A variable cannot make a prompt read files outside of its folder: from a registry, from a file, and inline."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +79,23 @@ def test_each_prompt_has_its_own_folders_in_a_shared_process(
     ]
     notes = {place.home / "note.txt": "the home's note", place.other / "note.txt": "the other's note"}
 
-    def allowed(prompt: Any, file: Path) -> bool:
-        return prompt is not registered and (file.parent == place.home) == (prompt is prompts[0])
+    folders = [place.home, place.other, place.other, None]
+
+    def case(number: int) -> tuple[Any, str, Any]:
+        """A prompt, a path, and what its render is expected to give."""
+        index, (file, note) = number % 4, [*notes.items()][number // 4 % 2]
+        allowed = file.parent == folders[index]
+        return prompts[index], str(file), nullcontext(note) if allowed else refused("may not be read")
 
     def one(number: int) -> None:
-        prompt, (file, note) = prompts[number % 4], [*notes.items()][number // 4 % 2]
-        if allowed(prompt, file):
-            assert framework.text(prompt, path=str(file)) == note
-        else:
-            with refused("may not be read"):
-                framework.text(prompt, path=str(file))
+        prompt, path, expected = case(number)
+        with expected as note:
+            assert framework.messages(prompt, path=path) == [note]
 
     async def task(number: int) -> None:
-        prompt, (file, note) = prompts[number % 4], [*notes.items()][number // 4 % 2]
-        if allowed(prompt, file):
-            assert await framework.amessages(prompt, path=str(file)) == [note]
-        else:
-            with refused("may not be read"):
-                await framework.amessages(prompt, path=str(file))
+        prompt, path, expected = case(number)
+        with expected as note:
+            assert await framework.amessages(prompt, path=path) == [note]
 
     async def tasks() -> None:
         await asyncio.gather(*map(task, range(24)))

@@ -31,7 +31,7 @@ PICTURE = page.IMAGES / "growth.svg"
 FACTORS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = {name.split(" (")[0]: (case.markup, case.variables) for name, case in CASES.items() if "MB" not in name}
 GOALS = {"hello": 1.6, "rich": 1.2, "long": 1.2, "heavy": 1.2, "chain": 1.1}  # to the other version
-REFERENCES = {  # what a figure is compared with besides, the name of that, and the goal
+REFERENCES = {  # a second reference for a figure: its key, its name, and the goal
     "first render": ("poml", "one `poml.poml()`", 0.3),
     "chain, first call": ("stock", "MLflow's own first traced call", 1.3),
 }

@@ -1,4 +1,4 @@
-"""What `bind_to` costs: a model that hears the whole frame beside the same arguments bound by hand."""
+"""What `bind_to` costs: compared with a model with the same arguments bound by hand."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def _langchain() -> Iterator[Row]:
 
     from pomlflow.langchain import PomlPromptTemplate
 
-    heard: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
 
     class Model(FakeListChatModel):
         def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
             return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
         def _call(self, *args: Any, **kwargs: Any) -> str:
-            heard[:] = [{name: kwargs[name] for name in kwargs if name != "run_manager"}]
+            sent[:] = [{name: kwargs[name] for name in kwargs if name != "run_manager"}]
             return "ok"
 
     model = Model(responses=["ok"])
     prompt = PomlPromptTemplate.from_template(MARKUP)
     value, poml = prompt.invoke({"name": "Ada"}), prompt.bind_to(model).last
     poml.invoke(value)
-    (said,) = heard
-    hand = model.bind(**said)
+    (arguments,) = sent
+    hand = model.bind(**arguments)
     # Without the render, which is the same on both sides and ten times as long.
     taken = interleaved({"poml": lambda: poml.invoke(value), "hand": lambda: hand.invoke(value)}, rounds=15, times=300)
     yield _row("LangChain", taken)
@@ -64,21 +64,21 @@ def _llama_index() -> Iterator[Row]:
     class Model(MockFunctionCallingLLM):
         @llm_chat_callback()
         def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
-            heard[:] = messages, kwargs
+            sent[:] = messages, kwargs
             return answer
 
     class Fixed(PomlPromptTemplate):
         def render(self, *_: Any, **__: Any) -> Any:
             return rendered
 
-    heard: list[Any] = []
+    sent: list[Any] = []
     answer = MockLLM(is_chat_model=True, max_tokens=1).chat([])
     model = Model(is_chat_model=True)
     prompt = PomlPromptTemplate(MARKUP)
     rendered = prompt.render({"name": "Ada"})
     bound = PomlLLM(Fixed(MARKUP), model)
     bound.chat(name="Ada")
-    messages, options = heard
+    messages, options = sent
     work = {"poml": lambda: bound.chat(name="Ada"), "hand": lambda: model.chat(messages, **options)}
     yield _row("LlamaIndex", interleaved(work, rounds=15, times=300))
 

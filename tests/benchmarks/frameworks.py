@@ -40,14 +40,14 @@ def chains() -> Iterator[Row]:
     case = Case(markup, variables)
 
     class RenderingByHand(ChatPromptTemplate):
-        """The bare render where the prompt stands: what is run after a wait for another process is slower for it."""
+        """Renders in the place of the prompt, since code after a wait for another process runs slower."""
 
         def format_messages(self, **kwargs: Any) -> list[BaseMessage]:
             case.ours()
             return super().format_messages(**kwargs)
 
     by_hand = RenderingByHand(plain.messages)
-    # Call by call in turns, and nothing else between: what ran before decides what is in the processor's caches.
+    # Alternate single calls: what ran before decides what is in the processor's caches.
     bare = interleaved(
         {"poml": lambda: (ours | model).invoke(variables), "by hand": lambda: (by_hand | model).invoke(variables)},
         rounds=1500,
@@ -142,7 +142,7 @@ def _alone(query_engine: Any) -> tuple[float, float]:
     """Milliseconds of one query, and of its thread's work in it.
 
     Its trace is stored before the next: MLflow's threads would hold that one up. They also store its first spans while
-    it runs, for which it waits a turn of the interpreter, 5 ms, now and then.
+    it runs, for which it waits for the GIL (5 ms) at times.
     """
     from pomlflow import flush
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: prompts, and medians of what was taken in turns."""
+"""Prompts for the benchmarks, and medians of interleaved measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", LANGSMITH_TRACING="false")
-os.environ["MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"] = "100000"  # a full queue drops traces, which are then for free
+os.environ["MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"] = "100000"  # a full queue drops traces, which would look free
 
 import poml
 from timing import median_ms

@@ -23,9 +23,7 @@ def plot(renders: dict[str, tuple[float, float, float]], latencies: dict[str, li
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = [name.split(" (")[0] for name in renders]
-    for place, (label, colour) in enumerate(
-        (("poml.poml()", "#b0b0b0"), ("pomlflow", "#0194e2"), ("inside Node", "#43c9ed"))
-    ):
+    for place, (label, colour) in enumerate(KINDS.items()):
         values = [times[place] for times in renders.values()]
         at = [number + (place - 1) * 0.27 for number in range(len(names))]
         bars = left.bar(at, values, 0.25, label=label, color=colour)

@@ -22,7 +22,7 @@ def renders(seen: dict[str, tuple[float, float, float]]) -> Iterator[Row]:
         median_ms(case.ours, 100 if "MB" in name else 1_500)  # V8 compiles on until then
         for _ in range(ROUNDS):
             theirs.append(median_ms(case.theirs, 1))
-            median_ms(case.ours, 5 if "MB" in name else 500)  # the caches are poml.poml()'s
+            median_ms(case.ours, 5 if "MB" in name else 500)  # the CPU caches are full of poml.poml()'s data
             case.node.clear()
             ours.append(median_ms(case.ours, 20 if "MB" in name else 500))
             node.append(statistics.median(case.node))

@@ -54,7 +54,7 @@ MARKUP = """<poml>
 
 
 def main() -> None:
-    """Log both models, serve both, ask them in turns, and print the times of a request."""
+    """Log both models, serve both, send requests to both alternately, and print the times of a request."""
     requests = int(sys.argv[1]) if sys.argv[1:] else 300
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         os.chdir(folder)
@@ -69,7 +69,7 @@ def main() -> None:
         for number in range(requests + 20):
             for name, url in urls.items():
                 begin = time.perf_counter()
-                _ask(url)
+                _request(url)
                 if number >= 20:  # the first ones start Node and register the prompt
                     times[name].append((time.perf_counter() - begin) * 1000)
         for name, taken in times.items():
@@ -95,7 +95,7 @@ def _served(name: str, code: str, stack: ExitStack) -> str:
     url, deadline = f"http://127.0.0.1:{port}/invocations", time.monotonic() + 200
     while True:
         try:
-            _ask(url)
+            _request(url)
         except OSError:
             if time.monotonic() > deadline or server.poll() is not None:
                 raise
@@ -104,7 +104,7 @@ def _served(name: str, code: str, stack: ExitStack) -> str:
             return url
 
 
-def _ask(url: str) -> None:
+def _request(url: str) -> None:
     body = json.dumps({"inputs": [{"question": "Where is Emma?"}]}).encode()
     with urllib.request.urlopen(urllib.request.Request(url, body, {"content-type": "application/json"})) as answer:
         answer.read()

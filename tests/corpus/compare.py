@@ -69,7 +69,7 @@ def place(error: dict[str, Any], one: Case) -> tuple[str | None, int | None, int
 def problem_for(error: dict[str, Any], failure: RenderError) -> Problem:
     """Return the problem for the error that ended poml's command line.
 
-    It is the first, unless it is no error of POML's own but a JavaScript one that ended the render: the engine puts
-    what POML had collected by then before it, since that is mostly why.
+    It is the first if POML reported the error. A JavaScript exception that ended the render is last, after the problems
+    that POML had collected.
     """
     return failure.problems[0 if error["kind"] in {"ReadError", "WriteError", "SystemError"} else -1]

@@ -1,4 +1,4 @@
-"""GEPA on a POML prompt, as docs/optimise.md says it; the model that it reflects with is on loopback."""
+"""GEPA on a POML prompt, from docs/optimise.md, with a local model server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["names"]
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore", "error:::pomlflow")]
 
 
-def test_gepa_finds_a_better_wording_and_what_it_breaks_does_not_win(names: dict[str, Any], tmp_path: Path) -> None:
+def test_gepa_finds_a_better_wording_and_drops_a_broken_candidate(names: dict[str, Any], tmp_path: Path) -> None:
     for package in ("gepa", "litellm"):
         pytest.importorskip(package)
     path = ROOT / "docs" / "optimise.md"

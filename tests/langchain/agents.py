@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.runnables import Runnable
-from langchain_core.utils.function_calling import convert_to_openai_tool
-from tests.langchain.prompts import Model
 
 from pomlflow.langchain import PomlPromptTemplate
 
@@ -35,20 +32,13 @@ QUESTION = {"messages": [HumanMessage("Oslo?")]}
 ADA = {"variables": lambda state, runtime: {"ship": "the Ada"}}
 
 
-class Agent(Model):
-    """A scripted model that takes tools in LangChain's usual way."""
-
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Runnable[Any, AIMessage]:
-        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
-
-
 def call(identity: str = "1", **arguments: Any) -> AIMessage:
     """An answer that calls the tool."""
     return AIMessage("", tool_calls=[{"name": "weather", "args": arguments, "id": identity}])
 
 
 def weather(city: str, days: int = 1) -> str:
-    """The function."""
+    """The function behind the tool."""
     return f"Rain in {city} for {days}"
 
 

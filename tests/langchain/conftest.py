@@ -1,4 +1,4 @@
-"""A prompt as either kind: whatever users do with LangChain's own must work with POML's."""
+"""Fixtures that run a test with a ChatPromptTemplate and with a PomlPromptTemplate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.langchain.prompts import poml, reference
 
 @pytest.fixture(params=[reference, poml], ids=["ChatPromptTemplate", "PomlPromptTemplate"])
 def make(request: pytest.FixtureRequest) -> Any:
-    """Makes the prompt, with options, as either kind."""
+    """Return a function that makes the prompt, with options."""
     return request.param
 
 

@@ -11,13 +11,13 @@ import pytest
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.load import dumps, loads
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, RunnableSequence
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.tools import tool
-from tests.langchain.prompts import Model, TextModel
+from tests.langchain.prompts import Agent, Model, TextModel
 
 from pomlflow import PomlError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
@@ -130,12 +130,7 @@ def test_a_prompt_of_one_text_passes_its_frame_too() -> None:
     assert model.options == [{"stop": None, "temperature": 0.5}]
 
 
-def test_a_function_whose_tool_a_variable_leaves_out_is_named_with_the_remedy() -> None:
-    with pytest.raises(KeyError, match="heat"):
-        prompt().bind_to(Model()).invoke({"place": "x", "days": [], "field": "f"})
-
-
-class Slow(Model):
+class CountingStream(Model):
     """A model that streams its answer by letters and counts them."""
 
     given: list[str] = []  # noqa: RUF012 - pydantic copies it for each model
@@ -154,7 +149,7 @@ class Slow(Model):
 
 
 def test_streaming_stays_streaming() -> None:
-    model = Slow(answers=["abc"])
+    model = CountingStream(answers=["abc"])
     stream = (prompt().bind_to(model) | StrOutputParser()).stream(OSLO)
     assert next(stream) == "a"
     assert model.given == ["a"]
@@ -162,7 +157,7 @@ def test_streaming_stays_streaming() -> None:
 
 
 async def test_async_streaming_stays_streaming() -> None:
-    model = Slow(answers=["abc"])
+    model = CountingStream(answers=["abc"])
     stream = prompt().bind_to(model).astream(OSLO)
     assert (await anext(stream)).content == "a"
     assert model.given == ["a"]
@@ -174,8 +169,8 @@ BOUND: dict[str, Callable[[Any], Any]] = {
     "twice": lambda chain: chain.bind(temperature=9).bind(temperature=0),
     "with a parser": lambda chain: (chain | StrOutputParser()).bind(temperature=0),
     "then a parser": lambda chain: chain.bind(temperature=0) | StrOutputParser(),
-    "behind a mapping": lambda chain: {"x": RunnableLambda(len)} | chain.bind(temperature=0),
-    "behind a sequence": lambda chain: RunnableLambda(dict) | RunnableLambda(dict) | chain.bind(temperature=0),
+    "after a mapping": lambda chain: {"x": RunnableLambda(len)} | chain.bind(temperature=0),
+    "after a sequence": lambda chain: RunnableLambda(dict) | RunnableLambda(dict) | chain.bind(temperature=0),
     "with config": lambda chain: chain.with_config(tags=["x"]).bind(temperature=0),
     "retried": lambda chain: chain.with_retry().bind(temperature=0),
     "with fallbacks": lambda chain: chain.with_fallbacks([chain]).bind(temperature=0),
@@ -221,17 +216,8 @@ def now() -> str:
     return "noon"
 
 
-class Converting(Model):
-    """A model that formats tools as LangChain's clients do."""
-
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Runnable[Any, AIMessage]:
-        from langchain_core.utils.function_calling import convert_to_openai_tool
-
-        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
-
-
 def test_tools_bound_to_the_model_are_kept_unless_the_file_defines_the_name() -> None:
-    model = Converting()
+    model = Agent()
     prompt(TOOL).bind_to(model.bind_tools([weather, now])).invoke({})
     functions = [found["function"] for found in model.options[0]["tools"]]
     assert [(function["name"], function["description"]) for function in functions] == [
@@ -248,12 +234,12 @@ def test_the_choice_of_a_tool_goes_through_the_clients_own_bind_tools() -> None:
 
 def test_copies_of_a_chain_behave_as_the_chain() -> None:
     chain = prompt().bind_to(GenericFakeChatModel(messages=iter([])).bind(seed=1)).bind(temperature=0)
-    for twin in (pickle.loads(pickle.dumps(prompt().bind_to(Model()).bind(temperature=0))), copy.deepcopy(chain)):
-        assert isinstance(twin.bound.last, RunnableBindingBase)  # a PomlModel, or the model's binding around it
-        assert twin.kwargs == {"temperature": 0}
-    twin = pickle.loads(pickle.dumps(prompt(SETTING).bind_to(Model())))
-    twin.invoke({})
-    assert twin.last.bound.options == [{"stop": None, "temperature": 0.5}]
+    for copied in (pickle.loads(pickle.dumps(prompt().bind_to(Model()).bind(temperature=0))), copy.deepcopy(chain)):
+        assert isinstance(copied.bound.last, RunnableBindingBase)  # a PomlModel, or the model's binding around it
+        assert copied.kwargs == {"temperature": 0}
+    copied = pickle.loads(pickle.dumps(prompt(SETTING).bind_to(Model())))
+    copied.invoke({})
+    assert copied.last.bound.options == [{"stop": None, "temperature": 0.5}]
 
 
 @pytest.mark.filterwarnings("ignore:The function `loads?` is in beta")
@@ -261,14 +247,14 @@ def test_a_chain_goes_through_langchains_own_serialisation() -> None:
     openai = pytest.importorskip("langchain_openai").ChatOpenAI
     chain = prompt(SETTING).bind_to(openai(model="gpt-4o", api_key="none"), parse=True).bind(stop=["x"])
     classes = [PomlPromptTemplate, RunnableBinding, RunnableSequence, PomlModel, openai]
-    twin = loads(
+    copied = loads(
         dumps(chain),
         valid_namespaces=["pomlflow", "langchain_openai"],
         secrets_map={"OPENAI_API_KEY": "none"},
         allowed_objects=classes,
     )
-    assert (twin.bound.first, twin.kwargs, twin.bound.last.parse) == (chain.bound.first, {"stop": ["x"]}, True)
-    assert twin.bound.last.bound.model_name == "gpt-4o"
+    assert (copied.bound.first, copied.kwargs, copied.bound.last.parse) == (chain.bound.first, {"stop": ["x"]}, True)
+    assert copied.bound.last.bound.model_name == "gpt-4o"
 
 
 def test_a_text_model_gets_the_settings_and_refuses_the_rest() -> None:

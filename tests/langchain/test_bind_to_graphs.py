@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from mlflow.entities import Trace
-from tests.langchain.prompts import Model
+from tests.langchain.prompts import Agent
 from tests.langchain.trees import trees
 
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
@@ -36,15 +36,8 @@ QUESTION = {"messages": [HumanMessage("Oslo?")]}
 
 
 def weather(city: str) -> str:
-    """The function."""
+    """The function behind the tool."""
     return f"Rain in {city}"
-
-
-class Agent(Model):
-    """A scripted model that takes tools."""
-
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        return self.bind(tools=tools, **kwargs)
 
 
 def calls(*cities: str) -> list[Any]:
@@ -97,4 +90,4 @@ def test_langgraphs_react_agent_takes_the_prompt_and_its_tools() -> None:
     messages = agent.invoke(QUESTION)["messages"]
     assert [message.status for message in messages if isinstance(message, ToolMessage)] == ["error", "success"]
     assert model.received[2][0].content == "5 so far."
-    assert model.options[0]["tools"][0].tool_call_schema["properties"]["city"]["minLength"] == 3
+    assert model.options[0]["tools"][0]["function"]["parameters"]["properties"]["city"]["minLength"] == 3

@@ -26,7 +26,7 @@ CASES: list[Any] = []
 
 
 def case(*expected: str, autolog: tuple[str, ...] | None = None) -> Callable[[Run], Run]:
-    """A way of running a chain, and the trees that it is to leave; others with autolog where it sees more."""
+    """A way of running a chain, and the expected span trees; `autolog` if they differ with MLflow's autolog."""
 
     def add(run: Run) -> Run:
         CASES.append(pytest.param(run, sorted(expected), False, id=run.__name__))
@@ -278,7 +278,7 @@ async def abatch_that_falls_back(config: RunnableConfig) -> None:
 
 
 @pytest.mark.parametrize(("run", "expected", "autolog"), CASES)
-def test_each_run_leaves_its_whole_tree_and_nothing_active(
+def test_each_way_to_run_gives_its_span_tree_and_no_active_span(
     run: Run, expected: list[str], autolog: bool, stored_traces: Any
 ) -> None:
     handler = PomlCallbackHandler(register=False)

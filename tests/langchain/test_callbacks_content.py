@@ -17,9 +17,10 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
-from mlflow.entities import Span, Trace
+from mlflow.entities import Trace
 from tests.langchain.prompts import Model, TextModel
 from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, tree, trees
+from tests.spans import everything, hide
 
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.langchain.tracer import MlflowLangchainTracer
@@ -30,18 +31,8 @@ ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 Fetch = Callable[[], list[Trace]]
 
 
-def using(**options: Any) -> RunnableConfig:
+def config_with(**options: Any) -> RunnableConfig:
     return {"callbacks": [PomlCallbackHandler(register=False, **options)]}
-
-
-def everything(trace: Trace) -> str:
-    """All that is stored of a trace, as one text."""
-    return json.dumps(trace.to_dict(), default=str)
-
-
-def poml_span(trace: Trace) -> Span:
-    (span,) = [span for span in trace.data.spans if span.span_type == "PROMPT"]
-    return span
 
 
 class Documents(BaseRetriever):
@@ -71,21 +62,18 @@ def test_what_is_stored_is_what_mlflows_tracer_stores(stored_traces: Fetch) -> N
         assert {"RETRIEVER", "TOOL", "CHAT_MODEL", "LLM", "CHAIN"} <= {span.span_type for span in spans}
         names = {span.span_id: span.name for span in spans}
         found = [
-            (span.name, span.span_type, names.get(span.parent_id), _lasting(dict(span.attributes))) for span in spans
+            (span.name, span.span_type, names.get(span.parent_id), _without_ids(dict(span.attributes)))
+            for span in spans
         ]
         return sorted(found, key=str)
 
     assert stored(PomlCallbackHandler()) == stored(MlflowLangchainTracer())
 
 
-def _lasting(value: Any) -> Any:
-    """Without what differs in each trace."""
-    changing = {"mlflow.traceRequestId": None, "id": None}
+def _without_ids(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            key: _lasting(item) for key, item in {**value, **{k: v for k, v in changing.items() if k in value}}.items()
-        }
-    return [_lasting(item) for item in value] if isinstance(value, list) else value
+        return {key: None if key in {"mlflow.traceRequestId", "id"} else _without_ids(value[key]) for key in value}
+    return [_without_ids(item) for item in value] if isinstance(value, list) else value
 
 
 def test_media_are_attachments_and_not_inline(stored_traces: Fetch) -> None:
@@ -98,17 +86,17 @@ def test_media_are_attachments_and_not_inline(stored_traces: Fetch) -> None:
     data = prompt.invoke({}).to_messages()[0].content[1]["base64"]
     block = {"type": "image", "base64": data, "mime_type": "image/jpeg"}
     steps = prompt | Model(answers=[AIMessage([{"type": "text", "text": "Here."}, block])])
-    steps.invoke({"history": [HumanMessage(["and", block])]}, using())
+    steps.invoke({"history": [HumanMessage(["and", block])]}, config_with())
     (trace,) = stored_traces()
     assert data not in everything(trace)
     for span in trace.data.spans:
         assert "mlflow-attachment://" in json.dumps([span.inputs, span.outputs]), span.name
 
 
-def test_switched_off_or_not_sampled_nothing_is_stored_and_all_is_answered(
+def test_chains_run_untraced_when_tracing_is_off_or_not_sampled(
     stored_traces: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = using()
+    config = config_with()
     mlflow.tracing.disable()
     try:
         assert chain().invoke(GIVEN, config) == "Hi!"
@@ -133,13 +121,9 @@ def test_switched_off_or_not_sampled_nothing_is_stored_and_all_is_answered(
 # --- masks
 
 
-def hide(content: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(content).replace("secret", "***"))  # type: ignore[no-any-return]
-
-
 def test_a_mask_reaches_models_of_texts_tools_and_retrievers(stored_traces: Fetch) -> None:
     prompt = PomlPromptTemplate.from_template("<p>secret {{name}}</p>", name="greet")
-    given, config = {"name": "secret"}, using(mask=hide)
+    given, config = {"name": "secret"}, config_with(mask=hide)
     assert (prompt | TextModel(answers=["A secret."])).batch([given] * 2, config) == ["A secret."] * 2
     look.invoke({"at": "secret"}, config)
     Documents().invoke("secret", config)
@@ -160,7 +144,7 @@ def test_a_render_that_cannot_be_traced_is_one_warning(
         raise LookupError("broken")
 
     monkeypatch.setattr(tracking, "_start", fail)
-    config = using()
+    config = config_with()
     with caplog.at_level(logging.WARNING, "pomlflow"):
         assert [chain().invoke(GIVEN, config) for _ in range(2)] == ["Hi!"] * 2
         RunnableLambda(lambda given: str(greeting().format_messages(**given))).invoke(GIVEN, config)

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import InjectedToolCallId, tool
 from mlflow.entities import Trace
-from tests.langchain.agents import Agent
+from tests.langchain.prompts import Agent
 from tests.langchain.trees import GIVEN, greeting, trees, under
 from typing_extensions import TypedDict
 

@@ -65,10 +65,10 @@ def test_under_autolog_alone_each_render_is_a_span_below_its_prompt(
 ) -> None:
     mlflow.langchain.autolog(silent=True, run_tracer_inline=inline)
     try:
-        _apart(call)
+        _in_copied_context(call)
     finally:
         mlflow.langchain.autolog(disable=True, silent=True)
-    assert _places(stored_traces()) == ["greet"] * renders
+    assert _parents_of_poml_spans(stored_traces()) == ["greet"] * renders
 
 
 @pytest.mark.usefixtures("autolog")
@@ -123,23 +123,23 @@ async def test_events_of_a_text_model_report_its_start(stored_traces: Fetch, ver
     assert trees(stored_traces) == [text]
 
 
-async def test_other_handlers_get_a_text_models_start_next_to_ours(mlflow_store: str) -> None:
+async def test_other_handlers_get_a_text_models_start_together_with_ours(mlflow_store: str) -> None:
     assert await _recorded(PomlCallbackHandler(register=False)) == ["start", "end"]
 
 
-def _apart(call: Call) -> None:
+def _in_copied_context(call: Call) -> None:
     """Call in a copy of the context: MLflow's tracer leaves spans in it."""
     result = contextvars.copy_context().run(call)
     if inspect.isawaitable(result):
-        asyncio.run(_after(lambda: result))
+        asyncio.run(_await_if_needed(lambda: result))
 
 
-async def _after(call: Call) -> Any:
+async def _await_if_needed(call: Call) -> Any:
     result = call()
     return await result if inspect.isawaitable(result) else result
 
 
-def _places(traces: list[Trace]) -> list[str]:
+def _parents_of_poml_spans(traces: list[Trace]) -> list[str]:
     """Return the name of each poml span's parent."""
     found = []
     for trace in traces:
@@ -149,7 +149,7 @@ def _places(traces: list[Trace]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _without_mlflows_complaints() -> Iterator[None]:
+def _mlflow_logging_off() -> Iterator[None]:
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

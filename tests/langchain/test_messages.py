@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from poml.api import PomlFrame
-from tests.corpus.cases import cases
 
 from pomlflow.langchain.messages import describe, from_poml, message_to_poml
 
@@ -211,37 +209,3 @@ def test_fields_of_a_message_that_expressions_can_read() -> None:
     assert describe(HumanMessage(["a", BLOCK]))["content"] == ["a", PICTURE]
     seen = describe(ToolMessage("seen", tool_call_id="c1"))
     assert (seen["content"], seen["tool_call_id"]) == ("seen", "c1")
-
-
-def test_all_that_poml_renders_goes_to_langchain_and_back() -> None:
-    """Over the whole corpus."""
-    seen = 0
-    for case in cases():
-        if not case.chat or "messages" not in case.expected:
-            continue
-        messages = case.expected["messages"]
-        back = [message_to_poml(message) for message in from_poml(messages)]
-        assert _merged(back) == [_plain(message) for message in messages], case.name
-        seen += 1
-    assert seen > 100
-
-
-def _merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As POML puts neighbouring tool responses into one message."""
-    merged: list[dict[str, Any]] = []
-    for message in messages:
-        if merged and message["speaker"] == merged[-1]["speaker"] == "tool":
-            merged[-1] = poml("tool", merged[-1]["content"] + message["content"])
-        else:
-            merged.append(message)
-    return merged
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as it comes back: results are a tool's, no text is an empty one, two formats have other names."""
-    text = json.dumps(message["content"] or "").replace("audio/mpeg", "audio/mp3").replace("audio/x-wav", "audio/wav")
-    content = json.loads(text)
-    results = isinstance(content, list) and all(
-        isinstance(part, dict) and part["type"] == RESPONSE["type"] for part in content
-    )
-    return poml("tool" if results else message["speaker"], content)

@@ -15,7 +15,6 @@ from tests.langchain.agents import (
     MARKUP,
     QUESTION,
     SCHEMA,
-    Agent,
     PomlMiddleware,
     agents,
     call,
@@ -24,6 +23,7 @@ from tests.langchain.agents import (
     prompt,
     weather,
 )
+from tests.langchain.prompts import Agent
 
 from pomlflow import ConfigurationError, SettingError
 from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
@@ -221,8 +221,7 @@ async def test_tokens_are_streamed_as_they_come() -> None:
         def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
             return self.bind(**kwargs)
 
-    # Before Python 3.11 LangGraph's async nodes do not tell a model inside them who listens.
-    for streamed in ("sync", "async")[: 2 if sys.version_info >= (3, 11) else 1]:
+    for streamed in ("sync", "async"):
         agent = made(Streaming(messages=iter([AIMessage("It rains today.")])))
         if streamed == "sync":
             chunks = [chunk for chunk, _ in agent.stream(QUESTION, stream_mode="messages")]

@@ -1,4 +1,4 @@
-"""The tools of an agent that is a POML file: described by it, checked by it, tied to functions."""
+"""The tools of an agent that is a POML file: described and validated by the file, implemented by functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tests.langchain.agents import (
     ADA,
     MARKUP,
     QUESTION,
-    Agent,
     PomlMiddleware,
     agents,
     call,
@@ -19,6 +18,7 @@ from tests.langchain.agents import (
     prompt,
     weather,
 )
+from tests.langchain.prompts import Agent
 
 from pomlflow import ToolError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage
 from mlflow.entities import Trace
-from tests.langchain.prompts import Model
+from tests.langchain.prompts import Agent
 from tests.langchain.trees import agent_trees
 
 import pomlflow
@@ -34,13 +34,6 @@ STEP = """\
 TREE = f"LangGraph CHAIN\n{STEP}{STEP}  tools CHAIN\n    weather TOOL\n"
 QUESTION = {"messages": [("user", "Oslo?")]}
 Fetch = Callable[[], list[Trace]]
-
-
-class Agent(Model):
-    """A scripted model that takes tools."""
-
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        return self.bind(**kwargs)
 
 
 def agent() -> Any:

@@ -1,6 +1,6 @@
 """What users do with a ChatPromptTemplate works with a POML prompt: what it takes, and how it renders.
 
-Each test runs with both and expects the same.
+Tests with the `prompt` or `make` fixture run with both kinds.
 """
 
 from __future__ import annotations
@@ -139,19 +139,6 @@ async def test_batches_and_streams(prompt: Any) -> None:
     assert [value.to_messages() for value in prompt.stream(GIVEN)] == [SHORT]
     assert [value.to_messages() async for value in prompt.astream(GIVEN)] == [SHORT]
     assert [value.to_messages() for value in prompt.transform(iter([GIVEN]))] == [SHORT]
-
-
-async def test_async_renders_do_not_hold_up_the_loop() -> None:
-    """While one render is slow, the loop goes on."""
-    busy = "(() => { const end = Date.now() + 300; while (end > Date.now()); })()"
-    slow = PomlPromptTemplate(f"<p>{{{{ {busy} }}}}</p>")
-    await slow.ainvoke({})  # the process is warm
-    task = asyncio.create_task(slow.ainvoke({}))
-    turns = 0
-    while not task.done():
-        await asyncio.sleep(0.001)
-        turns += 1
-    assert turns > 10
 
 
 async def test_events_of_a_run(prompt: Any) -> None:

@@ -231,9 +231,11 @@ async def test_a_prompt_reads_the_history_of_a_graphs_state() -> None:
     ] * 2
 
 
-@pytest.mark.parametrize("missing", ["create_tool_calling_agent", "create_react_agent"])
-def test_a_prompt_without_what_an_agent_needs_is_refused(missing: str) -> None:
+@pytest.mark.parametrize("constructor", ["create_tool_calling_agent", "create_react_agent"])
+def test_a_prompt_without_what_an_agent_needs_is_refused(constructor: str) -> None:
     import langchain_classic.agents as classic
 
     with pytest.raises(ValueError, match=r"missing required variables.*agent_scratchpad"):
-        getattr(classic, missing)(Model(), [weather], PomlPromptTemplate("<p>{{input}} {{tools}} {{tool_names}}</p>"))
+        getattr(classic, constructor)(
+            Model(), [weather], PomlPromptTemplate("<p>{{input}} {{tools}} {{tool_names}}</p>")
+        )

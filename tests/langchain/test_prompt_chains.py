@@ -1,6 +1,6 @@
 """What users do with a ChatPromptTemplate works with a POML prompt: chains, partial values, configuration.
 
-Each test runs with both and expects the same.
+Tests with the `prompt` or `make` fixture run with both kinds.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def test_chains_and_templates_with_a_prompt_are_serialised(file: Path) -> None:
     assert loads(dumps(outer), **loading(type(outer[1]), type(outer[1].prompt))) == outer
 
 
-def test_a_field_that_is_no_json_is_an_error() -> None:
+def test_a_field_without_json_form_is_serialised_as_not_implemented() -> None:
     serialised = dumpd(poml(partial_variables={"role": lambda: "a poet"}))
     assert serialised["kwargs"]["partial_variables"]["role"]["type"] == "not_implemented"
 

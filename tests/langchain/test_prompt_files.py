@@ -73,7 +73,7 @@ def test_a_changed_file_changes_the_prompt_and_its_fields(file: Path) -> None:
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "format_messages", "aformat_prompt", "member", "partial", "copy"])
 async def test_every_way_to_render_sees_the_change(file: Path, way: str) -> None:
-    """With the new history's default, which only the new markup has."""
+    """The history `earlier`, which only the new markup has, gets its default."""
     prompt = PomlPromptTemplate.from_file(file)
     ways = {
         "member": ChatPromptTemplate([prompt]).format_messages,
@@ -141,7 +141,7 @@ class Tracing(BaseCallbackHandler):
     _run_span_mapping: dict[str, Any] = {}  # noqa: RUF012
 
 
-def test_a_tracing_that_cannot_be_imported_costs_one_warning(
+def test_an_unimportable_tracer_gives_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A version of MLflow without what the handler needs must not fail the user's call."""

@@ -43,7 +43,7 @@ def conversation(expression: str, after: str = "", **options: Any) -> PomlPrompt
     return PomlPromptTemplate(f'<poml><conversation messages="{{{{{expression}}}}}"/>{after}</poml>', **options)
 
 
-async def test_the_very_messages_reach_the_model(prompt: Any) -> None:
+async def test_message_objects_are_passed_unchanged(prompt: Any) -> None:
     model = Model()
     given = {**GIVEN, "history": HISTORY}
     (prompt | model).invoke(given)
@@ -90,7 +90,7 @@ def test_whatever_langchain_takes_for_messages(prompt: Any, value: Any) -> None:
     ],
     ids=["poml", "poml with a picture", "roles", "message", "dict", "prompt value", "iterator", "none", "empty"],
 )  # fmt: skip
-def test_what_else_is_a_history(value: Any, expected: list[BaseMessage]) -> None:
+def test_other_accepted_histories(value: Any, expected: list[BaseMessage]) -> None:
     assert poml().invoke({**GIVEN, "history": value}).to_messages() == [SHORT[0], *expected, SHORT[1]]
 
 
@@ -139,7 +139,7 @@ def test_selected_messages(selected: str, places: list[int]) -> None:
     assert prompt.invoke({"h": HISTORY}).to_messages() == [HISTORY[place] for place in places]
 
 
-def test_a_message_made_in_an_expression_is_pomls() -> None:
+def test_a_message_made_in_an_expression_is_rendered_by_poml() -> None:
     prompt = conversation("[{speaker: 'human', content: 'First'}, ...h, {...h[0], content: 'Changed'}]")
     messages = prompt.invoke({"h": [AIMessage("Own", id="a")]}).to_messages()
     assert messages == [HumanMessage("First"), AIMessage("Own", id="a"), AIMessage("Changed")]
@@ -272,7 +272,7 @@ def test_the_frame_holds_the_history_in_pomls_form() -> None:
     assert value.frame.messages[5].content[1].base64 == PICTURE
 
 
-def test_an_empty_history_alone_is_what_poml_makes_of_it() -> None:
+def test_an_empty_history_alone_gives_what_poml_renders() -> None:
     assert conversation("h").invoke({}).to_messages() == [HumanMessage("")]
 
 

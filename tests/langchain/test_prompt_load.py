@@ -1,4 +1,4 @@
-"""A batch of prompts uses as many Node processes as are allowed, and each item is its own."""
+"""An async batch of any size is rendered, and each item has its own config and result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
-from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig, RunnablePassthrough
 from tests.langchain.prompts import Runs
 
@@ -33,24 +32,6 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def prompt() -> PomlPromptTemplate:
     return PomlPromptTemplate.from_template("<p>Item {{n}}</p>")
-
-
-# When its process was started, in milliseconds: one was started after the other was ready.
-BIRTH = "<p>Item {{n}}</p><p>{{ Date.now() - globalThis.process.uptime() * 1000 }}</p>"
-
-
-def used_two(values: list[PromptValue]) -> bool:
-    shown, births = zip(*(value.to_messages()[0].content.split("\n\n") for value in values), strict=True)
-    assert list(shown) == SHOWN
-    return max(map(float, births)) - min(map(float, births)) > 50
-
-
-def test_a_batch_uses_the_whole_pool() -> None:
-    assert used_two(PomlPromptTemplate.from_template(BIRTH).batch(MANY, {"max_concurrency": 8}))
-
-
-async def test_an_async_batch_uses_the_whole_pool() -> None:
-    assert used_two(await PomlPromptTemplate.from_template(BIRTH).abatch(MANY))
 
 
 @pytest.mark.parametrize("way", ["prompt", "chain", "bound", "retried"])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from langchain_core import exceptions
 from langchain_core.messages import AIMessage
-from tests.langchain.agents import SCHEMA, Agent, agents, call, made, middlewares
-from tests.langchain.prompts import Model
+from tests.langchain.agents import SCHEMA, agents, call, made, middlewares
+from tests.langchain.prompts import Agent, Model
 from tests.langchain.wire_clients import client_of
 from tests.model_server import ModelServer, Raw, model_server
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 __all__ = ["client_of"]
@@ -18,12 +17,6 @@ def client_of(name: str, url: str) -> Any:
     Returns:
         The client; None where it is not installed, or too old to be sent here.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of Google's, on Python 3.10
-        return _client(name, url)
-
-
-def _client(name: str, url: str) -> Any:
     try:
         if name == "ChatOpenAI":
             from langchain_openai import ChatOpenAI

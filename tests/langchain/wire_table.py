@@ -2,7 +2,7 @@
 
     python -m tests.langchain.wire_table
 
-writes it anew; `test_wire_frame.py` holds the clients to it.
+regenerates it; `test_wire_frame.py` checks the clients against it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Feature:
     Attributes:
         label: What the documentation calls it.
         markup: What is in the ``<poml>``.
-        paths: For each client, where it stands in the request's body; `REFUSED` where it is an error.
+        paths: For each client, its path in the request body; `REFUSED` where it is an error.
         values: For each client, what stands there; one for all, or one each.
         given: The prompt's variables.
     """
@@ -204,7 +204,7 @@ FEATURES = [
         (CLOSED, CLOSED, OPEN, OPEN),
     ),
     Feature(
-        "`<tool-definition>` beside `<output-schema>`",
+        "`<tool-definition>` with `<output-schema>`",
         f"{TOOL}{SCHEMA}<p>Hi</p>",
         (
             "tools[0].function.strict",

@@ -31,8 +31,11 @@ from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import BaseTool, ToolSelection
 from pydantic import Field, PrivateAttr
+from tests.llama_index.traces import by_autolog, linked, traced
 
 from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent
+
+__all__ = ["by_autolog", "linked", "traced"]
 
 # What LlamaIndex itself does that warns: building any agent reads pydantic's deprecated `__fields__` (workflows 2.26).
 _FOREIGN = (
@@ -48,9 +51,8 @@ Answer = str | ChatMessage | Exception | Callable[[Any], Any]
 class ScriptedLLM(FunctionCallingLLM):
     """A model that answers from a script, repeats the last answer, and records its requests.
 
-    An answer is a text, a message, an error to raise, or a function of what was sent. The first three kinds of entry
-    are used in order; `sent` holds the messages of each chat, `prompts` the text of each completion, `options` the
-    keyword arguments of each call of either kind.
+    An answer is a text, a message, an error to raise, or a function that makes one of the request. `sent` holds the
+    messages of each chat, `prompts` the text of each completion, `options` the keyword arguments of each call.
     """
 
     chat_model: bool = True
@@ -218,11 +220,23 @@ def tool_call() -> Callable[..., ChatMessage]:
 
 
 @pytest.fixture(params=["poml", "rich"])
-def either(request: pytest.FixtureRequest) -> Callable[..., PomlPromptTemplate | RichPromptTemplate]:
-    """Make a prompt of POML and, in a second run of the test, of the reference's Jinja: ``either(markup, jinja)``."""
+def prompt_kind(request: pytest.FixtureRequest) -> str:
+    """Run the test with prompts of POML, and with the reference's Jinja."""
+    return str(request.param)
+
+
+@pytest.fixture
+def renders_of(prompt_kind: str) -> Callable[[int], int]:
+    """The number of renders that have an event: all of POML's prompts, none of the reference's."""
+    return lambda number: number if prompt_kind == "poml" else 0
+
+
+@pytest.fixture
+def either(prompt_kind: str) -> Callable[..., PomlPromptTemplate | RichPromptTemplate]:
+    """Make a prompt of the kind of this run of the test: ``either(markup, jinja)``."""
 
     def make(markup: str, jinja: str, **options: Any) -> PomlPromptTemplate | RichPromptTemplate:
-        if request.param == "poml":
+        if prompt_kind == "poml":
             return PomlPromptTemplate(markup, **options)
         return RichPromptTemplate(jinja, **options)
 

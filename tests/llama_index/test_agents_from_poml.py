@@ -22,12 +22,10 @@ from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context
-from tests.llama_index.traces import linked, poml_spans, traced
+from tests.llama_index.traces import poml_spans
 
 from pomlflow import ConfigurationError, PomlError, ToolArgumentsError, ToolError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-
-__all__ = ["linked", "traced"]
 
 RUNTIME = '<runtime temperature="0.2" stop-sequences=\'["END"]\'/>'
 TOOL = (

@@ -13,16 +13,13 @@ pytest.importorskip("llama_index.core")
 pytest.importorskip("mlflow")
 
 import mlflow
-from tests.llama_index.traces import parent, poml_spans, traced, tree
+from tests.llama_index.traces import parent, poml_spans, tree
 
 import pomlflow
 import pomlflow.llama_index
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import PomlPromptTemplate
 
-__all__ = ["traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
-HELLO = "<p>Hello {{name}}</p>"
-GREETING = PomlPromptTemplate(HELLO, name="greet")
 
 
 @pytest.fixture(autouse=True)
@@ -41,14 +38,6 @@ def engine(index: Any, scripted: Any) -> Callable[..., Any]:
         return index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt, **options)
 
     return make
-
-
-@pytest.fixture
-def expected(traced: Any, engine: Any) -> str:
-    """The tree of a query, with a handler."""
-    with PomlCallbackHandler():
-        (trace,) = traced(lambda: engine().query("What?"))
-    return tree(trace)
 
 
 def run(call: Callable[[], Any]) -> Any:

@@ -13,12 +13,10 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core.callbacks import CallbackManager
-from tests.llama_index.traces import linked, named, poml_spans, traced, tree
+from tests.llama_index.traces import named, poml_spans, tree
 
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-
-__all__ = ["linked", "traced"]
 
 MARKUP = """<poml><runtime temperature="0.2"/>
 <tool-definition name="weather" description="Tells the weather.">{"type": "object", "properties": {}}</tool-definition>

@@ -22,12 +22,11 @@ from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from mlflow.entities import Trace
-from tests.llama_index.traces import open_spans, parent, poml_spans, traced, tree
+from tests.llama_index.traces import open_spans, parent, poml_spans, tree
 
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-__all__ = ["traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 
 
@@ -343,7 +342,7 @@ def test_the_users_own_spans_are_parents_and_children(traced: Any, handler: Any,
     ]
 
 
-def test_a_task_that_outlives_its_trace_starts_a_trace(traced: Any, handler: Any, scripted: Any) -> None:
+def test_a_task_that_continues_after_its_trace_starts_a_trace(traced: Any, handler: Any, scripted: Any) -> None:
     """MLflow's own tracer uses the ended span as the parent, and loses later spans."""
     llm = scripted("Fine.")
     later: list[asyncio.Task[Any]] = []
@@ -383,11 +382,13 @@ def test_a_render_outside_of_all_spans_is_a_trace_of_its_own(traced: Any, handle
     assert traced(lambda: prompt.format_messages(context_str="a", query_str="b")) == []
 
 
-def test_copies_of_what_holds_a_handler_hold_that_handler(handler: Any, scripted: Any) -> None:
+def test_copied_components_keep_their_handler(handler: Any, scripted: Any) -> None:
     llm = scripted("Fine.", callback_manager=CallbackManager([handler]))
     assert copy.deepcopy(llm).callback_manager.handlers == [handler]
-    travelled = pickle.loads(pickle.dumps(PomlCallbackHandler(register=False)))
-    assert travelled.register is False
+
+
+def test_a_pickled_handler_keeps_its_options() -> None:
+    assert pickle.loads(pickle.dumps(PomlCallbackHandler(register=False))).register is False
 
 
 def test_tracing_switched_off_in_mlflow_is_respected(traced: Any, handler: Any, engine: Any) -> None:

@@ -14,11 +14,10 @@ pytest.importorskip("mlflow")
 import mlflow
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.instrumentation import get_dispatcher
-from tests.llama_index.traces import by_autolog, parent, poml_spans, traced, tree
+from tests.llama_index.traces import parent, poml_spans, tree
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-__all__ = ["by_autolog", "traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 QUESTION = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
 

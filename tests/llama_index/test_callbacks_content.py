@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import random
 from pathlib import Path
@@ -20,15 +19,14 @@ from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ChatResponse, ImageBlock, TextBlock
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
-from mlflow.entities import Trace
 from mlflow.llama_index import tracer as mlflow_tracer
-from tests.llama_index.traces import by_autolog, named, open_spans, poml_spans, traced, tree
+from tests.llama_index.traces import named, open_spans, poml_spans, tree
+from tests.spans import everything, hide
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.settings import settings
 
-__all__ = ["by_autolog", "traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 
@@ -36,11 +34,6 @@ ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 @pytest.fixture
 def prompt() -> PomlPromptTemplate:
     return PomlPromptTemplate(QA, name="qa")
-
-
-def everything(trace: Trace) -> str:
-    """Everything that is stored of a trace, as one text."""
-    return json.dumps(trace.to_dict(), default=str)
 
 
 def add(a: int, b: int) -> int:
@@ -138,10 +131,6 @@ def test_media_are_attachments_and_not_inline(
         assert "UklGR" not in everything(trace)
     (part,) = [part for part in poml_spans(predict)[0].outputs["messages"][0]["content"] if part["type"] != "text"]
     assert part["image_url"]["url"].startswith("mlflow-attachment://")
-
-
-def hide(content: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(content).replace("secret", "***"))
 
 
 def test_a_mask_applies_to_all_stored_content(traced: Any, index: Any, scripted: Any) -> None:

@@ -1,4 +1,4 @@
-"""A failure above an unread, half-read or dropped stream ends the trace, though the stream is still held."""
+"""When a caller fails, the spans of a stream that it still holds are ended."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel
-from tests.llama_index.traces import open_spans, traced, tree
+from tests.llama_index.traces import open_spans, tree
 from tests.programs import run_program
 
 from pomlflow.llama_index import PomlCallbackHandler
-
-__all__ = ["traced"]
 
 
 class City(BaseModel):
@@ -54,9 +52,9 @@ class Failing(Workflow):
 class Slow(Workflow):
     @step
     async def only(self, event: StartEvent) -> StopEvent:
-        held = await event.make()
+        kept = await event.make()
         await asyncio.sleep(60)
-        return StopEvent(result=held)
+        return StopEvent(result=kept)
 
 
 class Wrapped(StopEvent):
@@ -79,8 +77,8 @@ class Engine(CustomQueryEngine):
     make: Any
 
     def custom_query(self, query_str: str) -> str:
-        held = self.make()
-        raise ValueError(f"broken with {type(held).__name__}")
+        kept = self.make()
+        raise ValueError(f"broken with {type(kept).__name__}")
 
 
 @pytest.fixture
@@ -122,12 +120,12 @@ def streams(index: Any, scripted: Any, tool_call: Any) -> dict[str, Callable[...
 
 @pytest.mark.filterwarnings("ignore:The `json` method is deprecated")  # StructuredLLM calls it (0.14.25)
 @pytest.mark.parametrize("stream", ["query", "half", "sync", "chat", "structured", "synthesized"])
-def test_a_workflow_that_fails(traced: Any, streams: Any, stream: str) -> None:
-    held: list[Any] = []
+def test_a_failing_workflow_ends_the_spans_of_its_stream(traced: Any, streams: Any, stream: str) -> None:
+    kept: list[Any] = []
 
     async def make() -> Any:
-        held.append(await streams[stream]())
-        return held[0]
+        kept.append(await streams[stream]())
+        return kept[0]
 
     async def run() -> None:
         with pytest.raises(ValueError, match="broken"):
@@ -137,19 +135,19 @@ def test_a_workflow_that_fails(traced: Any, streams: Any, stream: str) -> None:
         (trace,) = traced(lambda: asyncio.run(run()))
         assert open_spans() == 0
     assert tree(trace).splitlines()[0] == "Failing.run CHAIN ERROR"
-    assert held
+    assert kept
 
 
 @pytest.mark.parametrize("how", ["late", "cancelled"])
-def test_a_workflow_that_is_stopped(traced: Any, streams: Any, how: str) -> None:
+def test_a_stopped_workflow_ends_the_spans_of_its_stream(traced: Any, streams: Any, how: str) -> None:
     """LlamaIndex reports a timeout as an error, and a cancelled run as one without a result."""
-    held: list[Any] = []
+    kept: list[Any] = []
     made = asyncio.Event()
 
     async def make() -> Any:
-        held.append(await streams["half"]())
+        kept.append(await streams["half"]())
         made.set()
-        return held[0]
+        return kept[0]
 
     async def run() -> None:
         running = Slow(timeout=1 if how == "late" else 60).run(make=make)
@@ -191,15 +189,15 @@ def test_a_stream_within_another_result(traced: Any, streams: Any, flow: Any, en
     assert "ERROR" not in tree(trace)
 
 
-def test_an_engine_and_a_tool_that_fail(traced: Any, index: Any, scripted: Any) -> None:
-    held: list[Any] = []
+def test_a_failing_engine_or_tool_ends_the_spans_of_its_stream(traced: Any, index: Any, scripted: Any) -> None:
+    kept: list[Any] = []
 
     def make() -> Any:
-        held.append(index.as_query_engine(llm=scripted("Word by word."), streaming=True).query("What?"))
-        return held[-1]
+        kept.append(index.as_query_engine(llm=scripted("Word by word."), streaming=True).query("What?"))
+        return kept[-1]
 
     def fail() -> None:
-        held.append(make())
+        kept.append(make())
         raise ValueError("broken")
 
     def call() -> None:
@@ -217,12 +215,14 @@ def test_an_engine_and_a_tool_that_fail(traced: Any, index: Any, scripted: Any) 
     ]
 
 
-def test_a_tool_that_fails_in_an_agent_that_continues(traced: Any, index: Any, scripted: Any, tool_call: Any) -> None:
-    held: list[Any] = []
+def test_a_failing_tool_ends_its_spans_in_an_agent_that_continues(
+    traced: Any, index: Any, scripted: Any, tool_call: Any
+) -> None:
+    kept: list[Any] = []
 
     async def look() -> str:
         """Look."""
-        held.append(await index.as_query_engine(llm=scripted("Word by word."), streaming=True).aquery("What?"))
+        kept.append(await index.as_query_engine(llm=scripted("Word by word."), streaming=True).aquery("What?"))
         raise ValueError("broken")
 
     async def run() -> None:
@@ -251,7 +251,9 @@ raise ValueError("broken")
 """
 
 
-def test_a_program_that_fails(mlflow_store: str, stored_traces: Any, tmp_path: Path) -> None:
+def test_a_failing_program_stores_the_trace_of_its_stream(
+    mlflow_store: str, stored_traces: Any, tmp_path: Path
+) -> None:
     """A stream that a module holds is dropped only when MLflow stores nothing any more."""
     store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_EXPERIMENT_ID": mlflow_store}
     environment = {**os.environ, **store, "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "true"}

@@ -16,11 +16,10 @@ pytest.importorskip("mlflow")
 import mlflow
 from llama_index.core.llms import ChatMessage
 from pydantic import BaseModel
-from tests.llama_index.traces import by_autolog, open_spans, traced, tree, without_poml
+from tests.llama_index.traces import open_spans, tree, without_poml
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-__all__ = ["by_autolog", "traced"]
 PROMPT = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
 MESSAGES = [ChatMessage(role="user", content="Hello")]
 VERBS: dict[str, Callable[[Any], Any]] = {
@@ -80,7 +79,7 @@ def test_a_models_method_is_traced_alike_with_autolog(traced: Any, scripted: Any
 
 
 @pytest.mark.parametrize("method", [method for method in VERBS if "stream" in method])
-def test_a_models_stream_is_traced_to_where_it_is_read(traced: Any, scripted: Any, method: str) -> None:
+def test_a_partly_read_stream_is_traced_with_the_text_so_far(traced: Any, scripted: Any, method: str) -> None:
     """Also a stream that is read in part, or not at all; no span stays open."""
     trees = set()
     for most in (3, 1, 0):

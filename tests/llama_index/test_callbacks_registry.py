@@ -16,11 +16,9 @@ import mlflow
 from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
-from tests.llama_index.traces import linked, named, poml_spans, traced
+from tests.llama_index.traces import named, poml_spans
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-
-__all__ = ["linked", "traced"]
 
 
 @pytest.fixture

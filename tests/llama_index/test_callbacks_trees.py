@@ -16,21 +16,11 @@ import mlflow
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.tools.function_tool import sync_to_async
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
-from tests.llama_index.traces import (
-    by_autolog,
-    named,
-    open_spans,
-    parent,
-    poml_spans,
-    traced,
-    tree,
-    without_poml,
-)
+from tests.llama_index.traces import named, open_spans, parent, poml_spans, tree, without_poml
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-__all__ = ["by_autolog", "traced"]
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"
 QUESTION = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
@@ -72,7 +62,7 @@ def waited(coroutine: Callable[[], Any]) -> Callable[[], Any]:
     [("compact", 1), ("refine", 1), ("simple_summarize", 1), ("accumulate", 2), ("compact_accumulate", 1)],
 )
 @pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
-def test_query_engines(
+def test_query_engines_have_the_tree_of_autolog(
     same: Any, index: Any, scripted: Any, prompt: Any, mode: str, renders: int, use_async: bool
 ) -> None:
     def make() -> Callable[[], Any]:
@@ -87,7 +77,7 @@ def test_query_engines(
     assert [parent(trace, span) for span in spans] == [predict] * renders
 
 
-def test_a_tree_summary(same: Any, index: Any, scripted: Any) -> None:
+def test_a_tree_summary_has_the_tree_of_autolog(same: Any, index: Any, scripted: Any) -> None:
     def make() -> Callable[[], Any]:
         prompt = PomlPromptTemplate(QA, name="summary")
         engine = index.as_query_engine(llm=scripted("Fine."), summary_template=prompt, response_mode="tree_summarize")
@@ -99,7 +89,9 @@ def test_a_tree_summary(same: Any, index: Any, scripted: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["simple", "context", "condense_question", "condense_plus_context"])
 @pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
-def test_chat_engines(same: Any, index: Any, scripted: Any, mode: str, use_async: bool) -> None:
+def test_chat_engines_have_the_tree_of_autolog(
+    same: Any, index: Any, scripted: Any, mode: str, use_async: bool
+) -> None:
     def make() -> Callable[[], Any]:
         engine = index.as_chat_engine(llm=scripted("Fine."), chat_mode=mode)
         return waited(lambda: engine.achat("Hello")) if use_async else lambda: engine.chat("Hello")
@@ -121,7 +113,9 @@ def toil(topic: str) -> str:
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
 @pytest.mark.parametrize("tool", [work, toil])
-def test_a_function_agent(same: Any, scripted: Any, tool_call: Any, streaming: bool, tool: Any) -> None:
+def test_a_function_agent_has_the_tree_of_autolog(
+    same: Any, scripted: Any, tool_call: Any, streaming: bool, tool: Any
+) -> None:
     if tool is toil and "copy_context" not in inspect.getsource(sync_to_async):
         pytest.skip("LlamaIndex (before 0.14.25) gives a sync tool's thread no context")
 
@@ -135,7 +129,7 @@ def test_a_function_agent(same: Any, scripted: Any, tool_call: Any, streaming: b
     assert (span.name, parent(trace, span)) == ("poml say", "work")
 
 
-def test_a_react_agent(same: Any, scripted: Any) -> None:
+def test_a_react_agent_has_the_tree_of_autolog(same: Any, scripted: Any) -> None:
     calls = 'Thought: work.\nAction: work\nAction Input: {"topic": "POML"}'
 
     def make() -> Callable[[], Any]:
@@ -145,7 +139,7 @@ def test_a_react_agent(same: Any, scripted: Any) -> None:
     assert len(poml_spans(same(make))) == 1
 
 
-def test_agents_with_handoffs(same: Any, scripted: Any, tool_call: Any) -> None:
+def test_agents_with_handoffs_have_the_tree_of_autolog(same: Any, scripted: Any, tool_call: Any) -> None:
     def make() -> Callable[[], Any]:
         over = scripted(tool_call("handoff", to_agent="second", reason="work"), "Done.")
         first = FunctionAgent(name="first", description="1", llm=over, can_handoff_to=["second"])
@@ -196,7 +190,7 @@ class SyncFlow(Workflow):
     ("kind", "parents"),
     [(Flow, ["Flow.begin", "ScriptedLLM.apredict"]), (SyncFlow, ["ScriptedLLM.predict"])],
 )
-def test_workflows(same: Any, scripted: Any, kind: Any, parents: list[str]) -> None:
+def test_workflows_have_the_tree_of_autolog(same: Any, scripted: Any, kind: Any, parents: list[str]) -> None:
     def make() -> Callable[[], Any]:
         flow = kind()
         flow.llm = scripted("Fine.")

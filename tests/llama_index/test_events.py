@@ -34,8 +34,8 @@ class Names(BaseSpanHandler[BaseSpan]):
     def prepare_to_drop_span(self, id_, bound_args, instance=None, err=None, **_):
         return None
 
-    def above(self, id_: str | None) -> list[str]:
-        """The names of a span and those around it, outwards."""
+    def ancestors(self, id_: str | None) -> list[str]:
+        """Names of the span and its ancestors, innermost first."""
         found = []
         while id_ is not None:
             found.append(id_.partition("-")[0])
@@ -70,7 +70,7 @@ async def test_a_render_is_dispatched_in_the_span_of_its_model_call(way, streami
         assert list(answer.response_gen) == ["Fine."]
     (event,) = renders
     call = ("astream" if streaming else "apredict") if way == "async" else ("stream" if streaming else "predict")
-    around = names.above(event.span_id)
+    around = names.ancestors(event.span_id)
     assert around[0] == f"ScriptedLLM.{call}"
     if not streaming:
         assert around[-1] == ("RetrieverQueryEngine.aquery" if way == "async" else "RetrieverQueryEngine.query")
@@ -96,7 +96,7 @@ def test_a_failed_render_is_dispatched_before_it_is_raised(renders, scripted, na
         scripted().predict(PomlPromptTemplate("<p>{{x.y.z}}</p>"), x=1)
     (event,) = renders
     assert isinstance(event.record.error, RenderError)
-    assert names.above(event.span_id) == ["ScriptedLLM.predict"]
+    assert names.ancestors(event.span_id) == ["ScriptedLLM.predict"]
 
 
 def test_an_event_can_be_serialised(renders):
@@ -122,7 +122,7 @@ def test_a_failed_renders_event_holds_its_error(renders):
     assert "needs the variable query_str" in record["error"]
 
 
-def test_a_failing_handler_changes_nothing(renders):
+def test_a_failing_event_handler_does_not_affect_the_render(renders):
     """LlamaIndex hides a handler's error from the call, and from other handlers."""
     get_dispatcher().event_handlers.insert(0, _Failing())
     assert PomlPromptTemplate("<p>{{x}}</p>").format(x="a") == "a"

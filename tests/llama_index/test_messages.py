@@ -19,8 +19,6 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.base.response.schema import Response
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import Document, NodeWithScore, QueryBundle, TextNode
-from poml.api import PomlFrame
-from tests.corpus.cases import cases
 
 from pomlflow.exceptions import VariableError
 from pomlflow.llama_index import PomlPromptTemplate
@@ -131,22 +129,6 @@ def test_media_become_blocks_of_their_kind(mime: str, expected: Any) -> None:
 )
 def test_to_poml(message: ChatMessage, expected: dict[str, Any]) -> None:
     assert to_poml(message) == expected
-
-
-FRAMES = [case for case in cases() if case.chat and not case.fails]
-
-
-@pytest.mark.parametrize("case", FRAMES, ids=lambda case: case.name)
-def test_every_frame_of_the_corpus_survives_conversion_and_back(case) -> None:
-    """Conversion to LlamaIndex's messages and back loses nothing that POML can express."""
-    messages = case.expected["messages"]
-    made = from_poml(messages)
-    assert all(message.blocks for message in made)
-    PomlFrame.model_validate({"messages": [to_poml(message) for message in made]})
-    parts = [part for m in messages for part in ([m["content"]] if isinstance(m["content"], str) else m["content"])]
-    blocks = [block for m in made if m.role != "tool" for block in m.blocks]
-    shown = [block.text for block in blocks if isinstance(block, TextBlock) and block.text]
-    assert shown == [part for part in parts if isinstance(part, str) and part]
 
 
 def test_a_history_is_inserted_unchanged() -> None:

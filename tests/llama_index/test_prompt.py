@@ -44,7 +44,7 @@ class Instruct(BaseOutputParser):
 # Formatting, as LlamaIndex's own prompts do it.
 
 
-def test_both_bases_are_there_and_the_own_methods_come_first() -> None:
+def test_the_method_resolution_order_and_overridden_methods() -> None:
     """Each method that LlamaIndex calls is ours or shared by both bases; a new one must be reviewed."""
     assert [cls for cls in PomlPromptTemplate.__mro__ if cls.__module__.startswith(("pomlflow", "llama_index"))] == [
         PomlPromptTemplate,
@@ -88,7 +88,7 @@ def test_a_later_value_overrides() -> None:
 
 
 def test_an_output_parser_formats_the_text_or_a_message() -> None:
-    """One text gets it at its end; of several messages the system's."""
+    """A single text gets the parser's suffix; of several messages the system message."""
     assert PomlPromptTemplate(HELLO, output_parser=Instruct()).format(text="a", foo="b") == "hello a b\nAs JSON."
     variables = {"text": "a", "foo": "b", "sys_param": "c"}
     messages = PomlPromptTemplate(CHAT, output_parser=Instruct()).format_messages(**variables)
@@ -181,8 +181,7 @@ def test_one_text_instead_of_messages() -> None:
     assert not PomlPromptTemplate(CHAT, chat=False).is_chat_template
 
 
-async def test_messages_are_rendered_without_blocking_the_event_loop(renders) -> None:
-    """The event loop is not blocked."""
+async def test_aformat_messages_gives_the_same_messages(renders) -> None:
     prompt = PomlPromptTemplate(HELLO, output_parser=Instruct())
     assert await prompt.aformat_messages(text="a\nb", foo="c") == prompt.format_messages(text="a\nb", foo="c")
     assert len(renders) == 2
@@ -216,7 +215,7 @@ def test_a_render_error_holds_its_place(tmp_path: Path) -> None:
     assert (caught.value.file, caught.value.line) == (str(file), 2)
 
 
-def test_a_prompt_is_checked_early() -> None:
+def test_validate_raises_for_missing_variables() -> None:
     with pytest.raises(MissingVariableError):
         PomlPromptTemplate(HELLO).validate(text="a")
     PomlPromptTemplate(HELLO).validate(text="a", foo="b")

@@ -15,10 +15,8 @@ import pytest
 pytest.importorskip("llama_index.core")
 
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
-from llama_index.core.graph_stores import SimplePropertyGraphStore
 from llama_index.core.indices.property_graph import (
     DynamicLLMPathExtractor,
-    LLMSynonymRetriever,
     SchemaLLMPathExtractor,
     SimpleLLMPathExtractor,
 )
@@ -154,12 +152,3 @@ def test_each_component_keeps_its_prompt(kind: str, scripted: Any) -> None:
         prompt = getattr(again, field)
         assert prompt == getattr(component, field)
         assert prompt.format(text="Ada", max_knowledge_triplets=3) == "Ada 3"
-
-
-def test_components_with_a_prompt_survive_pickles(scripted: Any) -> None:
-    retriever = LLMSynonymRetriever(
-        SimplePropertyGraphStore(), llm=scripted("tea"), synonym_prompt=PomlPromptTemplate("<p>{{query_str}}</p>")
-    )
-    prompts = pickle.loads(pickle.dumps(retriever.get_prompts()))
-    for prompt in prompts.values():
-        assert prompt.format(query_str="x") == "x"

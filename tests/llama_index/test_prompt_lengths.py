@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 
 
 @pytest.fixture
-def engine_calls(monkeypatch) -> Iterator[list[Any]]:
+def engine_calls(monkeypatch) -> list[Any]:
     """Every request that reaches the engine."""
     calls: list[Any] = []
     run = engine.run

@@ -9,7 +9,6 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 
 import pomlflow.template
-from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlPromptTemplate
 
 TEXT = "def f(r):\n    if r < 0:\n\traise  X {a} {{b}} & <p>\r\n\n\n| a | b |\u00a0 \u2003end "
@@ -24,30 +23,20 @@ def shown(markup: str, **options) -> str:
 @pytest.mark.parametrize(
     ("markup", "expected"),
     [
-        ("{{context_str}}", "{}"),
         ("Context:\n\n{{ context_str }}\n\nQuery: {{query_str}}", "Context:\n\n{}\n\nQuery: why?"),
         ("<p>{{context_str}}</p>", "{}"),
-        ("<poml>Context: {{context_str}} Query: {{query_str}}</poml>", "Context: {} Query: why?"),
-        ("<poml>\n  <p>\n    {{context_str}}\n  </p>\n</poml>", "{}"),
-        ('<cp caption="Context">{{context_str}}</cp>', "# Context\n\n{}"),
         ("<task>Use {{context_str}}</task><hint>{{query_str}}</hint>", "# Task\n\nUse {}\n\n**Hint:** why?"),
-        ("<human-msg>{{context_str}}</human-msg><ai-msg>{{query_str}}</ai-msg>", "{}\nwhy?"),
         ("<system-msg><p>Use <b>{{context_str}}</b></p></system-msg>", "Use **{}**"),
-        ('<p whiteSpace="pre">{{context_str}}</p>', "{}"),
         ('<text whiteSpace="pre">{{context_str}}</text>', "{}"),
-        ('<p if="context_str">{{context_str}}</p>', "{}"),
-        ("<list><item>{{context_str}}</item></list>", "- {}"),
-        ('<code inline="false">{{context_str}}</code>', "```\n{}\n```"),
         ("<!-- {{context_str}} --><p>{{context_str}}</p>", "{}"),
         ('<p>He said "a > b": {{context_str}}</p>', 'He said "a > b": {}'),
-        ('<output-schema>{"type": "object"}</output-schema><p>{{context_str}}</p>', "{}"),
         ('<img alt="a dot" src="missing.png" if="!query_str"/><p>{{context_str}}</p>', "{}"),
         ('<poml syntax="xml"><p>{{context_str}}</p></poml>', "{}"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_whitespace_of_a_text_that_is_only_shown_is_kept(markup: str, expected: str) -> None:
-    """In the usual forms of such a prompt, as PromptTemplate and RichPromptTemplate keep it."""
+    """As PromptTemplate and RichPromptTemplate keep it; engine/test_whitespace.py has the other forms."""
     value = TEXT.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") if "xml" in markup else TEXT
     assert shown(markup) == expected.replace("{}", value)
 
@@ -55,14 +44,8 @@ def test_whitespace_of_a_text_that_is_only_shown_is_kept(markup: str, expected: 
 @pytest.mark.parametrize(
     "markup",
     [
-        "<p>{{context_str.trim()}}</p>",
-        '<poml syntax="json"><cp caption="a">{{context_str}}</cp></poml>',
-        '<poml syntax="yaml"><cp caption="a">{{context_str}}</cp></poml>',
-        '<poml><stylesheet>{"cp": {"syntax": "json"}}</stylesheet><cp caption="a">{{context_str}}</cp></poml>',
         '<cp caption="{{context_str}}">{{query_str}}</cp>',
-        "<table records='[[1]]'/><p>{{context_str}}</p>",
         '<let name="x">{"a": 1}</let><p for="i in [context_str]">{{i}}</p>',
-        '<p charLimit="1000">{{context_str}}</p>',
     ],
 )
 def test_elsewhere_poml_collapses_whitespace(markup: str) -> None:
@@ -77,17 +60,6 @@ def test_an_additional_stylesheet_decides_as_well() -> None:
     assert COLLAPSED.partition(" & ")[0] in shown(
         '<cp caption="a">{{context_str}}</cp>', stylesheet={"cp": {"syntax": "json"}}
     )
-
-
-def test_schemas_tools_and_paths_receive_the_text_unchanged(tmp_path: Path, renders) -> None:
-    """A schema's JSON with newlines stays JSON, a path with two blanks a path."""
-    (tmp_path / "a  b.txt").write_text("noted")
-    PomlPromptTemplate('<output-schema>{{schema}}</output-schema><document src="{{path}}"/>', base_dir=tmp_path).format(
-        schema='{\n  "type":  "object"\n}', path="a  b.txt"
-    )
-    output = renders[0].record.output
-    assert output["schema"] == {"type": "object"}
-    assert output["messages"][0]["content"] == "noted"
 
 
 def test_each_place_keeps_or_collapses_by_itself() -> None:
@@ -114,34 +86,6 @@ def test_the_record_holds_the_text_unchanged(renders) -> None:
     with pytest.raises(KeyError):
         PomlPromptTemplate("<p>{{context_str}} {{other}}</p>").format(context_str=TEXT)
     assert dict(renders[1].record.variables) == {"context_str": TEXT}
-
-
-def test_noncharacters_in_values_survive() -> None:
-    """A text that holds the placeholders of whitespace is collapsed by POML."""
-    text = "a\ufdd0b\n c\ufdd1"
-    assert PomlPromptTemplate("<p>{{x}}</p>").format(x=text) == "a\ufdd0b c\ufdd1"
-    other = PomlPromptTemplate("<p>{{x}} {{y}}</p>").format(x=text, y="d\n  e")
-    assert other == "a\ufdd0b c\ufdd1 d e"
-
-
-def test_whitespace_at_the_ends_is_kept() -> None:
-    """Also a single one, which POML strips."""
-    assert PomlPromptTemplate("<p>{{x}}</p><p>{{y}}</p>").format(x=" a b ", y="  c\n") == " a b \n\n  c\n"
-    assert PomlPromptTemplate("<p>{{x}}</p>").format(x="") == ""
-    assert PomlPromptTemplate("<p>{{x}}</p>").format(x=" ") == " "
-
-
-def test_tool_calls_next_to_the_text_are_unchanged() -> None:
-    """Their arguments are no text."""
-    markup = """<ai-msg><p>{{x}}</p><tool-request id="1" name="f" parameters='{"a": [1, null, "b  c"]}'/></ai-msg>"""
-    (message,) = PomlPromptTemplate(markup).format_messages(x="a\n b")
-    assert message.content == "a\n b"
-    assert message.blocks[1].tool_kwargs == {"a": [1, None, "b  c"]}
-
-
-def test_a_missing_include_is_pomls_error(tmp_path: Path) -> None:
-    with pytest.raises(RenderError):
-        shown('<include src="no.poml"/><p>{{context_str}}</p>', base_dir=tmp_path)
 
 
 def test_a_history_next_to_the_text_is_unchanged() -> None:

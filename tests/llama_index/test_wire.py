@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.model_server import Call, ModelServer, model_server, picture, words
+from tests.model_server import Call, ModelServer, model_server, picture, response, words
 
 pytest.importorskip("llama_index.core")
 
@@ -263,13 +263,13 @@ def test_a_servers_own_settings_are_passed_in_extra_body(server: ModelServer, mo
 
 
 def test_openais_responses_take_the_frame(server: ModelServer) -> None:
-    """With that API's names; the stub does not serve it."""
+    """With that API's names."""
+    server.answers[:] = [response('{"degrees": 3}')]
     openai = pytest.importorskip("llama_index.llms.openai").OpenAIResponses(
         model="gpt-4o", api_base=f"{server.url}/v1", api_key="none", max_retries=0
     )
     file = prompt(f'<runtime temperature="0.2" max-tokens="300" tool-choice="weather"/>{TOOL}{SCHEMA}{TALK}')
-    with pytest.raises(Exception, match=r"."):
-        file.bind_to(openai).chat(**GIVEN)
+    assert file.bind_to(openai).chat(**GIVEN).message.content == '{"degrees": 3}'
     (body,) = server.bodies
     assert server.paths == ["/v1/responses"]
     assert (body["temperature"], body["max_output_tokens"]) == (0.2, 300)

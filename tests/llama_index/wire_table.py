@@ -19,17 +19,18 @@ __all__ = ["CLIENTS", "FEATURES"]
 CLIENTS = ("OpenAI", "OpenAILike", "Anthropic")
 
 _TEXT = "messages[0].content[0].text"
-# Where LlamaIndex's clients differ: by label, what OpenAI's two and Anthropic have, and what stands there.
+_AUDIO = next(feature for feature in LANGCHAINS if feature.label == "`<audio>`")
+# Where LlamaIndex's clients differ: by label, the paths of OpenAI's two and of Anthropic, and the values there.
 _OTHERS: dict[str, tuple[str, str, tuple[Any, Any]]] = {
     "`<human-msg>`": ("messages[0].content", _TEXT, ("Hi", "Hi")),
     "`<ai-msg>`": ("messages[1].content", "messages[1].content[0].text", ("Yo", "Yo")),
-    "`<audio>`": (LANGCHAINS[4].paths[0], REFUSED, (LANGCHAINS[4].values[0], "AudioBlock")),
+    "`<audio>`": (_AUDIO.paths[0], REFUSED, (_AUDIO.values[0], "AudioBlock")),
     "`<tool-definition>`'s schema": (
         "tools[0].function.parameters",
         "tools[0].input_schema",
         ({**PARAMETERS, "additionalProperties": False}, PARAMETERS),
     ),
-    "`<tool-definition>` beside `<output-schema>`": (
+    "`<tool-definition>` with `<output-schema>`": (
         "tools[0].function.name",
         "tools[0].name",
         ("weather", "weather"),

@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 
 def programs(name: str) -> tuple[str, str]:
     """The program before and after a diff on the page."""
-    found = re.search(rf"<!-- takeover: {name} -->\n```diff\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.search(rf"<!-- migration: {name} -->\n```diff\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     lines = found[1].splitlines()
     assert {line[0] for line in lines} <= {"-", "+", " "}
