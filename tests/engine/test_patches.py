@@ -1,4 +1,4 @@
-"""What the bundle's text is patched with (js/patches.cjs): each patch still applies, and still makes a difference."""
+"""The patches of the bundle (js/patches.cjs, js/bundle.cjs): each still applies, and is still needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import poml
 import pytest
 from tests import rendering
 
@@ -39,6 +40,32 @@ def test_each_patch_finds_its_text_once_in_the_bundle() -> None:
     times = report()["times"]
     assert len(times) >= 17
     assert {why: count for why, count in times.items() if count != 1} == {}
+
+
+def test_poml_still_collapses_the_whitespace_of_a_value() -> None:
+    rendered: Any = poml.poml("<p>{{x}}</p>", {"x": "a\n  b"}, format="dict")
+    assert rendered["messages"][0]["content"] == "a b"
+
+
+def refused_by_poml(file: Path) -> str:
+    """Return what poml's own command line prints for a prompt that it refuses."""
+    found = installation.find()
+    command = [str(found.node), str(found.bundle), "-f", str(file)]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stderr
+
+
+def test_poml_still_names_no_file_for_a_component_in_an_include(tmp_path: Path) -> None:
+    (tmp_path / "part.poml").write_text('<poml><p speaker="dog">x</p></poml>', encoding="utf-8")
+    (tmp_path / "main.poml").write_text('<include src="part.poml"/>', encoding="utf-8")
+    printed = refused_by_poml(tmp_path / "main.poml")
+    assert '"speaker" should be one of' in printed
+    assert "part.poml" not in printed
+
+
+def test_poml_still_reports_a_place_in_an_attribute_one_character_early(tmp_path: Path) -> None:
+    markup = '<cp caption="to {{nobody}}">x</cp>'
+    (tmp_path / "main.poml").write_text(markup, encoding="utf-8")
+    assert f"startIndex: {markup.index('{{') - 1}," in refused_by_poml(tmp_path / "main.poml")
 
 
 def test_the_modules_that_are_cut_out_are_the_largest() -> None:

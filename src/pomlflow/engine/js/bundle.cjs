@@ -75,8 +75,6 @@ function load(bundle, prepared, restrict) {
   const bundled = module.exports; // webpack's require(), for the modules in the bundle
   const base = bundled('./packages/poml/base.tsx');
   const { PomlFile } = bundled('./packages/poml/file.tsx');
-  rememberComponents(base);
-  matchNames(bundled('./node_modules/cheerio/dist/commonjs/cheerio.js'));
   const place = trackPlace(PomlFile);
   markSchemaErrors(PomlFile, place);
   return {
@@ -110,44 +108,10 @@ function prepare(bundle) {
   }
 }
 
-/** Caches component lookups: POML would search all components for each element, which takes a sixth of a render. */
-function rememberComponents(base) {
-  const { prototype } = base.PomlComponent;
-  for (const name of ['parameters', 'getAliases']) {
-    const compute = prototype[name];
-    const known = new WeakMap();
-    prototype[name] = function (argument) {
-      if (argument !== undefined) return compute.call(this, argument);
-      if (!known.has(this)) known.set(this, compute.call(this));
-      return known.get(this);
-    };
-  }
-  const find = base.findComponentByAlias;
-  const found = new Map();
-  base.findComponentByAlias = (alias, disabled) => {
-    if (disabled?.size) return find(alias, disabled);
-    const component = found.get(alias) ?? find(alias);
-    if (typeof component !== 'string') found.set(alias, component); // a string is the reason why there is none
-    return component;
-  };
-}
-
-/** Matches plain tag names without cheerio's selectors: POML's writers test each element against up to fourteen. */
-function matchNames({ Cheerio: { prototype } }) {
-  const { is } = prototype;
-  const names = new Set('any b code env h i item list nl obj p s span table tbody tcell thead trow u'.split(' '));
-  prototype.is = function (selector) {
-    if (this.length !== 1 || !names.has(selector)) return is.call(this, selector);
-    return this[0].type === 'tag' && this[0].name === selector;
-  };
-}
-
 const SPAN = 2 ** 32;
 
-/**
- * Adds the number of its file to each offset: a component's error has an offset but no file, although the component may
- * be in an included file.
- */
+/** Adds the number of its file to each offset. */
+// upstream: poml 0.0.8: the error of a component in an included file has an offset but no file
 function numberSources({ prototype }) {
   let sources = [];
   const { ensureRange } = prototype;
@@ -165,7 +129,7 @@ function numberSources({ prototype }) {
 const MARK = Symbol('the mark of a native message');
 
 /**
- * Whether POML (0.0.8) would parse a message's text as JSON. Then "1" would be lost, and a user's text could become an
+ * Whether <conversation> would parse a message's text as JSON. Then "1" would be lost, and a user's text could become an
  * image or a tool call that was never made. A text in a list is not parsed.
  */
 function isReadAsJson(content) {
@@ -180,9 +144,9 @@ function isReadAsJson(content) {
 
 /**
  * Makes <conversation> render the mark of each native message, so that selectedMessages and expressions work; Python
- * replaces the mark in the output by the native message. Without this, <conversation> rejects tool messages and drops
- * what POML's own messages cannot express.
+ * replaces the mark in the output by the native message.
  */
+// upstream: poml 0.0.8: <conversation> parses texts as JSON, refuses tool messages and drops parts that POML lacks
 function passNativeMessages(base) {
   const conversation = base.findComponentByAlias('conversation');
   const render = conversation.render;
@@ -206,7 +170,7 @@ function passNativeMessages(base) {
 const SIGNS = { '\n': '\ufdd0', '\r': '\ufdd1', '\t': '\ufdd2', '  ': '\ufdd3', ' ': '\ufdd4' };
 const SPACES = Object.fromEntries(Object.entries(SIGNS).map(([space, sign]) => [sign, space]));
 const STRUCTURE = /<(?:obj|table)\b| serializer="(?!xml")| (?:char|token)-limit="/; // in POML's intermediate form
-const SCHEMA = /^(?:output-?schema|tool(?:-?def(?:inition)?)?)$/i;
+const SCHEMAS = new Set('output-schema outputschema tool tool-def tooldef tool-definition tooldefinition'.split(' '));
 
 /** Returns a function that returns where the next expression stands: POML computes its range right before it. */
 function trackPlace({ prototype }) {
@@ -218,7 +182,8 @@ function trackPlace({ prototype }) {
   };
   prototype.xmlElementRange = function (element) {
     const isText = element.type === 'XMLTextContent';
-    place = SCHEMA.test((isText ? element.parent : element)?.name) ? 'schema' : isText ? 'text' : 'element';
+    const { name } = (isText ? element.parent : element) ?? {};
+    place = SCHEMAS.has(name?.toLowerCase()) ? 'schema' : isText ? 'text' : 'element';
     return xmlElementRange.call(this, element);
   };
   return () => place;
@@ -232,10 +197,8 @@ function markSchemaErrors({ prototype }, place) {
   };
 }
 
-/**
- * Keeps the whitespace of a variable that stands alone in an element's text, `{{name}}`, if a render requests it. POML
- * (0.0.8) collapses it, even in the code and tables of a retrieved text.
- */
+/** Keeps the whitespace of a variable that stands alone in an element's text, `{{name}}`, if a render requests it. */
+// upstream: poml 0.0.8: whitespace of a value is collapsed, even in the code and tables of a retrieved text
 function keepWhitespace({ prototype }, place) {
   const { evaluateExpression } = prototype;
   let variables;

@@ -74,7 +74,8 @@ const { toString } = Buffer.prototype; // a template can replace it
 const looksUtf16 = ([first, second]) =>
   second !== undefined && ([first, second].includes(0) ? first !== second : first + second === 0xff + 0xfe);
 
-/** The text of a file without a byte-order mark, which POML (0.0.8) takes for content; throws if it is not UTF-8. */
+/** The text of a file; throws if it is not UTF-8. */
+// upstream: poml 0.0.8: a byte-order mark is content
 function textOf(bytes, file) {
   if (looksUtf16(bytes) || !isUtf8(bytes)) throw new Error(`${file}:${request('explain', file)}`);
   const text = toString.call(bytes);

@@ -4,6 +4,7 @@
 // since the poml package is another one.
 'use strict';
 
+// upstream: poml 0.0.8: development React, a search for each element or message, and readers that a start loads
 const PATCHES = [
   {
     why: 'The bundle is a command line: export the require() of webpack, for its modules, instead of running it.',
@@ -11,13 +12,11 @@ const PATCHES = [
     replace: '__webpack_require__;module.exports = __webpack_require__',
   },
   {
-    // upstream: poml 0.0.8: it bundles development React, which captures a stack for up to 10,000 elements a second
     why: 'Development React captures a stack for each element, for warnings alone.',
     find: '1e4 > ReactSharedInternals.recentlyCreatedOwnerStacks++',
     replace: 'false',
   },
   {
-    // upstream: poml 0.0.8: development React defines properties in each element, for warnings
     why: 'Development React hides four properties in each element, for warnings alone.',
     find: '      self = props.ref;\n      type = {',
     replace:
@@ -36,13 +35,11 @@ const PATCHES = [
     replace: String.raw`text = text.replace(/[\t\n\r ]+/g, ' ');`,
   },
   {
-    // upstream: poml 0.0.8: quadratic time in elements, by the source map that write() leaves out
     why: 'Quadratic in elements: which part of the markup a part of the output comes from, which write() leaves out.',
     find: 'for (const m of result.mappings) {\n                if (start',
     replace: 'for (const m of []) {\n                if (start',
   },
   {
-    // upstream: poml 0.0.8: quadratic time in elements, by a search through all mappings
     why: 'Quadratic in elements: a search through a list.',
     find: 'return result.mappings.find(segment => segment.inputStart === startIndex && segment.inputEnd === endIndex);',
     replace:
@@ -51,7 +48,6 @@ const PATCHES = [
       'return result.known.get(key(startIndex, endIndex));',
   },
   {
-    // upstream: poml 0.0.8: quadratic time in messages, by searches for each speaker
     why: 'Quadratic in messages: two searches through a list for each speaker, which the next two patches replace.',
     find: 'const colorSpeakers =',
     replace: 'const places = new Map(essentialIndices.map((index, place) => [index, place])); const colorSpeakers =',
@@ -72,7 +68,6 @@ const PATCHES = [
     replace: '(result.parts ??= pomlflow.partsBySpeaker(result.speakers, segments)).get(sp)',
   },
   {
-    // upstream: poml 0.0.8: three objects of cheerio and one for each property, for each element
     why: 'Three objects of cheerio for each element, where one does.',
     find: 'const speaker = getSpecifiedSpeaker($(child));',
     replace: 'child = $(child); const speaker = getSpecifiedSpeaker(child);',
@@ -87,6 +82,30 @@ const PATCHES = [
       '                target[key] = source[key];',
   },
   {
+    why: 'The names of a component are needed for each element, and never change.',
+    find: 'return this.options.aliases.map(alias => alias.toLowerCase());',
+    replace: 'return this.lowerAliases ??= this.options.aliases.map(alias => alias.toLowerCase());',
+  },
+  {
+    why: 'The parameters of a component are needed for each element, and never change.',
+    find: '    parameters() {\n',
+    replace: '    parameters() { return this.allParameters ??= this.computeParameters(); }\n    computeParameters() {\n',
+  },
+  {
+    why: 'A search through all components for each element; the index has the same, since no two have a name in common.',
+    find: 'for (const component of this.components) {\n                const aliases',
+    replace:
+      'this.index ??= new Map(this.components.flatMap((one) => one.getAliases().map((name) => [name, [one]])));\n' +
+      '            for (const component of this.index.get(variant) ?? []) {\n                const aliases',
+  },
+  {
+    why: "POML's writers test each element against up to fourteen names, which cheerio parses as selectors.",
+    find: "    const nodes = this.toArray();\n    return typeof selector === 'string'\n        ? select.some(",
+    replace:
+      "    if (this.length === 1 && /^[a-z]+$/.test(selector)) return this[0].type === 'tag' && this[0].name === selector;\n" +
+      "    const nodes = this.toArray();\n    return typeof selector === 'string'\n        ? select.some(",
+  },
+  {
     why: 'mammoth is loaded in a render, and its queue must not end with that one, as the timers of a template do.',
     find: 'var GlobalSetImmediate = global.setImmediate;',
     replace: 'var GlobalSetImmediate = pomlflow.setImmediate;',
@@ -95,7 +114,6 @@ const PATCHES = [
 
 // Modules that are loaded on first use: a render without documents, token limits and XML output does not need them, and
 // loading them takes half of a start. Not pdfjs: it redirects the console, which is read-only by then.
-// upstream: poml 0.0.8: a start loads the readers of all documents, and an HTTP client
 const DEFERRED = [
   ['undici', '__importStar(__webpack_require__(/*! undici */ "./node_modules/undici/index.js"))'],
   ['encoding_sniffer_1', '__webpack_require__(/*! encoding-sniffer */ "./node_modules/encoding-sniffer/dist/commonjs/index.js")'],
