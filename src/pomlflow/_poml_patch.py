@@ -35,7 +35,7 @@ def attach(*_: object) -> None:
         if len(args) % 2 == 0 and options.keys() <= _OPTIONS:
             _render(options)
             return CompletedProcess(args, 0)
-        # There are extra_args, and only poml has a command line.
+        # extra_args were given, which only poml's own command line understands.
         files = {name: write_file(text) for name, text in _texts.items() if name in args}
         return run(*(files[arg].name if arg in files else arg for arg in args))
 

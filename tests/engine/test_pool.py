@@ -126,7 +126,7 @@ def test_a_render_too_many_is_refused_at_once(until: Callable[[Any], Any]) -> No
         for thread in others:
             thread.start()
         until(lambda: engine.stats().waiting == 1)
-        with pytest.raises(EngineBusyError, match=r"1 renders wait for 1 Node processes.*max_workers"):
+        with pytest.raises(EngineBusyError, match=r"1 renders already wait for 1 Node processes.*max_workers"):
             text(n=1)
         with pytest.raises(EngineBusyError):
             asyncio.run(atext(n=1))
@@ -141,9 +141,9 @@ def test_the_time_that_a_render_waits_is_part_of_its_limit(until: Callable[[Any]
         other = threading.Thread(target=text, kwargs={"n": 0})
         other.start()
         until(lambda: engine.stats().running == 1)
-        with pytest.raises(RenderTimeoutError, match=r"no Node process came free .* within 0\.05 s"):
+        with pytest.raises(RenderTimeoutError, match=r"no Node process became free .* within 0\.05 s"):
             engine.run(engine.Request("<p>x</p>"), 0.05)
-        with pytest.raises(RenderTimeoutError, match="no Node process came free"):
+        with pytest.raises(RenderTimeoutError, match="no Node process became free"):
             asyncio.run(engine.arun(engine.Request("<p>x</p>"), 0.05))
         assert engine.stats().waiting == 0
     other.join()
@@ -233,7 +233,7 @@ def test_a_pool_that_is_idle_shrinks_to_one_process(
     until: Callable[[Any], Any], alive: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that rendered last stays, whichever set it is of; and the pool grows and shrinks again."""
-    monkeypatch.setattr("pomlflow.engine.pool._IDLE", 0.3)
+    monkeypatch.setattr("pomlflow.engine.pool._IDLE_TIMEOUT", 0.3)
     for _ in range(2):
         engine.prewarm(2)
         registry_text()

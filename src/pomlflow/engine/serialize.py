@@ -28,8 +28,8 @@ from pomlflow.record import well_formed
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_STRICT_INTEGER | orjson.OPT_PASSTHROUGH_DATACLASS
 _SAFE_INTEGER = 2**53 - 1  # JavaScript's Number.MAX_SAFE_INTEGER
-_CAUSES = OverflowError, UnicodeEncodeError  # that orjson before 3.12 gives its own errors
-_DEPTH = 100
+_CAUSES = OverflowError, UnicodeEncodeError  # the causes that orjson before 3.12 sets on its own errors
+_MAX_DEPTH = 100
 _SHOWN = 60  # characters of a too deep value's path in an error: its beginning shows where to look
 # The key of encoded NaN and infinities. It has a private-use character, so that no key of a user equals it.
 _NUMBER = "\ue000number"
@@ -66,13 +66,13 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
     """Encode values as JSON like `encode`, but without checking their names."""
     try:
         text = orjson.dumps(values, default=_convert, option=_OPTIONS)
-        careful, cause = b"null" in text and _has_non_finite(values.values()), None
+        needs_walk, cause = b"null" in text and _has_non_finite(values.values()), None
     except orjson.JSONEncodeError as error:
-        careful, cause = True, error.__cause__
-    if careful:
+        needs_walk, cause = True, error.__cause__
+    if needs_walk:
         text = orjson.dumps(_walk(values, "", 0))  # repeats an error of a user's object, and reports its place
     if cause is not None and not isinstance(cause, _CAUSES):
-        raise cause  # of a signal handler
+        raise cause  # a signal handler raised it during the encoding
     # Search the text, since the variables of a replayed trace are already encoded.
     return text, b'"__base64__":' in text or _NUMBER.encode() in text
 
@@ -161,9 +161,9 @@ def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911 - a table,
         return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else _text(value, path)
     if kind is float:
         return value if math.isfinite(value) else {_NUMBER: _JAVASCRIPT[str(value)]}
-    if depth > _DEPTH:
+    if depth > _MAX_DEPTH:
         begin = path if len(path) <= _SHOWN else f"{path[:_SHOWN]}…"
-        why = f"variable {begin!r} is nested more than {_DEPTH} deep, or holds itself"
+        why = f"variable {begin!r} is nested more than {_MAX_DEPTH} levels deep, or contains itself"
         raise VariableError(why, _variable(path))
     if kind is dict:
         named = ((_key(key, path), inner) for key, inner in value.items())
@@ -197,7 +197,8 @@ def _text(value: Any, path: str) -> str:
     try:
         return str(value)
     except Exception as error:
-        why = f"variable {path!r} holds a {type(value).__qualname__} without a text ({type(error).__name__}: {error})"
+        kind, reason = type(value).__qualname__, f"{type(error).__name__}: {error}"
+        why = f"variable {path!r} contains a {kind} whose str() fails ({reason})"
         raise VariableError(why, _variable(path)) from error
 
 

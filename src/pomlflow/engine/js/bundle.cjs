@@ -31,7 +31,7 @@ function readBundle(bundle) {
   return map < 0 ? bytes : bytes.subarray(0, map);
 }
 
-/** The functions that the patched text calls, as `pomlflow`. */
+/** The functions that the patched text calls, under the name `pomlflow`. */
 const helpers = (bundle, require) => ({
   setImmediate,
   /** The parts of the output that each speaker's range has; the ranges are in order and do not overlap. */
@@ -167,8 +167,8 @@ function passNativeMessages(base) {
 
 // Whitespace that POML collapses or strips, and the Unicode noncharacter that replaces it until the output. A single
 // blank between words is not replaced.
-const SIGNS = { '\n': '\ufdd0', '\r': '\ufdd1', '\t': '\ufdd2', '  ': '\ufdd3', ' ': '\ufdd4' };
-const SPACES = Object.fromEntries(Object.entries(SIGNS).map(([space, sign]) => [sign, space]));
+const SUBSTITUTES = { '\n': '\ufdd0', '\r': '\ufdd1', '\t': '\ufdd2', '  ': '\ufdd3', ' ': '\ufdd4' };
+const SPACES = Object.fromEntries(Object.entries(SUBSTITUTES).map(([space, sign]) => [sign, space]));
 const STRUCTURE = /<(?:obj|table)\b| serializer="(?!xml")| (?:char|token)-limit="/; // in POML's intermediate form
 const SCHEMAS = new Set('output-schema outputschema tool tool-def tooldef tool-definition tooldefinition'.split(' '));
 
@@ -206,7 +206,7 @@ function keepWhitespace({ prototype }, place) {
   prototype.evaluateExpression = function (expression, context, range, bare) {
     const value = evaluateExpression.call(this, expression, context, range, bare);
     if (!variables || place() !== 'text' || typeof value !== 'string' || !Object.hasOwn(variables, expression)) return value;
-    const hidden = value.replace(/\n|\r|\t| {2}|^ | $/g, (space) => SIGNS[space]);
+    const hidden = value.replace(/\n|\r|\t| {2}|^ | $/g, (space) => SUBSTITUTES[space]);
     used ||= hidden !== value;
     return hidden;
   };

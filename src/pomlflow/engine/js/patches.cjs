@@ -1,7 +1,7 @@
 // The patches of the text of POML's bundle, applied before it is compiled.
 //
 // Each `find` occurs exactly once in the bundle of poml 0.0.8 (a test checks it). If one is missing, the start fails,
-// since the poml package is another one.
+// since it is another version of poml.
 'use strict';
 
 // upstream: poml 0.0.8: development React, a search for each element or message, and readers that a start loads
@@ -30,12 +30,12 @@ const PATCHES = [
   },
   {
     // upstream: poml 0.0.8: quadratic time in a run of blanks
-    why: 'Quadratic in a run of blanks; the replacements after it make the same of either.',
+    why: 'Quadratic in a run of blanks; the replacements after it give the same result for both.',
     find: String.raw`text = text.replace(/[\t\n\r ]*\n[\t\n\r ]*/g, '\n');`,
     replace: String.raw`text = text.replace(/[\t\n\r ]+/g, ' ');`,
   },
   {
-    why: 'Quadratic in elements: which part of the markup a part of the output comes from, which write() leaves out.',
+    why: 'Quadratic in elements: the source map from output to markup, which write() discards.',
     find: 'for (const m of result.mappings) {\n                if (start',
     replace: 'for (const m of []) {\n                if (start',
   },
@@ -106,7 +106,7 @@ const PATCHES = [
       "    const nodes = this.toArray();\n    return typeof selector === 'string'\n        ? select.some(",
   },
   {
-    why: 'mammoth is loaded in a render, and its queue must not end with that one, as the timers of a template do.',
+    why: 'mammoth may be loaded in a render: it needs Node's own setImmediate, since a template's timers end with its render.',
     find: 'var GlobalSetImmediate = global.setImmediate;',
     replace: 'var GlobalSetImmediate = pomlflow.setImmediate;',
   },
@@ -140,13 +140,13 @@ function moduleAt(text, id) {
   const head = `\n/***/ "${id}":\n`;
   const start = text.indexOf(head) + head.length;
   const end = text.indexOf('\n/***/ "', start);
-  if (start < head.length || end < 0) throw new Error(`it does not hold the module ${id}`);
+  if (start < head.length || end < 0) throw new Error(`it does not contain the module ${id}`);
   return { start, end: text.lastIndexOf(',', end) };
 }
 
 function patchAt(text, { find, replace }) {
   const start = text.lastIndexOf(find);
-  if (start < 0) throw new Error(`it does not hold ${find}`);
+  if (start < 0) throw new Error(`it does not contain ${find}`);
   return { start, end: start + find.length, replace };
 }
 

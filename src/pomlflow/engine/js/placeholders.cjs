@@ -55,22 +55,22 @@ function install({ prototype }) {
     const before = (evaluating = touches);
     const value = evaluateExpression.call(this, expression, context, range, bare);
     evaluating = undefined;
-    const isOne = isPlaceholder(value);
-    if (isOne) touches += 1;
+    const isWhole = isPlaceholder(value);
+    if (isWhole) touches += 1;
     if (bare && mentions(expression, context)) {
-      forced ||= !value;
-      return value || true; // an `if`: its content is checked too
+      forced ||= !value; // an `if`: its content is checked too
+      return value || true;
     }
     if (touches === before) return value;
-    if (looping) return Array.isArray(value) && value.length ? value : [placeholder(isOne ? `${value[LABEL]}[0]` : 'item')];
+    if (looping) return Array.isArray(value) && value.length ? value : [placeholder(isWhole ? `${value[LABEL]}[0]` : 'item')];
     if (bare) return value;
     const inside = attribute && range && range.start >= attribute.start && range.end <= attribute.end;
     if (range) (inside ? attributes : texts).push(inside ? attribute : range);
-    return isOne ? value[LABEL] : value;
+    return isWhole ? value[LABEL] : value;
   };
   prototype.reportError = function (message, range, cause) {
-    const unsure = cause !== undefined && evaluating !== undefined && touches > evaluating;
-    if (!unsure) reportError.call(this, message, range, cause); // code that is not JavaScript uses no placeholder
+    const mayBeCausedByPlaceholder = cause !== undefined && evaluating !== undefined && touches > evaluating;
+    if (!mayBeCausedByPlaceholder) reportError.call(this, message, range, cause); // code that is not JavaScript uses no placeholder
   };
   prototype.handleForLoop = function (element, context) {
     looping = true;

@@ -16,11 +16,11 @@ const vm = require('node:vm');
 const Module = require('node:module');
 const { closeGlobals, define } = require('./intrinsics.cjs');
 
-const REMEDY = 'templates may not do this; if you trust them, lift it with pomlflow.configure(sandbox=False)';
+const REMEDY = 'if you trust the templates, disable it with pomlflow.configure(sandbox=False)';
 
 /** An error as Node's permission model raises it. */
 function denied(what) {
-  return Object.assign(new Error(`${what} is closed: ${REMEDY}`), { code: 'ERR_ACCESS_DENIED' });
+  return Object.assign(new Error(`${what} is blocked by the sandbox; ${REMEDY}`), { code: 'ERR_ACCESS_DENIED' });
 }
 
 /** A substitute for a module, class or function: properties can be read, classes can extend it, calls throw. */
@@ -80,17 +80,17 @@ function requireFor(require, reads) {
   const load = (id) => {
     if (MODULES[id]) return MODULES[id]();
     if (id === 'sharp') return images(require, reads);
-    if (id.startsWith('pdfjs-dist/')) return run(require.resolve(id), facade); // eval("require") of POML's pdfjs
+    if (id.startsWith('pdfjs-dist/')) return runPdfjs(require.resolve(id), substituteOf); // eval("require") of POML's pdfjs
     if (id === 'fs') return readOnlyFs(reads);
     if (id === 'canvas') throw new Error("Cannot find module 'canvas'"); // optional, and not part of poml
     return closed(id);
   };
-  const facade = (name) => {
+  const substituteOf = (name) => {
     const id = name.replace(/^node:/, '');
     if (!given.has(id)) given.set(id, load(id));
     return given.get(id);
   };
-  return facade;
+  return substituteOf;
 }
 
 /** The module fs with these reading functions; every other function is closed. */
@@ -106,12 +106,12 @@ function readOnlyFs(reads) {
  * Runs the second half of pdfjs, which is loaded for the first PDF and sees only what the bundle sees. Its core-js adds
  * globals, which would fail here and is skipped: Node 22 and later need none of them.
  */
-function run(file, require) {
-  const mend = (object, key, descriptor) => Reflect.defineProperty(object, key, descriptor) && object;
-  const source = fs.readFileSync(file, 'utf8').replaceAll('= Object.defineProperty;', '= mend;');
-  const script = new vm.Script(`(function (module, exports, require, globalThis, mend) {${source}\n})`, { filename: file });
+function runPdfjs(file, require) {
+  const defineOrSkip = (object, key, descriptor) => Reflect.defineProperty(object, key, descriptor) && object;
+  const source = fs.readFileSync(file, 'utf8').replaceAll('= Object.defineProperty;', '= defineOrSkip;');
+  const script = new vm.Script(`(function (module, exports, require, globalThis, defineOrSkip) {${source}\n})`, { filename: file });
   const module = { exports: {} };
-  script.runInThisContext()(module, module.exports, require, Object.create(globalThis), mend);
+  script.runInThisContext()(module, module.exports, require, Object.create(globalThis), defineOrSkip);
   return module.exports;
 }
 

@@ -7,8 +7,8 @@
 //   {id, markup, context, stylesheet, path, chat, revive, marks, keep_whitespace} -> {id, ok: frame} | {id, problems: […]}
 //   the same with placeholders, names of variables without a value -> the same, without problems that these may cause
 //   {id, op: "prepare"}                                            -> {id, ok: base64 of what a later start reads}
-// An answer also has ms, the time from parsing the request to writing the answer; kept, if whitespace was kept; and in
-// one of 32 answers memory, the resident bytes. During a render, the worker may request files; see file_access.cjs.
+// An answer also has ms, the time from parsing the request to writing the answer; kept, if whitespace was kept; and
+// memory, the resident bytes. During a render, the worker may request files; see file_access.cjs.
 // Renders never overlap: POML collects its errors in one global list, so two at once would get each other's.
 'use strict';
 
@@ -34,40 +34,30 @@ const write = process.stdout.write.bind(process.stdout);
 process.stdout.write = process.stderr.write.bind(process.stderr);
 const send = (line, then) => write(`\n${line}\n`, then);
 
-/** A cache of parsed files by path and markup: parsing is half of a render. The length of its keys is bounded. */
-class ParsedFiles {
-  constructor(limit) {
-    this.limit = limit;
-    this.held = 0;
-    this.entries = new Map();
-  }
+const MAX_PARSED = 256 * 1024; // characters; a parsed file takes 85 bytes for each, or 210 if it is only tags
+const parsedFiles = new Map(); // by path and markup: parsing is half of a render
+let parsedLength = 0;
 
-  get(markup, file) {
-    const key = `${file || ''}\0${markup}`;
-    let entry = this.entries.get(key);
-    if (entry) {
-      this.entries.delete(key); // added again below, as the newest entry
-    } else {
-      poml.base.ErrorCollection.clear();
-      const parsed = new poml.PomlFile(markup, { trim: true }, file || undefined);
-      parsed.cst = parsed.tokenVector = undefined; // for editors only, and half of a file's memory
-      entry = { parsed, errors: poml.base.ErrorCollection.list() };
-      this.held += key.length;
+/** Parses a file, unless it is one of the files parsed before. When these are too long, all of them are dropped. */
+function parse(markup, file) {
+  const key = `${file || ''}\0${markup}`;
+  if (!parsedFiles.has(key)) {
+    poml.base.ErrorCollection.clear();
+    const parsed = new poml.PomlFile(markup, { trim: true }, file || undefined);
+    parsed.cst = parsed.tokenVector = undefined; // for editors only, and half of a file's memory
+    if ((parsedLength += key.length) > MAX_PARSED) {
+      parsedFiles.clear();
+      parsedLength = key.length;
     }
-    this.entries.set(key, entry);
-    for (const oldest of this.entries.keys()) {
-      if (this.held <= this.limit || this.entries.size === 1) break;
-      this.entries.delete(oldest);
-      this.held -= oldest.length;
-    }
-    return entry;
+    parsedFiles.set(key, { parsed, errors: poml.base.ErrorCollection.list() });
   }
+  return parsedFiles.get(key);
 }
 
 /** Renders a request; returns null if kept whitespace would break the syntax of the output: JSON, YAML or a table. */
 async function render({ markup, context, stylesheet, path: file, chat }) {
   poml.sources.begin(); // parsing reports offsets too
-  const { parsed, errors } = parsedFiles.get(markup, file);
+  const { parsed, errors } = parse(markup, file);
   poml.sources.begin(parsed.sourcePath);
   // Reset what react() of poml 0.0.8 leaves behind in a PomlFile, and restore the errors of its constructor.
   parsed.responseSchema = parsed.toolsSchema = parsed.runtimeParameters = undefined;
@@ -179,15 +169,13 @@ function serve() {
   const queue = [];
   let parts = [];
   let busy = false;
-  let answers = 0;
   async function work() {
     if (busy) return;
     busy = true;
     while (queue.length) {
       const start = performance.now();
       const line = await answer(queue.shift());
-      const memory = answers++ % 32 ? '' : `,"memory":${rss()}`; // 5 µs
-      send(`${line.slice(0, -1)}${memory},"ms":${(performance.now() - start).toFixed(4)}}`);
+      send(`${line.slice(0, -1)},"memory":${rss()},"ms":${(performance.now() - start).toFixed(4)}}`);
       clean(); // while Python wakes up
     }
     busy = false;
@@ -207,7 +195,6 @@ function serve() {
 let poml;
 let checking; // what placeholders.install returned, once there was a check
 const cleanups = []; // run after each render
-const parsedFiles = new ParsedFiles(256 * 1024); // a parsed file takes 85 bytes per character, or 210 if it is only tags
 try {
   if (sandboxed) sandbox.replaceGlobals();
   const requireFor = sandboxed ? sandbox.requireFor : sandbox.openRequireFor;
