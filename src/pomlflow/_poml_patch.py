@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from pomlflow.api import json_object, template_of
-from pomlflow.dispatch import RenderContext, dispatch
+from pomlflow.dispatch import Mask, RenderContext, dispatch
 from pomlflow.frame.openai import raw
 
 _OPTIONS: Final = frozenset({"-f", "-o", "--context-file", "--stylesheet-file", "--chat", "--traceDir"})
@@ -23,17 +23,16 @@ _texts: Final[dict[str, str]] = {}  # by the name that poml passes to the comman
 _numbers: Final = itertools.count()
 
 
-def attach(*_: object) -> None:
+def attach(_register: bool = True, mask: Mask | None = None) -> None:
     """Replace poml's functions that run its command line and write the temporary files for it."""
-    if _originals:
-        return
+    detach()
     api = import_module("poml.api")
     run, write_file = api.run, api.write_file
 
     def run_in_engine(*args: str) -> Any:
         options = dict(zip(args[::2], args[1::2], strict=False))
         if len(args) % 2 == 0 and options.keys() <= _OPTIONS:
-            _render(options)
+            _render(options, mask)
             return CompletedProcess(args, 0)
         # extra_args were given, which only poml's own command line understands.
         files = {name: write_file(text) for name, text in _texts.items() if name in args}
@@ -65,7 +64,7 @@ class _Text:
         del _texts[self.name]
 
 
-def _render(options: dict[str, str]) -> None:
+def _render(options: dict[str, str], mask: Mask | None) -> None:
     """Render what the options of poml's command line name, trace it, and write the output and local trace files."""
     markup = options["-f"]
     stylesheet, context = (_object(options, kind) for kind in ("stylesheet", "context"))
@@ -79,7 +78,7 @@ def _render(options: dict[str, str]) -> None:
     if "--traceDir" in options:
         from pomlflow.tracking.trace_files import TraceFiles
 
-        TraceFiles(Path(options["--traceDir"])).write(record, template.path)
+        TraceFiles(Path(options["--traceDir"])).write(record, template.path, mask=mask)
     Path(options["-o"]).write_text(raw(record.result()), encoding="utf-8", newline="")
 
 

@@ -102,10 +102,14 @@ def test_a_mask_holds_for_files_too(tmp_path: Path, autolog: Callable[..., None]
         content["inputs"]["context"]["name"] = "?"
         return {"inputs": content["inputs"]}
 
-    autolog(log_traces=False, trace_dir=tmp_path, mask=mask)
+    expected = {"0001.context.json": '{\n  "name": "?"\n}', "0001.poml": "<p>{{name}}</p>"}
+    autolog(log_traces=False, trace_dir=tmp_path / "ours", mask=mask)
     assert pomlflow.poml("<p>{{name}}</p>", {"name": "Ada"})[0]["content"] == "Ada"
-    (folder,) = tmp_path.iterdir()
-    assert written(folder) == {"0001.context.json": '{\n  "name": "?"\n}', "0001.poml": "<p>{{name}}</p>"}
+    (folder,) = (tmp_path / "ours").iterdir()
+    assert written(folder) == expected
+    theirs = poml.set_trace("local", trace_dir=tmp_path / "theirs")
+    poml.poml("<p>{{name}}</p>", {"name": "Ada"})
+    assert written(Path(str(theirs))) == expected
 
 
 def test_numbers_that_exist_are_skipped(tmp_path: Path, record: Callable[..., RenderRecord]) -> None:
