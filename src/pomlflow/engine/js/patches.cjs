@@ -106,7 +106,7 @@ const PATCHES = [
       "    const nodes = this.toArray();\n    return typeof selector === 'string'\n        ? select.some(",
   },
   {
-    why: 'mammoth may be loaded in a render: it needs Node's own setImmediate, since a template's timers end with its render.',
+    why: "mammoth may be loaded in a render: it needs Node's own setImmediate, since a template's timers end with its render.",
     find: 'var GlobalSetImmediate = global.setImmediate;',
     replace: 'var GlobalSetImmediate = pomlflow.setImmediate;',
   },
