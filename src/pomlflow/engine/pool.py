@@ -236,7 +236,7 @@ class Pool:
             self._grow(process.trusted)
 
     def _keep(self, process: NodeProcess) -> None:
-        """Give a free process to whoever waits for one, or keep it idle. Needs the lock."""
+        """Grant a free process to a waiting request, or keep it idle. Needs the lock."""
         self._idle.append(process)
         self._grow(not process.trusted)  # which may have fewer processes, and then takes this one's place
         self._assign(process.trusted)
