@@ -82,7 +82,7 @@ class NodeProcess:
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
-        reading, lifeline = os.pipe() if sys.platform == "linux" else (None, None)
+        lifeline = os.pipe() if sys.platform == "linux" else ()
         try:
             self._popen = subprocess.Popen(  # noqa: S603 - our own worker, no shell
                 command,
@@ -91,18 +91,19 @@ class NodeProcess:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 env={name: value for name, value in os.environ.items() if name.upper() in _ENVIRONMENT},
-                pass_fds=() if reading is None else (reading,),
+                pass_fds=lifeline[:1],
                 **options,
             )
-            if reading is not None:
-                tie_to_parent(reading, self.pid)
+            self.pid = self._popen.pid
+            if lifeline:
+                tie_to_parent(lifeline[0], self.pid)
         except BaseException:
-            if lifeline is not None:
-                os.close(lifeline)
+            for end in lifeline[1:]:
+                os.close(end)
             raise
         finally:
-            if reading is not None:
-                os.close(reading)
+            for end in lifeline[:1]:
+                os.close(end)
         if limited and sys.platform == "linux":
             with contextlib.suppress(OSError, ValueError):  # it has ended, or has a lower limit already
                 resource.prlimit(self.pid, resource.RLIMIT_DATA, (_DATA, _DATA))
@@ -110,9 +111,8 @@ class NodeProcess:
         self._stdin, self._stdout, self._stderr = (
             cast("io.FileIO", stream) for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr)
         )
-        self._pipes = [self._stdin, self._stdout, self._stderr]
-        if lifeline is not None:
-            self._pipes.append(open(lifeline, "wb", buffering=0))  # noqa: PTH123, SIM115 - a descriptor
+        own = (open(end, "wb", buffering=0) for end in lifeline[1:])  # noqa: PTH123, SIM115 - a descriptor
+        self._pipes = [self._stdin, self._stdout, self._stderr, *own]
 
     def _handshake(self) -> dict[str, Any]:
         try:
@@ -134,11 +134,6 @@ class NodeProcess:
     def alive(self) -> bool:
         """Whether it runs and may be used; this takes a system call."""
         return not self.timed_out and self._popen.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._popen.pid
 
     def call(self, request: bytes, timeout: float, respond: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
         """Send a request, a JSON object without its opening brace, and return the answer.
@@ -225,17 +220,14 @@ class NodeProcess:
         if self._stderr_reader.ident is not None:
             self._stderr_reader.join(1)
         watchdog.remove(self)
-        self._close_pipes()
+        self.forget()
 
     def forget(self) -> None:
-        """Close the pipes of the parent's process in a forked child, without touching the process.
+        """Close the pipes, but leave the process alone: a forked child calls this for its parent's processes.
 
-        If they stayed open here, the worker would not notice the end of its own parent.
+        If they stayed open there, the worker would not notice the end of its own parent.
         """
-        self._close_pipes()
         self._popen.returncode = 0  # so that Popen neither waits for it nor warns about it
-
-    def _close_pipes(self) -> None:
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.close()
@@ -254,10 +246,9 @@ def tie_to_parent(reading: int, pid: int) -> None:
     it applies when the *thread* that started the worker ends. On other systems, a worker that loops survives a parent
     that was killed.
     """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # a kernel without this feature, such as that of a sandbox
-            fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
-            fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
+    with contextlib.suppress(OSError):  # a kernel without this feature, such as that of a sandbox
+        fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _loads(line: bytes) -> dict[str, Any]:
