@@ -160,7 +160,6 @@ const CLOSED = 'abort binding chdir dlopen execve exit getBuiltinModule kill mai
 
 /** The substitute for `process` that POML's bundle and templates see. */
 function makeProcess() {
-  const silent = () => undefined;
   const stream = (name) => Object.freeze({ isTTY: false, write: (text) => console[name](String(text)) === undefined });
   const substitute = {
     [Symbol.toStringTag]: 'process',
@@ -168,18 +167,13 @@ function makeProcess() {
     arch: process.arch,
     cwd: process.cwd.bind(process),
     emit: () => false,
-    emitWarning: silent,
+    emitWarning: () => undefined,
     env: Object.freeze(process.env.TZ === undefined ? {} : { TZ: process.env.TZ }),
-    hrtime: Object.assign((before) => process.hrtime(before), { bigint: () => process.hrtime.bigint() }),
     nextTick: (work, ...values) => queueMicrotask(() => work(...values)),
-    off: silent,
-    on: silent,
-    once: silent,
     platform: process.platform,
     report: makeReport(),
     stderr: stream('error'),
     stdout: stream('log'),
-    uptime: () => process.uptime(),
     version: process.version,
     versions: Object.freeze({ ...process.versions }),
   };
