@@ -116,7 +116,7 @@ def test_without_the_sandbox_everything_is_read(home: Path, js: Callable[[str], 
     assert read(home, seen) == "function"
     settings.configure(sandbox=True)
     refused(home, DOCUMENT, path="../other/secret.txt")
-    assert "closed" in refused(home, seen)
+    assert "blocked by the sandbox" in refused(home, seen)
 
 
 def test_reading_the_counters_changes_nothing() -> None:
