@@ -53,7 +53,6 @@ def test_mlflows_own_flush_finishes_links_too(mlflow_store, record, monkeypatch)
 
 def test_a_queue_that_another_thread_starts_at_exit_is_not_stopped(monkeypatch):
     """MLflow's exit hook would wait for ever for the tasks of a stopped queue."""
-    monkeypatch.setattr(shutdown, "_can_start_threads", lambda: False)
     exports, started, proceed = AsyncTraceExportQueue(), threading.Event(), threading.Event()
     set_up = exports._set_up_threads
 

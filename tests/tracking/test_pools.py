@@ -24,7 +24,7 @@ import pomlflow
 from pomlflow import engine
 from pomlflow.tracking import shutdown
 
-shutdown._AT_SIGTERM = shutdown._STUCK = 0.2
+shutdown._SIGTERM_TIMEOUT = shutdown._PAUSE = 0.2
 context = multiprocessing.get_context("fork")
 
 def start():
@@ -96,7 +96,7 @@ def test_a_pool_ends_without_a_server(tmp_path: Path):
 
 def test_what_a_store_does_not_take_in_time_is_counted(mlflow_store, tmp_path: Path):
     """In one line for a process."""
-    body = POOL.replace("with context", "shutdown._CHILD = 0.2\nwith context")
+    body = POOL.replace("with context", "shutdown._CHILD_TIMEOUT = 0.2\nwith context")
     printed = run(program(mlflow_store, body, TASKS=None), tmp_path)
     assert printed.count("The process ends before MLflow has stored everything: ") == 2
 

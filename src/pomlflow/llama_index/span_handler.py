@@ -57,7 +57,7 @@ from pomlflow.llama_index.mlflow_tracer import (
 )
 from pomlflow.llama_index.streams import Deferred, frame_of, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
-from pomlflow.tracking.shutdown import call_before_exit, call_before_flush
+from pomlflow.tracking.shutdown import call_before_flush
 
 _OBJECTS: Final = (LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent)
 _RESPONSES: Final = (LLMChatInProgressEvent, LLMCompletionInProgressEvent, LLMChatEndEvent, LLMCompletionEndEvent)
@@ -141,21 +141,19 @@ class SpanHandler(BaseSpanHandler[Any]):
     def start(self) -> None:
         """Prepare for spans, once."""
         if self.mlflow is None:
-            call_before_exit(self.end_streams)
-            call_before_flush(self.end_read_streams)
+            call_before_flush(self.end_streams)
             self.mlflow = mlflow_functions(self)
             self.deferred = Deferred()
 
-    def end_streams(self) -> None:
-        """End the spans that LlamaIndex has left. At exit, a stream may still be referenced and not read to its end."""
+    def end_streams(self, is_exit: bool) -> None:
+        """End the spans of streams that were read to their end, which a variable may hold; at exit, of all streams."""
+        if not is_exit:
+            for span in list(self.streaming.values()):  # inner ones have returned first
+                self.deferred.do(partial(self._settle, span))
+            return
         for span in reversed(list(self.open_spans.values())):  # children before their parents
             if span.left:
                 self._end(span)
-
-    def end_read_streams(self) -> None:
-        """End the spans of streams that were read to their end: a variable may hold a generator long after that."""
-        for span in list(self.streaming.values()):  # inner ones have returned first
-            self.deferred.do(partial(self._settle, span))
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
         """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""

@@ -34,14 +34,12 @@ from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import FOREVER, call_in_child, worker
 from pomlflow.tracking.stores import check_reachable, redacted
 
-_CHILD: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
-_AT_SIGTERM: Final = 20.0  # seconds to flush at SIGTERM; most container runtimes kill after 30
-_STUCK: Final = 5.0  # seconds without a stored trace until main goes on, since it may hold a lock that the flush needs
-_POLL: Final = 0.05  # seconds
-_CHECK: Final = 2.0  # seconds within which a server must respond at exit
-_CHILD_CHECK: Final = 30.0  # the same at the end of such a child: many end together, and keep the server busy
-_before_exit: Final[list[Callable[[], None]]] = []
-_before_flush: Final[list[Callable[[], None]]] = []
+_CHILD_TIMEOUT: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
+_SIGTERM_TIMEOUT: Final = 20.0  # seconds to flush at SIGTERM; most container runtimes kill after 30
+_PAUSE: Final = 5.0  # seconds that main waits at SIGTERM; not longer, since it may hold a lock that the flush needs
+_CHECK_TIMEOUT: Final = 2.0  # seconds within which a server must respond at exit
+_CHILD_CHECK_TIMEOUT: Final = 30.0  # the same at the end of such a child: many end together, and keep the server busy
+_before_flush: Final[list[Callable[[bool], None]]] = []
 _flushed: Final = threading.Event()  # set at SIGTERM
 
 
@@ -83,24 +81,22 @@ def register_hooks() -> None:
         warn_once("hooks", "This version of MLflow has unknown exporters (%s): call pomlflow.flush() at exit", error)
 
 
-def call_before_exit(callback: Callable[[], None]) -> None:
-    """Register a function to call at exit, before everything is flushed."""
-    _before_exit.append(callback)
+def call_before_flush(callback: Callable[[bool], None]) -> None:
+    """Register a function to call before each flush, with whether it is that at exit. It must not block."""
+    _before_flush.append(callback)
     register_hooks()
 
 
-def call_before_flush(callback: Callable[[], None]) -> None:
-    """Register a function to call at each flush, before it. It must not block."""
-    _before_flush.append(callback)
-
-
-def _call(callbacks: list[Callable[[], None]]) -> None:
-    for callback in callbacks:
+def _call_before_flush(*, is_exit: bool) -> None:
+    for callback in _before_flush:
         with suppress(Exception):
-            callback()
+            callback(is_exit)
 
 
 def _exit_before_join() -> None:
+    if hasattr(signal, "sigpending") and signal.SIGTERM in signal.sigpending():  # blocked by `_block_after`
+        flush_at_exit(_SIGTERM_TIMEOUT)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if flush_at_exit():
         # For the traces of threads that outlive main. Hooks run in reverse order, so this one precedes MLflow's.
         atexit.register(flush_at_exit)
@@ -121,16 +117,17 @@ def flush_at_exit(limit: float | None = None) -> bool:
 
     `limit` is for a process that runs none of the exit hooks in which MLflow stores the rest.
     """
-    _call(_before_exit)
-    check = _CHECK
+    _call_before_flush(is_exit=True)
+    check = _CHECK_TIMEOUT
     if multiprocessing.parent_process() is not None:  # such a child never runs exit hooks
-        limit, check = _CHILD, _CHILD_CHECK
+        limit, check = _CHILD_TIMEOUT, _CHILD_CHECK_TIMEOUT
     deadline = time.monotonic() + (_limit() if limit is None else limit)
-    respond = True
+    all_respond = True
     with suppress(Exception):  # another version of MLflow or Python
         exports = _exports()
-        for _, _, queue in exports:  # for all first: MLflow's own thread may export while the stores are checked
-            _export_without_threads(queue)
+        if not _can_start_threads():
+            for _, _, queue in exports:  # for all first: MLflow's own thread may export while the stores are checked
+                _export_without_threads(queue)
         for uri, processor, queue in exports:
             if uri is None:
                 if limit is not None:  # else OpenTelemetry's own exit hook follows
@@ -140,7 +137,7 @@ def flush_at_exit(limit: float | None = None) -> bool:
                 check_reachable(uri, check)
                 _drain(processor, queue, deadline)
             except Exception:  # noqa: BLE001 - for any reason, the store accepts nothing
-                respond = False
+                all_respond = False
                 warn_once(
                     ("exit", uri),
                     "The program ends while MLflow's store %s is unreachable: its traces are lost",
@@ -148,15 +145,14 @@ def flush_at_exit(limit: float | None = None) -> bool:
                 )
                 _abandon(queue)
     pending, _ = _flush_worker(max(deadline, time.monotonic() + 0.1))
-    if limit is not None and respond and (pending := pending + _count_traces()):
-        warn_once("exit", "The process ends before MLflow has stored everything: %d traces or links are lost", pending)
-    return respond
-
-
-def _count_traces() -> int:
-    with suppress(AttributeError, RuntimeError):  # another version of MLflow; an exporter is made meanwhile
-        return sum(queue._queue.unfinished_tasks for _, _, queue in _exports() if queue is not None)
-    return 0
+    if limit is not None and all_respond:
+        with suppress(AttributeError, RuntimeError):  # another version of MLflow; an exporter is made meanwhile
+            pending += sum(queue._queue.unfinished_tasks for _, _, queue in _exports() if queue is not None)
+        if pending:
+            warn_once(
+                "exit", "The process ends before MLflow has stored everything: %d traces or links are lost", pending
+            )
+    return all_respond
 
 
 def _flush_worker(deadline: float) -> tuple[int, int]:
@@ -183,7 +179,7 @@ def _exports() -> list[tuple[str | None, Any, Any]]:
 
 def _drain_all(deadline: float) -> bool | None:
     """Wait until MLflow has tried to store all ended traces; return whether it has, or None in an unknown version."""
-    _call(_before_flush)
+    _call_before_flush(is_exit=False)
     try:
         drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
     except AttributeError:
@@ -203,10 +199,10 @@ def _drain(processor: Any, queue: Any, deadline: float) -> bool:
 
 def _export_without_threads(queue: Any) -> None:
     """Prepare an export queue for traces while no thread can start: in exit hooks, from Python 3.12 on."""
-    if queue is None or _can_start_threads():
+    if queue is None:
         return
     # upstream: mlflow 3.12-3.18: the queue loses traces then, or stores one twice and stops, as it starts its threads.
-    with queue._lock:  # another thread may be starting the queue's threads; stopped then, MLflow's exit hook never ends
+    with queue._lock:  # if the queue is stopped while another thread starts its threads, MLflow's exit hook never ends
         if queue.is_active():
             pool = queue._worker_threadpool
             pool._max_workers = max(1, len(pool._threads))
@@ -245,61 +241,43 @@ def _abandon(queue: Any) -> None:
 
 def _limit() -> float:
     """Return the seconds that a flush at exit may take."""
-    try:
-        limit = float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5"))
-    except ValueError:
-        limit = -1.0
-    return min(limit, FOREVER) if limit >= 0 else 5.0
+    with suppress(ValueError):
+        return max(0.0, min(float(os.environ.get("POMLFLOW_FLUSH_TIMEOUT", "5")), FOREVER))
+    return 5.0
 
 
-def finish_at_sigterm() -> None:
-    """Handle SIGTERM: store what is pending before it ends the program. Outside the main thread, do nothing."""
+def handle_sigterm() -> None:
+    """Store what is pending at SIGTERM, before it ends the program. Outside the main thread, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
-    before = signal.getsignal(signal.SIGTERM)
+    handler, uvicorn = signal.getsignal(signal.SIGTERM), sys.modules.get("uvicorn")
     with suppress(ValueError):  # another interpreter of the process
-        if before is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _finish_and_end)
-        elif _is_of_uvicorn(before) and hasattr(signal, "pthread_sigmask"):
-            atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
-            signal.signal(signal.SIGTERM, partial(_finish_after, before))
+        if handler is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _flush_then_terminate)
+        elif uvicorn is not None and isinstance(getattr(handler, "__self__", None), uvicorn.Server):
+            signal.signal(signal.SIGTERM, partial(_block_after, handler))
 
 
-def _is_of_uvicorn(handler: Any) -> bool:
-    uvicorn = sys.modules.get("uvicorn")
-    return uvicorn is not None and isinstance(getattr(handler, "__self__", None), uvicorn.Server)
-
-
-def _finish_and_end(number: int, _frame: object) -> None:
-    """Flush in another thread, which then sends the signal again; wait in this one for as long as that progresses."""
+def _flush_then_terminate(number: int, _frame: object) -> None:
+    """Flush in another thread, which then sends the signal again."""
     thread = threading.Thread(target=_flush_and_signal, args=(number,), daemon=True)
     with suppress(RuntimeError):  # no thread can start while the interpreter shuts down
         if not _flushed.is_set():
             thread.start()
-            pending = None
-            while thread.is_alive() and pending != (pending := _count_traces() + worker.pending()):
-                thread.join(_STUCK)
+            thread.join(_PAUSE)
             return
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
 
 def _flush_and_signal(number: int) -> None:
-    flush_at_exit(_AT_SIGTERM)
+    flush_at_exit(_SIGTERM_TIMEOUT)
     _flushed.set()
     os.kill(os.getpid(), number)
 
 
-def _finish_after(before: Any, number: int, frame: object) -> None:
-    """Let uvicorn shut down, and block the signal that it raises at the end until everything is stored."""
-    mine = signal.getsignal(number)
-    threading.Thread(target=_finish_when_restored, args=(mine, number), daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {number})  # in the main thread only; the new thread can still receive it
-    before(number, frame)
-
-
-def _finish_when_restored(mine: Any, number: int) -> None:
-    """Wait until uvicorn has restored the handler that was set before its own, and end the program then."""
-    while signal.getsignal(number) is mine:
-        time.sleep(_POLL)
-    _flush_and_signal(number)
+def _block_after(handler: Any, number: int, frame: object) -> None:
+    """Let uvicorn shut down, and block the signal that it raises at its end: it is pending until the exit then."""
+    handler(number, frame)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})

@@ -44,7 +44,7 @@ from pomlflow.record import RenderRecord
 from pomlflow.tracking.experiment import start_span
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.redaction import GuardedSpan, bare_media, warn_incomplete
-from pomlflow.tracking.shutdown import enlarge_span_queue, finish_at_sigterm
+from pomlflow.tracking.shutdown import enlarge_span_queue, handle_sigterm
 
 SPAN_TYPE: Final = "PROMPT"
 _DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has changed
@@ -176,7 +176,7 @@ def folder_of(path: str | None) -> str:
 def prepare() -> None:
     """Prepare MLflow for traces, before the first one."""
     _enlarge_buffers()
-    finish_at_sigterm()
+    handle_sigterm()
 
 
 @cache
