@@ -206,7 +206,7 @@ def test_a_file_that_no_render_could_read_is_not_stored(
     loaded = load(version.uri)
     assert loaded.bundle.contents == {"note.txt": b"note"}
     assert loaded.bundle.omitted == dict.fromkeys(
-        hidden, "no template may read it there (pomlflow.configure(allow_read=…))"
+        hidden, "templates may not read this folder (pomlflow.configure(allow_read=…))"
     )
     for number, options in ((1, {"allow_read": [tmp_path / "other"]}), (2, {"sandbox": False})):
         monkeypatch.setattr(settings, "_current", settings.Settings(**options))

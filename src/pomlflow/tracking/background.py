@@ -23,14 +23,14 @@ from typing import Final
 from mlflow.utils.workspace_context import set_server_request_workspace
 
 from pomlflow._log import logger, warn_once
-from pomlflow.tracking.stores import is_outage, may_pass, redacted, redacted_error
+from pomlflow.tracking.stores import is_outage, may_succeed_later, redacted, redacted_error
 
 FIRST: Final = -math.inf  # as `after`: the task runs before all others that are due
 _PAUSE: Final = 5.0  # seconds between runs of a task that is not done
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
 _FLUSH_PAUSE: Final = 0.2  # seconds between runs of a task during a flush
-_MAX_TRIES: Final = 3  # failed runs, without outages, at which the refusal is logged and the task may be dropped
-_MAX_TASKS: Final = 50_000  # that wait at the same time
+_MAX_TRIES: Final = 3  # failed runs in a row, outages not counted, after which a task may be dropped, with a warning
+_MAX_TASKS: Final = 50_000  # waiting tasks
 FOREVER: Final = threading.TIMEOUT_MAX / 2  # seconds
 
 
@@ -45,9 +45,9 @@ class Task:
     uri: str = field(repr=False)  # it may contain a password
     workspace: str | None  # MLflow's workspace
     run: Callable[[], bool]
-    on_dropped: Callable[[], None] | None = None  # called if the worker gives up
+    on_dropped: Callable[[], None] | None = None  # called if the task is dropped or rejected
     is_periodic: bool = False  # it runs before the others, and no flush waits for it
-    tries: int = 0  # how many of its runs failed; outages do not count
+    tries: int = 0  # how many of its last runs failed; outages do not count
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Worker:
         self._working = threading.Lock()
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
-        self.lost = 0  # tasks and traces since the last `take_lost`
+        self.lost = 0  # tasks and traces since the last `take_lost`, about: threads count without a lock
 
     def submit(self, task: Task, *, after: float = 0.0) -> bool:
         """Schedule a task, without blocking; return False if it is dropped because too many are waiting."""
@@ -219,7 +219,7 @@ class Worker:
         elif task.tries < _MAX_TRIES:  # usually another process has taken the same version number
             return 0.25 * 2.0**task.tries
         else:
-            is_retried = may_pass(error)
+            is_retried = may_succeed_later(error)
             warn_once(
                 ("refused", task.uri, getattr(error, "error_code", type(error))),
                 "MLflow's store %s refuses a prompt or its link, %s: %s",

@@ -64,7 +64,7 @@ class Bundle:
     """All files of a prompt version, in the order of the digest."""
 
     files: tuple[BundledFile, ...] = ()
-    folder: str = ""  # the markup's, relative to that of all files; a part for each leading ``..`` of a path
+    folder: str = ""  # the markup's, relative to the root of the extracted files: where a ``..`` in a path leads
 
     @property
     def contents(self) -> dict[str, bytes]:
@@ -98,11 +98,11 @@ class ExtractedFiles:
     def read(self, file: Path) -> str | None:
         """Return the text of one of the files; None for any other file of this machine."""
         with contextlib.suppress(OSError):
-            return None if self.problem(file) else file.read_bytes().decode("utf-8-sig", "replace")
+            return None if self.provide(file) else file.read_bytes().decode("utf-8-sig", "replace")
         return None
 
-    def problem(self, file: Path) -> str:
-        """Return why a file that the markup names is missing, or an empty string. May copy it from `base_dir`."""
+    def provide(self, file: Path) -> str:
+        """Provide a file that the markup names, from `base_dir` if it was not stored; return why that failed, or ""."""
         if file in self.files:
             return ""
         path = Path(os.path.relpath(file, self.folder)).as_posix()
@@ -127,18 +127,18 @@ class ExtractedFiles:
 
 
 def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
-    """Return the tags that store a markup's files; `folder` is its own. `FileChangedError` if one has changed since."""
+    """Return the tags that store a markup's files; raise a `FileChangedError` if one has changed since the render."""
     if not files:
         return {}
     tags: dict[str, str] = {}
     entries: list[dict[str, Any]] = []
-    room = _MAX_UNPACKED
+    remaining_bytes = _MAX_UNPACKED
     for file in files:
         entry: dict[str, Any] = {"path": file.path, "sha256": file.sha256}
         entries.append(entry)
         content, omitted = _read(file)
         is_text, pieces = _split(content)
-        if not omitted and (len(content) > room or sum(map(len, (*tags.values(), *pieces))) > _MAX_PACKED):
+        if not omitted and (len(content) > remaining_bytes or sum(map(len, (*tags.values(), *pieces))) > _MAX_PACKED):
             omitted = (
                 f"it has {len(content):,} bytes; all files of a version are limited to {_MAX_UNPACKED:,}, and to "
                 f"{_MAX_PACKED:,} characters as they are stored"
@@ -146,7 +146,7 @@ def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
         if omitted:
             entry["left"] = omitted
             continue
-        room -= len(content)
+        remaining_bytes -= len(content)
         names = [f"{_CONTENT_TAG}{len(tags) + number}" for number in range(1, len(pieces) + 1)]
         tags.update(zip(names, pieces, strict=True))
         entry |= {"size": len(content), "text": is_text, "tags": names}
@@ -161,10 +161,10 @@ def unpack(tags: Mapping[str, str]) -> Bundle:
         return Bundle()
     try:
         index = json.loads(tags[FILES_TAG])
-        folder, files, room = str(index["folder"]), [], _MAX_UNPACKED
+        folder, files, remaining_bytes = str(index["folder"]), [], _MAX_UNPACKED
         for entry in index["files"]:
-            file = _bundled(entry, tags, room)
-            room -= len(file.content or b"")
+            file = _bundled(entry, tags, remaining_bytes)
+            remaining_bytes -= len(file.content or b"")
             files.append(file)
     except (KeyError, TypeError, AttributeError, zlib.error) as error:
         raise ValueError(f"the tag {FILES_TAG} cannot be read: {error!r}") from error
@@ -183,11 +183,11 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
         return b"", "its name has characters that are not valid on every system"
     # Without this, a prompt could put any file of the user who registers it into the registry.
     if settings().sandbox and not _is_within(file.location, trusted_roots(file.folder)):
-        return b"", "no template may read it there (pomlflow.configure(allow_read=…))"
+        return b"", "templates may not read this folder (pomlflow.configure(allow_read=…))"
     content = read_file(file.location)
     if _digest(content or b"") != file.sha256:
         raise FileChangedError(f"{file.path} changed while its prompt was being registered")
-    return content or b"", "it was not there, or is a folder" if content is None else ""
+    return content or b"", "it does not exist, or is a folder" if content is None else ""
 
 
 def _is_within(file: Path, folders: Iterable[str | os.PathLike[str]]) -> bool:
@@ -208,15 +208,15 @@ def _split(content: bytes) -> tuple[bool, list[str]]:
     return False, [packed[at : at + _MAX_TAG] for at in range(0, len(packed), _MAX_TAG)]
 
 
-def _bundled(entry: Mapping[str, Any], tags: Mapping[str, str], room: int) -> BundledFile:
+def _bundled(entry: Mapping[str, Any], tags: Mapping[str, str], remaining_bytes: int) -> BundledFile:
     path, digest = str(entry["path"]), str(entry["sha256"])
     if "tags" not in entry:
         return BundledFile(path, digest, None, str(entry.get("left") or "it was not stored"))
     content = "".join(tags[name] for name in entry["tags"]).encode()
     if content and not entry.get("text"):
-        # A kilobyte may unpack to a megabyte, so the size is limited: one byte more than the room means too many.
-        content = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), room + 1)
-    if len(content) > room:
+        # A kilobyte may unpack to a megabyte, so the size is limited: one byte more means too many.
+        content = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), remaining_bytes + 1)
+    if len(content) > remaining_bytes:
         raise ValueError(f"the files have more than {_MAX_UNPACKED:,} bytes")
     if _digest(content) != digest:
         raise ValueError(f"the content of {path} does not match its digest")
@@ -228,7 +228,7 @@ def _digest(content: bytes) -> str:
 
 
 def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
-    """Return `Bundle.folder` for these paths: the last parts of the markup's folder, ``_`` for those it lacks."""
+    """Return `Bundle.folder` for these paths: the last parts of the markup's folder, with ``_`` for unknown ones."""
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
     names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
     return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]])

@@ -28,12 +28,12 @@ class Difference:
     """One place where two outputs differ."""
 
     where: str  # messages[1].content, tools[0].name, error …
-    then: str | None  # a value that is no text as JSON, and media as type, size and digest; None if there is none
+    then: str | None  # text as it is, media as type, size and digest, other values as JSON; None if absent
     now: str | None
 
     def __str__(self) -> str:
         lines = list(_changed_lines(self.then, self.now))
-        more = [f"  … {len(lines) - _MAX_LINES} lines more"] if len(lines) > _MAX_LINES else []
+        more = [f"  … {len(lines) - _MAX_LINES} more lines"] if len(lines) > _MAX_LINES else []
         return "\n".join([self.where, *lines[:_MAX_LINES], *more])
 
 

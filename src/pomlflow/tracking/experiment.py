@@ -1,4 +1,4 @@
-"""The start of a span, without a request for the experiment that the environment names."""
+"""Start spans without MLflow's blocking request for the experiment that the environment names."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _experiment_of_environment() -> str | None:
     """Return the id of the experiment that the environment names, or None if something else decides."""
     # upstream: mlflow 3.12-3.18: it requests that experiment in the user's call, at the start of each trace, and waits
     # for minutes while the server is unreachable.
-    name, number = MLFLOW_EXPERIMENT_NAME.get(), MLFLOW_EXPERIMENT_ID.get()  # type: ignore[no-untyped-call]
-    if (name or number) is None:
+    name, experiment_id = MLFLOW_EXPERIMENT_NAME.get(), MLFLOW_EXPERIMENT_ID.get()  # type: ignore[no-untyped-call]
+    if (name or experiment_id) is None:
         return None
     stores = Stores.current()
     if not is_server(stores.tracking):
@@ -60,8 +60,8 @@ def _experiment_of_environment() -> str | None:
     if chosen or fluent._get_latest_active_run():  # type: ignore[no-untyped-call]
         return None
     if name is None:
-        return str(number)
-    key = name, number, stores
+        return str(experiment_id)
+    key = name, experiment_id, stores
     return _ids.get(key) or (_look_up(stores, key) if _needs_experiment() else None)
 
 

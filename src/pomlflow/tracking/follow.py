@@ -55,7 +55,7 @@ def open_prompt(
     except RegistryError as error:
         if fallback is None:
             raise
-        logger.info("%s. %s is used until then", error, fallback.path or "The stored markup")
+        logger.info("%s. Until it can be loaded, %s is used", error, fallback.path or "the stored markup")
     return RegistryOrigin(reference, refresh, content, fallback, None if base_dir is None else absolute(base_dir))
 
 
@@ -65,12 +65,12 @@ class _Loaded:
 
     snapshot: Snapshot
     content: PromptContent | None = None  # None for the fallback
-    text: str = ""  # that the snapshot was made of
+    text: str = ""  # from which the snapshot was made
     files: ExtractedFiles | None = None
 
 
 class RegistryOrigin:
-    """The prompt that a reference names at each moment. A copy is the same object.
+    """The prompt that a reference currently names. Copying returns the same object.
 
     A pickle contains the loaded version, but not the store's URI, which may hold a password.
     """
@@ -94,8 +94,8 @@ class RegistryOrigin:
         if content is not None:
             self._loaded = self._load(content, content.source)
         else:
-            self._loaded = _Loaded(self._of_fallback())
-        self._follow(0.0 if content is None else refresh)
+            self._loaded = _Loaded(self._fallback_snapshot())
+        self._schedule_update(0.0 if content is None else refresh)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RegistryOrigin) and self._identity == other._identity
@@ -111,10 +111,10 @@ class RegistryOrigin:
     def current(self) -> Snapshot:
         """Return the template as it is now, without a request."""
         if self._process != os.getpid():  # this is a forked child, which has no background tasks
-            self._follow(0.0)
+            self._schedule_update(0.0)
         now = self._loaded
         if now.content is None:
-            return self._of_fallback()  # its files may have changed
+            return self._fallback_snapshot()  # its files may have changed
         # MLflow's optimisers replace this property during their trials (see `text_of`): read it for each render.
         text = str(now.content.version.template)
         # The system may clean up temporary folders while the process runs.
@@ -123,7 +123,7 @@ class RegistryOrigin:
             self._loaded = now = self._load(now.content, text, files)
         return now.snapshot
 
-    def _of_fallback(self) -> Snapshot:
+    def _fallback_snapshot(self) -> Snapshot:
         """Return the fallback as it is now."""
         assert self._fallback is not None  # noqa: S101 - an origin has a content or a fallback
         # A fallback without a file is the prompt's last text from the registry, which is not trusted.
@@ -137,14 +137,14 @@ class RegistryOrigin:
             content = fetch_within(_REFRESH_TIMEOUT, self._reference, self._stores)
             if before is None or content.identity != before.identity:
                 self._loaded = self._load(content, content.source)
-                logger.info("%s is %s now", self.uri, content.uri)
+                logger.info("%s now refers to %s", self.uri, content.uri)
         except Exception as error:
             if is_outage(self._stores.registry, error):
                 raise  # the worker warns, and runs the task again
             in_use = "the fallback" if before is None else before.uri
             why = redacted(self._stores.registry, str(error))
-            warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", why, in_use)
-        self._follow(self.refresh)
+            warn_once((self.uri, in_use, type(error)), "%s. %s stays in use", why, in_use)
+        self._schedule_update(self.refresh)
 
     def _load(self, content: PromptContent, text: str, files: ExtractedFiles | None = None) -> _Loaded:
         """Return the state of a version with this text, and extract its files unless they are given."""
@@ -154,7 +154,7 @@ class RegistryOrigin:
         except OSError as error:
             raise RegistryError(f"the files of {content.uri} cannot be written: {error}", content.uri) from error
 
-    def _follow(self, seconds: float) -> None:
+    def _schedule_update(self, seconds: float) -> None:
         """Look up the version after some seconds, unless it can never change."""
         self._process = os.getpid()
         if self._reference.number is None or self._loaded.content is None:
@@ -169,7 +169,7 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
     as_registered = text == content.source
     if not as_registered:
         _check_candidate(text, found, content, files)
-    problems = {file: files.problem(file) for file in (*found.includes, *found.assets)}
+    problems = {file: files.provide(file) for file in (*found.includes, *found.assets)}
     # A prompt from another machine may name files of this one, which are not part of it.
     includes = tuple(file for file in found.includes if not problems[file])
     assets = tuple(file for file in found.assets if not problems[file])

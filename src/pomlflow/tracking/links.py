@@ -118,8 +118,7 @@ class TraceLink:
         info = client.get_trace_info(self._trace_id)
         if not self._is_released and TraceMetadataKey.TRACE_INFO_FINALIZED not in info.trace_metadata:
             return False
-        if (tag := _extended(info.tags, versions)) is not None:
-            client.set_trace_tag(self._trace_id, _TAG, tag)
+        client.set_trace_tag(self._trace_id, _TAG, update_linked_prompts_tag(info.tags.get(_TAG), versions))
         return True
 
 
@@ -158,27 +157,16 @@ def list_in_experiment(stores: Stores, version: PromptVersion, experiment: str) 
 
 def link_run(stores: Stores, version: PromptVersion, run: str) -> bool:
     """Link a version to an MLflow run, as `mlflow.genai.load_prompt` does for the active one."""
-    client = _tracking_client(stores)
-    if (tag := _extended(client.get_run(run).data.tags, [version])) is not None:
-        client.set_tag(run, _TAG, tag)
+    _tracking_client(stores).link_prompt_version_to_run(run, version)
     return True
 
 
 def link_model(stores: Stores, version: PromptVersion, model: str) -> bool:
     """Link a version to a LoggedModel, as `mlflow.genai.load_prompt` does for the active one."""
-    client = _tracking_client(stores)
-    if (tag := _extended(client.get_logged_model(model).tags, [version])) is not None:
-        client.set_logged_model_tags(model, {_TAG: tag})
+    _tracking_client(stores).link_prompt_version_to_model(version.name, str(version.version), model)
     return True
 
 
 def _tracking_client(stores: Stores) -> MlflowClient:
     check_reachable(stores.tracking)
     return MlflowClient(tracking_uri=stores.tracking, registry_uri=stores.registry)
-
-
-def _extended(tags: dict[str, str], versions: list[PromptVersion]) -> str | None:
-    """Return the tag of linked prompts with these versions, or None if it has them."""
-    before = tags.get(_TAG)
-    after = str(update_linked_prompts_tag(before, versions))
-    return after if after != before else None

@@ -88,7 +88,7 @@ class Reference(NamedTuple):
 
     @classmethod
     def of(cls, name_or_uri: str, version: int | str | None = None, alias: str | None = None) -> Reference:
-        """Parse a name with a number or an alias, or a URI; raise a `ConfigurationError` if that is ambiguous."""
+        """Parse a name with a number or an alias, or a URI; raise a `ConfigurationError` if it is invalid."""
         if version is not None and alias is not None:
             raise ConfigurationError(f"the prompt {name_or_uri!r}: give version= or alias=, not both")
         uri = name_or_uri

@@ -59,7 +59,7 @@ class Publisher:
             content.waiting = None
 
     def link(self, record: RenderRecord, trace_id: str, *, register: bool = True) -> PromptVersion | None:
-        """Link a trace to the prompt version of a render in it, at once or in the background; return it if it is known.
+        """Link a trace to the prompt version of a render in it, at once or in the background; return a known version.
 
         Without `register`, only a loss of the trace is detected. Never raises.
         """
@@ -87,7 +87,7 @@ class Publisher:
             if content is None:
                 content = _keep(self._contents, key, _Content(), _MAX_CONTENTS)
             age = time.monotonic() - content.checked
-            if content.waiting is None and age > _FRESH / 2:  # so that frequent renders always have a version
+            if content.waiting is None and age > _FRESH / 2:  # early, so that a frequent prompt always has one
                 self._look_up(stores, content, draft_of(record, name), create=record.error is None)
             if age >= _FRESH:
                 if content.waiting is not None and len(content.waiting) < _MAX_TRACES:
@@ -146,17 +146,17 @@ class Publisher:
         active = mlflow.active_run()
         run = run if active is None else active.info.run_id
         model = mlflow.get_active_model_id() or model
-        for identity, store, uri in (
+        for identity, associate_with, uri in (
             (experiment, list_in_experiment, stores.registry),
             (run, link_run, stores.tracking),
             (model, link_model, stores.tracking),
         ):
-            once = stores, identity, store, version.uri
-            if identity is not None and once not in self._associated:
+            key = stores, identity, associate_with, version.uri
+            if identity is not None and key not in self._associated:
                 register_hooks()
-                task = Task(uri=uri, workspace=stores.workspace, run=partial(store, stores, version, identity))
+                task = Task(uri=uri, workspace=stores.workspace, run=partial(associate_with, stores, version, identity))
                 if worker.submit(task):
-                    _keep(self._associated, once, None, _MAX_ASSOCIATED)
+                    _keep(self._associated, key, None, _MAX_ASSOCIATED)
 
 
 def _keep(kept: dict[object, _T], key: object, value: _T, limit: int) -> _T:

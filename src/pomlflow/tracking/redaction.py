@@ -35,9 +35,9 @@ class GuardedSpan:
 
     Without a mask, content is stored as soon as it is set. With one, inputs and outputs are held until the end and
     masked once; an exception is stored with the message that the mask returns, without its traceback, and no other
-    event. Of the attributes, a mask lets pass those in `safe` and MLflow's own; all if `safe` is None.
+    event. With a mask, only the attributes in `safe` and MLflow's own are stored, or all if `safe` is None.
 
-    `media` returns JSON data with media in a form of which MLflow makes attachments.
+    `media` converts the media in JSON data to the form that MLflow stores as attachments.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GuardedSpan:
         if key in (_INPUTS, _OUTPUTS):
             self._set("inputs" if key == _INPUTS else "outputs", value)
         elif self.mask is None or self._safe is None or key.startswith("mlflow.") or key in self._safe:
-            self.span.set_attribute(key, _sound(within_limit(value)))
+            self.span.set_attribute(key, _well_formed(within_limit(value)))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Store the attributes that may be stored."""
@@ -102,7 +102,7 @@ class GuardedSpan:
             if self.span.trace_id == NO_OP_SPAN_TRACE_ID:
                 return status
             if self.mask is None:
-                return SpanStatus(status.status_code, self._message(status.description or ""))
+                return SpanStatus(status.status_code, self._limited(status.description or ""))
             return self._apply(self.mask, status)
         except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
             warn_incomplete(error)
@@ -123,12 +123,12 @@ class GuardedSpan:
         message = left if isinstance(left, str) else kind
         attributes: dict[str, Any] = {"exception.message": message, "exception.type": kind}
         self._store_event(SpanEvent(name="exception", attributes=attributes))  # type: ignore[abstract] # as MLflow does
-        return SpanStatus(status.status_code, self._message(message))
+        return SpanStatus(status.status_code, self._limited(message))
 
     def _store_event(self, event: SpanEvent) -> None:
-        self.span.add_event(replace(event, attributes=_sound(within_limit(event.attributes))))
+        self.span.add_event(replace(event, attributes=_well_formed(within_limit(event.attributes))))
 
-    def _message(self, text: str) -> str:
+    def _limited(self, text: str) -> str:
         message = within_limit(text)
         if message is not text:
             self.cut.append("outputs")
@@ -159,8 +159,8 @@ class GuardedSpan:
 def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any]) -> bool:
     """Write inputs or outputs to MLflow's span; return whether they may contain media."""
     text = dump_span_attribute_value(content)
-    if (sound := well_formed(text)) != text:  # upstream: mlflow 3.12-3.18: half a surrogate pair loses the trace
-        content = json.loads(sound)
+    if (kept := well_formed(text)) != text:  # upstream: mlflow 3.12-3.18: half a surrogate pair loses the trace
+        content = json.loads(kept)
     if _MEDIA.search(text) is None:
         # upstream: mlflow 3.12-3.18: set_inputs looks for media in every value, 50 ms for a megabyte.
         span.set_attribute(key, content)
@@ -222,6 +222,6 @@ def _shortened(limit: int, text: Any) -> Any:
     return f"{text[:limit]}… [{len(text) - limit} more characters: max_content]"
 
 
-def _sound(value: Any) -> Any:
+def _well_formed(value: Any) -> Any:
     """Return JSON data without half surrogate pairs, which no store can hold."""
     return replace_values(value, lambda item: well_formed(item) if isinstance(item, str) else item)

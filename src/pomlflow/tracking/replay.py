@@ -131,8 +131,8 @@ def replay(trace_id: str, template: str | os.PathLike[str] | None = None) -> Rep
     processor or a limit removed from the trace is lost, and such a render is incomplete.
 
     A template contains code (JavaScript expressions), and the template of a trace is not trusted. It is rendered in the
-    processes for prompts of registries, and may read files only in the prompt root, the working folder and
-    ``allow_read``.
+    processes that also render prompts of registries, and may read files only in the prompt root, the working folder
+    and ``allow_read``.
 
     Args:
         trace_id: The trace, in the store that MLflow is set to.
@@ -163,12 +163,12 @@ def replay(trace_id: str, template: str | os.PathLike[str] | None = None) -> Rep
     spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
     renders = [_StoredRender(span, fetch) for span in spans if "poml.digest" in span.attributes]
     if edited is not None:
-        own = {edited.trace_path, edited.name}
-        same = [render for render in renders if own & render.names or len(renders) == 1]
-        if renders and not same:
+        names = {edited.trace_path, edited.name}
+        replaced = [render for render in renders if names & render.names or len(renders) == 1]
+        if renders and not replaced:
             titles = ", ".join(dict.fromkeys(render.title for render in renders))
             raise ConfigurationError(f"{template} is none of the prompts of the trace {trace_id}: {titles}")
-        for render in same:
+        for render in replaced:
             render.edited = edited
     return Replay(trace_id, tuple(render.replay() for render in renders))
 
@@ -268,7 +268,7 @@ class _StoredRender:
         template = self._template(inputs)
         snapshot = template.current()
         if snapshot.roots is None:
-            # A snapshot with roots is rendered as untrusted. The trace's own folder is no root: a trace may name any.
+            # A snapshot with roots is rendered as untrusted. A trace's folder is not a root: a trace may name any.
             own = None if self.edited is None else snapshot.folder
             snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(own))))
         snapshot = replace(snapshot, runtime=self._facts.get("runtime", {}))
@@ -332,7 +332,9 @@ class _StoredHistory(History[Mapping[str, Any]]):
         self._names = names
 
     @override
-    def take(self, variables: Mapping[str, Any], named: Sequence[str], passed: Sequence[str] = ()) -> Mapping[str, Any]:
+    def take(
+        self, variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
+    ) -> Mapping[str, Any]:
         for name in self._names:
             self._marked(name, variables[name])
         return variables

@@ -32,7 +32,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from pomlflow._log import logger, warn_once
 from pomlflow.tracking.background import FOREVER, call_in_child, worker
-from pomlflow.tracking.stores import check_reachable, redacted
+from pomlflow.tracking.stores import check_reachable, redacted, redacted_error
 
 _CHILD_TIMEOUT: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
 _SIGTERM_TIMEOUT: Final = 20.0  # seconds to flush at SIGTERM; most container runtimes kill after 30
@@ -136,12 +136,13 @@ def flush_at_exit(limit: float | None = None) -> bool:
             try:
                 check_reachable(uri, check)
                 _drain(processor, queue, deadline)
-            except Exception:  # noqa: BLE001 - for any reason, the store accepts nothing
+            except Exception as error:  # noqa: BLE001 - for any reason, the store accepts nothing
                 all_respond = False
                 warn_once(
                     ("exit", uri),
-                    "The program ends while MLflow's store %s is unreachable: its traces are lost",
+                    "The program ends while MLflow's store %s is unreachable: its traces are lost (%s)",
                     redacted(uri),
+                    redacted_error(uri, error),
                 )
                 _abandon(queue)
     pending, _ = _flush_worker(max(deadline, time.monotonic() + 0.1))

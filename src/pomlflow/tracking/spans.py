@@ -152,14 +152,14 @@ def _fill(span: GuardedSpan, record: RenderRecord) -> SpanStatus:
     masked = [key for key, value in content.items() if span.mask and span.kept.get(key) != base64_to_data_uris(value)]
     facts = {
         "pomlflow": __version__,
-        # That relative sources are resolved against, from the prompt root, if it is not the folder of `poml.path`.
+        # The folder of relative sources, from the prompt root; absent if it is the folder of `poml.path`.
         "folder": None if record.folder == folder_of(record.path) else record.folder,
         "files": {file.path: file.sha256[:_DIGEST_LENGTH] for file in record.files},
-        "version": record.version,  # that was rendered, if the prompt came from the registry
-        "runtime": dict(record.added_runtime),  # that came from the model config of that version
+        "version": record.version,  # the rendered version, if the prompt came from the registry
+        "runtime": dict(record.added_runtime),  # the settings from the model config of that version
         "chat": None if record.chat else False,
-        "natives": list(record.message_variables),
-        "spaced": record.kept_whitespace or None,
+        "natives": list(record.message_variables),  # variables with messages of the framework
+        "spaced": record.kept_whitespace or None,  # whether whitespace was kept
         # The paths in the inputs where an attachment replaces base64 that was not in a data URI.
         "bare": list(bare_media(content["inputs"], span.inputs)) if span.has_media else [],
         "cut": sorted({*span.cut, *masked}),  # what the mask or `max_content` changed
@@ -198,8 +198,8 @@ def _enlarge_buffers() -> None:
     elif limits:
         warn_once(
             "limits",
-            "MLflow has made its buffers before pomlflow could enlarge them: of more than %d traces at once it drops "
-            "some. Make the handler before the first trace, or set %s",
+            "MLflow has made its buffers before pomlflow could enlarge them, and drops traces if more than %d are open "
+            "at once. Make the handler before the first trace, or set %s",
             min(limit.default for limit in limits),
             " and ".join(limit.name for limit in limits),
         )

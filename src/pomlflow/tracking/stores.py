@@ -79,13 +79,13 @@ def is_outage(uri: str, error: Exception) -> bool:
     """Whether an error means that the store is unreachable."""
     if isinstance(error, RestException):  # the server answered, or a gateway for it
         return _status(error) in {502, 503, 504}
-    # An unreachable server causes any 5xx here, since its own errors are RestExceptions; a database causes 503 alone.
+    # Errors that a server sends are RestExceptions, so any other 5xx means that it is unreachable; of a database, 503.
     if isinstance(error, MlflowException):
         return _status(error) >= (500 if is_server(uri) else 503)
     return isinstance(error, store_errors())
 
 
-def may_pass(error: Exception) -> bool:
+def may_succeed_later(error: Exception) -> bool:
     """Whether a reachable server may accept the same request later: a permission, its load or its state may change."""
     if not isinstance(error, MlflowException):
         return False

@@ -42,7 +42,7 @@ class TraceFiles:
         content = _content(record, mask)
         name = file.name.removesuffix(".poml") if file is not None else record.name or ""
         with self._lock:
-            prefix = self._begin(name, content.pop(".poml"))
+            prefix = self._write_markup(name, content.pop(".poml"))
         if file is not None:
             _write(prefix, ".env", f"SOURCE_PATH={file}\n")
             with contextlib.suppress(OSError, NotImplementedError):  # Windows lets few users make links
@@ -51,7 +51,7 @@ class TraceFiles:
             _write(prefix, suffix, text)
         return prefix
 
-    def _begin(self, name: str, markup: str) -> Path:
+    def _write_markup(self, name: str, markup: str) -> Path:
         """Write the markup under the first free number."""
         taken = {entry.name.partition(".")[0] for entry in os.scandir(self.folder)}
         for number in itertools.count(1):

@@ -55,7 +55,7 @@ def name_of(record: RenderRecord) -> str | None:
 
 
 def draft_of(record: RenderRecord, name: str) -> RenderRecord:
-    """Return what is needed of a record to find or make its version, under a name: no content of the render."""
+    """Return a copy of a record to find or make its version under a name, without the variables and messages."""
     NAMES.warn_if_outside(name)
     output = record.output or {}
     # Copied, since the draft waits in a background thread, where the caller may change the output meanwhile.
@@ -73,13 +73,15 @@ class Registry:
     uri: str
 
     def find(self, draft: RenderRecord, *, create: bool, message: str | None = None) -> PromptVersion | None:
-        """Return the version of a draft's content, made with a commit message if there is none; else None."""
+        """Return the version with a draft's content. If there is none, create it (with `create`), or return None."""
         name = str(draft.name)
         if draft.version is not None:  # it may have been deleted, and made again with another content
             version = self.client.get_prompt_version(name, draft.version)
             return version if version is not None and _has_content(version, draft) else None
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            raise RejectedError(f"MLflow accepts no prompt named {name!r}: use letters, digits, '_', '-' and '.'")
+            raise RejectedError(
+                f"MLflow does not accept {name!r} as a prompt name: use letters, digits, '_', '-' and '.'"
+            )
         if len(draft.source) > _MAX_SOURCE:
             raise RejectedError(
                 f"the prompt {name!r} has {len(draft.source):,} characters and the limit of MLflow's registry is "
@@ -112,8 +114,8 @@ class Registry:
         newest: bool = False,
         limit: int = 1,
     ) -> list[PromptVersion]:
-        """Return versions in the order of their numbers; those with a tag, of any value if none is given."""
-        if self.uri.startswith("databricks-uc"):  # its prompts are no models, and it has no search by tag
+        """Return versions by number, descending with `newest`; those with a tag, of any value if none is given."""
+        if self.uri.startswith("databricks-uc"):  # its prompts are not models, and it has no search by tag
             found = [one for one in self._all(name) if before is None or int(one.version) < before]
             found = [one for one in found if tag is None or (tag in one.tags and value in {None, one.tags[tag]})]
             return sorted(found, key=lambda one: int(one.version), reverse=newest)[:limit]
