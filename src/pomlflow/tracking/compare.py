@@ -6,9 +6,11 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import unified_diff
+from itertools import islice
 from typing import Any, Final
 
 from mlflow.tracing.attachments import Attachment
@@ -32,7 +34,11 @@ class Difference:
     now: str | None
 
     def __str__(self) -> str:
-        lines = list(_changed_lines(self.then, self.now))
+        before, after = ([] if side is None else side.split("\n") for side in (self.then, self.now))
+        same = os.path.commonprefix([self.then or "", self.now or ""])  # noqa: RUF071 - of texts
+        column = len(same) - same.rfind("\n") - 1  # of the first difference
+        diff = islice(unified_diff(before, after, n=0, lineterm=""), 2, None)  # without the names of files
+        lines = [f"{line[0]} {_clipped(line[1:], column)}" for line in diff if line[0] != "@"]
         more = [f"  … {len(lines) - _MAX_LINES} more lines"] if len(lines) > _MAX_LINES else []
         return "\n".join([self.where, *lines[:_MAX_LINES], *more])
 
@@ -80,21 +86,8 @@ def _as_text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _changed_lines(then: str | None, now: str | None) -> Iterator[str]:
-    before, after = ([] if side is None else side.split("\n") for side in (then, now))
-    for kind, i, j, k, m in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if kind == "equal":
-            continue
-        at = 0
-        if i < j and k < m:
-            pairs = zip(before[i], after[k], strict=False)
-            at = next((index for index, (one, other) in enumerate(pairs) if one != other), 0)
-        yield from (f"- {_clipped(line, at)}" for line in before[i:j])
-        yield from (f"+ {_clipped(line, at)}" for line in after[k:m])
-
-
-def _clipped(line: str, at: int) -> str:
-    """Return the part of a line around the index `at`."""
-    start = max(0, min(at - _MAX_WIDTH // 4, len(line) - _MAX_WIDTH))
+def _clipped(line: str, column: int) -> str:
+    """Return the part of a line around a column."""
+    start = max(0, min(column - _MAX_WIDTH // 4, len(line) - _MAX_WIDTH))
     head, tail = "…" if start else "", "…" if start + _MAX_WIDTH < len(line) else ""
     return f"{head}{line[start : start + _MAX_WIDTH]}{tail}"

@@ -32,7 +32,6 @@ from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
 from mlflow.environment_variables import MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE
 from mlflow.tracing import provider
-from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from pomlflow._log import warn_once
@@ -42,6 +41,7 @@ from pomlflow.frame.media import base64_to_data_uris
 from pomlflow.frame.openai import trace_messages
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.experiment import start_span
+from pomlflow.tracking.links import trace_manager
 from pomlflow.tracking.publish import publisher
 from pomlflow.tracking.redaction import GuardedSpan, bare_media, warn_incomplete
 from pomlflow.tracking.shutdown import enlarge_span_queue, handle_sigterm
@@ -100,12 +100,11 @@ def active(span: Span) -> Iterator[None]:
 
 def nearest(span: LiveSpan) -> LiveSpan:
     """Return the active span if it is below this one (the user's own, by ``@mlflow.trace``), else this one."""
-    traces = InMemoryTraceManager.get_instance()  # type: ignore[no-untyped-call]
     inner = found = mlflow.get_current_active_span()
     while found is not None and found.trace_id == span.trace_id and found.span_id != span.span_id:
         if found.parent_id == span.span_id:
             return cast("LiveSpan", inner)
-        found = traces.get_span_from_id(found.trace_id, found.parent_id) if found.parent_id else None
+        found = trace_manager().get_span_from_id(found.trace_id, found.parent_id) if found.parent_id else None
     return span
 
 
