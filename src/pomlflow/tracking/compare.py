@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 from mlflow.tracing.attachments import Attachment
 
+from pomlflow.content import split_data_uri
 from pomlflow.tracking.redaction import is_attachment
 
 Fetch = Callable[[str], bytes]
@@ -66,10 +66,10 @@ def _media(value: Any) -> tuple[str, bytes] | None:
     """Return the media type and the bytes of a data URI or of base64, whose type is unknown; None for other values."""
     if not isinstance(value, str):
         return None
-    head, _, data = value.partition(";base64,") if value.startswith("data:") else ("", "", value)
+    media_type, data = split_data_uri(value) or ("base64", value)
     try:
-        return head.removeprefix("data:") or "base64", base64.b64decode(data, validate=True)
-    except binascii.Error:
+        return media_type, base64.b64decode(data, validate=True)
+    except ValueError:
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -282,18 +282,15 @@ class _StoredRender:
             raise _LostContentError("a mask or max_content changed the result before it was stored")
         failed = self._span.status.status_code.value == "ERROR"
         if failed or record.error is not None:
-            then = self._stored_error() if failed else None
-            now = None if record.error is None else _without_file(str(record.error), vars(record.error).get)
+            stored = self._attributes.get("poml.error", self._span.status.description)
+            then = _without_place(str(stored)) if failed else None
+            now = None if record.error is None else _without_place(str(record.error))
             if then != now:
                 yield Difference("error", then, now)
             return
         if not isinstance(self._span.outputs, dict):
             raise _LostContentError("it renders, but the messages are not in the trace, or were cut short")
         yield from compare(self._span.outputs, span_content(record)["outputs"], self._fetch)
-
-    def _stored_error(self) -> str:
-        message = self._attributes.get("poml.error", self._span.status.description)
-        return _without_file(str(message), lambda field: self._attributes.get(f"poml.error.{field}"))
 
     def _changed_versions(self, record: RenderRecord) -> Iterator[str]:
         for package, then, now in (
@@ -379,8 +376,7 @@ def _restored(value: Any, fetch: Fetch, bare: set[_Path], path: _Path = ()) -> A
     return data if path in bare else f"data:{known.get('content_type', '')};base64,{data}"
 
 
-def _without_file(error: str, attribute: Callable[[str], Any]) -> str:
-    """Return an error's first line with its position, but without its file, whose path differs between machines."""
+def _without_place(error: str) -> str:
+    """Return an error's first line without its file, whose path differs between machines, and position."""
     first = error.split("\n", 1)[0]
-    position = [str(number) for field in ("line", "column") if (number := attribute(field)) is not None]
-    return ":".join([*position, first.partition(": ")[2] or first])
+    return first.partition(": ")[2] or first
