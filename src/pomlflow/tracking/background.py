@@ -222,7 +222,7 @@ class Worker:
             is_retried = may_succeed_later(error)
             warn_once(
                 ("refused", task.uri, getattr(error, "error_code", type(error))),
-                "MLflow's store %s refuses a prompt or its link, %s: %s",
+                "MLflow's store %s refuses a prompt or its link (%s): %s",
                 redacted(task.uri),
                 "it will be retried" if is_retried else "it is dropped",
                 redacted_error(task.uri, error),

@@ -62,13 +62,10 @@ def _experiment_of_environment() -> str | None:
     if name is None:
         return str(experiment_id)
     key = name, experiment_id, stores
-    return _ids.get(key) or (_look_up(stores, key) if _needs_experiment() else None)
-
-
-def _needs_experiment() -> bool:
-    """Return whether MLflow itself would look the experiment up: not if tracing is off, or exports by OTLP alone."""
-    by_otlp = should_use_otlp_exporter() and not MLFLOW_TRACE_ENABLE_OTLP_DUAL_EXPORT.get()  # type: ignore[no-untyped-call]
-    return not by_otlp and provider.is_tracing_enabled()
+    if key in _ids:
+        return _ids[key]
+    by_otlp_alone = should_use_otlp_exporter() and not MLFLOW_TRACE_ENABLE_OTLP_DUAL_EXPORT.get()  # type: ignore[no-untyped-call]
+    return None if by_otlp_alone or not provider.is_tracing_enabled() else _look_up(stores, key)
 
 
 def _look_up(stores: Stores, key: object) -> str:
