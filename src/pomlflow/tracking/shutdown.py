@@ -129,20 +129,18 @@ def flush_at_exit(limit: float | None = None) -> bool:
             for _, _, queue in exports:  # for all first: MLflow's own thread may export while the stores are checked
                 _export_without_threads(queue)
         for uri, processor, queue in exports:
-            if uri is None:
-                if limit is not None:  # else OpenTelemetry's own exit hook follows
-                    _drain(processor, queue, deadline)
+            if uri is None and limit is None:  # OpenTelemetry's own exit hook follows
                 continue
             try:
-                check_reachable(uri, check)
+                check_reachable(uri or "", check)
                 _drain(processor, queue, deadline)
             except Exception as error:  # noqa: BLE001 - for any reason, the store accepts nothing
                 all_respond = False
                 warn_once(
                     ("exit", uri),
                     "The program ends while MLflow's store %s is unreachable: its traces are lost (%s)",
-                    redacted(uri),
-                    redacted_error(uri, error),
+                    redacted(uri or "by OTLP"),
+                    redacted_error(uri or "", error),
                 )
                 _abandon(queue)
     pending, _ = _flush_worker(max(deadline, time.monotonic() + 0.1))
@@ -256,6 +254,7 @@ def handle_sigterm() -> None:
         if handler is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _flush_then_terminate)
         elif uvicorn is not None and isinstance(getattr(handler, "__self__", None), uvicorn.Server):
+            register_hooks()  # of which one unblocks the signal
             signal.signal(signal.SIGTERM, partial(_block_after, handler))
 
 
