@@ -187,7 +187,7 @@ def _read(file: PromptFile) -> tuple[bytes, str]:
     content = read_file(file.location)
     if _digest(content or b"") != file.sha256:
         raise FileChangedError(f"{file.path} changed while its prompt was being registered")
-    return content or b"", "it does not exist, or is a folder" if content is None else ""
+    return content or b"", "it was not there, or is a folder" if content is None else ""
 
 
 def _is_within(file: Path, folders: Iterable[str | os.PathLike[str]]) -> bool:
