@@ -127,13 +127,20 @@ class TestLangChain:
         last = MessagesPlaceholder("history", optional=True, n_messages=2)
         self.same(ChatPromptTemplate([("system", "s"), last, ("human", "{q}")]), q="?", **values)
 
-    def test_messages(self) -> None:
-        from langchain_core.messages import AIMessage, SystemMessage
+    def test_messages_and_tool_calls(self) -> None:
+        from langchain_core.messages import AIMessage, SystemMessage, ToolMessage
         from langchain_core.prompts import ChatPromptTemplate
 
+        call = {"name": "look", "args": {"at": {"x": [1, None, True, f"{ODD}}}}}"]}}, "id": "c1", "type": "tool_call"}
+        call_message, tool_message = (
+            AIMessage("One moment.", tool_calls=[call]),
+            ToolMessage(ODD.strip(), tool_call_id="c1"),
+        )
         inner = ChatPromptTemplate([("human", "{q}")], partial_variables={"q": "Look!"})
-        messages = [SystemMessage("{literal}"), inner, AIMessage("One moment."), ("human", "{r}")]
-        self.same(ChatPromptTemplate(messages), r="Why?")
+        self.same(
+            ChatPromptTemplate([SystemMessage("{literal}"), inner, call_message, tool_message, ("human", "{r}")]),
+            r="Why?",
+        )
 
     def test_jinja_and_mustache_with_variables_alone(self) -> None:
         from langchain_core.prompts import ChatPromptTemplate
@@ -182,18 +189,13 @@ class TestLangChain:
             to_poml(ChatPromptTemplate([message], template_format=kind))
 
     def test_messages_without_a_form(self) -> None:
-        from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, ToolMessage
+        from langchain_core.messages import ChatMessage, HumanMessage
         from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 
         from pomlflow.langchain import to_poml
 
         for message, words in (
             (HumanMessage("x", name="bob"), "name of a HumanMessage"),
-            (
-                AIMessage("x", tool_calls=[{"name": "look", "args": {}, "id": "c1"}]),
-                "tool_calls are not converted: write them as <tool-request>",
-            ),
-            (ToolMessage("x", tool_call_id="c1"), "ToolMessage has no form in POML"),
             (ChatMessage("x", role="critic"), "ChatMessage"),
             (("human", "{n}"), "n has a partial value of type int"),
             (MessagesPlaceholder("h", optional=True), "h has messages as its partial value"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import (
     AIMessagePromptTemplate,
     BasePromptTemplate,
@@ -29,6 +29,8 @@ from pomlflow.template.writing import (
     message,
     no_form,
     picture,
+    tool_request,
+    tool_response,
     variable,
     with_variables,
     write,
@@ -72,18 +74,22 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
         return write([message("human", _parts(prompt, {}))])
     if type(prompt) is not ChatPromptTemplate:
         raise _no_form_of(prompt)
-    return write(_items(prompt.messages, prompt.partial_variables))
+    return write(_items(prompt.messages, prompt.partial_variables, {}))
 
 
-def _items(messages: Sequence[Any], partial: Mapping[str, Any]) -> Iterator[Item]:
+def _items(messages: Sequence[Any], partial: Mapping[str, Any], calls: dict[str, str]) -> Iterator[Item]:
+    """Convert messages; `calls` are the names of the tool calls so far, by their ids, for the answers to them."""
     for item in messages:
         if type(item) is ChatPromptTemplate:
-            yield from _items(item.messages, {**partial, **item.partial_variables})
+            yield from _items(item.messages, {**partial, **item.partial_variables}, calls)
         elif isinstance(item, MessagesPlaceholder):
             if partial.get(item.variable_name):
                 raise no_form(item.variable_name, "has messages as its partial value: give them with each call")
             yield conversation(item.variable_name, item.n_messages)
+        elif isinstance(item, ToolMessage) and isinstance(item.content, str):
+            yield tool_response(item.tool_call_id, item.name or calls.get(item.tool_call_id, "tool"), item.content)
         elif type(item) in _SPEAKERS:
+            calls |= {call["id"] or "": call["name"] for call in getattr(item, "tool_calls", ())}
             yield message(_SPEAKERS[type(item)], _content(item, partial))
         else:
             raise _no_form_of(item)
@@ -93,14 +99,14 @@ def _content(message: Any, partial: Mapping[str, Any]) -> Iterator[str]:
     for field in ("additional_kwargs", "name", "id", "response_metadata"):
         if getattr(message, field, None):
             raise no_form(field, f"of a {type(message).__name__} has no form in POML: remove it")
-    if getattr(message, "tool_calls", None):
-        raise no_form("tool_calls", "are not converted: write them as <tool-request> and <tool-response>")
     if not isinstance(message, BaseMessage):
         for prompt in message.prompt if isinstance(message.prompt, list) else [message.prompt]:
             yield from _parts(prompt, partial)
         return
     for part in [message.content] if isinstance(message.content, str) else message.content:
         yield from [part] if isinstance(part, str) else _literal(part)
+    for call in getattr(message, "tool_calls", ()):
+        yield tool_request(call["id"] or "", call["name"], call["args"])
 
 
 def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[str]:

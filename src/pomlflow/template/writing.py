@@ -1,7 +1,8 @@
-"""Write POML markup that renders to given messages: texts, variables and pictures."""
+"""Write POML markup that renders to given messages: texts, variables, pictures and tool calls."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -74,6 +75,18 @@ def conversation(name: str, last: int | None = None) -> Item:
     return Item(None, f'<conversation messages="{{{{{code}}}}}"/>')
 
 
+def tool_response(call_id: str, name: str, text: str) -> Item:
+    """Return the result of a call."""
+    names = f'id="{_attribute(call_id)}" name="{_attribute(name)}"'
+    return Item("tool", f'<tool-response {names}><p whiteSpace="pre">{_text(text)}</p></tool-response>')
+
+
+def tool_request(call_id: str, name: str, arguments: dict[str, Any]) -> Markup:
+    """Return a call of a tool."""
+    names = f'id="{_attribute(call_id)}" name="{_attribute(name)}"'
+    return Markup(f'<tool-request {names} parameters="{{{{ {_value(arguments)} }}}}"/>')
+
+
 def variable(name: str, default: Any = None) -> Markup:
     """Return a variable whose value is rendered as text; `default` is used if it is not given."""
     code = _name(name)
@@ -95,7 +108,7 @@ def with_variables(pieces: Sequence[str], defaults: Mapping[str, Any]) -> Iterat
 
 def picture(mime_type: str, data: str) -> Markup:
     """Return a picture; `data` is base64, or the markup of a variable that holds it."""
-    return Markup(f'<img base64="{data}" type="{mime_type}" syntax="multimedia"/>')
+    return Markup(f'<img base64="{data}" type="{_attribute(mime_type)}" syntax="multimedia"/>')
 
 
 def no_form(part: str, why: str) -> ConversionError:
@@ -114,6 +127,11 @@ def _text(text: str) -> str:
     return _UNWRITABLE.sub(lambda found: f"{{{{ {_string(found[0])} }}}}", escaped)
 
 
+def _attribute(text: str) -> str:
+    """Return a text for an attribute in double quotes, as an expression if it has unsafe characters."""
+    return f"{{{{ {_string(text)} }}}}" if _UNSAFE.search(text) else text
+
+
 def _string(text: str) -> str:
     """Return a text as a JavaScript string that is safe in text and in an attribute."""
     return f"'{_UNSAFE.sub(_code_units, text)}'"
@@ -122,3 +140,14 @@ def _string(text: str) -> str:
 def _code_units(found: re.Match[str]) -> str:
     units = found[0].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
+
+
+def _value(value: Any) -> str:
+    """Return JSON data as a JavaScript expression that is safe in an attribute: it never has ``}}``."""
+    if isinstance(value, str):
+        return _string(value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_string(str(key))}: {_value(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value)
