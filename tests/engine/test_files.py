@@ -213,3 +213,21 @@ def test_a_document_with_false_headers_is_named() -> None:
     Path("staff.xlsx").write_bytes(content)
     with pytest.raises(pomlflow.PomlError, match=r"staff\.xlsx"):
         pomlflow.render('<table src="staff.xlsx"/>', {})
+
+
+@posix
+def test_a_file_that_becomes_a_link_after_its_check_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, data = folder.parent / "secret.txt", folder / "data.txt"
+    secret.write_text("hidden", encoding="utf-8")
+    data.write_text("open", encoding="utf-8")
+
+    def replace_by_link(path: str) -> str:
+        if path == str(data.resolve()) and not data.is_symlink():
+            data.unlink()
+            data.symlink_to(secret)
+        return ""
+
+    monkeypatch.setattr("pomlflow.engine.file_access._unreadable", replace_by_link)
+    shown = error('<poml><let name="d" src="data.txt" type="string"/><p>{{d}}</p></poml>')
+    assert data.is_symlink()
+    assert "hidden" not in shown

@@ -26,6 +26,8 @@ _OK, _FAILED, _DENIED = range(3)
 _UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _LAST_READ = 3  # how many files the error names if the render's process was ended
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
+# O_NONBLOCK: opening a pipe that has no writer would wait for ever.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def trusted_roots(folder: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[str]]:
@@ -184,7 +186,17 @@ def _unreadable(path: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    return Path(path).read_bytes()
+    descriptor = os.open(path, _FLAGS)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        at = os.fstat(descriptor)
+        if stat.S_ISDIR(at.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "")
+        if not stat.S_ISREG(at.st_mode):  # it became a pipe or a device after the check
+            raise PermissionError(errno.EACCES, "")
+        # A folder of the path may have become a link since it was resolved.
+        if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):
+            raise PermissionError(errno.EACCES, "")
+        return file.readall()
 
 
 def _explain_encoding(path: str) -> bytes:
