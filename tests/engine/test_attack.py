@@ -39,17 +39,17 @@ def refusal(markup: str) -> str:
 
 # Each of these works without the sandbox; in it, each ends with this message.
 WAYS_OUT = {
-    "process.getBuiltinModule('fs').readFileSync('/etc/passwd')": "process.getBuiltinModule is closed",
-    "process.mainModule.require('fs')": "process.mainModule.require is closed",
-    "Function('return this')().process.mainModule.require('fs')": "process.mainModule.require is closed",
-    "''.constructor.constructor('return process.mainModule.require')()('fs')": "process.mainModule.require is closed",
-    "process.binding('fs')": "process.binding is closed",
-    "process.dlopen({ exports: {} }, '/x.node')": "process.dlopen is closed",
-    "process.execve('/bin/sh')": "process.execve is closed",
-    "process.kill(process.ppid, 0)": "process.kill is closed",
-    "process.exit(0)": "process.exit is closed",
-    "process.reallyExit(0)": "process.reallyExit is closed",
-    "process.abort()": "process.abort is closed",
+    "process.getBuiltinModule('fs').readFileSync('/etc/passwd')": "process.getBuiltinModule is blocked",
+    "process.mainModule.require('fs')": "process.mainModule.require is blocked",
+    "Function('return this')().process.mainModule.require('fs')": "process.mainModule.require is blocked",
+    "''.constructor.constructor('return process.mainModule.require')()('fs')": "process.mainModule.require is blocked",
+    "process.binding('fs')": "process.binding is blocked",
+    "process.dlopen({ exports: {} }, '/x.node')": "process.dlopen is blocked",
+    "process.execve('/bin/sh')": "process.execve is blocked",
+    "process.kill(process.ppid, 0)": "process.kill is blocked",
+    "process.exit(0)": "process.exit is blocked",
+    "process.reallyExit(0)": "process.reallyExit is blocked",
+    "process.abort()": "process.abort is blocked",
     "process._linkedBinding('fs')": "process._linkedBinding is not a function",
     "process._debugProcess(1)": "process._debugProcess is not a function",
     "process._getActiveHandles()": "process._getActiveHandles is not a function",
@@ -58,7 +58,7 @@ WAYS_OUT = {
     "process.stdin.constructor": "Cannot read properties of undefined",
     "console._stdout.constructor": "Cannot read properties of undefined",
     "new console.Console(process.stdout)": "console.Console is not a constructor",
-    "fetch('http://127.0.0.1:1/')": "fetch is closed",
+    "fetch('http://127.0.0.1:1/')": "fetch is blocked",
     "globalThis[Symbol.for('undici.globalDispatcher.1')].request({})": "Cannot read properties of undefined",
     "new WebSocket('ws://127.0.0.1:1/')": "WebSocket is not defined",
     "new MessageChannel()": "MessageChannel is not defined",
@@ -68,7 +68,7 @@ WAYS_OUT = {
     "new SharedArrayBuffer(8)": "SharedArrayBuffer is not defined",
     "Atomics.waitAsync": "Atomics is not defined",
     "navigator.locks": "navigator is not defined",
-    "new Blob(['x'])": "Blob is closed",
+    "new Blob(['x'])": "Blob is blocked",
 }
 
 
@@ -268,7 +268,7 @@ def test_a_template_cannot_signal_its_parent(js: JS) -> None:
     got: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
     try:
-        assert "process.kill is closed" in refusal(js(f"return process.kill({os.getpid()}, 'SIGUSR1')"))
+        assert "process.kill is blocked by the sandbox" in refusal(js(f"return process.kill({os.getpid()}, 'SIGUSR1')"))
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert got == []

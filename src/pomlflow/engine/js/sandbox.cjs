@@ -174,6 +174,7 @@ function makeProcess() {
     report: makeReport(),
     stderr: stream('error'),
     stdout: stream('log'),
+    uptime: () => process.uptime(),
     version: process.version,
     versions: Object.freeze({ ...process.versions }),
   };
