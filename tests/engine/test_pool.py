@@ -162,6 +162,7 @@ async def test_a_cancelled_render_that_waits_leaves_the_queue() -> None:
             await waits
         stats = engine.stats()
         assert (stats.waiting, stats.cancelled) == (0, 1)
+        await reached(lambda: sum(one.name == "pomlflow-render" for one in threading.enumerate()) == 1)  # the first's
     assert await first == "1"
 
 

@@ -264,5 +264,5 @@ def show_chat(output: Mapping[str, Any]) -> None:
 
 def text_diff(before: str, after: str, then: str, now: str) -> Iterator[str]:
     """Yield the lines of a unified diff of two texts; `then` and `now` name them."""
-    for line in unified_diff(before.splitlines(), after.splitlines(), then, now, lineterm=""):
+    for line in unified_diff(before.split("\n"), after.split("\n"), then, now, lineterm=""):
         yield click.style(line, fg={"-": "red", "+": "green", "@": "cyan"}.get(line[0]))

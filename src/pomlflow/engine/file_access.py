@@ -89,10 +89,9 @@ class FileAccess:
         """Return the text of a file for an error's message; None if it does not exist or may not be read."""
         try:
             real = self._permitted(path)
-        except (OSError, ValueError):  # a loop of links, a null character
+            return None if real is None else _read(real).decode("utf-8-sig", "replace")
+        except (OSError, ValueError):  # ValueError: a null character
             return None
-        content = None if real is None else read_file(Path(real))
-        return None if content is None else content.decode("utf-8-sig", "replace")
 
     @property
     def last_read(self) -> str:

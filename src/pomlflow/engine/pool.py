@@ -194,6 +194,7 @@ class Pool:
             return False
         if position in self._waiting[position.trusted]:  # else it was cancelled before
             self._waiting[position.trusted].remove(position)
+            position.granted.set_running_or_notify_cancel()  # wakes the thread that waits for it
         return True
 
     def _granted(self, position: Position, timeout: float) -> NodeProcess | None:
@@ -228,12 +229,14 @@ class Pool:
             if usable and not (too_large or surplus):
                 self._keep(process)
                 return
-        process.close()
-        with self._lock:
-            self._counts["recycled"] += too_large
-            self._all.discard(process)
-            self._assign(process.trusted)
-            self._grow(process.trusted)
+        try:
+            process.close()
+        finally:  # a signal handler may raise an error while it waits
+            with self._lock:
+                self._counts["recycled"] += too_large
+                self._all.discard(process)
+                self._assign(process.trusted)
+                self._grow(process.trusted)
 
     def _keep(self, process: NodeProcess) -> None:
         """Grant a free process to a waiting request, or keep it idle. Needs the lock."""

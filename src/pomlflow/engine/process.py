@@ -227,7 +227,8 @@ class NodeProcess:
 
         If they stayed open there, the worker would not notice the end of its own parent.
         """
-        self._popen.returncode = 0  # so that Popen neither waits for it nor warns about it
+        if self._popen.returncode is None:
+            self._popen.returncode = 0  # so that Popen neither waits for it nor warns about it
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.close()
