@@ -12,6 +12,7 @@ import poml
 import pytest
 from tests import rendering
 
+import pomlflow
 from pomlflow.engine import installation
 
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
@@ -66,6 +67,15 @@ def test_poml_still_reports_a_place_in_an_attribute_one_character_early(tmp_path
     markup = '<cp caption="to {{nobody}}">x</cp>'
     (tmp_path / "main.poml").write_text(markup, encoding="utf-8")
     assert f"startIndex: {markup.index('{{') - 1}," in refused_by_poml(tmp_path / "main.poml")
+
+
+def test_scripts_and_styles_in_the_body_of_a_web_page_are_left_out(tmp_path: Path) -> None:
+    """Cheerio's nodes of these two have types of their own."""
+    body = "<p>Seen.</p><script>hidden()</script><style>p { hidden: 1 }</style>"
+    (tmp_path / "page.html").write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
+    (tmp_path / "main.poml").write_text('<webpage src="page.html"/>', encoding="utf-8")
+    (message,) = pomlflow.render(tmp_path / "main.poml", format="message_dict")
+    assert message["content"].strip() == "Seen."
 
 
 def test_the_modules_that_are_cut_out_are_the_largest() -> None:

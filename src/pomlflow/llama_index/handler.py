@@ -259,7 +259,7 @@ def _callback_managers(component: Any) -> Iterator[Any]:
     fields = getattr(component, "__dict__", {})
     for holder in (fields, getattr(fields.get("llm"), "__dict__", {})):
         yield holder.get("callback_manager")
-    yield Settings.callback_manager
+    yield vars(Settings).get("_callback_manager")  # the property makes one, and puts it over those of models
 
 
 def _is_traceable(component: Any) -> bool:

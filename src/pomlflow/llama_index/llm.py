@@ -90,6 +90,9 @@ class _Delegation:
         # LlamaIndex's method for subclasses: it has no public one, and inspects this signature for `tool_required`.
         return self.delegate._prepare_chat_with_tools_compat(*args, tool_required=tool_required, **kwargs)  # noqa: SLF001
 
+    def _validate_chat_with_tools_response(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.delegate._validate_chat_with_tools_response(*args, **kwargs)  # noqa: SLF001 - as above
+
     def get_tool_calls_from_response(self: Any, response: ChatResponse, *args: Any, **kwargs: Any) -> Any:
         return self.delegate.get_tool_calls_from_response(response, *args, **kwargs)
 

@@ -16,6 +16,7 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 from llama_index.core.llms import LLM
+from llama_index.core.types import PydanticProgramMode
 
 from pomlflow.frame import media
 from pomlflow.frame.schema import response_format
@@ -104,7 +105,9 @@ def _structures(llm: Any) -> bool:
     from llama_index.llms.openai.utils import is_json_schema_supported
 
     own: bool | None = getattr(llm, "should_use_structured_outputs", None)  # of `OpenAILike`
-    return is_json_schema_supported(llm.model) if own is None else own
+    if own is None:
+        own = is_json_schema_supported(llm.model) and llm.pydantic_program_mode == PydanticProgramMode.DEFAULT
+    return own
 
 
 def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +117,7 @@ class _Collector:
         self.assets: dict[Path, None] = {}
         self.absolute: dict[Path, bool] = {}
         self.fields: dict[str, bool] = {}  # field of the frame -> whether it is static
+        self.constants: set[str] = set()  # bound by a static <let>
         self.sources: dict[Path | None, SourceText] = {}
         self.visited: set[tuple[Path, frozenset[str], frozenset[str]]] = set()
         self.has_speakers = False
@@ -178,8 +179,7 @@ class _Collector:
         if element.kind in SCHEMAS:
             self.add_schema(element, scope)
         if scope.is_main:
-            static = not scope.conditional and all(map(_is_static, self.expressions[before:]))
-            self.fields[field] = self.fields.get(field, True) and static
+            self.fields[field] = self.fields.get(field, True) and self.is_static(self.expressions[before:], scope)
         return iter(()), scope
 
     def add_messages(self, value: Passage, scope: _Scope) -> None:
@@ -230,7 +230,7 @@ class _Collector:
 
     def add_let(self, element: Element, scope: _Scope) -> None:
         name, source, value = element.find("name"), element.find("src").text, element.find("value")
-        file = None
+        file, before = None, len(self.expressions)
         if source:
             file = self.file(scope.folder, source)
             self.assets[file] = None
@@ -242,7 +242,11 @@ class _Collector:
             names = _json_object(self.read(file) or "")
         elif not name.text and not value.text:
             names = _json_object(element.text().text)
+        names = set(names)
         scope.in_file.update(names)
+        self.constants -= names
+        if scope.is_main and not source and self.is_static(self.expressions[before:], scope):
+            self.constants |= names
 
     def add_schema(self, element: Element, scope: _Scope) -> None:
         passage, parser = element.text(), element.find("parser").text
@@ -281,15 +285,18 @@ class _Collector:
         self.absolute[file] = self.absolute.get(file, True) and os.path.isabs(source)  # noqa: PTH117
         return file
 
+    def is_static(self, expressions: Sequence[Expression], scope: _Scope) -> bool:
+        """Return whether expressions use constants alone, and zod in a schema, outside of conditions and loops."""
+        known = (_GLOBALS - _DYNAMIC_GLOBALS) | self.constants
+        for expression in expressions:
+            analysis = analyse(expression.code)
+            others = {use.name for use in analysis.uses} - known
+            if analysis.broken or others - ({"z"} if expression.kind == "schema" else set()):
+                return False
+        return not scope.conditional
+
     def is_free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.in_element or name in scope.in_file or name in _GLOBALS) and is_identifier(name)
-
-
-def _is_static(expression: Expression) -> bool:
-    """Return whether an expression uses nothing but constant globals, and zod in a schema."""
-    analysis, known = analyse(expression.code), _GLOBALS - _DYNAMIC_GLOBALS
-    is_known = all(use.name in known or (use.name == "z" and expression.kind == "schema") for use in analysis.uses)
-    return is_known and not analysis.broken
 
 
 def _read(file: Path) -> str | None:

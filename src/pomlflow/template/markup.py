@@ -23,6 +23,7 @@ _TAG = re.compile(
 )
 # Everything that JavaScript's `.` takes as a line end becomes \n. \r\n becomes a blank and \n: offsets do not change.
 _LINES = str.maketrans({"\r": "\n", "\u2028": "\n", "\u2029": "\n", "\ufeff": " "})
+_START = re.compile(r"\s*(<)")
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
@@ -230,7 +231,7 @@ def _skip(text: str, found: re.Match[str], inner: Element, document: Document, f
         what = "comment" if kind == "<!--" else "CDATA section"
         fault = Fault(start, len(kind), f"the {what} has no end", f"end it with {end}", 0)
         document.fault = document.fault or fault
-    if kind in {"<!", "<?"} and not text[:start].strip():
+    if kind in {"<!", "<?"} and (first := _START.match(text)) and first.start(1) == start:
         width = (find(">", at) or at) - start
         document.nesting = document.nesting or Fault(
             start, width, "POML does not accept an XML declaration", "remove it"

@@ -157,16 +157,28 @@ def list_in_experiment(stores: Stores, version: PromptVersion, experiment: str) 
 
 def link_run(stores: Stores, version: PromptVersion, run: str) -> bool:
     """Link a version to an MLflow run, as `mlflow.genai.load_prompt` does for the active one."""
-    _tracking_client(stores).link_prompt_version_to_run(run, version)
+    client = _tracking_client(stores)
+    if (tag := _extended(client.get_run(run).data.tags, version)) is not None:
+        client.set_tag(run, _TAG, tag)
     return True
 
 
 def link_model(stores: Stores, version: PromptVersion, model: str) -> bool:
     """Link a version to a LoggedModel, as `mlflow.genai.load_prompt` does for the active one."""
-    _tracking_client(stores).link_prompt_version_to_model(version.name, str(version.version), model)
+    client = _tracking_client(stores)
+    if (tag := _extended(client.get_logged_model(model).tags, version)) is not None:
+        client.set_logged_model_tags(model, {_TAG: tag})
     return True
 
 
 def _tracking_client(stores: Stores) -> MlflowClient:
     check_reachable(stores.tracking)
     return MlflowClient(tracking_uri=stores.tracking, registry_uri=stores.registry)
+
+
+def _extended(tags: dict[str, str], version: PromptVersion) -> str | None:
+    """Return the tag of linked prompts with a version, or None if it has it."""
+    # Not by MLflow's `link_prompt_version_to_run`, which uses the store that is set now.
+    before = tags.get(_TAG)
+    after = str(update_linked_prompts_tag(before, [version]))
+    return after if after != before else None

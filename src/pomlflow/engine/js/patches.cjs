@@ -102,7 +102,7 @@ const PATCHES = [
     why: "POML's writers test each element against up to fourteen names, which cheerio parses as selectors.",
     find: "    const nodes = this.toArray();\n    return typeof selector === 'string'\n        ? select.some(",
     replace:
-      "    if (this.length === 1 && /^[a-z]+$/.test(selector)) return this[0].type === 'tag' && this[0].name === selector;\n" +
+      "    if (this.length === 1 && /^[a-z]+$/.test(selector)) return this[0].name === selector;\n" +
       "    const nodes = this.toArray();\n    return typeof selector === 'string'\n        ? select.some(",
   },
   {
