@@ -12,6 +12,7 @@ os.environ.update(
     LITELLM_LOCAL_MODEL_COST_MAP="True",
 )
 
+import dataclasses
 import itertools
 import queue
 import shutil
@@ -63,6 +64,19 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """After a test that passed, compare its traces with the recorded ones, while the test's store is still set."""
     yield
     compare(item)
+
+
+@pytest.fixture
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two Node processes, both running."""
+    from pomlflow import engine
+    from pomlflow.settings import settings
+
+    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=2))
+    engine.close()
+    engine.prewarm(2)
+    yield
+    engine.close()
 
 
 @pytest.fixture(autouse=True)

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.adapters.frameworks import Framework
 
-from pomlflow import engine
-from pomlflow.settings import settings
-
-
-@pytest.fixture(autouse=True)
-def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=2))
-    engine.close()
-    engine.prewarm(2)
-    yield
-    engine.close()
-
-
+pytestmark = pytest.mark.usefixtures("two_workers")
 # Each process by its start time: the second started after the first was ready.
 ITEM = "<p>Item {{n}}</p><p>{{ Date.now() - globalThis.process.uptime() * 1000 }}</p>"
 

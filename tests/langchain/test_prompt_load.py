@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Iterator
 
 import pytest
 from langchain_core.runnables import RunnableConfig, RunnablePassthrough
@@ -14,19 +12,10 @@ import pomlflow
 from pomlflow import engine
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.langchain import PomlPromptTemplate
-from pomlflow.settings import settings
 
+pytestmark = pytest.mark.usefixtures("two_workers")
 MANY = [{"n": number} for number in range(200)]
 SHOWN = [f"Item {number}" for number in range(200)]
-
-
-@pytest.fixture(autouse=True)
-def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=2))
-    engine.close()
-    engine.prewarm(2)
-    yield
-    engine.close()
 
 
 @pytest.fixture

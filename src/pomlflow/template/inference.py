@@ -47,7 +47,7 @@ from pomlflow.template.source import Expression, Inference, Kind, Use
 
 # Globals whose values change between renders or machines: what an expression makes of them is not static.
 _DYNAMIC_GLOBALS = frozenset({"Date", "Math", "globalThis", "process"})
-_GLOBALS = _DYNAMIC_GLOBALS | frozenset(
+_CONSTANT_GLOBALS = frozenset(
     "Infinity NaN undefined arguments eval isFinite isNaN parseFloat parseInt decodeURI decodeURIComponent encodeURI "
     "encodeURIComponent escape unescape AggregateError Array ArrayBuffer AsyncDisposableStack Atomics BigInt "
     "BigInt64Array BigUint64Array Boolean DataView DisposableStack Error EvalError FinalizationRegistry Float16Array "
@@ -58,6 +58,7 @@ _GLOBALS = _DYNAMIC_GLOBALS | frozenset(
     "clearImmediate clearInterval clearTimeout console fetch queueMicrotask setImmediate setInterval setTimeout "
     "structuredClone __proto__".split()
 )
+_GLOBALS = _DYNAMIC_GLOBALS | _CONSTANT_GLOBALS
 # The elements that give the frame a field.
 _FIELDS = {
     "outputschema": "schema",
@@ -287,7 +288,7 @@ class _Collector:
 
     def is_static(self, expressions: Sequence[Expression], scope: _Scope) -> bool:
         """Return whether expressions use constants alone, and zod in a schema, outside of conditions and loops."""
-        known = (_GLOBALS - _DYNAMIC_GLOBALS) | self.constants
+        known = _CONSTANT_GLOBALS | self.constants
         for expression in expressions:
             analysis = analyse(expression.code)
             others = {use.name for use in analysis.uses} - known

@@ -143,7 +143,7 @@ class RegistryOrigin:
                 raise  # the worker warns, and runs the task again
             in_use = "the fallback" if before is None else before.uri
             why = redacted(self._stores.registry, str(error))
-            warn_once((self.uri, in_use, type(error)), "%s. %s stays in use", why, in_use)
+            warn_once((self.uri, in_use, type(error)), "%s: %s stays in use", why, in_use)
         self._schedule_update(self.refresh)
 
     def _load(self, content: PromptContent, text: str, files: ExtractedFiles | None = None) -> _Loaded:
