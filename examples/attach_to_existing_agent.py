@@ -2,7 +2,7 @@
 
     python examples/attach_to_existing_agent.py
 
-Both agents call a tool that renders a POML prompt; its span is the child of the tool's.
+Both agents call a tool that renders a POML prompt; the render's span is in the agent's trace, below the tool's.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
     │   ├── EngineBusyError        too many renders wait for a Node process
     │   ├── NodeNotFoundError      there is no Node.js (also a FileNotFoundError)
     │   └── WorkerDiedError        the Node process ended, or broke its protocol, in a render
-    ├── SettingError               the model does not support a setting of <runtime> (also a ValueError)
+    ├── SettingError               an unsupported or repeated setting of <runtime> (also a ValueError)
     ├── ToolError                  a tool without a function, or a function without a tool (also a ValueError)
     │   └── ToolArgumentsError     a model called a tool with arguments that do not match its schema
     ├── SchemaError                a schema of the template is not a JSON Schema (also a ValueError)
@@ -244,7 +244,7 @@ class ConversionError(PomlError, ValueError):
 
 
 class SettingError(PomlError, ValueError):
-    """The model does not support a setting of ``<runtime>``.
+    """A setting of ``<runtime>`` is not supported by the model, or is given twice under different names.
 
     Attributes:
         setting: The setting's name in POML's frame.

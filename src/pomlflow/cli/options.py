@@ -99,8 +99,8 @@ def settings_options(command: F) -> F:
     )  # fmt: skip
     timeout = click.option(
         "--timeout", metavar="SECONDS", expose_value=False, callback=_configure,
-        help="Seconds that a render may take; the default is POMLFLOW_TIMEOUT, or 30. A load from the registry may "
-        "take at least 60.",
+        help="Seconds that a render may take; the default is POMLFLOW_TIMEOUT, or 30. A load from the registry has "
+        "the same limit, but never less than 60.",
     )  # fmt: skip
     return root(timeout(command))
 

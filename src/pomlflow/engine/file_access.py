@@ -201,7 +201,9 @@ def _read(path: str) -> bytes:
 def _explain_encoding(path: str) -> bytes:
     """Return where and why a file is not UTF-8."""
     _, problem = decode(_read(path), path)
-    return (f"{problem.line}:{problem.column}: {problem.message}" if problem else "1:1: it changed").encode()
+    if problem is None:
+        return b"1:1: the file changed while it was read"
+    return f"{problem.line}:{problem.column}: {problem.message}".encode()
 
 
 def _stat(path: str) -> bytes:

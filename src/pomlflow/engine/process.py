@@ -240,7 +240,7 @@ class NodeProcess:
 
 
 def tie_to_parent(reading: int, pid: int) -> None:
-    """Let the reading end of a pipe end the process when this one ends, even while a template loops.
+    """End the worker `pid` when this process ends, even while a template loops.
 
     The kernel closes the writing end when this process ends, for whatever reason. Linux then sends SIGIO to the owner
     of the reading end, the worker, which ends it (fcntl(2), F_SETOWN and O_ASYNC). PR_SET_PDEATHSIG is no alternative:

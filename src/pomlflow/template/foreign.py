@@ -132,7 +132,7 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[ForeignWor
         is_key = key and not called and "?" not in code
         if word in bound or is_key or token.start(2) in phrases:
             continue
-        if before == "." and not _is_data(word, code[: token.start()], bound):
+        if before == "." and not _is_python_method(word, code[: token.start()], bound):
             continue
         javascript = _javascript_for(word, before, called=bool(called), broken=broken)
         if before == "|" and word in _FILTERS:
@@ -141,8 +141,8 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[ForeignWor
             yield ForeignWord(token.start(2), word, "Python", javascript)
 
 
-def _is_data(method: str, before: str, bound: Collection[str]) -> bool:
-    """Return whether a method is not one of JavaScript's own objects: its receiver is the caller's data, or a text."""
+def _is_python_method(method: str, before: str, bound: Collection[str]) -> bool:
+    """Return whether a method is Python's: it is none of JavaScript, or is called on the caller's data or a text."""
     receiver = _RECEIVER.search(before)
     if method == "now":
         return receiver is not None and receiver[1] == "datetime"

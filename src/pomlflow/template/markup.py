@@ -23,7 +23,7 @@ _TAG = re.compile(
 )
 # Everything that JavaScript's `.` takes as a line end becomes \n. \r\n becomes a blank and \n: offsets do not change.
 _LINES = str.maketrans({"\r": "\n", "\u2028": "\n", "\u2029": "\n", "\ufeff": " "})
-_START = re.compile(r"\s*(<)")
+_START = re.compile(r"\s*(<)")  # the first < of a markup, if only blanks precede it
 _OPEN, _CLOSE = re.compile(r"\{\{"), re.compile(r"\}\}(?!\})")
 _OPEN_LINE, _CLOSE_LINE = re.compile(r"^[^\S\n]*\{\{", re.MULTILINE), re.compile(r"\}\}(?=[^\S\n]*$)", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
@@ -255,7 +255,7 @@ def _stray(text: str, offset: int) -> Fault:
 
 
 def _ended(text: str, named: list[Element], name: str, offset: int) -> Fault | None:
-    """Remove the last element, which an end tag ends; return the fault if it is the end tag of another one."""
+    """Remove the last open element if the end tag has its name, else return the fault."""
     if named and named[-1].name == name:
         named.pop()
         return None

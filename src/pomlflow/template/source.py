@@ -68,7 +68,7 @@ class Inference:
     assets: tuple[Path, ...] = ()  # every other file that is named without a variable, missing ones too
     absolute: frozenset[Path] = frozenset()  # files that the markup names only by their absolute paths
     fields: frozenset[str] = frozenset()  # which of "schema", "tools" and "runtime" the markup defines
-    static_fields: frozenset[str] = frozenset()  # those without a variable, a condition or a loop
+    static_fields: frozenset[str] = frozenset()  # those with neither a condition, a loop nor a variable
     has_speakers: bool = False  # by an element such as ``<system-msg>`` or by ``speaker=``
 
 

@@ -178,7 +178,8 @@ class Template:
 
         `history` replaces a framework's own messages in the variables, and has their places in the output afterwards.
         `snapshot` is the template to render, by default the current one; `timeout` is in seconds. `keep_whitespace`
-        keeps the whitespace that POML would collapse. With `exact`, values are not converted or checked.
+        keeps the whitespace that POML would collapse. With `exact`, as in ``poml.poml()``, histories are
+        not converted and tables are not checked.
         """
         steps = self._steps(variables, history, snapshot, keep_whitespace=keep_whitespace, exact=exact)
         return _run(steps, timeout)

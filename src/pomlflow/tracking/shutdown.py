@@ -246,7 +246,7 @@ def _limit() -> float:
 
 
 def handle_sigterm() -> None:
-    """Store what is pending at SIGTERM, before it ends the program. Outside the main thread, do nothing."""
+    """Install a handler that stores what is pending at SIGTERM; outside the main thread, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
     handler, uvicorn = signal.getsignal(signal.SIGTERM), sys.modules.get("uvicorn")
