@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import io
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -175,6 +177,17 @@ def test_each_page_is_in_the_navigation() -> None:
     configuration = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r": (\S+\.md)$", configuration, re.MULTILINE))
     assert named == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]}
+
+
+def test_the_api_page_has_each_public_name_once() -> None:
+    listed: list[Any] = []
+    for path in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
+        found = pkgutil.resolve_name(path)
+        listed += [getattr(found, name) for name in found.__all__] if isinstance(found, ModuleType) else [found]
+    for package in ("pomlflow", "pomlflow.langchain", "pomlflow.llama_index", "pomlflow.types"):
+        module = pkgutil.resolve_name(package)
+        for name in set(module.__all__) - {"__version__"}:
+            assert sum(one is getattr(module, name) for one in listed) == 1, f"{package}.{name}"
 
 
 def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

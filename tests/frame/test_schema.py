@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame.schema import parse_answer, response_format, strict_form
+from pomlflow.frame.answers import parse_answer
+from pomlflow.frame.schema import response_format, strict_form
 
 TEXT = {"type": "string"}
 CLOSED = {"type": "object", "properties": {"a": TEXT}, "required": ["a"], "additionalProperties": False}

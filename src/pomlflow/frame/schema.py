@@ -1,10 +1,9 @@
-"""Convert ``<output-schema>`` to a response format, find refusals, parse answers, and check values by JSON Schemas."""
+"""Convert ``<output-schema>`` to a response format, and check values against JSON Schemas."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import json
 import operator
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pomlflow.exceptions import AnswerError, SchemaError
+from pomlflow.exceptions import SchemaError
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -25,7 +24,6 @@ _NOT_STRICT: Final = frozenset(
     "minProperties maxProperties".split()
 )
 _BY_NAME: Final = ("properties", "$defs", "definitions")
-_FENCED: Final = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
 _LONGEST_NAME: Final = 64
 
 
@@ -130,32 +128,6 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
                 yield from _objects(value)
 
 
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def parse_answer(text: str, schema: Mapping[str, Any], label: str = "<inline>") -> Any:
-    """Parse a model's answer, which may be in a Markdown fence, and check it; raise an `AnswerError` if it is wrong."""
-    fenced = _FENCED.match(text)
-    try:
-        value = json.loads(fenced[1] if fenced else text, parse_constant=_no_json)
-    except (ValueError, RecursionError) as error:
-        raise AnswerError(
-            f"{label}: the answer is not the JSON that <output-schema> requires ({error}). The answer: {text!r}", text
-        ) from error
-    return checked_answer(value, schema, text, label)
-
-
-def checked_answer(value: Any, schema: Mapping[str, Any], text: str, label: str = "<inline>") -> Any:
-    """Return the value that a framework has parsed from an answer, checked and without the nulls of strict mode."""
-    value = without_nulls(value, schema, label)
-    if found := problems(value, schema, label):
-        raise AnswerError(
-            f"{label}: the answer violates <output-schema>: {'; '.join(found)}. The answer: {text!r}", text, found
-        )
-    return value
-
-
 def problems(value: Any, schema: Mapping[str, Any], label: str = "<inline>") -> list[str]:
     """Return the mismatches of a value with a schema, the outermost first; an invalid schema is a `SchemaError`."""
     found = sorted(_errors(value, schema, schema, label), key=lambda error: len(error.absolute_path))
@@ -209,55 +181,3 @@ def _without_nulls(value: Any, errors: list[ValidationError], root: Mapping[str,
                     holder[name] = chosen
                     break
     return made[0]
-
-
-# Google's finish reasons of answers that it withholds.
-WITHHELD: Final = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"})
-
-
-def reason_name(value: Any) -> str:
-    """Return the name of a finish or block reason, which is a text or a member of an enum."""
-    return str(getattr(value, "name", value) or "").rsplit(".", 1)[-1]
-
-
-def refusal_in(raw: Any, before: str | None = None) -> str | None:
-    """Return the text of the refusal in a provider's response or stream event, which is an object of its SDK or a dict.
-
-    `before` is the refusal in earlier pieces. A refusal without a text is empty; None means that there is no refusal.
-    """
-    for choice in _items(raw, "choices"):  # OpenAI's chat completions
-        message = _get(choice, "message") or _get(choice, "delta")
-        if piece := _get(message, "refusal"):
-            before = (before or "") + str(piece)
-        elif _get(choice, "finish_reason") == "content_filter":
-            before = before or ""
-    found = next(_whole(raw), None)
-    return before if found is None else found or before or ""
-
-
-def _whole(raw: Any) -> Iterator[str]:
-    """Yield the complete texts of refusals."""
-    if isinstance(text := _get(raw, "refusal"), str) and text:  # also the last refusal event of OpenAI's Responses API
-        yield text
-    response = _get(raw, "response") or raw  # the last event of a stream has it
-    for part in (part for item in _items(response, "output") for part in _items(item, "content")):
-        if _get(part, "type") == "refusal":
-            yield str(_get(part, "refusal") or "")
-    if _get(_get(response, "incomplete_details"), "reason") == "content_filter":
-        yield ""
-    for part in (raw, _get(raw, "delta")):  # Anthropic
-        if _get(part, "stop_reason") == "refusal":
-            yield str(_get(_get(part, "stop_details"), "explanation") or "")
-    finish = reason_name(_get(raw, "finish_reason"))  # Google
-    blocked = reason_name(_get(raw, "block_reason") or _get(_get(raw, "prompt_feedback"), "block_reason"))
-    if finish in WITHHELD or blocked not in ("", "0", "BLOCKED_REASON_UNSPECIFIED"):
-        yield str(_get(raw, "finish_message") or "") or (finish if finish in WITHHELD else blocked)
-
-
-def _get(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
-
-
-def _items(value: Any, name: str) -> list[Any]:
-    found = _get(value, name)
-    return found if isinstance(found, list) else []

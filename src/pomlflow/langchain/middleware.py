@@ -16,7 +16,8 @@ from langchain_core.tools import BaseTool
 from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError, ConfigurationError
-from pomlflow.frame.schema import checked_answer, response_format
+from pomlflow.frame.answers import checked_answer
+from pomlflow.frame.schema import response_format
 from pomlflow.frame.tools import ToolSpec, check_functions, functions_by_name, tool_specs
 from pomlflow.langchain.messages import move_media_after_tools
 from pomlflow.langchain.model_arguments import ModelArguments, model_settings, uses_chat_completions

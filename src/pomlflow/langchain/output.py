@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.utils.json import parse_partial_json
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame.schema import parse_answer, refusal_in
+from pomlflow.frame.answers import parse_answer, refusal_in
 from pomlflow.record import RenderRecord
 
 if TYPE_CHECKING:

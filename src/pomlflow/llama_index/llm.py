@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame.schema import WITHHELD, refusal_in
+from pomlflow.frame.answers import WITHHELD, refusal_in
 from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.messages import joined_text
 from pomlflow.llama_index.providers import (

@@ -17,7 +17,8 @@ from pydantic_core import CoreSchema
 from typing_extensions import override
 
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame.schema import parse_answer, schema_name
+from pomlflow.frame.answers import parse_answer
+from pomlflow.frame.schema import schema_name
 from pomlflow.frame.tools import ToolSpec
 
 
