@@ -12,7 +12,6 @@ os.environ.update(
     LITELLM_LOCAL_MODEL_COST_MAP="True",
 )
 
-import dataclasses
 import itertools
 import queue
 import shutil
@@ -67,16 +66,25 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture
-def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def two_workers() -> Iterator[None]:
     """Two Node processes, both running."""
-    from pomlflow import engine
-    from pomlflow.settings import settings
+    from pomlflow import configure, engine
 
-    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=2))
+    configure(max_workers=2)
     engine.close()
     engine.prewarm(2)
     yield
     engine.close()
+
+
+@pytest.fixture(autouse=True)
+def restore_settings() -> Iterator[None]:
+    """Restore the settings of the process after each test."""
+    settings = sys.modules.get("pomlflow.settings")
+    before = settings and settings._current  # noqa: SLF001 - None where the environment was not read yet
+    yield
+    if (settings := sys.modules.get("pomlflow.settings")) is not None:
+        settings._current = before  # noqa: SLF001
 
 
 @pytest.fixture(autouse=True)

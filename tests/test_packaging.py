@@ -1,4 +1,4 @@
-"""`packaged` gives MLflow what a prompt needs, and reports what cannot travel."""
+"""`packaged` returns the arguments for MLflow's ``log_model``, and reports what cannot be copied into the model."""
 
 from __future__ import annotations
 
@@ -67,12 +67,11 @@ def test_a_file_that_is_not_copied_into_the_model_is_reported(shop: Path, source
         pomlflow.packaged("shop")
 
 
-def test_a_file_that_the_model_may_not_read_is_reported(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_the_model_may_not_read_is_reported(shop: Path) -> None:
     """It is readable here only because it is under the working folder; the model server has another one."""
     write(shop / "prompts" / "deep.poml", '<p><img src="../logo.png" alt="x"/></p>')
     with pytest.raises(ConfigurationError, match=r"outside its own folder.*allow_read"):
         pomlflow.packaged("shop")
-    monkeypatch.setattr(pomlflow.settings, "_current", None)
     pomlflow.configure(allow_read=[shop])
     assert pomlflow.packaged("shop")["code_paths"] == [str(shop)]
 

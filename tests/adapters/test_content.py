@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from tests.adapters.frameworks import Framework
 from tests.registry_prompts import warnings_of
 from tests.spans import everything, hide, poml_span
 
+from pomlflow import configure
 from pomlflow.exceptions import ConfigurationError, RenderError
-from pomlflow.settings import settings
 
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 FRAME = """\
@@ -151,11 +150,9 @@ def test_a_mask_that_fails_stores_nothing_and_logs_one_warning(
 
 
 @pytest.mark.parametrize("mask", [None, lambda content: content])
-def test_no_stored_text_is_longer_than_the_limit(
-    framework: Framework, stored_traces: Fetch, monkeypatch: pytest.MonkeyPatch, mask: Any
-) -> None:
-    """The model itself gets and gives all."""
-    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=300))
+def test_no_stored_text_is_longer_than_the_limit(framework: Framework, stored_traces: Fetch, mask: Any) -> None:
+    """The model receives and returns all of it."""
+    configure(max_content=300)
     handler = framework.handler(mask=mask)
     sent: list[str] = []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.templates import HELLO, sha, write
 
-from pomlflow import engine, settings
+from pomlflow import configure, engine
 from pomlflow.exceptions import (
     MissingVariableError,
     RenderError,
@@ -41,9 +41,7 @@ def test_a_record_has_all_fields(folder: Path) -> None:
     assert record.end_ns - record.start_ns <= after - before + 10**7
 
 
-def test_a_record_holds_the_folder_of_files_and_what_was_included(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_holds_the_folder_of_files_and_what_was_included(folder: Path) -> None:
     """Relative to the prompt root: on another machine that is elsewhere."""
     write(folder / "prompts" / "tone.poml", "<p>Be kind.</p>")
     markup = '<poml><include src="tone.poml"/></poml>'
@@ -55,7 +53,7 @@ def test_a_record_holds_the_folder_of_files_and_what_was_included(
     files = [[(file.path, file.sha256) for file in record.files] for record in seen]
     assert files == [[("tone.poml", sha("<p>Be kind.</p>"))]] * 2 + [[]] * 2
 
-    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder / "prompts"))
+    configure(prompt_root=folder / "prompts")
     assert inline.render({"name": 1}).folder == ".."
     assert from_file.render({}).folder == "prompts", "made before prompt_root changed"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.templates import HELLO, sha, text, write
 
-from pomlflow import settings
+from pomlflow import configure
 from pomlflow.exceptions import (
     PomlError,
     RenderError,
@@ -25,10 +25,10 @@ from pomlflow.template import Template
 
 
 @pytest.fixture
-def prompt_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def prompt_root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     root.mkdir()
-    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=root))
+    configure(prompt_root=root)
     return root
 
 
