@@ -321,6 +321,40 @@ def test_a_loop_over_an_expression_that_is_no_list_is_one_problem() -> None:
     assert [problem.message for problem in error.problems] == ["List is expected in for attribute."]
 
 
+BRANCH = "<p if='branch'><let name='x' value='1'/></p>"  # without the branch, x is not set
+
+
+@pytest.mark.parametrize(
+    ("markup", "messages"),
+    [
+        (f"<poml>{BRANCH}{{{{x}}}}<p>{{{{a.b.c}}}}</p></poml>", ["x is not defined", "Cannot read"]),
+        (f"<poml>{BRANCH}{{{{x}}}}<p>{{{{missing}}}}</p></poml>", ["x is not defined", "missing is not defined"]),
+        (f"<poml><let name='y' value='a.b.c'/>{BRANCH}{{{{y}}}}{{{{x}}}}</poml>", ["Cannot read", "x is not defined"]),
+        ("<poml><let name='x' value='a.b.c'/><let name='y' value='x'/>{{x}}{{y}}</poml>", ["Cannot read"]),
+        ("<poml><let src='no.json' name='x'/>{{x}}{{a.b.c}}</poml>", ["ENOENT", "Cannot read"]),
+        ("<poml><p for='{x, y} in a.b.c'>{{x}}{{y}}{{loop.index}}</p></poml>", ["Cannot read", "List is expected"]),
+    ],
+)
+def test_a_name_that_is_not_set_is_left_out_only_if_the_cause_is_reported(markup: str, messages: list[str]) -> None:
+    error = Template(markup).render({"branch": False, "a": {}}).error
+    assert isinstance(error, RenderError)
+    assert [problem.message[: len(start)] for problem, start in zip(error.problems, messages, strict=True)] == messages
+
+
+@pytest.mark.parametrize("given", [{}, {"history": []}])
+def test_a_history_without_messages_that_is_indexed_has_the_remedy(given: dict[str, Any]) -> None:
+    markup = '<poml><p>{{{{ {} }}}}</p><conversation messages="{{{{history}}}}"/></poml>'
+    template = Template(markup.format("history[0].content"))
+    for error in (template.render(given).error, template.check(given).error):
+        assert isinstance(error, RenderError)
+        assert (error.line, error.column) == (1, 10)
+        assert error.hint == (
+            'history has no messages in this render: write history[0]?.content, or if="history.length"'
+        )
+    assert Template(markup.format("history[0]?.content")).render(given).error is None
+    assert template.render({"history": [{"role": "user", "content": "Hi"}]}).error is None
+
+
 def table_value(kind: str) -> Any:
     """Return a value of numpy or pandas, which a test is skipped without."""
     np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")

@@ -13,7 +13,7 @@ from pomlflow import engine
 from pomlflow.engine.errors import SCHEMA_REMEDY
 from pomlflow.exceptions import MissingVariableError, PomlError, Problem, RenderError, VariableError
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
-from pomlflow.template.javascript import analyse
+from pomlflow.template.javascript import analyse, bound_by
 from pomlflow.template.markup import ENTITIES, EXPRESSION, Document, Element, Fault, SourceText, parse, split_loop
 from pomlflow.template.source import Expression, Inference, Snapshot, Use
 
@@ -24,6 +24,7 @@ _NOT_EVALUATED = {
 }
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
 _NO_LIST = "List is expected in for attribute."
+_NO_VALUE = "Cannot read properties of undefined"
 _ROWS = "records= takes rows: a list of dicts or of lists, or a DataFrame"
 # Remedies by a pattern of POML's message.
 _REMEDIES = {
@@ -183,9 +184,8 @@ def _with_causes(
     error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], own: Iterable[Problem]
 ) -> RenderError:
     """Return an error with its cause as the first problem, with remedies, and with why files do not exist."""
-    takes = {*ENTITIES, *(use.name for use in snapshot.inference.uses)}
-    # What else is not defined was to be set by a loop or a <let> that failed, which is reported too.
-    causes = [one for one in error.problems if _undefined(one) in {"", *takes}] or error.problems
+    unset = _unset_names(error, snapshot) - {use.name for use in snapshot.inference.uses}
+    causes = [one for one in error.problems if _undefined(one) not in unset] or error.problems
     problems = [_named(one, snapshot, variables) for one in causes]
     shown = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in problems[:_EXPLAINED]]
     problems = shown + problems[_EXPLAINED:]
@@ -194,6 +194,20 @@ def _with_causes(
     hints = [None if problems[0].remedy else error.hint]
     hints += [why for file, why in snapshot.missing if file in str(error)]
     return RenderError(problems, "\n".join(dict.fromkeys(filter(None, hints))) or None)
+
+
+def _unset_names(error: RenderError, snapshot: Snapshot) -> set[str]:
+    """Return the names that each ``<let>`` and loop with a problem in its tag would have set: their uses fail too."""
+    places = [place for one in error.problems if (place := _place(one, snapshot))]
+    names: set[str] = set()
+    for source in dict.fromkeys(source for source, _ in places):
+        offsets = [offset for other, offset in places if other == source]
+        for element in parse(*source).elements:
+            if any(element.start <= offset < element.end for offset in offsets):
+                loop = split_loop(element.find("for").text)
+                names.update(("loop", *bound_by(loop[0])) if loop else ())
+                names.update(bound_by(element.find("name").text) if element.kind == "let" else ())
+    return names
 
 
 def _in_order(problems: Sequence[Problem], own: Iterable[Problem]) -> list[Problem]:
@@ -208,19 +222,25 @@ def _in_order(problems: Sequence[Problem], own: Iterable[Problem]) -> list[Probl
 
 
 def _named(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any]) -> Problem:
-    """Return a problem with a clear message: of an entity, which JavaScript reads as a variable, or of a loop."""
+    """Return a problem with a clear message or remedy: of an entity, of a loop, or of a history without messages."""
     if (entity := _undefined(problem)) in ENTITIES:
         return replace(problem, message=f"&{entity}; is not decoded in an expression")
-    place = _place(problem, snapshot) if problem.message == _NO_LIST else None
+    place = _place(problem, snapshot) if problem.message.startswith((_NO_LIST, _NO_VALUE)) else None
     expression = _expression_at(*place, snapshot)[0] if place else None
-    alone = [use for use in snapshot.inference.uses if use.expression == expression and use.alone] if expression else []
-    if not alone:
-        return problem
-    name, value = alone[0].name, variables.get(alone[0].name)
-    kind = "None" if value is None else f"of the type {type(value).__name__}"
-    pairs = f'; the pairs of a dict are for="[key, value] in Object.entries({name})"'
-    remedy = f"pass a list as {name}{pairs if isinstance(value, Mapping) else ''}"
-    return replace(problem, message=f"{_NO_LIST[:-1]}: {name} is {kind}", remedy=remedy)
+    for use in snapshot.inference.uses:
+        name, value = use.name, variables.get(use.name)
+        if use.expression != expression:
+            continue
+        if problem.message == _NO_LIST and use.alone:
+            kind = "None" if value is None else f"of the type {type(value).__name__}"
+            pairs = f'; the pairs of a dict are for="[key, value] in Object.entries({name})"'
+            remedy = f"pass a list as {name}{pairs if isinstance(value, Mapping) else ''}"
+            return replace(problem, message=f"{_NO_LIST[:-1]}: {name} is {kind}", remedy=remedy)
+        is_empty = isinstance(value, list | tuple) and not value
+        if problem.message != _NO_LIST and is_empty and name in snapshot.inference.messages:
+            remedy = f'{name} has no messages in this render: write {name}[0]?.content, or if="{name}.length"'
+            return replace(problem, remedy=remedy)
+    return problem
 
 
 def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
