@@ -13,15 +13,17 @@ import pytest
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model, TextModel
-from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, tree, trees
+from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, model, tree, trees
 from tests.spans import everything, hide
 
+import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.langchain.tracer import MlflowLangchainTracer
 from pomlflow.tracking import spans as tracking
@@ -118,6 +120,62 @@ def test_chains_run_untraced_when_tracing_is_off_or_not_sampled(
     assert trees(stored_traces) == [CHAIN]
 
 
+# --- several handlers
+
+
+def _marking(name: str) -> dict[str, Any]:
+    """Return the options of a handler that stores a name instead of content."""
+    return {"mask": lambda _: {"inputs": name}}
+
+
+def _with_autolog(run: Callable[[], Any]) -> None:
+    pomlflow.autolog(register=False, **_marking("autolog"))
+    try:
+        run()
+    finally:
+        pomlflow.autolog(disable=True)
+
+
+def in_with_config_and_the_call(other: RunnableConfig, call: RunnableConfig) -> None:
+    chain().with_config(other).invoke(GIVEN, call)
+
+
+def in_a_step_and_the_call(other: RunnableConfig, call: RunnableConfig) -> None:
+    (greeting() | model().with_config(other) | StrOutputParser()).invoke(GIVEN, call)
+
+
+def in_a_model_and_the_call(other: RunnableConfig, call: RunnableConfig) -> None:
+    chain(**other).invoke(GIVEN, call)
+
+
+def in_the_call_and_autolog(_: RunnableConfig, call: RunnableConfig) -> None:
+    _with_autolog(lambda: chain().invoke(GIVEN, call))
+
+
+def in_a_step_and_autolog(other: RunnableConfig, _: RunnableConfig) -> None:
+    _with_autolog(lambda: (greeting() | model().with_config(other) | StrOutputParser()).invoke(GIVEN))
+
+
+@pytest.mark.parametrize(
+    ("run", "first"),
+    [
+        (in_with_config_and_the_call, "other"),
+        (in_a_step_and_the_call, "call"),
+        (in_a_model_and_the_call, "call"),
+        (in_the_call_and_autolog, "call"),
+        (in_a_step_and_autolog, "autolog"),
+    ],
+)
+def test_of_several_handlers_the_first_in_langchains_order_traces(
+    run: Callable[[RunnableConfig, RunnableConfig], None], first: str, stored_traces: Fetch
+) -> None:
+    """Each span is stored once, and by the mask of one handler: never by one of each."""
+    run(config_with(**_marking("other")), config_with(**_marking("call")))
+    (trace,) = stored_traces()
+    assert tree(trace) == CHAIN
+    assert {span.inputs for span in trace.data.spans} == {first}
+
+
 # --- masks
 
 
@@ -135,6 +193,37 @@ def test_a_mask_reaches_models_of_texts_tools_and_retrievers(stored_traces: Fetc
 
 
 # --- what goes wrong in tracing
+
+
+class Unreadable:
+    """A value that cannot be read."""
+
+    def __repr__(self) -> str:
+        raise LookupError("unreadable")
+
+
+class Unlisted(dict[str, int]):
+    """A dict that cannot be read."""
+
+    def items(self) -> Any:
+        raise LookupError("unreadable")
+
+
+@pytest.mark.parametrize("value", [Unreadable(), Unlisted(a=1)], ids=["object", "dict"])
+@pytest.mark.parametrize("mask", [None, hide])
+def test_a_value_that_cannot_be_read_costs_its_attribute_and_not_the_span(
+    value: Any, mask: Any, stored_traces: Fetch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Metadata of a call, and an argument that is bound to the model: MLflow's tracer would store no span of these."""
+    config = config_with(mask=mask)
+    (greeting() | model().bind(extra=value) | StrOutputParser()).invoke(GIVEN, config)
+    chain().invoke(GIVEN, {**config, "metadata": {"at": value}})
+    bound, described = stored_traces()
+    assert tree(bound) == tree(described) == CHAIN
+    (called,) = (span for span in bound.data.spans if span.name == "FakeListChatModel")
+    assert "invocation_params" not in called.attributes
+    assert "metadata" in called.attributes
+    assert {record.name for record in caplog.records} <= {"pomlflow"}
 
 
 def test_a_render_that_cannot_be_traced_is_one_warning(

@@ -48,6 +48,9 @@ class PomlCallbackHandler(_Constructor, _Tracer):
     a run that MLflow traces already gets only the POML span. Do not add an `MlflowLangchainTracer` next to it: both
     would trace the run.
 
+    A run with several of these handlers is traced once, by the first in LangChain's order: those of the surrounding
+    run, of ``with_config``, of the call, of a model's constructor, of `pomlflow.autolog`. Its arguments apply.
+
     Args:
         register: Whether to register each POML prompt in MLflow's registry and link its version to the trace;
             a template's own ``register=`` overrides it.

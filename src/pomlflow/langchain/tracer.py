@@ -37,7 +37,7 @@ from pomlflow.dispatch import Mask
 from pomlflow.frame.media import with_openai_parts
 from pomlflow.langchain.runs import Run, current_run_id, open_runs, parent_in, suppress, suppressed, user_span
 from pomlflow.tracking.experiment import start_span
-from pomlflow.tracking.redaction import GuardedSpan, within_limit
+from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.spans import active
 
 with warnings.catch_warnings():
@@ -113,16 +113,12 @@ class Tracer(MlflowLangchainTracer):
             above = parent_in(parent.span.span) if parent is not None else mlflow.get_current_active_span()
             if parent is None and _is_autologs_span(above, span_name, span_type, attributes or {}):
                 return _no_span()
-            span = start_span(
-                above,
-                name=span_name,
-                span_type=span_type,
-                attributes=within_limit(self._serialize_invocation_params(attributes)),
-            )
+            span = start_span(above, name=span_name, span_type=span_type)
         is_generator = _is_generator(span_type, inputs, attributes)
         guarded = GuardedSpan(span, self.mask, with_openai_parts)
         run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=_current_task())
         run.open(cast("Span", span._span))
+        run.span.set_attributes(self._serialize_invocation_params(attributes) or {})
         if inputs is not None:
             run.span.set_inputs(inputs)
         return cast("LiveSpan", run.span)

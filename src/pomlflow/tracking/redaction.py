@@ -70,11 +70,14 @@ class GuardedSpan:
         self._set("outputs", outputs)
 
     def set_attribute(self, key: str, value: Any) -> None:
-        """Store an attribute, if it may be stored."""
-        if key in (_INPUTS, _OUTPUTS):
-            self._set("inputs" if key == _INPUTS else "outputs", value)
-        elif self.mask is None or self._safe is None or key.startswith("mlflow.") or key in self._safe:
-            self.span.set_attribute(key, _well_formed(within_limit(value)))
+        """Store an attribute, if it may be stored; a value that cannot be read costs this attribute alone."""
+        try:
+            if key in (_INPUTS, _OUTPUTS):
+                self._set("inputs" if key == _INPUTS else "outputs", value)
+            elif self.mask is None or self._safe is None or key.startswith("mlflow.") or key in self._safe:
+                self.span.set_attribute(key, _well_formed(within_limit(value)))
+        except Exception as error:  # noqa: BLE001 - the rest of the span is still worth storing
+            warn_incomplete(error)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Store the attributes that may be stored."""
