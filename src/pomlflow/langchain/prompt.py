@@ -72,8 +72,8 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
     base_dir: str | None = Field(default=None, frozen=True)
     stylesheet: dict[str, Any] | None = Field(default=None, frozen=True)
     chat: bool = Field(default=True, frozen=True)
-    # The argument is `register`. A field of that name would hide `ABCMeta.register`, of which pydantic warns, so dumps and
-    # copies have this name, and the constructor takes it from them.
+    # The argument is `register`. A field of that name would hide `ABCMeta.register`, and pydantic would warn, so dumps
+    # and copies have this name, and the constructor takes it from them.
     register_prompt: bool | None = Field(default=None, alias="register", frozen=True)
     registry_uri: str | None = Field(default=None, frozen=True)
     registry_refresh: float | None = Field(default=None, frozen=True)
