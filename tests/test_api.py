@@ -123,6 +123,19 @@ def test_a_history_is_optional() -> None:
     assert pomlflow.poml(markup, {"name": "Ada", "history": history}, format="message_dict") == [*history, *ADA]
 
 
+def test_a_variable_of_a_branch_that_is_not_taken_may_be_missing() -> None:
+    """In each way to render without a framework."""
+    markup = "<p if=\"mode == 'short'\">{{tone}}</p><p if=\"mode == 'long'\">{{outline}}</p>"
+    given, expected = {"mode": "short", "tone": "kind"}, [{"speaker": "human", "content": "kind"}]
+    assert pomlflow.render(markup, given, format="message_dict") == expected
+    assert pomlflow.poml(markup, given) == expected
+    pomlflow.autolog(log_traces=False)
+    try:
+        assert poml.poml(markup, given) == expected
+    finally:
+        pomlflow.autolog(disable=True)
+
+
 def test_buffers_in_a_context_file_are_bytes_as_in_poml(tmp_path: Path) -> None:
     file = tmp_path / "context.json"
     file.write_text('{"data": {"__base64__": "SGVsbG8="}}', encoding="utf-8")
