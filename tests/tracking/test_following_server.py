@@ -74,5 +74,6 @@ def test_each_call_renders_the_last_known_version(
         server.open()
         publish(name, BYE)
         until(lambda: answers() == {("Bye Ada", 2)}, 150)
-        assert outages() == 2  # checked before the server stops again, which is another outage
-    assert len(warnings_of(caplog)) <= 3  # two outages, and "not found" if it was looked up before it was published
+        # Before the server stops again, which is another outage.
+        assert outages() == 2
+        assert len(warnings_of(caplog)) <= 3  # with "not found", if it was looked up before it was published

@@ -9,6 +9,8 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from tests.mlflow_server import DEAD, until
@@ -18,7 +20,7 @@ from tests.tracking.programs import found_by, linked, versions
 
 import pomlflow
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.tracking import background, publish
+from pomlflow.tracking import background, links, publish
 from pomlflow.tracking.background import worker
 from pomlflow.tracking.links import TraceLink
 
@@ -158,6 +160,35 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
     assert found_by(f"{late.name}/2", mlflow_store) == {span.trace_id}
 
 
+def test_a_trace_on_its_way_to_unity_catalog_is_linked_when_it_is_there(mlflow_store, publisher, record, monkeypatch):
+    """Its client hides that a trace is missing."""
+    start_trace, arrived, asked, linked_to = TracingClient.start_trace, threading.Event(), threading.Event(), []
+
+    class UnityCatalog:
+        @property
+        def store(self):
+            return self
+
+        def get_trace_info(self, trace_id):
+            asked.set()
+            if not arrived.is_set():
+                raise MlflowException(f"no {trace_id}", error_code=RESOURCE_DOES_NOT_EXIST)
+
+        def link_prompt_versions_to_trace(self, versions, trace_id):
+            linked_to.extend(trace_id for _ in versions if arrived.is_set())
+
+    monkeypatch.setattr(TracingClient, "start_trace", lambda *given: arrived.wait(30) and start_trace(*given))
+    monkeypatch.setattr(links, "is_databricks_uri", lambda _: True)
+    for client in ("_tracking_client", "TracingClient"):
+        monkeypatch.setattr(links, client, lambda _: UnityCatalog())
+    trace_id = trace(record(), publisher, wait=30)
+    until(lambda: pomlflow.flush(0.5) or asked.is_set())
+    assert linked_to == []
+    arrived.set()
+    assert pomlflow.flush()
+    assert linked_to == [trace_id]
+
+
 def _in_memory(trace_id: str) -> bool:
     with InMemoryTraceManager.get_instance().get_trace(trace_id) as live:
         return live is not None
@@ -245,6 +276,19 @@ def test_the_prompt_is_listed_in_each_experiment_that_uses_it(mlflow_store, publ
     for experiment in (mlflow_store, other):
         found = mlflow.MlflowClient().search_prompts(f"experiment_id = '{experiment}'")
         assert record().name in [prompt.name for prompt in found]
+
+
+def test_a_flush_waits_until_the_prompt_is_listed(mlflow_store, publisher, record, monkeypatch):
+    """MLflow hides a failure of the store: the prompt seems to be missing."""
+    get_prompt, failures = mlflow.MlflowClient.get_prompt, [None]
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "get_prompt", lambda *given: failures.pop() if failures else get_prompt(*given)
+    )
+    trace(record(), publisher)
+    assert pomlflow.flush()
+    assert not failures
+    found = mlflow.MlflowClient().search_prompts(f"experiment_id = '{mlflow_store}'")
+    assert record().name in [prompt.name for prompt in found]
 
 
 def test_each_registry_gets_the_prompt(mlflow_store, publisher, record, tmp_path, empty_store):

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import TraceInfo
 from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.constant import TraceMetadataKey, TraceTagKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
@@ -130,7 +131,8 @@ def _associate(stores: Stores, trace_id: str, versions: list[PromptVersion]) -> 
         references = [{"name": one.name, "version": str(one.version)} for one in versions]
         body = {"trace_id": trace_id, "prompt_versions": references}
         verify_rest_response(send(stores.tracking, _LINK, "POST", json=body), _LINK)
-    elif is_databricks_uri(stores.tracking):  # type: ignore[no-untyped-call] # its registry links, by requests of its own
+    elif is_databricks_uri(stores.tracking):  # type: ignore[no-untyped-call] # Unity Catalog has requests of its own
+        TracingClient(stores.tracking).store.get_trace_info(trace_id)  # raises if it is missing, unlike the next line
         _tracking_client(stores).link_prompt_versions_to_trace(versions, trace_id)
     else:
         TracingClient(stores.tracking).store.link_prompts_to_trace(trace_id, versions)
@@ -143,11 +145,11 @@ def trace_manager() -> InMemoryTraceManager:
 
 
 def list_in_experiment(stores: Stores, version: PromptVersion, experiment: str) -> bool:
-    """List a prompt on an experiment's page, as `mlflow.genai.register_prompt` does; return whether that is done."""
+    """List a prompt on an experiment's page, as `mlflow.genai.register_prompt` does."""
     client, name = stores.client(), str(version.name)
     prompt = client.get_prompt(name)
     if prompt is None:  # MLflow returns None for each failure
-        return False
+        raise MlflowException(f"the prompt {name!r} cannot be read", error_code=RESOURCE_DOES_NOT_EXIST)
     listed = [one for one in prompt.tags.get(_EXPERIMENTS, "").split(",") if one]
     if experiment not in listed:
         # Commas at both ends: MLflow searches by LIKE '%,1,%'.
