@@ -1,7 +1,7 @@
-# Everything is made in .venv, with the versions of requirements.lock.
+# Everything is installed in .venv, in the versions of requirements.lock.
 PYTHON ?= python3
 BIN = .venv/bin
-# With it, each of the many processes of the tests would compile all packages anew.
+# If it were set, each of the tests' many processes would compile all packages again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install example test integration docs notebooks lint format typecheck bench against soak langchain-core lock clean
@@ -20,20 +20,20 @@ example: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# The tests that need what a plain machine lacks, which is installed where it can be; those that still lack it are skipped.
+# Tests that need PostgreSQL, Ray or Chromium. These are installed if possible, and the tests are skipped without them.
 integration: install
 	.ci/integration-packages
 	$(BIN)/uv pip install --quiet --python .venv --group integration --constraints requirements.lock
-	# MLflow's LlamaIndex flavor needs this package's version alone; its dependencies are older than those of the tests.
+	# MLflow's LlamaIndex flavor only reads this package's version. Its dependencies are older than those of the tests.
 	$(BIN)/uv pip install --quiet --python .venv --no-deps 'llama-index>=0.14.22,<0.15'
 	$(BIN)/python -m pytest -m integration tests/integration
 
-# The site of docs/, in site/; a broken link or reference is an error.
+# Build the site of docs/ in site/; a broken link or reference is an error.
 docs: install
 	$(BIN)/uv pip install --quiet --python .venv --group docs --constraints requirements.lock
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-# The outputs of the notebooks in examples/.
+# Execute the notebooks in examples/, and write their outputs.
 notebooks: install
 	$(BIN)/python tests/test_notebooks.py
 
@@ -48,16 +48,16 @@ format: install
 typecheck: install
 	$(BIN)/mypy
 
-# About seven minutes; it writes table and picture into docs/figures.md.
+# Takes about seven minutes, and writes the table and picture of docs/figures.md.
 bench: install
 	$(BIN)/python tests/benchmarks/run.py --write
 
-# Ten alternating pairs of processes with another checkout, which has its own environment (make install), as in
-# `make against OTHER=../first`; about a quarter of an hour. It writes its tables and picture into docs/figures.md.
+# Compare with another checkout that has its own environment (make install), as in `make against OTHER=../first`, in ten
+# alternating pairs of processes. Takes about a quarter of an hour, and writes its tables and picture of docs/figures.md.
 against: install
 	$(BIN)/python tests/benchmarks/against.py $(OTHER) --write
 
-# What CI has no time for: 100,000 hostile inputs, 10,000 renders under a hundred faults, a batch of 5,000 traces, and
+# Tests that are too long for CI: 100,000 hostile inputs, 10,000 renders under a hundred faults, a batch of 5,000 traces, and
 # the long benchmarks.
 soak: integration
 	POMLFLOW_HOSTILE_INPUTS=100000 POMLFLOW_SOAK_RENDERS=10000 $(BIN)/python -m pytest --timeout 7200 \
@@ -67,7 +67,7 @@ soak: integration
 	$(BIN)/python tests/benchmarks/traced.py
 	$(BIN)/python tests/benchmarks/ray_rows.py
 
-# langchain-core's own tests with our handler in every run; about half an hour.
+# Run langchain-core's own tests with pomlflow's handler in every run; takes about half an hour.
 langchain-core: install
 	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python .venv-langchain-core
 	grep -v '^syrupy==' requirements.lock >.venv-langchain-core/constraints.txt # its tests need an older one
