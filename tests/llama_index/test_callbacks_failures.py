@@ -17,16 +17,18 @@ pytest.importorskip("mlflow")
 import mlflow
 from llama_index.core import get_response_synthesizer
 from llama_index.core.agent.workflow import FunctionAgent
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, LLMMetadata
+from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.schema import NodeWithScore, TextNode
-from llama_index.core.tools import FunctionTool
+from llama_index.core.tools import BaseTool, FunctionTool, ToolMetadata, ToolOutput
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel
+from tests.llama_index.conftest import ScriptedLLM
 from tests.llama_index.traces import open_spans, tree
 from tests.programs import run_program
 
-from pomlflow.llama_index import PomlCallbackHandler
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
 
 class City(BaseModel):
@@ -241,7 +243,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import TextNode
-from pomlflow.llama_index import PomlCallbackHandler
+from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
 index = VectorStoreIndex([TextNode(text="a")], embed_model=MockEmbedding(embed_dim=4))
 handler = PomlCallbackHandler().attach()
@@ -261,3 +263,36 @@ def test_a_failing_program_stores_the_trace_of_its_stream(
     assert "ValueError: broken" in done.stderr
     (trace,) = stored_traces()
     assert tree(trace).splitlines()[0] == "RetrieverQueryEngine.query CHAIN"
+
+
+class Unknown(ScriptedLLM):
+    """A model without metadata, as LlamaIndex's OpenAI is for the name of a model that it does not know."""
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        raise ValueError("Unknown model 'gpt-99'")
+
+
+def test_a_model_or_tool_without_metadata_keeps_its_span(traced: Any) -> None:
+    class Nameless(BaseTool):
+        @property
+        def metadata(self) -> ToolMetadata:
+            raise ValueError("no metadata")
+
+        @get_dispatcher().span
+        def __call__(self, input: Any) -> ToolOutput:  # noqa: A002 - LlamaIndex's name
+            return ToolOutput(content="Found.", tool_name="look", raw_input={}, raw_output=None)
+
+    prompt = PomlPromptTemplate("<p>{{topic}}</p>")
+
+    def call() -> None:
+        with pytest.raises(ValueError, match="gpt-99"):
+            Unknown().predict(prompt, topic="POML")
+        Nameless()("x")
+
+    with PomlCallbackHandler():
+        failed, tool = traced(call)
+    assert tree(failed) == "Unknown.predict LLM ERROR"
+    assert failed.data.spans[0].status.description == "Unknown model 'gpt-99'"
+    assert tree(tool) == "Nameless.__call__ TOOL"
+    assert tool.data.spans[0].inputs == {"input": "x"}

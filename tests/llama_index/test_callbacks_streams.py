@@ -16,10 +16,13 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core import PromptTemplate
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from packaging.version import Version
+from tests.llama_index.conftest import ScriptedLLM
 from tests.llama_index.traces import named, open_spans, parent, poml_spans, tree, without_poml
 from tests.mlflow_server import until
 
@@ -207,33 +210,65 @@ def test_a_model_streams_by_itself(traced: Any, scripted: Any, prompt: Any) -> N
         assert trace.data.spans[0].outputs["text"] == "One two."
 
 
-def test_a_stream_that_is_held_after_it_was_read_has_ended(traced: Any, scripted: Any, prompt: Any) -> None:
-    held = []
-
-    def call() -> None:
-        held.append(scripted("One two.").stream(prompt, context_str="a", query_str="b"))
-        assert "".join(held[0]) == "One two."
-
-    with PomlCallbackHandler():
-        (trace,) = traced(call)
-    assert trace.data.spans[0].outputs == "One two."
+HELD: dict[str, Callable[[Any, Any], Any]] = {
+    "ScriptedLLM.stream": lambda llm, prompt: llm.stream(prompt, context_str="a", query_str="b"),
+    "ScriptedLLM.astream": lambda llm, prompt: llm.astream(prompt, context_str="a", query_str="b"),
+    "PomlLLM.stream": lambda llm, prompt: prompt.bind_to(llm).stream(context_str="a", query_str="b"),
+    "PomlLLM.astream": lambda llm, prompt: prompt.bind_to(llm).astream(context_str="a", query_str="b"),
+    "PomlLLM.stream_chat": lambda llm, prompt: prompt.bind_to(llm).stream_chat(context_str="a", query_str="b"),
+}
 
 
-def test_a_bound_stream_that_is_held_after_it_was_read_ends_with_a_flush(
-    traced: Any, scripted: Any, prompt: Any
+@pytest.mark.parametrize("name", HELD)
+def test_a_stream_that_is_held_ends_when_its_last_piece_was_read(
+    traced: Any, scripted: Any, prompt: Any, name: str
 ) -> None:
     """A notebook's variable holds its generator for as long as the notebook runs."""
     held = []
 
+    async def read_all(result: Any) -> None:
+        held.append(await result)
+        async for _ in held[0]:
+            pass
+
     def call() -> None:
-        held.append(prompt.bind_to(scripted("One two.")).stream(context_str="a", query_str="b"))
-        assert "".join(held[0]) == "One two."
+        result = HELD[name](scripted("One two."), prompt)
+        if ".a" in name:
+            asyncio.run(read_all(result))
+        else:
+            held.append(result)
+            list(result)
+        assert open_spans() == 0
 
     with PomlCallbackHandler():
         (trace,) = traced(call)
     assert trace.info.state == "OK"
-    assert trace.data.spans[0].name == "PomlLLM.stream"
+    assert trace.data.spans[0].name == name
     assert trace.data.spans[0].outputs == "One two."
+
+
+class Cut(ScriptedLLM):
+    @llm_chat_callback()
+    def stream_chat(self, messages: Any, **_: Any) -> Iterator[ChatResponse]:
+        def pieces() -> Iterator[ChatResponse]:
+            yield ChatResponse(message=ChatMessage("One"), delta="One")
+            raise ConnectionError("cut off")
+
+        return pieces()
+
+
+def test_a_stream_that_is_held_ends_when_it_fails(traced: Any, prompt: Any) -> None:
+    held = []
+
+    def call() -> None:
+        held.append(Cut().stream(prompt, context_str="a", query_str="b"))
+        with pytest.raises(ConnectionError):
+            list(held[0])
+
+    with PomlCallbackHandler():
+        (trace,) = traced(lambda: (call(), gc.collect()))
+    assert tree(trace) == "Cut.stream LLM ERROR\n  poml qa PROMPT\n  Cut.stream_chat CHAT_MODEL ERROR"
+    assert trace.data.spans[0].status.description == "cut off"
 
 
 @pytest.mark.parametrize("mode", ["simple", "context", "condense_question", "condense_plus_context"])

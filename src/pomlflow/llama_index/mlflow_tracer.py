@@ -67,14 +67,13 @@ def autolog_span(span_id: str | None) -> LiveSpan | None:
     return cast("LiveSpan | None", find(SimpleNamespace(span_id=span_id)))
 
 
-def start_span(name: str, span_type: str, attributes: dict[str, Any], parent: LiveSpan | None) -> LiveSpan:
+def start_span(name: str, span_type: str, parent: LiveSpan | None) -> LiveSpan:
     """Start a span under a parent. With None, it is under the active span, or a root if that span's trace has ended."""
     with active(INVALID_SPAN) if parent is None and has_outlived_trace() else nullcontext():
         return start_mlflow_span(
             mlflow.get_current_active_span() if parent is None else nearest(parent),
             name=name,
             span_type=span_type,
-            attributes=attributes,
         )
 
 

@@ -39,7 +39,7 @@ from llama_index.core.instrumentation.events.llm import (
 )
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.workflow import Workflow
-from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode, SpanType
+from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode, SpanType
 from mlflow.tracing import provider
 from mlflow.tracing.utils import set_span_chat_tools
 from pydantic import Field
@@ -55,7 +55,7 @@ from pomlflow.llama_index.mlflow_tracer import (
     mlflow_functions,
     start_span,
 )
-from pomlflow.llama_index.streams import Deferred, frame_of, stream_of
+from pomlflow.llama_index.streams import Deferred, frame_of, sources_of, stream_of
 from pomlflow.tracking.redaction import GuardedSpan
 from pomlflow.tracking.shutdown import call_before_flush
 
@@ -82,9 +82,10 @@ class TracedSpan:
     left: bool = False  # whether LlamaIndex has left it: its call has returned or failed
     streams: bool = False  # whether its result is a stream
     stream: Callable[[], Any] = _no_stream  # a weak reference to its generator, until that has ended
+    sources: list[Any] = field(default_factory=list)  # weak references to the streams that its generator reads
     below: dict[str, TracedSpan] = field(default_factory=dict)  # its children that have not ended, by LlamaIndex's id
     output: Any = None  # the last piece of its stream, or the text of it or of a stream below it
-    error: BaseException | None = None
+    failure: SpanEvent | None = None  # no exception, whose traceback would keep the generators of its frames alive
 
     @property
     def waits(self) -> bool:
@@ -100,22 +101,22 @@ class TracedSpan:
         return span is not None
 
     def take_stream_of(self, child: TracedSpan) -> None:
-        """Use the text and the error of a stream below it that has ended."""
+        """Use the text and the failure of a stream below it that has ended."""
         last = child.output
         text = last.message.content if isinstance(last, ChatResponse) else getattr(last, "text", last)
         if isinstance(text, str) and text and (self.output is None or isinstance(self.output, str)):
             self.output = text
         if self.streams and self.left:
-            self.error = self.error or child.error
+            self.failure = self.failure or child.failure
 
     def end(self) -> None:
         """Store the content of its stream and its status, and end MLflow's span."""
         if self.streams:
             self.guarded.set_outputs(self.output)
         status = SpanStatus(SpanStatusCode.OK)
-        if self.error is not None:
-            self.guarded.record_exception(self.error)  # type: ignore[arg-type]  # MLflow takes any exception
-            status = SpanStatus(SpanStatusCode.ERROR, str(self.error))
+        if self.failure is not None:
+            self.guarded.add_event(self.failure)
+            status = SpanStatus(SpanStatusCode.ERROR, str(self.failure.attributes["exception.message"]))
         self.guarded.end(status)
 
 
@@ -146,12 +147,8 @@ class SpanHandler(BaseSpanHandler[Any]):
             self.deferred = Deferred()
 
     def end_streams(self, is_exit: bool) -> None:
-        """End the spans of streams that were read to their end, which a variable may hold; at exit, of all streams."""
-        if not is_exit:
-            for span in list(self.streaming.values()):  # inner ones have returned first
-                self.deferred.do(partial(self._settle, span))
-            return
-        for span in reversed(list(self.open_spans.values())):  # children before their parents
+        """End the spans of all streams at exit."""
+        for span in reversed(list(self.open_spans.values()) if is_exit else []):  # children before their parents
             if span.left:
                 self._end(span)
 
@@ -218,7 +215,7 @@ class SpanHandler(BaseSpanHandler[Any]):
             return
         if isinstance(event, ExceptionEvent):
             if span.left:
-                self._end_stream_safely(span, None, event.exception)
+                self.deferred.do(self._end_stream, span, None, event.exception)
         elif isinstance(event, _OBJECTS):
             span.output = event.output if span.left else span.output
         else:
@@ -226,7 +223,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         if isinstance(event, _RESPONSES):
             span.output = event.response
         if span.left and isinstance(event, _ENDS):
-            self._end_stream(span, None, None)
+            self.deferred.do(self._end_stream, span)
 
     def _around(self, span_id: str | None) -> TracedSpan | None:
         """Return the span with the id if it is below the nearest traced generator on the stack, or the generator's."""
@@ -243,11 +240,9 @@ class SpanHandler(BaseSpanHandler[Any]):
     def _begin(
         self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, handler: Any
     ) -> TracedSpan:
-        inputs = inputs_of(bound_args)
         live = start_span(
             id_.partition("-")[0],
             self.mlflow.span_type(instance) or SpanType.UNKNOWN,
-            self.mlflow.attributes(instance) or {},
             None if parent is None else parent.guarded.span,
         )
         guarded = GuardedSpan(live, handler.mask, with_data_uris, safe=_SAFE)
@@ -255,10 +250,13 @@ class SpanHandler(BaseSpanHandler[Any]):
         if parent is not None:
             parent.below[id_] = span
         span.token = provider.set_span_in_context(live)
-        if isinstance(instance, BaseLLM) and (tools := inputs.get("kwargs", {}).get("tools")):
-            with suppress(Exception):  # tools in another form than MLflow's
-                set_span_chat_tools(live, tools)
-        guarded.set_inputs(inputs)
+        with suppress(Exception):  # a model's metadata may raise, and then its call, whose error the span is to have
+            live.set_attributes(self.mlflow.attributes(instance) or {})
+        with suppress(Exception):  # a workflow's event may have a serializer that raises
+            inputs = inputs_of(bound_args)
+            guarded.set_inputs(inputs)
+            if isinstance(instance, BaseLLM) and (tools := inputs.get("kwargs", {}).get("tools")):
+                set_span_chat_tools(live, tools)  # raises for tools in another form than MLflow's
         return span
 
     def _leave(self, id_: str, how: Callable[[TracedSpan], None]) -> None:
@@ -267,16 +265,18 @@ class SpanHandler(BaseSpanHandler[Any]):
         if span is not None:
             with suppress(Exception):  # another context than that in which it began
                 provider.detach_span_from_context(span.token)
-            self.deferred.do(partial(how, span))  # the garbage collector may close a coroutine, which leaves its span
+            self.deferred.do(how, span)  # the garbage collector may close a coroutine, which leaves its span
 
     def _exit(self, span: TracedSpan, result: Any) -> None:
-        within, ended = partial(inside, span.guarded.span, span.id), partial(self._end_stream_safely, span)
-        stream = stream_of(result, within, ended)
+        do = self.deferred.do
+        stream = stream_of(result, partial(inside, span.guarded.span, span.id), partial(do, self._end_stream, span))
         if stream is None:
             # Stored now: a span that waits must not reference a result, which may hold the stream that it waits for.
             span.guarded.set_outputs(documents(span.guarded.span, result))
         elif frame_of(stream) is not None:
-            span.stream = weakref.ref(stream, lambda _: self._end_stream_safely(span, None, None))
+            span.stream = weakref.ref(stream, lambda _: do(self._end_stream, span))
+            # A variable may hold the generator after its end. But its frame then drops the streams that it has read.
+            span.sources = [weakref.ref(source, lambda _: do(self._settle, span)) for source in sources_of(stream)]
             self.streaming[span.id] = span
         # Else a thread of LlamaIndex reads the stream of a chat engine, and the span waits for the spans below it.
         span.streams = stream is not None
@@ -285,7 +285,7 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def _fail(self, span: TracedSpan, error: BaseException | None) -> None:
         self._end_below(span)
-        span.error = error
+        span.failure = None if error is None else _failure(error)
         span.left = True
         self._settle(span)
 
@@ -296,30 +296,30 @@ class SpanHandler(BaseSpanHandler[Any]):
                 self._end_below(child)
                 self._end(child)
 
-    def _end_stream_safely(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
-        self.deferred.do(partial(self._end_stream, span, text, error))
-
-    def _end_stream(self, span: TracedSpan, text: str | None, error: BaseException | None) -> None:
+    def _end_stream(self, span: TracedSpan, text: str | None = None, error: BaseException | None = None) -> None:
         span.output = text or span.output
         if error is not None and not isinstance(error, GeneratorExit):  # GeneratorExit: the reader stopped reading
-            span.error = error
+            span.failure = _failure(error)
         self._end_below(span)
         span.stream = _no_stream
         self._settle(span)
 
     def _settle(self, span: TracedSpan | None) -> None:
         """End a span if it waits for nothing, and then the spans above it that waited only for it."""
-        while span is not None and not span.waits and self._end(span):
+        while span is not None and not span.waits:
+            self._end(span)
             span = span.parent
 
-    def _end(self, span: TracedSpan) -> bool:
-        """End a span; return False if another thread has ended it."""
-        if self.open_spans.pop(span.id, None) is None:
-            return False
+    def _end(self, span: TracedSpan) -> None:
+        if self.open_spans.pop(span.id, None) is None:  # it has ended
+            return
         self.streaming.pop(span.id, None)
         span.end()
         if span.parent is not None:
             span.parent.below.pop(span.id, None)
             if span.streams:
                 span.parent.take_stream_of(span)
-        return True
+
+
+def _failure(error: BaseException) -> SpanEvent:
+    return SpanEvent.from_exception(error)  # type: ignore[arg-type]  # MLflow takes any exception

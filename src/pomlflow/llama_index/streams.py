@@ -1,8 +1,8 @@
 """Find the streams in LlamaIndex's results, and notice when they end.
 
 A span whose result is a stream lasts until the stream has ended. LlamaIndex has events only for the end of a model's
-own stream. The generators in responses are replaced by generators that report their end. Other generators are watched:
-a weak reference reports that one was collected, and a missing frame shows that it has ended.
+own stream. The generators in responses are replaced by generators that report their end. Other generators are watched
+by weak references: the end of a generator's frame drops the generators that it has read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from types import FrameType
 from typing import Any, Final
 
@@ -90,6 +91,13 @@ def frame_of(stream: Any) -> FrameType | None:
     return frame
 
 
+def sources_of(stream: Any) -> list[Any]:
+    """Return the generators that a generator reads."""
+    frame = frame_of(stream)
+    found = [] if frame is None else frame.f_locals.values()
+    return [value for value in found if inspect.isgenerator(value) or inspect.isasyncgen(value)]
+
+
 class Deferred:
     """Runs work at once, or after a garbage collection if it is requested during one.
 
@@ -109,13 +117,13 @@ class Deferred:
                 # Not threading.Thread, whose start takes locks that this thread may hold.
                 _thread.start_new_thread(self._run, ())
 
-    def do(self, work: Callable[[], None]) -> None:
+    def do(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do work now, or after the garbage collection that this thread is in. Never raises."""
         if self._collector == _thread.get_ident():
-            self._work.append(work)
+            self._work.append(partial(work, *arguments))
             return
         try:
-            work()
+            work(*arguments)
         except Exception as error:  # noqa: BLE001 - this runs in the user's reading of a stream
             warn_once("llama-index span end", "A LlamaIndex span could not be ended properly: %r", error)
 
