@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
-import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,8 +23,6 @@ _INSTEAD = {
     **dict.fromkeys(("fro", "ofr", "foreach", "vfor", "ngfor", "each", "loop", "repeat"), "for"),
     **dict.fromkeys(("fi", "vif", "ngif", "when", "test", "condition", "unless", "show"), "if"),
 }  # fmt: skip
-_VERSIONS = frozenset({"version", "minversion", "maxversion", "min-version", "max-version"})
-_VERSION = re.compile(r"\s*\d+(?:\.\d+)*\s*")
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
 # An array or an object in JavaScript, with one more inside it.
 _CONTAINER = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]|\{(?:[^{}]|\{[^{}]*\})*\}")
@@ -32,13 +30,9 @@ _KEYWORDS = frozenset(
     "$ref $defs $schema $id type properties required items enum const anyOf oneOf allOf not additionalProperties "
     "description title default format pattern minimum maximum definitions prefixItems patternProperties if".split()
 )
-# Around POML's own part of the bundle.
-_START, _END = b'"./packages/poml/assets/componentDocs.json":', b"sourceMappingURL=data:"
-_DOCS = re.compile(r"JSON\.parse\('(\[.*?\])'\)")
-_ESCAPED = re.compile(r"\\([\\'])")
-_REGISTERED = re.compile(r"\(0, base_1\.component\)\('(\w+)'(?:, (\[[^\]]*\]|\{[^}]*\}))?\)")
-_ALIAS = re.compile(r"'([\w-]+)'")
-_SHARED = ("Text", "Paragraph", "Inline")  # components pass attributes that they do not know on to these
+_SHORT = {"document": "doc", "paragraph": "div"}
+# Other short names of an element, in the docstring of its method: "Object (`<obj>`, `<dataObj>`) displays …".
+_OTHER_NAMES = re.compile(r"[\w ]+ \((.*?)\)")
 # Undocumented elements, which PomlFile handles itself. <runtime> is missing: it accepts any attribute.
 _SYNTAX = {
     "include": ("src",), "let": ("name", "src", "type", "value"), "meta": ("minVersion", "maxVersion", "components"),
@@ -49,41 +43,26 @@ _SYNTAX = {
 
 @lru_cache(maxsize=1)
 def attributes() -> Mapping[str, Mapping[str, str]]:
-    """Return the spelling of each attribute of each element, both by their names in lower case without hyphens."""
+    """Return the spelling of each attribute of each element, both by their names in lower case without hyphens.
+
+    They are the parameters of the methods of ``poml.Prompt``, which POML generates from its documentation.
+    """
     found: dict[str, Mapping[str, str]] = {name: {key.lower(): key for key in keys} for name, keys in _SYNTAX.items()}
-    text = _components_text()
-    documented = {one["name"]: one for docs in _DOCS.findall(text) for one in json.loads(_ESCAPED.sub(r"\1", docs))}
-    for name, rest in _REGISTERED.findall(text):
-        if name in documented:
-            aliases = (name, *_ALIAS.findall(rest.partition("requiredProps")[0]))
-            found |= dict.fromkeys(
-                (alias.replace("-", "").lower() for alias in aliases), _component_attributes(name, documented)
-            )
-    return found
-
-
-def _components_text() -> str:
-    """Return POML's own part of the bundle: from the documentation to the end of the code."""
     folder = package_folder("poml")
-    if folder is None:
-        return ""
-    with (folder / "js" / "cli.js").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(_START)
-        return content[start : content.find(_END, start)].decode(errors="replace") if start >= 0 else ""
-
-
-def _component_attributes(name: str, documented: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the attributes of a component and of the components that it extends."""
-    pending, seen = [name, *_SHARED], set[str]()
-    found: dict[str, str] = {}
-    while pending:
-        one = documented.get(pending.pop())
-        if one is not None and one["name"] not in seen:
-            seen.add(one["name"])
-            pending += one["baseComponents"]
-            found |= {parameter["name"].lower(): parameter["name"] for parameter in one["params"]}
-            if "captionstyle" in found:  # <input> and others pass it on, undocumented
-                pending.append("CaptionedParagraph")
+    tags = ast.parse((folder / "_tags.py").read_text("utf-8") if folder else "")  # an import takes a second
+    methods = {one.name.replace("_", ""): one for one in ast.walk(tags) if isinstance(one, ast.FunctionDef)}
+    own = {name: {one.arg.lower(): one.arg for one in method.args.args[1:]} for name, method in methods.items()}
+    for name, method in methods.items():
+        # Components pass attributes that they do not know on to <span> and <p>, and those with a caption to <cp>.
+        known = {"name": "name", "type": "type", **own["inline"], **own["paragraph"], **own[name]}
+        known |= own["captionedparagraph"] if "captionstyle" in known else {}
+        others = _OTHER_NAMES.match(ast.get_docstring(method) or "")
+        names = (
+            name,
+            _SHORT.get(name, name.replace("message", "msg")),
+            *re.findall(r"<(\w+)>", others[1].lower() if others else ""),
+        )
+        found |= dict.fromkeys(names, known)
     return found
 
 
@@ -93,10 +72,12 @@ def unknown_attribute(page: Page) -> Iterator[Fault]:
         known = attributes().get(element.kind)
         for key, name in element.names.items():
             plain = key.replace("-", "")
-            if known is None or plain in known or key in _ANY_ELEMENT or ":" in key or _is_version(key, element):
+            if known is None or key in _ANY_ELEMENT or ":" in key:
                 continue
-            remedy = _near_attribute(plain, known)
-            yield Fault(name.at(0), len(key), f"POML has no attribute {name.text} of <{element.name}>", remedy)
+            if plain not in known or (element.kind == "meta" and plain != key):  # POML reads no hyphens there
+                is_version = "version" in plain
+                remedy = 'write <meta minVersion="0.0.8"/>' if is_version else _near_attribute(plain, known)
+                yield Fault(name.at(0), len(key), f"POML has no attribute {name.text} of <{element.name}>", remedy)
 
 
 def _near_attribute(key: str, known: Mapping[str, str]) -> str:
@@ -234,23 +215,3 @@ def missing_file(page: Page) -> Iterator[Fault]:
         # Path.exists raises an error for a name that is too long.
         if not is_evaluated and not os.path.exists(folder / source.text):  # noqa: PTH110
             yield Fault(at, width, "there is no such file", f"a path is relative to {where}")
-
-
-def _is_version(key: str, element: Element) -> bool:
-    """Return whether an attribute states POML's version where or as POML does not read it: `version` of ``<poml>``."""
-    return key in _VERSIONS and (
-        element.kind == "poml" or (element.kind == "meta" and (key == "version" or "-" in key))
-    )
-
-
-def poml_version(page: Page) -> Iterator[Fault]:
-    """Find version attributes that POML does not have, and versions that are malformed."""
-    for element in page.document.elements:
-        for key, value in element.attributes:
-            if _is_version(key, element):
-                name = element.names[key]
-                why = f"POML has no attribute {name.text} of <{element.name}>"
-                yield Fault(name.at(0), len(key), why, 'write <meta minVersion="0.0.8"/>')
-            elif element.kind == "meta" and key in {"minversion", "maxversion"} and not _VERSION.fullmatch(value.text):
-                why = f"{value.text!r} is not a version of POML"
-                yield Fault(value.at(0), len(value.text), why, "write three numbers: 0.0.8")

@@ -24,7 +24,6 @@ _RULES = (
     attribute_rules.invalid_schema,
     attribute_rules.media_as_text,
     attribute_rules.missing_file,
-    attribute_rules.poml_version,
     text_rules.let_value,
     text_rules.unused_variable,
     text_rules.shadowed_variable,
@@ -33,9 +32,7 @@ RULES = {rule.__name__.replace("_", "-"): rule for rule in _RULES}
 """Every rule by its name; each yields the faults of one page of markup."""
 
 # The rules whose findings may repeat an error of the render.
-_MAY_REPEAT_ERRORS = frozenset(
-    {"python-expression", "jinja-syntax", "let-value", "missing-file", "poml-version", "invalid-schema"}
-)
+_MAY_REPEAT_ERRORS = frozenset({"python-expression", "jinja-syntax", "let-value", "missing-file", "invalid-schema"})
 
 
 class Finding(Problem):

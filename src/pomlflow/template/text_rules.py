@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.javascript import WORD, analyse, bound_by
@@ -177,15 +177,11 @@ def _is_json(text: str) -> bool:
 
 
 def unused_variable(page: Page) -> Iterator[Fault]:
-    """Find variables that a ``<let>`` sets and nothing uses."""
-    uses = [(one, set(_names(one.code))) for one in page.snapshot.inference.expressions]
+    """Find variables that a ``<let>`` sets and no expression uses."""
+    used = {name for one in page.snapshot.inference.expressions for name in _names(one.code)}
     for element in page.document.elements:
-        name, value = element.find("name"), element.find("value")
-        if element.kind != "let" or not name.text.strip():
-            continue
-        file, own = page.document.source.file, range(value.at(0), value.at(len(value.text)) + 1)
-        used = {use for one, names in uses if one.source.file != file or one.offset not in own for use in names}
-        if not used & set(bound_by(name.text)):
+        name = element.find("name")
+        if element.kind == "let" and name.text.strip() and not used & set(bound_by(name.text)):
             why = f"the variable {name.text} is set and never used"
             yield Fault(name.at(0), len(name.text), why, "remove the <let>")
 
@@ -197,34 +193,15 @@ def _names(code: str) -> list[str]:
 
 
 def shadowed_variable(page: Page) -> Iterator[Fault]:
-    """Find variables that are set twice, or hidden by a loop."""
+    """Find variables that a ``<let>`` sets again."""
     lets: dict[str, Element] = {}
-    loops: list[tuple[Element, str]] = []
     for element in page.document.elements:
-        if element.kind == "let" and (name := element.find("name").text.strip()):
-            yield from _let_again(page, element, lets)
-            lets.update(dict.fromkeys(bound_by(name), element))
-        parts = split_loop(element.find("for").text)
-        for item in bound_by(parts[0]) if parts else ():
-            around = (loop for loop, other in loops if other == item and loop.end <= element.start < loop.content_end)
-            hidden = next(around, lets.get(item))
-            if hidden is not None:
-                line = page.document.source.locate(hidden.start)[0]
-                at = element.find("for").at(0)
-                yield Fault(
-                    at,
-                    len(item),
-                    f"the loop's variable {item} hides the variable {item} of line {line}",
-                    "give it another name",
-                )
-            loops.append((element, item))
-
-
-def _let_again(page: Page, element: Element, lets: Mapping[str, Element]) -> Iterator[Fault]:
-    name, value = element.find("name"), element.find("value").text
-    for one in bound_by(name.text):
-        before = lets.get(one)
-        if before is not None and one not in WORD.findall(value):
+        name, value = element.find("name"), element.find("value").text
+        for one in bound_by(name.text) if element.kind == "let" else ():
+            before = lets.get(one)
+            lets[one] = element
+            if before is None or one in WORD.findall(value):
+                continue
             line = page.document.source.locate(before.start)[0]
             conditional = element.find("if").text or before.find("if").text
             also = ": POML (0.0.8) ignores the if= of a <let>" if conditional else ""

@@ -39,7 +39,7 @@ _REMEDIES = {
 }
 
 _SHOWN = 20  # the maximum number of names in a list of variables
-_EXPLAINED = 100  # the maximum number of problems with a remedy; an error's text has fewer
+_EXPLAINED = 100  # the maximum number of problems whose place is examined; an error's text has fewer
 # Problems that no value of a variable can cause.
 _STATIC = re.compile(r"Component \S+ not found|(?:Invalid or unexpected|Unexpected)(?! .*JSON)")
 _SYNTAX = ("unexpected character", "Expecting")  # how the errors of POML's parser begin
@@ -186,9 +186,9 @@ def _with_causes(
     """Return an error with its cause as the first problem, with remedies, and with why files do not exist."""
     unset = _unset_names(error, snapshot) - {use.name for use in snapshot.inference.uses}
     causes = [one for one in error.problems if _undefined(one) not in unset] or error.problems
-    problems = [_named(one, snapshot, variables) for one in causes]
-    shown = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in problems[:_EXPLAINED]]
-    problems = shown + problems[_EXPLAINED:]
+    first = [_named(one, snapshot, variables) for one in causes[:_EXPLAINED]]
+    problems = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in first]
+    problems += causes[_EXPLAINED:]
     fault = _cause(problems[0], snapshot)
     problems = [fault, *problems] if fault is not None else _in_order(problems, own)
     hints = [None if problems[0].remedy else error.hint]
@@ -198,7 +198,7 @@ def _with_causes(
 
 def _unset_names(error: RenderError, snapshot: Snapshot) -> set[str]:
     """Return the names that each ``<let>`` and loop with a problem in its tag would have set: their uses fail too."""
-    places = [place for one in error.problems if (place := _place(one, snapshot))]
+    places = [place for one in error.problems[:_EXPLAINED] if (place := _place(one, snapshot))]
     names: set[str] = set()
     for source in dict.fromkeys(source for source, _ in places):
         offsets = [offset for other, offset in places if other == source]
