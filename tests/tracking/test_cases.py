@@ -17,7 +17,6 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.mlflow_server import until
 from tests.registry_prompts import linked, sources, warnings_of
-from tests.templates import write
 from tests.tracking.programs import run
 
 import pomlflow
@@ -56,15 +55,6 @@ def test_a_render_is_not_linked_to_a_recreated_version_1(mlflow_store, stored_tr
     assert sources(name) == ["<p>NEW {{q}}</p>", "<p>OLD {{q}}</p>"]
 
 
-def test_a_text_registered_by_hand_is_the_version_of_its_file(mlflow_store, stored_traces: Fetch, name, tmp_path):
-    text = "<p>Hello {{q}}</p>"
-    mlflow.genai.register_prompt(name, text)
-    trace(Template(path=write(tmp_path / "hello.poml", text), name=name), q=1)
-    assert pomlflow.flush()
-    assert [linked(one) for one in stored_traces()] == [[f"{name}/1"]]
-    assert sources(name) == [text]
-
-
 def test_a_first_render_is_listed_in_its_experiment(mlflow_store, name, monkeypatch):
     """Also where its trace has left MLflow's memory before the version is known."""
     find, ended = Registry.find, []
@@ -82,13 +72,6 @@ def test_a_first_render_is_listed_in_its_experiment(mlflow_store, name, monkeypa
     assert pomlflow.flush()
     listed = MlflowClient().search_prompts(f"experiment_id = '{mlflow_store}'")
     assert [prompt.name for prompt in listed] == [name]
-
-
-def test_the_stored_inputs_always_have_a_stylesheet(mlflow_store, stored_traces: Fetch, name):
-    trace(Template("<p>Hello {{q}}</p>", name=name), q=1)
-    assert pomlflow.flush()
-    ((span,),) = [one.data.spans for one in stored_traces()]
-    assert span.inputs == {"prompt": "<p>Hello {{q}}</p>", "context": {"q": 1}, "stylesheet": None}
 
 
 @pytest.fixture

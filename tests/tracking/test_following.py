@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import multiprocessing
@@ -412,17 +411,6 @@ def test_a_version_may_read_only_what_is_stored_with_it(name: str, tmp_path: Pat
 
 
 # --- copies
-
-
-def test_copies_follow_too(name: str) -> None:
-    publish(name)
-    template = opened(name)
-    copies = [copy.copy(template), copy.deepcopy(template), pickle.loads(pickle.dumps(template))]
-    assert copies == [template] * 3
-    assert template != opened(name, version=1, alias=None)
-    publish(name, "<p>Newer</p>")
-    for one in copies:
-        until(lambda one=one: text(one, name="Ada") == "Newer")
 
 
 def test_a_pickled_one_renders_where_there_is_no_registry(

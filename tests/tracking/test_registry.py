@@ -47,11 +47,6 @@ def test_a_known_content_is_linked_at_once(mlflow_store, publisher, record):
     assert linked(span.trace_id) == [f"{record().name}/1"]
 
 
-def test_waiting_gives_the_version_of_a_first_render(mlflow_store, publisher, record):
-    with mlflow.start_span("chain") as span:
-        assert publisher.link(record(), span.trace_id, wait=30).version == 1
-
-
 def test_a_thousand_renders_make_one_version(mlflow_store, publisher, record):
     greet = record()
     with mlflow.start_span("chain") as span:
@@ -227,17 +222,6 @@ def test_a_source_too_long_is_warned_of_once(mlflow_store, publisher, record, ca
     assert "100,000" in warning
 
 
-def test_a_failed_render_makes_no_version(mlflow_store, publisher, record):
-    failed = record(output=None, error=RenderError([Problem("x is not defined")]))
-    ids = [trace(failed, publisher, wait=30) for _ in range(2)]
-    wait_until_stored(ids[-1])
-    assert versions(failed.name) == []
-    assert linked(ids[-1]) == []
-
-    trace(record(), publisher, wait=30)
-    assert [version.version for version in versions(failed.name)] == [1]
-
-
 def test_a_failed_render_links_to_a_version_that_exists(mlflow_store, publisher, record):
     trace(record(), publisher, wait=30)
     failed = record(output=None, error=RenderError([Problem("x is not defined")]))
@@ -342,17 +326,6 @@ def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, publis
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
     with mlflow.start_span("chain") as span:
         assert publisher.link(record(), span.trace_id, wait=60).version == 1
-    forget_pending()
-
-
-def test_a_server_that_never_answers_blocks_no_call(mlflow_store, publisher, record, connecting):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        mlflow.set_registry_uri(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        for _ in range(10):
-            trace(record(), publisher, wait=0.005)
-        assert not publisher.flush(0.1)
-        assert connecting
-        assert threading.current_thread() not in connecting
     forget_pending()
 
 

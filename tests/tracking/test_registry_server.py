@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 import mlflow
@@ -59,31 +58,6 @@ def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, 
     assert found.uri == f"prompts:/{greet.name}/1"
     assert load(greet.name, version=1).source == greet.source
     mlflow.set_tracking_uri(mlflow_server.uri)
-
-
-def test_eight_concurrent_registrations_make_one_version(mlflow_server, use_server, record):
-    """What MLflow refuses in the race, the background thread retries."""
-    use_server(mlflow_server)
-    ready, got = threading.Barrier(8), []
-
-    def run() -> None:
-        draft = draft_of(record(), record().name)
-        ready.wait(60)
-        for _ in range(3):
-            try:
-                got.append(Registry(MlflowClient(), mlflow_server.uri).find(draft, create=True).uri)
-            except mlflow.MlflowException:
-                continue
-            return
-
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(got) == 8
-    assert len(set(got)) == 1
-    assert len(sources(record().name)) == 1
 
 
 def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, publisher, record, caplog, monkeypatch):
