@@ -36,19 +36,16 @@ _TIMEOUT = 10.0  # seconds for what ends, or is linked, in threads that a flush 
 FILES = {
     "adapters": ("test_autolog", "test_content", "test_registration"),
     "langchain": (
-        "test_autolog",
         "test_bind_to_traces",
         "test_callbacks",
         "test_callbacks_agents",
         "test_callbacks_content",
         "test_callbacks_limits",
         "test_callbacks_mlflow",
-        "test_callbacks_registry",
         "test_callbacks_streams",
         "test_middleware_traces",
     ),
     "llama_index": (
-        "test_autolog",
         "test_bind_to_traces",
         "test_callbacks",
         "test_callbacks_autolog",

@@ -84,7 +84,11 @@ CALLS: dict[str, tuple[int, Callable[[Framework, Any, Any], Any]]] = {
     "async stream": (1, lambda f, prompt, handler: f.astream(prompt, handler=handler, name="Ada")),
     "at once": (2, lambda f, prompt, handler: _at_once(lambda: f.arun(prompt, handler=handler, name="Ada"))),
     "threads": (3, lambda f, prompt, handler: _in_threads(lambda: f.run(prompt, handler=handler, name="Ada"))),
+    "batch": (3, lambda f, prompt, handler: f.batch(prompt, 3, handler=handler, name="Ada")),
+    "async batch": (3, lambda f, prompt, handler: f.abatch(prompt, 3, handler=handler, name="Ada")),
 }
+
+SINGLE = {"at once": "async", "threads": "run", "batch": "run", "async batch": "async"}  # one of the calls in each
 
 
 def make(call: str, framework: Framework, prompt: Any, handler: Any = False) -> None:
@@ -101,8 +105,7 @@ async def _awaited(made: Awaitable[Any]) -> Any:
 def test_every_call_is_traced_as_with_the_handler(
     framework: Framework, prompt: Any, stored_traces: Fetch, call: str
 ) -> None:
-    single = "async" if call == "at once" else "run" if call == "threads" else call
-    make(single, framework, prompt, framework.handler())
+    make(SINGLE.get(call, call), framework, prompt, framework.handler())
     (expected,) = trees(stored_traces)
     pomlflow.autolog()
     make(call, framework, prompt)
@@ -113,17 +116,17 @@ ORDERS = [*itertools.permutations(["ours", "mlflow"]), ("ours", "mlflow", "ours"
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=" ".join)
-@pytest.mark.parametrize("call", ["run", "async"])
+@pytest.mark.parametrize("call", ["batch", "async"])
 def test_nothing_is_traced_twice_with_the_autolog_of_mlflow(
     framework: Framework, prompt: Any, stored_traces: Fetch, order: tuple[str, ...], call: str
 ) -> None:
-    make(call, framework, prompt, framework.handler())
+    make(SINGLE.get(call, call), framework, prompt, framework.handler())
     steps = {"ours": pomlflow.autolog, "mlflow": framework.mlflow_autolog}
     for step in order:
         steps[step]()
     make(call, framework, prompt)
-    expected, found = trees(stored_traces)
-    assert found == expected
+    expected, *found = trees(stored_traces)
+    assert found == [expected] * CALLS[call][0]
 
 
 def test_the_autolog_of_mlflow_stays_when_ours_is_disabled(

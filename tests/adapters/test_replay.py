@@ -69,9 +69,14 @@ def test_all_renders_of_a_trace_and_a_failed_one_are_replayed(framework: Framewo
     assert [render.record.error is None for render in replayed.renders if render.record] == [True, True, False]
 
 
-async def test_values_that_json_cannot_hold_are_replayed(framework: Framework) -> None:
+def test_a_run_under_mlflows_autolog_is_replayed(framework: Framework) -> None:
+    """All of its spans but POML's are MLflow's; its values have no form in JSON."""
     prompt = framework.prompts.from_template("<p>{{n}} {{data.toString()}}</p>")
-    await framework.arun(prompt, n=float("nan"), data=b"bytes")
+    framework.mlflow_autolog()
+    try:
+        framework.run(prompt, handler=False, n=float("nan"), data=b"bytes")
+    finally:
+        framework.mlflow_autolog(disable=True)
     (render,) = pomlflow.replay(last_trace()).renders
     assert render.outcome == "identical"
     assert render.record is not None

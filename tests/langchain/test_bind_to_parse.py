@@ -13,7 +13,7 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda, RunnableSequence
-from tests.langchain.prompts import Model, TextModel
+from tests.langchain.prompts import Model
 
 from pomlflow import AnswerError, PomlError
 from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate, PomlRefusalError
@@ -57,12 +57,6 @@ async def test_a_stream_yields_the_object_as_it_grows() -> None:
 def test_a_fenced_answer_is_read() -> None:
     counting = PROMPT.bind_to(GenericFakeChatModel(messages=iter(['```json\n{"n": 1}\n```'])), parse=True)
     assert list(counting.stream(N))[-1] == {"n": 1}
-
-
-def test_a_text_model_takes_no_schema() -> None:
-    """Its client takes no schema, so that is an error before the call."""
-    with pytest.raises(PomlError, match="takes no <output-schema>"):
-        PROMPT.bind_to(TextModel(answers=['{"n": 1}']), parse=True).invoke(N)
 
 
 @pytest.mark.parametrize(

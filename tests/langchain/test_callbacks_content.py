@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -20,7 +19,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model, TextModel
-from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, model, tree, trees
+from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, model, tree
 from tests.spans import everything, hide
 
 import pomlflow
@@ -93,31 +92,6 @@ def test_media_are_attachments_and_not_inline(stored_traces: Fetch) -> None:
     assert data not in everything(trace)
     for span in trace.data.spans:
         assert "mlflow-attachment://" in json.dumps([span.inputs, span.outputs]), span.name
-
-
-def test_chains_run_untraced_when_tracing_is_off_or_not_sampled(
-    stored_traces: Fetch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = config_with()
-    mlflow.tracing.disable()
-    try:
-        assert chain().invoke(GIVEN, config) == "Hi!"
-        assert chain().batch([GIVEN] * 2, config) == ["Hi!"] * 2
-    finally:
-        mlflow.tracing.enable()
-    with mlflow.tracing.context(enabled=False):
-        assert chain().invoke(GIVEN, config) == "Hi!"
-    monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0")
-    mlflow.tracing.reset()
-    try:
-        assert chain().invoke(GIVEN, config) == "Hi!"
-        assert list(chain().stream(GIVEN, config)) == ["H", "i", "!"]
-    finally:
-        monkeypatch.delenv("MLFLOW_TRACE_SAMPLING_RATIO")
-        mlflow.tracing.reset()
-    assert stored_traces() == []
-    chain().invoke(GIVEN, config)
-    assert trees(stored_traces) == [CHAIN]
 
 
 # --- several handlers

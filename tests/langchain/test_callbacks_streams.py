@@ -119,14 +119,6 @@ async def test_what_an_async_reader_does_between_two_chunks_is_no_part_of_the_st
     assert trees(stored_traces) == [*[CHAIN] * 4, *["traced UNKNOWN\n"] * 3]
 
 
-async def test_chains_called_between_two_chunks_have_traces_of_their_own(
-    handler: PomlCallbackHandler, stored_traces: Fetch
-) -> None:
-    async for _ in chain().astream(GIVEN, {"callbacks": [handler]}):
-        await chain().ainvoke(GIVEN, {"callbacks": [handler]})
-    assert trees(stored_traces) == [CHAIN] * 4
-
-
 async def test_a_call_that_is_cancelled_is_stored_with_all_its_runs(
     background: None, handler: PomlCallbackHandler, stored_traces: Fetch
 ) -> None:

@@ -10,7 +10,6 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompt_values import StringPromptValue
 from tests.langchain.prompts import GIVEN, MARKUP, Model, TextModel, poml, reference
 
-from pomlflow import MissingVariableError, PomlError
 from pomlflow.langchain import PomlPromptTemplate
 
 
@@ -103,14 +102,6 @@ def test_what_a_prompt_is_made_of_cannot_be_set_afterwards(field: str) -> None:
 def test_a_stylesheet_is_applied() -> None:
     prompt = PomlPromptTemplate("<poml><p class='x'>{{v}}</p></poml>", stylesheet={"p": {"syntax": "xml"}})
     assert prompt.invoke("a").to_string() == "Human: ```xml\na\n```"
-
-
-def test_validate_raises_before_a_render() -> None:
-    assert poml().validate(role="a", question="b") == []
-    with pytest.raises(MissingVariableError):
-        poml().validate(role="a")
-    with pytest.raises(PomlError, match="<inline>:1"):
-        PomlPromptTemplate("<poml><p>").validate()
 
 
 async def test_the_prompt_value_carries_the_frame() -> None:

@@ -14,7 +14,6 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from tests.langchain.prompts import GIVEN, MARKUP, SHORT, Model, Runs, poml
 
-from pomlflow import PomlError, TemplateNotFoundError
 from pomlflow.langchain import PomlPromptTemplate
 
 
@@ -40,12 +39,6 @@ def test_a_prompt_of_a_file(file: Path) -> None:
         assert prompt.invoke(GIVEN).to_messages() == SHORT
         assert (prompt.path, prompt.template, prompt.source, prompt.name) == (str(file), MARKUP, MARKUP, None)
         assert prompt.input_variables == ["role", "question"]
-
-
-def test_from_file_never_takes_markup_and_from_template_never_a_path(file: Path) -> None:
-    with pytest.raises(TemplateNotFoundError, match="cannot read the template"):
-        PomlPromptTemplate.from_file(MARKUP)
-    assert PomlPromptTemplate.from_template("support/answer.poml").format() == "Human: support/answer.poml"
 
 
 def test_options_of_both_ways_to_make_one(file: Path) -> None:
@@ -123,16 +116,6 @@ def test_a_deleted_file_and_a_changed_folder(
     file.unlink()
     assert [prompt.invoke(GIVEN).to_messages() for _ in range(2)] == [SHORT] * 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-
-
-def test_relative_sources_are_relative_to_the_file(file: Path, tmp_path: Path) -> None:
-    (file.parent / "note.txt").write_text("a note", encoding="utf-8")
-    rewrite(file, "<poml><document src='note.txt'/></poml>")
-    assert PomlPromptTemplate.from_file(file).format() == "Human: a note"
-    markup = "<poml><document src='note.txt'/></poml>"
-    assert PomlPromptTemplate(markup, base_dir="support").format() == "Human: a note"
-    with pytest.raises(PomlError, match="no such file"):
-        PomlPromptTemplate(markup).format()
 
 
 class Tracing(BaseCallbackHandler):

@@ -13,7 +13,7 @@ from tests.langchain.prompts import Agent, Model
 from tests.langchain.wire_clients import client_of
 from tests.model_server import ModelServer, Raw, model_server
 
-from pomlflow.langchain import PomlMiddleware, PomlOutputParserError, PomlPromptTemplate, PomlRefusalError
+from pomlflow.langchain import PomlMiddleware, PomlPromptTemplate, PomlRefusalError
 
 structured_output = pytest.importorskip("langchain.agents.structured_output")
 
@@ -163,13 +163,6 @@ def test_a_refusal_in_place_of_the_agents_own_response_format_is_one_too() -> No
     strategy = structured_output.ProviderStrategy(own)
     with pytest.raises(PomlRefusalError, match=r"crew: the model refused: I won't\."):
         made(Agent(answers=[REFUSED]), markup="<p>Hi</p>", tools=(), response_format=strategy).invoke(QUESTION)
-
-
-def test_an_agents_answer_that_is_no_object_is_an_error_with_the_answer() -> None:
-    with pytest.raises(PomlOutputParserError, match="crew: the answer is not the JSON") as caught:
-        made(Agent(answers=["Sorry."]), markup=MARKUP, tools=()).invoke(QUESTION)
-    assert not isinstance(caught.value, PomlRefusalError)
-    assert caught.value.answer == "Sorry."
 
 
 def test_an_agent_without_a_schema_answers_with_the_refusal() -> None:

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.instrumentation.events.llm import LLMPredictStartEvent
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate, PromptType, RichPromptTemplate
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.prompts.prompt_utils import get_empty_prompt_txt
 from llama_index.core.types import BaseOutputParser
 
-from pomlflow.exceptions import MissingVariableError, RenderError, TemplateNotFoundError
+from pomlflow.exceptions import MissingVariableError
 from pomlflow.llama_index import PomlPromptTemplate
 from pomlflow.tracking.constructors import PromptConstructors
 
 HELLO = "<p>hello {{text}} {{foo}}</p>"
 CHAT = "<system-msg>System {{sys_param}}</system-msg><human-msg>hello {{text}} {{foo}}</human-msg>"
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 class Instruct(BaseOutputParser):
@@ -138,25 +137,6 @@ def test_json_and_braces_need_no_escape() -> None:
     assert prompt.format(x='{x} {{y}} {"b": 2}') == '{x} {{y}} {"b": 2} is {"a": 1}'
 
 
-def test_a_loop_over_objects_reads_them(either) -> None:
-    """As Jinja does it in a RichPromptTemplate."""
-    from llama_index.core.schema import TextNode
-
-    prompt = either(
-        '<list><item for="node in nodes">{{node.text}}</item></list>',
-        "{% for node in nodes %}- {{ node.text }}\n{% endfor %}",
-    )
-    assert prompt.format(nodes=[TextNode(text="a"), TextNode(text="b")]).strip() == "- a\n- b"
-
-
-def test_an_image_is_a_block() -> None:
-    prompt = PomlPromptTemplate(f'<p>See <img base64="{PIXEL}" syntax="multimedia" alt="dot"/> {{{{x}}}}</p>')
-    (message,) = prompt.format_messages(x="there")
-    image = next(block for block in message.blocks if isinstance(block, ImageBlock))
-    assert image.image.startswith(PIXEL[:40].encode())  # POML encodes the image again
-    assert image.image_mimetype == "image/png"
-
-
 def test_the_callers_metadata_is_not_changed() -> None:
     given = {"team": "rag", "prompt_type": "theirs"}
     first = PomlPromptTemplate(HELLO, metadata=given)
@@ -207,28 +187,6 @@ def test_a_text_without_values_keeps_the_variables_in_braces() -> None:
     assert PomlPromptTemplate("<p>hello</p>").format() == "hello"
 
 
-def test_a_render_error_holds_its_place(tmp_path: Path) -> None:
-    file = tmp_path / "bad.poml"
-    file.write_text("<poml>\n  <p>{{ 1 + }}</p>\n</poml>")
-    with pytest.raises(RenderError) as caught:
-        PomlPromptTemplate.from_file(file).format_messages()
-    assert (caught.value.file, caught.value.line) == (str(file), 2)
-
-
-def test_validate_raises_for_missing_variables() -> None:
-    with pytest.raises(MissingVariableError):
-        PomlPromptTemplate(HELLO).validate(text="a")
-    PomlPromptTemplate(HELLO).validate(text="a", foo="b")
-
-
-def test_a_missing_file_is_an_error_and_markup_is_never_a_path(tmp_path: Path) -> None:
-    with pytest.raises(TemplateNotFoundError):
-        PomlPromptTemplate.from_file(tmp_path / "no.poml")
-    assert PomlPromptTemplate.from_template("no.poml").format() == "no.poml"
-    with pytest.raises(TypeError, match="markup or a path"):
-        PomlPromptTemplate()
-
-
 # Files.
 
 
@@ -244,12 +202,6 @@ def test_a_changed_file_is_followed(tmp_path: Path) -> None:
     assert prompt.format(b="x") == "new x"
     assert text + "!" == "new {b}!"  # never the old markup, which a model would get
     assert (prompt.source, prompt.get_template(), prompt.template_vars) == (*["<p>new {{b}}</p>"] * 2, ["b"])
-
-
-def test_relative_sources_are_found_from_a_base_folder(tmp_path: Path) -> None:
-    (tmp_path / "note.txt").write_text("noted")
-    prompt = PomlPromptTemplate('<document src="note.txt"/>', base_dir=tmp_path)
-    assert prompt.format_messages()[0].content == "noted"
 
 
 # Copies.

@@ -12,12 +12,10 @@ from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.prompts.prompt_utils import get_biggest_prompt, get_empty_prompt_messages, get_empty_prompt_txt
 
 from pomlflow import engine
-from pomlflow.exceptions import PomlError
 from pomlflow.llama_index import PomlPromptTemplate
 
 HELLO = "<p>hello {{text}} {{foo}}</p>"
 CHAT = "<system-msg>System {{sys_param}}</system-msg><human-msg>hello {{text}} {{foo}}</human-msg>"
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 @pytest.fixture
@@ -84,8 +82,3 @@ def test_the_template_prints_as_the_markup() -> None:
     """LlamaIndex's display_prompt_dict, its TEMPLATING callbacks and MLflow's tracer print get_template()."""
     assert f"{PomlPromptTemplate(HELLO).get_template()}" == HELLO
     assert json.loads(json.dumps(PomlPromptTemplate(HELLO).get_template(llm=None))) == HELLO
-
-
-def test_content_that_is_no_text_is_an_error_in_a_text() -> None:
-    with pytest.raises(PomlError):
-        _ = PomlPromptTemplate(f'<img base64="{PIXEL}" syntax="multimedia"/>').template
