@@ -178,19 +178,67 @@ async def test_a_cancelled_render_that_runs_for_ever_frees_its_process(js: JS) -
     assert engine.stats().failed == 0
 
 
-async def test_where_no_thread_can_start_a_render_fails_and_releases_its_process() -> None:
-    pomlflow.configure(max_workers=1)
+async def test_awaited_renders_that_wait_take_no_thread() -> None:
+    def count() -> int:
+        return sum(one.name == "pomlflow-render" for one in threading.enumerate())
+
+    with held():
+        first = asyncio.create_task(atext(n=0))
+        await reached(lambda: engine.stats().running == 1)
+        others = [asyncio.create_task(atext(n=n)) for n in range(1, 101)]
+        await reached(lambda: engine.stats().waiting == 100)
+        assert count() == 1
+    assert await asyncio.gather(first, *others) == [str(n) for n in range(101)]
+    await reached(lambda: count() == 0)
+
+
+async def test_awaited_renders_go_on_while_their_event_loop_is_blocked(until: Callable[[Any], Any]) -> None:
     await atext(n=0)
+    before = engine.stats().rendered
+    tasks = [asyncio.create_task(atext(n=n)) for n in range(20)]
+    await asyncio.sleep(0)
+    until(lambda: engine.stats().rendered == before + 20)  # it sleeps in this thread
+    assert await asyncio.gather(*tasks) == [str(n) for n in range(20)]
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From a call on, the engine cannot start the thread of an awaited render."""
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pomlflow.engine.engine.start_thread", refuse)
-        with pytest.raises(EngineError, match="can't start new thread"):
-            await atext(n=1)
+    return lambda: monkeypatch.setattr("pomlflow.engine.engine.start_thread", refuse)
+
+
+async def test_where_no_thread_can_start_a_render_fails_and_releases_its_process(
+    no_threads: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pomlflow.configure(max_workers=1)
+    await atext(n=0)
+    no_threads()
+    with pytest.raises(EngineError, match="can't start new thread"):
+        await atext(n=1)
     assert engine.stats().running == 0
+    monkeypatch.undo()
     assert await atext(n=2) == "2"
+
+
+async def test_where_no_thread_can_start_the_process_passes_to_the_next_in_the_queue(
+    no_threads: Callable[[], None],
+) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        with held():
+            first = threads.submit(text, n=0)
+            await reached(lambda: engine.stats().running == 1)
+            awaited = [asyncio.create_task(atext(n=n)) for n in range(3)]
+            await reached(lambda: engine.stats().waiting == 3)
+            last = threads.submit(text, n=4)
+            await reached(lambda: engine.stats().waiting == 4)
+            no_threads()
+        failed = await asyncio.gather(*awaited, return_exceptions=True)
+    assert [str(one) for one in failed] == ["no thread can start for the render: can't start new thread"] * 3
+    assert (first.result(), last.result(), engine.stats().running) == ("0", "4", 0)
 
 
 async def test_a_render_that_is_cancelled_while_its_process_starts_leaves_the_process_to_the_next_one() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import base64
-import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from pomlflow._log import logger
 from pomlflow.engine import installation
@@ -61,20 +62,33 @@ class _Engine:
 
     async def arun(self, request: Request, timeout: float) -> Result:
         # Both may raise: do them first, since nothing would release a position that was acquired before an error.
-        _check_loop()
+        loop = _running_loop()
         content = request.to_json()
-        done: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        done: Future[Result] = Future()
         position = self.pool.acquire(trusted=request.roots is None)  # here, so that the queue is in order of arrival
-        try:
-            start_thread(lambda: _resolve(done, lambda: self._run(request, content, timeout, position)))
-        except RuntimeError as error:
-            self.pool.withdraw(position)
-            raise EngineError(f"no thread can start for the render: {error}") from error
+        render = functools.partial(_resolve, done, lambda: self._run(request, content, timeout, position))
+
+        def serve(granted: Future[NodeProcess | None]) -> None:
+            """Render in a thread once the position is granted. The thread that grants it calls this, under a lock."""
+            try:
+                if granted.exception() is None:
+                    _run_in_thread(render)
+                else:
+                    render()  # raises the error at once
+            except RuntimeError as error:
+                loop.call_soon_threadsafe(self.pool.withdraw, position)
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(EngineError(f"no thread can start for the render: {error}"))
+
+        position.granted.add_done_callback(serve)
+        limit = loop.call_later(timeout, self.pool.expire, position)
         try:
             return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
             self.pool.abandon(position)
             raise
+        finally:
+            limit.cancel()
 
     def _start(self, trusted: bool) -> NodeProcess:
         found = installation.find()
@@ -148,10 +162,27 @@ class _Current:
 _current = _Current()
 
 
-def _check_loop() -> None:
-    """Raise an `EngineError` with the remedy if no event loop runs."""
+_thread = threading.local()  # its attribute `renders`: what a thread of awaited renders does next
+
+
+def _run_in_thread(render: Callable[[], None]) -> None:
+    """Run a render in a new thread, or next in this one if it has just finished an awaited render."""
+    if getattr(_thread, "renders", None) == []:
+        _thread.renders.append(render)
+    else:
+        start_thread(functools.partial(_run_all, [render]))
+
+
+def _run_all(renders: list[Callable[[], None]]) -> None:
+    _thread.renders = renders
+    while renders:
+        renders.pop()()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs; raise an `EngineError` with the remedy if none does."""
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError as error:
         raise EngineError(
             "no asyncio event loop runs here: POML's async renders need one. Under trio, render in a thread, which "
@@ -159,7 +190,7 @@ def _check_loop() -> None:
         ) from error
 
 
-def _resolve(done: concurrent.futures.Future[Result], work: Callable[[], Result]) -> None:
+def _resolve(done: Future[Result], work: Callable[[], Result]) -> None:
     """Resolve a future with what a function returns or raises, unless its caller was cancelled."""
     result = error = None
     try:

@@ -119,13 +119,18 @@ class Pool:
         with self._lock:
             self._counts["cancelled"] += 1
             position.abandoned = True
-            if not self._cancel(position) and position.process is not None:
+            if not self._fail(position, CancelledError()) and position.process is not None:
                 watchdog.shorten(position.process, time.monotonic() + _CANCEL_GRACE)
+
+    def expire(self, position: Position) -> None:
+        """Fail a request whose time is over, unless its position has been granted."""
+        with self._lock:
+            self._fail(position, QueueTimeoutError())
 
     def withdraw(self, position: Position) -> None:
         """Remove a position from the queue, or pass what it was granted to the next one."""
         with self._lock:
-            if self._cancel(position) or position.granted.exception() is not None:
+            if self._fail(position, CancelledError()) or position.granted.exception() is not None:
                 return
             process = position.granted.result()
             if process is None:
@@ -188,27 +193,23 @@ class Pool:
         """Return how many processes more there may be; negative above the limit."""
         return settings().workers - len(self._all) - sum(self._starting.values())
 
-    def _cancel(self, position: Position) -> bool:
-        """Remove a position from the queue; return False if it has already been granted. Needs the lock."""
-        if not position.granted.cancel():
+    def _fail(self, position: Position, error: Exception) -> bool:
+        """Remove a position from the queue; return False if it is no longer there. Needs the lock."""
+        if position.granted.done():
             return False
-        if position in self._waiting[position.trusted]:  # else it was cancelled before
-            self._waiting[position.trusted].remove(position)
-            position.granted.set_running_or_notify_cancel()  # wakes the thread that waits for it
+        self._waiting[position.trusted].remove(position)
+        position.granted.set_exception(error)
         return True
 
     def _granted(self, position: Position, timeout: float) -> NodeProcess | None:
-        granted = position.granted
-        if not granted.done():
+        if not position.granted.done():
             try:
-                concurrent.futures.wait([granted], max(position.since + timeout - time.monotonic(), 0))
+                concurrent.futures.wait([position.granted], max(position.since + timeout - time.monotonic(), 0))
             except BaseException:  # raised by a signal handler
                 self.withdraw(position)
                 raise
-            with self._lock:
-                if not granted.done() and self._cancel(position):
-                    raise QueueTimeoutError
-        return granted.result()
+            self.expire(position)
+        return position.granted.result()
 
     def _begin(self, position: Position, process: NodeProcess) -> None:
         with self._lock:
