@@ -1,4 +1,4 @@
-"""Lint rules about elements and attributes, from POML's own documentation."""
+"""Lint rules about elements and attributes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from pomlflow.template.runtime import KNOWN, canonical
 from pomlflow.template.source import Page
 
 _ANY_ELEMENT = frozenset({"for", "if", "key"})
+# Attributes of HTML and of other template languages, with those of POML that are probably meant.
 _INSTEAD = {
     "class": "className", "style": "captionStyle", "title": "caption", "role": "speaker", "language": "lang",
     **dict.fromkeys(("fro", "ofr", "foreach", "vfor", "ngfor", "each", "loop", "repeat"), "for"),
     **dict.fromkeys(("fi", "vif", "ngif", "when", "test", "condition", "unless", "show"), "if"),
 }  # fmt: skip
 _SCHEMA = "see https://json-schema.org/understanding-json-schema"
-# An array or an object in JavaScript, with one more inside it.
+# An array or an object in JavaScript, nested once at most.
 _CONTAINER = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]|\{(?:[^{}]|\{[^{}]*\})*\}")
+# Keywords of JSON Schema. A schema without any of them is probably an example.
 _KEYWORDS = frozenset(
     "$ref $defs $schema $id type properties required items enum const anyOf oneOf allOf not additionalProperties "
     "description title default format pattern minimum maximum definitions prefixItems patternProperties if".split()
@@ -89,7 +91,7 @@ def _near_attribute(key: str, known: Mapping[str, str]) -> str:
 
 
 def unknown_setting(page: Page) -> Iterator[Fault]:
-    """Find runtime settings that no provider has, and objects and arrays, which become text."""
+    """Find runtime settings that no provider has, and objects and arrays, which POML turns into text."""
     for element in page.document.elements:
         if element.kind != "runtime":
             continue
@@ -198,7 +200,7 @@ def media_as_text(page: Page) -> Iterator[Fault]:
 
 
 def _is_alone(page: Page, element: Element) -> bool:
-    """Return whether an element is the only outermost one of a page, which POML sends as media."""
+    """Return whether a template consists of this element alone: POML sends it as media."""
     return page.document.source.file is None and page.document.content() is element
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pomlflow.template.javascript import analyse
 
-# Words of Python and Jinja, by how an expression uses them: constants anywhere, operators in code that is not
-# JavaScript, called functions, called methods, and filters after |.
+# Words of Python and Jinja with the JavaScript to write, by their use: constants anywhere, operators in code that is
+# not valid JavaScript, functions and methods that are called, and filters after |.
 _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _OPERATORS = {
     "and": "&&", "or": "||", "not": "!", "is": "===", "if": "condition ? a : b", "for": "xs.map(x => …)",
@@ -53,8 +53,8 @@ _FILTERS = {
     "tojson": "JSON.stringify(x)", "trim": "x.trim()", "upper": "x.toUpperCase()",
 }  # fmt: skip
 _PROSE = re.compile(r"[A-Za-z0-9][^(){}\[\]=+*<>|\"`]*")
-# Patterns with what each finds ("" for the text itself), its language and the JavaScript: of code that is not
-# JavaScript, and of code that is, with another meaning.
+# Patterns, each with the word to report ("" for the text that it matches), the language, and the JavaScript to write.
+# Those of _BROKEN apply to code that is not valid JavaScript; those of _VALID match code with another meaning there.
 _BROKEN = {
     r"(?<![\w.])f(?=[\"'])": ("f-string", "Python", "`…${x}…`"),
     r"\[[^\[\]?:]*:[^\[\]?]*\]": ("slice", "Python", "xs.slice(1, 3)"),
@@ -83,11 +83,11 @@ _VALID = {
     r"!==?(?=\s*\{\s*\})": ("", "Python", "Object.keys(x).length != 0"),
     r"(?<![=<>])[<>]=?\s*[\w$.]+\s*[<>](?![<>])": ("", "Python", "a > b && b > c"),
 }  # fmt: skip
-# Methods of JavaScript's own objects too: Python's only after names that hold the caller's data.
+# Methods that JavaScript's own objects have too. They are Python's only if they are called on the caller's data.
 _SHARED = frozenset({"format", "get", "keys", "now", "values"})
 _RECEIVER = re.compile(r"(?:(?<!\.\.\.)(?<!from\()(?<![\w$.])([a-z_]\w*)(?:\??\.[\w$]+|\[[^\[\]]*\])*|[\"'])\s*\Z")
 _HANDLEBARS = re.compile(r"[#^>@]\s*[A-Za-z]+|(?:/\s*[A-Za-z]+|else)$")
-# A text, or a regular expression as an argument.
+# A string, or a regular expression that is an argument.
 _TEXT = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`(?:\\.|[^`\\])*`|(?<=[(,])/(?![/*])(?:\\.|[^/\\])+/")
 _TOKEN = re.compile(r"(\.\s*|(?<!\|)\|\s*)?([A-Za-z_$][A-Za-z0-9_$]*)(\s*\()?(\s*:)?")
 
@@ -121,16 +121,16 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[ForeignWor
         return
     broken = analyse(code).broken
     code = _TEXT.sub(lambda text: f"{text[0][0]}{' ' * (len(text[0]) - 2)}{text[0][-1]}", code)
-    phrases: set[int] = set()
+    matched: set[int] = set()  # offsets
     for pattern, (what, language, instead) in {**_VALID, **(_BROKEN if broken else {})}.items():
         for found in re.finditer(pattern, code):
-            phrases.update(range(*found.span()))
+            matched.update(range(*found.span()))
             yield ForeignWord(found.end() - len(found[0].lstrip()), what or found[0].strip(), language, instead)
     for token in _TOKEN.finditer(code):
         before, word, called, key = token.groups(default="")
         before = before.strip()
         is_key = key and not called and "?" not in code
-        if word in bound or is_key or token.start(2) in phrases:
+        if word in bound or is_key or token.start(2) in matched:
             continue
         if before == "." and not _is_python_method(word, code[: token.start()], bound):
             continue
@@ -142,7 +142,7 @@ def foreign_words(code: str, bound: Collection[str] = ()) -> Iterator[ForeignWor
 
 
 def _is_python_method(method: str, before: str, bound: Collection[str]) -> bool:
-    """Return whether a method is Python's: it is none of JavaScript, or is called on the caller's data or a text."""
+    """Return whether a method is Python's: JavaScript has none of this name, or it is called on data or a string."""
     receiver = _RECEIVER.search(before)
     if method == "now":
         return receiver is not None and receiver[1] == "datetime"
@@ -150,6 +150,7 @@ def _is_python_method(method: str, before: str, bound: Collection[str]) -> bool:
 
 
 def _javascript_for(word: str, before: str, *, called: bool, broken: bool) -> str | None:
+    """Return the JavaScript for a word of Python, or None; `before` is the ``.`` or ``|`` in front of it."""
     if before == ".":
         return _METHODS.get(word) if called else None
     if called and word in _CALLS:

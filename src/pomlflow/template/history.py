@@ -59,8 +59,8 @@ class History(ABC, Generic[M]):
     ) -> Mapping[str, Any]:
         """Record the native messages in a template's variables; return the variables as expressions see them.
 
-        The variables in `messages` are by themselves those of a ``<conversation>``; the items of `sources` are such
-        messages, and may also be pairs, which POML (0.0.8) would turn into empty messages.
+        A variable in `messages` is the whole ``messages`` of a ``<conversation>``. The items of a variable in `sources`
+        become such messages; they may also be pairs, of which POML (0.0.8) would make empty messages.
         """
         taken: dict[str, Any] = {}
         for name, value in variables.items():
@@ -135,7 +135,10 @@ class History(ABC, Generic[M]):
 def plain_histories(
     variables: Mapping[str, Any], messages: Sequence[str], sources: Sequence[str] = ()
 ) -> Mapping[str, Any]:
-    """Return the variables of a render without a framework, with histories in POML's form; see `History.take`."""
+    """Return the variables of a render without a framework, with histories in POML's form.
+
+    `messages` and `sources` are as in `History.take`.
+    """
     taken: dict[str, Any] = {}
     for name, value in variables.items():
         if name in messages and (value is None or isinstance(value, str | Mapping | list | tuple)):
@@ -171,7 +174,7 @@ def in_poml_form(message: Any) -> Any:
         message = dict(zip(("role", "content"), message, strict=True))
     if not isinstance(message, Mapping):
         if not hasattr(message, "speaker"):
-            raise TypeError(f"a value of type {type(message).__name__} is not a message of POML's")
+            raise TypeError(f"a value of type {type(message).__name__} is not a message of POML")
         return message
     key = "speaker" if "speaker" in message else "role"
     if (speaker := SPEAKERS.get(str(message.get(key)))) is None:
@@ -183,14 +186,14 @@ def in_poml_form(message: Any) -> Any:
         return message if message[key] == speaker else {**message, key: speaker}
     if speaker == "tool" or message.get("tool_calls"):
         raise TypeError(
-            "POML's messages have no tool calls: pass a framework's messages, to its own PomlPromptTemplate"
+            "POML's messages have no tool calls: pass the messages of a framework to its own PomlPromptTemplate"
         )
     parts = content if isinstance(content, str) else list(map(_part, content))
     return {**message, "speaker": speaker, "content": parts}
 
 
 def _part(part: Any) -> Any:
-    """Return POML's form of a part of a content of OpenAI's form."""
+    """Return a content part of OpenAI's form in POML's form."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("text", "input_text", "output_text"):
         return part["text"]
@@ -206,7 +209,7 @@ def _part(part: Any) -> Any:
 def _converted(
     name: str, value: Any, items: Callable[[Any], Iterable[Any]], convert: Callable[[Any], Iterable[M]]
 ) -> list[M]:
-    """Return the converted messages of a history, or raise an error that names the first item that is none."""
+    """Return the converted messages of a history, or raise an error that names the first invalid item."""
     made: list[M] = []
     place = ""
     try:

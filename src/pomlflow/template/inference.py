@@ -45,7 +45,7 @@ from pomlflow.template.markup import (
 )
 from pomlflow.template.source import Expression, Inference, Kind, Use
 
-# Globals whose values change between renders or machines: what an expression makes of them is not static.
+# Globals whose values change between renders or machines: an expression with one of them is not static.
 _DYNAMIC_GLOBALS = frozenset({"Date", "Math", "globalThis", "process"})
 _CONSTANT_GLOBALS = frozenset(
     "Infinity NaN undefined arguments eval isFinite isNaN parseFloat parseInt decodeURI decodeURIComponent encodeURI "
@@ -59,12 +59,8 @@ _CONSTANT_GLOBALS = frozenset(
     "structuredClone __proto__".split()
 )
 _GLOBALS = _DYNAMIC_GLOBALS | _CONSTANT_GLOBALS
-# The elements that give the frame a field.
-_FIELDS = {
-    "outputschema": "schema",
-    **dict.fromkeys(TOOLS, "tools"),
-    "runtime": "runtime",
-}
+# The elements that define a field of the frame.
+_FIELDS = {"outputschema": "schema", "runtime": "runtime", **dict.fromkeys(TOOLS, "tools")}
 # The attributes that POML evaluates, other than `for` and `if`; of elements that are not listed, it evaluates them all.
 _ATTRIBUTES = {
     "include": (), "meta": (), "outputschema": ("parser",), **dict.fromkeys(TOOLS, ("name", "description", "parser")),
@@ -72,6 +68,7 @@ _ATTRIBUTES = {
 # The elements that read a file, other than <include> and <let>.
 READERS = frozenset("audio doc document folder image img table webpage".split())
 _SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
+# Code that makes other values out of the items of a history, so that these are not the messages.
 _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
 
 
@@ -209,7 +206,7 @@ class _Collector:
         return scope
 
     def included(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
-        """Return the content of an include's file and the scope there; nothing if the file adds nothing new."""
+        """Return the content of an included file and the scope there; no content if it was visited in such a scope."""
         path = element.find("src").text
         nothing: tuple[Iterator[Element | Passage], _Scope] = iter(()), scope
         if not path:

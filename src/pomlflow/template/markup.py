@@ -147,9 +147,8 @@ class Document:
         self.elements = [self.root]  # in reading order
         self.comments: list[Passage] = []
         self.fault: Fault | None = None  # the first one in a tag or a text
-        self.nesting: Fault | None = (
-            None  # the first missing or superfluous tag, by the names, which POML does not compare
-        )
+        # The first missing or superfluous tag, found by comparing names, which POML does not do.
+        self.nesting: Fault | None = None
 
     def content(self) -> Element:
         """Return the root as POML sees it: markup that is not a single element gets a ``<poml>`` around it."""
@@ -349,7 +348,7 @@ def _fault_in_value(element: Element, key: str, value: Passage) -> Fault:
 def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, str]]:
     r"""Yield what JavaScript's ``/{{\s*(.+?)\s*}}/g`` captures, with these patterns for the braces, in linear time.
 
-    So the closing braces and the line end are searched for again only after the position has passed the last ones.
+    For that, the closing braces and the line end are searched for only when the position has passed the last ones.
     """
     at, braces, code_end, line_end = 0, -1, -1, -1
     while opened := opening.search(text, at):

@@ -32,9 +32,11 @@ class _Names:
         if outside:
             self._outside[name] = path
         other = self._files.setdefault(name, path)
-        if other == path:
-            return
-        if not other.exists() or _same(other, path):  # the file was moved, or one is a link to the other
+        try:
+            is_same = other == path or other.samefile(path)  # one may be a link to the other
+        except OSError:
+            is_same = True  # one of them was moved or deleted
+        if is_same:
             self._files[name] = path
             return
         warn_once(
@@ -80,19 +82,12 @@ def name_and_path(path: Path, name: str | None) -> tuple[str | None, str]:
 
 
 def name_in_copy(path: Path, folder: Path) -> str | None:
-    """Return a file's prompt name after its top folder was copied to another machine; None if it depends on that."""
+    """Return a file's prompt name after its top folder was copied elsewhere; None if the name depends on the place."""
     project, _ = tool_settings(path.parent)
     is_copied = project is not None and project.is_relative_to(folder.parent)
     root = _project_root(path.parent) if is_copied else None
     found = (root and _relative(path, root)) or _in_package(path)
     return registry_name(found.removesuffix(".poml")) if found else None
-
-
-def _same(one: Path, two: Path) -> bool:
-    try:
-        return one.samefile(two)
-    except OSError:
-        return False
 
 
 def _real(path: Path) -> Path:

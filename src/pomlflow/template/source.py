@@ -59,8 +59,8 @@ class Inference:
 
     variables: tuple[str, ...] = ()  # required, also if only one branch needs it: ``a ? b : c``, an element's ``if``
     optional: tuple[str, ...] = ()  # guarded by ``typeof`` at each use, or a history, which is an empty list by default
-    messages: tuple[str, ...] = ()  # the ``messages`` of a ``<conversation>`` by themselves: ``{{history}}``
-    message_sources: tuple[str, ...] = ()  # with items that are its messages, as in ``{{history.slice(-6)}}``
+    messages: tuple[str, ...] = ()  # each is the whole ``messages`` of a ``<conversation>``: ``{{history}}``
+    message_sources: tuple[str, ...] = ()  # whose items become its messages, as in ``{{history.slice(-6)}}``
     uses: tuple[Use, ...] = ()
     expressions: tuple[Expression, ...] = ()
     sources: tuple[SourceText, ...] = ()  # the markup, and each included file that exists

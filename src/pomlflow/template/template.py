@@ -256,8 +256,8 @@ class Template:
                 error = outcome
             else:
                 missing = () if placeholders else missing_names(outcome, now.inference, variables)
-                again = (yield request._replace(placeholders=missing)) if missing else None
-                error = explained(outcome, now, variables, missing, again)
+                retry = (yield request._replace(placeholders=missing)) if missing else None
+                error = explained(outcome, now, variables, missing, retry)
         except PomlError as raised:
             error = raised
         return self._record(now, started, context, error or output, kept, history)
@@ -349,14 +349,14 @@ def _next(steps: _Steps, outcome: engine.Result | PomlError | None) -> engine.Re
 
 
 def _as_seen(
-    variables: Mapping[str, Any], takes: Inference, history: History[Any] | None, *, exact: bool
+    variables: Mapping[str, Any], inference: Inference, history: History[Any] | None, *, exact: bool
 ) -> Mapping[str, Any]:
     """Return the variables as expressions see them."""
     variables = {name: value for name, value in variables.items() if isinstance(name, str)}
-    variables = {**dict.fromkeys(takes.messages, ()), **variables}
+    variables = {**dict.fromkeys(inference.messages, ()), **variables}
     if history is not None:
-        return history.take(variables, takes.messages, takes.message_sources)
-    return variables if exact else plain_histories(variables, takes.messages, takes.message_sources)
+        return history.take(variables, inference.messages, inference.message_sources)
+    return variables if exact else plain_histories(variables, inference.messages, inference.message_sources)
 
 
 def _names_file(text: str) -> bool:

@@ -11,7 +11,7 @@ from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import ENTITIES, Element, Fault, Passage, expressions, split_loop
 from pomlflow.template.source import Page
 
-# A field of `str.format`; and adjacent ones, not after a brace, `$` and the like.
+# A field of `str.format`, and a run of such fields, which does not follow a brace, `$` or the like.
 _FIELD = re.compile(
     r"\{(?![A-Z]\})([A-Za-z_]\w*(?:\.\w+|\[(?:\w+|'\w*'|\"\w*\")\]|\([\w.]*\))*)(?:![rsa])?(?::[^{}\s\"']*)?\}"
 )
@@ -24,9 +24,11 @@ _LITERAL = frozenset(
 _STATEMENT = re.compile(r"\{%-?\s*(\w+)(?:(?!%\}).)*%\}|\{#(?:(?!#\}).)+#\}", re.DOTALL)
 _TWO_NAMES = re.compile(r"\s*[A-Za-z_$][\w$]*\s*,\s*[A-Za-z_$][\w$]*")
 _TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")  # the code of {{{x}}}
+# Texts that are valid JavaScript: a path is divisions, a list of words is a comma expression, a date is subtractions.
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
-_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # or a time: JavaScript subtracts 2024-01-02, and refuses 10:30
+_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # or a time, such as 10:30, which is no JavaScript
 _LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
+# Statements of Jinja, with the markup to write instead.
 _STATEMENTS = {
     **dict.fromkeys(("if", "elif", "else", "endif"), 'an attribute of an element: <p if="condition">…</p>'),
     **dict.fromkeys(("for", "endfor"), 'an attribute of an element: <p for="item in items">…</p>'),
@@ -37,21 +39,21 @@ _STATEMENTS = {
 
 def single_braces(page: Page) -> Iterator[Fault]:
     """Find ``{name}``, the syntax of f-strings and ``str.format``."""
-    known = {*page.snapshot.inference.variables, *page.snapshot.inference.optional, *_bound(page)}
+    known = {*page.snapshot.inference.variables, *page.snapshot.inference.optional, *_let_names(page)}
     places = [(text, element.within(_LITERAL)) for text, element in page.document.texts()]
     places += [(value, value is not element.find("caption")) for value, element in page.document.values()]
-    for text, only_known in places:
-        for run in _FIELDS.finditer(_without_expressions(text.text)):
+    for passage, only_known in places:
+        for run in _FIELDS.finditer(_without_expressions(passage.text)):
             for found in _FIELD.finditer(run[0]):
                 if only_known and not known & set(WORD.findall(found[1])):
                     continue
                 foreign = next(foreign_words(found[1]), None)
                 remedy = f"write {{{{{found[1]}}}}}" + (f", in JavaScript: {foreign.instead}" if foreign else "")
-                at = text.at(run.start() + found.start())
+                at = passage.at(run.start() + found.start())
                 yield Fault(at, len(found[0]), f"{found[0]} is sent as it is", remedy)
 
 
-def _bound(page: Page) -> set[str]:
+def _let_names(page: Page) -> set[str]:
     return {element.find("name").text.strip() for element in page.document.elements if element.kind == "let"}
 
 
@@ -107,7 +109,7 @@ def jinja_syntax(page: Page) -> Iterator[Fault]:
 
 def python_expression(page: Page) -> Iterator[Fault]:
     """Find Python in expressions, which are JavaScript."""
-    bound = _bound(page)
+    bound = _let_names(page)
     for expression in page.expressions:
         for at, word, language, instead in foreign_words(expression.code, bound):
             if language == "Python":
@@ -128,7 +130,7 @@ def dropped_text(page: Page) -> Iterator[Fault]:
     for value, _ in page.document.values():
         for found in _ENTITY.finditer(_without_expressions(value.text)):
             why = f"POML (0.0.8) sends {found[0]} of an attribute as it is"
-            yield Fault(value.at(found.start()), len(found[0]), why, _instead_of(found[0]))
+            yield Fault(value.at(found.start()), len(found[0]), why, _entity_remedy(found[0]))
     for element in page.document.elements:
         if element.within({"stylesheet", "context"}):
             continue
@@ -140,10 +142,10 @@ def dropped_text(page: Page) -> Iterator[Fault]:
                 yield Fault(offset, 9, "POML (0.0.8) drops <![CDATA[…]]> from text", "write its text without it")
             elif source[offset] == "&":
                 what = source[offset : source.find(";", offset) + 1]
-                yield Fault(offset, len(what), f"POML (0.0.8) drops {what} from text", _instead_of(what))
+                yield Fault(offset, len(what), f"POML (0.0.8) drops {what} from text", _entity_remedy(what))
 
 
-def _instead_of(entity: str) -> str:
+def _entity_remedy(entity: str) -> str:
     return f"write {f'#{entity[1:]}' if entity[1:-1] in ENTITIES else 'the character itself'}"
 
 

@@ -62,7 +62,7 @@ _INSTEAD = {
 
 
 def encode_variables(inference: Inference, variables: Mapping[str, Any]) -> tuple[bytes, bool]:
-    """Encode variables; leave out those that the template does not take and that have no form in JSON."""
+    """Encode variables; leave out those without a form in JSON if the template does not use them."""
     try:
         return engine.encode(variables)
     except VariableError as error:
@@ -110,25 +110,28 @@ def _undefined(problem: Problem) -> str:
 
 
 def explained(
-    error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], missing: Sequence[str], again: Any
+    error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], missing: Sequence[str], retry: object
 ) -> PomlError:
-    """Return the error of a failed render with its cause; `again` is the outcome of a render with placeholders."""
-    own = _unrelated_problems(error, missing, again) if isinstance(again, RenderError) else []
-    if missing and not own:
+    """Return the error of a failed render with its cause.
+
+    `retry` is the outcome of a second render, with placeholders for the `missing` variables.
+    """
+    unrelated = _unrelated_problems(error, missing, retry) if isinstance(retry, RenderError) else []
+    if missing and not unrelated:
         return _missing_variables(missing, error, snapshot, variables)
-    problems = dict.fromkeys([*own, *error.problems])
-    return _with_causes(RenderError(problems, error.hint), snapshot, variables, own or problems)
+    problems = dict.fromkeys([*unrelated, *error.problems])
+    return _with_causes(RenderError(problems, error.hint), snapshot, variables, unrelated or problems)
 
 
-def _unrelated_problems(error: RenderError, names: Sequence[str], again: RenderError) -> list[Problem]:
+def _unrelated_problems(error: RenderError, names: Sequence[str], retry: RenderError) -> list[Problem]:
     """Return the problems that missing variables did not cause."""
-    own: list[Problem] = []
+    unrelated: list[Problem] = []
     before, missing = set(error.problems), set(names)
-    for problem in again.problems:
+    for problem in retry.problems:
         also_before = problem in before and _undefined(problem) not in missing
         if also_before or _STATIC.match(problem.message) or _undefined(problem) in ENTITIES:
-            own.append(problem)
-    return own
+            unrelated.append(problem)
+    return unrelated
 
 
 def _missing_variables(
@@ -181,16 +184,16 @@ def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use | None:
 
 
 def _with_causes(
-    error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], own: Iterable[Problem]
+    error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], unrelated: Iterable[Problem]
 ) -> RenderError:
     """Return an error with its cause as the first problem, with remedies, and with why files do not exist."""
     unset = _unset_names(error, snapshot) - {use.name for use in snapshot.inference.uses}
     causes = [one for one in error.problems if _undefined(one) not in unset] or error.problems
-    first = [_named(one, snapshot, variables) for one in causes[:_EXPLAINED]]
+    first = [_clarified(one, snapshot, variables) for one in causes[:_EXPLAINED]]
     problems = [replace(one, remedy=one.remedy or _remedy_of(one, snapshot)) for one in first]
     problems += causes[_EXPLAINED:]
     fault = _cause(problems[0], snapshot)
-    problems = [fault, *problems] if fault is not None else _in_order(problems, own)
+    problems = [fault, *problems] if fault is not None else _in_order(problems, unrelated)
     hints = [None if problems[0].remedy else error.hint]
     hints += [why for file, why in snapshot.missing if file in str(error)]
     return RenderError(problems, "\n".join(dict.fromkeys(filter(None, hints))) or None)
@@ -210,19 +213,20 @@ def _unset_names(error: RenderError, snapshot: Snapshot) -> set[str]:
     return names
 
 
-def _in_order(problems: Sequence[Problem], own: Iterable[Problem]) -> list[Problem]:
-    """Sort problems by file and place; first those that no missing variable caused, and those of foreign words."""
-    places, files = {one.place for one in own}, list(dict.fromkeys(one.file for one in problems))
+def _in_order(problems: Sequence[Problem], unrelated: Iterable[Problem]) -> list[Problem]:
+    """Sort problems by file and place, those that a missing variable may have caused last."""
+    places, files = {one.place for one in unrelated}, list(dict.fromkeys(one.file for one in problems))
 
     def key(one: Problem) -> tuple[bool, int, int, int]:
-        is_own = one.place in places or (bool(_undefined(one)) and one.remedy is not None)
-        return not is_own, files.index(one.file), one.line or 0, one.column or 0
+        # An undefined name with a remedy is a word of another language.
+        is_unrelated = one.place in places or (bool(_undefined(one)) and one.remedy is not None)
+        return not is_unrelated, files.index(one.file), one.line or 0, one.column or 0
 
     return sorted(problems, key=key)
 
 
-def _named(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any]) -> Problem:
-    """Return a problem with a clear message or remedy: of an entity, of a loop, or of a history without messages."""
+def _clarified(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any]) -> Problem:
+    """Return a problem of an entity, a loop or a history without messages with a clearer message or a remedy."""
     if (entity := _undefined(problem)) in ENTITIES:
         return replace(problem, message=f"&{entity}; is not decoded in an expression")
     place = _place(problem, snapshot) if problem.message.startswith((_NO_LIST, _NO_VALUE)) else None
@@ -290,6 +294,7 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
         element = [one for one in parse(*source).elements if one.start <= offset][-1]
         return _remedy_of_missing_file(element, message, snapshot)
     expression, before = _expression_at(source, offset, snapshot)
+    # The expression is another one than that of the problem if text is in between.
     is_far = len(before) > problem.width and before.strip("{ \t\r\n")
     return None if expression is None or expression.kind == "schema" or is_far else _remedy(expression, before)
 

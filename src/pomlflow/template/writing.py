@@ -68,7 +68,7 @@ def message(speaker: str, parts: Iterable[str]) -> Item:
 
 
 def conversation(name: str, last: int | None = None) -> Item:
-    """Return the place of a message history: all of its messages, or the last `last` ones."""
+    """Return a ``<conversation>`` with the messages of the variable `name`: all of them, or the `last` ones."""
     code = _name(name)
     if last is not None:
         code = f" (typeof {code} === 'undefined' ? [] : {code}).slice(-{last}) "
@@ -76,13 +76,13 @@ def conversation(name: str, last: int | None = None) -> Item:
 
 
 def tool_response(call_id: str, name: str, text: str) -> Item:
-    """Return the result of a call."""
+    """Return the result of a tool call."""
     names = f'id="{_attribute(call_id)}" name="{_attribute(name)}"'
     return Item("tool", f'<tool-response {names}><p whiteSpace="pre">{_text(text)}</p></tool-response>')
 
 
 def tool_request(call_id: str, name: str, arguments: dict[str, Any]) -> Markup:
-    """Return a call of a tool."""
+    """Return a tool call."""
     names = f'id="{_attribute(call_id)}" name="{_attribute(name)}"'
     return Markup(f'<tool-request {names} parameters="{{{{ {_value(arguments)} }}}}"/>')
 
