@@ -83,12 +83,6 @@ def test_under_autolog_a_prompt_inside_a_chat_prompt_belongs_to_that(stored_trac
     assert trees(stored_traces) == [under("both CHAIN", "poml greet PROMPT\n")]
 
 
-def test_a_prompt_that_no_handler_traces_leaves_no_trace(stored_traces: Fetch) -> None:
-    chain().invoke(GIVEN)
-    greeting().format_messages(**GIVEN)
-    assert stored_traces() == []
-
-
 def test_mlflows_own_tracer_as_a_handler_gets_the_span_too(stored_traces: Fetch) -> None:
     chain().invoke(GIVEN, {"callbacks": [MlflowLangchainTracer()]})
     assert trees(stored_traces) == [CHAIN]

@@ -186,28 +186,6 @@ STATE = """\
 """
 
 
-def test_the_prompt_of_langgraphs_react_agent() -> None:
-    """It is rendered with the whole state, of which the template names only `messages`."""
-    checkpoint = pytest.importorskip("langgraph.checkpoint.memory")
-    prebuilt = pytest.importorskip("langgraph.prebuilt")
-    received = {}
-    for prompt in (
-        ChatPromptTemplate([("system", "You are helpful."), ("placeholder", "{messages}")]),
-        PomlPromptTemplate(STATE.replace(" {{ messages.length }} so far.", "")),
-    ):
-        model = Model(answers=[CALL, "It rains."])
-        agent = prebuilt.create_react_agent(model, [weather], prompt=prompt, checkpointer=checkpoint.InMemorySaver())
-        config = {"configurable": {"thread_id": "1"}}
-        ask = {"messages": [HumanMessage("Oslo?", id="q")]}
-        assert agent.invoke(ask, config)["messages"][-1].content == "It rains."
-        received[type(prompt)] = [
-            [(type(m), m.content, getattr(m, "tool_calls", None)) for m in messages] for messages in model.received
-        ]
-        assert [type(message) for message in model.received[1]] == [SystemMessage, HumanMessage, AIMessage, ToolMessage]
-        assert model.received[1][1].id == "q"
-    assert received[PomlPromptTemplate] == received[ChatPromptTemplate]
-
-
 class State(TypedDict):
     messages: Annotated[list[AnyMessage], add_messages]
     lock: Any

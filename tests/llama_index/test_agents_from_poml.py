@@ -6,7 +6,6 @@ import asyncio
 import copy
 import functools
 import pickle
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context
-from tests.llama_index.traces import poml_spans
+from tests.llama_index.traces import named
 
 from pomlflow import ConfigurationError, PomlError, ToolArgumentsError, ToolError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -287,24 +286,12 @@ def test_output_cls_without_a_schema_is_an_error(scripted: Any) -> None:
         prompt(SYSTEM).output_cls()
 
 
-def test_each_run_is_linked_and_shows_the_settings_on_the_models_spans(
-    traced: Any, linked: Any, scripted: Any, tool_call: Any
-) -> None:
-    """The file is rendered once, outside of all runs; its text reaches the model in each."""
-    name = f"agent-{uuid.uuid4().hex[:8]}"
-    llm = scripted(tool_call("weather", city="Oslo"), "Cold.", tool_call("weather", city="Rome"), "Warm.")
-    made = prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES, name=name).agent_kwargs(llm, tools=[weather], tone="kind")
-    agent = FunctionAgent(**made)
+def test_a_trace_shows_the_files_settings_and_the_tools_description(traced: Any, scripted: Any, tool_call: Any) -> None:
+    llm = scripted(tool_call("weather", city="Oslo"), "Cold.")
+    file = prompt(RUNTIME, TOOL, SYSTEM, EXAMPLES)
+    agent = FunctionAgent(**file.agent_kwargs(llm, tools=[weather], tone="kind"))
     with PomlCallbackHandler():
-        traces = traced(lambda: [asyncio.run(run(agent)), asyncio.run(run(agent, "Rome?"))])
-    assert len(traces) == 2
-    for trace in traces:
-        assert poml_spans(trace) == []
-        assert linked(trace) == [f"{name}/1"]
-        spans = [span for span in trace.data.spans if span.name == "ScriptedLLM.astream_chat"]
-        assert len(spans) == 2
-        for span in spans:
-            assert span.inputs["kwargs"] == {**SETTINGS, "tools": ["weather"]}
-            assert span.attributes["poml.prompts"][0]["name"] == name
-        (tool,) = [span for span in trace.data.spans if span.name == "FunctionTool.acall"]
-        assert tool.attributes["description"] == "Tells the weather."
+        (trace,) = traced(lambda: asyncio.run(run(agent)))
+    calls = [span.inputs["kwargs"] for span in trace.data.spans if span.name == "ScriptedLLM.astream_chat"]
+    assert calls == [{**SETTINGS, "tools": ["weather"]}] * 2
+    assert named(trace, "FunctionTool.acall").attributes["description"] == "Tells the weather."

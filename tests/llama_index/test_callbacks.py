@@ -63,10 +63,6 @@ def run(agent: FunctionAgent) -> str:
     return asyncio.run(answer())
 
 
-def test_a_handler_that_is_not_attached_traces_nothing(traced: Any, handler: Any, engine: Any) -> None:
-    assert traced(lambda: engine.query("What?")) == []
-
-
 def test_attach_traces_everything_until_detach(traced: Any, handler: Any, engine: Any, agent: Any) -> None:
     assert handler.attach() is handler
     (query,) = traced(lambda: engine.query("What?"))

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import pytest
 from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.span.base import BaseSpan
-from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.memory import FactExtractionMemoryBlock, Memory, StaticMemoryBlock
 from llama_index.core.prompts import PromptTemplate
-from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
-from pydantic import Field
 
 from pomlflow.llama_index import PomlPromptTemplate
-
-
-class Spans(BaseSpanHandler[BaseSpan]):
-    """Of each span: the function's name, its arguments and its parent."""
-
-    entered: dict[str, tuple[str, dict[str, Any], str | None]] = Field(default_factory=dict)
-
-    def new_span(self, id_, bound_args, instance=None, parent_span_id=None, tags=None, **_):
-        name = id_.split("-")[0].split(".")[-1].removeprefix("a")
-        self.entered[id_] = (name, {**bound_args.arguments, **bound_args.kwargs}, parent_span_id)
-        return BaseSpan(id_=id_, parent_id=parent_span_id)
-
-    def prepare_to_exit_span(self, id_, bound_args, instance=None, result=None, **_):
-        return None
-
-    def prepare_to_drop_span(self, id_, bound_args, instance=None, err=None, **_):
-        return None
-
 
 STATE = (
     "<p>State: {{state.done}} of {{state.all}}</p><p>{{msg}}</p>",
@@ -168,55 +142,3 @@ async def test_a_fact_memory_uses_its_prompts(either, scripted):
     await block.aput([ChatMessage(role="user", content="I like tea")])
     assert block.facts == ["Ada likes tea"]
     assert [message.content for message in llm.sent[0]] == ["I like tea", "Known: Go"]
-
-
-class Topic(Event):
-    topic: str
-
-
-class Rendered(Event):
-    text: str
-
-
-class Fan(Workflow):
-    """Two steps of several workers render one prompt at once, in the loop and in a thread."""
-
-    def __init__(self, prompt, llm, topics):
-        super().__init__(timeout=60)
-        self.prompt, self.llm, self.topics = prompt, llm, topics
-
-    @step
-    async def start(self, ctx: Context, ev: StartEvent) -> Topic | None:
-        for topic in self.topics:
-            ctx.send_event(Topic(topic=topic))
-
-    @step(num_workers=4)
-    async def render(self, ctx: Context, ev: Topic) -> Rendered:
-        await self.llm.apredict(self.prompt, topic=ev.topic)
-        here = await self.prompt.aformat_messages(topic=f"{ev.topic} here")
-        there = await asyncio.to_thread(self.prompt.format_messages, topic=f"{ev.topic} there")
-        return Rendered(text=f"{here[0].content}, {there[0].content}")
-
-    @step
-    async def gather(self, ctx: Context, ev: Rendered) -> StopEvent | None:
-        results = ctx.collect_events(ev, [Rendered] * len(self.topics))
-        return StopEvent(result=sorted(one.text for one in results)) if results else None
-
-
-async def test_concurrent_steps_render_in_their_own_spans(scripted, renders):
-    """Each event carries the span of the predict call or the step that it was rendered in."""
-    spans = Spans()
-    get_dispatcher().add_span_handler(spans)
-    topics = [f"t{number}" for number in range(6)]
-    prompt = PomlPromptTemplate("<p>On {{topic}}</p>")
-    result = await Fan(prompt, scripted(), topics).run()
-    assert result == [f"On {topic} here, On {topic} there" for topic in topics]
-    placed = {event.record.variables["topic"]: spans.entered[event.span_id] for event in renders}
-    assert len(renders) == len(placed) == 18
-    for topic in topics:
-        name, arguments, parent = placed[topic]
-        assert (name, arguments["topic"]) == ("predict", topic)
-        assert spans.entered[parent][0] == "render"
-        for place in ("here", "there"):
-            name, arguments, _ = placed[f"{topic} {place}"]
-            assert (name, arguments["ev"].topic) == ("render", topic)

@@ -9,7 +9,6 @@ import pytest
 from llama_index.core import PromptTemplate
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine, ContextChatEngine
-from llama_index.core.indices.query.query_transform import HyDEQueryTransform
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.retrievers import QueryFusionRetriever
@@ -101,16 +100,6 @@ def test_a_fusion_retriever_uses_the_prompt(index, scripted, renders):
     retriever.retrieve("why?")
     assert llm.prompts == ['Give 2 like why?, as {"q": 1}']
     assert [(event.record.name, event.span_id is None) for event in renders] == [("fuse", False)]
-
-
-def test_hyde_uses_the_prompt(either, scripted):
-    """HyDEQueryTransform predicts with context_str for the query."""
-    llm = scripted("Because.")
-    transform = HyDEQueryTransform(
-        llm=llm, hyde_prompt=either("<p>Answer {{context_str}}</p>", "Answer {{ context_str }}")
-    )
-    assert transform("why?").embedding_strs == ["Because.", "why?"]
-    assert llm.sent[0][0].content == "Answer why?"
 
 
 def test_the_f_string_can_be_filled_like_a_prompt_templates():

@@ -15,10 +15,8 @@ from llama_index.core.evaluation import (
     RelevancyEvaluator,
 )
 from llama_index.core.extractors import KeywordExtractor, SummaryExtractor, TitleExtractor
-from llama_index.core.graph_stores import SimplePropertyGraphStore
 from llama_index.core.indices.property_graph import (
     DynamicLLMPathExtractor,
-    LLMSynonymRetriever,
     SchemaLLMPathExtractor,
     SimpleLLMPathExtractor,
 )
@@ -119,18 +117,6 @@ async def test_a_schema_path_extractor_uses_the_prompt(scripted, tool_call):
     )
     await extractor.acall([TextNode(text="Ada")])
     assert requests(llm)[0] == "At most 10: Ada"
-
-
-def test_a_synonym_retriever_uses_the_prompt(either, scripted):
-    """LLMSynonymRetriever predicts keywords."""
-    llm = scripted("tea^coffee")
-    retriever = LLMSynonymRetriever(
-        SimplePropertyGraphStore(),
-        llm=llm,
-        synonym_prompt=either("<p>{{max_keywords}} for {{query_str}}</p>", "{{ max_keywords }} for {{ query_str }}"),
-    )
-    assert retriever.retrieve("drinks") == []
-    assert requests(llm) == ["10 for drinks"]
 
 
 class Cake(BaseModel):

@@ -6,7 +6,6 @@ import pytest
 from llama_index.core import PromptTemplate
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.prompts import SelectorPromptTemplate
-from llama_index.core.query_engine import CitationQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 
 from pomlflow import settings
@@ -202,13 +201,3 @@ def test_a_synthesizer_takes_variables_of_its_own(prompts, texts, scripted):
     synthesizer = get_response_synthesizer(llm=llm, response_mode=ResponseMode.COMPACT, **prompts)
     assert synthesizer.get_response("why?", list(texts)) == "one"
     assert llm.sent[0][0].content == qa("\n\n".join(text.strip() for text in texts))
-
-
-def test_a_citation_engine_uses_the_prompt(either, index, scripted):
-    """CitationQueryEngine numbers its sources in the context."""
-    llm = scripted("Bake [1]")
-    engine = CitationQueryEngine.from_args(
-        index, llm=llm, citation_qa_template=either(*QA), citation_refine_template=either(*REFINE)
-    )
-    engine.query("why?")
-    assert llm.sent[0][0].content.startswith("Answer from this alone:\n\nSource 1:\n")

@@ -82,8 +82,11 @@ def test_calls_go_on_while_the_server_is_away(caller: str, named: str, tmp_path:
     assert "Traceback" not in logged
 
 
-@callers
-@pytest.mark.parametrize("is_off", [True, False])
+@pytest.mark.parametrize(
+    ("caller", "is_off"),
+    [(LANGCHAIN, False), (LLAMA_INDEX, False), (RENDER, False), (RENDER, True)],
+    ids=["langchain", "llama_index", "render", "off"],
+)
 def test_nothing_is_looked_up_for_traces_that_mlflow_does_not_store(caller: str, is_off: bool, tmp_path: Path) -> None:
     """With tracing off, and with an export by OTLP alone, which goes on while the server is away."""
     setup = """
