@@ -12,7 +12,7 @@ from pomlflow.frame.schema import problems, without_nulls
 
 _FENCED: Final = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
 # Google's finish reasons of answers that it withholds.
-WITHHELD: Final = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"})
+_WITHHELD: Final = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"})
 
 
 def _no_json(constant: str) -> None:
@@ -76,8 +76,8 @@ def _whole(raw: Any) -> Iterator[str]:
             yield str(_get(_get(part, "stop_details"), "explanation") or "")
     finish = _reason_name(_get(raw, "finish_reason"))  # Google
     blocked = _reason_name(_get(raw, "block_reason") or _get(_get(raw, "prompt_feedback"), "block_reason"))
-    if finish in WITHHELD or blocked not in ("", "0", "BLOCKED_REASON_UNSPECIFIED"):
-        yield str(_get(raw, "finish_message") or "") or (finish if finish in WITHHELD else blocked)
+    if finish in _WITHHELD or blocked not in ("", "0", "BLOCKED_REASON_UNSPECIFIED"):
+        yield str(_get(raw, "finish_message") or "") or (finish if finish in _WITHHELD else blocked)
 
 
 def _get(value: Any, name: str) -> Any:

@@ -41,16 +41,17 @@ def to_poml(prompt: BasePromptTemplate) -> str:
     if type(prompt) is RichPromptTemplate:
         remedy = 'write it anew, by the table in docs/migration.md, "From RichPromptTemplate"'
         raise no_form(type(prompt).__name__, f"is written in Jinja, which has no form here: {remedy}")
-    if type(prompt) not in (ChatPromptTemplate, PromptTemplate):
+    if type(prompt) is PromptTemplate:
+        templates = [ChatMessage(prompt.template)]
+    elif type(prompt) is ChatPromptTemplate:
+        templates = prompt.message_templates
+    else:
         raise no_form(type(prompt).__name__, "has no form here: convert the prompts in it, or write it anew")
     if prompt.output_parser is not None:
         raise no_form("output_parser", "has no form in POML: give it to the new prompt")
     for name in prompt.function_mappings or {}:
         raise no_form(name, "is a function: give function_mappings to the new prompt")
-    if isinstance(prompt, PromptTemplate):
-        return write([message("human", _parts(prompt.template, prompt))])
-    assert isinstance(prompt, ChatPromptTemplate)  # noqa: S101
-    return write([_message(template, prompt) for template in prompt.message_templates])
+    return write([_message(template, prompt) for template in templates])
 
 
 def _parts(template: str, prompt: BasePromptTemplate) -> Iterator[str]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata, MessageRole
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its documented place
@@ -25,7 +24,7 @@ from pydantic import BaseModel, Field, InstanceOf, SerializeAsAny
 from typing_extensions import override
 
 from pomlflow.exceptions import AnswerError
-from pomlflow.frame.answers import WITHHELD, refusal_in
+from pomlflow.frame.answers import refusal_in
 from pomlflow.frame.tools import ToolSpec
 from pomlflow.llama_index.messages import joined_text
 from pomlflow.llama_index.providers import (
@@ -40,9 +39,6 @@ from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
 
 Response = ChatResponse | CompletionResponse
-# The texts of the errors that LlamaIndex's Google model raises for an answer that Google withheld.
-_EARLY_END: Final = re.compile(r"Response was terminated early: (\w+)")
-_NO_CANDIDATES: Final = "Response has no candidates"  # the prompt was blocked
 
 _dispatcher = get_dispatcher(__name__)
 Options = Mapping[str, Any] | None
@@ -141,11 +137,10 @@ class BoundLLM(_Delegation, LLM):
 
     @contextmanager
     def _call(self) -> Iterator[None]:
-        """Set the earlier render for the handler during a call, and raise Google's refusals."""
+        """Set the earlier render for the handler during a call."""
         token = earlier_render.set(self.record)
         try:
-            with google_refusals(self.label):
-                yield
+            yield
         finally:
             earlier_render.reset(token)
 
@@ -284,40 +279,23 @@ def check_refusal(response: Any, label: str) -> Any:
 def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
     """Raise the refusal in a response. Also report it to the span of a call that has returned it as a stream."""
     refusal: str | None = None
-    last: Response | None = None
+    text = ""
 
     def take(piece: Response) -> None:
-        nonlocal last, refusal
-        last = piece
+        nonlocal refusal, text
+        text = text_of(piece)
         refusal = refusal_in(piece.raw, refusal)
         if refusal is None:
             refusal = refusal_in(piece.additional_kwargs)
         if refusal is None and isinstance(piece, ChatResponse):
             refusal = refusal_in(piece.message.additional_kwargs)
 
-    try:
-        with google_refusals(label):
-            yield take
-        if last is not None and refusal is not None:
-            raise _refusal(refusal or text_of(last), label)
-    except PomlRefusalError as error:
-        if span_id is not None:
-            # With the id given, since the span that is active here is that of the code that reads the stream.
-            _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
-        raise
-
-
-@contextmanager
-def google_refusals(label: str) -> Iterator[None]:
-    """Raise a refusal for the error that LlamaIndex's Google model raises instead of returning a response."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        text, found = str(error), _EARLY_END.match(str(error))
-        if (found is None or found[1] not in WITHHELD) and text != _NO_CANDIDATES:
-            raise
-        raise _refusal("" if found is None else text.partition(": ")[2], label) from error
-
-
-def _refusal(text: str, label: str) -> PomlRefusalError:
-    return PomlRefusalError(f"{label}: the model refused{f': {text}' if text else ''}", text)
+    yield take
+    if refusal is None:
+        return
+    text = refusal or text
+    error = PomlRefusalError(f"{label}: the model refused{f': {text}' if text else ''}", text)
+    if span_id is not None:
+        # With the id given, since the span that is active here is that of the code that reads the stream.
+        _dispatcher.event(ExceptionEvent(span_id=span_id, exception=error))
+    raise error

@@ -27,7 +27,7 @@ from typing_extensions import override
 from pomlflow.content import REQUEST, RESPONSE, SPEAKERS, call_arguments, joined_parts, split_parts
 from pomlflow.display import result_html, short
 from pomlflow.exceptions import PomlError, VariableError
-from pomlflow.frame.media import audio_format, audio_type, document_name
+from pomlflow.frame.media import alt_text, audio_format, audio_type, document_name
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import History, in_poml_form
 from pomlflow.template.source import Use
@@ -73,23 +73,16 @@ def _copy(message: ChatMessage) -> ChatMessage:
 
 
 def _converted(speaker: str, content: str | Sequence[Any]) -> list[ChatMessage]:
-    blocks: list[ContentBlock] = []
-    made: list[ChatMessage] = []
-    for part in [content] if isinstance(content, str) else content:
-        if isinstance(part, Mapping) and part["type"] == RESPONSE:
-            made.append(
-                ChatMessage(
-                    role=MessageRole.TOOL,
-                    blocks=_blocks(part["content"]),
-                    additional_kwargs={"tool_call_id": part["id"]},
-                )
-            )
-        else:
-            blocks.append(_block(part))
-    if blocks or not made:  # an empty POML message has no parts at all, and is still a message
-        calls = any(isinstance(block, ToolCallBlock) for block in blocks)  # only an assistant's message can carry them
-        role = MessageRole.ASSISTANT if calls else _ROLES[speaker]
-        made.insert(0, ChatMessage(role=role, blocks=blocks or [TextBlock(text="")]))
+    requests, responses, rest = split_parts(content)
+    made = [
+        ChatMessage(
+            role=MessageRole.TOOL, blocks=_blocks(part["content"]), additional_kwargs={"tool_call_id": part["id"]}
+        )
+        for part in responses
+    ]
+    if rest or requests or not made:  # an empty POML message has no parts at all, and is still a message
+        role = MessageRole.ASSISTANT if requests else _ROLES[speaker]  # only an assistant's message can carry calls
+        made.insert(0, ChatMessage(role=role, blocks=_blocks([*rest, *requests])))
     return made
 
 
@@ -144,6 +137,12 @@ def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a tab
     if isinstance(block, DocumentBlock):
         return _media("document", block.data, block.document_mimetype, block.url or block.path or block.title)
     return ""  # thinking, cache points, citations
+
+
+def as_text(block: ContentBlock) -> str:
+    """Return a content block as text; media are replaced by their alt text or type."""
+    part = _part(block)
+    return part if isinstance(part, str) else alt_text(part)
 
 
 def _media(kind: str, data: Any, mime: str | None, location: object) -> str | dict[str, Any]:

@@ -28,27 +28,23 @@ class Answer(BaseModel):
     # Properties whose names are not identifiers, or are pydantic's own, are extras; `model_dump()` includes them.
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
-    _poml_schema: ClassVar[Mapping[str, Any] | None] = None  # None for the class of an inner object
-    _poml_label: ClassVar[str] = "<inline>"
-
-    def __init_subclass__(cls, schema: Mapping[str, Any] | None = None, label: str = "<inline>", **_: Any) -> None:
-        if schema is not None:
-            cls._poml_schema, cls._poml_label = schema, label
+    poml_schema: ClassVar[Mapping[str, Any] | None] = None  # None for the class of an inner object
+    poml_label: ClassVar[str] = "<inline>"
 
     @model_validator(mode="before")
     @classmethod
     def _by_the_schema(cls, given: Any) -> Any:
-        if cls._poml_schema is None or not isinstance(given, Mapping):
+        if cls.poml_schema is None or not isinstance(given, Mapping):
             return given
-        return parse_answer(json.dumps(given, default=str), cls._poml_schema, cls._poml_label)
+        return parse_answer(json.dumps(given, default=str), cls.poml_schema, cls.poml_label)
 
     @classmethod
     @override
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Return the schema itself: LlamaIndex's programs and OpenAI's client read it here."""
-        if cls._poml_schema is None:
+        if cls.poml_schema is None:
             return handler(core_schema)
-        read: dict[str, Any] = json.loads(json.dumps(cls._poml_schema))  # a copy, since both change it
+        read: dict[str, Any] = json.loads(json.dumps(cls.poml_schema))  # a copy, since both change it
         return {**read, "title": cls.__name__}  # the name of the function that the model calls
 
 
@@ -67,17 +63,19 @@ def output_class(schema: Mapping[str, Any] | None, label: str = "<inline>") -> t
 @lru_cache(maxsize=256)
 def _class_for(text: str, label: str) -> type[Answer]:
     schema = json.loads(text)
-    return _class(schema, _capitalised(schema_name(schema)), {"schema": schema, "label": label})
+    made = _class(schema, _capitalised(schema_name(schema)))
+    made.poml_schema, made.poml_label = schema, label
+    return made
 
 
-def _class(schema: Mapping[str, Any], name: str, arguments: dict[str, Any] | None = None) -> type[Answer]:
+def _class(schema: Mapping[str, Any], name: str) -> type[Answer]:
     fields: dict[str, Any] = {}
     required = schema.get("required", ())
     for key, inner in schema.get("properties", {}).items():
         if key.isidentifier() and not keyword.iskeyword(key) and key[0] != "_" and not hasattr(Answer, key):
             kind = _type(inner, name + _capitalised(key))
             fields[key] = (kind, ...) if key in required else (kind | None if isinstance(kind, type) else kind, None)
-    return create_model(name, __base__=Answer, __doc__=schema.get("description"), __cls_kwargs__=arguments, **fields)
+    return create_model(name, __base__=Answer, __doc__=schema.get("description"), **fields)
 
 
 def _type(schema: Any, name: str) -> Any:
