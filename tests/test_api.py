@@ -18,7 +18,7 @@ from tests.corpus.cases import Case, case, shapes
 from tests.model_server import model_server
 
 import pomlflow
-from pomlflow.frame.openai import Format, raw
+from pomlflow.frame.openai import Format, raw_json
 from pomlflow.template import Template
 
 FORMATS = [one for one in get_args(Format) if one != "raw"]
@@ -47,7 +47,7 @@ def poml_without_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_each_format_is_that_of_poml(one: Case, poml_without_node: list[str]) -> None:
     """The Python of poml and ours convert the same frame equally; the tests of the engine compare the frames."""
     template = Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat)
-    poml_without_node.append(raw(template.render(one.variables, exact=True).result()))
+    poml_without_node.append(raw_json(template.render(one.variables, exact=True).result()))
     for name in FORMATS:
         theirs = outcome(poml.poml, one, format=name)
         pomlflow.autolog(log_traces=False)

@@ -1,7 +1,7 @@
-"""The patch of ``poml.poml()``: poml's own function, but the engine renders instead of poml's command line.
+"""The patch of ``poml.poml()``: the engine renders instead of poml's command line; the rest of the function is poml's.
 
-So the results are those of poml, including its faults. The outputs of ``poml.set_trace()`` are poml's too, except the
-traces in MLflow, which are pomlflow's.
+So the results are those of poml, including its faults. ``poml.set_trace()`` works as in poml, except that traces in
+MLflow are made by pomlflow.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from pomlflow.api import json_object, template_of
 from pomlflow.dispatch import Mask, RenderContext, dispatch
-from pomlflow.frame.openai import raw
+from pomlflow.frame.openai import raw_json
 
 _OPTIONS: Final = frozenset({"-f", "-o", "--context-file", "--stylesheet-file", "--chat", "--traceDir"})
-_originals: Final[list[tuple[ModuleType, str, Any]]] = []  # what is replaced: the module, the name and the value
-_texts: Final[dict[str, str]] = {}  # by the name that poml passes to the command line instead of a temporary file's
+_originals: Final[list[tuple[ModuleType, str, Any]]] = []  # the replaced attributes: module, name, value
+_texts: Final[dict[str, str]] = {}  # by the file name that poml passes to its command line
 _numbers: Final = itertools.count()
 
 
@@ -34,7 +34,7 @@ def attach(_register: bool = True, mask: Mask | None = None) -> None:
         if len(args) % 2 == 0 and options.keys() <= _OPTIONS:
             _render(options, mask)
             return CompletedProcess(args, 0)
-        # extra_args were given, which only poml's own command line understands.
+        # extra_args were given, which only poml's command line can handle.
         files = {name: write_file(text) for name, text in _texts.items() if name in args}
         return run(*(files[arg].name if arg in files else arg for arg in args))
 
@@ -79,7 +79,7 @@ def _render(options: dict[str, str], mask: Mask | None) -> None:
         from pomlflow.tracking.trace_files import TraceFiles
 
         TraceFiles(Path(options["--traceDir"])).write(record, template.path, mask=mask)
-    Path(options["-o"]).write_text(raw(record.result()), encoding="utf-8", newline="")
+    Path(options["-o"]).write_text(raw_json(record.result()), encoding="utf-8", newline="")
 
 
 def _object(options: dict[str, str], kind: str) -> Any:

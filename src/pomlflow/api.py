@@ -16,7 +16,7 @@ from pomlflow._arguments import refuse_arguments
 from pomlflow.dispatch import RenderContext, dispatch
 from pomlflow.engine.file_access import decode, read_file
 from pomlflow.exceptions import ConfigurationError, RenderError, TemplateNotFoundError
-from pomlflow.frame.openai import Format, check_format, converted, raw
+from pomlflow.frame.openai import Format, check_format, convert_output, raw_json
 from pomlflow.record import RenderRecord
 from pomlflow.settings import settings
 from pomlflow.template import Template
@@ -82,7 +82,7 @@ def render(
         'Hello Ada'
     """
     template, variables = _template_and_variables(markup, context, format, options)
-    return _dispatched(template, template.render(variables, timeout=options.get("timeout")), format)
+    return _dispatch_and_convert(template, template.render(variables, timeout=options.get("timeout")), format)
 
 
 @overload
@@ -108,7 +108,7 @@ async def arender(
         [{'speaker': 'human', 'content': 'Hello'}]
     """
     template, variables = _template_and_variables(markup, context, format, options)
-    return _dispatched(template, await template.arender(variables, timeout=options.get("timeout")), format)
+    return _dispatch_and_convert(template, await template.arender(variables, timeout=options.get("timeout")), format)
 
 
 def _template_and_variables(
@@ -128,10 +128,10 @@ def _template_and_variables(
     return template_of(markup, options), context or {}
 
 
-def _dispatched(template: Template, record: RenderRecord, format: Format) -> Any:  # noqa: A002
+def _dispatch_and_convert(template: Template, record: RenderRecord, format: Format) -> Any:  # noqa: A002
     """Dispatch a record, and return its output in the format."""
     dispatch(record, RenderContext(file=template.path))
-    return converted(record, format)
+    return convert_output(record, format)
 
 
 def poml(
@@ -146,7 +146,7 @@ def poml(
 ) -> Any:
     """Render like ``poml.poml()`` of poml 0.0.8, with the same arguments and results, in a long-lived Node process.
 
-    The differences are where poml has a fault. Variables may have types that JSON lacks: dates, models, data frames …
+    It differs only where poml has a fault. Variables may have types that JSON lacks: dates, models, data frames …
     Relative sources in inline markup are resolved against the working folder. `context` and `stylesheet` may be JSON
     text, as poml's documentation says. Errors name the cause and the place. ``openai_chat`` is what OpenAI's API
     accepts.
@@ -182,8 +182,8 @@ def poml(
     check_format(format)
     record = _poml_record(markup, context, stylesheet, chat)
     if output_file is not None:
-        Path(output_file).write_text(raw(record.result()), encoding="utf-8", newline="")
-    return converted(record, format)
+        Path(output_file).write_text(raw_json(record.result()), encoding="utf-8", newline="")
+    return convert_output(record, format)
 
 
 def _poml_record(markup: Any, context: Any, stylesheet: Any, chat: bool) -> RenderRecord:

@@ -1,7 +1,7 @@
 """`autolog`: one line that traces every POML render, in LangChain, in LlamaIndex and outside of both.
 
 No framework is patched or imported: each adapter attaches a handler by the framework's own means, as soon as the
-framework has been imported. What is replaced is how ``poml.poml`` renders (`pomlflow._poml_patch`).
+framework has been imported. Only ``poml.poml`` is patched, to render in the engine (`pomlflow._poml_patch`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def autolog(
     refuse_arguments(removed, "autolog", _Options.__annotations__)
     # Absolute, so that the same options after a chdir are recognised as unchanged.
     folder = os.path.abspath(os.path.expanduser(trace_dir)) if trace_dir else None  # noqa: PTH100, PTH111
-    _switch(None if disable else _Options(log_traces, silent, register, check_mask(mask), folder))
+    _apply(None if disable else _Options(log_traces, silent, register, check_mask(mask), folder))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Options:
     trace_dir: str | None
 
 
-# The modules of others that are traced once they are imported, and our module for each, with `attach` and `detach`.
+# The third-party modules that are traced once they are imported, and for each the module with `attach` and `detach`.
 _ADAPTERS: Final = {
     "poml": "pomlflow._poml_patch",
     "langchain_core.tracers.context": "pomlflow.langchain.configure_hook",
@@ -90,7 +90,7 @@ _lock: Final = threading.Lock()
 _current: _Options | None = None
 
 
-def _switch(options: _Options | None) -> None:
+def _apply(options: _Options | None) -> None:
     global _current
     with _lock:
         if options == _current:
@@ -123,11 +123,11 @@ def _attach_or_detach(imported: str) -> None:
         except Exception as error:  # noqa: BLE001 - an incompatible framework or MLflow must not stop the program
             logger.warning("%s is not traced: %r", imported.partition(".")[0], error)
     else:
-        _watch(imported)
+        _attach_after_import(imported)
 
 
 @cache  # one hook for each module
-def _watch(imported: str) -> None:
+def _attach_after_import(imported: str) -> None:
     """Attach our module right after the import of another."""
     from wrapt import register_post_import_hook
 

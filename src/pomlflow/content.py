@@ -10,7 +10,7 @@ from typing import Any, Final, TypeGuard
 
 REQUEST: Final = "application/vnd.poml.toolrequest"
 RESPONSE: Final = "application/vnd.poml.toolresponse"
-# POML's speakers, by their own names and by the roles of other APIs.
+# POML's speakers by name: their own names, and the roles of other APIs.
 SPEAKERS: Final = {
     **{speaker: speaker for speaker in ("human", "ai", "system", "tool")},
     "user": "human",

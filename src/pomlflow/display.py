@@ -19,7 +19,7 @@ _MAX_TEXT: Final = 10_000  # the maximum number of characters of one text, each 
 _MAX_REPR: Final = 300
 _PICTURE: Final = re.compile(r"image/[\w.+-]+")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}\s*")
-# Colours are inherited, or are readable on light and dark: each notebook host has its own names for themes.
+# Colours are inherited, or readable on light and dark backgrounds: each notebook host names its themes differently.
 _STYLE: Final = """<style>
 .pomlflow { font-size: 13px; line-height: 1.45; max-width: 62em; text-align: left }
 .pomlflow pre { background: none; border: 0; color: inherit; font-family: monospace; font-size: 12px; margin: 0; \

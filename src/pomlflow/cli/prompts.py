@@ -35,9 +35,9 @@ from pomlflow.exceptions import (
     RenderError,
     TemplateNotFoundError,
     WorkerDiedError,
-    bounded,
+    limit_length,
 )
-from pomlflow.frame.openai import Format, converted
+from pomlflow.frame.openai import Format, convert_output
 from pomlflow.template import Template
 
 _MAX_MESSAGE: Final = 300  # the maximum characters of a message
@@ -76,7 +76,7 @@ def render(
         show_problems(file, record.error)
         ctx.exit(1)
     if as_json or kind is not None:
-        show_json(converted(record, kind or "dict"))
+        show_json(convert_output(record, kind or "dict"))
     else:
         show_chat(record.result())
 
@@ -158,7 +158,7 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     except click.UsageError as invalid:
         _show(str(example_file), [invalid.problem if isinstance(invalid, InputError) else Problem(invalid.message)])
         return True, False
-    template = opened(file)
+    template = open_template(file)
     if template is None:
         return True, False
     error, unknown = template.check({**example, **values}).error, []
@@ -175,7 +175,7 @@ def _check(file: Path, values: Mapping[str, Any], rules: Mapping[str, Any]) -> t
     return error is not None or (settings.strict and warns), warns
 
 
-def opened(file: Path, name: str | None = None) -> Template | None:
+def open_template(file: Path, name: str | None = None) -> Template | None:
     """Return the template in a file; None if it cannot be read, after printing the problem."""
     try:
         return Template(path=file, name=name)
@@ -197,7 +197,7 @@ def _show(file: str, problems: Sequence[Problem], level: str = "error", remedy: 
     """Print the problems that fit, each with its remedy, and the remedy for all."""
     if problems:
         first, *others = [_line(file, problem, level) for problem in problems]
-        click.echo(bounded(first, others, indent(remedy.strip("\n"), "  ")))
+        click.echo(limit_length(first, others, indent(remedy.strip("\n"), "  ")))
 
 
 def _line(file: str, problem: Problem, level: str) -> str:

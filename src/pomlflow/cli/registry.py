@@ -23,7 +23,7 @@ from pomlflow.cli.options import (
     template_from_argument,
     text_diff,
 )
-from pomlflow.cli.prompts import opened, show_problems
+from pomlflow.cli.prompts import open_template, show_problems
 from pomlflow.engine.file_access import read_file
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def register(
     files = prompts_in(paths)
     if name is not None and len(files) > 1:
         raise click.UsageError(f"--name is for one prompt, and there are {len(files)}")
-    readable = [template for file in files if (template := opened(file, name)) is not None]
+    readable = [template for file in files if (template := open_template(file, name)) is not None]
     templates = _without_parts(readable, {*map(os.path.abspath, paths)})
     counts = {"failed": len(files) - len(readable)} if len(files) > len(readable) else {}
     click.echo(f"registry: {redacted(mlflow.get_registry_uri())}", err=True)

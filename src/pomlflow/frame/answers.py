@@ -49,41 +49,42 @@ def _reason_name(value: Any) -> str:
 def refusal_in(raw: Any, before: str | None = None) -> str | None:
     """Return the text of the refusal in a provider's response or stream event, which is an object of its SDK or a dict.
 
-    `before` is the refusal in earlier pieces. A refusal without a text is empty; None means that there is no refusal.
+    `before` is the text of the refusal in earlier stream events. An empty text is a refusal without a text; None means
+    that there is no refusal.
     """
-    for choice in _items(raw, "choices"):  # OpenAI's chat completions
-        message = _get(choice, "message") or _get(choice, "delta")
-        if piece := _get(message, "refusal"):
+    for choice in _list_field(raw, "choices"):  # OpenAI's chat completions
+        message = _field(choice, "message") or _field(choice, "delta")
+        if piece := _field(message, "refusal"):
             before = (before or "") + str(piece)
-        elif _get(choice, "finish_reason") == "content_filter":
+        elif _field(choice, "finish_reason") == "content_filter":
             before = before or ""
-    found = next(_whole(raw), None)
+    found = next(_complete_refusals(raw), None)
     return before if found is None else found or before or ""
 
 
-def _whole(raw: Any) -> Iterator[str]:
+def _complete_refusals(raw: Any) -> Iterator[str]:
     """Yield the complete texts of refusals."""
-    if isinstance(text := _get(raw, "refusal"), str) and text:  # also the last refusal event of OpenAI's Responses API
+    if isinstance(text := _field(raw, "refusal"), str) and text:  # also an event of OpenAI's Responses API
         yield text
-    response = _get(raw, "response") or raw  # the last event of a stream has it
-    for part in (part for item in _items(response, "output") for part in _items(item, "content")):
-        if _get(part, "type") == "refusal":
-            yield str(_get(part, "refusal") or "")
-    if _get(_get(response, "incomplete_details"), "reason") == "content_filter":
+    response = _field(raw, "response") or raw  # the last event of a stream has it
+    for part in (part for item in _list_field(response, "output") for part in _list_field(item, "content")):
+        if _field(part, "type") == "refusal":
+            yield str(_field(part, "refusal") or "")
+    if _field(_field(response, "incomplete_details"), "reason") == "content_filter":
         yield ""
-    for part in (raw, _get(raw, "delta")):  # Anthropic
-        if _get(part, "stop_reason") == "refusal":
-            yield str(_get(_get(part, "stop_details"), "explanation") or "")
-    finish = _reason_name(_get(raw, "finish_reason"))  # Google
-    blocked = _reason_name(_get(raw, "block_reason") or _get(_get(raw, "prompt_feedback"), "block_reason"))
+    for part in (raw, _field(raw, "delta")):  # Anthropic
+        if _field(part, "stop_reason") == "refusal":
+            yield str(_field(_field(part, "stop_details"), "explanation") or "")
+    finish = _reason_name(_field(raw, "finish_reason"))  # Google
+    blocked = _reason_name(_field(raw, "block_reason") or _field(_field(raw, "prompt_feedback"), "block_reason"))
     if finish in _WITHHELD or blocked not in ("", "0", "BLOCKED_REASON_UNSPECIFIED"):
-        yield str(_get(raw, "finish_message") or "") or (finish if finish in _WITHHELD else blocked)
+        yield str(_field(raw, "finish_message") or "") or (finish if finish in _WITHHELD else blocked)
 
 
-def _get(value: Any, name: str) -> Any:
+def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
-def _items(value: Any, name: str) -> list[Any]:
-    found = _get(value, name)
+def _list_field(value: Any, name: str) -> list[Any]:
+    found = _field(value, name)
     return found if isinstance(found, list) else []

@@ -161,7 +161,7 @@ def move_media_after_tools(
 
 
 def heading(name: str, identity: str | None) -> str:
-    """Return the line before moved media, which says where they come from."""
+    """Return the line before moved media, which names the tool that returned them."""
     return f"From {name} ({identity}):" if identity else f"From {name}:"
 
 

@@ -23,11 +23,11 @@ from pomlflow.frame.tools import tool_specs
 from pomlflow.record import RenderRecord
 
 Format = Literal["raw", "message_dict", "dict", "openai_chat", "langchain", "pydantic"]
-"""The formats of poml 0.0.8; see `converted`."""
+"""The formats of poml 0.0.8; see `convert_output`."""
 
 _ROLES: Final = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 _REQUIRED_KEYS: Final = frozenset({"role", "speaker", "content"})  # the keys of every message
-_SHOWN: Final = 100  # the maximum characters of a picture's JSON in `pretty`
+_SHOWN: Final = 100  # the maximum characters of a picture's JSON in `readable_text`
 
 
 def check_format(format: str) -> None:  # noqa: A002 - poml's name
@@ -36,7 +36,7 @@ def check_format(format: str) -> None:  # noqa: A002 - poml's name
         raise ConfigurationError(f"Unknown output format: {format!r}; there are {', '.join(get_args(Format))}")
 
 
-def converted(record: RenderRecord, format: Format) -> Any:  # noqa: A002
+def convert_output(record: RenderRecord, format: Format) -> Any:  # noqa: A002
     """Return a render's output in a format, or raise its error.
 
     ``raw`` is the JSON text that POML's command line writes; ``message_dict`` the messages; ``dict`` the whole output;
@@ -45,12 +45,12 @@ def converted(record: RenderRecord, format: Format) -> Any:  # noqa: A002
 
     Example:
         >>> from pomlflow.template import Template
-        >>> converted(Template("<poml><runtime maxTokens='9'/><p>Hi</p></poml>").render({}), "openai_chat")
+        >>> convert_output(Template("<poml><runtime maxTokens='9'/><p>Hi</p></poml>").render({}), "openai_chat")
         {'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 9}
     """
     output = record.result()
     if format == "raw":
-        return raw(output)
+        return raw_json(output)
     if format == "message_dict":
         return output["messages"]
     if format == "dict":
@@ -87,14 +87,17 @@ def _openai_settings(runtime: Mapping[str, Any]) -> dict[str, Any]:
 
 def trace_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
     """Return POML's messages in OpenAI's format, each with POML's speaker, for a trace; with chat off, one message."""
-    made = list(_flat(messages))
+    made = list(_split_messages(messages))
     for message in made:
         message["content"] = _content(message["content"]) or (None if "tool_calls" in message else "")
     return made
 
 
-def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield messages in OpenAI's format, each with POML's speaker. Their content is still POML's text or parts."""
+def _split_messages(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield messages in OpenAI's format, each with POML's speaker; tool responses are messages of their own.
+
+    Their content is still POML's text or parts.
+    """
     for speaker, content in ((message["speaker"], message["content"]) for message in as_chat(messages)):
         head = {"role": _ROLES.get(speaker, speaker), "speaker": speaker}
         if isinstance(content, str):
@@ -113,7 +116,11 @@ def _flat(messages: str | list[Any]) -> Iterator[dict[str, Any]]:
 def chat_messages(messages: str | list[Any]) -> list[dict[str, Any]]:
     """Return POML's messages as OpenAI's API accepts them: no media in tools' messages, none without content."""
     return move_media_after_tools(
-        (message for message in _flat(messages) if message["content"] != [] or message.keys() > _REQUIRED_KEYS),
+        (
+            message
+            for message in _split_messages(messages)
+            if message["content"] != [] or message.keys() > _REQUIRED_KEYS
+        ),
         is_tool=lambda message: message["role"] == "tool",
         split=_for_api,
         user=lambda parts: {"role": "user", "content": parts},
@@ -187,29 +194,29 @@ def _tool_call(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": part["id"], "type": "function", "function": {"name": part["name"], "arguments": arguments}}
 
 
-def raw(output: Mapping[str, Any]) -> str:
+def raw_json(output: Mapping[str, Any]) -> str:
     """Return the JSON text that POML's command line writes: compact, with numbers as JavaScript spells them."""
     return orjson.dumps(replace_values(dict(output), _as_javascript)).decode()
 
 
-def indented(value: Any) -> str:
+def indented_json(value: Any) -> str:
     """Return any JSON value as POML writes it into its trace files."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     return orjson.dumps(replace_values(value, _as_javascript), option=options).decode()
 
 
-def pretty(output: Mapping[str, Any]) -> str:
+def readable_text(output: Mapping[str, Any]) -> str:
     """Return the messages as POML's command line prints them for people."""
     messages = output["messages"]
     if is_chat(messages):
-        return "\n\n".join(f"===== {m['speaker']} =====\n\n{_pretty_content(m['content'])}" for m in messages)
-    return _pretty_content(messages)
+        return "\n\n".join(f"===== {m['speaker']} =====\n\n{_readable_content(m['content'])}" for m in messages)
+    return _readable_content(messages)
 
 
-def _pretty_content(content: str | list[Any]) -> str:
+def _readable_content(content: str | list[Any]) -> str:
     if isinstance(content, str):
         return content
-    return "\n\n".join(part if isinstance(part, str) else _shortened(raw(part)) for part in content)
+    return "\n\n".join(part if isinstance(part, str) else _shortened(raw_json(part)) for part in content)
 
 
 def _shortened(text: str) -> str:

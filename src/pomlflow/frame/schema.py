@@ -73,8 +73,8 @@ def _is_strict(schema: Mapping[str, Any]) -> bool:
 def strict_form(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the nearest schema that OpenAI's strict mode accepts, for the schema of an object.
 
-    Objects allow no other properties, and every property is required. An optional property may be null instead, and
-    `without_nulls` removes these nulls. Keywords that strict mode refuses are left out, so check the answer by the
+    Objects allow no other properties, and all properties are required. Optional properties become nullable, and
+    `without_nulls` removes the nulls. Keywords that strict mode refuses are left out, so check the answer against the
     original schema.
     """
     made: dict[str, Any] = {}

@@ -5,8 +5,8 @@ POML has no list of settings; its documentation names those of the Vercel AI SDK
 https://platform.openai.com/docs/api-reference/chat/create, https://docs.anthropic.com/en/api/messages,
 https://ai.google.dev/api/generate-content#generationconfig and https://docs.ollama.com/modelfile#parameter.
 
-A setting is passed on in snake_case, under the provider's name in the table of `template/runtime.py`, which also lists
-the names that `pomlflow check` knows. A model may refuse an unknown one (Ollama's client ignores it). The rows of
+A setting is sent in snake_case, or under the provider's name in the table of `template/runtime.py`, which also has the
+names that `pomlflow check` knows. A model may refuse an unknown setting; Ollama's client ignores it. The rows of
 docs/on-the-wire.md come from `tests/*/wire_table.py`.
 """
 

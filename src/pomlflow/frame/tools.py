@@ -34,7 +34,7 @@ def tool_specs(output: Mapping[str, Any]) -> list[ToolSpec]:
     ]
 
 
-def documented(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_docstring(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function; a ``functools.partial`` without a docstring of its own gets that of its function."""
     if not isinstance(function, functools.partial) or "__doc__" in vars(function):
         return function

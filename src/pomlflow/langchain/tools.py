@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from pomlflow.exceptions import ToolArgumentsError
 from pomlflow.frame.schema import strict_form
-from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments, documented
+from pomlflow.frame.tools import ToolSpec, check_accepts, check_arguments, with_docstring
 
 _ANY_OBJECT = {"type": "object", "properties": {}}
 
@@ -69,7 +69,7 @@ def as_tool(name: str, function: Callable[..., Any] | BaseTool) -> BaseTool:
         func=None if asynchronous else function,
         coroutine=function if asynchronous else None,
         name=name,
-        description=inspect.getdoc(documented(function)) or name,
+        description=inspect.getdoc(with_docstring(function)) or name,
         args_schema=None if _has_typed_signature(function) else dict(_ANY_OBJECT),
     )
 

@@ -13,7 +13,7 @@ from llama_index.core.tools.types import AsyncBaseTool
 from llama_index.core.workflow import Context
 from typing_extensions import override
 
-from pomlflow.frame.tools import ToolSpec, check_arguments, check_functions, documented, functions_by_name
+from pomlflow.frame.tools import ToolSpec, check_arguments, check_functions, functions_by_name, with_docstring
 from pomlflow.llama_index.structured import output_class
 
 
@@ -59,7 +59,7 @@ def bind_tools(
 def plain_tools(functions: Mapping[str, Any] | Iterable[Any] | None) -> list[BaseTool]:
     """Return functions as tools that describe themselves; tools of LlamaIndex are not changed."""
     return [
-        function if isinstance(function, BaseTool) else FunctionTool.from_defaults(documented(function), name=name)
+        function if isinstance(function, BaseTool) else FunctionTool.from_defaults(with_docstring(function), name=name)
         for name, function in functions_by_name(functions or {}).items()
     ]
 

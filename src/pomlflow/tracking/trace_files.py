@@ -13,7 +13,7 @@ from typing import Any
 
 from pomlflow.dispatch import Mask
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.frame.openai import indented, pretty
+from pomlflow.frame.openai import indented_json, readable_text
 from pomlflow.record import RenderRecord
 
 
@@ -67,7 +67,7 @@ def _content(record: RenderRecord, mask: Mask | None) -> dict[str, str]:
     """Return the content of each file, by suffix; a masked result is in the shape of a span's outputs."""
     inputs: Any = {"prompt": record.source, "context": dict(record.variables), "stylesheet": record.stylesheet}
     result = None if record.output is None else dict(record.output)
-    found: dict[str, str] = {} if result is None or mask is not None else {".result.txt": pretty(result)}
+    found: dict[str, str] = {} if result is None or mask is not None else {".result.txt": readable_text(result)}
     if mask is not None:
         from pomlflow.tracking.redaction import masked
         from pomlflow.tracking.spans import span_content
@@ -78,9 +78,9 @@ def _content(record: RenderRecord, mask: Mask | None) -> dict[str, str]:
     found[".poml"] = str(inputs.get("prompt") or "")
     for key in ("context", "stylesheet"):
         if inputs.get(key):
-            found[f".{key}.json"] = indented(inputs[key])
+            found[f".{key}.json"] = indented_json(inputs[key])
     if result is not None:
-        found[".result.json"] = indented(result)
+        found[".result.json"] = indented_json(result)
     return found
 
 
