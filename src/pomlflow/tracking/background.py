@@ -29,7 +29,7 @@ FIRST: Final = -math.inf  # as `after`: the task runs before all others that are
 _PAUSE: Final = 5.0  # seconds between runs of a task that is not done
 _MAX_OUTAGE_PAUSE: Final = 15.0  # seconds between checks of an unreachable server
 _FLUSH_PAUSE: Final = 0.2  # seconds between runs of a task during a flush
-_MAX_TRIES: Final = 3  # failed runs in a row, outages not counted, after which a task may be dropped, with a warning
+_MAX_TRIES: Final = 3  # failed runs in a row, after which a task is dropped or retried with a warning
 _MAX_TASKS: Final = 50_000  # waiting tasks
 FOREVER: Final = threading.TIMEOUT_MAX / 2  # seconds
 
@@ -40,14 +40,14 @@ class RejectedError(Exception):
 
 @dataclass(kw_only=True, eq=False)
 class Task:
-    """Work for one store. `run` returns whether it is done; if not, it is run again."""
+    """Work for one store. If `run` returns False, it is run again later, and no flush waits for it meanwhile."""
 
     uri: str = field(repr=False)  # it may contain a password
     workspace: str | None  # MLflow's workspace
-    run: Callable[[], bool]
+    run: Callable[[], bool | None]
     on_dropped: Callable[[], None] | None = None  # called if the task is dropped or rejected
     is_periodic: bool = False  # it runs before the others, and no flush waits for it
-    tries: int = 0  # how many of its last runs failed; outages do not count
+    tries: int = 0  # failed runs in a row, outages not counted
 
 
 @dataclass
@@ -55,7 +55,7 @@ class _Outage:
     """An unreachable store."""
 
     pause: float = 0.25  # seconds, doubled before each use
-    until: float = 0.0  # by `time.monotonic`, of the next try; a flush sets it to 0, to try the store itself
+    until: float = 0.0  # the time of the next try, by `time.monotonic`; a flush sets it to 0, to try at once
 
 
 @cache
@@ -85,11 +85,11 @@ class Worker:
         self._working = threading.Lock()
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
-        self.lost = 0  # tasks and traces since the last `take_lost`, about: threads count without a lock
+        self.lost = 0  # tasks and traces since the last `take_lost`; approximate, as threads count without a lock
 
     def submit(self, task: Task, *, after: float = 0.0) -> bool:
         """Schedule a task, without blocking; return False if it is dropped because too many are waiting."""
-        if self.pending() >= _MAX_TASKS and not task.is_periodic:  # of which there are few
+        if self.pending() >= _MAX_TASKS and not task.is_periodic:  # there are few periodic ones
             self.lost += 1
             return False
         self._inbox.put((time.monotonic() + after, task))
@@ -97,7 +97,7 @@ class Worker:
         return True
 
     def pending(self) -> int:
-        """Return about how many tasks wait, periodic ones included."""
+        """Return the approximate number of waiting tasks, periodic ones included."""
         return self._inbox.qsize() + sum(map(len, self._heaps))
 
     def take_lost(self) -> int:
@@ -106,7 +106,10 @@ class Worker:
         return lost
 
     def flush(self, timeout: float) -> int:
-        """Run all tasks now, and wait for those that failed in reachable stores; return how many are pending."""
+        """Run all tasks now, and those that fail in reachable stores again; return how many are pending.
+
+        Each task whose `run` returned False is run once. Tasks of unreachable stores are tried once for each store.
+        """
         if self._thread is None and not self.pending():
             return 0
         deadline, done = time.monotonic() + timeout, queue.SimpleQueue[int]()
@@ -139,7 +142,7 @@ class Worker:
             self._work(FOREVER)
 
     def _work(self, timeout: float) -> None:
-        """Run the first task that is due, or end the flushes that can end, or wait for the next item."""
+        """Run the first task that is due; if none is, end the flushes that can end, or wait for the next item."""
         with self._working:
             self._receive(0.0)
             now = time.monotonic()
@@ -179,7 +182,7 @@ class Worker:
         heapq.heapify(others)
 
     def _end_flushes(self, now: float) -> bool:
-        """End the flushes that wait for no task or no longer; return whether there are any. No task must be due."""
+        """End the flushes that have no task or time left; return whether there were any. Call it if no task is due."""
         if not self._flushes:
             return False
         unreachable = {uri for uri, outage in self._outages.items() if outage.until}
@@ -197,7 +200,7 @@ class Worker:
             self._push(task, outage.until)
             return
         try:
-            is_done = contextvars.Context().run(_run_in_workspace, task)
+            is_ready = contextvars.Context().run(_run_in_workspace, task) is not False
         except Exception as error:  # noqa: BLE001 - no failure may end the thread
             pause = self._failed(task, error)
             if pause is not None:
@@ -206,10 +209,11 @@ class Worker:
         task.tries = 0
         if self._outages.pop(task.uri, None) is not None:
             logger.info("MLflow's store %s is reachable again.", redacted(task.uri))
-        if not is_done:
+        if not is_ready:
             self._push(task, time.monotonic() + _PAUSE, is_ready=False)
 
     def _failed(self, task: Task, error: Exception) -> float | None:
+        """Return the seconds until a failed task is run again, or None if it is dropped."""
         logger.debug("Failed: %s", task, exc_info=error)
         if is_outage(task.uri, error):
             return self._note_outage(task.uri, error)
@@ -253,7 +257,7 @@ worker: Final = Worker()
 """The one worker of this process."""
 
 
-def _run_in_workspace(task: Task) -> bool:
+def _run_in_workspace(task: Task) -> bool | None:
     if task.workspace:
         set_server_request_workspace(task.workspace)  # in this context, unlike `set_workspace`, which is process-wide
     return task.run()

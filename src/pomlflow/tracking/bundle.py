@@ -1,15 +1,15 @@
 """The files that are stored with a prompt version: packed into its tags, and extracted to a folder.
 
-A version's text is the prompt's source as its author wrote it, so the files that it names with ``src=`` are stored in
-tags. MLflow has no artifacts for prompt versions (mlflow 3.12 to 3.18), and storage outside of the version would have
-permissions, backups and a lifetime of its own.
+A version's text is the prompt's source as its author wrote it. The files that it names with ``src=`` are stored in
+tags, since MLflow has no artifacts for prompt versions (mlflow 3.12 to 3.18), and storage outside of the version would
+have permissions, backups and a lifetime of its own.
 
 ================  ====================================================================================================
 ``poml_files``    a JSON object: ``folder`` (see `Bundle`) and ``files``, in the order of the digest, each with ``path``
-                  and ``sha256``. A stored file has ``size`` in bytes, ``text``, and ``tags``, the names of the tags
-                  with its content. An omitted file has ``left``, the reason.
-``poml_file_<n>`` the content of a file: a text as it is, readable in MLflow's page (``"text": true``), or a piece of
-                  the base64 of its zlib-compressed bytes
+                  and ``sha256``. A stored file has ``size`` in bytes, ``tags``, the names of the tags with its content,
+                  and ``text``, whether that is plain text. An omitted file has ``left``, the reason.
+``poml_file_<n>`` the content of a file: plain text, which MLflow's page shows, or a piece of the base64 of its
+                  zlib-compressed bytes
 ================  ====================================================================================================
 """
 
@@ -33,6 +33,7 @@ from typing import Any, Final
 from pomlflow.engine.file_access import is_under, read_file, trusted_roots
 from pomlflow.record import PromptFile
 from pomlflow.settings import settings
+from pomlflow.tracking.background import RejectedError
 
 FILES_TAG: Final = "poml_files"
 _CONTENT_TAG: Final = "poml_file_"
@@ -43,10 +44,6 @@ _MAX_PACKED: Final = 500_000
 _MAX_UNPACKED: Final = 20_000_000  # bytes of all files of a version, uncompressed
 _NOT_PORTABLE: Final = frozenset('\\:*?"<>|\0')  # characters that Windows allows in no name
 _NOWHERE: Final = Path(os.sep).absolute() / "<no files>"
-
-
-class FileChangedError(Exception):
-    """A file's content has changed since it was rendered."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Bundle:
     """All files of a prompt version, in the order of the digest."""
 
     files: tuple[BundledFile, ...] = ()
-    folder: str = ""  # the markup's, relative to the root of the extracted files: where a ``..`` in a path leads
+    folder: str = ""  # the markup's folder below the root of the extracted files, which a ``..`` must not leave
 
     @property
     def contents(self) -> dict[str, bytes]:
@@ -78,13 +75,14 @@ class Bundle:
 
 
 class ExtractedFiles:
-    """The files of a prompt version in a temporary folder, which is not made if there cannot be files.
+    """The files of a prompt version in a temporary folder, which is made only if there may be files.
 
     A file that was not stored is copied from `base_dir`, which has the layout of `root`, when it is looked up.
     """
 
     def __init__(self, bundle: Bundle, base_dir: Path | None) -> None:
-        # Without files, an absolute path that does not exist: a relative source must not lead to the working folder.
+        # If there are none, relative sources need a folder that does not exist, or they would be read from the working
+        # folder.
         self.root = _temporary_folder() if bundle.contents or base_dir else _NOWHERE
         self.folder = self.root / bundle.folder
         self.files: dict[Path, PromptFile] = {}
@@ -127,7 +125,7 @@ class ExtractedFiles:
 
 
 def pack(files: Sequence[PromptFile], folder: str | None) -> dict[str, str]:
-    """Return the tags that store a markup's files; raise a `FileChangedError` if one has changed since the render."""
+    """Return the tags that store a markup's files; raise a `RejectedError` if one has changed since the render."""
     if not files:
         return {}
     tags: dict[str, str] = {}
@@ -176,17 +174,17 @@ def unpack(tags: Mapping[str, str]) -> Bundle:
 
 
 def _read(file: PromptFile) -> tuple[bytes, str]:
-    """Return a file's content, and the reason if it must be omitted, else an empty string."""
+    """Return a file's content, and the reason why it must be omitted, or ""."""
     if PurePosixPath(file.path).is_absolute():
-        return b"", "its path is absolute, and valid on one machine only: name it relative to the prompt"
+        return b"", "its path is absolute, and valid on one machine only: write it relative to the prompt"
     if not _is_portable(file.path, sys.maxsize):
         return b"", "its name has characters that are not valid on every system"
     # Without this, a prompt could put any file of the user who registers it into the registry.
     if settings().sandbox and not _is_within(file.location, trusted_roots(file.folder)):
         return b"", "templates may not read this folder (pomlflow.configure(allow_read=…))"
     content = read_file(file.location)
-    if _digest(content or b"") != file.sha256:
-        raise FileChangedError(f"{file.path} changed while its prompt was being registered")
+    if _digest(content or b"") != file.sha256:  # the next render has the new content, with another digest
+        raise RejectedError(f"{file.path} changed while its prompt was being registered")
     return content or b"", "it was not there, or is a folder" if content is None else ""
 
 
@@ -214,7 +212,7 @@ def _bundled(entry: Mapping[str, Any], tags: Mapping[str, str], remaining_bytes:
         return BundledFile(path, digest, None, str(entry.get("left") or "it was not stored"))
     content = "".join(tags[name] for name in entry["tags"]).encode()
     if content and not entry.get("text"):
-        # A kilobyte may unpack to a megabyte, so the size is limited: one byte more means too many.
+        # A kilobyte may unpack to a megabyte: stop one byte above the limit.
         content = zlib.decompressobj().decompress(base64.b64decode(content, validate=True), remaining_bytes + 1)
     if len(content) > remaining_bytes:
         raise ValueError(f"the files have more than {_MAX_UNPACKED:,} bytes")
@@ -228,7 +226,7 @@ def _digest(content: bytes) -> str:
 
 
 def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
-    """Return `Bundle.folder` for these paths: the last parts of the markup's folder, with ``_`` for unknown ones."""
+    """Return `Bundle.folder` for these paths: as many of the folder's last parts as they have ``..``, or ``_``."""
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
     names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
     return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]])

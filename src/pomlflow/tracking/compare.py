@@ -56,14 +56,14 @@ def compare(then: Any, now: Any, fetch: Fetch, where: str = "") -> Iterator[Diff
     elif is_attachment(then):
         stored, media = fetch(then), _media(now)
         if media is None or media[1] != stored:
-            known = Attachment.parse_ref(then) or {}
-            yield Difference(where, _described(str(known.get("content_type")), stored), media and _described(*media))
+            parsed = Attachment.parse_ref(then) or {}
+            yield Difference(where, _described(str(parsed.get("content_type")), stored), media and _described(*media))
     elif type(then) is not type(now) or then != now:
         yield Difference(where, _as_text(then), _as_text(now))
 
 
 def _media(value: Any) -> tuple[str, bytes] | None:
-    """Return the media type and the bytes of a data URI or of base64, whose type is unknown; None for other values."""
+    """Return the media type and the bytes of a data URI, or ``"base64"`` and the bytes of base64; else None."""
     if not isinstance(value, str):
         return None
     media_type, data = split_data_uri(value) or ("base64", value)

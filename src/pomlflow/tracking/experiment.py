@@ -1,4 +1,4 @@
-"""Start spans without MLflow's blocking request for the experiment that the environment names."""
+"""Start spans without MLflow's request, for each trace, for the experiment that the environment names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAUSE: Final = 15.0  # seconds after a failed lookup until the next one
 
 _locks: Final[dict[int, Lock]] = {}  # by process, since a fork leaves a lock locked that another thread holds
 _ids: Final[dict[object, str]] = {}
-_pauses: Final[dict[object, float]] = {}  # the times of the next lookups after failed ones
+_pauses: Final[dict[object, float]] = {}  # when to look up again after a failure
 
 
 def start_span(parent: LiveSpan | None, **arguments: Any) -> LiveSpan:
@@ -41,13 +41,13 @@ def start_span(parent: LiveSpan | None, **arguments: Any) -> LiveSpan:
         )
         return cast("LiveSpan", NoOpSpan())  # type: ignore[no-untyped-call] # in MLflow
     except AttributeError as error:
-        warn_once("experiment", "This version of MLflow has unknown parts (%s): it looks each experiment up", error)
+        warn_once("experiment", "This MLflow has unknown parts (%s): it requests the experiment for each trace", error)
         experiment = None
     return mlflow.start_span_no_context(parent_span=parent, experiment_id=experiment, **arguments)
 
 
 def _experiment_of_environment() -> str | None:
-    """Return the id of the experiment that the environment names, or None if something else decides."""
+    """Return the id of the experiment that the environment names; None if MLflow uses another, or needs no request."""
     # upstream: mlflow 3.12-3.18: it requests that experiment in the user's call, at the start of each trace, and waits
     # for minutes while the server is unreachable.
     name, experiment_id = MLFLOW_EXPERIMENT_NAME.get(), MLFLOW_EXPERIMENT_ID.get()  # type: ignore[no-untyped-call]
@@ -69,7 +69,7 @@ def _experiment_of_environment() -> str | None:
 
 
 def _look_up(stores: Stores, key: object) -> str:
-    """Return what MLflow finds for the environment's experiment, and keep it."""
+    """Return the id that MLflow finds for the environment's experiment, from memory after the first lookup."""
     with _locks.setdefault(os.getpid(), Lock()):
         if key not in _ids:
             if time.monotonic() < _pauses.get(key, 0.0):

@@ -1,8 +1,8 @@
 """A prompt in MLflow's registry as the origin of templates: loaded once, refreshed in the background.
 
-A render makes no request: it reads memory, and the files of a fallback. Every `refresh` seconds a background thread
-looks up the version that the reference names, whether the prompt is used or not. A reference to a version's number is
-not looked up again once it is loaded. The lookups end when the last template of the origin is collected.
+A render makes no request: it reads memory, and the files of a fallback. Every `refresh` seconds a background task looks
+up the version that the reference names, whether the prompt is used or not. It ends when a version that is named by its
+number is loaded, or when the last template of the origin is garbage-collected.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def open_prompt(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The content of an origin. An update replaces the whole object, so that other threads see no mixture."""
+    """The state of an origin. An update replaces the whole object, so that each thread has a consistent one."""
 
     snapshot: Snapshot
     content: PromptContent | None = None  # None for the fallback
-    text: str = ""  # from which the snapshot was made
+    text: str = ""  # the markup of the snapshot
     files: ExtractedFiles | None = None
 
 
@@ -110,7 +110,7 @@ class RegistryOrigin:
 
     def current(self) -> Snapshot:
         """Return the template as it is now, without a request."""
-        if self._process != os.getpid():  # this is a forked child, which has no background tasks
+        if self._process != os.getpid():  # a forked child has no background tasks
             self._schedule_update(0.0)
         now = self._loaded
         if now.content is None:
@@ -131,7 +131,7 @@ class RegistryOrigin:
         return replace(self._fallback.current(), register=False, roots=roots)
 
     def update(self) -> None:
-        """Look up the version, use it if it is another one, and schedule the next update."""
+        """Look up the version, use it if it has changed, and schedule the next update."""
         before = self._loaded.content
         try:
             content = fetch_within(_REFRESH_TIMEOUT, self._reference, self._stores)
@@ -164,13 +164,13 @@ class RegistryOrigin:
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:
-    """Return the template of a version; `text` is its source, or a candidate of an optimiser in its place."""
+    """Return the template of a version; `text` is its source, or an optimiser's candidate for it."""
     found = infer(text, files.folder, read=files.read)
     as_registered = text == content.source
     if not as_registered:
         _check_candidate(text, found, content, files)
     problems = {file: files.provide(file) for file in (*found.includes, *found.assets)}
-    # A prompt from another machine may name files of this one, which are not part of it.
+    # The prompt may be from another machine, and name files of this one that are not part of it.
     includes = tuple(file for file in found.includes if not problems[file])
     assets = tuple(file for file in found.assets if not problems[file])
     parts = tuple(files.files[file] for file in (*includes, *assets))
@@ -195,7 +195,7 @@ def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snaps
 
 
 def _check_candidate(text: str, found: Inference, content: PromptContent, files: ExtractedFiles) -> None:
-    """Raise a `CandidateError` if an optimiser's text, with its inference, is not POML or has lost a part of it."""
+    """Raise a `CandidateError` if an optimiser's text is not POML, or has not the same parts as the version."""
     if not is_poml(text):
         raise CandidateError(
             f"the candidate for {content.uri} is not a POML document: it must be the whole markup, from <poml> to "
@@ -216,7 +216,7 @@ def _check_candidate(text: str, found: Inference, content: PromptContent, files:
 
 
 def _parts(text: str, found: Inference, folder: Path) -> list[str]:
-    """Return what a candidate must have in common with the version, as errors name it."""
+    """Return the parts that a candidate must not lose or add, as errors name them."""
     tools = {one.find("name").text for one in parse(text).elements if one.kind in TOOLS}
     paths = {os.path.relpath(file, folder).replace(os.sep, "/") for file in (*found.includes, *found.assets)}
     return [
@@ -227,8 +227,7 @@ def _parts(text: str, found: Inference, folder: Path) -> list[str]:
     ]
 
 
-def _update(reference: weakref.ref[RegistryOrigin]) -> bool:
-    """Update an origin once, if it is still used; its `update` schedules the next task."""
+def _update(reference: weakref.ref[RegistryOrigin]) -> None:
+    """Update an origin, if it is still used, which schedules its next update."""
     if (origin := reference()) is not None:
         origin.update()
-    return True

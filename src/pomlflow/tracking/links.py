@@ -1,10 +1,11 @@
 """Links of prompt versions: to traces, runs, LoggedModels and experiments, as MLflow's pages and searches show them.
 
-MLflow keeps two records of a link. The tag that a trace's page shows is set while the trace is in MLflow's memory. The
-association that searches use is written in the background, after MLflow has exported the trace.
+MLflow has two records of a link to a trace: a tag, which the trace's page shows, and an association, which searches
+use. The tag is set while the trace is in MLflow's memory, and is exported with it. The association is stored in the
+background, after the export has begun.
 
-Memory shows whether an export has begun: MLflow's exporter writes the trace's size into the trace's metadata. A trace
-that MLflow drops is released without that entry.
+An export that has begun is visible in memory: MLflow's exporter writes the trace's size into the trace's metadata. A
+trace that MLflow drops is released without that entry.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class TraceLink:
 
     def add(self, version: PromptVersion) -> None:
         """Link the trace to a version, once, if the trace is stored in MLflow."""
-        with trace_manager().get_trace(self._trace_id) as trace:  # under MLflow's lock: it cannot leave in between
+        with trace_manager().get_trace(self._trace_id) as trace:  # MLflow's lock keeps it in memory meanwhile
             if self.experiment is None or version.uri in {one.uri for one in self._versions}:
                 return
             if trace is None:
@@ -75,15 +76,15 @@ class TraceLink:
         if self._is_late and self._is_exported:  # else `_watch` submits it
             self._submit([version])
 
-    def _watch(self) -> bool:
-        """Schedule the links once MLflow tries to store the trace; return False while it may still do so."""
-        is_released = self._is_released  # first, since it may be exported and released in between
+    def _watch(self) -> bool | None:
+        """Schedule the links after an export has begun; return False if it may still begin."""
+        is_released = self._is_released  # first, since the trace may be exported and released in between
         if not self._is_exported:
             worker.lost += is_released
             return is_released
         if self._versions:
             self._submit(self._versions.copy())
-        return True
+        return None
 
     @property
     def _is_exported(self) -> bool:
@@ -92,15 +93,15 @@ class TraceLink:
 
     @property
     def _is_released(self) -> bool:
-        """Whether nothing holds the trace any more; an exception in the store may hold it long after the export."""
+        """Whether nothing refers to the trace any more. After an export it may still be referred to by an exception."""
         return self._info() is None
 
     def _submit(self, versions: list[PromptVersion]) -> None:
         run = partial(self._store, versions)
         worker.submit(Task(uri=self._stores.tracking, workspace=self._stores.workspace, run=run))
 
-    def _store(self, versions: list[PromptVersion]) -> bool:
-        """Store the associations, and the tag if it is too late for MLflow's exporter to store it."""
+    def _store(self, versions: list[PromptVersion]) -> bool | None:
+        """Store the associations, and a tag that MLflow did not export; return False if the export has not ended."""
         try:
             if self._is_late and not self._tag_stored(versions):
                 return False
@@ -108,11 +109,11 @@ class TraceLink:
         except MlflowException as error:
             if self._is_released or error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False  # its export has not ended
-        return True
+            return False
+        return None
 
     def _tag_stored(self, versions: list[PromptVersion]) -> bool:
-        """Tag a trace that has left memory; return False if it is not complete in the store yet."""
+        """Tag a trace that has left MLflow's memory; return False if its export has not ended."""
         check_reachable(self._stores.tracking)
         client = TracingClient(self._stores.tracking)
         # MLflow stores a trace's tags after its spans, and would overwrite a tag that was set before.
@@ -144,7 +145,7 @@ def trace_manager() -> InMemoryTraceManager:
     return manager
 
 
-def list_in_experiment(stores: Stores, version: PromptVersion, experiment: str) -> bool:
+def list_in_experiment(stores: Stores, version: PromptVersion, experiment: str) -> None:
     """List a prompt on an experiment's page, as `mlflow.genai.register_prompt` does."""
     client, name = stores.client(), str(version.name)
     prompt = client.get_prompt(name)
@@ -154,23 +155,20 @@ def list_in_experiment(stores: Stores, version: PromptVersion, experiment: str) 
     if experiment not in listed:
         # Commas at both ends: MLflow searches by LIKE '%,1,%'.
         client.set_prompt_tag(name, _EXPERIMENTS, f",{','.join([*listed, experiment])},")
-    return True
 
 
-def link_run(stores: Stores, version: PromptVersion, run: str) -> bool:
+def link_run(stores: Stores, version: PromptVersion, run: str) -> None:
     """Link a version to an MLflow run, as `mlflow.genai.load_prompt` does for the active one."""
     client = _tracking_client(stores)
     if (tag := _extended(client.get_run(run).data.tags, version)) is not None:
         client.set_tag(run, _TAG, tag)
-    return True
 
 
-def link_model(stores: Stores, version: PromptVersion, model: str) -> bool:
+def link_model(stores: Stores, version: PromptVersion, model: str) -> None:
     """Link a version to a LoggedModel, as `mlflow.genai.load_prompt` does for the active one."""
     client = _tracking_client(stores)
     if (tag := _extended(client.get_logged_model(model).tags, version)) is not None:
         client.set_logged_model_tags(model, {_TAG: tag})
-    return True
 
 
 def _tracking_client(stores: Stores) -> MlflowClient:
@@ -179,8 +177,8 @@ def _tracking_client(stores: Stores) -> MlflowClient:
 
 
 def _extended(tags: dict[str, str], version: PromptVersion) -> str | None:
-    """Return the tag of linked prompts with a version, or None if it has it."""
-    # Not by MLflow's `link_prompt_version_to_run`, which uses the store that is set now.
+    """Return the tag of linked prompts, extended by a version, or None if it has it already."""
+    # MLflow's `link_prompt_version_to_run` would use the store that is set now.
     before = tags.get(_TAG)
     after = str(update_linked_prompts_tag(before, [version]))
     return after if after != before else None

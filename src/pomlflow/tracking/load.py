@@ -48,12 +48,12 @@ class PromptContent:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """The version, its digest and its model config; if one of them differs, the content has changed."""
+        """The version's URI, digest and model config: what a change of the prompt's content changes."""
         return self.uri, self.digest, repr(self.version.model_config)
 
     @classmethod
     def of(cls, version: PromptVersion, inherited_tags: Mapping[str, str] | None = None) -> PromptContent:
-        """Read and check a version; its files come from `inherited_tags`, those of another version, if given."""
+        """Read and check a version; with `inherited_tags`, the tags of another version, its files come from those."""
         uri = str(version.uri)
         if not version.is_text_prompt:
             raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
@@ -96,7 +96,7 @@ class Reference(NamedTuple):
             uri = f"prompts:/{name_or_uri}"
             uri += f"/{version}" if version is not None else f"@{alias}" if alias is not None else ""
         elif version is not None or alias is not None:
-            raise ConfigurationError(f"{uri!r} is a URI: write the version or alias into it, or give a name")
+            raise ConfigurationError(f"{uri!r} is a URI: write the version or alias into it, or use a name")
         found = _URI.fullmatch(uri)
         if found is None:
             raise ConfigurationError(f"{uri!r} names no prompt: write prompts:/name/3 or prompts:/name@alias")
@@ -110,7 +110,7 @@ class Reference(NamedTuple):
         return f"prompts:/{self.name}{version}"
 
     def fetch(self, stores: Stores) -> PromptContent:
-        """Read the version from the store, or raise a `RegistryError` or MLflow's error. It may block for minutes."""
+        """Read the version from the store; raise a `RegistryError` or MLflow's error. It may block for minutes."""
         client, found, why = stores.client(), None, ""
         try:
             if self.number is not None:

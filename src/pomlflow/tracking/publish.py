@@ -25,8 +25,8 @@ from pomlflow.tracking.shutdown import register_hooks
 from pomlflow.tracking.stores import Stores
 from pomlflow.tracking.versions import Registry, draft_of, name_of
 
-_FRESH: Final = 10.0  # seconds for which a found version is used unchecked: it may be deleted, and its number reused
-_MAX_CONTENTS: Final = 1_000  # contents whose versions are kept in memory; others are looked up again by their digests
+_FRESH: Final = 10.0  # seconds until a version is checked again: it may be deleted, and its number reused
+_MAX_CONTENTS: Final = 1_000  # contents whose versions are kept in memory; others are looked up again
 _MAX_TRACES: Final = 10_000  # traces that wait for the lookup of one content
 _MAX_ASSOCIATED: Final = 10_000  # pairs of a prompt and an experiment, or of a version and a run or LoggedModel
 
@@ -61,7 +61,7 @@ class Publisher:
     def link(self, record: RenderRecord, trace_id: str, *, register: bool = True) -> PromptVersion | None:
         """Link a trace to the prompt version of a render in it, at once or in the background; return a known version.
 
-        Without `register`, only a loss of the trace is detected. Never raises.
+        Without `register`, it only counts the trace if MLflow has dropped it or drops it later. Never raises.
         """
         try:
             return self._link(record, trace_id, register)
@@ -80,14 +80,15 @@ class Publisher:
         name = name_of(record) if register else None
         if name is None or trace is None:
             return None
-        # A failed render makes no version, so its lookup is another one.
+        # A failed render finds a version but makes none, so its lookup is separate.
         key = stores, name, record.digest, record.version, record.error is None
         with self._lock:
             content = self._contents.get(key)
             if content is None:
                 content = _keep(self._contents, key, _Content(), _MAX_CONTENTS)
             age = time.monotonic() - content.checked
-            if content.waiting is None and age > _FRESH / 2:  # early, so that a frequent prompt always has one
+            # Early, so that a prompt in frequent use always has a fresh version.
+            if content.waiting is None and age > _FRESH / 2:
                 self._look_up(stores, content, draft_of(record, name), create=record.error is None)
             if age >= _FRESH:
                 if content.waiting is not None and len(content.waiting) < _MAX_TRACES:
@@ -115,9 +116,8 @@ class Publisher:
                 except Exception as error:  # noqa: BLE001 - the next trace is linked all the same
                     _count_failure(error)
 
-        def look_up() -> bool:
+        def look_up() -> None:
             complete(Registry(stores.client(), stores.registry).find(draft, create=create), time.monotonic())
-            return True
 
         task = Task(
             uri=stores.registry,
@@ -125,7 +125,7 @@ class Publisher:
             run=look_up,
             on_dropped=partial(complete, None, math.inf),
         )
-        # A trace that ends before its version is known takes two more requests, so lookups run before links.
+        # Lookups run before links, since a trace that ends before its version is known takes two more requests.
         if worker.submit(task, after=FIRST):
             content.waiting = []
 

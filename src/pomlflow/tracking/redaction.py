@@ -34,8 +34,8 @@ class GuardedSpan:
     """A live span that applies the mask and the size limit to content before MLflow receives it.
 
     Without a mask, content is stored as soon as it is set. With one, inputs and outputs are held until the end and
-    masked once; an exception is stored with the message that the mask returns, without its traceback, and no other
-    event. With a mask, only the attributes in `safe` and MLflow's own are stored, or all if `safe` is None.
+    masked once. An exception is stored with the message that the mask returns and without its traceback; other events
+    are not stored. Of the attributes, those in `safe` and MLflow's own are stored, or all if `safe` is None.
 
     `media` converts the media in JSON data to the form that MLflow stores as attachments.
     """
@@ -85,7 +85,7 @@ class GuardedSpan:
             self.set_attribute(key, value)
 
     def add_event(self, event: SpanEvent) -> None:
-        """Store an event; with a mask, keep only the type of an exception."""
+        """Store an event; with a mask, only keep an exception's type until the end."""
         if self.mask is None:
             self._store_event(event)
         elif event.name == "exception":
@@ -96,7 +96,7 @@ class GuardedSpan:
         self.add_event(SpanEvent.from_exception(Exception(error) if isinstance(error, str) else error))
 
     def end(self, status: SpanStatus = _OK, end_time_ns: int | None = None) -> None:
-        """Store what was held for the mask, and end the span. An error in the content is logged and not raised."""
+        """Store what was held for the mask, and end the span. An error of the mask or the content is only logged."""
         self.span.end(status=self.store_held(status), end_time_ns=end_time_ns)
 
     def store_held(self, status: SpanStatus) -> SpanStatus:
@@ -122,8 +122,8 @@ class GuardedSpan:
                 self._store("outputs", kept["outputs"])
             return status
         kind, error = self._error_type or "Error", kept.get("outputs")
-        left = error.get("error") if isinstance(error, Mapping) else None
-        message = left if isinstance(left, str) else kind
+        kept_message = error.get("error") if isinstance(error, Mapping) else None
+        message = kept_message if isinstance(kept_message, str) else kind
         attributes: dict[str, Any] = {"exception.message": message, "exception.type": kind}
         self._store_event(SpanEvent(name="exception", attributes=attributes))  # type: ignore[abstract] # as MLflow does
         return SpanStatus(status.status_code, self._limited(message))
@@ -162,10 +162,10 @@ class GuardedSpan:
 def _write(span: LiveSpan, key: str, content: Any, media: Callable[[Any], Any]) -> bool:
     """Write inputs or outputs to MLflow's span; return whether they may contain media."""
     text = dump_span_attribute_value(content)
-    if (kept := well_formed(text)) != text:  # upstream: mlflow 3.12-3.18: half a surrogate pair loses the trace
+    if (kept := well_formed(text)) != text:  # upstream: mlflow 3.12-3.18: a lone surrogate loses the trace
         content = json.loads(kept)
     if _MEDIA.search(text) is None:
-        # upstream: mlflow 3.12-3.18: set_inputs looks for media in every value, 50 ms for a megabyte.
+        # upstream: mlflow 3.12-3.18: set_inputs searches each value for media, which takes 50 ms for a megabyte.
         span.set_attribute(key, content)
         return False
     store = span.set_inputs if key == _INPUTS else span.set_outputs
@@ -182,7 +182,7 @@ def is_attachment(value: object) -> bool:
 
 
 def bare_media(given: Any, stored: Any, path: tuple[str | int, ...] = ()) -> Iterator[list[str | int]]:
-    """Yield the path to each attachment in a stored value that replaces base64 outside of a data URI."""
+    """Yield the paths to those attachments in a stored value that replace plain base64, not a data URI."""
     if isinstance(stored, dict) and isinstance(given, Mapping):
         for key, value in stored.items():
             yield from bare_media(given.get(key), value, (*path, key))
@@ -226,5 +226,5 @@ def _shortened(limit: int, text: Any) -> Any:
 
 
 def _well_formed(value: Any) -> Any:
-    """Return JSON data without half surrogate pairs, which no store can hold."""
+    """Return JSON data without lone surrogates, which no store can hold."""
     return replace_values(value, lambda item: well_formed(item) if isinstance(item, str) else item)

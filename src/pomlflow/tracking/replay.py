@@ -1,4 +1,4 @@
-"""Render the prompts of a stored trace again, and compare message by message."""
+"""Render the prompts of a stored trace again, and compare the results with those in the trace."""
 
 from __future__ import annotations
 
@@ -194,11 +194,11 @@ def _attachment_reader(info: TraceInfo) -> Fetch:
         return get_artifact_repository(add_databricks_profile_info_to_artifact_uri(uri, store))  # type: ignore[no-untyped-call] # in MLflow
 
     def fetch(reference: str) -> bytes:
-        known = Attachment.parse_ref(reference) or {}
+        parsed = Attachment.parse_ref(reference) or {}
         try:
-            content: bytes = repository().download_trace_attachment(known.get("attachment_id"))
+            content: bytes = repository().download_trace_attachment(parsed.get("attachment_id"))
         except Exception as error:
-            kind = known.get("content_type", "unknown")
+            kind = parsed.get("content_type", "unknown")
             raise _LostContentError(f"an attachment ({kind}) is not in the artifact store: {error}") from error
         return content
 
@@ -206,7 +206,7 @@ def _attachment_reader(info: TraceInfo) -> Fetch:
 
 
 class _StoredRender:
-    """A render as it is stored in its span."""
+    """A render that is stored in a span."""
 
     def __init__(self, span: Span, fetch: Fetch) -> None:
         self._span = span
@@ -218,7 +218,7 @@ class _StoredRender:
         self._path: str | None = self._attributes.get("poml.path")
         self._folder: str = self._facts.get("folder", folder_of(self._path)) or "."
         self.title: str = span.name
-        self.edited: Template | None = None  # the user's file to render, in place of the stored markup
+        self.edited: Template | None = None  # the user's file to render instead of the stored markup
 
     @property
     def names(self) -> set[str]:
@@ -240,7 +240,7 @@ class _StoredRender:
         return ReplayedRender(*head, "different", differences, changes or (_UNCHANGED,), record)
 
     def _inputs(self) -> dict[str, Any]:
-        """Return ``prompt``, ``context`` and ``stylesheet`` as they were rendered, with attachments put back."""
+        """Return ``prompt``, ``context`` and ``stylesheet`` as they were rendered, with the data of attachments."""
         if "inputs" in self._cut:
             raise _LostContentError("a mask or max_content changed the markup or the variables before they were stored")
         bare = {tuple(path) for path in self._facts.get("bare", ())}
@@ -268,7 +268,7 @@ class _StoredRender:
         template = self._template(inputs)
         snapshot = template.current()
         if snapshot.roots is None:
-            # A snapshot with roots is rendered as untrusted. A trace's folder is not a root: a trace may name any.
+            # A snapshot with roots is rendered as untrusted. The trace's folder is none of them: it may be any folder.
             own = None if self.edited is None else snapshot.folder
             snapshot = replace(snapshot, roots=tuple(map(str, trusted_roots(own))))
         snapshot = replace(snapshot, runtime=self._facts.get("runtime", {}))
@@ -304,7 +304,7 @@ class _StoredRender:
         folder, then = template.base_dir, self._facts.get("files", {})
         if self.edited is not None:
             yield f"rendered with {self.edited.trace_path}"
-        if folder is None or not then:  # a template from the registry has no folder here, and its files are unchanged
+        if folder is None or not then:  # a template from the registry has no folder, and its files cannot change
             return
         if not folder.is_dir():
             yield f"there is no folder {folder}: run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
@@ -320,7 +320,7 @@ class _StoredRender:
 
 
 class _StoredHistory(History[Mapping[str, Any]]):
-    """A framework's messages as a trace stores them: as the dicts that `History.describe` made for expressions."""
+    """A framework's messages as a trace stores them: the dicts that `History.describe` has returned."""
 
     native = type(None)  # the trace says which variables are messages
 
@@ -342,7 +342,7 @@ class _StoredHistory(History[Mapping[str, Any]]):
 
     @override
     def to_poml(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert a description to POML, with its tool calls or its call's id, which are separate fields, as parts."""
+        """Convert a description to POML, whose tool calls and tool results are parts of the content, not fields."""
         content = message.get("content", "")
         if isinstance(content, str):
             name = message.get("name") or ""
@@ -362,7 +362,7 @@ class _StoredHistory(History[Mapping[str, Any]]):
 
 
 def _restored(value: Any, fetch: Fetch, bare: set[_Path], path: _Path = ()) -> Any:
-    """Replace the references to attachments in stored inputs by data URIs, or by base64 at the paths in `bare`."""
+    """Replace the references to attachments in stored inputs by data URIs, and at the paths in `bare` by base64."""
     if isinstance(value, dict):
         return {key: _restored(item, fetch, bare, (*path, key)) for key, item in value.items()}
     if isinstance(value, list):
@@ -372,11 +372,11 @@ def _restored(value: Any, fetch: Fetch, bare: set[_Path], path: _Path = ()) -> A
     if not is_attachment(value):
         return value
     data = base64.b64encode(fetch(value)).decode()
-    known = Attachment.parse_ref(value) or {}
-    return data if path in bare else f"data:{known.get('content_type', '')};base64,{data}"
+    parsed = Attachment.parse_ref(value) or {}
+    return data if path in bare else f"data:{parsed.get('content_type', '')};base64,{data}"
 
 
 def _without_place(error: str) -> str:
-    """Return an error's first line without its file, whose path differs between machines, and position."""
+    """Return an error's first line without file and position, which differ between machines and replays."""
     first = error.split("\n", 1)[0]
     return first.partition(": ")[2] or first

@@ -1,10 +1,10 @@
 """Flush pending traces, prompt versions and links: in `pomlflow.flush`, in MLflow's own flush, at exit and at SIGTERM.
 
-At exit, MLflow waits for minutes if its server is unreachable. So everything is flushed before Python joins threads. A
-server that responds then receives everything. What is pending for a server that does not respond is dropped.
+If its server is unreachable, MLflow delays the exit by minutes. So everything is flushed earlier, before Python joins
+threads: a server that responds receives everything, and what is pending for another one is dropped.
 
 SIGTERM, by which container runtimes and `multiprocessing.Pool` end processes, runs no exit hooks. It is handled in
-programs without a handler of their own, and under uvicorn, which raises it again at the end of its own shutdown.
+programs without a handler of their own, and under uvicorn, which raises the signal again at the end of its shutdown.
 
 This module uses private parts of MLflow, since MLflow's own flush has no time limit.
 """
@@ -36,15 +36,15 @@ from pomlflow.tracking.stores import check_reachable, redacted, redacted_error
 
 _CHILD_TIMEOUT: Final = 300.0  # seconds to flush at the end of a multiprocessing child, which its parent waits for
 _SIGTERM_TIMEOUT: Final = 20.0  # seconds to flush at SIGTERM; most container runtimes kill after 30
-_PAUSE: Final = 5.0  # seconds that main waits at SIGTERM; not longer, since it may hold a lock that the flush needs
+_PAUSE: Final = 5.0  # seconds that the main thread waits at SIGTERM: it may hold a lock that the flush needs
 _CHECK_TIMEOUT: Final = 2.0  # seconds within which a server must respond at exit
-_CHILD_CHECK_TIMEOUT: Final = 30.0  # the same at the end of such a child: many end together, and keep the server busy
+_CHILD_CHECK_TIMEOUT: Final = 30.0  # the same for a multiprocessing child: many end together, so the server is busy
 _before_flush: Final[list[Callable[[bool], None]]] = []
-_flushed: Final = threading.Event()  # set at SIGTERM
+_flushed: Final = threading.Event()  # set after the flush at SIGTERM
 
 
 class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
-    """Flushes with MLflow and at exit. It is a span processor without spans, as MLflow's flush calls all processors."""
+    """Flushes at exit, and in MLflow's flush, which calls each span processor; this one processes no spans."""
 
     def __init__(self) -> None:
         super().__init__(SpanExporter(), export_metrics=False)
@@ -73,7 +73,7 @@ def enlarge_span_queue(size: int) -> None:
 
 
 def register_hooks() -> None:
-    """Register hooks at exit, at fork and in MLflow's flush, which removes them when it also ends MLflow's threads."""
+    """Register hooks at exit, at fork and in MLflow's flush. The last one again each time: MLflow may remove it."""
     try:
         with base_mlflow._batch_processor_registry_lock:
             base_mlflow._batch_processor_registry.add(_hooks())
@@ -82,7 +82,7 @@ def register_hooks() -> None:
 
 
 def call_before_flush(callback: Callable[[bool], None]) -> None:
-    """Register a function to call before each flush, with whether it is that at exit. It must not block."""
+    """Register a function to call before each flush, with True for the flush at exit. It must not block."""
     _before_flush.append(callback)
     register_hooks()
 
@@ -115,7 +115,7 @@ def flush(timeout: float | None) -> bool:
 def flush_at_exit(limit: float | None = None) -> bool:
     """Store what is pending, except for stores that do not respond; return whether all stores respond. Never raises.
 
-    `limit` is for a process that runs none of the exit hooks in which MLflow stores the rest.
+    `limit` is in seconds, for a process that ends without the exit hook in which MLflow stores the rest.
     """
     _call_before_flush(is_exit=True)
     check = _CHECK_TIMEOUT
@@ -197,7 +197,7 @@ def _drain(processor: Any, queue: Any, deadline: float) -> bool:
 
 
 def _export_without_threads(queue: Any) -> None:
-    """Prepare an export queue for traces while no thread can start: in exit hooks, from Python 3.12 on."""
+    """Let an export queue work while no thread can start, as in exit hooks from Python 3.12 on."""
     if queue is None:
         return
     # upstream: mlflow 3.12-3.18: the queue loses traces then, or stores one twice and stops, as it starts its threads.
@@ -277,7 +277,7 @@ def _flush_and_signal(number: int) -> None:
 
 
 def _block_after(handler: Any, number: int, frame: object) -> None:
-    """Let uvicorn shut down, and block the signal that it raises at its end: it is pending until the exit then."""
+    """Let uvicorn shut down, and block the signal that it raises afterwards until `_exit_before_join`."""
     handler(number, frame)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})

@@ -12,7 +12,7 @@ outputs                 ``messages`` in OpenAI's shape with POML's ``speaker``; 
 ``poml.path``           the file, relative to the prompt root; absent for inline markup
 ``poml.version``        of the ``poml`` package
 ``poml.prompt.name``    the prompt's name in the registry; absent for a prompt without one
-``poml.prompt``         ``prompts:/name/version``, if the version was known before the span ended
+``poml.prompt``         ``prompts:/name/version``, if the version was known when the span ended
 ``poml.error``          the message of a failed render; ``poml.error.file``, ``.line`` and ``.column`` are its position
 ``poml.replay``         what `pomlflow.replay` needs in addition: about fifty bytes, and eighty for each file
 ======================  ==============================================================================================
@@ -49,7 +49,7 @@ from pomlflow.tracking.shutdown import enlarge_span_queue, handle_sigterm
 SPAN_TYPE: Final = "PROMPT"
 _DIGEST_LENGTH: Final = 32  # hexadecimal digits: enough to see that a file has changed
 
-# upstream: mlflow 3.13-3.18: the trace page hides spans of types that it does not know below this level.
+# upstream: mlflow 3.13-3.18: the trace page hides spans of unknown types below this log level.
 _INFO: Final = 20
 _BUFFER: Final = 100_000  # running traces, and export tasks, that MLflow's buffers hold; its default is 1,000
 
@@ -64,7 +64,7 @@ def log_render(
 ) -> None:
     """Store one render as a span below `parent`, else below the active span; with `root`, as a trace of its own.
 
-    `register` applies if the template does not set it, and `mask` returns what may be stored of inputs and outputs. A
+    `register` applies if the template does not set it; `mask` returns those inputs and outputs that may be stored. A
     failure is logged, once per kind.
     """
     try:
@@ -99,7 +99,7 @@ def active(span: Span) -> Iterator[None]:
 
 
 def nearest(span: LiveSpan) -> LiveSpan:
-    """Return the active span if it is below this one (the user's own, by ``@mlflow.trace``), else this one."""
+    """Return the active span if it is a descendant of this one (as by ``@mlflow.trace``), else this one."""
     inner = found = mlflow.get_current_active_span()
     while found is not None and found.trace_id == span.trace_id and found.span_id != span.span_id:
         if found.parent_id == span.span_id:
@@ -119,7 +119,7 @@ def _start(record: RenderRecord, parent: LiveSpan | None, *, root: bool) -> Live
 
 
 def _attributes(record: RenderRecord) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes without content of the prompt: no mask applies to them."""
+    """Yield the attributes that hold no content, to which no mask applies."""
     yield "poml.digest", record.digest
     if record.path is not None:
         yield "poml.path", record.path
@@ -180,9 +180,9 @@ def prepare() -> None:
 
 @cache
 def _enlarge_buffers() -> None:
-    """Enlarge MLflow's buffers: when they are full, it drops traces, for example those of a large `batch`.
+    """Enlarge MLflow's buffers: it drops traces if they are full, for example those of a large `batch`.
 
-    Their defaults are changed, and not the environment, which subprocesses would inherit.
+    This changes their defaults and not the environment, which subprocesses would inherit.
     """
     # upstream: mlflow 3.12-3.18: a trace that is evicted from its buffer is dropped without a warning.
     limits = [

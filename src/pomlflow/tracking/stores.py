@@ -32,8 +32,8 @@ class Stores(NamedTuple):
     def client(self) -> MlflowClient:
         """Check that this registry responds, and return MLflow's client for it, even if another one is set now."""
         check_reachable(self.registry)
-        # upstream: mlflow 3.12-3.18: it opens the tracking store as well, which may be a database that is broken, or is
-        # being set up for half a minute. A registry that is a server must not wait for that.
+        # upstream: mlflow 3.12-3.18: it opens the tracking store as well: a database that may be broken, or whose setup
+        # takes half a minute. A registry that is a server must not wait for that.
         tracking = self.registry if is_server(self.registry) else self.tracking
         return MlflowClient(tracking_uri=tracking, registry_uri=self.registry)
 
@@ -62,7 +62,7 @@ def send(uri: str, path: str, method: str, timeout: float = _REQUEST_TIMEOUT, **
     try:
         return once()
     except MlflowException as error:
-        # The other end may have closed a connection that was kept open. urllib3's own retry would warn.
+        # The server may have closed a connection that was kept open. urllib3's own retry would log a warning.
         cause = error.__cause__ or error.__context__
         if isinstance(cause, requests.Timeout) or not isinstance(cause, requests.ConnectionError):
             raise
@@ -79,7 +79,7 @@ def is_outage(uri: str, error: Exception) -> bool:
     """Whether an error means that the store is unreachable."""
     if isinstance(error, RestException):  # the server answered, or a gateway for it
         return _status(error) in {502, 503, 504}
-    # Errors that a server sends are RestExceptions, so any other 5xx means that it is unreachable; of a database, 503.
+    # A server's own errors are RestExceptions, so another 5xx means that it is unreachable. For a database, 503 does.
     if isinstance(error, MlflowException):
         return _status(error) >= (500 if is_server(uri) else 503)
     return isinstance(error, store_errors())
@@ -105,5 +105,5 @@ def redacted(uri: str, text: str | None = None) -> str:
 
 
 def redacted_error(uri: str, error: Exception) -> str:
-    """Return an error's text, cut, without the store's user name and password."""
+    """Return an error's type and text, shortened, without the store's user name and password."""
     return redacted(uri, f"{type(error).__name__}: {error}")[:500]

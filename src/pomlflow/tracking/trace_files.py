@@ -52,7 +52,7 @@ class TraceFiles:
         return prefix
 
     def _write_markup(self, name: str, markup: str) -> Path:
-        """Write the markup under the first free number."""
+        """Write the markup under the first free number, as poml does."""
         taken = {entry.name.partition(".")[0] for entry in os.scandir(self.folder)}
         for number in itertools.count(1):
             prefix = self.folder / f"{number:04}{f'.{name}' if name else ''}"
@@ -64,7 +64,7 @@ class TraceFiles:
 
 
 def _content(record: RenderRecord, mask: Mask | None) -> dict[str, str]:
-    """Return the content of each file, by suffix; a masked result is in the shape of a span's outputs."""
+    """Return the content of each file, by suffix; a masked result has the form of a span's outputs."""
     inputs: Any = {"prompt": record.source, "context": dict(record.variables), "stylesheet": record.stylesheet}
     result = None if record.output is None else dict(record.output)
     found: dict[str, str] = {} if result is None or mask is not None else {".result.txt": readable_text(result)}

@@ -3,10 +3,9 @@
 `Registry` calls the store and may block as long as MLflow does. `register` calls it at once, and
 `pomlflow.tracking.publish` in the background.
 
-MLflow has no uniqueness constraint on a version's content. All processes follow one rule instead: the version of a
-content is the one with the lowest number among those with its digest. MLflow's SQL stores number versions by
-``max + 1`` under a primary key, so all lower versions are stored before a new one. A process that has made a version
-can therefore see every lower one. If one of them has the same digest, it deletes its own.
+Several processes may make a version of the same content at the same time, since MLflow does not prevent that. They all
+use the one with the lowest number, and delete their own. Each of them finds it: MLflow's SQL stores number versions by
+``max + 1`` under a primary key, so all lower versions are stored before a new one.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from pomlflow.template import Template
 from pomlflow.template.names import NAMES
 from pomlflow.template.runtime import canonical, name_for
 from pomlflow.tracking.background import RejectedError
-from pomlflow.tracking.bundle import FILES_TAG, FileChangedError, pack
+from pomlflow.tracking.bundle import FILES_TAG, pack
 from pomlflow.tracking.stores import Stores
 
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
-_NEWEST: Final = 20  # newest versions whose content is compared if no version has the digest as a tag
+_NEWEST: Final = 20  # newest versions whose text is compared if no version has the digest
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
 DIGEST_TAG: Final = "poml_sha256"
 _USE_TAG: Final = "poml_use"
@@ -49,8 +48,8 @@ def name_of(record: RenderRecord) -> str | None:
     """Return the name to register a render's prompt under, or None if it is not to be registered."""
     if record.register is False:
         return None
-    # Inline markup without a name only if requested: a program that builds its markup for each call would make a prompt
-    # for each call.
+    # Inline markup without a name is registered only on request: a program that builds markup in each call would make a
+    # prompt in each call.
     return record.name or (f"inline-{record.digest[:12]}" if record.register else None)
 
 
@@ -58,7 +57,7 @@ def draft_of(record: RenderRecord, name: str) -> RenderRecord:
     """Return a copy of a record to find or make its version under a name, without the variables and messages."""
     NAMES.warn_if_outside(name)
     output = record.output or {}
-    # Copied, since the draft waits in a background thread, where the caller may change the output meanwhile.
+    # Copied, since the caller may change the output while the draft waits for the background thread.
     static: dict[str, Any] = {
         key: copy.deepcopy(output.get(key)) for key in ("runtime", "schema") if key in record.static_fields
     }
@@ -97,11 +96,11 @@ class Registry:
         return self._make(name, draft, message, is_first=not newest)
 
     def last_with_files(self, name: str, before: int) -> PromptVersion | None:
-        """Return the last version before a number that has files."""
+        """Return the newest version with files and a lower number than `before`."""
         return next(iter(self._search(name, FILES_TAG, before=before, newest=True)), None)
 
     def _first(self, name: str, digest: str) -> PromptVersion | None:
-        """Return the first version of a prompt with a digest."""
+        """Return the version with a digest that has the lowest number."""
         return next(iter(self._search(name, DIGEST_TAG, digest)), None)
 
     def _search(
@@ -114,7 +113,7 @@ class Registry:
         newest: bool = False,
         limit: int = 1,
     ) -> list[PromptVersion]:
-        """Return versions by number, descending with `newest`; those with a tag, of any value if none is given."""
+        """Return versions by number, or the `newest` first: all, or those with a tag, of any value if that is None."""
         if self.uri.startswith("databricks-uc"):  # its prompts are not models, and it has no search by tag
             found = [one for one in self._all(name) if before is None or int(one.version) < before]
             found = [one for one in found if tag is None or (tag in one.tags and value in {None, one.tags[tag]})]
@@ -143,13 +142,10 @@ class Registry:
             token = page.token or None
 
     def _make(self, name: str, draft: RenderRecord, message: str | None, *, is_first: bool) -> PromptVersion:
-        """Make a version, and return the lowest one of this content, which another process may have made."""
+        """Make a version; return it, or a lower one with this content, which another process has made."""
         # upstream: mlflow 3.12-3.18: `register_prompt` copies the version's tags to the prompt, changes their dict,
         # writes the current thread's experiment and starts a thread for that.
-        try:
-            files = pack(draft.files, draft.folder)
-        except FileChangedError as error:  # the next render has the new content, with another digest
-            raise RejectedError(f"the prompt {name!r}: {error}") from error
+        files = pack(draft.files, draft.folder)
         if is_first:
             self._make_prompt(name)
         tags = {DIGEST_TAG: draft.digest, "poml_path": draft.path, "poml_version": draft.poml_version}
@@ -167,7 +163,7 @@ class Registry:
             # The snippet that MLflow's page shows, with load_prompt() and format(), fails for POML.
             self.client.set_prompt_version_tag(name, str(mine.version), _USE_TAG, _USE.format(mine.uri))
             return mine
-        try:  # nothing is linked to it, as lookups by digest find the lower one
+        try:  # nothing is linked to it, since lookups find the lower one
             self.client.delete_prompt_version(name, str(mine.version))
         except MlflowException as error:
             logger.info("Version %s of the prompt %r is a duplicate and stays: %s", mine.version, name, error)
@@ -178,8 +174,8 @@ class Registry:
         try:
             self.client.create_prompt(name)
         except MlflowException as error:
-            # Usually another process has just registered the same name. But a registered model may have the name, and
-            # no prompt version must be added to a user's model.
+            # Usually another process has just made the prompt. But it may be a registered model of the user, which must
+            # get no prompt versions.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             if self.client.get_prompt(name) is None:
@@ -189,7 +185,7 @@ class Registry:
 
 
 def _has_content(version: PromptVersion, draft: RenderRecord) -> bool:
-    """Whether a version has the draft's content: by its digest, or by its text if it was registered without one."""
+    """Whether a version has the draft's digest or, if it was registered by hand, without a digest, its text."""
     digest = version.tags.get(DIGEST_TAG)
     if digest is not None:
         return bool(digest == draft.digest)
@@ -233,7 +229,7 @@ def runtime_of(version: PromptVersion) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Registration:
-    """The result of `register`; `version` is None if a dry run found none, and `is_new` if it was or would be made."""
+    """The result of `register`; without a `version`, a dry run found none. `is_new`: it was made, or would be."""
 
     name: str
     version: PromptVersion | None
