@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from pomlflow.engine.installation import package_folder
-from pomlflow.template.inference import READERS
-from pomlflow.template.markup import SCHEMAS, TOOLS, Element, Fault, expressions
+from pomlflow.template.inference import EVALUATED, READERS, json_value
+from pomlflow.template.markup import SCHEMAS, Element, Fault, expressions
 from pomlflow.template.runtime import KNOWN, canonical
 from pomlflow.template.source import Page
 
@@ -36,11 +36,11 @@ _SHORT = {"document": "doc", "paragraph": "div"}
 # Other short names of an element, in the docstring of its method: "Object (`<obj>`, `<dataObj>`) displays …".
 _OTHER_NAMES = re.compile(r"[\w ]+ \((.*?)\)")
 # Undocumented elements, which PomlFile handles itself. <runtime> is missing: it accepts any attribute.
-_SYNTAX = {
-    "include": ("src",), "let": ("name", "src", "type", "value"), "meta": ("minVersion", "maxVersion", "components"),
-    "outputschema": ("parser",),
-    **dict.fromkeys(TOOLS, ("name", "description", "parser")),
-}  # fmt: skip
+_SYNTAX = EVALUATED | {
+    "include": ("src",),
+    "let": ("name", "src", "type", "value"),
+    "meta": ("minVersion", "maxVersion", "components"),
+}
 
 
 @lru_cache(maxsize=1)
@@ -134,10 +134,8 @@ def invalid_schema(page: Page) -> Iterator[Fault]:
             name = element.name
             yield Fault(element.start, len(name) + 1, f"<{name}> is empty", "write a JSON Schema in it")
             continue
-        try:
-            wrong = _not_schema(json.loads(text))
-        except (ValueError, RecursionError):  # it is JavaScript, or the render reports it
-            continue
+        value = json_value(text)
+        wrong = None if value is None else _not_schema(value)  # None: it is JavaScript, or the render reports it
         if wrong is not None:
             begin = passage.at(len(passage.text) - len(passage.text.lstrip()))
             message, word, remedy = wrong

@@ -62,7 +62,7 @@ _GLOBALS = _DYNAMIC_GLOBALS | _CONSTANT_GLOBALS
 # The elements that define a field of the frame.
 _FIELDS = {"outputschema": "schema", "runtime": "runtime", **dict.fromkeys(TOOLS, "tools")}
 # The attributes that POML evaluates, other than `for` and `if`; of elements that are not listed, it evaluates them all.
-_ATTRIBUTES = {
+EVALUATED = {
     "include": (), "meta": (), "outputschema": ("parser",), **dict.fromkeys(TOOLS, ("name", "description", "parser")),
 }  # fmt: skip
 # The elements that read a file, other than <include> and <let>.
@@ -83,7 +83,7 @@ def infer(markup: str, folder: Path | None = None, *, read: Callable[[Path], str
     document = parse(markup.removeprefix("\ufeff"))
     root = document.content()
     context = [child for child in root.children if isinstance(child, Element) and child.kind == "context"]
-    bound = set(_json_object(context[0].text().text)) if len(context) == 1 else set()
+    bound = _json_keys(context[0].text().text) if len(context) == 1 else set()
     collector.sources[None] = document.source
     collector.walk([root], _Scope(document.source, folder, bound, is_main=True))
     return collector.result()
@@ -158,7 +158,7 @@ class _Collector:
         scope = self.loop_and_condition(element, scope)
         self.has_speakers |= element.kind in _SPEAKERS
         before = len(self.expressions)
-        evaluated = _ATTRIBUTES.get(element.kind)
+        evaluated = EVALUATED.get(element.kind)
         for key, value in element.attributes:
             self.has_speakers |= key == "speaker"
             if key not in {"for", "if"} and (evaluated is None or key in evaluated):
@@ -237,9 +237,9 @@ class _Collector:
             self.add_expression(code, start, value, scope, "value")
         names: Iterable[str] = bound_by(name.text) if name.text else ()
         if not name.text and file is not None:
-            names = _json_object(self.read(file) or "")
+            names = _json_keys(self.read(file) or "")
         elif not name.text and not value.text:
-            names = _json_object(element.text().text)
+            names = _json_keys(element.text().text)
         names = set(names)
         scope.in_file.update(names)
         self.constants -= names
@@ -302,9 +302,14 @@ def _read(file: Path) -> str | None:
     return None if content is None else decode(content, str(file))[0]
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_keys(text: str) -> set[str]:
+    value = json_value(text)
+    return set(value) if isinstance(value, dict) else set()
+
+
+def json_value(text: str) -> Any:
+    """Return the value of a JSON text, or None if it is not JSON."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None

@@ -100,7 +100,7 @@ def lint(
     found: list[Finding] = []
     for page in _pages(snapshot, stylesheet):
         source, ignored = page.document.source, _ignored_lines(page.document)
-        file = snapshot.label if source.file is None else str(source.file)
+        file = snapshot.file_of(source)
         reported = [(one.line, one.column or 1, one.width) for one in errors if one.file == file]
         own: dict[Finding, None] = {}
         for name in rules:

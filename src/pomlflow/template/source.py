@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pomlflow.engine.file_access import read_file
+from pomlflow.exceptions import Problem
 from pomlflow.record import PromptFile
 from pomlflow.template.markup import Document, SourceText
 from pomlflow.template.names import relative_path
@@ -97,6 +98,17 @@ class Snapshot:
         if self.path is not None:
             return str(self.path)
         return self.uri if self.uri is None or self.version is not None else f"the candidate for {self.uri}"
+
+    def file_of(self, source: SourceText) -> str | None:
+        """Return the name of one of the template's files in errors; None for inline markup."""
+        return self.label if source.file is None else str(source.file)
+
+    def problem(
+        self, message: str, kind: str, source: SourceText, offset: int, width: int, remedy: str | None = None
+    ) -> Problem:
+        """Return a problem at an offset in one of the template's files."""
+        line, column, text = source.locate(offset)
+        return Problem(message, kind, self.file_of(source), line, column, text, width, remedy)
 
 
 class Page(NamedTuple):

@@ -26,7 +26,7 @@ from pomlflow.template.source import Inference, Origin, Snapshot, prompt_files, 
 from pomlflow.template.validation import check_values, encode_variables, explained, missing_names
 
 _NOWHERE: Final = Path(os.sep, "<inline>")  # it does not exist, so that no file under it can be read
-_Steps = Generator[engine.Request, engine.Result | PomlError | None, RenderRecord]
+_Steps = Generator[engine.Request | RenderRecord, engine.Result | PomlError | None, None]
 
 
 class Template:
@@ -196,7 +196,7 @@ class Template:
         """Render without blocking the event loop; otherwise as `render`."""
         steps = self._steps(variables, history, snapshot, keep_whitespace=keep_whitespace)
         outcome: engine.Result | PomlError | None = None
-        while not isinstance(request := _next(steps, outcome), RenderRecord):
+        while not isinstance(request := steps.send(outcome), RenderRecord):
             try:
                 outcome = await engine.arun(request, timeout)
             except PomlError as error:
@@ -230,7 +230,7 @@ class Template:
         keep_whitespace: bool = False,
         exact: bool = False,
     ) -> _Steps:
-        """Yield each request to the engine, receive its outcome, and return the record.
+        """Yield each request to the engine and receive its outcome; at the end, yield the record.
 
         A variable is missing only if an expression that was evaluated needed it, so the engine decides. A second
         render, with placeholders, shows which problems the missing variables did not cause.
@@ -260,7 +260,7 @@ class Template:
                 error = explained(outcome, now, variables, missing, retry)
         except PomlError as raised:
             error = raised
-        return self._record(now, started, context, error or output, kept, history)
+        yield self._record(now, started, context, error or output, kept, history)
 
     def _request(
         self, now: Snapshot, context: bytes, revive: bool, marks: Mapping[str, Sequence[Any]] | None
@@ -331,21 +331,12 @@ class Template:
 
 def _run(steps: _Steps, timeout: float | None) -> RenderRecord:
     outcome: engine.Result | PomlError | None = None
-    while not isinstance(request := _next(steps, outcome), RenderRecord):
+    while not isinstance(request := steps.send(outcome), RenderRecord):
         try:
             outcome = engine.run(request, timeout)
         except PomlError as error:
             outcome = error
     return request
-
-
-def _next(steps: _Steps, outcome: engine.Result | PomlError | None) -> engine.Request | RenderRecord:
-    """Return the next request to the engine after the outcome of the last one, or the record."""
-    try:
-        return steps.send(outcome)
-    except StopIteration as end:
-        record: RenderRecord = end.value
-        return record
 
 
 def _as_seen(

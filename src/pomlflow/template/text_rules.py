@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
+from pomlflow.template.inference import json_value
 from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import ENTITIES, Element, Fault, Passage, expressions, split_loop
 from pomlflow.template.source import Page
@@ -101,20 +101,12 @@ def jinja_syntax(page: Page) -> Iterator[Fault]:
         if expression.kind == "text" and _TRIPLE.fullmatch(code):
             why = f"{{{{{code}}}}} is Handlebars: here it makes an object"
             yield Fault(expression.offset, len(code), why, "write two braces")
-        for at, word, language, instead in foreign_words(code):
-            if language != "Python":
-                why = f"{word!r} is {language}, and an expression is JavaScript"
-                yield Fault(expression.offset + at, len(word), why, f"write {instead}")
+    yield from (fault for language, fault in _foreign(page) if language != "Python")
 
 
 def python_expression(page: Page) -> Iterator[Fault]:
     """Find Python in expressions, which are JavaScript."""
-    bound = _let_names(page)
-    for expression in page.expressions:
-        for at, word, language, instead in foreign_words(expression.code, bound):
-            if language == "Python":
-                why = f"{word!r} is Python, and an expression is JavaScript"
-                yield Fault(expression.offset + at, len(word), why, f"write {instead}")
+    yield from (fault for language, fault in _foreign(page) if language == "Python")
     for element in page.document.elements:
         loop = element.find("for")
         parts = split_loop(loop.text)
@@ -122,6 +114,15 @@ def python_expression(page: Page) -> Iterator[Fault]:
             names = parts[0].strip()
             why = f"for={names!r} is Python: POML binds the whole item to the first name"
             yield Fault(loop.at(loop.text.find(names)), len(names), why, f"write [{names}] in …")
+
+
+def _foreign(page: Page) -> Iterator[tuple[str, Fault]]:
+    """Yield the language and the fault of each word of another language in the expressions of a page."""
+    bound = _let_names(page)
+    for expression in page.expressions:
+        for at, word, language, instead in foreign_words(expression.code, bound):
+            why = f"{word!r} is {language}, and an expression is JavaScript"
+            yield language, Fault(expression.offset + at, len(word), why, f"write {instead}")
 
 
 def dropped_text(page: Page) -> Iterator[Fault]:
@@ -164,18 +165,10 @@ def let_value(page: Page) -> Iterator[Fault]:
                 yield Fault(value.at(0), len(value.text), why, remedy)
         elif "{{" in text and not element.find("src").text:
             yield Fault(body.at(body.text.find("{{")), 2, "the content of a <let> is not evaluated", 'write value="…"')
-        elif text[:1] in {"{", "["} and not _is_json(text):
+        elif text[:1] in {"{", "["} and json_value(text) is None:
             at = body.at(len(body.text) - len(body.text.lstrip()))
             why = "the content of the <let> is not JSON, so POML uses it as a text"
             yield Fault(at, 1, why, "write JSON, or value= with JavaScript")
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def unused_variable(page: Page) -> Iterator[Fault]:

@@ -85,9 +85,8 @@ def check_values(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
             continue
         kind = f"is of the type {type(value).__name__}"
         why = f"{use.name} {kind} and has no rows; {_ROWS}; for a Series, pass series.reset_index()"
-        line, column, text = expression.source.locate(use.offset)
-        file = snapshot.label if use.file is None else str(use.file)
-        raise VariableError(str(Problem(why, "VariableError", file, line, column, text, len(use.name))), use.name)
+        problem = snapshot.problem(why, "VariableError", expression.source, use.offset, len(use.name))
+        raise VariableError(str(problem), use.name)
 
 
 def _has_no_rows(value: Any) -> bool:
@@ -145,11 +144,7 @@ def _missing_variables(
         f"the template needs the variable{'s' if len(names) > 1 else ''} {_listed(names)}; "
         f"given: {_listed(given) or 'none'}. {_remedy_of_missing(first, use, given)}"
     )
-    if use is None:
-        line, column, text, width = reported.line, reported.column, reported.text, reported.width
-    else:
-        (line, column, text), width = use.expression.source.locate(use.offset), len(first)
-    problem = Problem(why, "MissingVariable", reported.file, line, column, text, width)
+    problem = snapshot.problem(why, "MissingVariable", use.expression.source, use.offset, len(first))
     return MissingVariableError(str(problem), first, problem)
 
 
@@ -158,8 +153,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if more <= 1 else f"{', '.join(names[:_SHOWN])} and {more} more"
 
 
-def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
-    kind, code = (use.expression.kind, use.expression.code) if use else ("text", name)
+def _remedy_of_missing(name: str, use: Use, given: Sequence[str]) -> str:
+    kind, code = use.expression.kind, use.expression.code
     foreign = next((found for found in foreign_words(code) if found.word == name), None)
     if foreign is not None:
         return f"{name!r} is {foreign.language}, and an expression is JavaScript: write {foreign.instead}"
@@ -168,19 +163,19 @@ def _remedy_of_missing(name: str, use: Use | None, given: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, given, 1)
     guard = f"typeof {name} === 'undefined' ? {'[]' if kind == 'for' else repr('')} : {name}"
     remedy = f"Pass it, or guard it in the template: {guard if kind == 'for' else f'{{{{ {guard} }}}}'}"
-    if use and kind == "value" and use.expression.source.text[use.offset - 1] in "\"'" and is_prose(code):
+    if kind == "value" and use.expression.source.text[use.offset - 1] in "\"'" and is_prose(code):
         remedy += f". If it is a text, put it in quotes of its own: value=\"'{code}'\""
     elif kind == "schema":
         remedy = f"Pass it, or write a schema: {SCHEMA_REMEDY}"
     return f"Did you mean {near[0]!r}? {remedy}" if near else remedy
 
 
-def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use | None:
+def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use:
     """Return the use that a problem is about: the first one in its file that is not before its place."""
     uses = [use for use in snapshot.inference.uses if use.name == name]
-    here = [use for use in uses if (str(use.file) if use.file else snapshot.label) == reported.file]
+    here = [use for use in uses if snapshot.file_of(use.expression.source) == reported.file]
     after = [use for use in here if use.position >= (reported.line or 1, reported.column or 1)]
-    return min(after or here, key=lambda use: use.offset, default=None)
+    return min(after or here or uses, key=lambda use: use.offset)
 
 
 def _with_causes(
@@ -258,8 +253,7 @@ def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
     fault = document.cause(offset) if is_syntax else _in_loop(document, offset)
     if fault is None:
         return None
-    line, column, text = source.locate(fault.offset)
-    return Problem(fault.message, "MarkupError", problem.file, line, column, text, fault.width, fault.remedy)
+    return snapshot.problem(fault.message, "MarkupError", source, fault.offset, fault.width, fault.remedy)
 
 
 def _in_loop(document: Document, offset: int) -> Fault | None:
@@ -330,7 +324,6 @@ def _remedy(expression: Expression, before: str) -> str | None:
 def _place(problem: Problem, snapshot: Snapshot) -> tuple[SourceText, int] | None:
     """Return the text of a problem's file and the problem's offset there; None if one of them is unknown."""
     for source in snapshot.inference.sources:
-        file = snapshot.label if source.file is None else str(source.file)
-        if file == problem.file and problem.line is not None and problem.column is not None:
+        if snapshot.file_of(source) == problem.file and problem.line is not None and problem.column is not None:
             return source, source.offset(problem.line, problem.column)
     return None
