@@ -1,12 +1,17 @@
-"""The processes of this machine that a test started, directly or not."""
+"""Processes that a test started, directly or not, and Node processes that stand still."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Process", "children", "started_with"]
+from pomlflow import engine
+
+__all__ = ["Process", "children", "started_with", "stopped_node"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,20 @@ class Process:
         """Whether it has not ended yet."""
         now = _read(Path("/proc") / str(self.pid))
         return now is not None and now.start == self.start
+
+
+@contextlib.contextmanager
+def stopped_node() -> Iterator[None]:
+    """Stop the Node processes of the engine during the block (SIGSTOP)."""
+    pids = engine.stats().pids
+    assert pids, "render once before, so that there is one"
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def children() -> set[int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,12 +18,14 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsNon
 from pydantic import TypeAdapter
 from tests.corpus.cases import Case, case, shapes
 from tests.model_server import model_server
+from tests.processes import stopped_node
 
 import pomlflow
-from pomlflow.frame.openai import Format, raw_json
+from pomlflow.frame.openai import Format, convert_output, raw_json
 from pomlflow.template import Template
 
-FORMATS = [one for one in get_args(Format) if one != "raw"]
+FORMATS = [one for one in get_args(Format) if one not in {"raw", "openai_chat"}]
+FAULTS = {("audio", "langchain")}  # poml 0.0.8 converts audio to a picture
 HELLO = "<p>Hello {{name}}</p>"
 ADA = [{"speaker": "human", "content": "Hello Ada"}]
 
@@ -30,9 +34,19 @@ def arguments(one: Case) -> dict[str, Any]:
     return {"context": dict(one.variables), "stylesheet": one.stylesheet, "chat": one.chat}
 
 
+@contextmanager
+def patched_poml() -> Iterator[None]:
+    """Let `poml.poml` render in our engine, without traces."""
+    pomlflow.autolog(log_traces=False)
+    try:
+        yield
+    finally:
+        pomlflow.autolog(disable=True)
+
+
 @pytest.fixture
 def poml_without_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let poml's Python read the last text of a list instead of the output of its command line."""
+    """A list whose last text poml's Python reads in place of the output of its command line."""
     outputs: list[str] = []
 
     def run(*args: str) -> subprocess.CompletedProcess[bytes]:
@@ -45,26 +59,20 @@ def poml_without_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("one", [pytest.param(c, id=c.name) for c in shapes()])
 def test_each_format_is_that_of_poml(one: Case, poml_without_node: list[str]) -> None:
-    """The Python of poml and ours convert the same frame equally; the tests of the engine compare the frames."""
+    """Our conversion of a frame is that of poml's Python; the tests of the engine compare the frames."""
     template = Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat)
-    poml_without_node.append(raw_json(template.render(one.variables, exact=True).result()))
+    record = template.render(one.variables, exact=True)
+    with patched_poml():
+        assert poml.poml(one.file, **arguments(one), format="raw") == raw_json(record.result())
+    poml_without_node.append(raw_json(record.result()))
     for name in FORMATS:
-        theirs = outcome(poml.poml, one, format=name)
-        pomlflow.autolog(log_traces=False)
-        try:
-            ours = outcome(poml.poml, one, format=name)
-        finally:
-            pomlflow.autolog(disable=True)
-        assert type(ours) is type(theirs)
+        theirs, ours = poml.poml(one.file, **arguments(one), format=name), convert_output(record, name)
+        assert isinstance(ours, type(theirs))
+        if (one.name, name) in FAULTS:
+            assert ours != theirs, "the fault is gone: remove it from the list"
+            continue
         assert ours == theirs, name
         assert json.dumps(plain(ours)) == json.dumps(plain(theirs)), f"{name}: other order or types"
-
-
-def outcome(call: Callable[..., Any], one: Case, **options: Any) -> Any:
-    try:
-        return call(one.file, **arguments(one), **options)
-    except ValueError as error:  # chat=False gives a tool request a role other than assistant, which poml refuses
-        return str(error)
 
 
 def plain(value: Any) -> Any:
@@ -129,11 +137,8 @@ def test_a_variable_of_a_branch_that_is_not_taken_may_be_missing() -> None:
     given, expected = {"mode": "short", "tone": "kind"}, [{"speaker": "human", "content": "kind"}]
     assert pomlflow.render(markup, given, format="message_dict") == expected
     assert pomlflow.poml(markup, given) == expected
-    pomlflow.autolog(log_traces=False)
-    try:
+    with patched_poml():
         assert poml.poml(markup, given) == expected
-    finally:
-        pomlflow.autolog(disable=True)
 
 
 def test_buffers_in_a_context_file_are_bytes_as_in_poml(tmp_path: Path) -> None:
@@ -168,25 +173,15 @@ def test_render_reads_a_string_as_markup_and_a_path_as_a_file(tmp_path: Path, mo
     assert frame.messages[0].content == "Hello"
 
 
-def test_arender_does_not_block_the_event_loop() -> None:
-    async def both() -> list[Any]:
-        beats: list[int] = []
-
-        async def beat() -> None:
-            while True:
-                beats.append(1)
-                await asyncio.sleep(0)
-
-        beating = asyncio.create_task(beat())
-        slow = "<p>{{ Array.from({length: 3e6}, (_, i) => i).reduce((a, b) => a + b, 0) }}</p>"
-        found = await asyncio.gather(*(pomlflow.arender(m, {"name": "Ada"}, format="dict") for m in (HELLO, slow)))
-        beating.cancel()
-        assert len(beats) > 20  # a blocked loop gives two or three
-        return found
-
-    hello, total = asyncio.run(both())
-    assert hello == {"messages": ADA}
-    assert total["messages"][0]["content"] == str(sum(range(3_000_000)))
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+async def test_arender_does_not_block_the_event_loop() -> None:
+    """Node stands still until the loop lets it continue, which a blocked loop cannot."""
+    await pomlflow.arender(HELLO, {"name": "Ada"})
+    with stopped_node():
+        render = asyncio.create_task(pomlflow.arender(HELLO, {"name": "Ada"}, format="dict"))
+        await asyncio.sleep(0)
+        assert not render.done()
+    assert await render == {"messages": ADA}
 
 
 def test_errors_have_the_types_of_poml(tmp_path: Path) -> None:
@@ -251,22 +246,16 @@ def test_openai_chat_is_accepted_by_the_client_of_openai() -> None:
 def test_openai_chat_follows_openai_here_and_poml_under_autolog() -> None:
     markup = "<poml><runtime stopSequences='[\"END\"]'/><p>Hi</p></poml>"
     assert pomlflow.poml(markup, format="openai_chat")["stop"] == ["END"]
-    pomlflow.autolog(log_traces=False)
-    try:
+    with patched_poml():
         assert poml.poml(markup, format="openai_chat")["stop_sequences"] == ["END"]
-    finally:
-        pomlflow.autolog(disable=True)
 
 
 def test_histories_of_openais_form_are_read_here_and_not_by_poml_under_autolog() -> None:
     markup, given = '<conversation messages="{{h}}"/>', {"h": [{"role": "assistant", "content": "Hi"}]}
     assert pomlflow.poml(markup, given) == [{"speaker": "ai", "content": "Hi"}]
     assert pomlflow.render(markup, given, format="message_dict") == [{"speaker": "ai", "content": "Hi"}]
-    pomlflow.autolog(log_traces=False)
-    try:
+    with patched_poml():
         assert poml.poml(markup, given) == [{"speaker": "human", "content": "Hi"}]
-    finally:
-        pomlflow.autolog(disable=True)
 
 
 @pytest.mark.parametrize("call", [pomlflow.poml, pomlflow.render])

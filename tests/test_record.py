@@ -69,13 +69,6 @@ def test_the_frame_is_of_the_class_of_poml() -> None:
     assert made.frame is made.frame
 
 
-def test_the_frame_equals_that_of_poml() -> None:
-    import poml
-
-    made = Template(MARKUP).render({"x": 1})
-    assert made.frame == poml.poml(MARKUP, {"x": 1}, format="pydantic")
-
-
 def test_the_frame_of_a_text_is_one_human_message() -> None:
     picture = {"type": "image/png", "base64": "AAAA"}
     for messages in ("text", ["a ", picture]):

@@ -69,13 +69,6 @@ def test_there_are_reports() -> None:
     assert len(REPORTS) == PAGE.count("\n### ")
 
 
-def test_poml_still_lists_a_condition_among_the_settings() -> None:
-    import poml
-
-    output = poml.poml('<poml><runtime if="true" temperature="0.5"/><p>Hi</p></poml>', format="dict")
-    assert output["runtime"] == {"if": True, "temperature": 0.5}
-
-
 def test_langchains_configurable_model_still_has_no_public_class() -> None:
     from langchain.chat_models import init_chat_model
 
