@@ -10,16 +10,15 @@ from typing import Any
 import mlflow
 import pytest
 from tests.adapters.frameworks import Framework
-from tests.mlflow_server import MlflowServer, until
+from tests.mlflow_server import DEAD, MlflowServer, until
 from tests.model_server import model_server
 from tests.registry_prompts import BYE, HELLO, LONG, linked, optimise_prompt, publish, publish_with_files, sources
+from tests.spans import poml_span
 from tests.templates import write
 
 import pomlflow
 from pomlflow import NotPomlError, PromptNotFoundError, RegistryError, RenderError
 from pomlflow.tracking.load import Reference
-
-DEAD = "http://127.0.0.1:9"  # the discard port: refuses at once
 
 
 def production(framework: Framework, name: str, **options: Any) -> Any:
@@ -50,7 +49,8 @@ def test_a_trace_is_linked_to_the_version_that_was_used(
         until(lambda version=version: len(found(version)) == 1)
         (trace,) = found(version)
         assert linked(trace) == [f"{name}/{version}"]
-        (span,) = [span for span in trace.data.spans if span.name == f"poml {name}"]
+        span = poml_span(trace)
+        assert span.name == f"poml {name}"
         assert span.attributes["poml.prompt"] == f"prompts:/{name}/{version}"
         assert span.outputs["messages"][0]["content"] == content
     assert sources(name) == [HELLO, BYE]
@@ -68,7 +68,7 @@ def test_model_settings_set_in_mlflow_reach_the_model_and_are_replayed(
 
     framework.run(prompt, name="Ada")
     (trace,) = stored_traces()
-    (span,) = [span for span in trace.data.spans if span.name.startswith("poml")]
+    span = poml_span(trace)
     assert span.outputs["runtime"] == {"temperature": 0.5, "topP": 0.1}
     assert span.attributes["poml.replay"]["runtime"] == {"topP": 0.1}
     mlflow.genai.delete_prompt_model_config(name, 1)
@@ -152,21 +152,26 @@ def test_a_version_that_is_not_poml_is_refused(
 async def test_no_event_loop_waits_for_the_registry(
     framework: Framework, mlflow_store: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The registry answers when the loop lets it, which a blocked loop cannot."""
     publish(name)
-    fetch, answer = Reference.fetch, threading.Event()
+    fetch, requested, answer = Reference.fetch, threading.Event(), threading.Event()
 
-    def slowly(self: Reference, place: Any) -> Any:
+    def fetch_later(self: Reference, place: Any) -> Any:
+        requested.set()
         assert answer.wait(60)
         return fetch(self, place)
 
-    monkeypatch.setattr(Reference, "fetch", slowly)
+    monkeypatch.setattr(Reference, "fetch", fetch_later)
     loading = asyncio.ensure_future(framework.prompts.afrom_registry(name, alias="production", refresh=0.1, timeout=60))
     await asyncio.sleep(0)
-    answer.set()  # a loop that waits would never come to this
+    answer.set()
     prompt = await loading
     answer.clear()
+    requested.clear()
     publish(name, BYE)
-    assert (await framework.amessages(prompt, name="Ada"))[0] == "Hello Ada"
+    while not requested.is_set():
+        assert await framework.amessages(prompt, name="Ada") == ["Hello Ada"]
+    assert await framework.amessages(prompt, name="Ada") == ["Hello Ada"]
     answer.set()
 
 

@@ -15,6 +15,7 @@ from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
 from tests.mlflow_server import until
 from tests.pending import forget_pending
 from tests.registry_prompts import linked, sources, warnings_of
+from tests.spans import poml_span
 
 import pomlflow
 from pomlflow.exceptions import PomlError
@@ -78,8 +79,7 @@ def test_the_span_has_its_version_and_the_prompt_finds_its_traces(
     framework.run(hello(framework, unique), name="Ada")
     links()
     framework.run(hello(framework, unique), name="Bob")
-    (span,) = [span for span in stored_traces()[-1].data.spans if span.span_type == "PROMPT"]
-    assert span.attributes["poml.prompt"] == f"prompts:/{unique}/1"
+    assert poml_span(stored_traces()[-1]).attributes["poml.prompt"] == f"prompts:/{unique}/1"
 
     def found() -> int:
         return len(mlflow.search_traces(locations=[mlflow_store], filter_string=f"prompt = '{unique}/1'"))
