@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pomlflow import engine
 
-__all__ = ["Process", "children", "started_with", "stopped_node"]
+__all__ = ["Process", "children", "descendants", "started_with", "stopped_node"]
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,30 @@ def started_with(name: str, value: str) -> list[Process]:
 
     Node has none of its parent's variables, and Ray's processes write over theirs.
     """
-    processes, found = {}, set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        if (process := _read(folder)) is None:
-            continue
-        processes[process.pid] = process
-        try:
-            if f"{name}={value}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.add(process.pid)
-        except OSError:  # it has ended, or is another user's
-            continue
-    while children := {one.pid for one in processes.values() if one.parent in found} - found:
-        found |= children
-    return [processes[pid] for pid in found]
+    found = []
+    for process in (processes := _all()):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if f"{name}={value}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                found.append(process)
+    return _with_descendants(found, processes)
+
+
+def descendants(pid: int) -> list[Process]:
+    """Return a running process and all that it has started, directly or not."""
+    processes = _all()
+    return _with_descendants([process for process in processes if process.pid == pid], processes)
+
+
+def _with_descendants(found: list[Process], processes: list[Process]) -> list[Process]:
+    pids = {process.pid for process in found}
+    while children := [process for process in processes if process.parent in pids and process.pid not in pids]:
+        found += children
+        pids |= {process.pid for process in children}
+    return found
+
+
+def _all() -> list[Process]:
+    return [process for folder in Path("/proc").glob("[0-9]*") if (process := _read(folder)) is not None]
 
 
 def _read(folder: Path) -> Process | None:

@@ -16,7 +16,9 @@ from typing import Any
 import mlflow
 import pytest
 from tests.mlflow_server import MlflowServer, free_port, until
+from tests.processes import descendants
 from tests.registry_prompts import linked, sources
+from tests.spans import poml_span
 
 from pomlflow.langchain import PomlPromptTemplate
 
@@ -60,18 +62,6 @@ def models(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory
     return {words[0].rstrip(":"): words[-1] for words in lines}
 
 
-def descendants(process: int) -> dict[int, str]:
-    """The command lines of what a process has started."""
-    listed = subprocess.run(
-        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()]
-    found = {process: ""}
-    while new := {int(pid): args for pid, parent, args in rows if int(parent) in found and int(pid) not in found}:
-        found |= new
-    return found
-
-
 def post(url: str, body: Any) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -106,31 +96,23 @@ def test_a_served_model_has_its_prompt_and_its_traces_are_stored(
         answer = json.dumps(post(f"{url}/invocations", REQUESTS[flavor]))
         assert ("Answer in one sentence." if flavor == "engine" else "On the second shelf.") in answer
         started = descendants(served.pid)
-        assert any("worker.cjs" in line for line in started.values()), started
+        assert any("worker.cjs" in process.command for process in started), started
     finally:
         served.send_signal(signal.SIGTERM)
         served.wait(60)
-    until(lambda: not any(_is_running(process) for process in started), 20)
+    until(lambda: not any(process.is_running for process in started), 20)
 
     (trace,) = mlflow.search_traces(locations=[experiment], return_type="list")
     assert trace.info.state == "OK"
     assert linked(trace) == ["shop.support/1"]
     assert len(sources("shop.support")) == 1
-    (span,) = [span for span in trace.data.spans if span.name == "poml shop.support"]
+    span = poml_span(trace)
+    assert span.name == "poml shop.support"
     system, human = span.outputs["messages"]
     assert "Answer in one sentence." in system["content"]
     assert [part["type"] for part in human["content"]] == ["text", "image_url"]
     model = mlflow.get_logged_model(models[flavor].rpartition("/")[2])
     assert json.loads(model.tags["mlflow.linkedPrompts"]) == [{"name": "shop.support", "version": "1"}]
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    return state != "Z"
 
 
 def test_a_model_requires_what_renders_its_prompt(models: dict[str, str], mlflow_server: Any, use_server: Any) -> None:
