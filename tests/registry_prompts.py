@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.genai.optimize import BasePromptOptimizer, PromptOptimizerOutput
 from mlflow.genai.scorers import scorer
+from mlflow.tracing.client import TracingClient
 from tests.templates import write
 
 from pomlflow.template import Template
@@ -19,6 +20,7 @@ from pomlflow.tracking.versions import register
 if TYPE_CHECKING:
     import pytest
     from mlflow.entities import Trace
+    from mlflow.entities.model_registry import PromptVersion
 
 HELLO = "<poml><p>Hello {{name}}</p></poml>"
 BYE = "<poml><p>Bye {{name}}</p></poml>"
@@ -41,21 +43,33 @@ def publish_with_files(name: str, folder: Path) -> None:
     shutil.rmtree(folder / "shared")
 
 
-def sources(name: str) -> list[str]:
-    """The texts of all versions of a prompt."""
+def versions(name: str) -> list[PromptVersion]:
+    """All versions of a prompt, oldest first."""
     query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
     found = mlflow.MlflowClient().search_model_versions(query, order_by=["version_number ASC"])
-    return [one.tags["mlflow.prompt.text"] for one in found]
+    return [mlflow.MlflowClient().get_prompt_version(name, one.version) for one in found]
 
 
-def linked(trace: Trace) -> list[str]:
-    """What a trace is linked to, as ``name/version``."""
-    links = json.loads(trace.info.tags.get("mlflow.linkedPrompts", "[]"))
+def sources(name: str) -> list[Any]:
+    """The texts of all versions of a prompt."""
+    return [version.template for version in versions(name)]
+
+
+def linked(trace: Trace | str) -> list[str]:
+    """What a trace, or the stored trace of an id, is linked to, as ``name/version``."""
+    info = TracingClient().get_trace_info(trace) if isinstance(trace, str) else trace.info
+    links = json.loads(info.tags.get("mlflow.linkedPrompts", "[]"))
     return [f"{link['name']}/{link['version']}" for link in links]
 
 
+def found_by(version: str, experiment: str) -> set[str]:
+    """The ids of the traces that a search for a prompt version finds, as the prompt's page does."""
+    traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{version}'", return_type="list")
+    return {trace.info.trace_id for trace in traces}
+
+
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Our warnings."""
+    """The warnings that pomlflow logged."""
     return [r.getMessage() for r in caplog.records if r.name == "pomlflow" and r.levelname == "WARNING"]
 
 

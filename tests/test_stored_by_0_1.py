@@ -29,6 +29,7 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 from llama_index.core.llms import MockLLM
 from PIL import Image
 from tests.mlflow_server import until
+from tests.registry_prompts import found_by, linked
 
 import pomlflow
 from pomlflow import langchain as lc
@@ -136,18 +137,6 @@ def _stored_digests() -> dict[str, str]:
     return {version: stored["digest"] for version, stored in EXPECTED["versions"].items()}
 
 
-def _links(trace_id: str) -> list[str]:
-    links = json.loads(mlflow.get_trace(trace_id).info.tags.get("mlflow.linkedPrompts", "[]"))
-    return sorted(f"{link['name']}/{link['version']}" for link in links)
-
-
-def _found(experiment: str, version: str) -> set[str]:
-    """The traces that a search by a prompt version finds."""
-    filter_string = f"prompt = '{version}'"
-    traces = mlflow.search_traces(locations=[experiment], filter_string=filter_string, return_type="list")
-    return {trace.info.trace_id for trace in traces}
-
-
 def test_the_table_lists_every_stored_version_with_its_digest() -> None:
     assert set(VERSIONS) == set(EXPECTED["versions"])
     assert _versions() == _stored_digests()
@@ -245,8 +234,8 @@ def test_the_same_content_is_the_stored_version(run: Callable[..., None], versio
     assert pomlflow.flush(30)
     trace_id = mlflow.get_last_active_trace_id()
     assert trace_id not in (None, before)
-    assert _links(str(trace_id)) == [version]
-    until(lambda: str(trace_id) in _found(experiment, version))  # MLflow writes the search index in its own thread
+    assert linked(str(trace_id)) == [version]
+    until(lambda: str(trace_id) in found_by(version, experiment))  # MLflow writes the search index in its own thread
     assert _versions() == _stored_digests()
 
 
@@ -279,9 +268,9 @@ def test_without_its_files_a_stored_trace_is_replayed_from_the_registry(key: str
 
 @pytest.mark.parametrize("version", EXPECTED["versions"])
 def test_traces_are_found_by_linked_version(store: str, version: str) -> None:
-    linked = {stored["id"] for stored in EXPECTED["traces"].values() if version in stored["links"]}
-    assert _found(store, version) == linked != set()
-    assert all(_links(trace) == [version] for trace in linked)
+    expected = {stored["id"] for stored in EXPECTED["traces"].values() if version in stored["links"]}
+    assert found_by(version, store) == expected != set()
+    assert all(linked(trace) == [version] for trace in expected)
 
 
 # --- the command line ---

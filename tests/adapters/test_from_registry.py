@@ -12,7 +12,17 @@ import pytest
 from tests.adapters.frameworks import Framework
 from tests.mlflow_server import DEAD, MlflowServer, until
 from tests.model_server import model_server
-from tests.registry_prompts import BYE, HELLO, LONG, linked, optimise_prompt, publish, publish_with_files, sources
+from tests.registry_prompts import (
+    BYE,
+    HELLO,
+    LONG,
+    found_by,
+    linked,
+    optimise_prompt,
+    publish,
+    publish_with_files,
+    sources,
+)
 from tests.spans import poml_span
 from tests.templates import write
 
@@ -40,14 +50,9 @@ def test_a_trace_is_linked_to_the_version_that_was_used(
     until(lambda: prompt.version == 2)
     asyncio.run(framework.arun(prompt, name="Ada"))
     mlflow.flush_trace_async_logging()
-
-    def found(version: int) -> list[Any]:
-        query = f"prompt = '{name}/{version}'"
-        return mlflow.search_traces(locations=[experiment], filter_string=query, return_type="list")
-
     for version, content in ((1, "Hello Ada"), (2, "Bye Ada")):
-        until(lambda version=version: len(found(version)) == 1)
-        (trace,) = found(version)
+        until(lambda version=version: len(found_by(f"{name}/{version}", experiment)) == 1)
+        trace = mlflow.get_trace(*found_by(f"{name}/{version}", experiment))
         assert linked(trace) == [f"{name}/{version}"]
         span = poml_span(trace)
         assert span.name == f"poml {name}"

@@ -14,7 +14,7 @@ from mlflow.entities import Trace
 from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
 from tests.mlflow_server import until
 from tests.pending import forget_pending
-from tests.registry_prompts import linked, sources, warnings_of
+from tests.registry_prompts import found_by, linked, sources, warnings_of
 from tests.spans import poml_span
 
 import pomlflow
@@ -80,11 +80,7 @@ def test_the_span_has_its_version_and_the_prompt_finds_its_traces(
     links()
     framework.run(hello(framework, unique), name="Bob")
     assert poml_span(stored_traces()[-1]).attributes["poml.prompt"] == f"prompts:/{unique}/1"
-
-    def found() -> int:
-        return len(mlflow.search_traces(locations=[mlflow_store], filter_string=f"prompt = '{unique}/1'"))
-
-    until(lambda: found() == 2)
+    until(lambda: len(found_by(f"{unique}/1", mlflow_store)) == 2)
 
 
 def test_another_content_is_another_version(framework: Framework, links: Any, unique: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests import registry_prompts
 from tests.mlflow_server import until
 
 from pomlflow import flush
@@ -49,14 +49,12 @@ def traced(
 
 
 @pytest.fixture
-def linked(stored_traces: Callable[[], list[Trace]]) -> Callable[[Trace], list[str]]:
+def linked() -> Callable[[Trace], list[str]]:
     """The prompt versions that a trace is linked to in the store, as ``name/version``, after a flush."""
 
     def of(trace: Trace) -> list[str]:
         assert flush(30)
-        (stored,) = [one for one in stored_traces() if one.info.trace_id == trace.info.trace_id]
-        links = json.loads(stored.info.tags.get("mlflow.linkedPrompts", "[]"))
-        return sorted(f"{link['name']}/{link['version']}" for link in links)
+        return sorted(registry_prompts.linked(trace.info.trace_id))
 
     return of
 

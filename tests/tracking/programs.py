@@ -9,29 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.tracing.client import TracingClient
 from tests.programs import run_program
 
-__all__ = ["found_by", "linked", "program", "run", "versions"]
-
-
-def versions(name: str) -> list[Any]:
-    found = mlflow.MlflowClient().search_model_versions(
-        f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true'", order_by=["version_number ASC"]
-    )
-    return [mlflow.MlflowClient().get_prompt_version(name, one.version) for one in found]
-
-
-def linked(trace_id: str) -> list[str]:
-    """Return what a stored trace is linked to, as ``name/version``."""
-    tag = TracingClient().get_trace_info(trace_id).tags.get("mlflow.linkedPrompts", "[]")
-    return [f"{one['name']}/{one['version']}" for one in json.loads(tag)]
-
-
-def found_by(prompt: str, experiment: str) -> set[str]:
-    """Return the traces that the prompt's page and a search find."""
-    traces = mlflow.search_traces(locations=[experiment], filter_string=f"prompt = '{prompt}'", return_type="list")
-    return {one.info.trace_id for one in traces}
+__all__ = ["program", "run"]
 
 
 def program(experiment: str, records: list[Any], body: str, uri: str | None = None) -> str:

@@ -10,7 +10,8 @@ import mlflow
 import pytest
 from mlflow.tracing.client import TracingClient
 from tests.mlflow_server import DEAD
-from tests.tracking.programs import found_by, program, run, versions
+from tests.registry_prompts import found_by, versions
+from tests.tracking.programs import program, run
 
 TRACE = """
 import threading

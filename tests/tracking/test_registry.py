@@ -15,8 +15,7 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from tests.mlflow_server import DEAD, until
 from tests.pending import forget_pending, waiting_publisher
-from tests.registry_prompts import warnings_of
-from tests.tracking.programs import found_by, linked, versions
+from tests.registry_prompts import found_by, linked, versions, warnings_of
 
 import pomlflow
 from pomlflow.exceptions import Problem, RenderError

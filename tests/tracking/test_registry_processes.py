@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.tracking.programs import program, run, versions
+from tests.registry_prompts import versions
+from tests.tracking.programs import program, run
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="four starts of MLflow take minutes where nothing can be forked")

@@ -9,8 +9,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from tests.mlflow_server import ServerPort, until
-from tests.registry_prompts import sources
-from tests.tracking.programs import found_by, linked
+from tests.registry_prompts import found_by, linked, sources
 
 from pomlflow.record import content_digest
 from pomlflow.tracking.load import load

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from tests.tracking.programs import versions
+from tests.registry_prompts import versions
 
 from pomlflow.record import PromptFile, content_digest
 from pomlflow.tracking.background import RejectedError
