@@ -40,7 +40,6 @@ FILES = {
         "test_callbacks",
         "test_callbacks_agents",
         "test_callbacks_content",
-        "test_callbacks_limits",
         "test_callbacks_mlflow",
         "test_callbacks_streams",
         "test_middleware_traces",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -160,14 +162,37 @@ def test_no_stored_text_is_longer_than_the_limit(framework: Framework, stored_tr
         sent.extend(messages)
         return LONG
 
+    def fail(_: list[str]) -> str:
+        raise ValueError(LONG)
+
     prompt = greeting(framework, "<p>{{text}}</p>")
     assert framework.run(prompt, answer, handler=handler, text=LONG) == LONG
     assert framework.stream(prompt, LONG, handler=handler, text=LONG) == LONG
+    with pytest.raises(ValueError, match="all of it"):
+        framework.run(prompt, fail, handler=handler, text=LONG)
     assert [text.strip() for text in sent] == [LONG.strip()]
-    for trace in stored_traces():
+    traces = stored_traces()
+    assert len(traces) == 3
+    cut = LONG[:300] + "… [700 more characters: max_content]"
+    for trace in traces:
         assert "all of it " * 31 not in everything(trace)
-        assert "max_content]" in everything(trace)
-        assert poml_span(trace).inputs["context"] == {"text": LONG[:300] + "… [700 more characters: max_content]"}
+        assert poml_span(trace).inputs["context"] == {"text": cut}
+    assert cut in str(traces[0].data.spans[0].outputs)
+    assert cut in str(traces[2].data.spans[0].status.description)
+
+
+@pytest.mark.parametrize("mask", [None, lambda content: content])
+def test_media_beyond_the_limit_are_stored_in_no_span(framework: Framework, stored_traces: Fetch, mask: Any) -> None:
+    """Neither inline nor as attachments, be they variables or messages."""
+    configure(max_content=300)
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(1).randbytes(2000)).decode()
+    history = [{"speaker": "human", "content": ["See", {"type": "image/png", "base64": picture}]}]
+    prompt = greeting(framework, '<conversation messages="{{history}}"/>')
+    framework.run(prompt, handler=framework.handler(mask=mask), history=history)
+    (trace,) = stored_traces()
+    assert picture[:100] not in everything(trace)
+    assert "mlflow-attachment://" not in everything(trace)
+    assert "left out: max_content]" in everything(trace)
 
 
 @pytest.mark.parametrize("mask", [None, lambda content: {**content, "inputs": "\udc00"}], ids=["plain", "masked"])

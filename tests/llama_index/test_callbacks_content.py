@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import random
 from pathlib import Path
 from typing import Any
 
@@ -157,41 +156,6 @@ def test_a_mask_applies_to_all_stored_content(traced: Any, index: Any, scripted:
     assert stream.data.spans[0].outputs == "A *** answer."
     assert complete.data.spans[0].attributes["mlflow.llm.model"] == "scripted"
     assert tree(render) == "poml PROMPT ERROR"
-
-
-@pytest.mark.parametrize("mask", [None, lambda content: content])
-def test_no_text_is_longer_than_the_limit_and_no_large_media_are_stored(
-    mask: Any, traced: Any, index: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In engines, models, prompts, streams and errors; the model's requests and answers stay complete."""
-    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=200))
-    long = "all of it " * 100
-    prompt = PomlPromptTemplate("<p>{{context_str}} {{query_str}}</p>", name="qa")
-    picture = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(1).randbytes(2000)
-    seen = [TextBlock(text="See"), ImageBlock(image=picture, image_mimetype="image/png")]
-
-    def call() -> None:
-        engine = index.as_query_engine(llm=scripted(long), text_qa_template=prompt)
-        assert engine.query(long).response == long
-        streaming = index.as_query_engine(llm=scripted(long), text_qa_template=prompt, streaming=True)
-        assert "".join(streaming.query(long).response_gen) == long
-        scripted(long).complete(long, formatted=True)
-        scripted(long).chat([ChatMessage(role="user", blocks=seen)])
-        with pytest.raises(ValueError, match="all of it"):
-            scripted(ValueError(long)).chat([ChatMessage(long)])
-
-    with PomlCallbackHandler(mask=mask):
-        traces = traced(call)
-    assert len(traces) == 5
-    for trace in traces:
-        assert "all of it " * 21 not in everything(trace)
-        assert "mlflow-attachment://" not in everything(trace)
-        assert "iVBORw0KGgo" not in everything(trace)
-        assert "max_content]" in everything(trace)
-    cut = long[:200] + "… [800 more characters: max_content]"
-    assert traces[0].data.spans[0].outputs["response"] == cut
-    assert traces[1].data.spans[0].outputs == cut
-    assert traces[4].data.spans[0].status.description == cut
 
 
 def test_a_handler_that_fails_warns_once_and_affects_no_call(
