@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.mlflow_server import empty_store, mlflow_server, use_server
+from tests.model_server import ModelServer, model_server
 from tests.pending import finish, forget_pending
 from tests.recorded_trees import compare, not_compared
 
@@ -73,6 +74,20 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """After a test that passed, compare its traces with the recorded ones, while the test's store is still set."""
     yield
     compare(item)
+
+
+@pytest.fixture
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prompt's name that no other test has; the working folder is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return f"{tmp_path.name}-{os.getpid()}"
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    """A server that answers as the providers of models do."""
+    with model_server() as served:
+        yield served
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
@@ -43,10 +41,3 @@ def framework(request: pytest.FixtureRequest) -> Iterator[Framework]:
     events, spans = list(root.event_handlers), list(root.span_handlers)
     yield LlamaIndex()
     root.event_handlers, root.span_handlers = events, spans
-
-
-@pytest.fixture
-def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prompt's name that no other test has; the working folder is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    return f"{tmp_path.name}-{os.getpid()}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.adapters.frameworks import Framework
-from tests.model_server import Call, ModelServer, model_server, picture, words
+from tests.model_server import Call, ModelServer, picture, words
 
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 PNG = "<img src='box.png' alt='a red box' syntax='multimedia'/>"
@@ -26,12 +26,6 @@ CALLS = f"""
 TOOL = '<tool-definition name="weather">{"type": "object", "properties": {}}</tool-definition>'
 OPENAI = [("langchain", "openai"), ("llama_index", "openai"), ("llama_index", "like")]
 ANTHROPIC = [("langchain", "anthropic"), ("llama_index", "anthropic")]
-
-
-@pytest.fixture
-def server() -> Iterator[ModelServer]:
-    with model_server() as served:
-        yield served
 
 
 @pytest.fixture

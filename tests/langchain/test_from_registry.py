@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -17,13 +15,6 @@ from pomlflow.langchain import PomlPromptTemplate
 pytestmark = pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
 
 LOADING: dict[str, Any] = {"valid_namespaces": ["pomlflow"], "allowed_objects": [PomlPromptTemplate]}
-
-
-@pytest.fixture
-def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prompt's name that no other test has; the working folder is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    return f"{tmp_path.name}-{os.getpid()}"
 
 
 def production(name: str) -> PomlPromptTemplate:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.langchain.wire_clients import client_of
 from tests.langchain.wire_table import CLIENTS, FEATURES, found
-from tests.model_server import Call, ModelServer, model_server
+from tests.model_server import Call, ModelServer
 
 from pomlflow.langchain import PomlPromptTemplate
 
@@ -39,12 +38,6 @@ EXPECTED = {
 def weather(city: str, days: int = 1) -> list[Any]:
     """The function, whose answer has a picture."""
     return [{"type": "text", "text": f"Rain in {city} for {days}"}, PICTURE]
-
-
-@pytest.fixture
-def server() -> Iterator[ModelServer]:
-    with model_server() as served:
-        yield served
 
 
 @pytest.mark.filterwarnings("ignore:.*non-text parts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from langchain_core.messages import AIMessage
 from tests.langchain.agents import SCHEMA, agents, call, made, middlewares
 from tests.langchain.prompts import Agent, Model
 from tests.langchain.wire_clients import client_of
-from tests.model_server import ModelServer, Raw, model_server
+from tests.model_server import ModelServer, Raw
 
 from pomlflow.langchain import PomlMiddleware, PomlPromptTemplate, PomlRefusalError
 
@@ -95,12 +94,6 @@ PROVIDERS: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]], str]] = {
     "Google, the answer": ("ChatGoogleGenerativeAI", WITHHELD, [WITHHELD], "SAFETY"),
     "Google, the prompt": ("ChatGoogleGenerativeAI", BLOCKED, [BLOCKED], "PROHIBITED_CONTENT"),
 }
-
-
-@pytest.fixture
-def server() -> Iterator[ModelServer]:
-    with model_server() as served:
-        yield served
 
 
 @pytest.fixture(params=PROVIDERS)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.model_server import ModelServer, Refusal, model_server
+from tests.model_server import ModelServer, Refusal
 
 pytest.importorskip("llama_index.core")
 
@@ -168,15 +168,9 @@ def test_an_answer_is_no_refusal(raw: Any) -> None:
     assert list(bound.stream_structured_predict(q="?"))[-1].n == 1
 
 
-@pytest.fixture
-def server() -> Iterator[ModelServer]:
-    with model_server() as served:
-        served.answers = [Refusal("I cannot help with that.")]
-        yield served
-
-
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_real_clients_refuse_with_the_text(server: ModelServer, provider: str) -> None:
+    server.answers[:] = [Refusal("I cannot help with that.")]
     if provider == "openai":
         llms = pytest.importorskip("llama_index.llms.openai")
         llm = llms.OpenAI(model="gpt-4o", api_base=f"{server.url}/v1", api_key="none", max_retries=0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.model_server import Call, ModelServer, model_server, picture, response, words
+from tests.model_server import Call, ModelServer, picture, response, words
 
 pytest.importorskip("llama_index.core")
 
@@ -26,12 +25,6 @@ EVERY = ["openai", "like", "anthropic"]
 
 def prompt(markup: str, **options: Any) -> PomlPromptTemplate:
     return PomlPromptTemplate(f"<poml>{markup}</poml>", base_dir=ASSETS, **options)
-
-
-@pytest.fixture
-def server() -> Iterator[ModelServer]:
-    with model_server() as served:
-        yield served
 
 
 @pytest.fixture

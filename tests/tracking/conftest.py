@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +13,6 @@ from tests.pending import waiting_publisher
 
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.versions import Registry
-
-
-@pytest.fixture
-def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prompt's name that no other test has; the working folder is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    return f"{tmp_path.name}-{os.getpid()}"
 
 
 @pytest.fixture

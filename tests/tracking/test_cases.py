@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,6 @@ from pomlflow.tracking.versions import Registry
 
 Fetch = Callable[[], list[Trace]]
 CALLS = int(os.environ.get("POMLFLOW_TRACED_CALLS", "30"))  # of one batch
-
-
-@pytest.fixture
-def name() -> str:
-    """A name that no other test has: the registry is the whole run's."""
-    return f"shop-{uuid.uuid4().hex[:8]}"
 
 
 def trace(template: Template, **variables: Any) -> str:

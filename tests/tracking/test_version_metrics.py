@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ numbers = itertools.count(1)
 
 
 @pytest.fixture
-def name(tmp_path: Path, mlflow_store: str) -> str:
+def name(name: str, mlflow_store: str) -> str:
     """A prompt with two versions, the second in production."""
-    name = f"{tmp_path.name}-{os.getpid()}"
     publish(name, HELLO)
     publish(name, BYE)
     return name
