@@ -100,7 +100,7 @@ def unknown_setting(page: Page) -> Iterator[Fault]:
             if canonical(name.text) in KNOWN or key in _ANY_ELEMENT:
                 continue
             near = difflib.get_close_matches(canonical(name.text), KNOWN, 1, 0.7)
-            remedy = f"write {_camel(near[0])}" if near else "write what the provider's API calls it"
+            remedy = f"write {_camel(near[0])}" if near else "write the name that the provider's API has"
             yield Fault(name.at(0), len(key), f"{name.text} is not a setting of a model", remedy)
 
 

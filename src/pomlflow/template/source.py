@@ -44,11 +44,6 @@ class Use(NamedTuple):
         return self.expression.code.strip() == self.name
 
     @property
-    def file(self) -> Path | None:
-        """The included file with the use; None for the template's own markup."""
-        return self.expression.source.file
-
-    @property
     def position(self) -> tuple[int, int]:
         """The line and the column, both from 1, the column in characters."""
         return self.expression.source.locate(self.offset)[:2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pomlflow.template.foreign import foreign_words, is_prose, quoted
+from pomlflow.template.foreign import foreign_words, quoted
 from pomlflow.template.inference import json_value
 from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import ENTITIES, Element, Fault, Passage, expressions, split_loop
@@ -26,7 +26,7 @@ _TWO_NAMES = re.compile(r"\s*[A-Za-z_$][\w$]*\s*,\s*[A-Za-z_$][\w$]*")
 _TRIPLE = re.compile(r"\{\s*[A-Za-z_$][\w$.]*\s*\}")  # the code of {{{x}}}
 # Texts that are valid JavaScript: a path is divisions, a list of words is a comma expression, a date is subtractions.
 _PATH = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:txt|json|csv|md|poml|png|jpe?g|pdf|docx?|xlsx?|ya?ml|html?|xml)")
-_DATE = re.compile(r"\d{1,4}([-/.:])\d{1,2}\1\d{1,4}")  # or a time, such as 10:30, which is no JavaScript
+_DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
 _LIST = re.compile(r"\w+(?:\s*,\s*\w+)+")
 # Statements of Jinja, with the markup to write instead.
 _STATEMENTS = {
@@ -151,15 +151,14 @@ def _entity_remedy(entity: str) -> str:
 
 
 def let_value(page: Page) -> Iterator[Fault]:
-    """Find values of ``<let>`` that are a text where an expression or JSON is expected."""
+    """Find values of ``<let>`` that are a text where an expression or JSON is expected, and yet are accepted."""
     for element in page.document.elements:
         if element.kind != "let":
             continue
         value, body = element.find("value"), element.text()
         code, text = value.text.strip(), body.text.strip()
         if code:
-            is_text = _PATH.fullmatch(code) or _LIST.fullmatch(code) or _DATE.fullmatch(code)
-            if is_text or (is_prose(code) and analyse(code).broken):
+            if _PATH.fullmatch(code) or _LIST.fullmatch(code) or _DATE.fullmatch(code):
                 why = "value= is a JavaScript expression, and this is a text"
                 remedy = f'put it in quotes of its own: value="{quoted(code)}"'
                 yield Fault(value.at(0), len(value.text), why, remedy)
