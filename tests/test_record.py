@@ -11,7 +11,7 @@ import pytest
 from poml.api import PomlFrame
 
 from pomlflow.exceptions import PomlError
-from pomlflow.record import RenderRecord, frame_of
+from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 
 MARKUP = (
@@ -72,9 +72,9 @@ def test_the_frame_is_of_the_class_of_poml() -> None:
 def test_the_frame_of_a_text_is_one_human_message() -> None:
     picture = {"type": "image/png", "base64": "AAAA"}
     for messages in ("text", ["a ", picture]):
-        (message,) = frame_of({"messages": messages}).messages
+        (message,) = record(output={"messages": messages}, chat=False).frame.messages
         assert message.model_dump(exclude_none=True) == {"speaker": "human", "content": messages}
-    assert frame_of({"messages": []}).messages == []
+    assert record(output={"messages": []}).frame.messages == []
 
 
 def test_copies_and_pickles_are_equal() -> None:

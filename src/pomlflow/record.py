@@ -109,12 +109,22 @@ class RenderRecord:
 
     @cached_property
     def frame(self) -> Frame:
-        """The render's result in poml's own models.
+        """The render's result in poml's own models; with chat off, it has one human message.
 
         Raises:
             PomlError: The error of a failed render.
         """
-        return frame_of(self.result(), chat=self.chat)
+        from pomlflow._frame import PomlFrame
+
+        output = self.result()
+        messages = output["messages"]
+        fields = {
+            "messages": as_chat(messages) if self.chat else [{"speaker": "human", "content": messages}],
+            "output_schema": output.get("schema"),
+            "tools": output.get("tools"),
+            "runtime": output.get("runtime"),
+        }
+        return cast("Frame", PomlFrame.model_validate(fields))
 
     def result(self) -> Mapping[str, Any]:
         """Return the output.
@@ -125,17 +135,3 @@ class RenderRecord:
         if self.output is None:
             raise self.error or PomlError("the render has neither output nor error")
         return self.output
-
-
-def frame_of(output: Mapping[str, Any], *, chat: bool = True) -> Frame:
-    """Return poml's ``PomlFrame`` for a record's output; with chat off, it has one human message."""
-    from pomlflow._frame import PomlFrame
-
-    messages = output["messages"]
-    fields = {
-        "messages": as_chat(messages) if chat else [{"speaker": "human", "content": messages}],
-        "output_schema": output.get("schema"),
-        "tools": output.get("tools"),
-        "runtime": output.get("runtime"),
-    }
-    return cast("Frame", PomlFrame.model_validate(fields))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -39,8 +39,6 @@ from pomlflow.exceptions import (
 )
 from pomlflow.frame.openai import Format, convert_output
 from pomlflow.template import Template
-
-_MAX_MESSAGE: Final = 300  # the maximum characters of a message
 
 
 @click.command()
@@ -203,8 +201,7 @@ def _show(file: str, problems: Sequence[Problem], level: str = "error", remedy: 
 def _line(file: str, problem: Problem, level: str) -> str:
     place = shown_path(problem.file or file)
     line, column = problem.line or 1, problem.column or 1
-    message = problem.message if len(problem.message) <= _MAX_MESSAGE else f"{problem.message[:_MAX_MESSAGE]}…"
-    remedy = problem.remedy or ""
+    message, remedy = problem.message, problem.remedy or ""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         # https://docs.github.com/actions/reference/workflow-commands-for-github-actions
         place = _escaped(place).replace(":", "%3A").replace(",", "%2C")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pomlflow.content import REQUEST, RESPONSE, is_chat
-
-if TYPE_CHECKING:
-    from poml.api import PomlFrame
 
 
 def transcript(rendered: Any) -> str:
@@ -38,10 +35,10 @@ def transcript(rendered: Any) -> str:
           "temperature": 0
         }
     """
-    frame: PomlFrame | None = getattr(rendered, "frame", rendered)
+    frame = getattr(rendered, "frame", rendered)
     if not hasattr(frame, "output_schema"):
         raise TypeError(f"{type(rendered).__name__} is no render: pass what render() or invoke() of a prompt returns")
-    output = frame.model_dump(mode="json")  # type: ignore[union-attr]
+    output = frame.model_dump(mode="json")
     output["schema"] = output.pop("output_schema")
     return "\n".join(f"--- {title}\n{_text(content)}" for title, content in sections(output))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as default_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -31,9 +31,7 @@ from pomlflow.frame.media import alt_text, audio_format, audio_type, document_na
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import History, in_poml_form
 from pomlflow.template.source import Use
-
-if TYPE_CHECKING:
-    from poml.api import PomlFrame
+from pomlflow.types import Frame
 
 _ROLES = {
     "human": MessageRole.USER,
@@ -233,7 +231,7 @@ class Rendered:
         return cls(record, messages, (messages[0].content or "") if alone else None, parser)
 
     @property
-    def frame(self) -> PomlFrame:
+    def frame(self) -> Frame:
         """The POML frame: ``messages``, ``output_schema``, ``tools``, ``runtime``."""
         return self.record.frame
 
