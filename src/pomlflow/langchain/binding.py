@@ -46,7 +46,7 @@ class _Call:
 class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     """Call a model with the tools, output schema and settings of the prompt value that is its input.
 
-    It adds no run of its own: traces show the model with the frame's arguments, which are computed for each call.
+    It adds no run of its own: traces show the model's run, with the arguments that the frame gives for each call.
     """
 
     parse: bool = False  # whether to return the object in the answer
@@ -60,13 +60,11 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Call the model."""
         call = self._call(input, config, kwargs)
         return call.parse(call.model.invoke(call.value, call.config, **call.kwargs))
 
     @override
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Call the model."""
         call = self._call(input, config, kwargs)
         return call.parse(await call.model.ainvoke(call.value, call.config, **call.kwargs))
 
@@ -76,20 +74,19 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
         call = self._call(input, config, kwargs)
         answer = StreamedAnswer(call.parsed_by)
         for chunk in call.model.stream(call.value, call.config, **call.kwargs):
-            yield from answer.take(chunk)
-        yield from answer.rest()
+            yield from answer.add(chunk)
+        yield from answer.finish()
 
     @override
     async def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        """Stream the answer; with `parse`, the object parsed so far."""
         call = self._call(input, config, kwargs)
         answer = StreamedAnswer(call.parsed_by)
         async for chunk in call.model.astream(call.value, call.config, **call.kwargs):
-            for value in answer.take(chunk):
+            for value in answer.add(chunk):
                 yield value
-        for value in answer.rest():
+        for value in answer.finish():
             yield value
 
     # RunnableBindingBase would pass the same arguments for all inputs of a batch, but each input has its own frame.
@@ -103,7 +100,7 @@ class PomlModel(RunnableBindingBase[LanguageModelInput, Any]):
     def _call(self, value: Any, config: RunnableConfig | None, bound: dict[str, Any]) -> _Call:
         """Prepare a call, and check that the frame's tools and schema fit `function_names` and `parse`.
 
-        `bound` are the arguments bound around this model. Those of the chain's call are in the prompt value.
+        `bound` holds the arguments that are bound to the model. Those of the chain's call are in the prompt value.
         """
         model, config = self.bound, self._merge_configs(config)
         if not isinstance(model, BaseLanguageModel):

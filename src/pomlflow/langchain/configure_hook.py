@@ -18,7 +18,7 @@ from pomlflow.dispatch import Mask
 
 
 class _NoHandler(BaseCallbackHandler):
-    """What LangChain makes itself if autolog is switched off between its two calls of `get` for a run."""
+    """The handler that LangChain makes if autolog is switched off between LangChain's two calls of `get` for a run."""
 
 
 def _none() -> None:
@@ -35,11 +35,11 @@ def _register() -> None:
 
 
 def attach(register: bool, mask: Mask | None) -> None:
-    """Make LangChain add a handler to every run, in place of an earlier one."""
+    """Make LangChain add a new handler to every run, in place of one that was attached before."""
 
     @cache
     def make() -> Any:
-        """Make the handler, once and not before the first run: LangChain may be half imported during `attach`."""
+        """Make the handler once, at the first run: LangChain may be half imported during `attach`."""
         try:
             from pomlflow.langchain.handler import PomlCallbackHandler
 

@@ -78,7 +78,7 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
 
 
 def _items(messages: Sequence[Any], partial: Mapping[str, Any], calls: dict[str, str]) -> Iterator[Item]:
-    """Convert messages; `calls` are the names of the tool calls so far, by their ids, for the answers to them."""
+    """Convert messages; `calls` holds the names of the tool calls so far by id, for the messages that answer them."""
     for item in messages:
         if type(item) is ChatPromptTemplate:
             yield from _items(item.messages, {**partial, **item.partial_variables}, calls)
@@ -122,7 +122,7 @@ def _parts(prompt: Any, partial: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fields(template: str, kind: str, partial: Mapping[str, Any]) -> Iterator[str]:
-    """Convert an f-string, or a Jinja or mustache template that contains only text and variables."""
+    """Convert an f-string, or a Jinja or mustache template with no syntax except variables."""
     if kind == "f-string":
         for text, name, spec, conversion in Formatter().parse(template):
             if text:

@@ -8,11 +8,11 @@ from pomlflow._arguments import refuse_arguments
 from pomlflow._log import warn_once
 from pomlflow.dispatch import Mask, RenderContext, check_mask, set_sink
 from pomlflow.langchain.runs import ContextProxy, current_manager, current_span, open_runs, parent_in, suppressed
-from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_parts, span_in
+from pomlflow.langchain.tracer import MlflowLangchainTracer, Tracer, missing_methods, span_in
 from pomlflow.record import RenderRecord
 from pomlflow.tracking.spans import log_render, prepare
 
-_MISSING = missing_parts(MlflowLangchainTracer)
+_MISSING = missing_methods(MlflowLangchainTracer)
 
 if TYPE_CHECKING:
     _Tracer = Tracer
@@ -66,7 +66,8 @@ class PomlCallbackHandler(_Constructor, _Tracer):
         >>> chain.invoke({"topic": "POML"}, config={"callbacks": [PomlCallbackHandler()]})
     """
 
-    # If this MLflow lacks the private parts that a mask needs, its tracer would store everything, so all is ignored.
+    # Where methods are missing, MLflow's own tracer is used, which would store everything unmasked. So a handler with a
+    # mask then ignores all events.
     ignore_agent = ignore_chain = ignore_chat_model = property(lambda self: bool(_MISSING) and self.mask is not None)
     ignore_llm = ignore_retriever = ignore_retry = ignore_chain
 

@@ -1,4 +1,4 @@
-"""Convert POML's messages to LangChain's, and back, and hold a render in a prompt value."""
+"""Convert POML's messages to LangChain's and back; prompt values that hold a render."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from pomlflow.record import RenderRecord
 from pomlflow.template.history import History, in_poml_form
 from pomlflow.types import Frame
 
-_KINDS: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
+_CLASSES: dict[str, type[BaseMessage]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
 _MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"})
 
 
 def from_poml(
     messages: Sequence[Mapping[str, Any]], natives: Mapping[int, BaseMessage] | None = None
 ) -> list[BaseMessage]:
-    """Convert a frame's messages to LangChain's; `natives` are LangChain's own, by their positions, unchanged."""
+    """Convert a frame's messages to LangChain's. `natives` are LangChain's own by position; they are not changed."""
     made: list[BaseMessage] = []
     for position, message in enumerate(messages):
         if natives and position in natives:
@@ -54,7 +54,7 @@ def _converted(speaker: str, content: str | Sequence[Any]) -> list[BaseMessage]:
     if rest or calls or not made:  # an empty POML message has no parts at all, and is still a message
         content = _content(rest)
         # Only an AI's message can carry calls.
-        message = AIMessage(content, tool_calls=calls) if calls else _KINDS.get(speaker, HumanMessage)(content)
+        message = AIMessage(content, tool_calls=calls) if calls else _CLASSES.get(speaker, HumanMessage)(content)
         made.insert(0, message)
     return made
 
@@ -128,7 +128,7 @@ def describe(message: BaseMessage) -> dict[str, Any]:
     """Return the fields of a message that a template's expressions can read, ``{{message.content}}`` for example."""
     fields = {**message_to_poml(message), "type": message.type}
     if isinstance(message.content, str):
-        # A text, and not POML's parts, so tool calls and their ids get fields of their own.
+        # The content stays a text, which cannot hold tool calls and ids as POML's parts do: they get their own fields.
         fields["content"] = message.content
         if isinstance(message, AIMessage) and message.tool_calls:
             keys = ("id", "name", "args")
@@ -195,14 +195,14 @@ class _Rendered(PromptValue):
     _arguments: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def with_record(self, record: RenderRecord) -> Self:
-        """Set the render, and return the value."""
+        """Set the render and return the value."""
         self._record = record
         return self
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PromptValue) and self.to_messages() == other.to_messages()
 
-    __hash__ = None  # type: ignore[assignment]  # as of every mutable pydantic model
+    __hash__ = None  # type: ignore[assignment]  # like every mutable pydantic model
 
     @property
     def record(self) -> RenderRecord | None:
@@ -252,7 +252,7 @@ class PomlStringPromptValue(_Rendered, StringPromptValue):
 
     @override
     def to_messages(self) -> list[BaseMessage]:
-        """Return one human message with the text, and with the pictures and other media."""
+        """Return one human message with the text, the pictures and the other media."""
         if self._record is None:
             return super().to_messages()
         *_, parts = split_parts(self._record.result()["messages"])

@@ -102,7 +102,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     ) -> Any:
         """Render the prompt and call the model with it."""
         value = self.prompt.invoke(self._variables(request.state, request.runtime, request.messages))
-        call = _Call(self, request, value)
+        call = _AgentCall(self, request, value)
         with call.explain_wrong_answers():
             return call.checked(handler(call.request))
 
@@ -110,9 +110,8 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> Any:
-        """Render the prompt and call the model with it."""
         value = await self.prompt.ainvoke(self._variables(request.state, request.runtime, request.messages))
-        call = _Call(self, request, value)
+        call = _AgentCall(self, request, value)
         with call.explain_wrong_answers():
             return call.checked(await handler(call.request))
 
@@ -126,7 +125,6 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
 
     @override
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Check the tool's arguments, which a person or other middleware may have edited."""
         specs = self._static_tools()
         if specs is None:
             record, _ = await self.prompt.arender_record(self._variables_for(request))
@@ -134,7 +132,10 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return await handler(self._checking(request, specs))
 
     def _checking(self, request: Any, specs: Sequence[ToolSpec]) -> Any:
-        """Return the request with a tool that checks its arguments when called: later middleware may change them."""
+        """Return the request with a tool that checks its arguments when it is called.
+
+        The check is not made here, since later middleware may change the arguments.
+        """
         spec = next((spec for spec in specs if spec.name == request.tool_call["name"]), None)
         if spec is None or request.tool is None:
             return request
@@ -161,7 +162,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return self._variables(request.state, request.runtime, messages)
 
     def _static_tools(self) -> list[ToolSpec] | None:
-        """Return the tools of an earlier render of the same content if they depend on no variable, else None."""
+        """Return the tools of an earlier render of this content, or None if they depend on variables."""
         static = self._static
         return static[1] if static is not None and static[0] == self.prompt.core.digest else None
 
@@ -173,7 +174,7 @@ class PomlMiddleware(AgentMiddleware[Any, Any]):
         return specs
 
 
-class _Call:
+class _AgentCall:
     """One call of an agent's model; `request` is the agent's request with the render applied."""
 
     def __init__(self, middleware: PomlMiddleware, request: ModelRequest[Any], value: PromptValue) -> None:
@@ -186,7 +187,7 @@ class _Call:
         completions = uses_chat_completions(request.model)
         # Whether the provider has structured output: a `ToolStrategy` is a tool.
         has_format = self.schema is not None or not isinstance(request.response_format, ToolStrategy | None)
-        # Without any definition in the markup, the functions describe themselves, like the agent's own tools.
+        # If the markup defines no tool, the functions describe themselves, like the agent's own tools.
         own = middleware.tools if "tools" in middleware.prompt.core.inference.fields else ()
         overrides: dict[str, Any] = {
             "model": settings.model,
@@ -207,7 +208,7 @@ class _Call:
 
     @contextmanager
     def explain_wrong_answers(self) -> Iterator[None]:
-        """Raise the error of the template's schema for an answer that LangChain could not parse."""
+        """Replace LangChain's error for an answer that it could not parse by ours for a refusal or a wrong answer."""
         try:
             yield
         except StructuredOutputValidationError as error:
@@ -235,7 +236,7 @@ class _Call:
 
 
 def _messages(rendered: list[BaseMessage], request: ModelRequest[Any], *, has_conversation: bool) -> dict[str, Any]:
-    """Return the system prompt and messages of a request, with its conversation unless the render contains that."""
+    """Return the system prompt and messages of a request, without its conversation if the render contains that."""
     head = list(takewhile(lambda message: isinstance(message, SystemMessage), rendered))
     rest = rendered[len(head) :]
     messages: list[AnyMessage] = [*rest] if has_conversation else [*rest, *request.messages]  # type: ignore[list-item]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +28,9 @@ _GENERATION_CONFIG = frozenset(
 class ModelArguments:
     """The arguments of a model call."""
 
-    model: BaseLanguageModel[Any]  # a copy with the frame's model name, if the client takes none in a call
+    model: BaseLanguageModel[Any]  # a copy with the frame's model name, if the client ignores that name in a call
     values: dict[str, Any] = field(default_factory=dict)
-    tool_choice: Any = None  # in the form that every client's `bind_tools` takes
+    tool_choice: Any = None  # in the form that `bind_tools` of every client takes
 
 
 def arguments(
@@ -42,8 +42,8 @@ def arguments(
 ) -> ModelArguments:
     """Return the arguments of a model call for one render.
 
-    The frame overrides arguments that were `bound` to the model, except that bound tools are kept next to the frame's.
-    Call-time arguments (`given`) override the frame. `own_tools` are used if the frame has none.
+    The frame overrides the arguments that are `bound` to the model, except tools: the frame's are added to bound ones.
+    Call-time arguments (`given`) override the frame. `own_tools` are used if the markup defines none.
     """
     output, label = record.result(), record.label
     runtime = model_settings(model, output.get("runtime"), label)
@@ -129,25 +129,15 @@ def _tool_choice(choice: Any, provider: Provider | None) -> Any:
 
 def _merged(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
     """Return both lists of tools, without the tools of the first whose names are in the second."""
-    names = {_name(tool) for tool in _split_declarations(after)}
-    return [*(tool for tool in _split_declarations(before) if _name(tool) is None or _name(tool) not in names), *after]
-
-
-def _split_declarations(tools: Sequence[Any]) -> Iterator[Any]:
-    """Yield tools in the client's format; Google's, which hold several functions, are split into one for each."""
-    for tool in tools:
-        if isinstance(tool, Mapping) and tool.get("function_declarations"):
-            yield from ({**tool, "function_declarations": [declared]} for declared in tool["function_declarations"])
-        else:
-            yield tool
+    names = {_name(tool) for tool in after}
+    return [*(tool for tool in before if _name(tool) is None or _name(tool) not in names), *after]
 
 
 def _name(tool: Any) -> Any:
     """Return the name of a tool's function; None for a provider's own tool."""
     if not isinstance(tool, Mapping):
         return getattr(tool, "name", None)
-    declared = tool.get("function_declarations")
-    function = declared[0] if declared else tool.get("function")
+    function = tool.get("function")
     return tool.get("name") if function is None else _name(function)
 
 
@@ -160,7 +150,7 @@ def _to_strict(tool: Any) -> Any:
 
 
 def _override(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Override the frame's arguments by the caller's."""
+    """Return the frame's arguments, overridden by the caller's."""
     made = {**unless_given(values, given), **given}
     if isinstance(config := values.get("generation_config"), Mapping):  # Google's, which would override the caller
         made["generation_config"] = {**unless_given(config, given), **(given.get("generation_config") or {})}

@@ -28,7 +28,7 @@ class PomlOutputParserError(AnswerError, OutputParserException):
 
     Attributes:
         answer: The text of the answer, LangChain's ``llm_output``.
-        message: The message that holds it; None for a text model.
+        message: The message with the answer; None for a text model.
     """
 
     def __init__(self, message: str, answer: str, problems: Iterable[str] = (), raw: BaseMessage | None = None) -> None:
@@ -45,7 +45,7 @@ class PomlRefusalError(PomlOutputParserError, _ModelRefusalError):
 
     Attributes:
         answer: The text of the refusal; empty where the provider gives none.
-        message: The message that holds it, LangChain's ``raw_message``.
+        message: The message with the refusal, LangChain's ``raw_message``.
     """
 
     def __init__(self, message: str, answer: str, problems: Iterable[str] = (), raw: BaseMessage | None = None) -> None:
@@ -54,7 +54,7 @@ class PomlRefusalError(PomlOutputParserError, _ModelRefusalError):
 
 
 def parse_message(answer: Any, record: RenderRecord) -> Any:
-    """Return the object in an answer (None for a stream without chunks), checked by the render's output schema."""
+    """Return the object in an answer, checked by the render's output schema; a stream without chunks is None."""
     label, answer = record.label, "" if answer is None else answer
     raise_refusal(answer, label)
     if isinstance(answer, AIMessage) and answer.tool_calls:
@@ -96,9 +96,9 @@ class StreamedAnswer:
     def __init__(self, parsed_by: RenderRecord | None) -> None:
         self._parsed_by = parsed_by
         self._message: Any = None  # the chunks so far, added up
-        self._value: Any = None  # the object so far; None before it has begun
+        self._value: Any = None  # the object so far; None before its first part
 
-    def take(self, chunk: Any) -> Iterator[Any]:
+    def add(self, chunk: Any) -> Iterator[Any]:
         """Add a chunk; yield it, or the object if it has grown."""
         if self._parsed_by is None:
             yield chunk
@@ -111,7 +111,7 @@ class StreamedAnswer:
             return
         yield from self._changed(value)
 
-    def rest(self) -> Iterator[Any]:
+    def finish(self) -> Iterator[Any]:
         """Check the whole answer by the schema; yield the object if it has changed."""
         if self._parsed_by is not None:
             yield from self._changed(parse_message(self._message, self._parsed_by))

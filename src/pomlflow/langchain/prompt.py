@@ -119,7 +119,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             "registry_origin": registry_origin,
             "template": now.source,
             "name": name,
-            **_variables(now.inference, partial_variables or {}, kwargs.get("input_types") or {}),
+            **_variable_fields(now.inference, partial_variables or {}, kwargs.get("input_types") or {}),
         }
         super().__init__(**fields)
         self._core = core
@@ -247,7 +247,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
 
     @override
     async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        """Render for each input. LangChain would start all at once, which may be more than the engine's queue holds."""
+        """Render for each input, some at a time. LangChain would start them all and might fill the engine's queue."""
         limits = settings()
         most = max(1, min(_RENDERS_PER_WORKER * limits.workers, limits.max_queue))
         configs = get_config_list(config, len(inputs))
@@ -325,9 +325,9 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
     def _set_snapshot(self, now: Snapshot) -> None:
         self._snapshot = now
         self.__dict__["template"] = now.source
-        for field, value in _variables(now.inference, self.partial_variables, self.input_types).items():
+        for field, value in _variable_fields(now.inference, self.partial_variables, self.input_types).items():
             setattr(self, field, value)
-        self.__dict__.pop("_serialized", None)  # LangChain has cached the serialised form of the old template here
+        self.__dict__.pop("_serialized", None)  # LangChain's cache of the old template's serialised form
 
 
 def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
@@ -338,7 +338,7 @@ def _refuse_unknown(cls: type[BaseModel], given: Iterable[str]) -> None:
     refuse_arguments(unknown, cls.__name__, {"register", *fields} - {"register_prompt"})
 
 
-def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+def _variable_fields(found: Inference, partial: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of the fields in which LangChain describes variables."""
     # An optional history is in optional_variables and, with an empty list, in partial_variables, because LangChain's
     # own agent constructors look for agent_scratchpad there.
@@ -355,7 +355,7 @@ def _variables(found: Inference, partial: Mapping[str, Any], types: Mapping[str,
 
 
 def _trace(record: RenderRecord, context: RenderContext) -> bool:
-    """Sink: store a render in its run if MLflow's tracer has been imported, without which nothing traces the run."""
+    """Store a render in its LangChain run. No run is traced unless MLflow's tracer has been imported."""
     if "mlflow.langchain.langchain_tracer" not in sys.modules:
         return False
     from pomlflow.langchain.handler import trace_in_run

@@ -41,7 +41,7 @@ class Run:
     span: GuardedSpan
     parent: Run | None
     is_generator: bool  # whether its body is a generator, which runs in the context of its reader
-    task: asyncio.Task[Any] | None  # in which it was started
+    task: asyncio.Task[Any] | None  # the task in which it was started
     children: dict[Run, None] = field(default_factory=dict)  # those that have not ended
     cancelled_ns: int | None = None  # the time when it was cancelled
     _proxy: ContextProxy = field(init=False)
@@ -49,20 +49,17 @@ class Run:
     def open(self, span: Span) -> None:
         """Make the run's span the active one, and add the run to the open ones."""
         self._proxy = ContextProxy(span, self.run_id, is_generator=self.is_generator)
-        # Never removed from the context, since LangChain may report the end of a run in another one.
+        # Never removed from the context, since LangChain may report the end of a run in another context.
         provider.set_span_in_context(cast("LiveSpan", SimpleNamespace(_span=self._proxy)))
         suppressed.pop(self.run_id, None)  # a caller may give an id to several runs, one after the other
         open_runs[self.run_id] = self
-        if self.parent is None:
-            return
-        self.parent.children[self] = None
-        if self.parent.run_id not in open_runs:  # the parent has ended meanwhile, in another thread
-            self.end_early()
+        if self.parent is not None:
+            self.parent.children[self] = None
 
     def end(self, outputs: Any = None, status: SpanStatus = _OK, *, by_control_flow: bool = False) -> None:
         """End the span. Children that have not ended are ended too, or become children of the parent.
 
-        `by_control_flow` is whether an interrupt, a command to a parent graph or a reader who left ended the run.
+        `by_control_flow` is whether the run ended by an interrupt, a command to a parent graph or a reader who left.
         """
         if not self._close() and self.cancelled_ns is None:
             return
@@ -94,9 +91,9 @@ class Run:
         self.end(status=_CANCELLED if failed else _OK, by_control_flow=by_control_flow)
 
     def cancel(self) -> None:
-        """Close a run that was cancelled, and the children that were too; the spans are ended when the parent ends.
+        """Close a cancelled run and those of its children that were cancelled; their spans end when the parent ends.
 
-        Children that go on in other tasks (``asyncio.shield``) or threads end early.
+        The spans of children that go on in other tasks (``asyncio.shield``) or threads end early.
         """
         suppress(self.run_id)
         if not self._close():
@@ -137,7 +134,7 @@ class ContextProxy:
     def __init__(self, span: Span, run_id: UUID, *, is_generator: bool) -> None:
         self.span: Span | None = span  # None after the run
         before: Span | ContextProxy = provider.get_current_otel_span() or INVALID_SPAN
-        while isinstance(before, ContextProxy) and before.span is None:  # or the chain of proxies would grow forever
+        while isinstance(before, ContextProxy) and before.span is None:  # keeps the chain of proxies short
             before = before.before
         self.before: Span | ContextProxy = before
         self.run_id = run_id
@@ -162,7 +159,7 @@ class ContextProxy:
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """The attributes. MLflow reads the trace's id from the request id, and takes ``"null"`` for no active trace."""
+        """The attributes. MLflow reads the trace's id from the request id; ``"null"`` means that no trace is active."""
         attributes = getattr(self._span_now(), "attributes", None) or {}
         return attributes if SpanAttributeKey.REQUEST_ID in attributes else {SpanAttributeKey.REQUEST_ID: "null"}
 
@@ -170,9 +167,6 @@ class ContextProxy:
     def context(self) -> SpanContext:
         """The span context, under the name that it has in the SDK's spans."""
         return cast("SpanContext", self._span_now().get_span_context())
-
-    def end(self, end_time: int | None = None) -> None:
-        """Do nothing: only the handler ends a run."""
 
 
 Span.register(ContextProxy)  # a context may hold only instances of `Span`

@@ -22,14 +22,13 @@ class PomlTool(StructuredTool):
     """A tool with the description and schema of its definition in a POML file.
 
     Arguments that do not match the schema raise pydantic's `ValidationError`, as in LangChain's own tools, so that
-    `ToolNode` and agents report it to the model. Its cause is a `ToolArgumentsError`. With `strict`, the parameters
-    have the form of OpenAI's strict mode. `hidden` are the arguments that LangChain injects, such as the state.
+    `ToolNode` and agents report it to the model. Its cause is a `ToolArgumentsError`.
     """
 
     spec: ToolSpec
     label: str = "<inline>"
-    strict: bool = False
-    hidden: frozenset[str] = frozenset()
+    strict: bool = False  # whether the model gets the schema in the form of OpenAI's strict mode
+    injected: frozenset[str] = frozenset()  # the arguments that LangChain passes, such as the state
 
     @classmethod
     def of(cls, tool: BaseTool, spec: ToolSpec, label: str, *, strict: bool = False) -> PomlTool:
@@ -37,7 +36,7 @@ class PomlTool(StructuredTool):
         inner = tool if isinstance(tool, StructuredTool) and (tool.func or tool.coroutine) else _structured(tool)
         if (accepted := _accepted(inner)) is not None:
             check_accepts(spec, accepted, label)
-        fields = {"spec": spec, "label": label, "strict": strict, "hidden": _hidden(inner)}
+        fields = {"spec": spec, "label": label, "strict": strict, "injected": _injected(inner)}
         return cls.model_construct(**{**inner.__dict__, "description": spec.description or inner.description, **fields})
 
     @property
@@ -49,8 +48,8 @@ class PomlTool(StructuredTool):
     @override
     def _parse_input(self, tool_input: str | dict[str, Any], tool_call_id: str | None) -> str | dict[str, Any]:
         if isinstance(tool_input, dict):
-            arguments = {name: value for name, value in tool_input.items() if name not in self.hidden}
-            injected = {name: value for name, value in tool_input.items() if name in self.hidden}
+            arguments = {name: value for name, value in tool_input.items() if name not in self.injected}
+            injected = {name: value for name, value in tool_input.items() if name in self.injected}
             try:
                 tool_input = {**check_arguments(self.spec, arguments, self.label), **injected}
             except ToolArgumentsError as error:
@@ -107,9 +106,9 @@ def _accepted(tool: StructuredTool) -> list[str] | None:
     return [spelling for name, field in fields for spelling in (name, field.alias or name)]
 
 
-def _hidden(tool: StructuredTool) -> frozenset[str]:
+def _injected(tool: StructuredTool) -> frozenset[str]:
     """Return the names of the arguments that LangChain injects."""
-    found = {*getattr(tool, "_injected_args_keys", ()), *(tool.hidden if isinstance(tool, PomlTool) else ())}
+    found = {*getattr(tool, "_injected_args_keys", ()), *(tool.injected if isinstance(tool, PomlTool) else ())}
     whole, described = tool.args_schema, tool.tool_call_schema
     if isinstance(whole, type) and issubclass(whole, BaseModel) and isinstance(described, type):
         found |= set(whole.model_fields) - set(getattr(described, "model_fields", whole.model_fields))
@@ -117,7 +116,7 @@ def _hidden(tool: StructuredTool) -> frozenset[str]:
 
 
 def _validation_error(error: ToolArgumentsError) -> ValidationError:
-    """Return pydantic's error with the problems of ours."""
+    """Return pydantic's error with the problems that a `ToolArgumentsError` lists."""
     lines = []
     for problem in error.problems:
         place, _, message = problem.removeprefix("$").removeprefix(".").partition(": ")

@@ -1,9 +1,9 @@
 """MLflow's LangChain tracer with each span under its own parent, also in batches, streams, tasks and graphs.
 
-`missing_parts` checks the private parts of MLflow that this module and `runs` rely on. A span's parent is the run that
-LangChain names as the parent, and not the active span. LangChain may end a run in another task or thread than it
-started it, and a span cannot be removed from the context there. So the context holds a `ContextProxy` instead of the
-run's span.
+`missing_methods` checks the private methods of MLflow that this module relies on. A span's parent is the span of the
+run that LangChain names as the parent, and not the active span. LangChain may report the end of a run in another task
+or thread than its start, where a span cannot be removed from the context. So the context holds a `ContextProxy` instead
+of the run's span.
 
 upstream: mlflow 3.12-3.18, each with a test that fails when MLflow has fixed it:
 
@@ -46,8 +46,8 @@ with warnings.catch_warnings():
 
 _OK: Final = SpanStatus(SpanStatusCode.OK)
 _STREAM_INPUT: Final = {"input": ""}  # the inputs that LangChain reports when a stream starts
-_EVENTS_TASK: Final = "_astream_events_implementation_v2.<locals>.consume_astream"
-_PARTS: Final = {
+_EVENTS_TASK: Final = "_astream_events_implementation_v2.<locals>.consume_astream"  # LangChain's, of `astream_events`
+_METHODS: Final = {  # private methods of MLflow's tracer, and the parameters that are used
     "_start_span": {"span_name", "parent_run_id", "span_type", "run_id", "inputs", "attributes"},
     "_end_span": {"run_id", "span", "outputs", "attributes", "status"},
     "_get_span_by_run_id": {"run_id"},
@@ -56,22 +56,22 @@ _PARTS: Final = {
 }
 
 
-def missing_parts(tracer: type) -> list[str]:
-    """Return the names of the private parts that the installed MLflow lacks; if there are none, `Tracer` works."""
+def missing_methods(tracer: type) -> list[str]:
+    """Return the names of the private methods that the installed MLflow lacks; if there are none, `Tracer` works."""
     missing = []
-    for name, parameters in _PARTS.items():
+    for name, parameters in _METHODS.items():
         function = getattr(tracer, name, None)
         if function is None or not parameters <= inspect.signature(function).parameters.keys():
             missing.append(name)
     return missing
 
 
-def _without_control_flow(store: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a method that stores a run's error, for errors by which control flow or a cancellation stops a run."""
+def _without_control_flow(callback: Callable[..., None]) -> Callable[..., None]:
+    """Wrap an error callback so that control flow and cancellations end the run and are not stored as its error."""
 
     def on_error(self: Tracer, error: BaseException, *, run_id: UUID, **options: Any) -> None:
         if not self._end_if_stopped(error, run_id, options.get("inputs")):
-            store(self, error, run_id=run_id, **options)
+            callback(self, error, run_id=run_id, **options)
 
     return on_error
 
@@ -81,15 +81,15 @@ class Tracer(MlflowLangchainTracer):
 
     register: bool = True  # whether to register POML prompts, if a template does not set that
     mask: Mask | None = None
-    process_wide: bool = False  # whether `autolog` made it: then it begins no trace while MLflow's autolog is on
+    process_wide: bool = False  # whether `autolog` made it: then it starts no trace while MLflow's autolog is on
 
     @property
     def run_inline(self) -> bool:
         """Whether LangChain calls the handler in the run's own task, so that its changes of the context remain."""
         # upstream: langchain-core 1.0-1.7: while any handler is inline, the asynchronous start of a text model is
-        # reported to no other handler, not to `astream_events` either. So this one is not inline for that event.
+        # reported to no other handler, `astream_events` included. So this one is not inline for that event.
         caller = sys._getframe(1)
-        # Before Python 3.12, the caller is a <listcomp>.
+        # Before Python 3.12, the caller is a list comprehension, which has a frame of its own.
         names = {caller.f_code.co_name, caller.f_back and caller.f_back.f_code.co_name}
         return "on_llm_start" not in names
 
@@ -110,10 +110,10 @@ class Tracer(MlflowLangchainTracer):
         # A call in a run may pass callbacks of its own, and then LangChain reports no parent.
         parent = open_runs.get(parent_run_id) or open_runs.get(current_run_id())
         with active(user_span()) if parent is None else nullcontext():
-            above = parent_in(parent.span.span) if parent is not None else mlflow.get_current_active_span()
-            if parent is None and _is_autologs_span(above, span_name, span_type, attributes or {}):
+            parent_span = parent_in(parent.span.span) if parent is not None else mlflow.get_current_active_span()
+            if parent is None and _is_autologs_span(parent_span, span_name, span_type, attributes or {}):
                 return _no_span()
-            span = start_span(above, name=span_name, span_type=span_type)
+            span = start_span(parent_span, name=span_name, span_type=span_type)
         is_generator = _is_generator(span_type, inputs, attributes)
         guarded = GuardedSpan(span, self.mask, with_openai_parts)
         run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=_current_task())
@@ -125,7 +125,7 @@ class Tracer(MlflowLangchainTracer):
 
     def _should_trace(self, run_id: UUID, parent_run_id: UUID | None) -> bool:
         """Return whether this handler is to trace a run that starts."""
-        if run_id in open_runs:  # this handler is in the list twice, or another one of ours comes first
+        if run_id in open_runs:  # this handler is in LangChain's list twice, or after another one of ours
             return False
         if (parent_run_id or current_run_id()) in suppressed:
             suppress(run_id)
@@ -203,8 +203,8 @@ def _graph_control_flow() -> tuple[type[BaseException], ...]:
 def _reader_left(task: asyncio.Task[Any] | None) -> bool:
     """Return whether LangChain cancels the task of an `astream_events` because its reader stopped reading.
 
-    Then it cancels the task once. If the reader was cancelled, it cancels the task twice. The task is also cancelled
-    twice if the program ends after the reader has left: then another task of asyncio's closes the generator.
+    It then cancels the task once, and twice if the reader was cancelled. If the program ends after the reader has left,
+    the task is also cancelled twice, while a task of asyncio closes the generator.
     """
     if task is None or getattr(task.get_coro(), "__qualname__", "") != _EVENTS_TASK:
         return False
@@ -213,14 +213,14 @@ def _reader_left(task: asyncio.Task[Any] | None) -> bool:
     )
 
 
-def _is_autologs_span(above: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
+def _is_autologs_span(span: LiveSpan | None, name: str, span_type: str, attributes: Mapping[str, Any]) -> bool:
     """Return whether the active span is the one that MLflow's autolog has just started for this run.
 
-    This happens if our handler is in a model's constructor, because autolog's tracer is called first then.
+    If our handler is in a model's constructor, LangChain calls autolog's tracer first.
     """
-    if above is None or (above.name, above.span_type) != (name, span_type) or not _mlflow_autolog_is_on():
+    if span is None or (span.name, span.span_type) != (name, span_type) or not _mlflow_autolog_is_on():
         return False
-    return bool(attributes) and attributes.keys() <= above.attributes.keys()
+    return bool(attributes) and attributes.keys() <= span.attributes.keys()
 
 
 def _mlflow_autolog_is_on() -> bool:
