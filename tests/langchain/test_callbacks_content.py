@@ -19,7 +19,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model, TextModel
-from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, model, tree
+from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, model, tree, under
 from tests.spans import everything, hide
 
 import pomlflow
@@ -176,6 +176,13 @@ class Unreadable:
         raise LookupError("unreadable")
 
 
+class UnreadableError(Exception):
+    """An error whose text cannot be read."""
+
+    def __str__(self) -> str:
+        raise LookupError("unreadable")
+
+
 class Unlisted(dict[str, int]):
     """A dict that cannot be read."""
 
@@ -198,6 +205,20 @@ def test_a_value_that_cannot_be_read_costs_its_attribute_and_not_the_span(
     assert "invocation_params" not in called.attributes
     assert "metadata" in called.attributes
     assert {record.name for record in caplog.records} <= {"pomlflow"}
+
+
+@pytest.mark.parametrize("mask", [None, hide])
+def test_an_error_that_cannot_be_read_costs_its_text_and_not_the_trace(mask: Any, stored_traces: Fetch) -> None:
+    def fail(_: Any) -> None:
+        raise UnreadableError
+
+    with pytest.raises(UnreadableError):
+        (greeting() | RunnableLambda(fail)).invoke(GIVEN, config_with(mask=mask))
+    (trace,) = stored_traces()
+    assert tree(trace) == under(
+        "RunnableSequence CHAIN ERROR", "fail CHAIN ERROR\n", "greet CHAIN\n  poml greet PROMPT\n"
+    )
+    assert trace.data.spans[0].status.description == "UnreadableError"
 
 
 def test_a_render_that_cannot_be_traced_is_one_warning(

@@ -70,8 +70,11 @@ def _without_control_flow(callback: Callable[..., None]) -> Callable[..., None]:
     """Wrap an error callback so that control flow and cancellations end the run and are not stored as its error."""
 
     def on_error(self: Tracer, error: BaseException, *, run_id: UUID, **options: Any) -> None:
-        if not self._end_if_stopped(error, run_id, options.get("inputs")):
-            callback(self, error, run_id=run_id, **options)
+        if self._end_if_stopped(error, run_id, options.get("inputs")):
+            return
+        callback(self, error, run_id=run_id, **options)
+        if (run := self._run_of_this_handler(run_id)) is not None:  # MLflow could not read the error's text
+            run.end(status=SpanStatus(SpanStatusCode.ERROR, type(error).__name__))
 
     return on_error
 
