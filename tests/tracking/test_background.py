@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -183,6 +184,28 @@ def test_an_unreachable_server_is_our_warning_alone(tasks, caplog):
     tasks.submit(Job(lambda: None, DEAD))
     assert tasks.flush(1) == 1
     assert [one.name for one in caplog.records if one.levelno >= logging.WARNING] == ["pomlflow"]
+
+
+def test_a_connection_that_the_server_closes_is_no_outage():
+    """It may close one that is kept open at the moment of the next request."""
+    requests = []
+
+    def serve() -> None:
+        for is_first in (True, False):
+            connection, _ = server.accept()
+            with connection:
+                requests.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+                if is_first:
+                    requests.append(connection.recv(65536))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        for _ in range(2):
+            check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
+        serving.join()
+    assert len(requests) == 3
 
 
 def test_no_password_reaches_the_log(tasks, caplog):
