@@ -57,8 +57,8 @@ class PromptContent:
         uri = str(version.uri)
         if not version.is_text_prompt:
             raise NotPomlError(f"{uri} is a chat prompt, not POML: load it with mlflow.genai.load_prompt", uri)
-        source, stated = text_of(version), version.tags.get(DIGEST_TAG)
-        if stated is None and not is_poml(source):
+        source, expected = text_of(version), version.tags.get(DIGEST_TAG)
+        if expected is None and not is_poml(source):
             start = source if len(source) <= 40 else f"{source[:39]}…"  # noqa: PLR2004 - fits into a line
             raise NotPomlError(
                 f"{uri} is plain text, not POML ({start!r}): load it with mlflow.genai.load_prompt, or register it "
@@ -70,10 +70,10 @@ class PromptContent:
         except ValueError as error:
             raise RegistryError(f"{uri} is not what was registered: {error}. Register it again", uri) from error
         digest = content_digest(source, [PromptFile(file.path, file.sha256, Path()) for file in bundle.files])
-        if stated not in {None, digest}:
+        if expected not in {None, digest}:
             raise RegistryError(
                 f"{uri} is not what was registered: its content has the digest {digest[:12]}…, its tag {DIGEST_TAG} "
-                f"is {str(stated)[:12]}…. Register it again; do not copy the tags of another version",
+                f"is {str(expected)[:12]}…. Register it again; do not copy the tags of another version",
                 uri,
             )
         return cls(version, source, digest, bundle)
@@ -100,8 +100,8 @@ class Reference(NamedTuple):
         found = _URI.fullmatch(uri)
         if found is None:
             raise ConfigurationError(f"{uri!r} names no prompt: write prompts:/name/3 or prompts:/name@alias")
-        name, number, named = found.groups()
-        return cls(name, None if number is None else int(number), None if named == "latest" else named)
+        name, number, alias = found.groups()
+        return cls(name, None if number is None else int(number), None if alias == "latest" else alias)
 
     @property
     def uri(self) -> str:

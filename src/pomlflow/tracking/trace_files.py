@@ -67,7 +67,7 @@ def _content(record: RenderRecord, mask: Mask | None) -> dict[str, str]:
     """Return the content of each file, by suffix; a masked result has the form of a span's outputs."""
     inputs: Any = {"prompt": record.source, "context": dict(record.variables), "stylesheet": record.stylesheet}
     result = None if record.output is None else dict(record.output)
-    found: dict[str, str] = {} if result is None or mask is not None else {".result.txt": readable_text(result)}
+    files: dict[str, str] = {} if result is None or mask is not None else {".result.txt": readable_text(result)}
     if mask is not None:
         from pomlflow.tracking.redaction import masked
         from pomlflow.tracking.spans import span_content
@@ -75,13 +75,13 @@ def _content(record: RenderRecord, mask: Mask | None) -> dict[str, str]:
         kept = masked(mask, **copy.deepcopy(span_content(record)))
         inputs, result = kept.get("inputs"), None if record.error else kept.get("outputs")
     inputs = inputs if isinstance(inputs, dict) else {}
-    found[".poml"] = str(inputs.get("prompt") or "")
+    files[".poml"] = str(inputs.get("prompt") or "")
     for key in ("context", "stylesheet"):
         if inputs.get(key):
-            found[f".{key}.json"] = indented_json(inputs[key])
+            files[f".{key}.json"] = indented_json(inputs[key])
     if result is not None:
-        found[".result.json"] = indented_json(result)
-    return found
+        files[".result.json"] = indented_json(result)
+    return files
 
 
 def _write(prefix: Path, suffix: str, text: str, *, new: bool = False) -> None:
