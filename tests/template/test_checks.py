@@ -114,6 +114,7 @@ def test_both_prompts_validate_without_variables(framework: str) -> None:
     pytest.importorskip({"langchain": "langchain_core", "llama_index": "llama_index.core"}[framework])
     prompt = importlib.import_module(f"pomlflow.{framework}").PomlPromptTemplate
     prompt.from_template('<p>{{x.y}}</p><conversation messages="{{history}}"/>').validate()
+    prompt.from_template('<p>{{history[0].content}}</p><conversation messages="{{history}}"/>').validate()
     with pytest.raises(RenderError, match="Component foo not found"):
         prompt.from_template("<foo>{{x}}</foo>").validate()
     with pytest.raises(RenderError, match="Cannot read"):
