@@ -1,4 +1,4 @@
-"""What the tests of MLflow's side share."""
+"""Fixtures of the tests of `pomlflow.tracking`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def publisher() -> Iterator[Any]:
 
 
 @pytest.fixture
-def lookups_go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def lookups_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Hold all lookups of versions until this event is set; MLflow's own flush does not wait for them."""
-    go_on, find = threading.Event(), Registry.find
+    allowed, find = threading.Event(), Registry.find
     monkeypatch.setenv("POMLFLOW_FLUSH_TIMEOUT", "0.1")
-    monkeypatch.setattr(Registry, "find", lambda *given, **named: go_on.wait(30) and find(*given, **named))
-    yield go_on
-    go_on.set()
+    monkeypatch.setattr(Registry, "find", lambda *given, **named: allowed.wait(30) and find(*given, **named))
+    yield allowed
+    allowed.set()
 
 
 @pytest.fixture
 def record() -> Callable[..., RenderRecord]:
-    """Make a render record of content that no other test has; ``record(source=...)`` and the like change it."""
+    """Make a render record whose content no other test has; keyword arguments replace its fields."""
     unique = uuid.uuid4().hex
 
     def make(content: str = "", **changes: Any) -> RenderRecord:

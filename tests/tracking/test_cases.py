@@ -34,8 +34,8 @@ def trace(template: Template, **variables: Any) -> str:
 
 
 def test_a_render_is_not_linked_to_a_recreated_version_1(mlflow_store, stored_traces: Fetch, name, monkeypatch):
-    """Its version 1 is another text from then on."""
-    monkeypatch.setattr(publish, "_FRESH", 0.0)  # as ten seconds later
+    """Version 1 was deleted and registered again with another text."""
+    monkeypatch.setattr(publish, "_FRESH", 0.0)  # as if ten seconds had passed
     shop = Template("<p>OLD {{q}}</p>", name=name)
     trace(shop, q=1)
     assert pomlflow.flush()

@@ -1,4 +1,4 @@
-"""The end of a program that does not flush: all is stored and linked, and it ends, whatever the server does."""
+"""A program that ends without a flush: all is stored and linked, and no server delays its end."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ threading.Thread(target=work).start()
     ids=["at once", "while MLflow exports", "also in a thread that outlives main"],
 )
 def test_all_traces_are_stored_linked_and_found(mlflow_store, record, tmp_path, body):
-    """MLflow alone links none of them from Python 3.12 on, and in 3.12.1 it stores none. The exit code stays."""
+    """MLflow alone links none of them from Python 3.12 on, and stores none in 3.12.1. The exit code is kept."""
     text, code = program(mlflow_store, [record()], TRACE + body), 3 if "sys.exit" in body else 0
     printed = run(text, tmp_path, code=code, **(BUSY if EXPORTING in body else {}))
 
@@ -78,7 +78,7 @@ def test_all_traces_are_stored_linked_and_found(mlflow_store, record, tmp_path, 
 def test_a_refusing_server_does_not_delay_the_exit(record, tmp_path):
     """Nor do many prompts and a long limit.
 
-    No time is measured, but for the limit on the run: MLflow's retries, as they are by default, last four minutes.
+    The program's time limit fails the test: MLflow's retries take four minutes by default.
     """
     body = """
 for record in records:
@@ -103,9 +103,9 @@ def test_a_server_that_never_answers_does_not_delay_the_exit(record, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_children_register_on_their_own_and_store_their_traces(mlflow_store, record, tmp_path):
-    """MLflow's queue comes without its threads into a child, which would wait for them for ever.
+    """A child inherits MLflow's queue without its threads, and would wait for them for ever.
 
-    The second child has nothing to do for the registry before its end, where Python 3.12.1 starts no thread any more.
+    The second child has no task for the registry until its end, when Python 3.12.1 starts no more threads.
     """
     body = f"""
 trace(3)

@@ -74,7 +74,7 @@ def trace_states(server: MlflowServer, experiment: str) -> list[Any]:
 @callers
 @pytest.mark.parametrize("named", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"])
 def test_calls_go_on_while_the_server_is_away(caller: str, named: str, tmp_path: Path) -> None:
-    """MLflow's retries of one lookup last four minutes: longer than the limit on the program."""
+    """MLflow's retries of one lookup take four minutes, longer than the program may run."""
     program = f"import json\n{caller}\nprint(json.dumps([str(call(n)) for n in range(3)]))"
     printed, logged = run(program, tmp_path, DEAD, **{named: "1"})
     assert printed == ["0", "1", "2"]
@@ -88,7 +88,7 @@ def test_calls_go_on_while_the_server_is_away(caller: str, named: str, tmp_path:
     ids=["langchain", "llama_index", "render", "off"],
 )
 def test_nothing_is_looked_up_for_traces_that_mlflow_does_not_store(caller: str, is_off: bool, tmp_path: Path) -> None:
-    """With tracing off, and with an export by OTLP alone, which goes on while the server is away."""
+    """With tracing disabled, and with an export by OTLP alone, which continues while the server is away."""
     setup = """
 import mlflow
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -187,5 +187,5 @@ for _ in range(3):
 print(lookups())
 """
     assert run(program, tmp_path, mlflow_server.uri, MLFLOW_EXPERIMENT_ID=known)[0] >= 3, (
-        "MLflow looks it up once: end experiment.py's own lookup"
+        "MLflow looks it up once: remove the lookup in experiment.py"
     )

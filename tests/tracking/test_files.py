@@ -1,4 +1,4 @@
-"""POML's local trace files: as poml writes them, whole, and one number for one render."""
+"""POML's local trace files: the bytes that poml writes, complete, with one number for each render."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def autolog() -> Iterator[Callable[..., None]]:
 
 
 def written(folder: Path) -> dict[str, str]:
-    """The content of each file, by name; of a link, where it leads."""
+    """The content of each file by its name; for a link, its target."""
     return {
         file.name: f"-> {file.readlink()}" if file.is_symlink() else file.read_bytes().decode()
         for file in sorted(folder.iterdir())
@@ -81,7 +81,7 @@ def test_links_lead_to_the_prompt(prompt: Path, tmp_path: Path, record: Callable
     assert Path(f"{prefix}.source.poml").resolve() == prompt.resolve()
 
 
-def test_inline_markup_has_a_number_and_the_name_that_it_was_given(
+def test_files_of_inline_markup_are_named_by_number_and_prompt(
     tmp_path: Path, record: Callable[..., RenderRecord]
 ) -> None:
     files = TraceFiles(tmp_path)

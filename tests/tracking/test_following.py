@@ -25,7 +25,6 @@ from tests.templates import text, write
 import pomlflow
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError, RenderError
 from pomlflow.template import Template
-from pomlflow.tracking.background import worker
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.load import Reference
 from pomlflow.tracking.versions import register
@@ -35,16 +34,16 @@ pytestmark = pytest.mark.usefixtures("mlflow_store")
 LINKED = "mlflow.linkedPrompts"
 
 
-def opened(name: str, **options: Any) -> Template:
-    """A template that follows what is in production, ten times a second."""
+def registry_template(name: str, **options: Any) -> Template:
+    """A template that follows the version in production, checked ten times a second."""
     return Template(origin=open_prompt(name, **{"alias": "production", "refresh": 0.1, **options}))
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Switch to another machine: an empty working folder, and the old one is gone."""
+def other_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Simulate another machine: a new, empty working folder, and all other files deleted."""
 
-    def go() -> None:
+    def switch() -> None:
         folder = tmp_path / "elsewhere"
         folder.mkdir()
         monkeypatch.chdir(folder)
@@ -52,12 +51,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
             if entry != folder:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    return go
+    return switch
 
 
 def test_a_prompt_renders_and_records_its_version(name: str) -> None:
     uri = f"prompts:/{name}/{publish(name)}"
-    template = opened(name)
+    template = registry_template(name)
     record = template.render({"name": "Ada"})
     assert record.result()["messages"] == [{"speaker": "human", "content": "Hello Ada"}]
     assert (record.name, record.version, record.path, record.register) == (name, 1, None, None)
@@ -65,9 +64,9 @@ def test_a_prompt_renders_and_records_its_version(name: str) -> None:
     assert template.digest == Template(HELLO).digest
 
 
-def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
+def test_an_alias_is_followed_whether_the_template_is_rendered_or_not(name: str) -> None:
     publish(name)
-    used, unused = opened(name), opened(name)
+    used, unused = registry_template(name), registry_template(name)
     assert text(used, name="Ada") == "Hello Ada"
     publish(name, "<p>Bye {{who}}</p>")
     until(lambda: used.render({"name": "Ada", "who": "Ada"}).version == 2)
@@ -79,15 +78,15 @@ def test_an_alias_is_followed_with_its_variables_used_or_not(name: str) -> None:
 def test_a_prompt_is_followed_while_too_many_tasks_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(name)
     monkeypatch.setattr("pomlflow.tracking.background._MAX_TASKS", 0)
-    template = opened(name)
+    template = registry_template(name)
     publish(name, "<p>Bye {{name}}</p>")
     until(lambda: text(template, name="Ada") == "Bye Ada")
 
 
-def test_model_settings_set_in_mlflow_hold_where_the_file_sets_none(name: str) -> None:
-    """The file's settings override them, also under another spelling; a change in MLflow's page is followed."""
+def test_model_settings_of_mlflow_apply_where_the_file_sets_none(name: str) -> None:
+    """The file's settings override MLflow's, whatever their spelling; changes in MLflow are followed."""
     publish(name, "<poml><runtime maxOutputTokens='300' stop='END'/><p>Hello</p></poml>")
-    template = opened(name)
+    template = registry_template(name)
     own = {"maxOutputTokens": 300, "stop": "END"}
     assert template.render({}).output["runtime"] == own
     config = {"model_name": "gpt-5", "max_tokens": 9, "top_p": 0.5, "stop_sequences": ["x"], "reasoning_effort": "low"}
@@ -130,14 +129,14 @@ def test_the_active_run_and_model_are_linked_at_load_as_mlflow_links_them(name: 
 
 def test_the_newest_version_is_followed_where_none_is_named(name: str) -> None:
     publish(name)
-    template = opened(name, alias=None)
+    template = registry_template(name, alias=None)
     mlflow.genai.register_prompt(name, "<p>Newer</p>")
     until(lambda: text(template, name="Ada") == "Newer")
 
 
 def test_a_call_never_waits_for_the_registry(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(name)
-    template = opened(name)
+    template = registry_template(name)
     called, answer = threading.Event(), threading.Event()
     fetch = Reference.fetch
 
@@ -168,9 +167,9 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
-def test_a_number_is_looked_up_once(name: str, lookups: Counter[str]) -> None:
+def test_a_version_number_is_looked_up_once(name: str, lookups: Counter[str]) -> None:
     publish(name)
-    followed, fixed = opened(name), opened(name, alias=None, version=1)
+    followed, fixed = registry_template(name), registry_template(name, alias=None, version=1)
     assert text(fixed, name="Ada") == "Hello Ada"
     until(lambda: lookups[followed.origin.uri] > 3)
     assert lookups[fixed.origin.uri] == 1
@@ -178,7 +177,7 @@ def test_a_number_is_looked_up_once(name: str, lookups: Counter[str]) -> None:
 
 def test_following_ends_with_the_last_template(name: str, lookups: Counter[str]) -> None:
     publish(name)
-    template, other = opened(name), opened(name, alias=None)
+    template, other = registry_template(name), registry_template(name, alias=None)
     uri, others = template.origin.uri, other.origin.uri
     del template
     gc.collect()
@@ -189,10 +188,12 @@ def test_following_ends_with_the_last_template(name: str, lookups: Counter[str])
     assert lookups[uri] == last
 
 
-def test_an_unreachable_registry_keeps_no_template_alive(name: str, tmp_path: Path) -> None:
+def test_an_unreachable_registry_keeps_no_template_alive(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     mlflow.set_registry_uri(DEAD)
-    template = opened(name, fallback=Template(path=write(tmp_path / "fallback.poml", "<p>Fallback</p>")))
-    until(lambda: DEAD in worker._outages)
+    template = registry_template(name, fallback=Template(path=write(tmp_path / "fallback.poml", "<p>Fallback</p>")))
+    until(lambda: warnings_of(caplog))
     origin = weakref.ref(template.origin)
     del template
     gc.collect()
@@ -205,7 +206,7 @@ def test_the_last_good_version_stays(
 ) -> None:
     """One warning is logged, however often it is looked up; the next good version is followed."""
     publish(name)
-    template = opened(name)
+    template = registry_template(name)
     if change == "plain text":
         version = mlflow.genai.register_prompt(name, "Hello {{name}}")
         mlflow.genai.set_prompt_alias(name, "production", version.version)
@@ -230,21 +231,21 @@ def test_a_cold_start_without_a_fallback_is_an_error(
     if register_first:
         mlflow.genai.register_prompt(name, "Hello {{name}}")
     with pytest.raises(error, match=f"prompts:/{name}"):
-        opened(name, alias=None)
+        registry_template(name, alias=None)
 
 
 def test_a_cold_start_without_a_server_is_an_error(name: str, caplog: pytest.LogCaptureFixture) -> None:
     mlflow.set_registry_uri(DEAD)
     for _ in range(3):
         with pytest.raises(RegistryError, match=f"prompts:/{name}@production"):
-            opened(name)
+            registry_template(name)
     assert warnings_of(caplog) == []
 
 
 def test_the_digest_of_a_fallback_is_that_of_its_files_as_they_are_now(name: str, tmp_path: Path) -> None:
     file = write(tmp_path / "fallback.poml", '<poml><include src="rules.poml"/></poml>')
     write(tmp_path / "rules.poml", "<p>One</p>")
-    template = opened(name, fallback=Template(path=file))
+    template = registry_template(name, fallback=Template(path=file))
     template.render({})
     write(tmp_path / "rules.poml", "<p>Another</p>")
     assert template.render({}).digest == Template(path=file).render({}).digest
@@ -252,7 +253,7 @@ def test_the_digest_of_a_fallback_is_that_of_its_files_as_they_are_now(name: str
 
 def test_a_fallback_is_used_until_the_registry_has_the_prompt(name: str, tmp_path: Path) -> None:
     file = write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>")
-    template = opened(name, fallback=Template(path=file))
+    template = registry_template(name, fallback=Template(path=file))
     record = template.render({"name": "Ada"})
     assert record.result()["messages"][0]["content"] == "Fallback Ada"
     assert (record.name, record.version, record.register) == (name, None, False)
@@ -264,21 +265,21 @@ def test_a_fallback_is_used_until_the_registry_has_the_prompt(name: str, tmp_pat
 @pytest.mark.parametrize("options", [{"refresh": 0}, {"refresh": -1}, {"timeout": 0}, {"refresh": float("nan")}])
 def test_invalid_times_are_refused(name: str, options: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="number of seconds above 0"):
-        opened(name, **options)
+        registry_template(name, **options)
 
 
 def test_a_registry_that_is_slow_is_waited_for_up_to_the_timeout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
     monkeypatch.setattr(Reference, "fetch", lambda *_: answer.wait(60))
     with pytest.raises(RegistryError, match=r"within 0\.05 s"):
-        opened(name, timeout=0.05)
+        registry_template(name, timeout=0.05)
     answer.set()
 
 
 # --- files
 
 
-def with_files(folder: Path, name: str) -> Template:
+def template_with_files(folder: Path, name: str) -> Template:
     write(folder / "prompts" / "parts" / "tone.poml", "<p>Be {{mood}}.</p>")
     write(folder / "shared" / "facts.json", '{"fact": "Water is wet."}')
     write(folder / "prompts" / "note.txt", "A note.")
@@ -292,12 +293,12 @@ def with_files(folder: Path, name: str) -> Template:
 WHOLE = "Be kind.\n\nA note.\n\nWater is wet."
 
 
-def test_a_prompt_renders_on_another_machine(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
-    made = with_files(tmp_path, name)
+def test_a_prompt_renders_on_another_machine(name: str, tmp_path: Path, other_machine: Callable[[], None]) -> None:
+    made = template_with_files(tmp_path, name)
     digest = made.digest
     register(made, alias="production")
-    elsewhere()
-    template = opened(name)
+    other_machine()
+    template = registry_template(name)
     assert template.inference.variables == ("mood",)
     record = template.render({"mood": "kind"})
     assert record.result()["messages"][0]["content"] == WHOLE
@@ -306,8 +307,8 @@ def test_a_prompt_renders_on_another_machine(name: str, tmp_path: Path, elsewher
 
 
 def test_the_files_of_a_prompt_are_restored_when_a_system_cleans_up(name: str, tmp_path: Path) -> None:
-    register(with_files(tmp_path, name), alias="production")
-    template = opened(name)
+    register(template_with_files(tmp_path, name), alias="production")
+    template = registry_template(name)
     for root in template.current().roots:
         shutil.rmtree(root)
     assert text(template, mood="kind") == WHOLE
@@ -316,16 +317,18 @@ def test_the_files_of_a_prompt_are_restored_when_a_system_cleans_up(name: str, t
 LARGE = "large.txt"
 
 
-def with_a_large_file(folder: Path, name: str) -> str:
+def register_large_file(folder: Path, name: str) -> str:
     (folder / LARGE).write_text(os.urandom(500_000).hex(), encoding="utf-8")
     register(Template(f'<document if="large" src="{LARGE}"/><p>Small</p>', name=name), alias="production")
     return (folder / LARGE).read_text(encoding="utf-8")
 
 
-def test_an_omitted_file_is_named_where_it_is_missing(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
-    with_a_large_file(tmp_path, name)
-    elsewhere()
-    template = opened(name)
+def test_an_omitted_file_is_named_where_it_is_missing(
+    name: str, tmp_path: Path, other_machine: Callable[[], None]
+) -> None:
+    register_large_file(tmp_path, name)
+    other_machine()
+    template = registry_template(name)
     assert text(template, large=False) == "Small"
     with pytest.raises(RenderError) as caught:
         template.render({"large": True}).result()
@@ -335,33 +338,33 @@ def test_an_omitted_file_is_named_where_it_is_missing(name: str, tmp_path: Path,
     assert "base_dir=" in message
 
 
-def test_an_omitted_file_is_taken_from_base_dir(name: str, tmp_path: Path, elsewhere: Callable[[], None]) -> None:
-    content = with_a_large_file(tmp_path, name)
-    elsewhere()
+def test_an_omitted_file_is_taken_from_base_dir(name: str, tmp_path: Path, other_machine: Callable[[], None]) -> None:
+    content = register_large_file(tmp_path, name)
+    other_machine()
     folder = tmp_path / "elsewhere" / "data"
     write(folder / LARGE, content)
-    template = opened(name, base_dir=folder)
+    template = registry_template(name, base_dir=folder)
     assert text(template, large=True) == f"{content}\n\nSmall"
 
     write(folder / LARGE, "other")
     with pytest.raises(RenderError, match="another file, with another digest"):
-        opened(name, base_dir=folder).render({"large": True}).result()
+        registry_template(name, base_dir=folder).render({"large": True}).result()
 
 
 def test_a_version_without_tags_has_the_files_of_the_version_before(
-    name: str, tmp_path: Path, elsewhere: Callable[[], None]
+    name: str, tmp_path: Path, other_machine: Callable[[], None]
 ) -> None:
     """MLflow's optimisers register a text without tags."""
-    made = with_files(tmp_path, name)
+    made = template_with_files(tmp_path, name)
     paths = [file.path for file in made.current().files]
     register(made)
     mlflow.genai.register_prompt(name, made.source.replace("<p>{{fact}}</p>", "<p>Remember: {{fact}}</p>"))
     for number in range(11):  # versions without files, before the next one that names some and after it
         publish(name, f"<p>No files {number}</p>")
     mlflow.genai.register_prompt(name, made.source.replace("<p>{{fact}}</p>", "<p>Never forget: {{fact}}</p>"))
-    elsewhere()
+    other_machine()
     for version, words in ((2, "Remember"), (14, "Never forget")):
-        template = opened(name, alias=None, version=version)
+        template = registry_template(name, alias=None, version=version)
         for one in (template, pickle.loads(pickle.dumps(template))):
             record = one.render({"mood": "kind"})
             assert record.result()["messages"][0]["content"] == WHOLE.replace("Water", f"{words}: Water")
@@ -373,10 +376,10 @@ def test_a_version_without_tags_finds_its_includes_in_base_dir(name: str, tmp_pa
     mlflow.genai.register_prompt(name, '<include src="parts/tone.poml"/>')
     write(tmp_path / "data" / "parts" / "tone.poml", '<include src="deep.poml"/>')
     write(tmp_path / "data" / "parts" / "deep.poml", "<p>Be {{mood}}.</p>")
-    bare = opened(name, alias=None)
+    bare = registry_template(name, alias=None)
     with pytest.raises(RenderError, match=r"parts/tone\.poml was not stored with .*registered without it"):
         bare.render({}).result()
-    with_folder = opened(name, alias=None, base_dir=tmp_path / "data")
+    with_folder = registry_template(name, alias=None, base_dir=tmp_path / "data")
     assert with_folder.inference.variables == ("mood",)
     assert text(with_folder, mood="kind") == "Be kind."
 
@@ -391,7 +394,7 @@ def test_no_file_of_this_machine_is_read_for_a_version_from_elsewhere(name: str,
     markup = f'<include src="{source.format(absolute=secret.as_posix())}"/><p>Hello</p>'
     mlflow.genai.register_prompt(name, markup)
     for base_dir in (None, tmp_path / "data"):
-        now = opened(name, alias=None, base_dir=base_dir).current()
+        now = registry_template(name, alias=None, base_dir=base_dir).current()
         assert now.inference.variables == ()
         assert now.files == ()
         assert now.roots is not None
@@ -399,8 +402,8 @@ def test_no_file_of_this_machine_is_read_for_a_version_from_elsewhere(name: str,
 
 
 def test_a_version_may_read_only_what_is_stored_with_it(name: str, tmp_path: Path) -> None:
-    register(with_files(tmp_path, name), alias="production")
-    now = opened(name).current()
+    register(template_with_files(tmp_path, name), alias="production")
+    now = registry_template(name).current()
     (root,) = now.roots
     assert {file.location.relative_to(root).as_posix() for file in now.files} == {
         "prompts/parts/tone.poml",
@@ -413,14 +416,14 @@ def test_a_version_may_read_only_what_is_stored_with_it(name: str, tmp_path: Pat
 # --- copies
 
 
-def test_a_pickled_one_renders_where_there_is_no_registry(
-    name: str, tmp_path: Path, elsewhere: Callable[[], None]
+def test_a_pickled_template_renders_without_a_registry(
+    name: str, tmp_path: Path, other_machine: Callable[[], None]
 ) -> None:
-    """With its files, which go with the process."""
-    register(with_files(tmp_path, name), alias="production")
-    pickled = pickle.dumps(opened(name))
+    """With its files, in a folder that is deleted with the process."""
+    register(template_with_files(tmp_path, name), alias="production")
+    pickled = pickle.dumps(registry_template(name))
     assert mlflow.get_tracking_uri().encode() not in pickled
-    elsewhere()
+    other_machine()
     file = tmp_path / "template.pickle"
     file.write_bytes(pickled)
     code = (
@@ -439,7 +442,7 @@ def test_a_pickled_one_renders_where_there_is_no_registry(
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_follows_by_itself(name: str) -> None:
     publish(name)
-    template = opened(name)
+    template = registry_template(name)
     moved = multiprocessing.get_context("fork").Event()
 
     def child(answers: Any) -> None:

@@ -37,7 +37,7 @@ def test_each_call_renders_the_last_known_version(
     from pomlflow.llama_index import PomlPromptTemplate as LlamaIndex
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own retries hold up a renewal for minutes
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own retries delay a lookup for minutes
     name = f"life-{os.getpid()}"
     uri, fallback = f"prompts:/{name}@production", write(tmp_path / "fallback.poml", "<p>Fallback {{name}}</p>")
     server = ServerPort(mlflow_server)

@@ -32,7 +32,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stored(stored_traces: Callable[[], list[Trace]]) -> Iterator[Callable[..., Any]]:
-    """Render, and give the span as it was stored."""
+    """Render, and return the span as it was stored."""
 
     def store(markup: str, variables: dict[str, Any], **options: Any) -> Any:
         log_render(Template(markup).render(variables), parent=None, register=False, **options)
@@ -43,7 +43,7 @@ def stored(stored_traces: Callable[[], list[Trace]]) -> Iterator[Callable[..., A
 
 
 def test_a_cut_text_counts_what_is_missing(stored: Callable[..., Any]) -> None:
-    """In markup, variables and messages, at any depth; what is within the limit is whole."""
+    """In markup, variables and messages, at any depth; shorter texts are stored whole."""
     exact = "x y" + "z" * 1497
     span = stored(f"<p>{{{{rows[0].text}}}}</p><!-- {LONG} -->", {"rows": [{"text": LONG, "n": 1}], "exact": exact})
     cut = LONG[:1500] + "… [300 more characters: max_content]"
@@ -75,7 +75,7 @@ def test_without_a_limit_all_is_stored(stored: Callable[..., Any]) -> None:
     assert "cut" not in span.attributes["poml.replay"]
 
 
-def test_a_mask_sees_all_and_what_it_leaves_is_cut(stored: Callable[..., Any]) -> None:
+def test_a_mask_receives_whole_texts_and_its_result_is_cut(stored: Callable[..., Any]) -> None:
     seen: list[Any] = []
 
     def mask(content: dict[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from pomlflow.tracking.versions import register
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 
-def raw(name: str, template: Any, **tags: str) -> str:
-    """A version that pomlflow did not make; return its URI."""
+def register_by_mlflow(name: str, template: Any, **tags: str) -> str:
+    """Register a version by MLflow itself; return its URI."""
     return str(mlflow.genai.register_prompt(name, template, tags=tags).uri)
 
 
@@ -111,7 +111,7 @@ def test_an_unreachable_registry_is_an_error(name: str) -> None:
 
 def test_untagged_poml_is_recognised_by_content(name: str) -> None:
     """MLflow's optimisers and its page register without our tags."""
-    loaded = load(raw(name, "<poml>\n  <role>Clerk</role>\n  {{question}}\n</poml>"))
+    loaded = load(register_by_mlflow(name, "<poml>\n  <role>Clerk</role>\n  {{question}}\n</poml>"))
     assert loaded.digest == sha(loaded.source)
 
 
@@ -127,7 +127,7 @@ def test_untagged_poml_is_recognised_by_content(name: str) -> None:
     ids=["text", "empty", "text with tags", "tags of its own", "chat"],
 )
 def test_what_is_not_poml_is_a_clear_error(name: str, template: Any) -> None:
-    uri = raw(name, template)
+    uri = register_by_mlflow(name, template)
     with pytest.raises(NotPomlError, match=rf"^{uri} is .*load_prompt") as caught:
         load(uri)
     assert caught.value.uri == uri
@@ -138,7 +138,7 @@ def test_a_text_that_was_registered_as_poml_is_poml(name: str) -> None:
     assert load(name).source == "Answer the question: {{question}}"
 
 
-def folder_of_files(folder: Path) -> Template:
+def template_with_files(folder: Path) -> Template:
     """A prompt that names files of every kind, next to, below and above it."""
     write(folder / "prompts" / "parts" / "tone.poml", '<include src="deep.poml"/>\r\n<p>Grüße</p>')
     write(folder / "prompts" / "parts" / "deep.poml", "<p>Deep {{mood}}</p>")
@@ -153,7 +153,7 @@ def folder_of_files(folder: Path) -> Template:
 
 
 def test_the_files_that_a_prompt_names_are_stored_with_it(name: str, tmp_path: Path) -> None:
-    template = folder_of_files(tmp_path)
+    template = template_with_files(tmp_path)
     version = register(template).version
     loaded = load(version.uri)
 
@@ -192,7 +192,7 @@ def test_an_omitted_file_has_a_reason(name: str, tmp_path: Path) -> None:
 def test_a_file_that_no_render_could_read_is_not_stored(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the author of a prompt that others register, for example in CI, would get at their files."""
+    """Otherwise the author of a prompt that others register, as in CI, could read their files."""
     monkeypatch.setattr(settings, "_current", settings.Settings())
     secret = write(tmp_path / "other" / "secret.txt", "the secret")
     write(tmp_path / "home" / "note.txt", "note")
@@ -223,7 +223,7 @@ def test_a_file_of_half_a_megabyte_of_text_is_stored_in_pieces(name: str, tmp_pa
 
 
 def test_a_file_that_changed_since_its_render_is_not_registered(name: str, tmp_path: Path) -> None:
-    """Else the version would have a digest that is not that of its files."""
+    """Otherwise the version's digest would not be that of its files."""
     write(tmp_path / "note.txt", "first")
     template = Template('<document src="note.txt"/>', name=name)
     record = template.render({})
@@ -262,8 +262,8 @@ def test_a_version_that_was_changed_is_refused(name: str, tmp_path: Path, change
         load(version.uri)
 
 
-def hostile(path: str, folder: str = "", content: bytes = b"x", **entry: Any) -> dict[str, str]:
-    """The tags of a version made to harm."""
+def hostile_tags(path: str, folder: str = "", content: bytes = b"x", **entry: Any) -> dict[str, str]:
+    """The tags of a malicious version."""
     packed = base64.b64encode(zlib.compress(content)).decode()
     file = {"path": path, "sha256": hashlib.sha256(content).hexdigest(), "tags": ["poml_file_1"], **entry}
     return {"poml_files": json.dumps({"folder": folder, "files": [file]}), "poml_file_1": packed}
@@ -289,7 +289,7 @@ def hostile(path: str, folder: str = "", content: bytes = b"x", **entry: Any) ->
 )
 def test_a_path_that_leads_out_of_its_folder_is_refused(path: str, folder: str) -> None:
     with pytest.raises(ValueError, match="leads out of its folder"):
-        unpack(hostile(path, folder))
+        unpack(hostile_tags(path, folder))
 
 
 def test_what_is_packed_can_be_unpacked(tmp_path: Path) -> None:
@@ -305,8 +305,8 @@ def test_what_is_packed_can_be_unpacked(tmp_path: Path) -> None:
     assert bundle.omitted["b.txt"].startswith("it has 11,000,000 bytes; all files of a version are limited to ")
 
 
-def test_a_bomb_is_not_unpacked() -> None:
+def test_a_decompression_bomb_is_not_unpacked() -> None:
     limit = 20_000_000
-    assert unpack(hostile("a", content=b"0" * limit)).files[0].content == b"0" * limit
+    assert unpack(hostile_tags("a", content=b"0" * limit)).files[0].content == b"0" * limit
     with pytest.raises(ValueError, match="more than 20,000,000 bytes"):
-        unpack(hostile("a", content=b"0" * (limit + 1)))
+        unpack(hostile_tags("a", content=b"0" * (limit + 1)))

@@ -1,4 +1,4 @@
-"""`pomlflow.flush()` finishes MLflow's part and ours, within its limit, and returns whether all is stored."""
+"""`pomlflow.flush()` stores traces, versions and links within its time limit, and returns whether all are stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def trace(record: Any) -> str:
 
 
 def test_mlflows_own_flush_finishes_links_too(mlflow_store, record, monkeypatch):
-    """The version is not made before the flush waits for it."""
+    """No version is registered until the flush waits for it."""
     waited, flush, find = threading.Event(), worker.flush, Registry.find
     monkeypatch.setattr(worker, "flush", lambda *given: (waited.set(), flush(*given))[1])
     monkeypatch.setattr(Registry, "find", lambda *given, **named: waited.wait(30) and find(*given, **named))
@@ -65,23 +65,23 @@ def test_a_queue_that_another_thread_starts_at_exit_is_not_stopped(monkeypatch):
 
 def test_a_flush_keeps_its_limit(mlflow_store, record, monkeypatch):
     """MLflow's own flush lasts minutes while its server is away."""
-    mended = threading.Event()
+    reachable = threading.Event()
     start_trace = TracingClient.start_trace
 
     def slowly(self: TracingClient, info: Any) -> Any:
-        mended.wait(60)
+        reachable.wait(60)
         return start_trace(self, info)
 
     monkeypatch.setattr(TracingClient, "start_trace", slowly)
     trace_id = trace(record())
     assert not pomlflow.flush(0.1)
-    mended.set()
+    reachable.set()
     assert pomlflow.flush(30)
     assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(trace_id).tags
 
 
 def test_a_flush_falls_back_on_mlflows_own(mlflow_store, record, monkeypatch):
-    """Where an MLflow to come has no such queues."""
+    """A future MLflow may have no such queues."""
     trace_id, flush = trace(record()), mlflow.flush_trace_async_logging
     monkeypatch.delattr(shutdown.provider, "_get_span_processor")
     monkeypatch.setattr(mlflow, "flush_trace_async_logging", lambda: (monkeypatch.undo(), flush()))
@@ -90,13 +90,13 @@ def test_a_flush_falls_back_on_mlflows_own(mlflow_store, record, monkeypatch):
 
 
 def test_an_unreachable_former_store_does_not_delay_a_flush(mlflow_store, record):
-    """The server was away, and the notebook continues with another store: what can be finished is, at once."""
-    there = mlflow.get_registry_uri()
+    """A notebook switches from an unreachable server to another store: tasks for the store are finished at once."""
+    store = mlflow.get_registry_uri()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
     mlflow.set_registry_uri(address)
     trace(record("for the server"))
-    mlflow.set_registry_uri(there)
+    mlflow.set_registry_uri(store)
     late = trace(record("for the store"))
     assert not pomlflow.flush(timeout=3600)
     assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(late).tags

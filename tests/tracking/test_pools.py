@@ -1,4 +1,4 @@
-"""Processes that SIGTERM ends, as a `multiprocessing.Pool` ends its own: all is stored, and each of them ends."""
+"""SIGTERM ends processes, as those of a `multiprocessing.Pool`: all is stored before, and none is left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tracking.programs import run
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and reads /proc")
 
-# Elsewhere SIGTERM has 0.2 s here. A database that is locked for a second is a store that needs more.
+# At SIGTERM, only processes of `multiprocessing` may take longer than these 0.2 s: the store is locked for a second.
 HEAD = """
 import multiprocessing, os, signal, sqlite3, sys, threading, time
 from pathlib import Path
@@ -82,7 +82,7 @@ def links(experiment: str) -> Counter[tuple[str, ...]]:
 
 @pytest.mark.parametrize(("tasks", "processes"), [(None, 2), (2, 4)], ids=["ended by SIGTERM", "replaced"])
 def test_a_pool_stores_all_and_its_processes_end(mlflow_store, tmp_path: Path, tasks: int | None, processes: int):
-    """With their Node processes, whatever time the store needs."""
+    """So do their Node processes, however long the store takes."""
     printed = run(program(mlflow_store, POOL, TASKS=tasks), tmp_path)
     assert links(mlflow_store) == {("why/1",): 8}
     assert printed == f"True {2 * processes}\n"
@@ -94,8 +94,8 @@ def test_a_pool_ends_without_a_server(tmp_path: Path):
     assert "True 4\n" in printed
 
 
-def test_what_a_store_does_not_take_in_time_is_counted(mlflow_store, tmp_path: Path):
-    """In one line for a process."""
+def test_what_a_store_takes_too_long_for_is_reported(mlflow_store, tmp_path: Path):
+    """Each process logs one line."""
     body = POOL.replace("with context", "shutdown._CHILD_TIMEOUT = 0.2\nwith context")
     printed = run(program(mlflow_store, body, TASKS=None), tmp_path)
     assert printed.count("The process ends before MLflow has stored everything: ") == 2
@@ -134,7 +134,7 @@ print(process.exitcode)
     ids=["idle", "with a lock", "in a thread", "own handler"],
 )  # fmt: skip
 def test_a_terminated_process_stores_all(mlflow_store, tmp_path: Path, code: str, exitcode: int):
-    """And its exit code is what it would be without traces."""
+    """Its exit code is that of a process without traces."""
     printed = run(program(mlflow_store, PROCESS.replace("CODE", code)), tmp_path)
     assert links(mlflow_store) == {("why/1",): 1}
     assert printed == f"{exitcode}\n"

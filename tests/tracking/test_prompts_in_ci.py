@@ -1,4 +1,4 @@
-"""The walk-through of prompts in CI on its page, as it is there, against a real server."""
+"""The commands under "Prompts in CI" of the documentation, run unchanged against a real server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.server
 
 
 def commands() -> list[list[str]]:
-    """Each command's words, as a shell would split them."""
+    """The words of each command, split as by a shell."""
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     found = re.search(r"^## Prompts in CI\n\n<!-- not run: .+? -->\n```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL)
     assert found is not None

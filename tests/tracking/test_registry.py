@@ -25,7 +25,7 @@ from pomlflow.tracking.links import TraceLink
 
 
 def trace(record: Any, publisher: Any, **options: Any) -> str:
-    """A trace of one span, as an exporter gets it, with the record linked."""
+    """Make a trace of one span that is linked to the record; return its id."""
     with mlflow.start_span("poml") as span:
         publisher.link(record, span.trace_id, **options)
     return span.trace_id
@@ -67,11 +67,11 @@ def test_a_new_publisher_finds_the_version(mlflow_store, publisher, record):
     assert len(versions(record().name)) == 1
 
 
-def test_a_trace_in_the_store_is_linked_late(mlflow_store, publisher, record, lookups_go_on):
+def test_a_trace_in_the_store_is_linked_late(mlflow_store, publisher, record, lookups_allowed):
     """The trace is exported before its prompt is registered: a slow registry, a short chain."""
     trace_id = trace(record(), publisher)
     wait_until_stored(trace_id)
-    lookups_go_on.set()
+    lookups_allowed.set()
     assert publisher.flush(30)
 
     assert linked(trace_id) == [f"{record().name}/1"]
@@ -105,17 +105,17 @@ def test_an_exported_trace_is_linked_without_a_flush(mlflow_store, publisher, re
     until(lambda: trace_id in found_by(f"{record().name}/1", mlflow_store))
 
 
-def test_a_late_link_keeps_the_earlier_ones(mlflow_store, publisher, record, lookups_go_on):
+def test_a_late_link_keeps_the_earlier_ones(mlflow_store, publisher, record, lookups_allowed):
     early, late = record("early"), record("late")
-    lookups_go_on.set()
+    lookups_allowed.set()
     trace(early, publisher, wait=30)
-    lookups_go_on.clear()
+    lookups_allowed.clear()
     with mlflow.start_span("chain") as span:
         publisher.link(early, span.trace_id)
         publisher.link(late, span.trace_id)
     trace_id = span.trace_id
     wait_until_stored(trace_id)
-    lookups_go_on.set()
+    lookups_allowed.set()
     assert publisher.flush(30)
 
     assert linked(trace_id) == [f"{early.name}/1", f"{early.name}/2"]
@@ -123,12 +123,12 @@ def test_a_late_link_keeps_the_earlier_ones(mlflow_store, publisher, record, loo
 
 
 def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
-    mlflow_store, publisher, record, lookups_go_on, monkeypatch
+    mlflow_store, publisher, record, lookups_allowed, monkeypatch
 ):
-    """MLflow stores spans first and the trace afterwards; a link made in between would be overwritten."""
-    lookups_go_on.set()
+    """MLflow stores the spans before the trace; a link that is made in between would be overwritten."""
+    lookups_allowed.set()
     trace(record("early"), publisher, wait=30)
-    lookups_go_on.clear()
+    lookups_allowed.clear()
     late = record("late")
     arrived = threading.Event()
     start_trace = TracingClient.start_trace
@@ -144,7 +144,7 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
     exporting = threading.Thread(target=mlflow.flush_trace_async_logging)
     exporting.start()
     until(lambda: not _in_memory(span.trace_id))
-    lookups_go_on.set()
+    lookups_allowed.set()
     assert not pomlflow.flush(0.5)
     arrived.set()
     exporting.join()
@@ -156,7 +156,7 @@ def test_a_trace_on_its_way_to_the_store_is_linked_when_it_is_there(
 
 def test_a_trace_on_its_way_to_unity_catalog_is_linked_when_it_is_there(mlflow_store, publisher, record, monkeypatch):
     """Its client hides that a trace is missing."""
-    start_trace, arrived, asked, linked_to = TracingClient.start_trace, threading.Event(), threading.Event(), []
+    start_trace, arrived, requested, linked_to = TracingClient.start_trace, threading.Event(), threading.Event(), []
 
     class UnityCatalog:
         @property
@@ -164,7 +164,7 @@ def test_a_trace_on_its_way_to_unity_catalog_is_linked_when_it_is_there(mlflow_s
             return self
 
         def get_trace_info(self, trace_id):
-            asked.set()
+            requested.set()
             if not arrived.is_set():
                 raise MlflowException(f"no {trace_id}", error_code=RESOURCE_DOES_NOT_EXIST)
 
@@ -176,7 +176,7 @@ def test_a_trace_on_its_way_to_unity_catalog_is_linked_when_it_is_there(mlflow_s
     for client in ("_tracking_client", "TracingClient"):
         monkeypatch.setattr(links, client, lambda _: UnityCatalog())
     trace_id = trace(record(), publisher, wait=30)
-    until(lambda: pomlflow.flush(0.5) or asked.is_set())
+    until(lambda: pomlflow.flush(0.5) or requested.is_set())
     assert linked_to == []
     arrived.set()
     assert pomlflow.flush()
@@ -189,7 +189,7 @@ def _in_memory(trace_id: str) -> bool:
 
 
 def test_a_link_that_fails_is_counted_and_does_not_affect_others(
-    mlflow_store, publisher, record, lookups_go_on, monkeypatch, caplog
+    mlflow_store, publisher, record, lookups_allowed, monkeypatch, caplog
 ):
     add, failures = TraceLink.add, [RuntimeError("no link")]
 
@@ -201,12 +201,12 @@ def test_a_link_that_fails_is_counted_and_does_not_affect_others(
     monkeypatch.setattr(TraceLink, "add", fail_once)
     traces = [trace(record(), publisher) for _ in range(2)]
     wait_until_stored(traces[1])
-    lookups_go_on.set()
+    lookups_allowed.set()
     assert not publisher.flush(30)
 
     assert [linked(one) for one in traces] == [[], [f"{record().name}/1"]]
     assert ["no link" in warning for warning in warnings_of(caplog)] == [True]
-    assert publisher.link(record(), trace(record(), publisher)).version == 1  # linked by another attempt, not dropped
+    assert publisher.link(record(), trace(record(), publisher)).version == 1  # a new attempt succeeds
 
 
 def test_a_source_too_long_is_warned_of_once(mlflow_store, publisher, record, caplog):
@@ -321,7 +321,7 @@ def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, publis
     assert connecting
     assert threading.current_thread() not in connecting
 
-    # The same thread goes on with a registry that is there.
+    # The same thread then works for a registry that is reachable.
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
     with mlflow.start_span("chain") as span:
         assert publisher.link(record(), span.trace_id, wait=60).version == 1
@@ -329,7 +329,7 @@ def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, publis
 
 
 def test_memory_is_bounded_while_a_server_is_away(mlflow_store, publisher, record, monkeypatch):
-    """What does not wait is counted as lost."""
+    """What is dropped is counted as lost."""
     monkeypatch.setattr(background, "_MAX_TASKS", 4)  # three lookups, and the links of the trace
     monkeypatch.setattr(publish, "_MAX_TRACES", 10)
     mlflow.set_registry_uri(DEAD)

@@ -45,8 +45,8 @@ def test_a_prompt_is_registered_linked_and_listed(mlflow_server, use_server, pub
     assert greet.name in [prompt.name for prompt in MlflowClient().search_prompts(f"experiment_id = '{experiment}'")]
 
 
-def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, record, tmp_path):
-    """MLflow's client opens that as well: one that is being set up, or is broken, held the prompts of a server up."""
+def test_the_registry_does_not_need_the_tracking_database(mlflow_server, use_server, record, tmp_path):
+    """MLflow's client of a registry opens the tracking database too, which may be broken or still be created."""
     use_server(mlflow_server)
     (tmp_path / "broken.db").write_bytes(b"no database" * 1000)
     mlflow.set_tracking_uri(f"sqlite:///{(tmp_path / 'broken.db').as_posix()}")
@@ -60,7 +60,7 @@ def test_it_depends_on_no_database_that_traces_go_to(mlflow_server, use_server, 
 
 
 def test_a_server_gone_in_the_middle_and_back(mlflow_server, use_server, publisher, record, caplog, monkeypatch):
-    """Calls go on with one warning; what was rendered meanwhile is registered and linked when the server is back."""
+    """One warning is logged; renders during the outage are registered and linked once the server is reachable again."""
     # MLflow's own exporter loses a trace when its retries end; the pauses between these double.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")

@@ -71,12 +71,12 @@ def trace_of(mlflow_store: str) -> Iterator[Callable[..., str]]:
     mlflow.tracing.reset()
 
 
-def only(trace_id: str) -> ReplayedRender:
+def only_render(trace_id: str) -> ReplayedRender:
     (render,) = pomlflow.replay(trace_id).renders
     return render
 
 
-def texts(render: ReplayedRender) -> list[str]:
+def difference_texts(render: ReplayedRender) -> list[str]:
     return [str(difference) for difference in render.differences]
 
 
@@ -84,7 +84,7 @@ def texts(render: ReplayedRender) -> list[str]:
 
 
 def test_an_edited_file_is_rendered_with_the_values_of_the_trace(trace_of: Callable[..., str], folder: Path) -> None:
-    """It reads what any file of the user's own may; the others of the trace are rendered as they were stored."""
+    """It may read what any file of the user may; the trace's other prompts are rendered as stored."""
     file = write(folder / "a.poml", "<p>Be kind to {{name}}.</p>")
     other = Template("<p>{{name}}</p>", name="other")
     trace_id = trace_of((Template(path=file), {"name": "Ada"}), (other, {"name": "Bo"}))
@@ -93,7 +93,7 @@ def test_an_edited_file_is_rendered_with_the_values_of_the_trace(trace_of: Calla
     assert pomlflow.replay(trace_id).identical
     edited, same = pomlflow.replay(trace_id, "a.poml").renders
     assert (edited.outcome, same.outcome) == ("different", "identical")
-    assert texts(edited) == ["messages[0].content\n- Be kind to Ada.\n+ Be brief to Ada.\n+ \n+ More."]
+    assert difference_texts(edited) == ["messages[0].content\n- Be kind to Ada.\n+ Be brief to Ada.\n+ \n+ More."]
     assert edited.reasons == ("rendered with a.poml",)
     write(file, "<p>{{title}}</p>")
     edited, _ = pomlflow.replay(trace_id, file).renders
@@ -117,10 +117,8 @@ def test_an_edited_file_of_another_name_is_for_the_only_prompt(trace_of: Callabl
 # --- identical ---
 
 
-def test_what_the_corpus_holds_comes_out_as_it_did(
-    trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A third of the corpus, errors too: in one trace, with its attachments."""
+def test_prompts_of_the_corpus_are_replayed(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the corpus, with errors and attachments, in one trace."""
     monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=Path(__file__).parents[1] / "corpus"))
     every = [*shapes(), *(one for one in cases()[::4] if one.fails)]
     store = [
@@ -133,18 +131,18 @@ def test_what_the_corpus_holds_comes_out_as_it_did(
     assert {render.record.error is None for render in replayed.renders if render.record} == {True, False}
 
 
-def test_values_that_json_cannot_hold_come_out_as_they_did(trace_of: Callable[..., str]) -> None:
+def test_values_that_json_cannot_hold_are_replayed(trace_of: Callable[..., str]) -> None:
     markup = "<p>{{n}} {{up}} {{data.toString()}} {{big}} {{none}} {{typeof n}}</p>"
     given = {"n": float("nan"), "up": float("-inf"), "data": b"caf\xc3\xa9", "big": 2**60, "none": None}
-    render = only(trace_of((Template(markup), given)))
+    render = only_render(trace_of((Template(markup), given)))
     assert render.outcome == "identical"
     assert render.record is not None
     assert render.record.result()["messages"][0]["content"] == "NaN -Infinity café 1152921504606846976 number"
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_native_messages_are_where_they_were(trace_of: Callable[..., str], chat: bool) -> None:
-    """Chosen by an expression, with tools and a picture; and where one text is wanted, as that."""
+def test_native_messages_keep_their_places(trace_of: Callable[..., str], chat: bool) -> None:
+    """An expression chooses them; they hold tool calls and a picture. With chat=False they are text."""
     media = base64.b64encode(PICTURE).decode()
     notes = [
         Note("human", "one"),
@@ -153,29 +151,29 @@ def test_native_messages_are_where_they_were(trace_of: Callable[..., str], chat:
         Note("tool", "four"),
     ]
     markup = '<poml><conversation messages="{{h.slice(1)}}"/><human-msg>{{h.length}} {{q}}</human-msg></poml>'
-    render = only(trace_of((Template(markup, chat=chat), {"h": notes, "q": "?"}), native=True))
-    assert (render.outcome, texts(render)) == ("identical", [])
+    render = only_render(trace_of((Template(markup, chat=chat), {"h": notes, "q": "?"}), native=True))
+    assert (render.outcome, difference_texts(render)) == ("identical", [])
     assert render.record is not None
     assert (len(render.record.result()["messages"]) == 4) == chat
 
 
 @pytest.mark.parametrize("head", ["", "data:image/png;base64,"], ids=["base64", "data URI"])
 def test_media_are_read_back_from_the_artifact_store(trace_of: Callable[..., str], folder: Path, head: str) -> None:
-    """In variables and in what came out; a data URI stays one, and base64 alone stays that."""
+    """In variables and in the result; a data URI stays one, and plain base64 stays plain."""
     text = head + base64.b64encode(PICTURE).decode()
     markup = "<poml><p>{{text.length}} {{text.slice(0, 5)}}</p><img base64=\"{{data.toString('base64')}}\"/></poml>"
     trace_id = trace_of((Template(markup), {"text": text, "data": PICTURE, "list": [{"of": text}]}))
-    assert only(trace_id).outcome == "identical"
+    assert only_render(trace_id).outcome == "identical"
     assert len(list(folder.rglob("attachments/*"))) == 4
 
     for attachments in folder.rglob("attachments"):
         shutil.rmtree(attachments)
-    gone = only(trace_id)
+    gone = only_render(trace_id)
     assert gone.outcome == "incomplete"
     assert "an attachment (image/png) is not in the artifact store" in gone.reasons[0]
 
 
-def test_a_failed_render_fails_as_it_did(trace_of: Callable[..., str], folder: Path) -> None:
+def test_a_failed_render_fails_alike(trace_of: Callable[..., str], folder: Path) -> None:
     """Errors are compared without the file, whose path differs between machines."""
     wrong = Template(path=write(folder / "a.poml", "<poml>\n  <p>{{ x.y.z }}</p>\n</poml>"))
     replayed = pomlflow.replay(trace_of((wrong, {"x": {}}), (wrong, {"y": 1})))
@@ -186,14 +184,14 @@ def test_a_failed_render_fails_as_it_did(trace_of: Callable[..., str], folder: P
     ]
 
 
-def test_it_is_the_traces_markup_that_is_rendered(trace_of: Callable[..., str], folder: Path) -> None:
-    """Whatever has become of its file."""
+def test_the_markup_of_the_trace_is_rendered(trace_of: Callable[..., str], folder: Path) -> None:
+    """Even if its file has changed or is missing."""
     file = write(folder / "a.poml", HELLO)
     trace_id = trace_of((Template(path=file), {"name": "Ada"}))
     write(file, "<p>Bye {{name}}</p>")
-    assert only(trace_id).outcome == "identical"
+    assert only_render(trace_id).outcome == "identical"
     file.unlink()
-    assert only(trace_id).outcome == "identical"
+    assert only_render(trace_id).outcome == "identical"
 
 
 # --- different ---
@@ -207,13 +205,13 @@ def test_a_file_that_has_changed_or_is_gone_is_named(trace_of: Callable[..., str
     assert pomlflow.replay(trace_id).identical
 
     write(folder / "p" / "facts.txt", "The sky is grey.\nSo is the sea.")
-    render = only(trace_id)
-    assert texts(render) == ["messages[0].content\n- The sky is blue.\n+ The sky is grey."]
+    render = only_render(trace_id)
+    assert difference_texts(render) == ["messages[0].content\n- The sky is blue.\n+ The sky is grey."]
     assert render.reasons[0].startswith("p/facts.txt has changed: it was written at 20")
     assert len(render.reasons) == 1
 
     (folder / "p" / "tone.poml").unlink()
-    render = only(trace_id)
+    render = only_render(trace_id)
     assert [difference.where for difference in render.differences] == ["error"]
     assert render.reasons[0] == f"p/tone.poml is not there any more ({folder / 'p' / 'tone.poml'})"
     shown = str(pomlflow.replay(trace_id)).splitlines()
@@ -229,15 +227,13 @@ def test_files_are_found_from_the_prompt_root(
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     remedy = "run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
-    assert only(trace_id).reasons == (f"there is no folder {folder / 'elsewhere' / 'p'}: {remedy}",)
+    assert only_render(trace_id).reasons == (f"there is no folder {folder / 'elsewhere' / 'p'}: {remedy}",)
     monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder))
-    assert only(trace_id).outcome == "identical"
+    assert only_render(trace_id).outcome == "identical"
 
 
-def test_files_that_are_gone_come_out_of_the_registry(
-    trace_of: Callable[..., str], folder: Path, publisher: Any
-) -> None:
-    """As on another machine: the version that the trace names holds them. Files that are there are read."""
+def test_missing_files_are_read_from_the_registry(trace_of: Callable[..., str], folder: Path, publisher: Any) -> None:
+    """From the version that the trace names, as on another machine; files that exist are read from the disk."""
     name = f"p{os.getpid()}"
     write(folder / name / "tone.poml", "<p>Be kind.</p>")
     template = Template(path=write(folder / name / "a.poml", '<poml><include src="tone.poml"/><p>{{q}}</p></poml>'))
@@ -257,40 +253,40 @@ def test_files_that_are_gone_come_out_of_the_registry(
 def test_versions_that_have_changed_are_named(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     trace_id = trace_of((Template("<p>{{ Math.random() }}</p>"), {}))
     monkeypatch.setattr("pomlflow.engine.poml_version", lambda: "0.0.9")
-    assert only(trace_id).reasons == ("poml was 0.0.8, and is 0.0.9 now",)
+    assert only_render(trace_id).reasons == ("poml was 0.0.8, and is 0.0.9 now",)
 
 
 def test_a_difference_without_a_change_that_the_trace_names(trace_of: Callable[..., str], folder: Path) -> None:
     """A clock, chance, or a file that a variable names: only the difference is known."""
     write(folder / "one.txt", "one")
     trace_id = trace_of((Template('<document src="{{file}}"/>'), {"file": "one.txt"}))
-    assert only(trace_id).outcome == "identical"
+    assert only_render(trace_id).outcome == "identical"
     write(folder / "one.txt", "two")
-    render = only(trace_id)
-    assert texts(render) == ["messages[0].content\n- one\n+ two"]
+    render = only_render(trace_id)
+    assert difference_texts(render) == ["messages[0].content\n- one\n+ two"]
     assert render.reasons == ("none of the files and versions that the trace names has changed",)
 
 
 def test_a_trace_is_not_trusted(trace_of: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may read files where a replay looks for its own, and no others, whatever folder it names."""
+    """It may read files in the prompt root, the working folder and `allow_read`, whatever folder it names."""
     work, other = folder / "work", folder / "other"
     write(other / "note.txt", "the secret")
     work.mkdir()
     monkeypatch.chdir(work)
     trace_id = trace_of((Template('<document src="note.txt"/>', base_dir=other), {}))
-    render = only(trace_id)
+    render = only_render(trace_id)
     assert render.record is not None
     assert "may not be read: this template is not trusted" in str(render.record.error)
     assert "the secret" not in "".join(difference.now or "" for difference in render.differences)
     monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder))
-    assert only(trace_id).outcome == "different"  # its folder is named from the new root
+    assert only_render(trace_id).outcome == "different"  # its folder is named from the new root
 
 
 def test_a_picture_that_has_changed_is_shown_by_its_digest(trace_of: Callable[..., str], folder: Path) -> None:
     (folder / "a.png").write_bytes(picture(1))
     trace_id = trace_of((Template('<img src="a.png" syntax="multimedia"/>'), {}))
     (folder / "a.png").write_bytes(picture(2))
-    (difference,) = only(trace_id).differences
+    (difference,) = only_render(trace_id).differences
     assert difference.where == "messages[0].content[0].image_url.url"
     assert difference.then is not None
     assert difference.now is not None
@@ -304,37 +300,39 @@ def test_a_picture_that_has_changed_is_shown_by_its_digest(trace_of: Callable[..
 NOT_THERE = "the markup and the variables are not in the trace: something redacted or cut them"
 
 
-def redacted(span: Any) -> None:
+def remove_inputs(span: Any) -> None:
     span.set_inputs({"prompt": "…"})
 
 
 def test_what_a_mask_removed_is_a_reason(trace_of: Callable[..., str]) -> None:
     render = Template(HELLO), {"name": "Ada"}
-    nothing = only(trace_of(render, mask=lambda _: {}))
+    nothing = only_render(trace_of(render, mask=lambda _: {}))
     assert (nothing.outcome, nothing.record) == ("incomplete", None)
     assert nothing.reasons == ("a mask or max_content changed the markup or the variables before they were stored",)
-    inputs = only(trace_of(render, mask=lambda kept: {"inputs": kept["inputs"]}))
+    inputs = only_render(trace_of(render, mask=lambda kept: {"inputs": kept["inputs"]}))
     lost = "a mask or max_content changed the result before it was stored"
     assert inputs.reasons == (lost,)
     assert inputs.record is not None
-    assert only(trace_of(render, mask=lambda kept: kept)).outcome == "identical"
-    failed = only(trace_of((Template("<p>{{x.y}}</p>"), {"x": None}), mask=lambda kept: {"inputs": kept["inputs"]}))
+    assert only_render(trace_of(render, mask=lambda kept: kept)).outcome == "identical"
+    failed = only_render(
+        trace_of((Template("<p>{{x.y}}</p>"), {"x": None}), mask=lambda kept: {"inputs": kept["inputs"]})
+    )
     assert failed.reasons == (lost,)
 
 
 def test_what_a_span_processor_removed_is_a_reason(trace_of: Callable[..., str]) -> None:
-    mlflow.tracing.configure(span_processors=[redacted])
+    mlflow.tracing.configure(span_processors=[remove_inputs])
     try:
         trace_id = trace_of((Template(HELLO), {"name": "Ada"}))
     finally:
         mlflow.tracing.reset()
-    assert only(trace_id).reasons == (NOT_THERE,)
+    assert only_render(trace_id).reasons == (NOT_THERE,)
 
 
 def test_what_was_cut_is_a_reason(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "300")
     mlflow.tracing.reset()
-    render = only(trace_of((Template(HELLO), {"name": "Ada" * 200})))
+    render = only_render(trace_of((Template(HELLO), {"name": "Ada" * 200})))
     assert render.reasons == (NOT_THERE,)
 
 
@@ -342,7 +340,7 @@ def test_an_attachment_that_was_too_large_is_a_reason(
     trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACE_MAX_ATTACHMENT_SIZE", "10")
-    render = only(trace_of((Template("<p>{{data.length}}</p>"), {"data": PICTURE})))
+    render = only_render(trace_of((Template("<p>{{data.length}}</p>"), {"data": PICTURE})))
     assert render.outcome == "incomplete"
     assert render.reasons[0].startswith("context.data.__base64__ is not in the trace: Attachment too large: ")
 
@@ -370,7 +368,7 @@ def test_a_trace_that_is_not_stored_yet_is_waited_for(mlflow_store: str, monkeyp
     assert pomlflow.replay(span.trace_id).identical
 
 
-def test_what_a_span_holds_for_it_is_small(trace_of: Callable[..., str]) -> None:
-    """What is as most prompts have it is left out."""
+def test_a_span_stores_no_default_values_for_replay(trace_of: Callable[..., str]) -> None:
+    """Most prompts have only default values."""
     trace: Trace = mlflow.get_trace(trace_of((Template(HELLO), {"name": "Ada"})))
     assert trace.data.spans[1].attributes["poml.replay"] == {"pomlflow": pomlflow.__version__}

@@ -1,4 +1,4 @@
-"""Replays from a real ``mlflow server``, whose artifacts come through it: of plain renders and of both frameworks."""
+"""Replays of plain renders and of both frameworks from a real ``mlflow server``, which serves the artifacts too."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_trace_on_a_server_is_replayed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With its pictures, out of the server's artifacts."""
+    """With its pictures, from the server's artifacts."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "p" / "tone.poml", "<p>Be kind.</p>")
     write(tmp_path / "p" / "a.poml", MARKUP)

@@ -1,4 +1,4 @@
-"""One content is one version, under the right name and with all that MLflow can show; on a real SQLite store."""
+"""Each content is one version, with the name, tags and settings that MLflow shows; on a real SQLite store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_text_registered_by_hand_is_another_version_where_it_names_files(recor
 
 
 def test_a_version_that_was_rendered_is_found_if_it_still_has_its_content(record):
-    """Deleting a prompt and making it anew gives version 1 again."""
+    """A prompt that is deleted and registered again starts with version 1."""
     source = record().source
     from_registry = record(version=1, digest=content_digest(source, ()))
     mlflow.genai.register_prompt(record().name, source)
@@ -67,7 +67,7 @@ def test_a_version_that_was_rendered_is_found_if_it_still_has_its_content(record
 
 
 class UnityCatalog(MlflowClient):
-    """MLflow's client as it is with Unity Catalog: prompts are no models, and are listed in pages without a filter."""
+    """MLflow's client for Unity Catalog: prompts are no models, and are listed in pages, without a filter."""
 
     def search_model_versions(self, *_: Any, **__: Any) -> Any:
         raise MlflowException("there is no such model")
@@ -88,7 +88,7 @@ def test_unity_catalog_is_searched_in_pages_of_all_versions(record):
     assert registry.last_with_files(record().name, 4) is None
 
 
-def test_a_lookup_makes_nothing(record):
+def test_a_lookup_registers_nothing(record):
     assert find_or_create(record(), create=False) is None
     assert versions(record().name) == []
     find_or_create(record())
@@ -173,14 +173,14 @@ def test_runtime_as_mlflows_model_config(runtime, expected):
 
 
 def test_a_name_that_the_user_gave_holds_for_several_files(record, caplog):
-    """So that a prompt can move from one file to another, and keep its history."""
+    """A prompt can move to another file and keep its history."""
     find_or_create(record("before", path="old/place.poml"))
     find_or_create(record("after", path="new/place.poml"))
     assert [one.tags["poml_path"] for one in versions(record().name)] == ["old/place.poml", "new/place.poml"]
     assert caplog.records == []
 
 
-def test_the_name_of_a_model_is_left_alone(record):
+def test_a_registered_model_of_that_name_is_left_alone(record):
     MlflowClient().create_registered_model(record().name)
     with pytest.raises(RejectedError, match="registered model"):
         find_or_create(record())
@@ -195,7 +195,7 @@ def test_a_name_that_mlflow_cannot_take_is_refused(record, name):
 
 @pytest.mark.parametrize("known", [False, True], ids=["a new prompt", "a new content"])
 def test_eight_concurrent_registrations_make_one_version(record, known, caplog, monkeypatch):
-    """Several make a version; all but the lowest are withdrawn, with a message."""
+    """Several threads register a version; all but the lowest number are deleted again, which is logged."""
     caplog.set_level(logging.INFO, "pomlflow")
     if known:
         find_or_create(record("before"))
