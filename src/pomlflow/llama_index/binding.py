@@ -60,15 +60,15 @@ class PomlLLM:
 
     def _request(self, rendered: Rendered, llm_kwargs: Options, **options: Any) -> Request:
         output = rendered.record.result()
-        own = {**self.llm_kwargs, **(llm_kwargs or {})}
-        settings = settings_for(self.llm, output.get("runtime"), own, rendered.record.label)
+        given = {**self.llm_kwargs, **(llm_kwargs or {})}
+        settings = settings_for(self.llm, output.get("runtime"), given, rendered.record.label)
         choice = settings.pop("tool_choice", None)
-        model = BoundLLM.of(self.llm, {**settings, **own}, rendered.record.label)
+        model = BoundLLM.of(self.llm, {**settings, **given}, rendered.record.label)
         options = {"tools": tool_specs(output), "choice": choice, "schema": output.get("schema"), **options}
         return model.request(rendered, **options)
 
-    def _structured(self, rendered: Rendered, llm_kwargs: Options, kind: type[BaseModel] | None) -> Request:
-        reader = AnswerReader.of(kind, rendered.record.result().get("schema"), rendered.record.label)
+    def _structured(self, rendered: Rendered, llm_kwargs: Options, output_cls: type[BaseModel] | None) -> Request:
+        reader = AnswerReader.of(output_cls, rendered.record.result().get("schema"), rendered.record.label)
         return self._request(rendered, llm_kwargs, tools=(), reader=reader)
 
     @_dispatcher.span
@@ -85,26 +85,28 @@ class PomlLLM:
         Raises:
             PomlError: The render failed, or the model does not support a part of the file.
         """
-        response: ChatResponse = self._request(self.prompt.render(variables), llm_kwargs, chats=True).send()
+        response: ChatResponse = self._request(self.prompt.render(variables), llm_kwargs, always_chat=True).send()
         return response
 
     @_dispatcher.span
     async def achat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponse:
         """Render and chat without blocking the event loop; otherwise like `chat`."""
-        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=True)
+        request = self._request(await self.prompt.arender(variables), llm_kwargs, always_chat=True)
         response: ChatResponse = await request.send("a")
         return response
 
     @_dispatcher.span
     def stream_chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponseGen:
         """Render, and stream a chat; otherwise like `chat`."""
-        stream: ChatResponseGen = self._request(self.prompt.render(variables), llm_kwargs, chats=True).send("stream_")
+        stream: ChatResponseGen = self._request(self.prompt.render(variables), llm_kwargs, always_chat=True).send(
+            "stream_"
+        )
         return stream
 
     @_dispatcher.span
     async def astream_chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponseAsyncGen:
         """Render and stream a chat without blocking the event loop; otherwise like `chat`."""
-        request = self._request(await self.prompt.arender(variables), llm_kwargs, chats=True)
+        request = self._request(await self.prompt.arender(variables), llm_kwargs, always_chat=True)
         stream: ChatResponseAsyncGen = await request.send("astream_")
         return stream
 
@@ -176,7 +178,7 @@ class PomlLLM:
             missing properties are None.
         """
         request = self._structured(self.prompt.render(variables), llm_kwargs, output_cls)
-        return request.growing(request.send("stream_"))
+        return request.partial_answers(request.send("stream_"))
 
     @_dispatcher.span
     async def astream_structured_predict(
@@ -184,7 +186,7 @@ class PomlLLM:
     ) -> AsyncIterator[Any]:
         """Stream the object without blocking the event loop; otherwise like `stream_structured_predict`."""
         request = self._structured(await self.prompt.arender(variables), llm_kwargs, output_cls)
-        return request.agrowing(await request.send("astream_"))
+        return request.apartial_answers(await request.send("astream_"))
 
 
 def agent_kwargs(
@@ -195,16 +197,16 @@ def agent_kwargs(
     `defined` is whether the markup defines tools.
     """
     record, label = rendered.record, rendered.record.label
-    output, own = record.result(), dict(llm_kwargs)
-    settings = settings_for(llm, output.get("runtime"), own, label)
+    output, given = record.result(), dict(llm_kwargs)
+    settings = settings_for(llm, output.get("runtime"), given, label)
     # For the first call only: an agent that must call a tool in every call never ends.
-    choice = own.pop("tool_choice", settings.pop("tool_choice", None))
+    choice = given.pop("tool_choice", settings.pop("tool_choice", None))
     system, examples = _system_and_examples(rendered, label)
     # The record is kept for links to the prompt's version, which need no content.
     record = dataclasses.replace(record, context=b"{}", output={**output, "messages": []})
     exact = "tools" in record.static_fields
     made: dict[str, Any] = {
-        "llm": BoundLLM.of(llm, {**settings, **own}, label, examples=examples, record=record),
+        "llm": BoundLLM.of(llm, {**settings, **given}, label, examples=examples, record=record),
         "system_prompt": system,
         "tools": bind_tools(tool_specs(output), tools, label, exact=exact) if defined else plain_tools(tools),
     }

@@ -40,13 +40,13 @@ def to_poml(prompt: BasePromptTemplate) -> str:
     """
     if type(prompt) is RichPromptTemplate:
         remedy = 'write it anew, by the table in docs/migration.md, "From RichPromptTemplate"'
-        raise no_form(type(prompt).__name__, f"is written in Jinja, which has no form here: {remedy}")
+        raise no_form(type(prompt).__name__, f"is written in Jinja, which has no form in POML: {remedy}")
     if type(prompt) is PromptTemplate:
         templates = [ChatMessage(prompt.template)]
     elif type(prompt) is ChatPromptTemplate:
         templates = prompt.message_templates
     else:
-        raise no_form(type(prompt).__name__, "has no form here: convert the prompts in it, or write it anew")
+        raise no_form(type(prompt).__name__, "has no form in POML: convert the prompts in it, or write it anew")
     if prompt.output_parser is not None:
         raise no_form("output_parser", "has no form in POML: give it to the new prompt")
     for name in prompt.function_mappings or {}:

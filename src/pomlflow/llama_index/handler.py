@@ -115,7 +115,7 @@ class PomlCallbackHandler(BaseCallbackHandler):
     def __reduce__(self) -> Any:
         return type(self), (self.register, self.mask)
 
-    # Membership in a callback manager only marks what is to be traced: the dispatcher reports more than its calls.
+    # A callback manager only marks what to trace. Its calls are ignored, since LlamaIndex's dispatcher reports more.
 
     def on_event_start(self, *_: Any, event_id: str = "", **__: Any) -> str:
         """Do nothing."""
@@ -166,8 +166,8 @@ class _Attachments:
                 )
             key = id(component)
             # The id of a collected component may be used again.
-            gone = weakref.ref(component, lambda _, key=key: self._by_component.pop(key, None))  # type: ignore[misc]
-            self._by_component[key] = gone, handler
+            reference = weakref.ref(component, lambda _, key=key: self._by_component.pop(key, None))  # type: ignore[misc]
+            self._by_component[key] = reference, handler
 
     def detach(self, handler: PomlCallbackHandler, components: tuple[Any, ...]) -> None:
         """Detach a handler from components, or from everything."""
@@ -178,7 +178,7 @@ class _Attachments:
             self._global.remove(handler)
 
     def choose(self, component: Any) -> PomlCallbackHandler | None:
-        """Return the handler that traces a span without a parent, in the order of `PomlCallbackHandler`, or None."""
+        """Return the handler that traces a span without a parent, or None; `PomlCallbackHandler` has the order."""
         if scope := _scope.get():
             return scope[-1]
         # A handler that is attached to a model also traces the calls of a `PomlLLM` with that model.
@@ -192,14 +192,14 @@ class _Attachments:
         return self._global[-1] if self._global else None
 
     def install(self) -> None:
-        """Add our two handlers to LlamaIndex's dispatcher, once; before MLflow's, so that our span is active for it."""
+        """Add our two handlers to LlamaIndex's dispatcher, once."""
         set_sink("llama_index", trace_in_span)
         with self._lock:
             if any(one is self.spans for one in self._root.span_handlers):  # pydantic's objects are equal by value
                 return
             self.spans.start()
-            self._root.span_handlers = [self.spans, *self._root.span_handlers]
-            self._root.event_handlers = [self._events, *self._root.event_handlers]
+            self._root.add_span_handler(self.spans)
+            self._root.add_event_handler(self._events)
 
 
 _autolog_handlers: Final[list[PomlCallbackHandler]] = []  # of `pomlflow.autolog`: one, or two during a replacement
@@ -222,8 +222,8 @@ def trace_in_span(record: RenderRecord, context: RenderContext) -> bool:
     """Store a render in its LlamaIndex span; return whether it is handled (see `dispatch`).
 
     Outside of all spans, a render of a LlamaIndex prompt is stored if a ``with`` block, ``Settings`` or an `attach`
-    without components sets a handler, or if MLflow's autolog is on. Other renders are stored there only in a ``with``
-    block.
+    without components sets a handler, or if MLflow's autolog is on. A render of another prompt is stored outside of all
+    spans only in a ``with`` block.
     """
     span_id = active_span_id.get()
     span, owner = _attachments.spans.find(span_id)
@@ -246,11 +246,10 @@ def _link_earlier_render(span_id: str | None, record: RenderRecord) -> None:
     span, owner = _attachments.spans.find(span_id)
     if span is None or owner is None:
         return
-    prompt = {"name": record.name, "digest": record.digest}
-    if owner.register if record.register is None else record.register:
-        version = publisher.link(record, span.trace_id)
-        prompt |= {} if version is None else {"uri": version.uri}
-    span.set_attribute("poml.prompts", [prompt])
+    register = owner.register if record.register is None else record.register
+    version = publisher.link(record, span.trace_id, register=register)
+    uri = {} if version is None else {"uri": version.uri}
+    span.set_attribute("poml.prompts", [{"name": record.name, "digest": record.digest, **uri}])
 
 
 def _callback_managers(component: Any) -> Iterator[Any]:
@@ -259,7 +258,7 @@ def _callback_managers(component: Any) -> Iterator[Any]:
     fields = getattr(component, "__dict__", {})
     for holder in (fields, getattr(fields.get("llm"), "__dict__", {})):
         yield holder.get("callback_manager")
-    yield vars(Settings).get("_callback_manager")  # the property makes one, and puts it over those of models
+    yield vars(Settings).get("_callback_manager")  # the property would make one, which replaces those of models
 
 
 def _is_traceable(component: Any) -> bool:

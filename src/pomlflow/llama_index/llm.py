@@ -1,6 +1,6 @@
 """A model that delegates to another one and adds a POML file's settings, examples, tools and schema to its calls.
 
-It raises an error with the text of a model's refusal, wherever that is in a response or a stream.
+If the delegate refuses, an error with the text of the refusal is raised, for complete responses and for streams.
 
 `agent_kwargs` makes one for an agent. A `PomlLLM` makes one for each call.
 """
@@ -33,7 +33,7 @@ from pomlflow.llama_index.providers import (
     native_schema,
     tool_choice,
 )
-from pomlflow.llama_index.streams import through
+from pomlflow.llama_index.streams import wrap_stream
 from pomlflow.llama_index.structured import AnswerReader, instructions, output_class, with_instructions
 from pomlflow.llama_index.tools import describe_tool
 from pomlflow.record import RenderRecord
@@ -150,7 +150,7 @@ class BoundLLM(_Delegation, LLM):
         given: Options = None,
         *,
         variables: Mapping[str, Any] | None = None,
-        chats: bool = False,
+        always_chat: bool = False,
         tools: Sequence[ToolSpec] = (),
         choice: Any = None,
         schema: Mapping[str, Any] | None = None,
@@ -158,8 +158,8 @@ class BoundLLM(_Delegation, LLM):
     ) -> Request:
         """Prepare a call with a prompt, tools and an output schema, in the forms that the model's class takes.
 
-        `given` are the arguments of this call. `choice` is the tool choice. With `chats`, a model that completes texts
-        chats too. With a `reader`, its schema is used, and the answer is read by it.
+        `given` are the arguments of this call. `choice` is the tool choice. With `always_chat`, `chat` is called also
+        if the model completes texts. With a `reader`, its schema is used, and it reads the answer.
         """
         variables = variables or {}
         options: dict[str, Any] = {}
@@ -182,13 +182,13 @@ class BoundLLM(_Delegation, LLM):
             )
             messages = prepared.pop("messages")
             options |= {name: value for name, value in prepared.items() if value is not None}
-            chats = True
+            always_chat = True
         elif tools:
             options["tools"] = [spec.openai() for spec in tools]
         if choice is not None and tools and not answers_by_tool:  # the choice is among the file's tools
             options["tool_choice"] = tool_choice(self.delegate, choice)
         options |= {**self.options, **(given or {})}
-        if chats or self.metadata.is_chat_model:
+        if always_chat or self.metadata.is_chat_model:
             return Request(self, messages, options, reader, answers_by_tool=answers_by_tool)
         joined_text(messages, f"{self.label}: use chat, since a completion is a text")
         text = self._get_prompt(prompt, **variables)
@@ -222,29 +222,29 @@ class Request:
     def read(self, response: Response | None) -> Any:
         """Return the structured answer, checked by its schema; raise `AnswerError` if it does not match."""
         assert self.reader is not None  # noqa: S101
-        return self.reader.read(self._answer(response))
+        return self.reader.read(self._answer_text(response))
 
-    def growing(self, stream: Iterator[Response]) -> Iterator[Any]:
+    def partial_answers(self, stream: Iterator[Response]) -> Iterator[Any]:
         """Yield the structured answer of a stream as it grows."""
-        last = None
-        for last in stream:
-            if (partial := self._partial(last)) is not None:
+        piece = None
+        for piece in stream:
+            if (partial := self._partial(piece)) is not None:
                 yield partial
-        yield self.read(last)
+        yield self.read(piece)
 
-    async def agrowing(self, stream: AsyncIterator[Response]) -> AsyncIterator[Any]:
+    async def apartial_answers(self, stream: AsyncIterator[Response]) -> AsyncIterator[Any]:
         """Yield the structured answer of a stream as it grows."""
-        last = None
-        async for last in stream:
-            if (partial := self._partial(last)) is not None:
+        piece = None
+        async for piece in stream:
+            if (partial := self._partial(piece)) is not None:
                 yield partial
-        yield self.read(last)
+        yield self.read(piece)
 
     def _partial(self, response: Response) -> BaseModel | None:
         assert self.reader is not None  # noqa: S101
-        return self.reader.partial(self._answer(response))
+        return self.reader.partial(self._answer_text(response))
 
-    def _answer(self, response: Response | None) -> str:
+    def _answer_text(self, response: Response | None) -> str:
         if self.answers_by_tool and isinstance(response, ChatResponse):
             model: Any = self.model
             calls = model.get_tool_calls_from_response(response, error_on_no_tool_call=False)
@@ -269,15 +269,15 @@ def text_of(response: Response) -> str:
 def check_refusal(response: Any, label: str) -> Any:
     """Return a complete response, or raise the refusal in it. For a stream, return one that raises it at its end."""
     if isinstance(response, ChatResponse | CompletionResponse):
-        with _reading(label, None) as take:
+        with _refusal_check(label, None) as take:
             take(response)
         return response
-    return through(response, _reading(label, active_span_id.get()))
+    return wrap_stream(response, _refusal_check(label, active_span_id.get()))
 
 
 @contextmanager
-def _reading(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
-    """Raise the refusal in a response. Also report it to the span of a call that has returned it as a stream."""
+def _refusal_check(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
+    """Raise the refusal in a response's pieces; of a stream, `span_id` is the span of the call that returned it."""
     refusal: str | None = None
     text = ""
 

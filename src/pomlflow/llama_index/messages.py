@@ -50,7 +50,10 @@ class DescribedImage(ImageBlock):
 def from_poml(
     messages: Sequence[Mapping[str, Any]], natives: Mapping[int, ChatMessage] | None = None
 ) -> list[ChatMessage]:
-    """Convert POML messages to new LlamaIndex messages, since agents change them; `natives` are copied, by position."""
+    """Convert POML messages to LlamaIndex's; `natives` are LlamaIndex's own, by position, of which copies are returned.
+
+    Copies, since agents change the messages that they are given.
+    """
     made: list[ChatMessage] = []
     for position, message in enumerate(messages):
         if natives and position in natives:
@@ -61,7 +64,7 @@ def from_poml(
 
 
 def _copy(message: ChatMessage) -> ChatMessage:
-    """Copy a message, but not the values in its arguments: a user's object may not be copyable."""
+    """Copy a message and its blocks, but not the values in `additional_kwargs`: a user's object may not be copyable."""
     return message.model_copy(
         update={
             "blocks": [block.model_copy() for block in message.blocks],
@@ -224,11 +227,11 @@ class Rendered:
         content = record.result()["messages"]
         if record.chat:
             messages = from_poml(content, history.placed)
-            alone = len(messages) == 1 and messages[0].role == MessageRole.USER and not history.placed
+            is_text = len(messages) == 1 and messages[0].role == MessageRole.USER and not history.placed
         else:
             *_, parts = split_parts(content)
-            messages, alone = from_poml([{"speaker": "human", "content": parts}]), True
-        return cls(record, messages, (messages[0].content or "") if alone else None, parser)
+            messages, is_text = from_poml([{"speaker": "human", "content": parts}]), True
+        return cls(record, messages, (messages[0].content or "") if is_text else None, parser)
 
     @property
     def frame(self) -> Frame:
@@ -270,7 +273,7 @@ def check_f_string(uses: Iterable[Use], names: Sequence[str], label: str) -> Non
 
 
 def joined_text(messages: Iterable[ChatMessage], need: str) -> str:
-    """Return the text of messages; raise a `PomlError` if they contain more, with what needs a text (`need`)."""
+    """Return the text of messages, or raise a `PomlError` if they hold more; `need` begins its message."""
     blocks = [block for message in messages for block in message.blocks]
     for block in blocks:
         if not isinstance(block, TextBlock):

@@ -68,7 +68,7 @@ def autolog_span(span_id: str | None) -> LiveSpan | None:
 
 
 def start_span(name: str, span_type: str, parent: LiveSpan | None) -> LiveSpan:
-    """Start a span under a parent. With None, it is under the active span, or a root if that span's trace has ended."""
+    """Start a span. Without a parent, it is below the active span, or is a root if that span's trace has ended."""
     with active(INVALID_SPAN) if parent is None and has_outlived_trace() else nullcontext():
         return start_mlflow_span(
             mlflow.get_current_active_span() if parent is None else nearest(parent),
@@ -92,7 +92,7 @@ def documents(span: LiveSpan, outputs: Any) -> Any:
 
 
 @contextmanager
-def inside(span: LiveSpan, span_id: str) -> Iterator[None]:
+def activate(span: LiveSpan, span_id: str) -> Iterator[None]:
     """Make a span the active one for MLflow and LlamaIndex, also in tasks that are started in the block."""
     token = active_span_id.set(span_id)
     try:

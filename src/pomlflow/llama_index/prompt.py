@@ -30,7 +30,7 @@ from pomlflow.template import Template
 from pomlflow.template.source import Origin, Snapshot
 from pomlflow.tracking.constructors import PromptConstructors, restore_origin, source_fields
 
-_UNSET: Final[Any] = object()
+_UNSET: Final[Any] = object()  # no model given; LlamaIndex gives llm=None when it measures a prompt
 
 
 class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate):  # type: ignore[misc]  # `validate`
@@ -72,8 +72,8 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         '# Task\n\nAnswer from this:\n\n1 + 1\n= 2\n\nWhy?'
     """
 
-    # The instance's __dict__ contains the markup (see `_set_snapshot`). Reading the attribute returns the f-string: at
-    # the end of this module it is replaced by a property.
+    # The instance's __dict__ has the markup under this name, for dumps and hashes (`_set_snapshot`). The attribute is
+    # the f-string, by the property that is set at the end of this module.
     template: str = Field(default="", exclude=True)
     kwargs: dict[str, Any]  # LlamaIndex declares the values as str, but passes any
     name: str | None = Field(default=None, frozen=True)
@@ -81,7 +81,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
     base_dir: str | None = Field(default=None, frozen=True)
     stylesheet: dict[str, Any] | None = Field(default=None, frozen=True)
     chat: bool = Field(default=True, frozen=True)
-    # Not `register`: every class with ABCMeta has that attribute, and pydantic warns.
+    # The argument is `register`. A field of that name would hide `ABCMeta.register`, and pydantic would warn.
     register_prompt: bool | None = Field(default=None, frozen=True)
     registry_uri: str | None = Field(default=None, frozen=True)
     registry_refresh: float | None = Field(default=None, frozen=True)
@@ -140,14 +140,14 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         self._core = core
         self._set_snapshot(core.current())
 
-    def _set_snapshot(self, now: Snapshot) -> None:
-        self._snapshot = now
-        self.template_str = now.source
-        content = f"{now.source}<!-- {now.digest} -->" if now.files else now.source
+    def _set_snapshot(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self.template_str = snapshot.source
+        content = f"{snapshot.source}<!-- {snapshot.digest} -->" if snapshot.files else snapshot.source
         # Some components store and hash a prompt by the fields of PromptTemplate, or of BasePromptTemplate.
         self.__dict__["template"] = content
         self.metadata = {**self.metadata, "poml": content}
-        self.template_vars = [*now.inference.variables, *now.inference.optional]
+        self.template_vars = [*snapshot.inference.variables, *snapshot.inference.optional]
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
@@ -187,7 +187,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         Args:
             llm: The agent's model; by default LlamaIndex's ``Settings.llm``.
             tools: The functions of the file's tools: a dict by the tools' names, or a list if the functions have these
-                names. If the file defines no tool at all, they describe themselves.
+                names. If the file defines no tool at all, the functions describe themselves.
             llm_kwargs: Arguments of the model's chat, which override the file's ``<runtime>``.
             **given: The variables.
 
@@ -216,22 +216,22 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         Raises:
             ConfigurationError: There is no schema, or it does not describe an object.
         """
-        now = self._refreshed()
-        if "schema" in now.inference.static_fields or "schema" not in now.inference.fields:
+        found = self._refreshed().inference
+        if "schema" in found.static_fields or "schema" not in found.fields:  # no variable is needed
             variables = {**dict.fromkeys(self._open_variables(), ""), **variables}
         rendered = self.render(variables, quiet=True)
         return output_class(rendered.record.result().get("schema"), rendered.record.label)
 
     def render(self, variables: Mapping[str, Any], /, *, quiet: bool = False) -> Rendered:
         """Render once, to messages and a text. With `quiet`, the render is not dispatched and so not traced."""
-        prepared, history, now = self._prepared(variables)
-        record = self._core.render(prepared, history=history, snapshot=now, keep_whitespace=True)
+        prepared, history, snapshot = self._prepared(variables)
+        record = self._core.render(prepared, history=history, snapshot=snapshot, keep_whitespace=True)
         return self._rendered(record, history, quiet=quiet)
 
     async def arender(self, variables: Mapping[str, Any], /) -> Rendered:
         """Render once without blocking the event loop; otherwise like `render`."""
-        prepared, history, now = self._prepared(variables)
-        record = await self._core.arender(prepared, history=history, snapshot=now, keep_whitespace=True)
+        prepared, history, snapshot = self._prepared(variables)
+        record = await self._core.arender(prepared, history=history, snapshot=snapshot, keep_whitespace=True)
         return self._rendered(record, history)
 
     # Below: methods that LlamaIndex calls, and what they share.
@@ -290,35 +290,35 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         empty = self._is_empty(kwargs)
         if llm is None and empty:  # LlamaIndex measures a prompt by format(llm=None, name="", …)
             return self._text_to_measure()
-        bare = llm in (None, _UNSET) and messages_to_prompt is None and completion_to_prompt is None
-        if bare and not kwargs and self._open_variables():
+        for_model = llm not in (None, _UNSET) or messages_to_prompt is not None or completion_to_prompt is not None
+        if not for_model and not kwargs and self._open_variables():
             return self.f_string(quiet=True)
         # LlamaIndex measures the prompts in a SelectorPromptTemplate without a model: that render is not dispatched.
-        rendered = self.render(kwargs, quiet=bare and empty)
+        rendered = self.render(kwargs, quiet=empty and not for_model)
         return rendered.format(messages_to_prompt, completion_to_prompt)
 
     def _is_empty(self, given: Mapping[str, Any]) -> bool:
-        """Return whether all open variables are given and all given ones are empty: such a prompt is measured."""
+        """Return whether each open variable is given as an empty text, as LlamaIndex does to measure a prompt."""
         names = [name for name in given if name not in self.kwargs]
         filled = self._map_template_vars(dict.fromkeys(names))
         empty = all(isinstance(given[name], str) and not given[name] for name in names)
         return bool(names) and empty and {*self._open_variables()} <= filled.keys()
 
     def _text_to_measure(self) -> str:
-        """Return a text about as long as the prompt with empty variables; LlamaIndex measures it often in a query."""
+        """Return the markup and the partial values. A query measures its prompts several times, without a render."""
         return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
 
     def f_string(self, *, quiet: bool = False) -> PromptText:
         """Return the prompt's text with its open variables in braces."""
-        label, now = self.path or "<inline>", self._refreshed()
+        label, snapshot = self.path or "<inline>", self._refreshed()
         names = {to: name for name, to in (self.template_var_mappings or {}).items()}
         filled = self._map_template_vars(self.kwargs)
-        open_ = [name for name in now.inference.variables if name not in filled]
-        check_f_string(now.inference.uses, open_, label)
+        open_ = [name for name in snapshot.inference.variables if name not in filled]
+        check_f_string(snapshot.inference.uses, open_, label)
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
         history = MessageHistory()
-        record = self._core.render({**filled, **shown}, history=history, snapshot=now, keep_whitespace=True)
-        # A component that reads a prompt with open variables outside of a run is being set up: that is no render.
+        record = self._core.render({**filled, **shown}, history=history, snapshot=snapshot, keep_whitespace=True)
+        # Outside of all spans, a component that reads a prompt with open variables is being made: nothing is sent.
         quiet = quiet or (bool(open_) and active_span_id.get() is None)
         text = joined_text(
             self._rendered(record, history, quiet=quiet).messages, f"{label}: a component reads this prompt as a text"
@@ -331,13 +331,13 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return [name for name in self._snapshot.inference.variables if name not in filled]
 
     def _prepared(self, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], MessageHistory, Snapshot]:
-        now = self._refreshed()
+        snapshot = self._refreshed()
         merged = {**self.kwargs, **given}
         context = merged.get("context_str")
         if isinstance(context, list) and all(isinstance(text, str) for text in context):
             # upstream: llama-index-core 0.14: SimpleSummarize passes its text in a list
             merged["context_str"] = "\n\n".join(context)
-        return self._map_all_vars(merged), MessageHistory(), now
+        return self._map_all_vars(merged), MessageHistory(), snapshot
 
     def _rendered(self, record: RenderRecord, history: MessageHistory, *, quiet: bool = False) -> Rendered:
         if not quiet:
@@ -352,9 +352,9 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
 
 
 class PromptText(str):
-    """A prompt's markup or f-string, as a string whose `format` renders, so that the render is traced where it happens.
+    """A prompt's markup or f-string, for components that format or join strings.
 
-    ``+`` uses the f-string in place of the markup.
+    Its `format` renders the prompt, so that this render is traced too. ``+`` uses the f-string in place of the markup.
     """
 
     __slots__ = ("is_markup", "prompt")

@@ -1,4 +1,4 @@
-"""Translate a POML frame to the arguments of LlamaIndex's models, and keep what these would drop from the request."""
+"""Translate a POML frame to the arguments of LlamaIndex's models, and move the media that they would not send."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pomlflow.llama_index.messages import as_text
 
 L = TypeVar("L", bound=LLM)
 
-# Fields of model classes whose values are added to a call's arguments, and are not defaults for them.
-_ADDED = frozenset({"tools", "mcp_servers"})
+# Fields whose values a model class adds to those of a call's arguments. So such an argument must not replace the field.
+_CUMULATIVE_FIELDS = frozenset({"tools", "mcp_servers"})
 _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 
@@ -38,9 +38,9 @@ def provider_of(llm: Any) -> Provider | None:
     return provider_of_class(kind)
 
 
-def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, own: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """Translate ``<runtime>`` to arguments of a model's chat, or raise a `SettingError`; `own` are the caller's."""
-    return unless_given(provider_parameters(runtime, provider_of(llm), label), own)
+def settings_for(llm: LLM, runtime: Mapping[str, Any] | None, given: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Translate ``<runtime>`` to arguments of a model's chat, without those `given`, or raise a `SettingError`."""
+    return unless_given(provider_parameters(runtime, provider_of(llm), label), given)
 
 
 def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
@@ -54,7 +54,7 @@ def apply_fields(llm: L, values: Mapping[str, Any]) -> L:
     changed = {
         name: value
         for name, value in values.items()
-        if name in fields and name not in _ADDED and getattr(llm, name) != value
+        if name in fields and name not in _CUMULATIVE_FIELDS and getattr(llm, name) != value
     }
     extra = getattr(llm, "additional_kwargs", None)
     if isinstance(extra, dict) and not extra.keys().isdisjoint(values):
@@ -88,7 +88,7 @@ def tool_choice(llm: LLM, choice: Any) -> Any:
 def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments for structured output by a schema, or None if the model has no structured output."""
     provider = provider_of(llm)
-    if provider == "openai" and _structures(llm):
+    if provider == "openai" and _has_structured_output(llm):
         return {"response_format": response_format(schema)}
     if provider == "openai_responses":
         return {"text": {"format": {"type": "json_schema", **response_format(schema)["json_schema"]}}}
@@ -101,7 +101,7 @@ def native_schema(llm: LLM, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _structures(llm: Any) -> bool:
+def _has_structured_output(llm: Any) -> bool:
     """Return whether a model of OpenAI's class, or of a subclass, has structured output."""
     from llama_index.llms.openai.utils import is_json_schema_supported
 
@@ -112,16 +112,16 @@ def _structures(llm: Any) -> bool:
 
 
 def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
-    """If the model is OpenAI's, move media of other messages to user messages after the tool responses."""
+    """Move media, if the model is OpenAI's, out of messages that are not the user's, to user messages after them."""
     # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
-    if provider_of(llm) != "openai" or not any(_misplaced(message) for message in messages):
+    if provider_of(llm) != "openai" or not any(_misplaced_media(message) for message in messages):
         return messages
 
     def split(message: ChatMessage) -> tuple[ChatMessage, list[ContentBlock]]:
-        if not (found := _misplaced(message)):
+        if not (moved := _misplaced_media(message)):
             return message, []
         head = media.heading(f"the {message.role.value}", message.additional_kwargs.get("tool_call_id"))
-        return _with_alt_texts(message), [TextBlock(text=head), *found]
+        return _with_alt_texts(message), [TextBlock(text=head), *moved]
 
     return media.move_media_after_tools(
         messages,
@@ -131,7 +131,7 @@ def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMe
     )
 
 
-def _misplaced(message: ChatMessage) -> Sequence[Any]:
+def _misplaced_media(message: ChatMessage) -> Sequence[Any]:
     if message.role == MessageRole.USER:
         return ()
     return [block for block in message.blocks if isinstance(block, _MEDIA)]

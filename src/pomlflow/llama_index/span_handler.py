@@ -47,11 +47,11 @@ from pydantic import Field
 from pomlflow._log import warn_once
 from pomlflow.frame.media import with_data_uris
 from pomlflow.llama_index.mlflow_tracer import (
+    activate,
     autolog_handler,
     autolog_span,
     documents,
     inputs_of,
-    inside,
     mlflow_functions,
     start_span,
 )
@@ -88,9 +88,10 @@ class TracedSpan:
     failure: SpanEvent | None = None  # no exception, whose traceback would keep the generators of its frames alive
 
     @property
-    def waits(self) -> bool:
-        """Whether it must stay open: for its call, its generator, or children (for a stream any, else those left)."""
+    def must_stay_open(self) -> bool:
+        """Whether its call or its generator runs, or it waits for children."""
         runs = not self.left or frame_of(self.stream()) is not None
+        # A stream waits for all of its children, another span only for those whose calls have returned.
         return runs or any(child.left or self.streams for child in list(self.below.values()))
 
     def is_in(self, other: TracedSpan) -> bool:
@@ -153,7 +154,7 @@ class SpanHandler(BaseSpanHandler[Any]):
                 self._end(span)
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
-        """Return the MLflow span for what happens now in a LlamaIndex span, ours or autolog's, and its handler."""
+        """Return the MLflow span, ours or autolog's, for work that a LlamaIndex span does now, and its handler."""
         if (found := self._around(span_id)) is not None:
             return found.guarded.span, found.handler
         return autolog_span(span_id), self.handlers.get(span_id or "") or self.choose(None)
@@ -209,31 +210,35 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def on_event(self, event: BaseEvent) -> None:
         """Store an event's content and attributes in its span."""
-        of_object = isinstance(event, _OBJECTS)  # dispatched by the code that reads the stream, with the id of its span
+        of_object = isinstance(event, _OBJECTS)  # its span id is that of the span in which the stream is read
         span = self._around(event.span_id) if of_object else self.open_spans.get(event.span_id or "")
         if span is None:
             return
         if isinstance(event, ExceptionEvent):
             if span.left:
                 self.deferred.do(self._end_stream, span, None, event.exception)
-        elif isinstance(event, _OBJECTS):
-            span.output = event.output if span.left else span.output
-        else:
+        elif not isinstance(event, _OBJECTS):
             self.mlflow.handle(event)
+        elif span.left:
+            span.output = event.output
         if isinstance(event, _RESPONSES):
             span.output = event.response
         if span.left and isinstance(event, _ENDS):
             self.deferred.do(self._end_stream, span)
 
     def _around(self, span_id: str | None) -> TracedSpan | None:
-        """Return the span with the id if it is below the nearest traced generator on the stack, or the generator's."""
+        """Return the traced span that the calling code is part of, which runs in the LlamaIndex span with the id.
+
+        If a traced generator is on the stack, that is the generator's span or one below it: when the generator is read,
+        LlamaIndex has left its span, and the id is that of a span of its reader.
+        """
         found: TracedSpan | None = self.open_spans.get(span_id or "")
         # If several spans return one generator, the innermost has returned first, and overrides the others here.
         running = {frame_of(span.stream()): span for span in reversed(list(self.streaming.values()))}
         frame = inspect.currentframe() if running else None
         while frame is not None:
-            if (lazy := running.get(frame)) is not None:
-                return found if found is not None and found.is_in(lazy) else lazy
+            if (reading := running.get(frame)) is not None:
+                return found if found is not None and found.is_in(reading) else reading
             frame = frame.f_back
         return found
 
@@ -259,17 +264,18 @@ class SpanHandler(BaseSpanHandler[Any]):
                 set_span_chat_tools(live, tools)  # raises for tools in another form than MLflow's
         return span
 
-    def _leave(self, id_: str, how: Callable[[TracedSpan], None]) -> None:
+    def _leave(self, id_: str, end: Callable[[TracedSpan], None]) -> None:
+        """Remove a span from the context, and call `end` with it."""
         self.handlers.pop(id_, None)
         span: TracedSpan | None = self.open_spans.get(id_)
         if span is not None:
             with suppress(Exception):  # another context than that in which it began
                 provider.detach_span_from_context(span.token)
-            self.deferred.do(how, span)  # the garbage collector may close a coroutine, which leaves its span
+            self.deferred.do(end, span)  # the garbage collector may close a coroutine, which leaves its span
 
     def _exit(self, span: TracedSpan, result: Any) -> None:
         do = self.deferred.do
-        stream = stream_of(result, partial(inside, span.guarded.span, span.id), partial(do, self._end_stream, span))
+        stream = stream_of(result, partial(activate, span.guarded.span, span.id), partial(do, self._end_stream, span))
         if stream is None:
             # Stored now: a span that waits must not reference a result, which may hold the stream that it waits for.
             span.guarded.set_outputs(documents(span.guarded.span, result))
@@ -306,7 +312,7 @@ class SpanHandler(BaseSpanHandler[Any]):
 
     def _settle(self, span: TracedSpan | None) -> None:
         """End a span if it waits for nothing, and then the spans above it that waited only for it."""
-        while span is not None and not span.waits:
+        while span is not None and not span.must_stay_open:
             self._end(span)
             span = span.parent
 

@@ -23,38 +23,39 @@ from llama_index.core.workflow import StopEvent
 
 from pomlflow._log import warn_once
 
-Inside = Callable[[], AbstractContextManager[None]]
+PieceContext = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which one piece of a stream is made."""
 Reading = AbstractContextManager[Callable[[Any], None]]
-"""A context in which a stream is read, and a function that takes each piece."""
+"""A context in which a whole stream is read; it yields a function that takes each piece."""
 OnEnd = Callable[[str | None, BaseException | None], None]
 """Called at a stream's end, with its text, if that is known, and the exception that ended it."""
 
 _END: Final = object()
 
 
-def stream_of(result: Any, inside: Inside, on_end: OnEnd) -> Any:
+def stream_of(result: Any, context: PieceContext, on_end: OnEnd) -> Any:
     """Return the stream in a component's result, also in a workflow's ``StopEvent``, or None.
 
-    The generator of a response is replaced by one that calls `on_end` at its end.
+    The generator of a response is replaced by one that makes each piece in a `context`, and calls `on_end` at its end.
     """
     result = result.result if isinstance(result, StopEvent) else result
     if isinstance(result, (StreamingResponse, AsyncStreamingResponse)) and result.response_gen is not None:
-        result.response_gen = through(result.response_gen, _reporting(on_end), inside)
+        result.response_gen = wrap_stream(result.response_gen, _reporting(on_end), context)
         return result.response_gen
     streams = inspect.isgenerator(result) or inspect.isasyncgen(result)
     return result if streams or isinstance(result, StreamingAgentChatResponse) else None
 
 
-def through(stream: Any, reading: Reading, inside: Inside = nullcontext) -> Any:
-    """Return a sync or async stream that is read in the context `reading`, each piece made in a context `inside`."""
-    return (_athrough if hasattr(stream, "__anext__") else _through)(stream, reading, inside)
+def wrap_stream(stream: Any, reading: Reading, context: PieceContext = nullcontext) -> Any:
+    """Return a sync or async stream that is read in the context `reading`, with each piece made in a `context`."""
+    return (_awrapped if hasattr(stream, "__anext__") else _wrapped)(stream, reading, context)
 
 
-def _through(stream: Any, reading: Reading, inside: Inside) -> Generator[Any, None, None]:
+def _wrapped(stream: Any, reading: Reading, context: PieceContext) -> Generator[Any, None, None]:
     pieces = iter(stream)
     with reading as take:
         while True:
-            with inside():
+            with context():
                 piece = next(pieces, _END)
             if piece is _END:
                 return
@@ -62,10 +63,10 @@ def _through(stream: Any, reading: Reading, inside: Inside) -> Generator[Any, No
             yield piece
 
 
-async def _athrough(stream: Any, reading: Reading, inside: Inside) -> AsyncGenerator[Any, None]:
+async def _awrapped(stream: Any, reading: Reading, context: PieceContext) -> AsyncGenerator[Any, None]:
     with reading as take:
         while True:
-            with inside():
+            with context():
                 piece = await anext(stream, _END)
             if piece is _END:
                 return
@@ -86,7 +87,7 @@ def _reporting(on_end: OnEnd) -> Iterator[Callable[[Any], None]]:
 
 
 def frame_of(stream: Any) -> FrameType | None:
-    """Return a generator's frame, which is on the call stack while it runs, or None if it has ended or is none."""
+    """Return a generator's frame, which is on the call stack while it runs; None after its end or for other objects."""
     frame: FrameType | None = getattr(stream, "gi_frame", None) or getattr(stream, "ag_frame", None)
     return frame
 

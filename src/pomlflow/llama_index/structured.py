@@ -33,7 +33,7 @@ class Answer(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_the_schema(cls, given: Any) -> Any:
+    def _validated_by_schema(cls, given: Any) -> Any:
         if cls.poml_schema is None or not isinstance(given, Mapping):
             return given
         return parse_answer(json.dumps(given, default=str), cls.poml_schema, cls.poml_label)
@@ -104,12 +104,12 @@ class AnswerReader(NamedTuple):
 
     @classmethod
     def of(cls, kind: type[BaseModel] | None, schema: Mapping[str, Any] | None, label: str) -> AnswerReader:
-        """Return the reader for a user's class or a template's schema, either of which may be made from the other."""
+        """Return a reader. A missing class is made from the schema, and a missing schema is that of the class."""
         kind = kind or output_class(schema, label)
         return cls(kind, schema or kind.model_json_schema(), label)
 
     def tool(self) -> ToolSpec:
-        """Return the tool whose call is the answer."""
+        """Return the tool whose arguments are the answer."""
         return ToolSpec(self.kind.__name__, self.schema.get("description") or "Returns the answer.", self.schema)
 
     def read(self, text: str) -> BaseModel:
@@ -118,7 +118,7 @@ class AnswerReader(NamedTuple):
 
     def partial(self, text: str) -> BaseModel | None:
         """Return the streamed answer so far as an unchecked instance, or None if it has no values yet."""
-        with suppress(ValueError, TypeError):  # pydantic cannot take values with the names of its own parameters
+        with suppress(ValueError, TypeError):  # a property may have the name of a parameter of `model_construct`
             found = parse_partial_json(text)
             if isinstance(found, dict) and any(value is not None for value in found.values()):
                 return self.kind.model_construct(set(found), **{**dict.fromkeys(self.kind.model_fields), **found})
@@ -132,7 +132,7 @@ def instructions(kind: type[BaseModel]) -> str:
 
 
 def with_instructions(messages: list[ChatMessage], text: str) -> list[ChatMessage]:
-    """Return messages with a text at the end of the last one, or in a new user message if that is not the user's."""
+    """Append a text to the last message, or in a new user message if the last one has another role."""
     if not text:
         return list(messages)
     if not messages or messages[-1].role != MessageRole.USER:

@@ -39,7 +39,9 @@ def describe_tool(spec: ToolSpec) -> BaseTool:
     """Return a tool that describes a definition to a model and cannot be called."""
 
     def not_callable(**_: Any) -> NoReturn:
-        raise NotImplementedError(f"{spec.name} only describes a tool to the model: the caller of the model calls it")
+        raise NotImplementedError(
+            f"{spec.name} only describes a tool to the model: the caller of the model must call it"
+        )
 
     return FunctionTool(not_callable, metadata=_metadata(spec))
 
@@ -68,9 +70,9 @@ def _bind_tool(spec: ToolSpec, function: Any, label: str) -> BaseTool:
     if not isinstance(function, BaseTool):
         return FunctionTool(_checked(spec, function, label), metadata=_metadata(spec))
     # LlamaIndex passes a context to a function whose signature has one.
-    shown = function.real_fn if isinstance(function, FunctionTool) else function.__call__
+    signature_of = function.real_fn if isinstance(function, FunctionTool) else function.__call__
     return FunctionTool(
-        _checked(spec, function.__call__, label, shown),
+        _checked(spec, function.__call__, label, signature_of),
         async_fn=_checked(spec, function.acall, label) if isinstance(function, AsyncBaseTool) else None,
         metadata=_metadata(spec, return_direct=function.metadata.return_direct),
         callback=lambda output: output,  # the tool's own output
@@ -78,9 +80,9 @@ def _bind_tool(spec: ToolSpec, function: Any, label: str) -> BaseTool:
 
 
 def _checked(
-    spec: ToolSpec, function: Callable[..., Any], label: str, shown: Callable[..., Any] | None = None
+    spec: ToolSpec, function: Callable[..., Any], label: str, signature_of: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """Wrap a function, with the signature of `shown`, so that the schema checks the arguments but for contexts."""
+    """Wrap a function so that the schema checks its arguments, except contexts; `signature_of` gives the signature."""
 
     def checked(args: tuple[Any, ...], given: Mapping[str, Any]) -> dict[str, Any]:
         # LlamaIndex passes a single argument by position if the function has no parameter of its name.
@@ -97,7 +99,7 @@ def _checked(
 
         return acall
 
-    @functools.wraps(shown or function)
+    @functools.wraps(signature_of or function)
     def call(*args: Any, **given: Any) -> Any:
         return function(**checked(args, given))
 
