@@ -57,7 +57,8 @@ class _Hooks(base_mlflow.BaseMlflowSpanProcessor):
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Flush MLflow's traces and then our tasks."""
         deadline = time.monotonic() + min(timeout_millis / 1e3, _limit())
-        _drain_all(deadline)
+        with suppress(AttributeError):  # another version of MLflow
+            _drain_all(deadline)
         worker.flush(max(0.0, deadline - time.monotonic()))
         return True
 
@@ -105,11 +106,13 @@ def _exit_before_join() -> None:
 def flush(timeout: float | None) -> bool:
     """Flush traces, prompt versions and links; return whether everything is stored. One warning counts the losses."""
     deadline = time.monotonic() + (FOREVER if timeout is None else min(timeout, FOREVER))
-    drained = _drain_all(deadline)
-    if drained is None:
+    try:
+        is_drained = _drain_all(deadline)
+    except AttributeError:  # another version of MLflow
         mlflow.flush_trace_async_logging()
+        is_drained = True
     pending, lost = _flush_worker(deadline)
-    return drained is not False and not pending and not lost
+    return is_drained and not pending and not lost
 
 
 def flush_at_exit(limit: float | None = None) -> bool:
@@ -176,13 +179,10 @@ def _exports() -> list[tuple[str | None, Any, Any]]:
     return exports
 
 
-def _drain_all(deadline: float) -> bool | None:
-    """Wait until MLflow has tried to store all ended traces; return whether it has, or None in an unknown version."""
+def _drain_all(deadline: float) -> bool:
+    """Wait until MLflow has tried to store all ended traces; return whether it has."""
     _call_before_flush(is_exit=False)
-    try:
-        drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
-    except AttributeError:
-        return None
+    drained = [_drain(processor, queue, deadline) for _, processor, queue in _exports()]
     return all(drained)
 
 
