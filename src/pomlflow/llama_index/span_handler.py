@@ -56,7 +56,7 @@ from pomlflow.llama_index.mlflow_tracer import (
     start_span,
 )
 from pomlflow.llama_index.streams import Deferred, frame_of, sources_of, stream_of
-from pomlflow.tracking.redaction import GuardedSpan
+from pomlflow.tracking.redaction import GuardedSpan, warn_incomplete
 from pomlflow.tracking.shutdown import call_before_flush
 
 _OBJECTS: Final = (LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent)
@@ -255,13 +255,15 @@ class SpanHandler(BaseSpanHandler[Any]):
         if parent is not None:
             parent.below[id_] = span
         span.token = provider.set_span_in_context(live)
-        with suppress(Exception):  # a model's metadata may raise, and then its call, whose error the span is to have
+        try:
             live.set_attributes(self.mlflow.attributes(instance) or {})
-        with suppress(Exception):  # a workflow's event may have a serializer that raises
-            inputs = inputs_of(bound_args)
-            guarded.set_inputs(inputs)
-            if isinstance(instance, BaseLLM) and (tools := inputs.get("kwargs", {}).get("tools")):
-                set_span_chat_tools(live, tools)  # raises for tools in another form than MLflow's
+        except Exception as error:  # noqa: BLE001 - a model's metadata may raise; then its call also does
+            warn_incomplete(error)
+        inputs = inputs_of(bound_args)
+        guarded.set_inputs(inputs)
+        if isinstance(instance, BaseLLM) and (tools := inputs.get("kwargs", {}).get("tools")):
+            with suppress(Exception):  # tools in another form than MLflow's
+                set_span_chat_tools(live, tools)
         return span
 
     def _leave(self, id_: str, end: Callable[[TracedSpan], None]) -> None:
