@@ -1,4 +1,4 @@
-"""What every test uses: a quiet MLflow, a real SQLite store, and nothing left afterwards."""
+"""Fixtures for all tests: MLflow without telemetry, a SQLite store, and state that is reset after each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.mlflow_server import empty_store, mlflow_server, use_server
 from tests.model_server import ModelServer, model_server
-from tests.pending import finish, forget_pending
+from tests.pending import drop_pending, finish
 from tests.recorded_trees import compare, not_compared
 
 if TYPE_CHECKING:
@@ -36,28 +36,28 @@ __all__ = ["empty_store", "mlflow_server", "use_server"]
 _numbers = itertools.count(1)
 
 
-class _PromptQueue(queue.Queue[Any]):
-    """A queue whose reader never waits long: MLflow's (3.12 to 3.17) looks once a second whether to flush."""
+class _FastQueue(queue.Queue[Any]):
+    """A queue whose reader waits 20 ms at most: MLflow's (3.12 to 3.17) checks once a second whether to flush."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         return super().get(block, None if timeout is None else min(timeout, 0.02))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _prompt_flushes() -> Iterator[None]:
+def _fast_flushes() -> Iterator[None]:
     """Flush in milliseconds: every test of traces flushes at least twice."""
     from mlflow.tracing.export import async_export_queue
 
     from pomlflow.tracking.spans import prepare
 
-    prepare()  # no test is to be the first
+    prepare()  # before the first trace of any test
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(async_export_queue, "Queue", _PromptQueue)
+        patch.setattr(async_export_queue, "Queue", _FastQueue)
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _frozen_imports(_prompt_flushes: None) -> Iterator[None]:
+def _frozen_imports(_fast_flushes: None) -> Iterator[None]:
     """Exempt the imported packages from garbage collection: with their 400,000 objects it takes half a second."""
     gc.collect()
     gc.freeze()
@@ -138,18 +138,18 @@ def reset_active_model() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def finish_background_tasks() -> Iterator[None]:
-    """What a test leaves to the background thread would be logged, and waited for, in another test."""
+    """Finish background tasks after each test: they would be logged, and waited for, in another one."""
     yield
     if "pomlflow.tracking.background" not in sys.modules:
         return
     if not finish():
-        pytest.fail(f"left pending: {forget_pending()}; finish it in the test, or forget it there")
-    forget_pending()
+        pytest.fail(f"left pending: {drop_pending()}; finish it in the test, or drop it there")
+    drop_pending()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_fsync() -> Iterator[None]:
-    """SQLite stores of this process are not synced to the disk: a third of the tests' time went there."""
+    """Do not sync SQLite stores to the disk: it took a third of the tests' time."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
@@ -188,7 +188,7 @@ def mlflow_store(mlflow_database: str, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def sync_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Store each trace as it ends: MLflow's background export takes a second to flush."""
+    """Store each trace as it ends, without MLflow's background export."""
     import mlflow
 
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")

@@ -1,4 +1,4 @@
-"""A real ``mlflow server`` on loopback, and a port that leads to it, which can be closed and opened again."""
+"""A real ``mlflow server`` on loopback, and a port that forwards to it, which can be closed and opened again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _START = 100.0  # seconds; a start takes 5 to 40 on a busy machine: migrations a
 
 
 class MlflowServer:
-    """One server; its files, and its database where no store is given, are in a folder of its own.
+    """One server; its files are in a folder, and its database too where no store is given.
 
     Example:
         >>> with MlflowServer(tmp_path) as server:  # doctest: +SKIP
@@ -96,7 +96,7 @@ class MlflowServer:
 
 
 class ServerPort:
-    """A port that leads to a server. Closing it looks like a killed server to clients; reopening it takes no time.
+    """A port that forwards to a server. Closed, it looks like a killed server to clients; reopening it takes no time.
 
     Example:
         >>> with ServerPort(server) as port:  # doctest: +SKIP
@@ -169,7 +169,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
-    """One server for all tests that leave it as it is."""
+    """One server for all tests that do not stop or change it."""
     folder = tmp_path_factory.mktemp("server")
     store = shutil.copy(empty_store, folder / "store.db")
     with contextlib.closing(sqlite3.connect(store)) as database:
@@ -181,7 +181,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
 
 @pytest.fixture
 def use_server() -> Iterator[Callable[[MlflowServer | ServerPort], str]]:
-    """Make a server MLflow's own, with a fresh experiment, whose id it gives; put back at the end."""
+    """Set a server as MLflow's, with a new experiment, and return its id; the settings are restored after the test."""
     import mlflow
 
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
@@ -200,7 +200,7 @@ def use_server() -> Iterator[Callable[[MlflowServer | ServerPort], str]]:
 
 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait for a condition to hold; MLflow writes some things in threads that nothing waits for."""
+    """Wait until a condition holds, such as what MLflow stores in threads that its flush does not join."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

@@ -1,6 +1,6 @@
-"""A loopback server with the protocols of OpenAI, Anthropic, Google and Ollama, which keeps what it was sent.
+"""A loopback server with the protocols of OpenAI, Anthropic, Google and Ollama, which keeps the requests.
 
-The answers are scripted: a text, or calls of tools. Streams come in two pieces. The tests check the requests.
+The answers are scripted: a text, or calls of tools. A stream has two pieces. The tests check the requests.
 Protocols: https://platform.openai.com/docs/api-reference/chat,
 https://docs.anthropic.com/en/api/messages, https://ai.google.dev/api/generate-content and
 https://docs.ollama.com/api/chat.
@@ -60,11 +60,11 @@ class Refusal(str):
 
 @dataclass
 class ModelServer:
-    """What the server is, and what it got.
+    """The address of the server, its answers, and the requests that it received.
 
     Attributes:
         url: Its address, without a path; OpenAI's clients want ``{url}/v1``.
-        answers: Its answers, in order, repeated; a text, a list of calls, or a response as it is.
+        answers: Its answers in turn, from the first again after the last; a text, a list of calls, or a `Raw` response.
         bodies: The request bodies, in order.
         paths: Their paths.
         headers: Their headers, with keys in lower case.

@@ -6,19 +6,19 @@ from typing import Any
 
 from pomlflow.record import RenderRecord
 
-__all__ = ["finish", "forget_pending", "waiting_publisher"]
+__all__ = ["drop_pending", "finish", "waiting_publisher"]
 
 
 def finish(timeout: float = 30) -> bool:
-    """Run what is pending; return whether all of it is done, and nothing was lost."""
+    """Run the pending tasks; return whether all are done and none was lost."""
     from pomlflow.tracking.background import worker
 
     pending = worker.flush(timeout)
     return not worker.take_lost() and not pending
 
 
-def forget_pending() -> list[Any]:
-    """Drop tasks whose server does not exist; return them."""
+def drop_pending() -> list[Any]:
+    """Drop the tasks that can never be done, since their server does not exist; return them."""
     from pomlflow.tracking.background import worker
     from pomlflow.tracking.publish import publisher
 

@@ -1,4 +1,4 @@
-"""Processes that a test started, directly or not, and Node processes that stand still."""
+"""The processes that a test started, directly or not; and how to stop Node for a while (SIGSTOP)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def children() -> set[int]:
 def started_with(name: str, value: str) -> list[Process]:
     """Return the running processes that started with that environment variable, and their descendants.
 
-    Node has none of its parent's variables, and Ray's processes write over theirs.
+    Descendants need not have the variable: Node has none of its parent's, and Ray's processes overwrite theirs.
     """
     found = []
     for process in (processes := _all()):

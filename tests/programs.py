@@ -139,7 +139,7 @@ def _report(number: int) -> None:
 
 
 def _become(task: dict[str, Any]) -> CodeType:
-    """Make this fork what a new process of the program is before its first line."""
+    """Give this fork the folder, environment, arguments and files of a new process of the program."""
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for file, descriptor in ((task["output"], 1), (task["errors"], 2)):

@@ -28,13 +28,13 @@ LONG = "<poml><system-msg>Answer {{how}}.</system-msg><human-msg>{{question}}</h
 
 
 def publish(name: str, source: str = HELLO) -> int:
-    """Register a version that is in production from now on; return its number."""
+    """Register a version with the alias ``production``; return its number."""
     version = register(Template(source, name=name), alias="production").version
     return int(version.version)
 
 
 def publish_with_files(name: str, folder: Path) -> None:
-    """Put a prompt in production that includes a file and shows a document, and remove both from this machine."""
+    """Register a prompt that includes a file and shows a document, with the alias ``production``; remove both files."""
     write(folder / "prompts" / "tone.poml", "<p>Be {{mood}}.</p>")
     write(folder / "shared" / "note.txt", "A note.")
     source = '<poml><include src="tone.poml"/><document src="../shared/note.txt"/></poml>'
@@ -74,7 +74,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class OneChangeOptimizer(BasePromptOptimizer):
-    """The simplest optimiser: it tries one change, and keeps it where the score is better."""
+    """An optimiser that tries one change, and keeps it if the score is better."""
 
     def __init__(self, change: Callable[[str], str]) -> None:
         self.change = change
@@ -103,7 +103,7 @@ def exact(outputs: Any, expectations: dict[str, Any]) -> float:
 
 
 def optimise_prompt(name: str, predict: Callable[[str], str], change: Callable[[str], str]) -> Any:
-    """Have MLflow optimise a prompt; a question's right answer is ``Paris``."""
+    """Optimise a prompt by MLflow; the right answer to each question is ``Paris``."""
     data = [{"inputs": {"question": f"The capital of France, {number}?"}, "outputs": "Paris"} for number in range(3)]
     return mlflow.genai.optimize_prompts(
         predict_fn=predict,

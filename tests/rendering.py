@@ -1,4 +1,4 @@
-"""The engine without a template: renders markup as it is, with nothing inferred or checked before."""
+"""Renders by the engine alone, without a template: nothing is inferred or checked before."""
 
 from __future__ import annotations
 

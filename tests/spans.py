@@ -1,4 +1,4 @@
-"""What is stored of a trace, and a mask, for the tests of both frameworks."""
+"""The stored content of a trace, and a mask, for the tests of both frameworks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def everything(trace: Trace) -> str:
-    """All that is stored of a trace, as one text."""
+    """The whole stored trace as one text, in which a test looks for what must not be there."""
     return json.dumps(trace.to_dict(), default=str)
 
 

@@ -13,7 +13,7 @@ HELLO = "<p>Hello {{name}}</p>"
 
 
 def text(template: Template, **variables: Any) -> str:
-    """Render to one text."""
+    """Render, and return the messages' contents as one text."""
     messages = template.render(variables).result()["messages"]
     return messages if isinstance(messages, str) else "|".join(str(message["content"]) for message in messages)
 

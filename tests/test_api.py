@@ -1,4 +1,4 @@
-"""POML without a framework: `pomlflow.poml` compared with poml's own, and `render` and `arender`."""
+"""POML without a framework: `pomlflow.poml` compared with `poml.poml`, and `render` and `arender`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from tests.corpus.cases import Case, case, shapes
 from tests.model_server import model_server
 from tests.processes import stopped_node
+from tests.templates import HELLO
 
 import pomlflow
 from pomlflow.frame.openai import Format, convert_output, raw_json
@@ -26,7 +27,6 @@ from pomlflow.template import Template
 
 FORMATS = [one for one in get_args(Format) if one not in {"raw", "openai_chat"}]
 FAULTS = {("audio", "langchain")}  # poml 0.0.8 converts audio to a picture
-HELLO = "<p>Hello {{name}}</p>"
 ADA = [{"speaker": "human", "content": "Hello Ada"}]
 
 
@@ -217,7 +217,7 @@ CHAT = """<poml>
 
 
 def test_openai_chat_is_accepted_by_the_client_of_openai() -> None:
-    """By its types and on the wire."""
+    """By the types of its arguments, and in the request that it sends."""
     import openai
 
     folder = Path(__file__).parent / "corpus"
@@ -250,7 +250,7 @@ def test_openai_chat_follows_openai_here_and_poml_under_autolog() -> None:
         assert poml.poml(markup, format="openai_chat")["stop_sequences"] == ["END"]
 
 
-def test_histories_of_openais_form_are_read_here_and_not_by_poml_under_autolog() -> None:
+def test_histories_in_openais_form_are_read_here_and_not_by_poml_under_autolog() -> None:
     markup, given = '<conversation messages="{{h}}"/>', {"h": [{"role": "assistant", "content": "Hi"}]}
     assert pomlflow.poml(markup, given) == [{"speaker": "ai", "content": "Hi"}]
     assert pomlflow.render(markup, given, format="message_dict") == [{"speaker": "ai", "content": "Hi"}]
@@ -267,7 +267,7 @@ def test_a_removed_argument_names_its_replacement(call: Callable[..., Any]) -> N
 
 
 @pytest.mark.parametrize("call", [pomlflow.poml, pomlflow.render])
-def test_a_data_frame_as_the_context_is_named_with_the_remedy(call: Callable[..., Any]) -> None:
+def test_a_data_frame_as_the_context_is_an_error_with_the_remedy(call: Callable[..., Any]) -> None:
     frame = pytest.importorskip("pandas").DataFrame({"a": [1]})
     with pytest.raises(pomlflow.ConfigurationError, match=r'not a DataFrame; pass it as a variable, \{"rows": …\}'):
         call("<table records='{{rows}}'/>", frame)

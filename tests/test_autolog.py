@@ -21,11 +21,11 @@ from tests.mlflow_server import MlflowServer, until
 from tests.model_server import ModelServer, model_server
 from tests.programs import run_program
 from tests.spans import poml_span
+from tests.templates import HELLO
 
 import pomlflow
 
 Fetch = Callable[[], list[Trace]]
-HELLO = "<p>Hello {{name}}</p>"
 ADA = [{"speaker": "human", "content": "Hello Ada"}]
 RUN = poml.api.run
 
@@ -103,7 +103,7 @@ def test_the_function_of_poml_is_traced_and_unchanged(stored_traces: Fetch, prom
 
 
 def test_the_builder_and_the_template_of_poml_are_traced(stored_traces: Fetch) -> None:
-    """They import the function before autolog is called."""
+    """Both modules hold a reference to poml's function from before autolog."""
     from poml.integration.langchain import LangchainPomlTemplate
 
     pomlflow.autolog()
@@ -146,7 +146,7 @@ def test_disable_restores_everything(stored_traces: Fetch) -> None:
 def test_changing_a_result_does_not_change_its_span_or_version(
     stored_traces: Fetch, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """The span is stored and the version is made of what was rendered, also if they are stored later."""
+    """Span and version hold what was rendered, even if they are stored after the change."""
     from pomlflow.tracking.background import worker
 
     later: list[Any] = []
@@ -230,7 +230,7 @@ def test_silent_suppresses_warnings(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
 
 
-# With other tracers.
+# --- with other tracers ---
 
 
 @pytest.fixture
@@ -358,7 +358,7 @@ def test_the_example_of_poml_runs_against_a_server(
     check_program(experiment, program(experiment), client)
 
 
-# Imports.
+# --- imports ---
 
 WITHOUT_TRACES = """\
 import sys
@@ -397,7 +397,7 @@ assert pomlflow.flush()
 def test_frameworks_that_are_imported_later_are_traced_from_their_first_call(
     stored_traces: Fetch, mlflow_store: str, mlflow_database: str
 ) -> None:
-    """Also without a prompt of ours."""
+    """Even a call without a POML prompt."""
     pytest.importorskip("llama_index.core")
     subprocess.run([sys.executable, "-c", LATER, mlflow_database, mlflow_store], check=True)
     assert trees(stored_traces) == [["/RunnableLambda", "/RunnableLambda/poml"], ["/MockLLM.complete"]]

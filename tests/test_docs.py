@@ -26,7 +26,7 @@ from pomlflow.cli import cli
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README_LINES = 150
-STORE = "sqlite:///mlflow.db"  # in pages; each page has its own, by an absolute path, since MLflow keeps stores by URI
+STORE = "sqlite:///mlflow.db"  # pages show it, and run with an absolute path: MLflow caches stores by URI
 EXIT_CODE = re.compile(r"  # exit code (\d)$")
 # Pages use other packages as their users do, with whatever warnings those have; ours are errors.
 pytestmark = pytest.mark.filterwarnings("ignore", "error:::pomlflow")
@@ -39,7 +39,7 @@ def page_names() -> list[Any]:
 
 
 class Page:
-    """A page that is being run: its folder has the files that it shows, its blocks share their names."""
+    """A page that is run: its files are in its folder, and its blocks share their names."""
 
     def __init__(self, folder: Path, path: Path, names: dict[str, Any]) -> None:
         self.folder, self.path, self.names = folder, path, names
@@ -116,7 +116,7 @@ def tidy(text: str) -> str:
 
 @pytest.fixture
 def names(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A page's names at its start: a server for its models, a store, a folder; all is put back at the end."""
+    """The names that a page starts with; it has a model server, a store and a folder. All is restored afterwards."""
     import mlflow
     import poml
     from llama_index.core import Settings
@@ -191,7 +191,7 @@ def test_the_api_page_has_each_public_name_once() -> None:
 
 
 def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collector notices wrong output, a wrong exit code and code that raises."""
+    """Wrong output, a wrong exit code and code that raises."""
     monkeypatch.chdir(tmp_path)
     fence = "```"
     wrong: list[tuple[str, type[BaseException]]] = [

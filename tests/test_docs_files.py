@@ -1,4 +1,4 @@
-"""The configuration files that the pages show, which no page runs: they are valid, and their commands are real."""
+"""The configuration files that pages show and do not run: they are valid, and their commands exist."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def shown(title: str) -> str:
 
 
 def assert_installable(words: list[str]) -> None:
-    """``pip install`` names pomlflow's extras as they are."""
+    """Assert that ``pip install`` names only extras of pomlflow that exist."""
     assert words[:2] == ["pip", "install"]
     for need in (Requirement(word) for word in words[2:] if not word.startswith("-")):
         assert need.name != "pomlflow" or need.extras <= PROJECT["optional-dependencies"].keys()
 
 
 def assert_command(words: list[str]) -> None:
-    """A command of ours with these arguments and options exists; it is not run."""
+    """Assert that pomlflow has the command with these arguments and options, without running it."""
     command = cli.commands[words[1]]
     with click.Context(cli) as context:
         command.make_context(words[1], words[2:], parent=context)
@@ -80,7 +80,7 @@ def test_the_pre_commit_hook_checks_the_files_that_it_is_given(tmp_path: Path) -
     assert not re.search(hook["files"], "hello.context.json")
 
 
-def test_the_dockerfile_installs_what_there_is_and_fills_the_cache(tmp_path: Path) -> None:
+def test_the_dockerfile_names_existing_extras_and_fills_the_cache(tmp_path: Path) -> None:
     lines = [line.split(" ", 1) for line in shown("Dockerfile").splitlines() if line and not line.startswith("#")]
     instructions = [(name, rest) for name, rest in lines]
     settings = [rest for name, rest in instructions if name == "ENV"]

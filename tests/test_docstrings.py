@@ -1,4 +1,4 @@
-"""The examples in docstrings run, but for those that trace: they need a store."""
+"""The examples in docstrings run; those of modules that trace are left out, since they need a store."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def test_examples_run(name: str) -> None:
 
 
 def test_there_are_examples() -> None:
-    """A file that is not found any more would pass unnoticed."""
+    """If no module were found, the test above would pass."""
     assert {"pomlflow.template.template", "pomlflow.langchain.prompt", "pomlflow.engine"} <= set(modules())

@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name: str, folder: Path) -> str:
-    """What an example prints."""
+    """Run an example; return what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     done = run_program(EXAMPLES / name, folder=folder, environment=environment)
     assert done.returncode == 0, done.stderr
@@ -23,7 +23,7 @@ def run(name: str, folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _store(tmp_path: Path, empty_store: Path) -> None:
-    """The store that examples use in their folder; making a new one costs seconds."""
+    """Put an empty store where examples look for one: to make a new one takes seconds."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 

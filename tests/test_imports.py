@@ -1,4 +1,4 @@
-"""The structure of the package: the direction of imports, what an import brings with it, and sizes."""
+"""The structure of the package: the direction of imports, what an import loads, and sizes."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def test_process_wide_state_has_few_owners() -> None:
     assert statements <= MOST_GLOBAL_STATEMENTS
 
 
-def brought(statement: str) -> set[str]:
-    """The top-level modules that are there after a statement, in a fresh process."""
+def loaded(statement: str) -> set[str]:
+    """The top-level modules that are loaded after a statement, in a new process."""
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -168,7 +168,7 @@ def test_an_import_stays_light(statement: str, absent: set[str]) -> None:
     for package in ("langchain_core", "llama_index"):
         if f".{package.removesuffix('_core')}" in statement:
             pytest.importorskip(package)
-    assert brought(statement) & absent == set()
+    assert loaded(statement) & absent == set()
 
 
 HOOKS = """

@@ -34,9 +34,9 @@ def execute(notebook: Path, folder: Path) -> Any:
 
 
 def outputs(notebook: Any) -> list[Any]:
-    """All outputs, with neither ids nor the kernel's logs; a repr's length depends on the folder.
+    """All outputs, without what differs: trace ids, the kernel's logs, and a repr's length, which the folder changes.
 
-    What a cell prints may come in several pieces, so it is joined.
+    The text that a cell prints may be in several outputs, so it is joined.
     """
     shown: list[Any] = []
     for cell in notebook.cells:
@@ -47,8 +47,8 @@ def outputs(notebook: Any) -> list[Any]:
     return [re.sub(r"(?<=tr-)[0-9a-f]{32}|\d+(?= more characters\])", "…", text) for text in texts]
 
 
-def kernels(folder: Path) -> None:
-    """Make ``python3`` this environment's kernel, whatever kernels the user has."""
+def install_kernel(folder: Path) -> None:
+    """Define the kernel ``python3`` as this environment's, whatever kernels the user has."""
     spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
     spec |= {"display_name": "Python 3", "language": "python"}
     (folder / "kernels" / "python3").mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_a_notebook_shows_what_is_stored_in_it(
         monkeypatch.delenv(name)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    kernels(tmp_path / "jupyter")
+    install_kernel(tmp_path / "jupyter")
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     stored = nbformat.read(notebook, as_version=4)
     assert outputs(execute(notebook, tmp_path)) == outputs(stored)

@@ -68,7 +68,7 @@ def test_a_file_that_is_not_copied_into_the_model_is_reported(shop: Path, source
 
 
 def test_a_file_that_the_model_may_not_read_is_reported(shop: Path) -> None:
-    """It is readable here only because it is under the working folder; the model server has another one."""
+    """It may be read here only because it is in the working folder, which is another one in the model server."""
     write(shop / "prompts" / "deep.poml", '<p><img src="../logo.png" alt="x"/></p>')
     with pytest.raises(ConfigurationError, match=r"outside its own folder.*allow_read"):
         pomlflow.packaged("shop")
@@ -96,8 +96,8 @@ def test_a_prompt_root_next_to_the_package_is_copied_into_the_model(
     assert warnings_of(caplog) == []
 
 
-def test_another_name_in_the_model_is_reported(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a package, the working folder names it."""
+def test_a_name_that_would_change_in_the_model_is_reported(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without `__init__.py`, the name depends on the working folder."""
     (shop / "__init__.py").unlink()
     pomlflow.packaged("shop")
     (warning,) = warnings_of(caplog)
@@ -106,7 +106,7 @@ def test_another_name_in_the_model_is_reported(shop: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("flavor", ["package", "root"])
-def test_a_name_is_the_same_in_the_copy(shop: Path, flavor: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_name_is_the_same_in_the_model(shop: Path, flavor: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """In another process and folder, as MLflow copies it, with the originals gone."""
     if flavor == "root":
         write(shop.parent / "pyproject.toml", '[tool.pomlflow]\nprompt_root = "shop"\n')

@@ -58,7 +58,7 @@ def test_the_result_of_a_failed_render_is_its_error() -> None:
         record().result()
 
 
-def test_the_frame_is_of_the_class_of_poml() -> None:
+def test_the_frame_is_a_poml_frame() -> None:
     made = Template(MARKUP).render({"x": 1})
     assert isinstance(made.frame, PomlFrame)
     assert made.frame.model_dump(exclude_none=True) == {

@@ -52,7 +52,7 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_default_to_the_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray and Spark give a process's share as OMP_NUM_THREADS."""
+    """Ray and Spark set OMP_NUM_THREADS to a process's share."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert settings.settings().workers == 8
@@ -85,7 +85,7 @@ def test_a_prompt_root_does_not_depend_on_the_working_folder_and_can_be_reset(
     assert settings.configure(prompt_root="").prompt_root is None
 
 
-def test_a_block_changes_one_setting_and_follows_the_others() -> None:
+def test_a_block_changes_one_setting_and_sees_later_changes_of_the_others() -> None:
     with settings.configured(timeout=5):
         settings.configure(sandbox=False, timeout=9)
         assert settings.settings() == settings.Settings(timeout=5.0, sandbox=False)

@@ -43,7 +43,7 @@ NAME = {"name": "Ada"}
 WELCOME = {"name": "Ada", "place": "Rome"}
 SUPPORT = {"shop": "Acme", "question": "Why?"}
 TABLE = "Returns within 14 days.\n\n\n| item | price |\n| ---- | ----- |\n| box  | 3     |\n| lid  | 1     |"
-# The variables that each version takes here, and the texts of its messages.
+# The variables that each version is rendered with, and the texts of its messages.
 VERSIONS: Mapping[str, tuple[Mapping[str, Any], list[str]]] = {
     "desk.chat/1": ({"question": "Why?"}, ["Why?"]),
     "desk.qa/1": ({"context_str": "box", "query_str": "Why?"}, ["Be brief.", "box\n\nWhy?"]),
@@ -57,7 +57,7 @@ VERSIONS: Mapping[str, tuple[Mapping[str, Any], list[str]]] = {
     "styled/1": ({"word": "yes"}, ["# Task\n\nSay yes."]),
     "welcome/1": (WELCOME, ["# Task\n\nWelcome Ada to Rome."]),
 }
-# How each content that is there now is given to a template: its file, or its markup's name.
+# The versions whose content a template is made of again: from its file, or None for markup with a name.
 CONTENTS = {"desk.chat/1": "desk/chat.poml", "desk.qa/1": "desk/qa.poml", "welcome/1": None, "odd/1": None}
 CONTENTS |= {"media/1": None, "styled/1": None}
 CONTENTS |= {f"shop.greet/{number}": "shop/greet.poml" for number in (1, 2, 3)}
@@ -83,7 +83,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def store(upgraded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The store as MLflow's own, its prompt files in the working folder; gives the id of its experiment."""
+    """Set the store as MLflow's, with its prompt files in the working folder; return the id of its experiment."""
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(_uri(upgraded))
     mlflow.set_registry_uri(_uri(upgraded))
@@ -166,7 +166,7 @@ def test_an_alias_loads_and_renders(module: Any, texts: Callable[..., list[str]]
 
 
 def test_a_version_contains_its_files() -> None:
-    """Pixel by pixel, without the files of this machine."""
+    """The picture has the same pixels, without the files that it was registered from."""
     with Image.open("shop/box.png") as file:
         pixels = file.convert("RGB").tobytes()
     shutil.rmtree("shop")
@@ -177,7 +177,7 @@ def test_a_version_contains_its_files() -> None:
         assert picture.convert("RGB").tobytes() == pixels
 
 
-# --- the same content once more ---
+# --- the same content again ---
 
 
 def _current(version: str) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def test_a_stored_trace_is_replayed(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["langchain, async", "langchain, registry"])
 def test_without_its_files_a_stored_trace_is_replayed_from_the_registry(key: str) -> None:
-    """Where the version was known when the span ended."""
+    """These spans name the version, which was known when they ended."""
     shutil.rmtree("shop")
     shutil.rmtree("shared")
     assert pomlflow.replay(EXPECTED["traces"][key]["id"]).identical
@@ -278,7 +278,7 @@ def test_traces_are_found_by_linked_version(store: str, version: str) -> None:
 
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the installed command in this process; gives its exit code."""
+    """Run the installed command in this process; return its exit code."""
 
     def run(*arguments: str) -> int:
         (script,) = entry_points(group="console_scripts", name="pomlflow")

@@ -44,7 +44,7 @@ def markers() -> Counter[tuple[str, str]]:
 def test_each_workaround_has_a_row_and_each_row_a_test() -> None:
     in_rows = Counter((file, library) for library, _, _, file, _ in rows())
     assert in_rows.keys() == markers().keys()
-    assert markers() <= in_rows  # one comment may stand for several symptoms
+    assert markers() <= in_rows  # one marker may have several rows
     assert len(rows()) <= MOST_ROWS
     for *_, test in rows():
         file, _, name = test.partition("::")

@@ -1,4 +1,4 @@
-"""What users install is the wheel: it holds the JavaScript file and the type marker, and renders."""
+"""The wheel, which users install: it holds the JavaScript files and the type marker, and renders."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ import pytest
 from mlflow.entities import Trace
 from tests.adapters.frameworks import Framework
 from tests.spans import poml_span
+from tests.templates import HELLO
 
 import pomlflow
 
 Fetch = Callable[[], list[Trace]]
 Tree = list[tuple[str, str, str]]
-HELLO = "<p>Hello {{name}}</p>"
 
 
 @pytest.fixture(autouse=True)

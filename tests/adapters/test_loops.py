@@ -10,10 +10,9 @@ import anyio.to_thread
 import pytest
 from tests.adapters.frameworks import Framework
 from tests.processes import stopped_node
+from tests.templates import HELLO
 
 from pomlflow.exceptions import EngineError
-
-HELLO = "<p>Hello {{name}}</p>"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

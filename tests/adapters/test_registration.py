@@ -13,14 +13,14 @@ import pytest
 from mlflow.entities import Trace
 from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
 from tests.mlflow_server import until
-from tests.pending import forget_pending
+from tests.pending import drop_pending
 from tests.registry_prompts import found_by, linked, sources, warnings_of
 from tests.spans import poml_span
+from tests.templates import HELLO
 
 import pomlflow
 from pomlflow.exceptions import PomlError
 
-HELLO = "<p>Hello {{name}}</p>"
 pytestmark = pytest.mark.usefixtures("sync_export")
 Fetch = Callable[[], list[Trace]]
 
@@ -126,7 +126,7 @@ def unreachable(request: pytest.FixtureRequest, mlflow_store: str) -> Iterator[s
         mlflow.set_registry_uri(f"http://127.0.0.1:{port}")
         yield request.param
     mlflow.set_registry_uri(before)
-    forget_pending()
+    drop_pending()
 
 
 def test_an_unreachable_server_loses_no_answer_and_logs_one_warning(

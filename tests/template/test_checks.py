@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 from tests.corpus.cases import Case, cases
 from tests.template.test_history import ONE, TWO, Notes
 
-from pomlflow.exceptions import MissingVariableError, RenderError
 from pomlflow.template import Template
 
 # A missing file and a disabled component: reported although they are under an `if`.
@@ -107,17 +104,3 @@ def test_renders_after_a_check_are_as_before() -> None:
     error = template.render({"x": 1, "zs": 2}).error
     assert error is not None
     assert "List is expected in for attribute" in str(error)
-
-
-@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
-def test_both_prompts_validate_without_variables(framework: str) -> None:
-    pytest.importorskip({"langchain": "langchain_core", "llama_index": "llama_index.core"}[framework])
-    prompt = importlib.import_module(f"pomlflow.{framework}").PomlPromptTemplate
-    prompt.from_template('<p>{{x.y}}</p><conversation messages="{{history}}"/>').validate()
-    prompt.from_template('<p>{{history[0].content}}</p><conversation messages="{{history}}"/>').validate()
-    with pytest.raises(RenderError, match="Component foo not found"):
-        prompt.from_template("<foo>{{x}}</foo>").validate()
-    with pytest.raises(RenderError, match="Cannot read"):
-        prompt.from_template("<p>{{x.y.z}}</p>").validate(x={})
-    with pytest.raises(MissingVariableError):
-        prompt.from_template("<p>{{x}} {{y}}</p>").validate(x=1)

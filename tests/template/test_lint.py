@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from pathlib import Path
@@ -14,7 +13,6 @@ from click.testing import CliRunner
 from tests.corpus.cases import Case, cases
 from tests.templates import write
 
-import pomlflow
 from pomlflow.cli import cli
 from pomlflow.exceptions import ConfigurationError
 from pomlflow.template import Template
@@ -375,17 +373,6 @@ def test_the_output_of_a_check_is_bounded(project: Path, markup: str) -> None:
     assert len(shown) <= 2_000
     assert shown.count("\n") <= 25
     assert re.search(r"^and \d+ more problems$", shown, re.MULTILINE)
-
-
-@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
-def test_validate_returns_the_warnings(framework: str) -> None:
-    pytest.importorskip({"langchain": "langchain_core", "llama_index": "llama_index.core"}[framework])
-    prompt = importlib.import_module(f"pomlflow.{framework}").PomlPromptTemplate
-    (finding,) = prompt.from_template("<p>Hello {name}, {{question}}</p>").validate()
-    assert isinstance(finding, pomlflow.Finding)
-    assert (finding.rule, finding.line, finding.column, finding.file) == ("single-braces", 1, 10, None)
-    assert prompt.from_template("<p>{{question}} {x}</p>").validate(question="Why?") != []
-    assert prompt.from_template("<p>{{question}}</p>").validate() == []
 
 
 def test_the_attributes_are_those_of_pomls_own_python_api() -> None:

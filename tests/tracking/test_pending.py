@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.export.async_export_queue import AsyncTraceExportQueue
-from tests.pending import forget_pending
+from tests.pending import drop_pending
 
 import pomlflow
 from pomlflow.tracking import shutdown
@@ -100,5 +100,5 @@ def test_an_unreachable_former_store_does_not_delay_a_flush(mlflow_store, record
     late = trace(record("for the store"))
     assert not pomlflow.flush(timeout=3600)
     assert "mlflow.linkedPrompts" in TracingClient().get_trace_info(late).tags
-    forget_pending()
+    drop_pending()
     assert pomlflow.flush()

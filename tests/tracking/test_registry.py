@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from tests.mlflow_server import DEAD, until
-from tests.pending import forget_pending, waiting_publisher
+from tests.pending import drop_pending, waiting_publisher
 from tests.registry_prompts import found_by, linked, versions, warnings_of
 
 import pomlflow
@@ -325,7 +325,7 @@ def test_a_dead_server_is_warned_of_once_and_blocks_no_call(mlflow_store, publis
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
     with mlflow.start_span("chain") as span:
         assert publisher.link(record(), span.trace_id, wait=60).version == 1
-    forget_pending()
+    drop_pending()
 
 
 def test_memory_is_bounded_while_a_server_is_away(mlflow_store, publisher, record, monkeypatch):
@@ -340,4 +340,4 @@ def test_memory_is_bounded_while_a_server_is_away(mlflow_store, publisher, recor
         for _ in range(20):
             publisher.link(record("0"), span.trace_id)
         assert worker.take_lost() == 11
-    forget_pending()
+    drop_pending()
