@@ -32,13 +32,13 @@ QUESTION = {"messages": [HumanMessage("Oslo?")]}
 ADA = {"variables": lambda state, runtime: {"ship": "the Ada"}}
 
 
-def call(identity: str = "1", **arguments: Any) -> AIMessage:
+def tool_call(identity: str = "1", **arguments: Any) -> AIMessage:
     """An answer that calls the tool."""
     return AIMessage("", tool_calls=[{"name": "weather", "args": arguments, "id": identity}])
 
 
 def weather(city: str, days: int = 1) -> str:
-    """The function behind the tool."""
+    """The function of the tool."""
     return f"Rain in {city} for {days}"
 
 
@@ -46,7 +46,7 @@ def prompt(markup: str = MARKUP, **options: Any) -> PomlPromptTemplate:
     return PomlPromptTemplate.from_template(markup, name="crew", **options)
 
 
-def made(model: Any, *others: Any, markup: str = MARKUP, **options: Any) -> Any:
+def poml_agent(model: Any, *others: Any, markup: str = MARKUP, **options: Any) -> Any:
     """An agent of the prompt and the function."""
     ours = {key: options.pop(key) for key in ("tools", "variables") if key in options}
     poml = PomlMiddleware(prompt(markup), **{"tools": [weather], **ADA, **ours})

@@ -1,4 +1,4 @@
-"""One prompt twice, in POML and as LangChain's own template, and models that keep what reached them."""
+"""One prompt, in POML and as LangChain's own template, and models that record what they receive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARKUP = """\
 </poml>
 """
 GIVEN = {"role": "a poet", "question": "Why?"}
-SHORT: list[BaseMessage] = [SystemMessage("You are a poet."), HumanMessage("Why?")]
+MESSAGES: list[BaseMessage] = [SystemMessage("You are a poet."), HumanMessage("Why?")]
 
 
 def poml(**options: Any) -> PomlPromptTemplate:
@@ -34,7 +34,7 @@ def poml(**options: Any) -> PomlPromptTemplate:
 
 
 def reference(**options: Any) -> ChatPromptTemplate:
-    """The same as LangChain's own template."""
+    """The same prompt as a template of LangChain's own."""
     return ChatPromptTemplate(
         [("system", "You are {role}."), ("placeholder", "{history}"), ("human", "{question}")], **options
     )
@@ -96,7 +96,7 @@ class TextModel(LLM):
         return self.answers[(len(self.received) - 1) % len(self.answers)]
 
 
-class Runs(BaseCallbackHandler):
+class RunRecorder(BaseCallbackHandler):
     """Records the callbacks of prompts and chains."""
 
     def __init__(self) -> None:

@@ -243,7 +243,7 @@ def test_copies_of_a_chain_behave_as_the_chain() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The function `loads?` is in beta")
-def test_a_chain_goes_through_langchains_own_serialisation() -> None:
+def test_a_chain_survives_langchains_serialisation() -> None:
     openai = pytest.importorskip("langchain_openai").ChatOpenAI
     chain = prompt(SETTING).bind_to(openai(model="gpt-4o", api_key="none"), parse=True).bind(stop=["x"])
     classes = [PomlPromptTemplate, RunnableBinding, RunnableSequence, PomlModel, openai]

@@ -1,4 +1,4 @@
-"""A POML file in graphs of the user's own: in a node with a model, and LangGraph's agents with its tools."""
+"""A POML file in LangGraph: in the nodes of a graph, and in LangGraph's own agent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUESTION = {"messages": [HumanMessage("Oslo?")]}
 
 
 def weather(city: str) -> str:
-    """The function behind the tool."""
+    """The function of the tool."""
     return f"Rain in {city}"
 
 
@@ -73,7 +73,7 @@ def test_an_agent_made_by_hand_gets_the_whole_file_and_errors_for_wrong_argument
     assert model.options[0]["tools"][0]["function"]["description"] == "The weather."
 
 
-def test_its_trace_has_the_renders_in_its_nodes(stored_traces: Callable[[], list[Trace]]) -> None:
+def test_a_graphs_trace_has_the_renders_in_their_nodes(stored_traces: Callable[[], list[Trace]]) -> None:
     graph(Agent(answers=calls("Oslo"))).invoke(QUESTION, {"callbacks": [PomlCallbackHandler()]})
     (tree,) = trees(stored_traces)
     step = "  ask CHAIN\n    RunnableSequence CHAIN\n      Agent CHAT_MODEL\n      sky CHAIN\n        poml sky PROMPT\n"

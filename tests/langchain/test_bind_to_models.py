@@ -1,4 +1,4 @@
-"""What LangChain makes of models (fallbacks, retries, alternatives): the frame reaches each inside."""
+"""Models that LangChain wraps (fallbacks, retries, alternatives): the frame reaches each of them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_functions_that_describe_themselves_change_nothing_else_that_is_bound() 
         chain = prompt("<p>Go.</p>").bind_to(llm, tools=[sail])
         chain.invoke({}, {"configurable": {"llm": "second"}})
     assert [options["seed"] for options in model.options] == [1] * 5
-    assert [[named(found) for found in options["tools"]] for options in model.options] == [
+    assert [[tool_name(found) for found in options["tools"]] for options in model.options] == [
         ["sail"],
         ["now", "sail"],
         ["sail"],
@@ -124,7 +124,7 @@ def test_functions_that_describe_themselves_change_nothing_else_that_is_bound() 
     ]
 
 
-def named(found: Any) -> str:
+def tool_name(found: Any) -> str:
     """The name of a tool, LangChain's or in OpenAI's format."""
     return found["function"]["name"] if isinstance(found, dict) else found.name
 
@@ -141,7 +141,7 @@ def test_functions_that_describe_themselves_keep_tags() -> None:
     assert "x" in seen[0]
 
 
-def sent_by_a_configurable_model(bind: Callable[[Any], Any]) -> dict[str, Any]:
+def request_of_a_configurable_model(bind: Callable[[Any], Any]) -> dict[str, Any]:
     """Return the request of a chain that `bind` makes of a model that ``init_chat_model`` chooses at each call."""
     chat_models = pytest.importorskip("langchain.chat_models")
     pytest.importorskip("langchain_openai")
@@ -157,12 +157,14 @@ def sent_by_a_configurable_model(bind: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
-    body = sent_by_a_configurable_model(lambda llm: prompt(WHOLE).bind_to(llm.bind_tools([now])))
+    body = request_of_a_configurable_model(lambda llm: prompt(WHOLE).bind_to(llm.bind_tools([now])))
     assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("gpt-4o", 0.5, 50)
     assert [found["function"]["name"] for found in body["tools"]] == ["now", "weather"]
     assert all(found["function"]["strict"] for found in body["tools"])
 
 
-def test_it_takes_functions_that_describe_themselves() -> None:
-    body = sent_by_a_configurable_model(lambda llm: prompt("<p>Go.</p>").bind_to(llm.bind_tools([now]), tools=[sail]))
-    assert [named(found) for found in body["tools"]] == ["now", "sail"]
+def test_a_configurable_model_takes_functions_that_describe_themselves() -> None:
+    body = request_of_a_configurable_model(
+        lambda llm: prompt("<p>Go.</p>").bind_to(llm.bind_tools([now]), tools=[sail])
+    )
+    assert [tool_name(found) for found in body["tools"]] == ["now", "sail"]

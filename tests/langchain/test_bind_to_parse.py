@@ -1,4 +1,4 @@
-"""`bind_to(llm, parse=True)`: the object that the answer holds, and errors that hold the answer."""
+"""`bind_to(llm, parse=True)` returns the object of an answer; an error has the answer."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_an_answer_without_such_an_object_is_an_error_that_holds_it(answer: Any,
     ],
 )
 async def test_a_refusal_is_an_error_with_its_text(answer: AIMessage, text: str) -> None:
-    """By LangChain's own class too, where it has one, so that fallbacks that name it work."""
+    """It is an error of LangChain's own class too, where that exists, so that fallbacks for that class work."""
     with pytest.raises(PomlRefusalError, match="count: the model refused") as caught:
         chain(answer).invoke(N)
     with pytest.raises(PomlRefusalError):

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableParallel
-from tests.langchain.trees import BROKEN, CHAIN, GIVEN, broken, chain, greeting, model, trees, under
+from tests.langchain.trees import BROKEN, CHAIN, GIVEN, atraced, broken, chain, greeting, model, traced, tree_of, trees
 
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.langchain import PomlCallbackHandler
@@ -34,16 +34,6 @@ def case(*expected: str, autolog: tuple[str, ...] | None = None) -> Callable[[Ru
         return run
 
     return add
-
-
-@mlflow.trace
-def traced(value: Any) -> Any:
-    return value
-
-
-@mlflow.trace(name="traced")
-async def atraced(value: Any) -> Any:
-    return value
 
 
 @mlflow.trace
@@ -77,7 +67,7 @@ def stream(config: RunnableConfig) -> None:
     assert list(chain().stream(GIVEN, config)) == ["H", "i", "!"]
 
 
-@case(under("RunnableParallel<one,two> CHAIN", CHAIN, CHAIN))
+@case(tree_of("RunnableParallel<one,two> CHAIN", CHAIN, CHAIN))
 def parallel(config: RunnableConfig) -> None:
     RunnableParallel(one=chain(), two=chain()).invoke(GIVEN, config)
 
@@ -89,7 +79,7 @@ def model_error_and_then_the_same_thread(config: RunnableConfig) -> None:
     chain().invoke(GIVEN, config)
 
 
-@case(under("RunnableSequence CHAIN ERROR", "greet CHAIN ERROR\n  poml greet PROMPT ERROR\n"))
+@case(tree_of("RunnableSequence CHAIN ERROR", "greet CHAIN ERROR\n  poml greet PROMPT ERROR\n"))
 def missing_variable(config: RunnableConfig) -> None:
     with pytest.raises(MissingVariableError):
         chain().invoke({}, config)
@@ -137,17 +127,17 @@ def traced_function_in_a_step(config: RunnableConfig) -> None:
     (RunnableLambda(traced, name="RunnableLambda") | chain()).invoke(GIVEN, config)
 
 
-@case(under("around UNKNOWN", CHAIN))
+@case(tree_of("around UNKNOWN", CHAIN))
 def chain_in_a_traced_function(config: RunnableConfig) -> None:
     around(lambda: chain().invoke(GIVEN, config))
 
 
-@case(under("around UNKNOWN", CHAIN, CHAIN))
+@case(tree_of("around UNKNOWN", CHAIN, CHAIN))
 def batch_in_a_traced_function(config: RunnableConfig) -> None:
     around(lambda: chain().batch([GIVEN] * 2, config))
 
 
-@case(under("RunnableLambda CHAIN", under("around UNKNOWN", CHAIN, CHAIN, CHAIN)))
+@case(tree_of("RunnableLambda CHAIN", tree_of("around UNKNOWN", CHAIN, CHAIN, CHAIN)))
 def chains_in_a_traced_function_in_a_step(config: RunnableConfig) -> None:
     def step(given: Any) -> None:
         around(lambda: (chain().batch([given] * 2), chain().invoke(given)))
@@ -155,29 +145,29 @@ def chains_in_a_traced_function_in_a_step(config: RunnableConfig) -> None:
     RunnableLambda(step, name="RunnableLambda").invoke(GIVEN, config)
 
 
-@case(under("RunnableLambda CHAIN", CHAIN, CHAIN))
+@case(tree_of("RunnableLambda CHAIN", CHAIN, CHAIN))
 def batch_in_a_step(config: RunnableConfig) -> None:
     RunnableLambda(lambda given: chain().batch([given] * 2)).invoke(GIVEN, config)
 
 
-@case(under("RunnableLambda CHAIN", CHAIN))
+@case(tree_of("RunnableLambda CHAIN", CHAIN))
 def the_handler_given_anew_in_a_step(config: RunnableConfig) -> None:
     RunnableLambda(lambda given: chain().invoke(given, config)).invoke(GIVEN, config)
 
 
-@case(under("RunnableLambda CHAIN", "poml greet PROMPT\n"))
+@case(tree_of("RunnableLambda CHAIN", "poml greet PROMPT\n"))
 def prompt_formatted_in_a_step(config: RunnableConfig) -> None:
     RunnableLambda(lambda given: str(greeting().format_messages(**given))).invoke(GIVEN, config)
 
 
-@case(*[under("RunnableSequence CHAIN", CHAIN)] * 2, *[CHAIN] * 3)
+@case(*[tree_of("RunnableSequence CHAIN", CHAIN)] * 2, *[CHAIN] * 3)
 def retried_batch_and_then_the_same_thread(config: RunnableConfig) -> None:
     chain().with_retry().batch([GIVEN] * 2, config)
     for _ in range(3):
         chain().invoke(GIVEN, config)
 
 
-@case(*[under("RunnableWithFallbacks CHAIN", BROKEN, CHAIN)] * 2)
+@case(*[tree_of("RunnableWithFallbacks CHAIN", BROKEN, CHAIN)] * 2)
 def batch_that_falls_back(config: RunnableConfig) -> None:
     assert broken().with_fallbacks([chain()]).batch([GIVEN] * 2, config) == ["Hi!"] * 2
 
@@ -225,7 +215,7 @@ async def gather(config: RunnableConfig) -> None:
     await asyncio.gather(*(chain().ainvoke(GIVEN, config) for _ in range(4)))
 
 
-@case(under("RunnableParallel<one,two> CHAIN", CHAIN, CHAIN))
+@case(tree_of("RunnableParallel<one,two> CHAIN", CHAIN, CHAIN))
 async def aparallel(config: RunnableConfig) -> None:
     await RunnableParallel(one=chain(), two=chain()).ainvoke(GIVEN, config)
 
@@ -237,7 +227,7 @@ async def model_error_and_then_the_same_task(config: RunnableConfig) -> None:
     await chain().ainvoke(GIVEN, config)
 
 
-@case(under("RunnableSequence CHAIN ERROR", "greet CHAIN ERROR\n  poml greet PROMPT ERROR\n"))
+@case(tree_of("RunnableSequence CHAIN ERROR", "greet CHAIN ERROR\n  poml greet PROMPT ERROR\n"))
 async def amissing_variable(config: RunnableConfig) -> None:
     with pytest.raises(MissingVariableError):
         await chain().ainvoke({}, config)
@@ -253,13 +243,13 @@ async def traced_function_in_an_async_step(config: RunnableConfig) -> None:
     [_ async for _ in steps.astream(GIVEN, config)]
 
 
-@case(under("around UNKNOWN", CHAIN), CHAIN)
+@case(tree_of("around UNKNOWN", CHAIN), CHAIN)
 async def chain_in_an_async_traced_function(config: RunnableConfig) -> None:
     await aaround(lambda: chain().ainvoke(GIVEN, config))
     await chain().ainvoke(GIVEN, config)
 
 
-@case(under("RunnableLambda CHAIN", CHAIN, CHAIN))
+@case(tree_of("RunnableLambda CHAIN", CHAIN, CHAIN))
 async def abatch_in_a_step(config: RunnableConfig) -> None:
     async def step(given: Any, config: RunnableConfig) -> Any:
         return await chain().abatch([given] * 2, config)
@@ -267,12 +257,12 @@ async def abatch_in_a_step(config: RunnableConfig) -> None:
     await RunnableLambda(step, name="RunnableLambda").ainvoke(GIVEN, config)
 
 
-@case(*[under("RunnableSequence CHAIN", CHAIN)] * 2)
+@case(*[tree_of("RunnableSequence CHAIN", CHAIN)] * 2)
 async def retried_abatch(config: RunnableConfig) -> None:
     await chain().with_retry().abatch([GIVEN] * 2, config)
 
 
-@case(*[under("RunnableWithFallbacks CHAIN", BROKEN, CHAIN)] * 2)
+@case(*[tree_of("RunnableWithFallbacks CHAIN", BROKEN, CHAIN)] * 2)
 async def abatch_that_falls_back(config: RunnableConfig) -> None:
     await broken().with_fallbacks([chain()]).abatch([GIVEN] * 2, config)
 

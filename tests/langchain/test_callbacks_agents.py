@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model
-from tests.langchain.trees import CHAIN, GIVEN, agent_trees, chain, greeting, under
+from tests.langchain.trees import CHAIN, GIVEN, atraced, chain, greeting, traced, tree_of, trees
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
@@ -34,18 +34,10 @@ LangGraph CHAIN
       poml greet PROMPT
       traced UNKNOWN
 """
-GRAPH = under("LangGraph CHAIN", under("first CHAIN", CHAIN), "second CHAIN\n  poml greet PROMPT\n  traced UNKNOWN\n")
+GRAPH = tree_of(
+    "LangGraph CHAIN", tree_of("first CHAIN", CHAIN), "second CHAIN\n  poml greet PROMPT\n  traced UNKNOWN\n"
+)
 QUESTION = {"messages": [("user", "Greet Ada")]}
-
-
-@mlflow.trace
-def traced(value: Any) -> Any:
-    return value
-
-
-@mlflow.trace(name="traced")
-async def atraced(value: Any) -> Any:
-    return value
 
 
 @tool
@@ -113,7 +105,7 @@ def graph(one: Any, two: Any) -> Any:
 def test_an_agent_is_traced_whole_and_so_is_the_next_chain(config: RunnableConfig, stored_traces: Fetch) -> None:
     assert agent(greet).invoke(QUESTION, config)["messages"][-1].content == "Done."
     chain().invoke(GIVEN, config)
-    assert agent_trees(stored_traces) == [AGENT, CHAIN]
+    assert trees(stored_traces) == [AGENT, CHAIN]
 
 
 async def test_an_async_agent_is_traced_whole_and_so_is_the_next_chain(
@@ -121,42 +113,42 @@ async def test_an_async_agent_is_traced_whole_and_so_is_the_next_chain(
 ) -> None:
     await agent(agreet).ainvoke(QUESTION, config)
     await chain().ainvoke(GIVEN, config)
-    assert agent_trees(stored_traces) == [AGENT, CHAIN]
+    assert trees(stored_traces) == [AGENT, CHAIN]
 
 
-def test_an_agent_that_is_streamed_is_apart_from_its_reader(config: RunnableConfig, stored_traces: Fetch) -> None:
+def test_the_reader_of_an_agents_stream_is_no_part_of_its_trace(config: RunnableConfig, stored_traces: Fetch) -> None:
     for chunk in agent(greet).stream(QUESTION, config):
         traced(chunk)
-    assert agent_trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
+    assert trees(stored_traces) == [AGENT, *["traced UNKNOWN\n"] * 3]
 
 
 async def test_agents_at_once_have_a_trace_each(config: RunnableConfig, stored_traces: Fetch) -> None:
     await asyncio.gather(*(agent(agreet).ainvoke(QUESTION, config) for _ in range(3)))
-    assert agent_trees(stored_traces) == [AGENT] * 3
+    assert trees(stored_traces) == [AGENT] * 3
 
 
 async def test_events_of_an_agent_leave_one_trace(config: RunnableConfig, stored_traces: Fetch) -> None:
     [_ async for _ in agent(agreet).astream_events(QUESTION, config, version="v2")]
-    assert agent_trees(stored_traces) == [AGENT]
+    assert trees(stored_traces) == [AGENT]
 
 
 def test_a_graph_is_traced_whole_also_in_a_batch(config: RunnableConfig, stored_traces: Fetch) -> None:
     graph(first, second).invoke(GIVEN, config)
     graph(first, second).batch([GIVEN] * 2, config)
-    assert agent_trees(stored_traces) == [GRAPH] * 3
+    assert trees(stored_traces) == [GRAPH] * 3
 
 
 async def test_an_async_graph_is_traced_whole(config: RunnableConfig, stored_traces: Fetch) -> None:
     await graph(afirst, asecond).ainvoke(GIVEN, config)
     [_ async for _ in graph(afirst, asecond).astream(GIVEN, config)]
-    assert agent_trees(stored_traces) == [GRAPH] * 2
+    assert trees(stored_traces) == [GRAPH] * 2
 
 
 def test_a_handler_set_on_the_compiled_graph_traces_each_call(config: RunnableConfig, stored_traces: Fetch) -> None:
     bound = graph(first, second).with_config(config)
     bound.invoke(GIVEN)
     bound.invoke(GIVEN)
-    assert agent_trees(stored_traces) == [GRAPH] * 2
+    assert trees(stored_traces) == [GRAPH] * 2
 
 
 def test_the_thread_of_a_graph_is_the_session_of_its_trace(config: RunnableConfig, stored_traces: Fetch) -> None:

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
 from mlflow.entities import Trace
-from tests.langchain.trees import CHAIN, GIVEN, Broken, all_stored, chain, greeting, tree, trees, under
+from tests.langchain.trees import CHAIN, GIVEN, Broken, chain, greeting, tree, tree_of, trees, wait_for_traces
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
@@ -107,7 +107,7 @@ def _is_a_chunk(chunk: Any) -> bool:
     return "AIMessageChunk" in repr(chunk)
 
 
-async def settled() -> None:
+async def wait_for_other_tasks() -> None:
     """Wait for the other tasks."""
     gc.collect()
     others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -131,7 +131,7 @@ STREAMS = list(streams({}))
 @pytest.mark.parametrize("stream", STREAMS)
 async def test_abandoning_a_stream_is_not_an_error(stream: str, config: RunnableConfig, stored_traces: Fetch) -> None:
     await leave(streams(config)[stream]())
-    await all_stored(1, stored_traces)
+    await wait_for_traces(1, stored_traces)
     (trace,) = stored_traces()
     assert "  Endless CHAT_MODEL\n" in tree(trace)
     assert "ERROR" not in tree(trace)
@@ -165,7 +165,7 @@ async def test_cancelling_a_reader_marks_running_spans_as_errors(
     stream: str, config: RunnableConfig, stored_traces: Fetch
 ) -> None:
     await cancel(streams(config)[stream]())
-    await all_stored(1, stored_traces)
+    await wait_for_traces(1, stored_traces)
     (trace,) = stored_traces()
     assert trace.info.state.value == "ERROR"
     lines = [line.strip() for line in tree(trace).splitlines()]
@@ -210,7 +210,7 @@ async def test_shielded_work_of_a_cancelled_call_has_no_trace_of_its_own(
     with pytest.raises(asyncio.CancelledError):
         await call
     go.set()
-    await settled()
+    await wait_for_other_tasks()
     assert trees(stored_traces) == ["step CHAIN ERROR\n" + ("" if late_start else "  late CHAIN\n")]
 
 
@@ -230,8 +230,8 @@ async def test_shielded_work_of_a_graph_whose_client_disconnects_is_no_error(
 
     await leaves(graph(node).astream(GIVEN, config, stream_mode="messages"))
     go.set()
-    await all_stored(1, stored_traces)
-    await settled()
+    await wait_for_traces(1, stored_traces)
+    await wait_for_other_tasks()
     (shown,) = trees(stored_traces)
     assert "work CHAIN\n" in shown
     assert ("ERROR" in shown) == (leaves is cancel)
@@ -256,7 +256,7 @@ async def test_work_in_a_thread_goes_on_after_a_cancellation_without_a_trace_of_
         await call
     go.set()
     await asyncio.to_thread(done.wait, 30)
-    assert trees(stored_traces) == [under("LangGraph CHAIN ERROR", "node CHAIN ERROR\n")]
+    assert trees(stored_traces) == [tree_of("LangGraph CHAIN ERROR", "node CHAIN ERROR\n")]
     assert caplog.records == []
 
 
@@ -275,9 +275,9 @@ async def test_siblings_of_a_part_that_failed_are_no_errors(config: RunnableConf
     with pytest.raises(ValueError, match="broken"):
         await RunnableParallel(fail=RunnableLambda(fail), go_on=RunnableLambda(go_on)).ainvoke(GIVEN, config)
     go.set()
-    await settled()
+    await wait_for_other_tasks()
     (trace,) = stored_traces()
-    assert tree(trace) == under("RunnableParallel<fail,go_on> CHAIN ERROR", "fail CHAIN ERROR\n", "go_on CHAIN\n")
+    assert tree(trace) == tree_of("RunnableParallel<fail,go_on> CHAIN ERROR", "fail CHAIN ERROR\n", "go_on CHAIN\n")
 
 
 async def test_a_task_that_goes_on_after_its_step_is_traced_whole(config: RunnableConfig, stored_traces: Fetch) -> None:
@@ -299,7 +299,7 @@ async def test_a_task_that_goes_on_after_its_step_is_traced_whole(config: Runnab
 
     await (RunnableLambda(start) | RunnableLambda(finish)).ainvoke(GIVEN, config)
     work = f"{CHAIN}  wait CHAIN\n"
-    assert trees(stored_traces) == [under("RunnableSequence CHAIN", "finish CHAIN\n", under("start CHAIN", work))]
+    assert trees(stored_traces) == [tree_of("RunnableSequence CHAIN", "finish CHAIN\n", tree_of("start CHAIN", work))]
 
 
 def test_two_calls_with_one_run_id_give_two_traces(config: RunnableConfig, stored_traces: Fetch) -> None:

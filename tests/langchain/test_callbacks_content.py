@@ -19,7 +19,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Model, TextModel
-from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, model, tree, under
+from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, model, tree, tree_of
 from tests.spans import everything, hide
 
 import pomlflow
@@ -215,7 +215,7 @@ def test_an_error_that_cannot_be_read_costs_its_text_and_not_the_trace(mask: Any
     with pytest.raises(UnreadableError):
         (greeting() | RunnableLambda(fail)).invoke(GIVEN, config_with(mask=mask))
     (trace,) = stored_traces()
-    assert tree(trace) == under(
+    assert tree(trace) == tree_of(
         "RunnableSequence CHAIN ERROR", "fail CHAIN ERROR\n", "greet CHAIN\n  poml greet PROMPT\n"
     )
     assert trace.data.spans[0].status.description == "UnreadableError"

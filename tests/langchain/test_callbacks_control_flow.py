@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import InjectedToolCallId, tool
 from mlflow.entities import Trace
 from tests.langchain.prompts import Agent
-from tests.langchain.trees import GIVEN, greeting, trees, under
+from tests.langchain.trees import GIVEN, greeting, tree_of, trees
 from typing_extensions import TypedDict
 
 from pomlflow.langchain import PomlCallbackHandler
@@ -55,7 +55,7 @@ def ask(state: State) -> State:
     return {"answer": types.interrupt("Sure?")}
 
 
-def same(state: State) -> State:
+def unchanged(state: State) -> State:
     return state
 
 
@@ -74,8 +74,8 @@ def in_a_node() -> Pausing:
 
 
 def in_a_subgraph_of_a_subgraph() -> Pausing:
-    inner = graph(middle=graph(ask=ask).compile(), after=same).compile()
-    return graph(before=same, inner=inner).compile(checkpointer=memory.InMemorySaver()), GIVEN
+    inner = graph(middle=graph(ask=ask).compile(), after=unchanged).compile()
+    return graph(before=unchanged, inner=inner).compile(checkpointer=memory.InMemorySaver()), GIVEN
 
 
 def in_a_graph_that_a_node_calls() -> Pausing:
@@ -88,7 +88,7 @@ def in_a_graph_that_a_node_calls() -> Pausing:
 
 
 def in_a_chain_that_a_node_calls() -> Pausing:
-    chain = RunnableLambda(ask) | RunnableLambda(same)
+    chain = RunnableLambda(ask) | RunnableLambda(unchanged)
 
     def call(state: State) -> Any:
         return chain.invoke(state)
@@ -112,7 +112,7 @@ def in_a_node_that_is_retried() -> Pausing:
 
 
 def before_a_node() -> Pausing:
-    made = graph(one=same, two=same)
+    made = graph(one=unchanged, two=unchanged)
     return made.compile(checkpointer=memory.InMemorySaver(), interrupt_before=["two"]), GIVEN
 
 
@@ -160,7 +160,7 @@ PAUSES = [
 ]
 
 
-def resumed(made: Any, config: Any) -> Any:
+def resume_input(made: Any, config: Any) -> Any:
     """The input that resumes a paused graph."""
     interrupts = made.get_state(config).interrupts
     if not interrupts:  # of `interrupt_before`
@@ -175,7 +175,7 @@ def test_an_interrupt_and_its_resume_are_no_errors(
 ) -> None:
     made, given = pause()
     made.invoke(given, config)
-    list(made.stream(resumed(made, config), config))
+    list(made.stream(resume_input(made, config), config))
     assert not made.get_state(config).next
     assert len(stored_traces()) == 2
     assert errors(stored_traces) == []
@@ -187,7 +187,7 @@ async def test_an_interrupt_of_an_async_graph_is_no_error(
 ) -> None:
     made, given = pause()
     [_ async for _ in made.astream(given, config, subgraphs=True, stream_mode="messages")]
-    [_ async for _ in made.astream_events(resumed(made, config), config, version="v2")]
+    [_ async for _ in made.astream_events(resume_input(made, config), config, version="v2")]
     assert not made.get_state(config).next
     assert len(stored_traces()) == 2
     assert errors(stored_traces) == []
@@ -201,8 +201,8 @@ def test_what_runs_before_an_interrupt_is_in_its_trace(config: RunnableConfig, s
     made = graph(ask=greet_and_ask).compile(checkpointer=memory.InMemorySaver())
     made.invoke(GIVEN, config)
     assert made.invoke(types.Command(resume="yes"), config)["answer"] == "yes"
-    step = under("greet_and_ask CHAIN", "greet CHAIN\n  poml greet PROMPT\n").replace("greet_and_ask", "ask")
-    assert trees(stored_traces) == [under("LangGraph CHAIN", step)] * 2
+    step = tree_of("greet_and_ask CHAIN", "greet CHAIN\n  poml greet PROMPT\n").replace("greet_and_ask", "ask")
+    assert trees(stored_traces) == [tree_of("LangGraph CHAIN", step)] * 2
 
 
 def test_a_node_that_fails_after_its_resume_is_an_error(config: RunnableConfig, stored_traces: Fetch) -> None:

@@ -1,4 +1,4 @@
-"""MLflow's own tracer: what it does with a POML prompt, and the faults of it for which ours has workarounds."""
+"""MLflow's own tracer: how it traces a POML prompt, and its faults that our tracer works around."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from mlflow.entities import Trace
 from tests.langchain.prompts import TextModel
-from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, trees, under
+from tests.langchain.trees import CHAIN, GIVEN, chain, greeting, tree_of, trees
 
 from pomlflow.langchain import PomlCallbackHandler
 from pomlflow.langchain.tracer import MlflowLangchainTracer
@@ -74,13 +74,13 @@ def test_under_autolog_alone_each_render_is_a_span_below_its_prompt(
 @pytest.mark.usefixtures("autolog")
 def test_under_autolog_a_prompt_that_is_formatted_in_a_step_belongs_to_the_step(stored_traces: Fetch) -> None:
     RunnableLambda(format_in_a_step).invoke(GIVEN)
-    assert trees(stored_traces) == [under("format_in_a_step CHAIN", "poml greet PROMPT\n")]
+    assert trees(stored_traces) == [tree_of("format_in_a_step CHAIN", "poml greet PROMPT\n")]
 
 
 @pytest.mark.usefixtures("autolog")
 def test_under_autolog_a_prompt_inside_a_chat_prompt_belongs_to_that(stored_traces: Fetch) -> None:
     ChatPromptTemplate([greeting()], name="both").invoke(GIVEN)
-    assert trees(stored_traces) == [under("both CHAIN", "poml greet PROMPT\n")]
+    assert trees(stored_traces) == [tree_of("both CHAIN", "poml greet PROMPT\n")]
 
 
 def test_mlflows_own_tracer_as_a_handler_gets_the_span_too(stored_traces: Fetch) -> None:
@@ -113,7 +113,7 @@ async def test_events_of_a_text_model_report_its_start(stored_traces: Fetch, ver
     config: RunnableConfig = {"callbacks": [PomlCallbackHandler(register=False)]}
     events = (greeting() | TextModel()).astream_events(GIVEN, config, version=version)
     assert "on_llm_start" in [event["event"] async for event in events]
-    text = under("RunnableSequence CHAIN", "TextModel LLM\n", "greet CHAIN\n  poml greet PROMPT\n")
+    text = tree_of("RunnableSequence CHAIN", "TextModel LLM\n", "greet CHAIN\n  poml greet PROMPT\n")
     assert trees(stored_traces) == [text]
 
 

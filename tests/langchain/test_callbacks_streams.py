@@ -12,7 +12,7 @@ import pytest
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from mlflow.entities import Trace
-from tests.langchain.trees import CHAIN, GIVEN, Broken, all_stored, chain, greeting, trees
+from tests.langchain.trees import CHAIN, GIVEN, Broken, atraced, chain, greeting, traced, trees, wait_for_traces
 
 from pomlflow.langchain import PomlCallbackHandler
 
@@ -40,23 +40,13 @@ class Stuck(Broken):
 
 @pytest.fixture
 def background(sync_export: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's default, which takes seconds to flush: there a trace whose root ends before its parts can be lost."""
+    """MLflow's default, which takes seconds to flush; with it a trace can be lost if its root ends before its parts."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
 
 
 @pytest.fixture
 def handler() -> PomlCallbackHandler:
     return PomlCallbackHandler(register=False)
-
-
-@mlflow.trace
-def traced(value: Any) -> Any:
-    return value
-
-
-@mlflow.trace(name="traced")
-async def atraced(value: Any) -> Any:
-    return value
 
 
 def test_a_stream_whose_reader_breaks_off_is_stored_and_is_no_error(
@@ -68,7 +58,7 @@ def test_a_stream_whose_reader_breaks_off_is_stored_and_is_no_error(
     assert trees(stored_traces) == [CHAIN]
 
 
-def test_a_stream_that_is_held_open_is_apart_from_later_calls_and_stored_once_it_is_closed(
+def test_a_stream_that_is_held_open_is_separate_from_later_calls_and_stored_when_closed(
     handler: PomlCallbackHandler, stored_traces: Fetch
 ) -> None:
     chunks = chain().stream(GIVEN, {"callbacks": [handler]})
@@ -94,7 +84,7 @@ async def test_an_async_stream_whose_reader_breaks_off_is_stored_and_is_no_error
     async for _ in chain().astream(GIVEN, {"callbacks": [handler]}):
         break
     await chain().ainvoke(GIVEN, {"callbacks": [handler]})
-    await all_stored(2, stored_traces)
+    await wait_for_traces(2, stored_traces)
     assert mlflow.get_current_active_span() is None
     assert trees(stored_traces) == [CHAIN, CHAIN]
 
@@ -104,7 +94,7 @@ async def test_an_async_stream_that_is_closed_is_stored(handler: PomlCallbackHan
         async for _ in chunks:
             break
         await chain().ainvoke(GIVEN, {"callbacks": [handler]})
-    await all_stored(2, stored_traces)
+    await wait_for_traces(2, stored_traces)
     assert mlflow.get_current_active_span() is None
     assert trees(stored_traces) == [CHAIN, CHAIN]
 

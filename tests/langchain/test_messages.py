@@ -69,7 +69,7 @@ def text(of: str) -> dict[str, str]:
     ],
     ids=str,
 )
-def test_from_poml(message: dict[str, Any], expected: list[BaseMessage]) -> None:
+def test_pomls_messages_become_langchains(message: dict[str, Any], expected: list[BaseMessage]) -> None:
     assert from_poml([message]) == expected
 
 
@@ -153,7 +153,7 @@ def test_every_render_gives_messages_of_its_own() -> None:
     ],
     ids=repr,
 )
-def test_to_poml(message: BaseMessage, expected: dict[str, Any]) -> None:
+def test_langchains_messages_become_pomls(message: BaseMessage, expected: dict[str, Any]) -> None:
     assert message_to_poml(message) == expected
     PomlFrame.model_validate({"messages": [message_to_poml(message)]})
 
@@ -177,7 +177,7 @@ def test_to_poml(message: BaseMessage, expected: dict[str, Any]) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_blocks_to_pomls_parts(block: dict[str, Any], part: Any) -> None:
+def test_content_blocks_become_pomls_parts(block: dict[str, Any], part: Any) -> None:
     expected = part if isinstance(part, str) else [part]
     assert message_to_poml(HumanMessage([block]))["content"] == expected
 
@@ -196,7 +196,7 @@ def test_reasoning_and_repeated_calls_are_left_out(block: dict[str, Any]) -> Non
     assert message_to_poml(message)["content"] == ["a", REQUEST]
 
 
-def test_fields_of_a_message_that_expressions_can_read() -> None:
+def test_expressions_read_the_fields_of_a_message() -> None:
     assert describe(AIMessage("a", tool_calls=[CALL], id="1", name="n")) == {
         "speaker": "ai",
         "content": "a",

@@ -1,4 +1,4 @@
-"""An agent that is a POML file: prompt, examples, tools, settings, response format, anew at each call of its model."""
+"""An agent that is a POML file: each call of its model renders prompt, examples, tools, settings and schema."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.langchain.agents import (
     SCHEMA,
     PomlMiddleware,
     agents,
-    call,
-    made,
     middlewares,
+    poml_agent,
     prompt,
+    tool_call,
     weather,
 )
 from tests.langchain.prompts import Agent
@@ -30,8 +30,8 @@ from pomlflow.langchain import PomlOutputParserError, PomlPromptTemplate
 
 
 def test_prompt_examples_tools_and_settings_are_rendered_for_each_call() -> None:
-    model = Agent(answers=[call(city="Oslo"), "It rains."])
-    state = made(model).invoke(QUESTION)
+    model = Agent(answers=[tool_call(city="Oslo"), "It rains."])
+    state = poml_agent(model).invoke(QUESTION)
     assert [message.content for message in state["messages"]] == ["Oslo?", "", "Rain in Oslo for 1", "It rains."]
     first, second = model.received
     examples = [HumanMessage("Example?"), AIMessage("Yes.")]
@@ -50,8 +50,8 @@ async def test_an_async_agent_does_the_same_with_an_async_function() -> None:
     async def aweather(city: str, days: int = 1) -> str:
         return f"Async rain in {city}"
 
-    model = Agent(answers=[call(city="Oslo"), "It rains."])
-    state = await made(model, tools={"weather": aweather}).ainvoke(QUESTION)
+    model = Agent(answers=[tool_call(city="Oslo"), "It rains."])
+    state = await poml_agent(model, tools={"weather": aweather}).ainvoke(QUESTION)
     assert state["messages"][2].content == "Async rain in Oslo"
     assert model.received[1][0] == SystemMessage("You serve the Ada. 3 so far.")
 
@@ -71,9 +71,9 @@ class Voyage(agents.AgentState):
 
 def test_variables_come_from_the_context_and_the_state() -> None:
     model = Agent(answers=["Aye."])
-    by_context = made(model, variables=None, context_schema=Ship)
+    by_context = poml_agent(model, variables=None, context_schema=Ship)
     by_context.invoke(QUESTION, context=Ship("the Bob"))
-    by_state = made(model, variables=None, state_schema=Voyage)
+    by_state = poml_agent(model, variables=None, state_schema=Voyage)
     by_state.invoke({**QUESTION, "ship": "the Cyd"})
     assert [messages[0].content for messages in model.received] == [
         "You serve the Bob. 1 so far.",
@@ -83,7 +83,7 @@ def test_variables_come_from_the_context_and_the_state() -> None:
 
 def test_a_missing_variable_is_named() -> None:
     with pytest.raises(KeyError, match="ship"):
-        made(Agent(), variables=None).invoke(QUESTION)
+        poml_agent(Agent(), variables=None).invoke(QUESTION)
 
 
 PLACED = """\
@@ -98,7 +98,7 @@ PLACED = """\
 def test_a_file_that_places_the_conversation_itself_is_all_that_the_model_gets() -> None:
     model = Agent()
     given = {"messages": [HumanMessage("One", id="1"), AIMessage("Two", id="2"), HumanMessage("Three", id="3")]}
-    made(model, markup=PLACED, tools=()).invoke(given)
+    poml_agent(model, markup=PLACED, tools=()).invoke(given)
     (messages,) = model.received
     assert [message.content for message in messages] == ["Be kind.", "Two", "Three", "Answer in one word."]
     assert messages[2].id == "3"
@@ -133,7 +133,7 @@ def test_a_picture_in_the_system_prompt_stays_a_picture() -> None:
     dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     model = Agent()
     markup = f"<poml><system-msg>See <img base64='{dot}' type='image/png' syntax='multimedia'/></system-msg></poml>"
-    made(model, markup=markup, tools=(), system_prompt="Own.").invoke(QUESTION)
+    poml_agent(model, markup=markup, tools=(), system_prompt="Own.").invoke(QUESTION)
     assert [block["type"] for block in model.received[0][0].content] == ["text", "image", "text"]
 
 
@@ -167,15 +167,15 @@ def test_only_variables_of_the_file_are_passed_to_the_render() -> None:
     assert seen == [{"ship"}]
 
 
-def test_only_poml_prompts_are_loaded() -> None:
+def test_the_middleware_takes_poml_prompts_only() -> None:
     assert PomlMiddleware(PomlPromptTemplate("<p>Hi</p>"), tools=None).tools == []
     with pytest.raises(ConfigurationError, match="takes a PomlPromptTemplate, not a str"):
         PomlMiddleware("<p>Hi</p>")
 
 
 def test_the_output_schema_is_the_response_format_and_its_object_is_in_the_state() -> None:
-    model = Agent(answers=[call(city="Oslo"), '{"n": 1}'])
-    state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(QUESTION)
+    model = Agent(answers=[tool_call(city="Oslo"), '{"n": 1}'])
+    state = poml_agent(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(QUESTION)
     assert state["structured_response"] == {"n": 1}
     sent = model.options[1]["response_format"]["json_schema"]
     assert sent["name"] == "answer"
@@ -184,7 +184,7 @@ def test_the_output_schema_is_the_response_format_and_its_object_is_in_the_state
 
 def test_an_object_against_the_schema_is_an_error_that_holds_the_answer() -> None:
     with pytest.raises(PomlOutputParserError, match=r"\$\.n: 'x' is not of type 'integer'") as caught:
-        made(Agent(answers=['{"n": "x"}']), markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=()).invoke(QUESTION)
+        poml_agent(Agent(answers=['{"n": "x"}']), markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=()).invoke(QUESTION)
     assert caught.value.answer == '{"n": "x"}'
 
 
@@ -192,7 +192,7 @@ def test_a_response_format_of_the_agents_own_overrides_the_schema() -> None:
     own = {"title": "Own", "type": "object", "properties": {"m": {"type": "integer"}}}
     strategy = pytest.importorskip("langchain.agents.structured_output").ProviderStrategy(own)
     model = Agent(answers=['{"m": 1}'])
-    agent = made(model, markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=(), response_format=strategy)
+    agent = poml_agent(model, markup=f"<poml><p>Hi</p>{SCHEMA}</poml>", tools=(), response_format=strategy)
     assert agent.invoke(QUESTION)["structured_response"] == {"m": 1}
     assert model.options[0]["response_format"]["json_schema"]["schema"] == own
 
@@ -201,13 +201,13 @@ def test_a_setting_that_the_model_lacks_is_named() -> None:
     anthropic = pytest.importorskip("langchain_anthropic").ChatAnthropic(model="claude", api_key="none")
     markup = '<poml><runtime seed="1"/><p>Hi</p></poml>'
     with pytest.raises(SettingError, match="crew: Anthropic does not support the <runtime> setting seed"):
-        made(anthropic, markup=markup, tools=()).invoke(QUESTION)
+        poml_agent(anthropic, markup=markup, tools=()).invoke(QUESTION)
 
 
 def test_the_prompt_is_not_in_the_checkpoint_and_a_thread_can_be_resumed() -> None:
     memory = pytest.importorskip("langgraph.checkpoint.memory").InMemorySaver()
     model = Agent(answers=["One.", "Two."])
-    agent = made(model, checkpointer=memory)
+    agent = poml_agent(model, checkpointer=memory)
     config = {"configurable": {"thread_id": "1"}}
     agent.invoke(QUESTION, config)
     agent.invoke({"messages": [HumanMessage("More?")]}, config)
@@ -222,7 +222,7 @@ async def test_tokens_are_streamed_as_they_come() -> None:
             return self.bind(**kwargs)
 
     for streamed in ("sync", "async"):
-        agent = made(Streaming(messages=iter([AIMessage("It rains today.")])))
+        agent = poml_agent(Streaming(messages=iter([AIMessage("It rains today.")])))
         if streamed == "sync":
             chunks = [chunk for chunk, _ in agent.stream(QUESTION, stream_mode="messages")]
         else:
@@ -234,7 +234,7 @@ async def test_tokens_are_streamed_as_they_come() -> None:
 def test_two_poml_files_may_make_one_agent() -> None:
     model = Agent()
     more = PomlMiddleware(PomlPromptTemplate.from_template("<system-msg>Be brief.</system-msg>", name="brief"))
-    made(model, more).invoke(QUESTION)
+    poml_agent(model, more).invoke(QUESTION)
     assert model.received[0][0].content == "Be brief.\n\nYou serve the Ada. 1 so far."
 
 
@@ -246,7 +246,7 @@ def test_openais_client_and_the_function_each_get_their_own_form() -> None:
     with model_server() as server:
         server.answers[:] = [[Call("weather", {"city": "Oslo", "days": None})], '{"n": 1}']
         model = ChatOpenAI(model="gpt-4o", base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        state = made(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(QUESTION)
+        state = poml_agent(model, markup=MARKUP.replace("</poml>", f"{SCHEMA}</poml>")).invoke(QUESTION)
     assert state["messages"][2].content == "Rain in Oslo for 1", "a null of strict mode reached the function"
     assert state["structured_response"] == {"n": 1}
     first, second = server.bodies

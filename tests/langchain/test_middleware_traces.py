@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import AIMessage
 from mlflow.entities import Trace
 from tests.langchain.prompts import Agent
-from tests.langchain.trees import agent_trees
+from tests.langchain.trees import trees
 
 import pomlflow
 from pomlflow.langchain import PomlCallbackHandler, PomlPromptTemplate
@@ -51,7 +51,7 @@ def test_each_render_is_a_child_of_its_model_step_and_is_linked(stored_traces: F
     list(agent().stream(QUESTION, config))
     pomlflow.flush()
     traces = stored_traces()
-    assert agent_trees(stored_traces) == [TREE, TREE], "the render that a tool's call is checked by is no span"
+    assert trees(stored_traces) == [TREE, TREE], "the render that a tool's call is checked by is no span"
     for trace in traces:
         assert json.loads(trace.info.tags["mlflow.linkedPrompts"]) == [{"name": "crew", "version": "1"}]
         spans = {span.span_type: span for span in trace.data.spans}
@@ -64,4 +64,4 @@ def test_each_render_is_a_child_of_its_model_step_and_is_linked(stored_traces: F
 
 async def test_an_async_agents_renders_are_there_too(stored_traces: Fetch) -> None:
     await agent().ainvoke(QUESTION, {"callbacks": [PomlCallbackHandler()]})
-    assert agent_trees(stored_traces) == [TREE]
+    assert trees(stored_traces) == [TREE]

@@ -1,4 +1,4 @@
-"""An agent that is a POML file, with the real client of each provider: what its second request holds."""
+"""An agent that is a POML file, with the real client of each provider: the content of its second request."""
 
 from __future__ import annotations
 

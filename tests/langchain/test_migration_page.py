@@ -1,4 +1,4 @@
-"""The page on migration: its lines for users of POML's own integrations, run as they are."""
+"""The diffs of the migration page for users of POML's own integrations, run unchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def _off() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_off")
-def test_set_trace(stored_traces: Callable[[], list[Any]], tmp_path: Path, monkeypatch: Any) -> None:
+def test_after_the_diff_for_set_trace_the_messages_and_files_are_the_same(
+    stored_traces: Callable[[], list[Any]], tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("explain_code.poml").write_text(
         '<poml><task>Explain.</task><document src="{{ code_path }}" parser="txt"/></poml>', encoding="utf-8"
@@ -64,7 +66,9 @@ def test_set_trace(stored_traces: Callable[[], list[Any]], tmp_path: Path, monke
         assert (folder / "0001.explain_code.result.json").exists()
 
 
-def test_the_langchain_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_diff_for_the_langchain_template_the_results_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("greeting.poml").write_text(
         "<poml><system-msg>Be kind.</system-msg><human-msg>{{name}}</human-msg></poml>", encoding="utf-8"

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.prompts.chat import BaseChatPromptTemplate
-from tests.langchain.prompts import GIVEN, SHORT, Model, poml
+from tests.langchain.prompts import GIVEN, MESSAGES, Model, poml
 
 from pomlflow import MissingVariableError
 from pomlflow.langchain import PomlPromptTemplate
@@ -31,7 +31,7 @@ def test_variables_are_found(prompt: Any) -> None:
 def test_invoke_gives_messages(prompt: Any) -> None:
     value = prompt.invoke(GIVEN)
     assert isinstance(value, ChatPromptValue)
-    assert value.to_messages() == SHORT
+    assert value.to_messages() == MESSAGES
     assert value.to_string() == "System: You are a poet.\nHuman: Why?"
 
 
@@ -94,8 +94,8 @@ def test_a_guarded_variable_is_optional() -> None:
 
 def test_extra_variables_are_tolerated(prompt: Any) -> None:
     extra = {"lock": asyncio.Lock(), "class": 1, "my-key": object(), "deep": {"model": Model()}, "kinds": {1, "a"}}
-    assert prompt.invoke({**GIVEN, **extra}).to_messages() == SHORT
-    assert prompt.format_messages(**GIVEN, **extra) == SHORT
+    assert prompt.invoke({**GIVEN, **extra}).to_messages() == MESSAGES
+    assert prompt.format_messages(**GIVEN, **extra) == MESSAGES
 
 
 @pytest.mark.parametrize("value", [0, "", "0", 1.5, None])
@@ -125,24 +125,24 @@ def test_lists_and_objects_are_variables() -> None:
 async def test_every_way_to_format_gives_the_same(prompt: Any) -> None:
     text = "System: You are a poet.\nHuman: Why?"
     assert prompt.format(**GIVEN) == await prompt.aformat(**GIVEN) == text
-    assert prompt.format_messages(**GIVEN) == await prompt.aformat_messages(**GIVEN) == SHORT
-    assert prompt.format_prompt(**GIVEN) == await prompt.aformat_prompt(**GIVEN) == ChatPromptValue(messages=SHORT)
-    assert prompt.invoke(GIVEN) == await prompt.ainvoke(GIVEN) == ChatPromptValue(messages=SHORT)
+    assert prompt.format_messages(**GIVEN) == await prompt.aformat_messages(**GIVEN) == MESSAGES
+    assert prompt.format_prompt(**GIVEN) == await prompt.aformat_prompt(**GIVEN) == ChatPromptValue(messages=MESSAGES)
+    assert prompt.invoke(GIVEN) == await prompt.ainvoke(GIVEN) == ChatPromptValue(messages=MESSAGES)
 
 
 async def test_batches_and_streams(prompt: Any) -> None:
     many = [{**GIVEN, "question": str(number)} for number in range(5)]
-    expected = [[SHORT[0], HumanMessage(str(number))] for number in range(5)]
+    expected = [[MESSAGES[0], HumanMessage(str(number))] for number in range(5)]
     assert [value.to_messages() for value in prompt.batch(many)] == expected
     assert [value.to_messages() for value in await prompt.abatch(many)] == expected
     assert [value.to_messages() for _, value in sorted(prompt.batch_as_completed(many))] == expected
-    assert [value.to_messages() for value in prompt.stream(GIVEN)] == [SHORT]
-    assert [value.to_messages() async for value in prompt.astream(GIVEN)] == [SHORT]
-    assert [value.to_messages() for value in prompt.transform(iter([GIVEN]))] == [SHORT]
+    assert [value.to_messages() for value in prompt.stream(GIVEN)] == [MESSAGES]
+    assert [value.to_messages() async for value in prompt.astream(GIVEN)] == [MESSAGES]
+    assert [value.to_messages() for value in prompt.transform(iter([GIVEN]))] == [MESSAGES]
 
 
 async def test_events_of_a_run(prompt: Any) -> None:
     events = [event async for event in prompt.astream_events(GIVEN, version="v2")]
     assert [event["event"] for event in events] == ["on_prompt_start", "on_prompt_end"]
     assert events[0]["data"]["input"] == GIVEN
-    assert events[-1]["data"]["output"].to_messages() == SHORT
+    assert events[-1]["data"]["output"].to_messages() == MESSAGES

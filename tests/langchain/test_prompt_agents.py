@@ -65,8 +65,8 @@ def _quiet_imports() -> None:
     ids=BOTH,
 )
 @pytest.mark.parametrize("constructor", ["create_tool_calling_agent", "create_openai_tools_agent"])
-def test_a_tool_calling_agent(prompt: Any, constructor: str) -> None:
-    """Its steps come back to the model as tool messages."""
+def test_a_tool_calling_agent_uses_the_prompt(prompt: Any, constructor: str) -> None:
+    """The model receives its earlier steps as tool messages."""
     import langchain_classic.agents as classic
 
     model = Model(answers=[CALL, "It rains."])
@@ -106,7 +106,7 @@ Thought:{agent_scratchpad}"""
     ],
     ids=["PromptTemplate", "PomlPromptTemplate"],
 )
-def test_a_react_agent_with_a_model_of_text(prompt: Any) -> None:
+def test_a_react_agent_of_a_text_model_uses_the_prompt(prompt: Any) -> None:
     """Blanks and line ends of a value stay under whiteSpace="pre"."""
     from langchain_classic.agents import AgentExecutor, create_react_agent
 
@@ -141,7 +141,7 @@ def test_a_react_agent_with_a_model_of_text(prompt: Any) -> None:
     ],
     ids=BOTH,
 )
-def test_stuffing_documents(prompt: Any, document_prompt: Any) -> None:
+def test_documents_are_stuffed_into_the_prompt(prompt: Any, document_prompt: Any) -> None:
     from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 
     model = Model()
@@ -168,7 +168,7 @@ class Documents(BaseRetriever):
     ],
     ids=BOTH,
 )
-def test_a_history_aware_retriever(prompt: Any) -> None:
+def test_a_history_aware_retriever_uses_the_prompt(prompt: Any) -> None:
     from langchain_classic.chains.history_aware_retriever import create_history_aware_retriever
 
     model = Model()

@@ -15,7 +15,7 @@ from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import PromptTemplate, format_document
 from langchain_core.prompts.base import aformat_document
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnablePassthrough
-from tests.langchain.prompts import GIVEN, SHORT, Model, Runs, TextModel, poml
+from tests.langchain.prompts import GIVEN, MESSAGES, Model, RunRecorder, TextModel, poml
 
 from pomlflow.langchain import PomlPromptTemplate
 
@@ -26,7 +26,7 @@ def test_a_chain_with_a_chat_model_and_a_parser(prompt: Any) -> None:
     assert chain.invoke(GIVEN) == "the answer"
     assert "".join(chain.stream(GIVEN)) == "the answer"
     assert chain.batch([GIVEN, GIVEN]) == ["the answer"] * 2
-    assert model.received == [SHORT] * 4
+    assert model.received == [MESSAGES] * 4
 
 
 async def test_a_chain_in_async(prompt: Any) -> None:
@@ -35,7 +35,7 @@ async def test_a_chain_in_async(prompt: Any) -> None:
     assert await chain.ainvoke(GIVEN) == "the answer"
     assert "".join([chunk async for chunk in chain.astream(GIVEN)]) == "the answer"
     assert await chain.abatch([GIVEN, GIVEN]) == ["the answer"] * 2
-    assert model.received == [SHORT] * 4
+    assert model.received == [MESSAGES] * 4
     events = [event async for event in chain.astream_events(GIVEN, version="v2")]
     assert {event["event"] for event in events} >= {"on_prompt_start", "on_prompt_end", "on_chat_model_end"}
 
@@ -48,9 +48,9 @@ def test_a_chain_with_a_model_of_text(prompt: Any) -> None:
 
 def test_a_dict_before_the_prompt(prompt: Any) -> None:
     before = {"question": RunnablePassthrough(), "role": lambda _: "a poet"}
-    assert (before | prompt).invoke("Why?").to_messages() == SHORT
+    assert (before | prompt).invoke("Why?").to_messages() == MESSAGES
     assert (RunnablePassthrough.assign(role=lambda _: "a poet") | prompt).invoke({"question": "Why?"}) == (
-        ChatPromptValue(messages=SHORT)
+        ChatPromptValue(messages=MESSAGES)
     )
 
 
@@ -62,7 +62,7 @@ def test_the_prompt_called_inside_a_lambda(prompt: Any) -> None:
 def test_partial_values(prompt: Any) -> None:
     partial = prompt.partial(role="a poet")
     assert partial.input_variables == ["question"]
-    assert partial.invoke("Why?").to_messages() == SHORT
+    assert partial.invoke("Why?").to_messages() == MESSAGES
     assert sorted(prompt.input_variables) == ["question", "role"], "the original stays as it is"
     assert partial.invoke({**GIVEN, "role": "a cook"}).to_messages()[0].content == "You are a cook."
 
@@ -78,33 +78,33 @@ def test_partial_after_an_invoke(prompt: Any) -> None:
     prompt.invoke(GIVEN)
     again = prompt.partial(role="a poet").partial(question="Why?")
     assert again.input_variables == []
-    assert again.invoke({}).to_messages() == SHORT
+    assert again.invoke({}).to_messages() == MESSAGES
 
 
 def test_partial_of_a_history(prompt: Any) -> None:
     partial = prompt.partial(history=[("ai", "Earlier.")])
-    assert partial.invoke(GIVEN).to_messages() == [SHORT[0], AIMessage("Earlier."), SHORT[1]]
-    assert partial.invoke({**GIVEN, "history": []}).to_messages() == SHORT
+    assert partial.invoke(GIVEN).to_messages() == [MESSAGES[0], AIMessage("Earlier."), MESSAGES[1]]
+    assert partial.invoke({**GIVEN, "history": []}).to_messages() == MESSAGES
 
 
 def test_partial_variables_given_to_the_constructor() -> None:
     prompt = poml(partial_variables={"role": "a poet"})
     assert prompt.input_variables == ["question"]
-    assert prompt.invoke("Why?").to_messages() == SHORT
+    assert prompt.invoke("Why?").to_messages() == MESSAGES
 
 
 def test_bind_and_with_config(prompt: Any) -> None:
-    seen = Runs()
-    assert prompt.bind(stop=["x"]).invoke(GIVEN).to_messages() == SHORT
+    seen = RunRecorder()
+    assert prompt.bind(stop=["x"]).invoke(GIVEN).to_messages() == MESSAGES
     configured = prompt.with_config(run_name="asked", tags=["one"], metadata={"two": 2}, callbacks=[seen])
-    assert configured.invoke(GIVEN).to_messages() == SHORT
+    assert configured.invoke(GIVEN).to_messages() == MESSAGES
     assert seen.started == [{"name": "asked", "run_type": "prompt", "tags": ["one"], "metadata": {"two": 2}}]
-    assert [value.to_messages() for value in seen.ended] == [SHORT]
+    assert [value.to_messages() for value in seen.ended] == [MESSAGES]
 
 
 async def test_metadata_and_tags_reach_the_run(make: Any) -> None:
     prompt = make(metadata={"version": "1"}, tags=["one"])
-    seen = Runs()
+    seen = RunRecorder()
     prompt.invoke(GIVEN, {"metadata": {"two": 2}, "callbacks": [seen]})
     await prompt.ainvoke(GIVEN, {"tags": ["two"], "callbacks": [seen]})
     first, second = seen.started
@@ -113,7 +113,7 @@ async def test_metadata_and_tags_reach_the_run(make: Any) -> None:
 
 
 def test_the_runs_name_is_the_prompts(make: Any) -> None:
-    seen = Runs()
+    seen = RunRecorder()
     make(name="Support answer").invoke(GIVEN, {"callbacks": [seen]})
     make().invoke(GIVEN, {"callbacks": [seen]})
     assert [run["name"] for run in seen.started] == ["Support answer", make().get_name()]
@@ -129,22 +129,22 @@ def test_configurable_fields_choose_the_markup() -> None:
 def test_configurable_fields_choose_the_partial_variables(prompt: Any) -> None:
     chain = prompt.configurable_fields(partial_variables=ConfigurableField(id="given"))
     chosen = chain.with_config(configurable={"given": {"role": "a poet"}})
-    assert chosen.invoke({"question": "Why?"}).to_messages() == SHORT
+    assert chosen.invoke({"question": "Why?"}).to_messages() == MESSAGES
 
 
 def test_configurable_alternatives(make: Any) -> None:
     other = make(partial_variables={"role": "a cook"})
     chain = make().configurable_alternatives(ConfigurableField(id="prompt"), default_key="poet", cook=other)
-    assert chain.invoke(GIVEN).to_messages() == SHORT
+    assert chain.invoke(GIVEN).to_messages() == MESSAGES
     cook = chain.with_config(configurable={"prompt": "cook"}).invoke({"question": "Why?"})
     assert cook.to_messages()[0].content == "You are a cook."
 
 
 def test_retry_and_fallbacks(make: Any) -> None:
     prompt = make()
-    assert prompt.with_retry(stop_after_attempt=2).invoke(GIVEN).to_messages() == SHORT
+    assert prompt.with_retry(stop_after_attempt=2).invoke(GIVEN).to_messages() == MESSAGES
     safe = prompt.with_fallbacks([make(partial_variables={"question": "Why?"})], exceptions_to_handle=(KeyError,))
-    assert safe.invoke({"role": "a poet"}).to_messages() == SHORT
+    assert safe.invoke({"role": "a poet"}).to_messages() == MESSAGES
 
 
 async def test_format_document() -> None:

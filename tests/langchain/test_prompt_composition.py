@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate, HumanMessagePromptTemplate, MessagesPlaceholder, PromptTemplate
-from tests.langchain.prompts import GIVEN, SHORT
+from tests.langchain.prompts import GIVEN, MESSAGES
 
 from pomlflow.langchain import PomlPromptTemplate
 
@@ -32,14 +32,14 @@ async def test_adding_to_a_prompt(prompt: Any, other: Any, given: dict[str, Any]
     combined = prompt + other
     assert isinstance(combined, ChatPromptTemplate)
     assert set(combined.input_variables) >= {"role", "question"} | given.keys()
-    assert combined.invoke({**GIVEN, **given}).to_messages() == [*SHORT, *added]
+    assert combined.invoke({**GIVEN, **given}).to_messages() == [*MESSAGES, *added]
     assert combined.invoke({**GIVEN, **given, "history": EARLIER}).to_messages() == [
-        SHORT[0],
+        MESSAGES[0],
         *EARLIER,
-        SHORT[1],
+        MESSAGES[1],
         *added,
     ]
-    assert (await combined.ainvoke({**GIVEN, **given})).to_messages() == [*SHORT, *added]
+    assert (await combined.ainvoke({**GIVEN, **given})).to_messages() == [*MESSAGES, *added]
 
 
 def test_what_cannot_be_added_is_refused(prompt: Any) -> None:
@@ -53,14 +53,19 @@ def test_adding_the_prompt_to_others(prompt: Any) -> None:
         combined = first + prompt
         assert isinstance(combined, ChatPromptTemplate)
         assert sorted(combined.input_variables) == ["question", "role"]
-        assert combined.invoke({**GIVEN, "history": EARLIER}).to_messages() == [before, SHORT[0], *EARLIER, SHORT[1]]
+        assert combined.invoke({**GIVEN, "history": EARLIER}).to_messages() == [
+            before,
+            MESSAGES[0],
+            *EARLIER,
+            MESSAGES[1],
+        ]
 
 
 def test_partial_variables_survive_an_addition(prompt: Any) -> None:
     combined = prompt.partial(role="a poet") + "and {more}"
     assert sorted(combined.input_variables) == ["more", "question"]
-    assert combined.invoke({"question": "Why?", "more": "that"}).to_messages() == [*SHORT, HumanMessage("and that")]
-    assert combined.partial(more="that").invoke("Why?").to_messages() == [*SHORT, HumanMessage("and that")]
+    assert combined.invoke({"question": "Why?", "more": "that"}).to_messages() == [*MESSAGES, HumanMessage("and that")]
+    assert combined.partial(more="that").invoke("Why?").to_messages() == [*MESSAGES, HumanMessage("and that")]
 
 
 def test_an_optional_history_survives_an_addition(prompt: Any) -> None:
@@ -72,7 +77,7 @@ def test_an_optional_history_survives_an_addition(prompt: Any) -> None:
 def test_the_prompt_as_a_member(prompt: Any) -> None:
     outer = ChatPromptTemplate([("system", "Rules for {role}."), prompt, ("ai", "{more}")])
     assert sorted(outer.input_variables) == ["more", "question", "role"]
-    expected = [SystemMessage("Rules for a poet."), SHORT[0], *EARLIER, SHORT[1], AIMessage("So.")]
+    expected = [SystemMessage("Rules for a poet."), MESSAGES[0], *EARLIER, MESSAGES[1], AIMessage("So.")]
     assert outer.invoke({**GIVEN, "more": "So.", "history": EARLIER}).to_messages() == expected
     assert outer[1] == prompt
     assert len(outer[1:]) == 2
@@ -82,7 +87,7 @@ def test_appending_the_prompt_to_a_template(prompt: Any) -> None:
     outer = ChatPromptTemplate([("system", "Rules.")])
     outer.append(prompt)
     outer.extend([prompt])
-    assert outer.format_messages(**GIVEN) == [SystemMessage("Rules."), *SHORT, *SHORT]
+    assert outer.format_messages(**GIVEN) == [SystemMessage("Rules."), *MESSAGES, *MESSAGES]
 
 
 def test_a_missing_variable_of_a_member_is_a_key_error(prompt: Any) -> None:
@@ -97,10 +102,10 @@ def test_a_member_with_chat_off_is_a_human_message() -> None:
 
 def test_a_text_template_feeds_the_prompt(prompt: Any) -> None:
     chain = {"question": PromptTemplate.from_template("{x}?") | (lambda value: value.text), "role": lambda _: "a poet"}
-    assert (chain | prompt).invoke({"x": "Why"}).to_messages() == SHORT
+    assert (chain | prompt).invoke({"x": "Why"}).to_messages() == MESSAGES
 
 
 def test_two_prompts_as_members_share_their_variables(prompt: Any) -> None:
     outer = ChatPromptTemplate([prompt, PomlPromptTemplate("<ai-msg>{{role}} for {{times}}</ai-msg>")])
     assert sorted(outer.input_variables) == ["question", "role", "times"]
-    assert outer.format_messages(**GIVEN, times=2) == [*SHORT, AIMessage("a poet for 2")]
+    assert outer.format_messages(**GIVEN, times=2) == [*MESSAGES, AIMessage("a poet for 2")]

@@ -16,7 +16,7 @@ from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableSequence
 from pydantic import BaseModel
-from tests.langchain.prompts import GIVEN, MARKUP, SHORT, poml
+from tests.langchain.prompts import GIVEN, MARKUP, MESSAGES, poml
 from tests.programs import run_program
 
 from pomlflow import PomlError
@@ -25,7 +25,7 @@ from pomlflow.langchain import PomlChatPromptValue, PomlPromptTemplate, PomlStri
 CLASSES = [PomlPromptTemplate, ChatPromptTemplate, RunnableSequence, StrOutputParser, AIMessage]
 
 
-def loading(*classes: type, **options: Any) -> dict[str, Any]:
+def loading_options(*classes: type, **options: Any) -> dict[str, Any]:
     return {"valid_namespaces": ["pomlflow"], **options, "allowed_objects": [*CLASSES, *classes]}
 
 
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def fields(prompt: PomlPromptTemplate) -> dict[str, Any]:
-    return prompt.asdict() if hasattr(prompt, "asdict") else prompt.dict()  # LangChain 1.0
+    return prompt.asdict() if hasattr(prompt, "asdict") else prompt.dict()  # langchain-core 1.4
 
 
 def copies(prompt: PomlPromptTemplate) -> list[PomlPromptTemplate]:
@@ -59,8 +59,8 @@ def copies(prompt: PomlPromptTemplate) -> list[PomlPromptTemplate]:
         copy.deepcopy(prompt),
         copy.copy(prompt),
         prompt.model_copy(),
-        loads(dumps(prompt), **loading()),
-        load(dumpd(prompt), **loading()),
+        loads(dumps(prompt), **loading_options()),
+        load(dumpd(prompt), **loading_options()),
         PomlPromptTemplate(**prompt.__dict__),
     ]
 
@@ -114,10 +114,10 @@ def test_a_prompt_of_a_file_is_loaded_where_the_file_is_not(file: Path, caplog: 
     prompt = PomlPromptTemplate.from_file(file)
     text, pickled = dumps(prompt), pickle.dumps(prompt)
     file.unlink()
-    for revive in (lambda: loads(text, **loading()), lambda: pickle.loads(pickled)):
+    for revive in (lambda: loads(text, **loading_options()), lambda: pickle.loads(pickled)):
         revived = revive()
-        assert revived.invoke(GIVEN).to_messages() == SHORT
-        assert revived.invoke(GIVEN).to_messages() == SHORT
+        assert revived.invoke(GIVEN).to_messages() == MESSAGES
+        assert revived.invoke(GIVEN).to_messages() == MESSAGES
     assert [record.name for record in caplog.records] == ["pomlflow"]
     assert "its last content stays" in caplog.text
 
@@ -125,7 +125,7 @@ def test_a_prompt_of_a_file_is_loaded_where_the_file_is_not(file: Path, caplog: 
 def test_loads_follows_the_file_where_it_is(file: Path) -> None:
     text = dumps(PomlPromptTemplate.from_file(file))
     file.write_text("<p>New {{question}}</p>", encoding="utf-8")
-    assert loads(text, **loading()).input_variables == ["question"]
+    assert loads(text, **loading_options()).input_variables == ["question"]
 
 
 def test_loads_needs_the_class_and_the_namespace() -> None:
@@ -139,10 +139,10 @@ def test_loads_needs_the_class_and_the_namespace() -> None:
 def test_chains_and_templates_with_a_prompt_are_serialised(file: Path) -> None:
     prompt = PomlPromptTemplate.from_file(file)
     chain = prompt.partial(role="a poet", history=[AIMessage("x")]) | StrOutputParser()
-    revived = loads(dumps(chain), **loading())
+    revived = loads(dumps(chain), **loading_options())
     assert revived.first == chain.first
     outer = ChatPromptTemplate([prompt, ("human", "{more}")])
-    assert loads(dumps(outer), **loading(type(outer[1]), type(outer[1].prompt))) == outer
+    assert loads(dumps(outer), **loading_options(type(outer[1]), type(outer[1].prompt))) == outer
 
 
 def test_a_field_without_json_form_is_serialised_as_not_implemented() -> None:
@@ -150,7 +150,7 @@ def test_a_field_without_json_form_is_serialised_as_not_implemented() -> None:
     assert serialised["kwargs"]["partial_variables"]["role"]["type"] == "not_implemented"
 
 
-def test_asdict_and_the_fields() -> None:
+def test_asdict_returns_all_fields() -> None:
     assert fields(poml(name="support")) == {
         "_type": "poml",
         "name": "support",
@@ -165,7 +165,7 @@ def test_asdict_and_the_fields() -> None:
     }
 
 
-def test_a_prompt_is_a_field_of_somebodys_model() -> None:
+def test_a_prompt_may_be_a_field_of_a_pydantic_model() -> None:
     class Settings(BaseModel):
         prompt: PomlPromptTemplate
 
@@ -184,13 +184,13 @@ def value(request: pytest.FixtureRequest) -> Any:
 
 
 def test_a_prompt_value_passes_for_langchains_own(value: Any) -> None:
-    plain = ChatPromptValue(messages=SHORT) if value.to_messages() == SHORT else StringPromptValue(text="a poet")
+    plain = ChatPromptValue(messages=MESSAGES) if value.to_messages() == MESSAGES else StringPromptValue(text="a poet")
     assert value == plain
     assert plain == value
     assert value != type(plain).model_validate({**plain.model_dump(), "messages": [], "text": ""})
     assert dumpd(value) == dumpd(plain)
     assert value.model_dump() == plain.model_dump()
-    revived = loads(dumps(value), **loading(type(plain), *map(type, SHORT)))
+    revived = loads(dumps(value), **loading_options(type(plain), *map(type, MESSAGES)))
     assert type(revived) is type(plain)
     assert revived == value
 
@@ -203,7 +203,7 @@ def test_copies_of_a_prompt_value_keep_the_frame(value: Any) -> None:
 
 
 def test_a_value_of_messages_alone_has_no_frame() -> None:
-    for value in (PomlChatPromptValue(messages=SHORT), PomlStringPromptValue(text="x")):
+    for value in (PomlChatPromptValue(messages=MESSAGES), PomlStringPromptValue(text="x")):
         with pytest.raises(PomlError, match="no POML frame"):
             _ = value.frame
     assert PomlStringPromptValue(text="x").to_messages() == [HumanMessage("x")]

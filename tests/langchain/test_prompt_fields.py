@@ -13,7 +13,7 @@ from tests.langchain.prompts import GIVEN, MARKUP, Model, TextModel, poml, refer
 from pomlflow.langchain import PomlPromptTemplate
 
 
-def test_input_and_output_schemas(prompt: Any) -> None:
+def test_input_and_output_schemas_are_those_of_a_chat_prompt(prompt: Any) -> None:
     schema = prompt.get_input_jsonschema()
     assert schema["required"] == ["question", "role"] or schema["required"] == ["role", "question"]
     assert schema["title"] == "PromptInput"
@@ -27,7 +27,7 @@ def test_input_and_output_schemas(prompt: Any) -> None:
 
 @pytest.mark.parametrize("name", ["schema", "_private", "model_json_schema", "copy", "json"])
 def test_reserved_pydantic_names_are_allowed_in_input_schemas(name: str) -> None:
-    """With no warning either: warnings are errors in these tests."""
+    """Without a warning too: in these tests, warnings are errors."""
     schema = PomlPromptTemplate(f"<p>{{{{{name}}}}}</p>").get_input_jsonschema()
     assert (list(schema["properties"]), schema["required"]) == ([name], [name])
 
@@ -70,7 +70,7 @@ def test_the_class_name_and_template_that_openinference_reads() -> None:
 # --- text instead of messages ---
 
 
-async def test_with_chat_off_it_gives_text() -> None:
+async def test_with_chat_off_a_prompt_returns_text() -> None:
     prompt = PomlPromptTemplate("<task>Say {{x}}</task>", chat=False)
     value = prompt.invoke({"x": "hi"})
     assert isinstance(value, StringPromptValue)

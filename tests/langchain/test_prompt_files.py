@@ -12,7 +12,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
-from tests.langchain.prompts import GIVEN, MARKUP, SHORT, Model, Runs, poml
+from tests.langchain.prompts import GIVEN, MARKUP, MESSAGES, Model, RunRecorder, poml
 
 from pomlflow.langchain import PomlPromptTemplate
 
@@ -33,15 +33,15 @@ def rewrite(file: Path, markup: str) -> None:
     os.utime(file, ns=(stamp, stamp))
 
 
-def test_a_prompt_of_a_file(file: Path) -> None:
+def test_a_file_may_be_named_by_a_path_or_a_text(file: Path) -> None:
     for path in (file, str(file), "support/answer.poml"):
         prompt = PomlPromptTemplate.from_file(path)
-        assert prompt.invoke(GIVEN).to_messages() == SHORT
+        assert prompt.invoke(GIVEN).to_messages() == MESSAGES
         assert (prompt.path, prompt.template, prompt.source, prompt.name) == (str(file), MARKUP, MARKUP, None)
         assert prompt.input_variables == ["role", "question"]
 
 
-def test_options_of_both_ways_to_make_one(file: Path) -> None:
+def test_both_constructors_take_the_same_options(file: Path) -> None:
     options: dict[str, Any] = {"name": "n", "chat": False, "register": True, "partial_variables": {"role": "a poet"}}
     for prompt in (PomlPromptTemplate.from_file(file, **options), PomlPromptTemplate.from_template(MARKUP, **options)):
         assert (prompt.name, prompt.chat, prompt.register_prompt) == ("n", False, True)
@@ -55,7 +55,7 @@ def test_a_changed_file_changes_the_prompt_and_its_fields(file: Path) -> None:
     assert dumpd(prompt)["kwargs"]["template"] == MARKUP
     changed = '<poml><conversation messages="{{earlier}}"/><human-msg>{{who}}</human-msg></poml>'
     rewrite(file, changed)
-    seen = Runs()
+    seen = RunRecorder()
     assert prompt.invoke("Ada", {"callbacks": [seen]}).to_messages() == [HumanMessage("Ada")]
     assert (prompt.input_variables, prompt.optional_variables) == (["who"], ["earlier"])
     assert prompt.template == prompt.source == changed
@@ -107,18 +107,18 @@ async def test_a_render_reads_the_files_state_once(file: Path, monkeypatch: pyte
     assert [path for path in seen if "answer.poml" in str(path)] == [file] * 5
 
 
-def test_a_deleted_file_and_a_changed_folder(
+def test_a_prompt_outlasts_its_file_and_a_change_of_folder(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     prompt = PomlPromptTemplate.from_file("support/answer.poml")
     monkeypatch.chdir(file.parent)
-    assert prompt.invoke(GIVEN).to_messages() == SHORT
+    assert prompt.invoke(GIVEN).to_messages() == MESSAGES
     file.unlink()
-    assert [prompt.invoke(GIVEN).to_messages() for _ in range(2)] == [SHORT] * 2
+    assert [prompt.invoke(GIVEN).to_messages() for _ in range(2)] == [MESSAGES] * 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-class Tracing(BaseCallbackHandler):
+class ForeignTracer(BaseCallbackHandler):
     """Looks like MLflow's tracer."""
 
     _run_span_mapping: dict[str, Any] = {}  # noqa: RUF012
@@ -131,6 +131,6 @@ def test_an_unimportable_tracer_gives_one_warning(
     monkeypatch.setitem(sys.modules, "mlflow.langchain.langchain_tracer", sys)  # imported
     monkeypatch.setitem(sys.modules, "pomlflow.langchain.handler", None)
     for _ in range(3):
-        assert poml().invoke(GIVEN, {"callbacks": [Tracing()]}).to_messages() == SHORT
+        assert poml().invoke(GIVEN, {"callbacks": [ForeignTracer()]}).to_messages() == MESSAGES
     assert [(record.name, record.levelname) for record in caplog.records] == [("pomlflow", "WARNING")]
     assert "A render could not be traced (langchain)" in caplog.text

@@ -17,7 +17,7 @@ from langchain_core.messages import (
 )
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
-from tests.langchain.prompts import GIVEN, SHORT, Model, poml
+from tests.langchain.prompts import GIVEN, MESSAGES, Model, poml
 
 from pomlflow import PomlError, VariableError
 from pomlflow.langchain import PomlPromptTemplate
@@ -49,7 +49,7 @@ async def test_message_objects_are_passed_unchanged(prompt: Any) -> None:
     (prompt | model).invoke(given)
     await (prompt | model).ainvoke(given)
     for received in model.received:
-        assert received == [SHORT[0], *HISTORY, SHORT[1]]
+        assert received == [MESSAGES[0], *HISTORY, MESSAGES[1]]
         assert all(one is other for one, other in zip(received[1:-1], HISTORY, strict=True))
 
 
@@ -66,10 +66,10 @@ async def test_message_objects_are_passed_unchanged(prompt: Any) -> None:
     ],
     ids=["messages", "tuple", "tuples", "lists", "roles", "types", "mixed"],
 )
-def test_whatever_langchain_takes_for_messages(prompt: Any, value: Any) -> None:
+def test_a_history_takes_each_form_of_messages_that_langchain_takes(prompt: Any, value: Any) -> None:
     if isinstance(value, tuple) and isinstance(prompt, ChatPromptTemplate):
         pytest.skip("MessagesPlaceholder takes lists only")
-    expected = [SHORT[0], HumanMessage("Hi"), AIMessage("Hello"), SHORT[1]]
+    expected = [MESSAGES[0], HumanMessage("Hi"), AIMessage("Hello"), MESSAGES[1]]
     assert prompt.invoke({**GIVEN, "history": value}).to_messages() == expected
 
 
@@ -91,10 +91,10 @@ def test_whatever_langchain_takes_for_messages(prompt: Any, value: Any) -> None:
     ids=["poml", "poml with a picture", "roles", "message", "dict", "prompt value", "iterator", "none", "empty"],
 )  # fmt: skip
 def test_other_accepted_histories(value: Any, expected: list[BaseMessage]) -> None:
-    assert poml().invoke({**GIVEN, "history": value}).to_messages() == [SHORT[0], *expected, SHORT[1]]
+    assert poml().invoke({**GIVEN, "history": value}).to_messages() == [MESSAGES[0], *expected, MESSAGES[1]]
 
 
-NO_HISTORIES = [
+INVALID_HISTORIES = [
     [7],
     7,
     [("nobody", "Hi")],
@@ -106,7 +106,7 @@ NO_HISTORIES = [
 ]
 
 
-@pytest.mark.parametrize("value", NO_HISTORIES, ids=lambda value: f"{value!r:.20}")
+@pytest.mark.parametrize("value", INVALID_HISTORIES, ids=lambda value: f"{value!r:.20}")
 def test_what_is_no_history_is_refused_with_its_name(value: Any) -> None:
     with pytest.raises(VariableError, match="variable 'history' holds no messages") as caught:
         poml().invoke({**GIVEN, "history": value})
@@ -134,7 +134,7 @@ def test_expressions_choose_from_a_history(expression: str, places: list[int]) -
 
 
 @pytest.mark.parametrize(("selected", "places"), [("-2:", [4, 5]), ("1:3", [1, 2]), ("0", [0])])
-def test_selected_messages(selected: str, places: list[int]) -> None:
+def test_selected_messages_takes_indices_and_slices(selected: str, places: list[int]) -> None:
     prompt = PomlPromptTemplate(f'<conversation messages="{{{{h}}}}" selectedMessages="{selected}"/>')
     assert prompt.invoke({"h": HISTORY}).to_messages() == [HISTORY[place] for place in places]
 
@@ -158,7 +158,7 @@ def test_a_history_that_a_span_recorded_is_the_history() -> None:
     assert prompt.invoke({"history": recorded}).to_messages() == expected
 
 
-def test_two_histories() -> None:
+def test_two_histories_are_independent() -> None:
     prompt = conversation("first", '<human-msg>and</human-msg><conversation messages="{{second}}"/>')
     assert prompt.optional_variables == ["first", "second"]
     first, second = [HumanMessage("1", id="1"), AIMessage("2")], [HumanMessage("3"), AIMessage("4", id="4")]
@@ -167,7 +167,7 @@ def test_two_histories() -> None:
     assert prompt.invoke({"second": second}).to_messages() == [HumanMessage("and"), *second]
 
 
-def test_one_history_twice() -> None:
+def test_one_history_may_be_placed_twice() -> None:
     prompt = PomlPromptTemplate(
         '<poml><conversation messages="{{h}}"/><conversation messages="{{h}}" selectedMessages="0"/></poml>'
     )
@@ -176,7 +176,7 @@ def test_one_history_twice() -> None:
 
 
 def test_the_roles_of_free_text_around_a_history_are_those_of_poml() -> None:
-    """As around a conversation of POML's own messages."""
+    """They are the same around a conversation of POML's own messages."""
     around = "<poml><p>Before</p>{}<p>After</p><human-msg>Now</human-msg><p>Last</p></poml>"
     own = "{{ [{speaker: 'human', content: 'Hi'}, {speaker: 'ai', content: 'Yo'}] }}"
     expected = PomlPromptTemplate(around.format(f'<conversation messages="{own}"/>')).invoke({})
@@ -187,7 +187,7 @@ def test_the_roles_of_free_text_around_a_history_are_those_of_poml() -> None:
 
 
 def test_free_text_is_not_changed_by_a_history() -> None:
-    """Its blank lines are its own."""
+    """Its blank lines are kept."""
     text = '<system-msg><text whiteSpace="pre">\n\n x \n\n</text></system-msg>'
     alone = PomlPromptTemplate(f"<poml>{text}<human-msg>q</human-msg></poml>").invoke({}).to_messages()
     together = conversation("h", f"{text}<human-msg>q</human-msg>").invoke({"h": [AIMessage("a")]}).to_messages()
@@ -225,8 +225,8 @@ def test_a_text_that_looks_like_something_else_stays_as_it_is(text: str) -> None
     assert len(value.to_messages()) == 3
 
 
-def test_a_variable_cannot_pretend_to_be_a_mark() -> None:
-    """What a mark looks like is random, and differs between processes."""
+def test_a_value_that_looks_like_a_placeholder_of_a_message_is_text() -> None:
+    """Placeholders are random, and differ between processes."""
     prompt = conversation("h", "<human-msg>{{q}}</human-msg>")
     for pretended in ("\ue000:0\ue001", "\ue0000000000000000000:0\ue001"):
         messages = prompt.invoke({"h": [AIMessage("own")], "q": pretended}).to_messages()
@@ -317,7 +317,7 @@ def test_sounds_with_chat_off_are_named() -> None:
     assert "[audio/wav]" in text
 
 
-def test_a_thousand_messages() -> None:
+def test_a_thousand_messages_are_passed_unchanged() -> None:
     history = [HumanMessage(str(number)) if number % 2 else AIMessage(str(number)) for number in range(1000)]
     messages = conversation("h").invoke({"h": history}).to_messages()
     assert all(message is own for message, own in zip(messages, history, strict=True))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from langchain_core.runnables import RunnableConfig, RunnablePassthrough
-from tests.langchain.prompts import Runs
+from tests.langchain.prompts import RunRecorder
 
 import pomlflow
 from pomlflow import engine
@@ -41,7 +41,7 @@ async def test_an_async_batch_of_more_than_may_wait_is_rendered(prompt: PomlProm
 
 
 async def test_each_item_of_an_async_batch_has_its_own_config(prompt: PomlPromptTemplate) -> None:
-    seen = Runs()
+    seen = RunRecorder()
     configs: list[RunnableConfig] = [{"tags": [str(n)], "callbacks": [seen]} for n in range(20)]
     results = await prompt.abatch([*MANY[:19], {}], configs, return_exceptions=True)
     assert [value.to_messages()[0].content for value in results[:19]] == SHOWN[:19]

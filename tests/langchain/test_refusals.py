@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from langchain_core import exceptions
 from langchain_core.messages import AIMessage
-from tests.langchain.agents import SCHEMA, agents, call, made, middlewares
+from tests.langchain.agents import SCHEMA, agents, middlewares, poml_agent, tool_call
 from tests.langchain.prompts import Agent, Model
 from tests.langchain.wire_clients import client_of
 from tests.model_server import ModelServer, Raw
@@ -139,7 +139,7 @@ def test_an_agent_raises_the_refusal_of_its_provider(provider: str, client: Any,
     _, response, _, text = PROVIDERS[provider]
     server.answers[:] = [Raw([response])]
     with pytest.raises(PomlRefusalError, match="crew: the model refused") as caught:
-        made(client, markup=MARKUP, tools=()).invoke(QUESTION)
+        poml_agent(client, markup=MARKUP, tools=()).invoke(QUESTION)
     assert caught.value.answer == text
     assert isinstance(caught.value.message, AIMessage)
 
@@ -155,9 +155,9 @@ def test_a_refusal_in_place_of_the_agents_own_response_format_is_one_too() -> No
     own = {"title": "Own", "type": "object", "properties": {"m": {"type": "integer"}}}
     strategy = structured_output.ProviderStrategy(own)
     with pytest.raises(PomlRefusalError, match=r"crew: the model refused: I won't\."):
-        made(Agent(answers=[REFUSED]), markup="<p>Hi</p>", tools=(), response_format=strategy).invoke(QUESTION)
+        poml_agent(Agent(answers=[REFUSED]), markup="<p>Hi</p>", tools=(), response_format=strategy).invoke(QUESTION)
 
 
 def test_an_agent_without_a_schema_answers_with_the_refusal() -> None:
-    state = made(Agent(answers=[call(city="Oslo"), REFUSED])).invoke(QUESTION)
+    state = poml_agent(Agent(answers=[tool_call(city="Oslo"), REFUSED])).invoke(QUESTION)
     assert state["messages"][-1].additional_kwargs["refusal"] == "I won't."

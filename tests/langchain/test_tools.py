@@ -10,16 +10,12 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool, ToolException, tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from langgraph.prebuilt import InjectedState, ToolNode
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pomlflow import ToolArgumentsError, ToolError
 from pomlflow.langchain import PomlPromptTemplate
-
-try:
-    from langgraph.prebuilt import InjectedState, ToolNode
-except ImportError:  # 1.0.10 does not go with langgraph 1.0.0
-    InjectedState = ToolNode = None
 
 MARKUP = """\
 <poml>
@@ -33,7 +29,7 @@ MARKUP = """\
 PROMPT = PomlPromptTemplate.from_template(MARKUP, name="sky")
 
 
-def made(function: Any) -> BaseTool:
+def poml_tool(function: Any) -> BaseTool:
     (found,) = PROMPT.tools({"weather": function}, place="sea")
     return found
 
@@ -44,7 +40,7 @@ def weather(city: str, days: int = 1) -> str:
 
 
 def test_a_tool_has_the_files_description_and_runs_the_function() -> None:
-    found = made(weather)
+    found = poml_tool(weather)
     assert convert_to_openai_tool(found)["function"] == {
         "name": "weather",
         "description": "At sea",
@@ -65,24 +61,24 @@ def test_functions_may_be_given_under_their_own_names() -> None:
 
 def test_arguments_against_the_schema_are_refused_as_langchain_refuses_them() -> None:
     with pytest.raises(ValidationError, match=r"days\s+9 is greater than the maximum of 7") as caught:
-        made(weather).invoke({"city": "Oslo", "days": 9})
+        poml_tool(weather).invoke({"city": "Oslo", "days": 9})
     assert isinstance(caught.value.__cause__, ToolArgumentsError)
     assert caught.value.__cause__.tool == "weather"
 
 
 def test_a_tool_that_handles_its_errors_returns_them() -> None:
-    found = made(weather)
+    found = poml_tool(weather)
     found.handle_validation_error = True
     answer = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {}})
     assert isinstance(answer, ToolMessage)
     assert answer.status == "error"
 
 
-async def test_an_async_function() -> None:
+async def test_an_async_function_is_awaited() -> None:
     async def aweather(city: str, days: int = 1) -> str:
         return f"Async rain in {city}"
 
-    assert await made(aweather).ainvoke({"city": "Oslo"}) == "Async rain in Oslo"
+    assert await poml_tool(aweather).ainvoke({"city": "Oslo"}) == "Async rain in Oslo"
 
 
 class Day(BaseModel):
@@ -103,26 +99,26 @@ def test_langchain_converts_arguments_to_the_types_of_the_function() -> None:
     assert found.invoke({"day": {"city": "Oslo"}}) == "Oslo"
 
 
-class Callable:
+class CallableObject:
     """An object that is called."""
 
     def __call__(self, **given: Any) -> str:
         return json.dumps(given)
 
 
-@pytest.mark.parametrize("function", [Callable(), lambda **given: json.dumps(given)])
+@pytest.mark.parametrize("function", [CallableObject(), lambda **given: json.dumps(given)])
 def test_a_function_that_takes_anything_gets_all(function: Any) -> None:
-    assert made(function).invoke({"city": "Oslo", "days": 2}) == '{"city": "Oslo", "days": 2}'
+    assert poml_tool(function).invoke({"city": "Oslo", "days": 2}) == '{"city": "Oslo", "days": 2}'
 
 
 def test_a_function_that_lacks_an_argument_of_the_definition_is_refused() -> None:
     """LangChain would drop the argument."""
     with pytest.raises(ToolError, match="sky: the function of <tool-definition> 'weather' does not accept 'days'"):
-        made(lambda city: city)
+        poml_tool(lambda city: city)
 
 
 def test_a_null_of_strict_mode_does_not_reach_the_function() -> None:
-    assert made(weather).invoke({"city": "Oslo", "days": None}) == "Rain in Oslo for 1"
+    assert poml_tool(weather).invoke({"city": "Oslo", "days": None}) == "Rain in Oslo for 1"
 
 
 @tool("other_name", response_format="content_and_artifact", return_direct=True)
@@ -134,7 +130,7 @@ def own(city: str, days: int = 1, secret: Annotated[str, InjectedToolArg] = "") 
 
 
 def test_a_langchain_tool_keeps_its_own_fields() -> None:
-    found = made(own)
+    found = poml_tool(own)
     assert (found.name, found.description, found.return_direct) == ("weather", "At sea", True)
     answer = found.invoke({"type": "tool_call", "name": "weather", "id": "1", "args": {"city": "Oslo", "secret": "s"}})
     assert (answer.content, answer.artifact) == ("Sun in Oslo", "s")
@@ -152,14 +148,14 @@ class Custom(BaseTool):
         return f"Snow in {city}"
 
 
-async def test_a_tool_of_any_class() -> None:
-    assert made(Custom()).invoke({"city": "Oslo"}) == "Snow in Oslo"
-    assert await made(Custom()).ainvoke({"city": "Oslo"}) == "Snow in Oslo"
+async def test_a_tool_may_be_of_any_class() -> None:
+    assert poml_tool(Custom()).invoke({"city": "Oslo"}) == "Snow in Oslo"
+    assert await poml_tool(Custom()).ainvoke({"city": "Oslo"}) == "Snow in Oslo"
 
 
 def test_a_tool_of_any_class_keeps_return_direct() -> None:
-    assert made(Custom(return_direct=True)).return_direct
-    assert made(Tool("weather", lambda city: city, "Tell the weather.", return_direct=True)).return_direct
+    assert poml_tool(Custom(return_direct=True)).return_direct
+    assert poml_tool(Tool("weather", lambda city: city, "Tell the weather.", return_direct=True)).return_direct
 
 
 class Structured(StructuredTool):
@@ -171,7 +167,7 @@ class Structured(StructuredTool):
 
 def test_a_structured_tool_without_a_function_runs_its_own_method() -> None:
     function = Structured(name="weather", description="Structured", args_schema=Day)
-    assert made(function).invoke({"city": "Oslo"}) == "Hail in Oslo"
+    assert poml_tool(function).invoke({"city": "Oslo"}) == "Hail in Oslo"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +177,7 @@ def test_a_structured_tool_without_a_function_runs_its_own_method() -> None:
         ({"weather": weather, "now": len}, "sky has no <tool-definition> for the function 'now'"),
     ],
 )
-def test_tools_and_functions_that_do_not_match(functions: Any, message: str) -> None:
+def test_tools_and_functions_must_match(functions: Any, message: str) -> None:
     prompt = PomlPromptTemplate.from_template(MARKUP.replace("{{place}}", "sea"), name="sky")
     with pytest.raises(ToolError, match=message):
         prompt.tools(functions)
@@ -203,17 +199,14 @@ def test_a_function_is_no_error_where_another_render_may_define_its_tool() -> No
     assert [tool.name for tool in PROMPT.tools({"weather": weather, "now": len}, place="sea")] == ["weather"]
 
 
-def test_a_graph_of_the_users_own_with_a_tool_node() -> None:
-    """The state reaches the function, and wrong arguments go back to the model."""
-    if ToolNode is None:
-        pytest.skip("this langgraph and this langgraph-prebuilt do not go together")
+def test_a_tool_node_injects_the_state_and_returns_errors_to_the_model() -> None:
     from langgraph.graph import START, MessagesState, StateGraph
 
     def counting(city: str, days: int = 1, *, state: Annotated[dict[str, Any], InjectedState]) -> str:
         return f"{city} after {len(state['messages'])}"
 
     graph = StateGraph(MessagesState)
-    graph.add_node("tools", ToolNode([made(counting)]))
+    graph.add_node("tools", ToolNode([poml_tool(counting)]))
     graph.add_edge(START, "tools")
     calls = [{"name": "weather", "args": args, "id": str(number)} for number, args in enumerate([{"city": "Oslo"}, {}])]
     messages = graph.compile().invoke({"messages": [HumanMessage("Hi"), AIMessage("", tool_calls=calls)]})["messages"]
@@ -224,8 +217,6 @@ def test_a_graph_of_the_users_own_with_a_tool_node() -> None:
 
 
 def test_langgraphs_tool_node_still_leaves_out_errors_without_a_location() -> None:
-    if ToolNode is None:
-        pytest.skip("this langgraph and this langgraph-prebuilt do not go together")
     from langgraph.graph import START, MessagesState, StateGraph
 
     @tool

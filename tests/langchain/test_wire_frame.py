@@ -1,4 +1,4 @@
-"""The real clients of four providers, held to the table in the documentation: each cell is sent and looked up."""
+"""The real clients of four providers, compared with the table in the documentation: each cell is sent and checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def server() -> Iterator[ModelServer]:
 
 
 @pytest.fixture(autouse=True)
-def _forget(server: ModelServer) -> None:
+def _empty_server(server: ModelServer) -> None:
     server.answers[:] = ["the answer"]
     for kept in (server.bodies, server.paths, server.headers):
         kept.clear()
@@ -37,7 +37,7 @@ def clients(server: ModelServer) -> dict[str, Any]:
     return {name: client_of(name, server.url) for name in CLIENTS}
 
 
-def _given(clients: dict[str, Any], name: str) -> Any:
+def _client(clients: dict[str, Any], name: str) -> Any:
     if clients[name] is None:
         pytest.skip(f"no {name} that can be sent to this machine")
     return clients[name]
@@ -50,7 +50,7 @@ def prompt(markup: str) -> PomlPromptTemplate:
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.label)
 def test_each_cell_of_the_table(feature: Feature, client: str, clients: dict[str, Any], server: ModelServer) -> None:
-    chain = prompt(feature.markup).bind_to(_given(clients, client))
+    chain = prompt(feature.markup).bind_to(_client(clients, client))
     path, expected = feature.paths[CLIENTS.index(client)], feature.value(client)
     if path == REFUSED:
         with pytest.raises(ValueError, match=expected):
@@ -69,7 +69,7 @@ def test_the_documentation_has_the_table() -> None:
 
 def test_ollamas_own_options_are_kept_with_the_settings(clients: dict[str, Any], server: ModelServer) -> None:
     """Given options, ChatOllama forgets its fields."""
-    chain = prompt('<runtime temperature="0.5" stop="END"/><p>Hi</p>').bind_to(_given(clients, "ChatOllama"))
+    chain = prompt('<runtime temperature="0.5" stop="END"/><p>Hi</p>').bind_to(_client(clients, "ChatOllama"))
     chain.invoke({})
     chain.bind(stop=["X"], options={"seed": 1}).invoke({})
     options = [body["options"] for body in server.bodies]
@@ -78,13 +78,13 @@ def test_ollamas_own_options_are_kept_with_the_settings(clients: dict[str, Any],
 
 
 def test_ollamas_client_still_drops_its_own_options(clients: dict[str, Any], server: ModelServer) -> None:
-    _given(clients, "ChatOllama").invoke("Hi", options={"seed": 1})
+    _client(clients, "ChatOllama").invoke("Hi", options={"seed": 1})
     assert server.bodies[0]["options"] == {"seed": 1}
 
 
 def test_googles_client_still_takes_no_model_in_a_call(clients: dict[str, Any], server: ModelServer) -> None:
     """It refuses it, or ignores it, by its version."""
-    client = _given(clients, "ChatGoogleGenerativeAI")
+    client = _client(clients, "ChatGoogleGenerativeAI")
     try:
         client.invoke("Hi", model="another")
     except ValueError:
@@ -109,7 +109,7 @@ def test_arguments_bound_to_the_chain_override_the_file_in_the_clients_own_names
     client: str, bound: dict[str, Any], path: str, value: Any, clients: dict[str, Any], server: ModelServer
 ) -> None:
     markup = "<runtime temperature='0.5' max-tokens='50' stop-sequences='[\"END\"]'/><p>Hi</p>"
-    prompt(markup).bind_to(_given(clients, client)).bind(**bound).invoke({})
+    prompt(markup).bind_to(_client(clients, client)).bind(**bound).invoke({})
     assert found(server.bodies[0], server.paths[0], path) == value
 
 
@@ -123,7 +123,7 @@ def test_arguments_bound_to_the_chain_override_the_file_in_the_clients_own_names
 def test_arguments_that_are_none_leave_the_files_settings(
     client: str, bound: dict[str, Any], path: str, clients: dict[str, Any], server: ModelServer
 ) -> None:
-    prompt("<runtime temperature='0.5'/><p>Hi</p>").bind_to(_given(clients, client)).bind(**bound).invoke({})
+    prompt("<runtime temperature='0.5'/><p>Hi</p>").bind_to(_client(clients, client)).bind(**bound).invoke({})
     assert found(server.bodies[0], server.paths[0], path) == 0.5
 
 
@@ -134,7 +134,7 @@ def test_arguments_that_are_none_leave_the_files_settings(
 async def test_a_stream_carries_the_frame_and_comes_in_pieces(
     client: str, clients: dict[str, Any], server: ModelServer
 ) -> None:
-    chain = prompt('<runtime temperature="0.5"/><p>Hi</p>').bind_to(_given(clients, client))
+    chain = prompt('<runtime temperature="0.5"/><p>Hi</p>').bind_to(_client(clients, client))
     path = FEATURES[[feature.label for feature in FEATURES].index("`<runtime temperature=…>`")].paths
     for texts in ([chunk.text for chunk in chain.stream({})], [chunk.text async for chunk in chain.astream({})]):
         assert [text for text in texts if text] == ["the a", "nswer"]
@@ -144,7 +144,7 @@ async def test_a_stream_carries_the_frame_and_comes_in_pieces(
 
 def test_fallbacks_get_the_same_file_in_their_own_parameters(clients: dict[str, Any], server: ModelServer) -> None:
     """OpenAI has no top_k; the file is refused there, and Anthropic takes it."""
-    llm = _given(clients, "ChatOpenAI").with_fallbacks([_given(clients, "ChatAnthropic")])
+    llm = _client(clients, "ChatOpenAI").with_fallbacks([_client(clients, "ChatAnthropic")])
     prompt('<runtime top-k="5" max-tokens="9" stop="END"/><p>Hi</p>').bind_to(llm).invoke({})
     (body,) = server.bodies
     assert server.paths == ["/v1/messages"]
@@ -168,7 +168,7 @@ def test_tools_that_the_client_has_bound_are_merged_by_name(
         return "noon"
 
     markup = '<tool-definition name="weather" description="POML\'s.">{"type": "object"}</tool-definition><p>Hi</p>'
-    prompt(markup).bind_to(_given(clients, client).bind_tools([weather, now])).invoke({})
+    prompt(markup).bind_to(_client(clients, client).bind_tools([weather, now])).invoke({})
     tools = server.bodies[0]["tools"]
     tools = [declared for found in tools for declared in found.get("functionDeclarations", [found])]
     functions = [found.get("function", found) for found in tools]
@@ -181,8 +181,8 @@ def test_tools_that_the_client_has_bound_are_merged_by_name(
 def test_what_openai_lacks_goes_to_a_server_that_has_it_by_an_extra_body(
     clients: dict[str, Any], server: ModelServer
 ) -> None:
-    """With the remedy of the error."""
-    openai = _given(clients, "ChatOpenAI")
+    """The error names this remedy."""
+    openai = _client(clients, "ChatOpenAI")
     with pytest.raises(SettingError, match=re.escape("extra-body='{\"top_k\": …}'")):
         prompt('<runtime top-k="5"/><p>Hi</p>').bind_to(openai).invoke({})
     prompt("""<runtime extra-body='{"top_k": 5}'/><p>Hi</p>""").bind_to(openai).invoke({})
@@ -190,9 +190,9 @@ def test_what_openai_lacks_goes_to_a_server_that_has_it_by_an_extra_body(
 
 
 def test_bound_tools_are_made_strict_with_a_schema(clients: dict[str, Any], server: ModelServer) -> None:
-    """The OpenAI SDK refuses the request else."""
+    """Otherwise the OpenAI SDK refuses the request."""
     server.answers[:] = ['{"n": 1}', [Call("now", {"zone": None})]]
-    openai = _given(clients, "ChatOpenAI").bind_tools(
+    openai = _client(clients, "ChatOpenAI").bind_tools(
         [
             {
                 "name": "now",
@@ -214,7 +214,7 @@ def test_bound_tools_are_made_strict_with_a_schema(clients: dict[str, Any], serv
 def test_openais_responses_api_takes_the_frame(clients: dict[str, Any], server: ModelServer) -> None:
     """Its tools need not be strict, and its tools' responses may hold pictures."""
     server.answers[:] = [response('{"n": 1}')]
-    openai = _given(clients, "ChatOpenAI").model_copy(update={"use_responses_api": True})
+    openai = _client(clients, "ChatOpenAI").model_copy(update={"use_responses_api": True})
     assert prompt(f'<runtime max-tokens="9"/>{TOOL}{SCHEMA}{LOOK}').bind_to(openai).invoke({}).text == '{"n": 1}'
     (body,) = server.bodies
     assert server.paths == ["/v1/responses"]
@@ -235,7 +235,7 @@ def test_pictures_of_an_agents_own_tools_follow_for_openai(clients: dict[str, An
         ToolMessage("Two", tool_call_id="2", name="shot"),
         HumanMessage("And?"),
     ]
-    chain = prompt("<conversation messages='{{h}}'/>").bind_to(_given(clients, "ChatOpenAI"))
+    chain = prompt("<conversation messages='{{h}}'/>").bind_to(_client(clients, "ChatOpenAI"))
     chain.invoke({"h": history})
     roles = [message["role"] for message in server.messages]
     assert roles == ["user", "assistant", "tool", "tool", "user", "user"]
@@ -245,20 +245,24 @@ def test_pictures_of_an_agents_own_tools_follow_for_openai(clients: dict[str, An
     assert history[2].content[1] == picture, "the user's own message was changed"
 
 
-def test_an_empty_message(clients: dict[str, Any], server: ModelServer) -> None:
-    openai = _given(clients, "ChatOpenAI")
+def test_empty_messages_are_sent_as_empty_texts(clients: dict[str, Any], server: ModelServer) -> None:
+    openai = _client(clients, "ChatOpenAI")
     (prompt("<conversation messages='{{h}}'/>") | openai).invoke({})
     assert server.messages == [{"role": "user", "content": ""}]
     (prompt("<conversation messages='{{h}}'/><human-msg>q</human-msg>") | openai).invoke({"h": [AIMessage("")]})
     assert server.messages == [{"role": "assistant", "content": ""}, {"role": "user", "content": "q"}]
 
 
-def test_a_picture_in_a_tools_result_without_binding(clients: dict[str, Any], server: ModelServer) -> None:
-    """LangChain's own message of it is sent as it is: a chain without `bind_to` changes no message."""
+def test_without_binding_a_picture_in_a_tools_result_is_sent_unchanged(
+    clients: dict[str, Any], server: ModelServer
+) -> None:
+    """A chain without `bind_to` changes no message."""
     result = (
         "<tool-response id='c2' name='shot'><p>The screen:</p><img src='box.png' syntax='multimedia'/></tool-response>"
     )
-    (prompt(f"<ai-msg><tool-request id='c2' name='shot'/></ai-msg>{result}") | _given(clients, "ChatOpenAI")).invoke({})
+    (prompt(f"<ai-msg><tool-request id='c2' name='shot'/></ai-msg>{result}") | _client(clients, "ChatOpenAI")).invoke(
+        {}
+    )
     last = server.messages[-1]
     assert (last["role"], last["tool_call_id"]) == ("tool", "c2")
     assert [block["type"] for block in last["content"]] == ["text", "image_url"]

@@ -1,14 +1,14 @@
-"""Traces as text, so that a test compares a whole tree at once, and what the trees of one plain chain look like."""
+"""Traces as text, for comparison as a whole, and a plain chain with the text of its trace."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import mlflow
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import SimpleChatModel
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -68,8 +68,20 @@ def chain(**options: Any) -> Runnable[Any, str]:
 
 
 def broken() -> Runnable[Any, str]:
-    """The same with a model that fails; its trace is `BROKEN`."""
+    """A chain whose model fails; its trace is `BROKEN`."""
     return greeting() | Broken() | StrOutputParser()
+
+
+@mlflow.trace
+def traced(value: Any) -> Any:
+    """A function of the user's own that MLflow traces."""
+    return value
+
+
+@mlflow.trace(name="traced")
+async def atraced(value: Any) -> Any:
+    """Async version of `traced`."""
+    return value
 
 
 def tree(trace: Trace) -> str:
@@ -91,18 +103,13 @@ def trees(fetch: Callable[[], Sequence[Trace]]) -> list[str]:
     return sorted(map(tree, fetch()))
 
 
-def agent_trees(fetch: Callable[[], Sequence[Trace]]) -> list[str]:
-    """The same of agents, without their own edges, which LangChain 1.0 still made runs of."""
-    return [re.sub(r" *\w+_to_\w+ CHAIN\n", "", shown) for shown in trees(fetch)]
-
-
-def under(head: str, *parts: str) -> str:
+def tree_of(head: str, *parts: str) -> str:
     """A tree of a root and subtrees."""
     return f"{head}\n" + textwrap.indent("".join(sorted(parts)), "  ")
 
 
-async def all_stored(count: int, stored_traces: Callable[[], Sequence[Trace]]) -> None:
-    """Wait for the ends that LangChain's generators report when the event loop closes them."""
+async def wait_for_traces(count: int, stored_traces: Callable[[], Sequence[Trace]]) -> None:
+    """Wait until that many traces have ended: LangChain reports some only when the event loop closes generators."""
 
     async def stored() -> None:
         while sum(trace.info.state.value != "IN_PROGRESS" for trace in stored_traces()) < count:  # noqa: ASYNC110

@@ -1,4 +1,4 @@
-"""The real clients of four providers, turned to a server of this machine."""
+"""The real clients of four providers, connected to a local server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def client_of(name: str, url: str) -> Any:
         url: The server's address.
 
     Returns:
-        The client; None where it is not installed, or too old to be sent here.
+        The client; None where it is not installed.
     """
     try:
         if name == "ChatOpenAI":
@@ -32,7 +32,5 @@ def client_of(name: str, url: str) -> Any:
             return ChatOllama(model="llama", base_url=url, num_ctx=77)
         from langchain_google_genai import ChatGoogleGenerativeAI
     except ImportError:
-        return None
-    if "base_url" not in ChatGoogleGenerativeAI.model_fields:  # before 4.0 it speaks gRPC
         return None
     return ChatGoogleGenerativeAI(model="gemini-test", google_api_key="none", base_url=url, max_retries=1)

@@ -1,4 +1,4 @@
-"""What each feature of POML is called in the request of each of LangChain's clients: the table in the documentation.
+"""The names of POML's features in the requests of LangChain's clients: the table in the documentation.
 
     python -m tests.langchain.wire_table
 
@@ -26,7 +26,7 @@ def _data(name: str) -> str:
 
 
 TONE, REPORT = _data("tone.wav"), _data("report.pdf")
-PICTURE = re.compile("^iVBORw0KGgo")  # POML writes the file anew
+PICTURE = re.compile("^iVBORw0KGgo")  # POML encodes the picture again
 AS_URL = re.compile("^data:image/png;base64,iVBORw0KGgo")
 PNG = "<img src='box.png' alt='a red box' syntax='multimedia'/>"
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
