@@ -13,7 +13,7 @@ import pytest
 
 import pomlflow
 from pomlflow import engine
-from pomlflow.display import MAX_BYTES, result_html, template_html
+from pomlflow.display import result_html, template_html
 from pomlflow.langchain import PomlPromptTemplate as LangChainPrompt
 from pomlflow.tracking.compare import Difference
 from pomlflow.tracking.replay import Replay, ReplayedRender
@@ -57,7 +57,7 @@ class Elements(HTMLParser):
 
 def assert_harmless(html: str) -> Elements:
     """No element or attribute is from the content, and the size is bounded."""
-    assert len(html.encode()) <= MAX_BYTES
+    assert len(html.encode()) <= 200_000
     page = Elements(html)
     assert {tag for tag, _ in page.found} <= TAGS
     assert {name for _, attributes in page.found for name in attributes} <= {"class", "src", "alt"}

@@ -12,8 +12,8 @@ from pomlflow import exceptions
 from pomlflow._lazy import lazy_names
 from pomlflow.api import arender, flush, poml, render
 from pomlflow.autolog import autolog
+from pomlflow.display import transcript
 from pomlflow.exceptions import *  # noqa: F403 - all of them
-from pomlflow.frame.transcript import transcript
 from pomlflow.settings import configure, configured
 from pomlflow.template.lint import Finding
 

@@ -1,19 +1,19 @@
-"""Notebook displays of prompts, renders and replays, as HTML of bounded size, and short reprs."""
+"""Show prompts, renders and replays: as text, as HTML of bounded size for notebooks, and as short reprs."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, Final, TypeVar
 
-from pomlflow.content import REQUEST, RESPONSE, as_chat
+from pomlflow.content import REQUEST, RESPONSE, as_chat, is_chat
 
 T = TypeVar("T")
 
-MAX_BYTES: Final = 200_000  # the maximum size of a display
-_MAX_CONTENT: Final = 190_000  # the maximum size of the content, without the style, the title and notes
+_MAX_CONTENT: Final = 190_000  # the maximum size of the content; with style, title and notes, it is 200,000
 _MAX_PICTURE: Final = 150_000  # the maximum size of a picture
 _MAX_TEXT: Final = 10_000  # the maximum number of characters of one text, each of which takes up to six bytes
 _MAX_REPR: Final = 300
@@ -42,6 +42,80 @@ def short(text: str) -> str:
     if len(text) <= _MAX_REPR:
         return text
     return f"{text[:_MAX_REPR]}… [{len(text) - _MAX_REPR:,} more characters]"
+
+
+def transcript(rendered: Any) -> str:
+    """Return a render as a readable text: messages, tools, output schema and settings.
+
+    It is meant for snapshot tests. A picture or sound is shown by its type, digest and size, so that changes show.
+
+    Args:
+        rendered: The result of `pomlflow.render`, of a LangChain prompt's ``invoke({…})``, or of a LlamaIndex prompt's
+            ``render({…})``.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: `rendered` is none of these.
+
+    Example:
+        >>> import pomlflow
+        >>> print(pomlflow.transcript(pomlflow.render("<poml><p>Hello</p><runtime temperature='0'/></poml>")))
+        --- human
+        Hello
+        --- runtime
+        {
+          "temperature": 0
+        }
+    """
+    frame = getattr(rendered, "frame", rendered)
+    if not hasattr(frame, "output_schema"):
+        raise TypeError(f"{type(rendered).__name__} is no render: pass what render() or invoke() of a prompt returns")
+    output = frame.model_dump(mode="json")
+    output["schema"] = output.pop("output_schema")
+    texts = (
+        (title, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2))
+        for title, content in sections(output)
+    )
+    return "\n".join(f"--- {title}\n{text}" for title, text in texts)
+
+
+def sections(output: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield a title (empty with ``chat=False``), and a text or JSON data, for each part of a render's output."""
+    messages = output["messages"]
+    if not is_chat(messages):
+        yield "", "\n".join(_part_texts(messages))
+    else:
+        for message in messages:
+            yield message["speaker"], "\n".join(_part_texts(message["content"]))
+    for key in ("tools", "schema", "runtime"):
+        if output.get(key) is not None:
+            yield key, output[key]
+
+
+def _part_texts(content: str | list[Any]) -> Iterator[str]:
+    for part in [content] if isinstance(content, str) else content:
+        if isinstance(part, str):
+            yield part
+        elif part["type"] == REQUEST:
+            yield f"[{_call(part)}]"
+        elif part["type"] == RESPONSE:
+            yield f"[{part['name']} returns] " + "\n".join(_part_texts(part["content"]))
+        else:
+            data = part.get("base64", "")
+            digest = hashlib.sha256(data.encode()).hexdigest()[:8]
+            alt = f", {part['alt']}" if part.get("alt") else ""
+            yield f"[{part['type']} {digest}, {_size(data)}{alt}]"
+
+
+def _call(part: Mapping[str, Any]) -> str:
+    return f"calls {part['name']} {json.dumps(part['content'], ensure_ascii=False)}"
+
+
+def _size(data: str) -> str:
+    """Return the size of base64 data."""
+    return f"{len(data) * 3 // 4:,} bytes"
 
 
 def result_html(output: Mapping[str, Any], title: str | None = None) -> str:
@@ -102,7 +176,7 @@ def _part(part: Any) -> str:
     if isinstance(part, str):
         return _text(part)
     if part.get("type") == REQUEST:
-        return _text(f"calls {part.get('name')} {json.dumps(part.get('content'), ensure_ascii=False)}")
+        return _text(_call(part))
     if part.get("type") == RESPONSE:
         return _line("response of", str(part.get("name") or "a tool")) + _content(part.get("content", ""))
     return _media(str(part.get("type")), str(part.get("base64", "")), str(part.get("alt") or ""))
@@ -110,7 +184,7 @@ def _part(part: Any) -> str:
 
 def _media(mime_type: str, data: str, alt: str) -> str:
     """Return HTML of a picture, if it is not too large, and of the type, size and alt text of any media."""
-    size, picture = f"{mime_type}, {len(data) * 3 // 4:,} bytes", ""
+    size, picture = f"{mime_type}, {_size(data)}", ""
     if _PICTURE.fullmatch(mime_type) and _BASE64.fullmatch(data):
         if len(data) > _MAX_PICTURE:
             size += ": too large to be shown"

@@ -13,9 +13,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from pomlflow.display import sections
 from pomlflow.engine.file_access import decode
 from pomlflow.exceptions import Problem, RenderError
-from pomlflow.frame.transcript import sections
 from pomlflow.settings import configure, settings
 from pomlflow.template import Template
 from pomlflow.template.lint import RULES, LintSettings, lint_settings
