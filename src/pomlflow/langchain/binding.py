@@ -146,6 +146,6 @@ def _selected(runnable: Any, config: RunnableConfig) -> tuple[Runnable[Any, Any]
 
 
 def _is_configurable(runnable: Any) -> bool:
-    """Return whether it is the result of `init_chat_model` without a fixed model."""
+    """Return whether a runnable is the result of `init_chat_model` without a fixed model."""
     # upstream: langchain 1.3-1.5: the configurable model of init_chat_model has no public class.
     return type(runnable).__name__ == "_ConfigurableModel" and callable(getattr(type(runnable), "_model", None))

@@ -50,7 +50,7 @@ def to_poml(prompt: BasePromptTemplate[Any]) -> str:
     """Convert a ``ChatPromptTemplate`` to POML markup that renders to the same messages.
 
     Variables with text values are rendered unchanged. Other values are rendered by POML's rules, ``true`` as an empty
-    text, for example. POML encodes pictures again.
+    text, for example. POML re-encodes pictures.
 
     Args:
         prompt: A ``ChatPromptTemplate`` or ``PromptTemplate`` of f-strings, with placeholders, partial variables that
@@ -176,7 +176,7 @@ def _literal(block: Mapping[str, Any]) -> Iterator[str]:
 
 def _no_form_of(prompt: Any) -> ConversionError:
     kind = type(prompt).__name__
-    remedy = "write this part in POML anew, and convert the rest"
+    remedy = "rewrite this part in POML, and convert the rest"
     if kind.startswith("FewShot"):
         remedy = 'write its examples as <example>, or pass them as messages to <conversation messages="{{examples}}"/>'
     return no_form(kind, f"has no form in POML: {remedy}")
