@@ -176,6 +176,13 @@ class Unreadable:
         raise LookupError("unreadable")
 
 
+def test_metadata_with_a_lone_surrogate_do_not_lose_the_trace(stored_traces: Fetch) -> None:
+    chain().invoke(GIVEN, {**config_with(), "metadata": {"at": "\ud83d here"}})
+    (trace,) = stored_traces()
+    assert tree(trace) == CHAIN
+    assert trace.data.spans[0].attributes["metadata"]["at"].endswith(" here")
+
+
 class UnreadableError(Exception):
     """An error whose text cannot be read."""
 

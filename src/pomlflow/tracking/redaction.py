@@ -226,5 +226,6 @@ def _shortened(limit: int, text: Any) -> Any:
 
 
 def _well_formed(value: Any) -> Any:
-    """Return JSON data without lone surrogates, which no store can hold."""
-    return replace_values(value, lambda item: well_formed(item) if isinstance(item, str) else item)
+    """Return a value, or JSON data without lone surrogates if it contains any, since no store can hold them."""
+    text = dump_span_attribute_value(value)
+    return value if (kept := well_formed(text)) == text else json.loads(kept)
