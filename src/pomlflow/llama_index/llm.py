@@ -279,11 +279,11 @@ def check_refusal(response: Any, label: str) -> Any:
 def _refusal_check(label: str, span_id: str | None) -> Iterator[Callable[[Response], None]]:
     """Raise the refusal in a response's pieces; of a stream, `span_id` is the span of the call that returned it."""
     refusal: str | None = None
-    text = ""
+    last: Any = None
 
     def take(piece: Response) -> None:
-        nonlocal refusal, text
-        text = text_of(piece)
+        nonlocal last, refusal
+        last = piece
         refusal = refusal_in(piece.raw, refusal)
         if refusal is None:
             refusal = refusal_in(piece.additional_kwargs)
@@ -293,7 +293,7 @@ def _refusal_check(label: str, span_id: str | None) -> Iterator[Callable[[Respon
     yield take
     if refusal is None:
         return
-    text = refusal or text
+    text = refusal or text_of(last)
     error = PomlRefusalError(f"{label}: the model refused{f': {text}' if text else ''}", text)
     if span_id is not None:
         # With the id given, since the span that is active here is that of the code that reads the stream.
