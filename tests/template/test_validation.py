@@ -332,6 +332,7 @@ BRANCH = "<p if='branch'><let name='x' value='1'/></p>"  # without the branch, x
         (f"<poml><let name='y' value='a.b.c'/>{BRANCH}{{{{y}}}}{{{{x}}}}</poml>", ["Cannot read", "x is not defined"]),
         ("<poml><let name='x' value='a.b.c'/><let name='y' value='x'/>{{x}}{{y}}</poml>", ["Cannot read"]),
         ("<poml><let src='no.json' name='x'/>{{x}}{{a.b.c}}</poml>", ["ENOENT", "Cannot read"]),
+        ("<poml><p for='x of xs'>{{x}}{{loop.index}}</p></poml>", ["item in list syntax is expected"]),
         ("<poml><p for='{x, y} in a.b.c'>{{x}}{{y}}{{loop.index}}</p></poml>", ["Cannot read", "List is expected"]),
     ],
 )

@@ -192,13 +192,9 @@ class _Collector:
         """Add ``for`` and then ``if``, whatever their order in the tag; return the scope after them."""
         loop, condition = element.find("for"), element.find("if")
         scope = scope._replace(conditional=scope.conditional or bool(loop.text or condition.text))
-        if loop.text and (parts := split_loop(loop.text)) is None:
-            # POML refuses it, so its words do not count as variables.
-            scope = scope._replace(in_element=scope.in_element.union(WORD.findall(loop.text)))
-        elif loop.text and parts is not None:
-            item, start, code = parts
-            self.add_expression(code, start, loop, scope, "for")
-            scope = scope._replace(in_element=scope.in_element.union(("loop", *bound_by(item))))
+        if parts := split_loop(loop.text):
+            self.add_expression(parts[2], parts[1], loop, scope, "for")
+        scope = scope._replace(in_element=scope.in_element.union(loop_names(loop.text)))
         if condition.text:
             start, code = unwrapped(condition.text)
             self.add_expression(code, start, condition, scope, "if")
@@ -295,6 +291,12 @@ class _Collector:
 
     def is_free(self, name: str, scope: _Scope) -> bool:
         return not (name in scope.in_element or name in scope.in_file or name in _GLOBALS) and is_identifier(name)
+
+
+def loop_names(loop: str) -> list[str]:
+    """Return the names that a ``for`` binds; all its words if it is malformed, since POML refuses it."""
+    parts = split_loop(loop)
+    return ["loop", *(bound_by(parts[0]) if parts else WORD.findall(loop))] if loop else []
 
 
 def _read(file: Path) -> str | None:

@@ -13,6 +13,7 @@ from pomlflow import engine
 from pomlflow.engine.errors import SCHEMA_REMEDY
 from pomlflow.exceptions import MissingVariableError, PomlError, Problem, RenderError, VariableError
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
+from pomlflow.template.inference import loop_names
 from pomlflow.template.javascript import analyse, bound_by
 from pomlflow.template.markup import ENTITIES, EXPRESSION, Document, Element, Fault, SourceText, parse, split_loop
 from pomlflow.template.source import Expression, Inference, Snapshot, Use
@@ -202,8 +203,7 @@ def _unset_names(error: RenderError, snapshot: Snapshot) -> set[str]:
         offsets = [offset for other, offset in places if other == source]
         for element in parse(*source).elements:
             if any(element.start <= offset < element.end for offset in offsets):
-                loop = split_loop(element.find("for").text)
-                names.update(("loop", *bound_by(loop[0])) if loop else ())
+                names.update(loop_names(element.find("for").text))
                 names.update(bound_by(element.find("name").text) if element.kind == "let" else ())
     return names
 
