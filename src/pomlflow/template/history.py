@@ -155,7 +155,7 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def _with_speakers(name: str, value: Any) -> Any:
-    """Add speakers to messages of OpenAI's form in a list, or in the lists of a dict; leave everything else."""
+    """Convert messages of OpenAI's form in a list, or in the lists of a dict; other values are unchanged."""
     if isinstance(value, dict):
         lists = {key: _with_speakers(name, inner) for key, inner in value.items() if isinstance(inner, list | tuple)}
         return {**value, **lists}

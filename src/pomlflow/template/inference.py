@@ -280,7 +280,7 @@ class _Collector:
         return file
 
     def is_static(self, expressions: Sequence[Expression], scope: _Scope) -> bool:
-        """Return whether expressions use constants alone, and zod in a schema, outside of conditions and loops."""
+        """Return whether expressions use only constants (and zod in a schema), outside of conditions and loops."""
         known = _CONSTANT_GLOBALS | self.constants
         for expression in expressions:
             analysis = analyse(expression.code)

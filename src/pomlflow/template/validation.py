@@ -91,7 +91,7 @@ def check_values(snapshot: Snapshot, variables: Mapping[str, Any]) -> None:
 
 
 def _has_no_rows(value: Any) -> bool:
-    """Return whether a list, an array or a Series has values that are no rows: neither objects nor lists."""
+    """Return whether the first value of a list, an array or a Series is no row: neither an object nor a list."""
     if not isinstance(value, list | tuple) and getattr(value, "ndim", 0) != 1:
         return False
     # Encode only the first row, as {"row":…}: the byte at index 7 is the first one of the row's JSON.
@@ -182,7 +182,7 @@ def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use:
 def _with_causes(
     error: RenderError, snapshot: Snapshot, variables: Mapping[str, Any], unrelated: Iterable[Problem]
 ) -> RenderError:
-    """Return an error with its cause as the first problem, with remedies, and with why files do not exist."""
+    """Return an error with its cause as the first problem, with remedies and the reasons for missing files."""
     unset = _unset_names(error, snapshot) - {use.name for use in snapshot.inference.uses}
     causes = [one for one in error.problems if _undefined(one) not in unset] or error.problems
     first = [_clarified(one, snapshot, variables) for one in causes[:_EXPLAINED]]
@@ -221,7 +221,7 @@ def _in_order(problems: Sequence[Problem], unrelated: Iterable[Problem]) -> list
 
 
 def _clarified(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any]) -> Problem:
-    """Return a problem of an entity, a loop or a history without messages with a clearer message or a remedy."""
+    """Return a problem with a clearer message or a remedy if it is about an entity, a loop or an empty history."""
     if (entity := _undefined(problem)) in ENTITIES:
         return replace(problem, message=f"&{entity}; is not decoded in an expression")
     place = _place(problem, snapshot) if problem.message.startswith((_NO_LIST, _NO_VALUE)) else None
@@ -288,7 +288,7 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
         element = [one for one in parse(*source).elements if one.start <= offset][-1]
         return _remedy_of_missing_file(element, message, snapshot)
     expression, before = _expression_at(source, offset, snapshot)
-    # The expression is another one than that of the problem if text is in between.
+    # If text is in between, the expression is not that of the problem.
     is_far = len(before) > problem.width and before.strip("{ \t\r\n")
     return None if expression is None or expression.kind == "schema" or is_far else _remedy(expression, before)
 
