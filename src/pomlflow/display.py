@@ -71,7 +71,7 @@ def transcript(rendered: Any) -> str:
     """
     frame = getattr(rendered, "frame", rendered)
     if not hasattr(frame, "output_schema"):
-        raise TypeError(f"{type(rendered).__name__} is not a render: pass the result of a prompt's render() or invoke()")
+        raise TypeError(f"a {type(rendered).__name__} is not a render: pass the result of render() or invoke()")
     output = frame.model_dump(mode="json")
     output["schema"] = output.pop("output_schema")
     texts = (

@@ -95,7 +95,8 @@ def settings_options(command: F) -> F:
     """Add the options for pomlflow's settings to a command."""
     root = click.option(
         "--prompt-root", metavar="FOLDER", expose_value=False, callback=_configure,
-        help="The folder that prompt names are relative to; the default is POMLFLOW_PROMPT_ROOT.",
+        help="The folder that prompt names are relative to; the default is POMLFLOW_PROMPT_ROOT, or prompt_root in "
+        "pyproject.toml.",
     )  # fmt: skip
     timeout = click.option(
         "--timeout", metavar="SECONDS", expose_value=False, callback=_configure,

@@ -51,8 +51,8 @@ def register(
     """Register prompts whose content is new.
 
     A prompt whose content is not in the registry yet gets a new version. A prompt that does not render is reported and
-    not registered (exit code 1). A file in a folder that another prompt includes is not registered as a prompt of its
-    own; name the file to do that.
+    not registered (exit code 1). A file that another prompt includes is registered as a prompt of its own only if PATH
+    names the file.
 
     \b
     pomlflow register prompts/ --dry-run
