@@ -84,14 +84,14 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def store(upgraded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Set the store as MLflow's, with its prompt files in the working folder; return the id of its experiment."""
+    shutil.copytree(upgraded / "prompts", tmp_path / "prompts")
+    monkeypatch.chdir(tmp_path / "prompts")  # before the store: it puts the artifacts of new experiments below
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(_uri(upgraded))
     mlflow.set_registry_uri(_uri(upgraded))
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     mlflow.tracing.reset()
     experiment = mlflow.set_experiment("shop").experiment_id
-    shutil.copytree(upgraded / "prompts", tmp_path / "prompts")
-    monkeypatch.chdir(tmp_path / "prompts")
     yield str(experiment)
     assert pomlflow.flush(30)
     monkeypatch.undo()

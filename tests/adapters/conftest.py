@@ -1,4 +1,4 @@
-"""What the tests of both frameworks share."""
+"""Fixtures of the tests that run with both frameworks."""
 
 from __future__ import annotations
 

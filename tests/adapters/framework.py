@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-Answer = str | Callable[[list[str]], str]  # what a model answers: a text, or a function of its messages' texts
+Answer = str | Callable[[list[str]], str]  # of a scripted model: a text, or a function of the texts of its messages
 
 
 class Framework(ABC):
@@ -32,9 +32,9 @@ class Framework(ABC):
 
     @abstractmethod
     def run(self, prompt: Any, answer: Answer = "the answer", *, handler: Any = None, **variables: Any) -> str:
-        """Give the prompt to a model as its users do, and return the answer.
+        """Run the prompt with a scripted model as users do, and return the answer.
 
-        A handler of its own traces it; the one that is given, or none where that is False.
+        A new handler traces it, or `handler`; none where that is False.
         """
 
     @abstractmethod
@@ -61,11 +61,11 @@ class Framework(ABC):
 
     @abstractmethod
     def run_attached(self, prompt: Any, handler: Any, *, everywhere: bool, **variables: Any) -> str:
-        """Run with a handler that is attached to the model alone, or to all."""
+        """Run with a handler that is attached to the model alone, or to the whole framework."""
 
     @abstractmethod
     def run_step(self, step: Callable[[str], str], handler: Any) -> list[list[str]]:
-        """Run a function as a step of the framework; gives the spans around the function in each trace."""
+        """Run a function as a step of the framework; return the spans around the function in each trace."""
 
     @abstractmethod
     async def arun_step(self, step: Callable[[str], Awaitable[str]], handler: Any) -> list[list[str]]:
@@ -73,7 +73,7 @@ class Framework(ABC):
 
     @abstractmethod
     def run_agent(self, tool: Callable[[str], str]) -> list[str]:
-        """Run an agent whose model calls a tool with ``name="Ada"``; gives the last spans around the tool."""
+        """Run an agent whose model calls a tool with ``name="Ada"``; return the last spans around the tool."""
 
     @abstractmethod
     def client(self, name: str, url: str) -> Any:
@@ -81,15 +81,15 @@ class Framework(ABC):
 
     @abstractmethod
     def send(self, prompt: Any, client: Any, *, bound: bool = False, **variables: Any) -> str:
-        """Send the prompt to a real client, in a chain or bound; gives the answer."""
+        """Send the prompt to a real client, in a chain or bound to it; return the answer."""
 
     @abstractmethod
     def streams(self, prompt: Any, client: Any, **variables: Any) -> list[str]:
-        """Send it for a stream, and for one on an event loop; gives both answers."""
+        """Stream the answer of a real client, and once more on an event loop; return both answers."""
 
     @abstractmethod
     def call_of_tool(self, prompt: Any, client: Any, **variables: Any) -> Any:
-        """Send it; gives the model's message, which calls a tool."""
+        """Send the prompt; return the model's message, which calls a tool."""
 
     @abstractmethod
     def tool_result(self, text: str, call_id: str) -> Any:
@@ -109,11 +109,11 @@ class Framework(ABC):
 
     @abstractmethod
     def hooked(self) -> list[Any]:
-        """What is registered with the framework in the whole process."""
+        """The handlers that are registered with the framework for the whole process."""
 
     @abstractmethod
     def partial(self, prompt: Any, **variables: Any) -> Any:
-        """Give some of the variables."""
+        """Return the prompt with values for some of its variables."""
 
     @abstractmethod
     def variables(self, prompt: Any) -> list[str]:
@@ -121,11 +121,11 @@ class Framework(ABC):
 
     @abstractmethod
     def copies(self, prompt: Any) -> list[Any]:
-        """Copy a prompt in every way that leaves it equal."""
+        """Copies of a prompt, one by each way to copy or pickle."""
 
     @abstractmethod
     def history(self) -> list[Any]:
-        """Messages with a tool's call and result, which POML's own messages cannot hold."""
+        """The framework's messages with a tool's call and result, which POML's messages cannot hold in full."""
 
     def text(self, prompt: Any, **variables: Any) -> str:
         """Render to one text."""

@@ -1,4 +1,4 @@
-"""One line, and every call of a framework with POML in it is traced, once, in the tree that the handler makes."""
+"""`pomlflow.autolog()`: each call of a framework is traced once, in the same tree as with the handler."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def _at_once(call: Callable[[], Awaitable[Any]]) -> None:
     await asyncio.gather(call(), call())
 
 
-# How often each calls, and the call; "handler" is False for none.
+# Ways to call: the number of calls, and a function that makes them with a handler, or none where it is False.
 CALLS: dict[str, tuple[int, Callable[[Framework, Any, Any], Any]]] = {
     "run": (1, lambda f, prompt, handler: f.run(prompt, handler=handler, name="Ada")),
     "async": (1, lambda f, prompt, handler: f.arun(prompt, handler=handler, name="Ada")),
@@ -91,7 +91,7 @@ CALLS: dict[str, tuple[int, Callable[[Framework, Any, Any], Any]]] = {
 SINGLE = {"at once": "async", "threads": "run", "batch": "run", "async batch": "async"}  # one of the calls in each
 
 
-def make(call: str, framework: Framework, prompt: Any, handler: Any = False) -> None:
+def run_call(call: str, framework: Framework, prompt: Any, handler: Any = False) -> None:
     made = CALLS[call][1](framework, prompt, handler)
     if inspect.isawaitable(made):
         asyncio.run(_awaited(made))
@@ -105,10 +105,10 @@ async def _awaited(made: Awaitable[Any]) -> Any:
 def test_every_call_is_traced_as_with_the_handler(
     framework: Framework, prompt: Any, stored_traces: Fetch, call: str
 ) -> None:
-    make(SINGLE.get(call, call), framework, prompt, framework.handler())
+    run_call(SINGLE.get(call, call), framework, prompt, framework.handler())
     (expected,) = trees(stored_traces)
     pomlflow.autolog()
-    make(call, framework, prompt)
+    run_call(call, framework, prompt)
     assert trees(stored_traces) == [expected] * (1 + CALLS[call][0])
 
 
@@ -120,11 +120,11 @@ ORDERS = [*itertools.permutations(["ours", "mlflow"]), ("ours", "mlflow", "ours"
 def test_nothing_is_traced_twice_with_the_autolog_of_mlflow(
     framework: Framework, prompt: Any, stored_traces: Fetch, order: tuple[str, ...], call: str
 ) -> None:
-    make(SINGLE.get(call, call), framework, prompt, framework.handler())
+    run_call(SINGLE.get(call, call), framework, prompt, framework.handler())
     steps = {"ours": pomlflow.autolog, "mlflow": framework.mlflow_autolog}
     for step in order:
         steps[step]()
-    make(call, framework, prompt)
+    run_call(call, framework, prompt)
     expected, *found = trees(stored_traces)
     assert found == [expected] * CALLS[call][0]
 
@@ -132,15 +132,15 @@ def test_nothing_is_traced_twice_with_the_autolog_of_mlflow(
 def test_the_autolog_of_mlflow_stays_when_ours_is_disabled(
     framework: Framework, prompt: Any, stored_traces: Fetch
 ) -> None:
-    make("run", framework, prompt, framework.handler())
+    run_call("run", framework, prompt, framework.handler())
     framework.mlflow_autolog()
     pomlflow.autolog()
     pomlflow.autolog(disable=True)
-    make("run", framework, prompt)
+    run_call("run", framework, prompt)
     expected, found = trees(stored_traces)
     assert found == expected
     framework.mlflow_autolog(disable=True)
-    make("run", framework, prompt)
+    run_call("run", framework, prompt)
     assert len(stored_traces()) == 2
 
 
@@ -148,10 +148,10 @@ def test_the_autolog_of_mlflow_stays_when_ours_is_disabled(
 def test_an_additional_handler_makes_no_second_trace(
     framework: Framework, prompt: Any, stored_traces: Fetch, where: str
 ) -> None:
-    make("run", framework, prompt, framework.handler())
+    run_call("run", framework, prompt, framework.handler())
     pomlflow.autolog()
     if where == "call":
-        make("run", framework, prompt, framework.handler())
+        run_call("run", framework, prompt, framework.handler())
     else:
         framework.run_attached(prompt, framework.handler(), everywhere=where == "everywhere", name="Ada")
     expected, found = trees(stored_traces)
@@ -178,7 +178,7 @@ def test_a_plain_render_in_a_step_belongs_to_the_step(
 
 
 def greet(name: str) -> str:
-    """Greet somebody."""
+    """Greet a person."""
     return str(pomlflow.poml(HELLO, {"name": name})[0]["content"])
 
 
@@ -195,12 +195,12 @@ def hidden(_: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("with_mlflow", [False, True], ids=["alone", "with MLflow's"])
 def test_new_arguments_take_effect(framework: Framework, prompt: Any, stored_traces: Fetch, with_mlflow: bool) -> None:
-    """With MLflow's autolog, for the POML span, which is all that is ours there."""
+    """With MLflow's autolog they apply to the POML span, the only one that is ours there."""
     if with_mlflow:
         framework.mlflow_autolog()
     for options in ({}, {"mask": hidden, "register": False}, {"log_traces": False}):
         pomlflow.autolog(**options)
-        make("run", framework, prompt)
+        run_call("run", framework, prompt)
     pomlflow.flush()
     traces = stored_traces()
     assert ["mlflow.linkedPrompts" in trace.info.tags for trace in traces[:2]] == [True, False]
@@ -212,7 +212,7 @@ def test_new_arguments_take_effect(framework: Framework, prompt: Any, stored_tra
 def test_nothing_is_traced_when_it_is_disabled(framework: Framework, prompt: Any, stored_traces: Fetch) -> None:
     pomlflow.autolog()
     pomlflow.autolog(disable=True)
-    make("run", framework, prompt)
+    run_call("run", framework, prompt)
     framework.messages(prompt, name="Ada")
     assert stored_traces() == []
 

@@ -1,4 +1,4 @@
-"""What is stored of a run and of its render, and what a mask and the size limit leave of it."""
+"""What is stored of a run and of its render, without and with a mask or the size limit."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_mask_gets_plain_data_of_each_span_once(framework: Framework, stored_t
     seen: list[dict[str, Any]] = []
 
     def look(content: dict[str, Any]) -> dict[str, Any]:
-        seen.append(json.loads(json.dumps(content)))  # raises where it is no plain data
+        seen.append(json.loads(json.dumps(content)))  # raises if it is not plain data
         return {"inputs": "kept"}
 
     framework.run(greeting(framework), handler=framework.handler(mask=look), name="Ada")

@@ -1,4 +1,4 @@
-"""A framework's own prompt as POML markup: it renders to the same messages, or an error names what has no form."""
+"""`to_poml`: a framework's own prompt as markup with the same messages, or an error that names what POML lacks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_partial_value_is_the_default(framework: Framework) -> None:
         assert framework.messages(converted, **values) == framework.messages(prompt, **values)
 
 
-def test_the_markup_is_what_one_would_write(framework: Framework) -> None:
+def test_the_markup_is_what_a_person_would_write(framework: Framework) -> None:
     prompt = chat(framework, ("system", "Answer for {shop}:\n- in one line"), ("user", "{question}"))
     assert to_poml(framework, prompt) == (
         "<poml>\n"
@@ -276,7 +276,7 @@ def _merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _plain(framework: Framework, message: dict[str, Any]) -> dict[str, Any]:
-    """A message as it comes back: results are a tool's, no text is an empty one, some formats have other names."""
+    """A message after the way back: results are a tool's, None is an empty text, some formats have other names."""
     content = json.loads(json.dumps(message["content"] or "").replace("audio/x-wav", "audio/wav"))
     parts = content if isinstance(content, list) else []
     for part in (part for part in parts if isinstance(part, dict)):

@@ -26,7 +26,7 @@ def brief(outputs: Any) -> str:
 def test_two_versions_are_evaluated_in_parallel_and_compared(
     framework: Framework, mlflow_store: str, stored_traces: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each call is one trace, linked to its version alone, with the scores of the run."""
+    """Each call is one trace, linked to its version alone; compare_versions finds the scores."""
     monkeypatch.setenv("MLFLOW_GENAI_EVAL_MAX_WORKERS", "3")
     publish(name, LONG)
     publish(name, LONG.replace("{{how}}", "briefly, {{how}}"))

@@ -1,4 +1,4 @@
-"""Prompts from MLflow's registry in both frameworks: used, followed, traced, copied, optimised."""
+"""`from_registry` in both frameworks: renders, traces, moved aliases, fallbacks, errors, copies, optimisation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pomlflow.tracking.load import Reference
 
 
 def production(framework: Framework, name: str, **options: Any) -> Any:
-    """What is in production, followed ten times a second."""
+    """The version in production; a change of the alias is looked for ten times a second."""
     return framework.prompts.from_registry(f"prompts:/{name}@production", **{"refresh": 0.1, **options})
 
 
@@ -40,7 +40,7 @@ def production(framework: Framework, name: str, **options: Any) -> Any:
 def test_a_trace_is_linked_to_the_version_that_was_used(
     framework: Framework, mlflow_server: MlflowServer, use_server: Any, name: str
 ) -> None:
-    """Also when the alias moves while the program runs; and no version is made for it."""
+    """Also when the alias moves while the program runs; a run registers no version."""
     experiment = use_server(mlflow_server)
     publish(name)
     prompt = production(framework, name)
@@ -83,7 +83,7 @@ def test_model_settings_set_in_mlflow_reach_the_model_and_are_replayed(
 def test_mlflows_optimiser_improves_a_loaded_prompt(
     framework: Framework, mlflow_store: str, stored_traces: Any, name: str
 ) -> None:
-    """The candidates reach the renders of a prompt that was there before; none of them becomes a version."""
+    """A prompt that was loaded before renders each candidate; no candidate but the best becomes a version."""
     publish(name, LONG)
     prompt = framework.partial(production(framework, name), how="at length")
     loaded_in_trials = set()
@@ -102,7 +102,7 @@ def test_mlflows_optimiser_improves_a_loaded_prompt(
     assert (prompt.source, prompt.version) == (LONG, 1)
     assert loaded_in_trials <= {1, None}
 
-    # The optimiser's own version has none of our tags: it is POML all the same.
+    # The optimiser's version has none of our tags, and is loaded as POML.
     best = framework.prompts.from_registry(name, version=2)
     assert best.source == better
     assert framework.messages(best, how="kindly", question="Why?")[0] == "Answer kindly, in a word."

@@ -1,4 +1,4 @@
-"""A prompt does not block asyncio's event loop, and runs on others as far as the frameworks themselves do."""
+"""Event loops: asyncio's is not blocked, uvloop's works, and trio's works with threads."""
 
 from __future__ import annotations
 

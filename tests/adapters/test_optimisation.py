@@ -30,7 +30,7 @@ SOURCE = """<poml>
   <runtime temperature="0"/>
 </poml>
 """
-OTHERS = [  # what is replaced, by what, and the error's message
+OTHER_PROMPTS = [  # candidates that are another prompt: what is replaced, by what, and the error's message
     ("{{how}}", "kindly", "lost the variable {{how}}"),
     ("{{how}}", "{{how}} in {{language}}", "added the variable {{language}}"),
     ('name="look_up"', 'name="search"', "lost the tool look_up and added the tool search"),
@@ -38,7 +38,7 @@ OTHERS = [  # what is replaced, by what, and the error's message
     ('<include src="tone.poml"/>', "", "lost the variable {{mood}}, the file tone.poml"),
     ('<runtime temperature="0"/>', "", "lost <runtime>"),
 ]
-AROUND = {
+NOT_POML = {
     "nothing": " ",
     "plain text": "Answer {{how}}: {{question}}",
     "prose around it": f"Here is a better prompt:\n\n{SOURCE}\nIt is brief.",
@@ -48,7 +48,7 @@ AROUND = {
 
 @pytest.fixture
 def prompt(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -> Any:
-    """The prompt in production, with its files on no disk, and all variables but the question."""
+    """The prompt in production, with values for all variables but the question; its files are deleted."""
     folder = tmp_path / "prompts"
     write(folder / "tone.poml", "<p>Be {{mood}}.</p>")
     (folder / "map.png").write_bytes(PICTURE)
@@ -60,7 +60,7 @@ def prompt(framework: Framework, mlflow_store: str, name: str, tmp_path: Path) -
 
 
 class TryEach(BasePromptOptimizer):
-    """Evaluates each candidate, and takes the last."""
+    """An optimiser that evaluates each candidate, and returns the last."""
 
     def __init__(self, candidates: list[str]) -> None:
         self.candidates = candidates
@@ -73,7 +73,7 @@ class TryEach(BasePromptOptimizer):
         target_prompts: dict[str, str],
         enable_tracking: bool = True,
     ) -> PromptOptimizerOutput:
-        """Keep the outputs, which MLflow makes of the error where one is raised."""
+        """Keep the outputs: where the call raised an error, MLflow uses its text."""
         (name,) = target_prompts
         for candidate in self.candidates:
             results = eval_fn({name: candidate}, train_data)
@@ -83,7 +83,7 @@ class TryEach(BasePromptOptimizer):
 
 
 def optimise(framework: Framework, prompt: Any, name: str, candidates: list[str]) -> tuple[Any, list[Any], list[Any]]:
-    """Optimise; gives the result, the outputs of each candidate, and all errors of the trials."""
+    """Optimise; return the result, the outputs of each candidate, and all errors of the trials."""
     errors = []
 
     def predict(question: str) -> str:
@@ -122,12 +122,12 @@ def test_a_better_wording_is_registered_and_loads_with_its_files(framework: Fram
 def test_a_candidate_that_is_not_the_same_prompt_fails_with_the_reason(
     framework: Framework, prompt: Any, name: str
 ) -> None:
-    """MLflow gives the error's text to optimisers and scorers as the output."""
-    assert all(old in SOURCE for old, _, _ in OTHERS)
-    candidates = [SOURCE.replace(old, new) for old, new, _ in OTHERS]
-    reasons = [f"has {reason}" for _, _, reason in OTHERS]
-    candidates += AROUND.values()
-    reasons += ["is not a POML document: it must be the whole markup, from <poml> to </poml>"] * len(AROUND)
+    """MLflow passes the error's text to optimisers and scorers as the output."""
+    assert all(old in SOURCE for old, _, _ in OTHER_PROMPTS)
+    candidates = [SOURCE.replace(old, new) for old, new, _ in OTHER_PROMPTS]
+    reasons = [f"has {reason}" for _, _, reason in OTHER_PROMPTS]
+    candidates += NOT_POML.values()
+    reasons += ["is not a POML document: it must be the whole markup, from <poml> to </poml>"] * len(NOT_POML)
     result, outputs, errors = optimise(framework, prompt, name, candidates)
     assert {type(error) for error in errors} == {CandidateError}
     assert {error.uri for error in errors} == {f"prompts:/{name}/1"}

@@ -27,13 +27,13 @@ Fetch = Callable[[], list[Trace]]
 
 @pytest.fixture
 def unique() -> str:
-    """A name that no other test has: the registry is the whole run's."""
+    """A name that no other test uses: all tests share a registry."""
     return f"greet-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
 def links(stored_traces: Fetch) -> Callable[[], list[list[str]]]:
-    """What each trace in the store is linked to, when all is done."""
+    """The versions that each trace in the store is linked to, after a flush."""
 
     def of_all() -> list[list[str]]:
         assert pomlflow.flush()

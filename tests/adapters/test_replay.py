@@ -1,4 +1,4 @@
-"""Traces of both frameworks rendered again from what they hold, out of a real store."""
+"""`pomlflow.replay` of both frameworks' traces."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_the_alt_text_is_not_sent(framework: Framework, server: ModelServer, cli
 def test_sound_to_openai(
     framework: Framework, server: ModelServer, client: Any, prompt: Any, attributes: str, form: str
 ) -> None:
-    """Never as a picture, and in the two formats that OpenAI takes, by its names for them."""
+    """As sound, not as a picture, with OpenAI's names of the two formats that it takes."""
     framework.send(prompt(f"<p>Hear <audio {attributes} syntax='multimedia'/></p>"), client, bound=True)
     text, sound = server.messages[0]["content"]
     assert text == {"type": "text", "text": "Hear "}
@@ -115,7 +115,7 @@ def test_a_document_is_its_text_and_its_pictures(
 
 @each_client()
 def test_a_file_of_a_history(framework: Framework, server: ModelServer, client: Any, prompt: Any) -> None:
-    """With a name for OpenAI, which refuses a file without one."""
+    """OpenAI gets a file name too, without which it refuses the file."""
     given = [{"speaker": "human", "content": ["Read", {"type": "application/pdf", "base64": data("report.pdf")}]}]
     framework.send(prompt("<conversation messages='{{h}}'/>"), client, bound=True, h=given)
     _, sent = server.messages[0]["content"]

@@ -1,4 +1,4 @@
-"""What `bind_to` costs: compared with a model with the same arguments bound by hand."""
+"""The cost of `bind_to`, compared with a model with the same arguments bound by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it takes on disk, in memory and at the start, next to a `ChatPromptTemplate` and ``poml.poml()``."""
+"""Disk, memory and start-up, compared with a `ChatPromptTemplate` and ``poml.poml()``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROGRAMS = {
 
 
 def installed(*roots: str) -> dict[str, float]:
-    """Megabytes of each package that these ones need, with the packages that those need."""
+    """The size in megabytes of each of these packages and of all that they need."""
     found: dict[str, float] = {}
     left = list(roots)
     while left:
@@ -69,7 +69,7 @@ def sizes() -> Iterator[Row]:
 
 
 def processes() -> Iterator[Row]:
-    """What a program takes until its first prompt is there, and the memory of its Python process."""
+    """The time of a program until its first prompt is rendered, and the memory of its Python process."""
     taken: dict[str, list[list[float]]] = {name: [] for name in PROGRAMS}
     for _ in range(ROUNDS):
         for name, program in PROGRAMS.items():

@@ -1,4 +1,4 @@
-"""Chains and queries, bare and traced, against the frameworks' own prompts and MLflow's own tracers."""
+"""Chains and queries, bare and traced, compared with the frameworks' own prompts and MLflow's own tracers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def chains() -> Iterator[Row]:
             return super().format_messages(**kwargs)
 
     by_hand = RenderingByHand(plain.messages)
-    # Alternate single calls: what ran before decides what is in the processor's caches.
+    # Alternate single calls: the call before decides what is in the processor's caches.
     bare = interleaved(
         {"poml": lambda: (ours | model).invoke(variables), "by hand": lambda: (by_hand | model).invoke(variables)},
         rounds=1500,

@@ -1,4 +1,4 @@
-"""Many renders at once, and many after another: throughput, latencies, growth."""
+"""Many renders at once and many in a row: throughput, latencies, growth."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load(seen: dict[str, list[float]]) -> Iterator[Row]:
 
 
 def saturated(seconds: float) -> list[float]:
-    """What each render takes, in milliseconds, while all threads render."""
+    """The milliseconds of each render while all threads render."""
     end = time.perf_counter() + seconds
 
     def work() -> list[float]:
@@ -70,7 +70,7 @@ def saturated(seconds: float) -> list[float]:
 
 
 def sandbox() -> Iterator[Row]:
-    """What Node's permission model and the worker's own measures cost a render."""
+    """The cost of Node's permission model and the worker's own restrictions for a render."""
     taken: dict[tuple[Case, bool], list[float]] = {(case, on): [] for case in (HELLO, RICH) for on in (True, False)}
     for number in range(2 * ROUNDS):
         for on in (number % 2 == 0, number % 2 == 1):  # another process each time
@@ -89,7 +89,7 @@ def sandbox() -> Iterator[Row]:
 
 
 def growth(renders: tuple[int, ...]) -> Iterator[Row]:
-    """Time and memory as a process gets older."""
+    """The time of a render and the memory of a process after many renders."""
     engine.close()
     before = settings()
     pomlflow.configure(max_workers=1, max_memory=100_000)

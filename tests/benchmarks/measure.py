@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", LANGSMITH_TRACING="false")
-os.environ["MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"] = "100000"  # a full queue drops traces, which would look free
+os.environ["MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"] = "100000"  # a full queue drops traces, which would cost less
 
 import poml
 from timing import median_ms
@@ -34,7 +34,7 @@ Row = tuple[str, str, str]
 
 
 def interleaved(works: dict[str, Callable[[], Any]], rounds: int, times: int) -> dict[str, list[float]]:
-    """The medians of each round, taken in turns, so that a busy moment hits each alike."""
+    """The medians of each round, with the works in turn, so that a busy moment affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
         for name, work in sorted(works.items(), reverse=bool(number % 2)):
@@ -43,7 +43,7 @@ def interleaved(works: dict[str, Callable[[], Any]], rounds: int, times: int) ->
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of what each round gave: a machine that was slow in one of them was so for both."""
+    """The median of the rounds' ratios: a slow moment of the machine affects both sides of a round."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
 

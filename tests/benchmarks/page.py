@@ -1,4 +1,4 @@
-"""The page of the figures, docs/figures.md, whose tables the benchmarks write."""
+"""docs/figures.md, whose tables the benchmarks write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IMAGES = DOCS / "images"
 
 
 def write(name: str, lines: list[str]) -> None:
-    """Replace what stands between the marks of a benchmark."""
+    """Replace the lines between the marks of a benchmark."""
     page = DOCS / "figures.md"
     before, opening, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     _, closing, after = rest.partition(f"<!-- /{name} -->\n")
@@ -20,7 +20,7 @@ def write(name: str, lines: list[str]) -> None:
 
 
 def loaded() -> str:
-    """A warning for the reader where the machine has other work; empty where it has none."""
+    """A warning for the reader if the machine has other work, else an empty text."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if busy <= (os.cpu_count() or 1) / 2:
         return ""

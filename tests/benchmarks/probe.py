@@ -1,4 +1,4 @@
-"""One side of a comparison: measures the pomlflow that PYTHONPATH leads to, and prints JSON.
+"""One side of a comparison: measure the pomlflow in PYTHONPATH, and print JSON.
 
 It uses only what the first version has too. A time is a pair: the median of the wall time, and the mean CPU time of
 Python and its Node processes together, which other work on the machine changes less; both in milliseconds.

@@ -1,4 +1,4 @@
-"""One render after another: against ``poml.poml``, against the same inside Node, paced, and the first of a process."""
+"""One render after another: compared with ``poml.poml`` and with Node alone, paced, and the first of a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a POML prompt adds to a request of a served model: `mlflow models serve` against the same with LangChain's own.
+"""The cost of a POML prompt in a request to `mlflow models serve`, compared with LangChain's own prompt.
 
 python tests/benchmarks/served.py [requests]
 """

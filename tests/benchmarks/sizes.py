@@ -1,4 +1,4 @@
-"""Prompts of any size, one kind for each part whose cost could grow faster than its size."""
+"""Prompts of any size, one for each part of a render whose cost could grow faster than the size."""
 
 from __future__ import annotations
 

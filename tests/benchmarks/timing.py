@@ -1,4 +1,4 @@
-"""Times of repeated work; it imports nothing of what is measured."""
+"""Times of repeated work; it imports nothing that is measured."""
 
 from __future__ import annotations
 

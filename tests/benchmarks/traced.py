@@ -1,7 +1,7 @@
-"""Traced calls a second against an ``mlflow server``: pomlflow's handler and MLflow's autolog, alternating.
+"""Traced calls a second with an ``mlflow server``: pomlflow's handler and MLflow's autolog, alternating.
 
 The server's store is a PostgreSQL that this starts, if it is installed, else SQLite. Two client processes
-of four threads call a chain of a prompt and a model that answers at once; the time ends when all is stored.
+of four threads call a chain of a prompt and a model that answers immediately, until all traces are stored.
 
     python tests/benchmarks/traced.py --calls 600 --rounds 3
 """
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def register(uri: str) -> None:
-    """Register the prompt of MLflow's clients, before they start: two at once would get in each other's way."""
+    """Register the prompt of MLflow's clients, before they start: two that register at once may conflict."""
     import mlflow
 
     mlflow.set_tracking_uri(uri)

@@ -1,4 +1,4 @@
-"""The corpus: POML files, what they are rendered with, and what poml itself made of them.
+"""The corpus: POML files, the arguments of their renders, and the results of poml itself.
 
 A case is ``<case>.json`` or ``<case>.poml`` in this folder, or both:
 
@@ -38,7 +38,7 @@ class Case:
     Attributes:
         name: Its name.
         file: Its markup's file.
-        variables: What it is rendered with.
+        variables: The variables of its render.
         stylesheet: The stylesheet given with the markup, or None.
         chat: Whether messages are rendered instead of one text.
         fails: Whether poml refuses it.
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def expected(self) -> dict[str, Any]:
-        """What poml made of it."""
+        """The result of poml itself."""
         found: dict[str, Any] = json.loads(_expected(self.name).read_text(encoding="utf-8"))
         return found
 
@@ -68,7 +68,7 @@ def _expected(name: str) -> Path:
 
 
 def shapes() -> list[Case]:
-    """Return one case of each shape of a frame, whatever its texts and numbers are."""
+    """Return one case for each shape of a frame; two frames with other texts and numbers have the same shape."""
     found: dict[Any, Case] = {}
     for one in cases():
         if not one.fails:

@@ -1,4 +1,4 @@
-"""Whether a result is what poml itself made of a case of the corpus."""
+"""Compare a result with that of poml itself for a case of the corpus."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assert_expected(one: Case, result: dict[str, Any] | RenderError) -> None:
 def same(actual: Any, expected: Any) -> bool:
     """Compare frames, pictures by what they show.
 
-    POML writes every picture anew with sharp, whose compressors give other bytes on another processor.
+    POML encodes every picture again with sharp, whose output differs between processors.
     """
     if isinstance(expected, dict) and isinstance(actual, dict):
         if actual.keys() != expected.keys():

@@ -1,4 +1,4 @@
-"""Makes the binary files in ``assets`` that corpus cases read; the files are committed, this is how they were made.
+"""Make the binary files in ``assets`` that corpus cases read; they are committed.
 
 Run it from anywhere: ``python tests/corpus/make_assets.py``. It needs Pillow. Text files in ``assets`` are written by
 hand. A new picture or document needs new expected files: ``python -m tests.corpus.cases``.
@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 from PIL import Image, ImageDraw
 
 ASSETS = Path(__file__).parent / "assets"
-_STAMP = (2024, 1, 1, 0, 0, 0)  # a zip file made twice is the same file
+_STAMP = (2024, 1, 1, 0, 0, 0)  # so that the same content is the same zip file
 
 
 def picture(width: int = 12, height: int = 8) -> Image.Image:
@@ -30,7 +30,7 @@ def picture(width: int = 12, height: int = 8) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """Give the file that Pillow writes for the image."""
+    """Return the file that Pillow writes for the image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -52,7 +52,7 @@ def mp3() -> bytes:
 
 
 def pdf(pages: list[list[str]]) -> bytes:
-    """A PDF with one page for each list of lines, in Helvetica, which readers bring themselves."""
+    """A PDF with one page for each list of lines, in Helvetica, which each reader has."""
     count = len(pages)
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(count))
     objects = [

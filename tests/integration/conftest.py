@@ -1,4 +1,4 @@
-"""What the tests that need PostgreSQL, Ray or Chromium share; `make integration` runs them."""
+"""Fixtures of the tests that need PostgreSQL, Ray or Chromium; `make integration` runs them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARK = "POMLFLOW_INTEGRATION"
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_running() -> Iterator[None]:
-    """No process that a test started, directly or not, is left at the end: servers, Node, Ray, Chromium."""
+    """Assert that no process that a test started is left at the end: servers, Node, Ray, Chromium."""
     os.environ[_MARK] = mark = uuid.uuid4().hex
     yield
     deadline = time.monotonic() + 10
@@ -30,7 +30,7 @@ def _nothing_left_running() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """One ``mlflow server`` on PostgreSQL for all tests that leave it as it is."""
+    """One ``mlflow server`` on PostgreSQL for all tests that do not stop or change it."""
     programs = find_postgres()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")

@@ -1,4 +1,4 @@
-"""What a person sees in MLflow's page of the examples' traces, in headless Chromium and without the network.
+"""MLflow's pages of the examples' traces, in headless Chromium without the network.
 
     POMLFLOW_SCREENSHOTS=docs/images make integration
 
@@ -31,7 +31,7 @@ pytestmark = [
 WAIT = 60_000  # milliseconds until something is shown, on a busy machine
 OPTIONS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync""".split()
-# MLflow's introductions, which cover the page of a new visitor
+# MLflow's introductions, which would cover the page
 VISITED = {
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
     "mlflow.assistant.panelOpen_v1": "false",
@@ -41,7 +41,7 @@ VISITED = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
-    """A server on the store that the examples fill."""
+    """A server on a store with the traces of two examples."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copy(empty_store, folder / "mlflow.db")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
@@ -99,7 +99,7 @@ def see(page: Any, *texts: str) -> None:
 
 
 def take_picture(page: Any, name: str, height: int = 700) -> None:
-    """Write a picture for the docs, where they are wanted."""
+    """Write a picture for the docs if POMLFLOW_SCREENSHOTS names a folder."""
     if folder := os.environ.get("POMLFLOW_SCREENSHOTS"):
         page.set_viewport_size({"width": 1400, "height": height})
         page.screenshot(path=ROOT / folder / name)

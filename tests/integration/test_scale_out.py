@@ -1,4 +1,4 @@
-"""Many processes and one server on PostgreSQL: nothing is lost, one version, one Node process each, none left."""
+"""Many processes with one server on PostgreSQL: no trace is lost, one version, one Node process each, none left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One prompt with a file and a picture in three MLflow models, served by MLflow where its originals are gone."""
+"""A prompt with a file and a picture in three MLflow models, served by MLflow after its files are deleted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def environment(server: MlflowServer, experiment: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def models(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The models' URIs; the example ran in a folder that is gone."""
+    """The models' URIs; the folder that the example ran in is deleted."""
     folder = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("development") / "serve")
     name = PomlPromptTemplate.from_file(folder / "shop" / "support.poml").registry_name
     assert name == "shop.support"

@@ -1,4 +1,4 @@
-"""What the tests of templates share."""
+"""Fixtures of the tests of templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Native messages through a template, with a framework of four lines."""
+"""A framework's own messages in a template, with a minimal framework that is defined here."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ async def test_an_async_render_places_native_messages() -> None:
     assert (shown(record), history.placed) == (["ai: a longer two"], {0: TWO})
 
 
-def test_what_the_conversation_names_is_converted() -> None:
+def test_the_items_of_a_conversations_variable_are_converted() -> None:
     record, history = render('<conversation messages="{{h}}"/>', h=["human: hi", "ai: yo"])
     assert history.placed == {0: Note("human", "hi"), 1: Note("ai", "yo")}
     assert shown(record) == ["human: hi", "ai: yo"]
 
 
 def test_native_messages_are_found_in_any_variable() -> None:
-    """Alone, or as first or last item of a list; also where an expression selects from it."""
+    """Alone, or as the first or last item of a list, also in an expression."""
     record, history = render('<conversation messages="{{ h.filter(m => m.long) }}"/>', h=["ai: first", ONE, TWO])
     assert (shown(record), history.placed) == (["ai: a longer two"], {0: TWO})
     record, _ = render("<p>{{m.content}}</p>", m=ONE)
@@ -82,7 +82,7 @@ def test_native_messages_are_found_in_any_variable() -> None:
 
 
 def test_messages_in_a_state_keep_their_speakers() -> None:
-    """A nested message is rendered, and is not passed on as the framework's object."""
+    """A nested message is rendered as POML's; the framework's object is not kept."""
     record, history = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, TWO], "n": 1})
     assert (shown(record), history.placed) == (["human: one", "ai: a longer two"], {})
     record, _ = render('<conversation messages="{{state.messages}}"/>', state={"messages": [ONE, THREE]})
@@ -171,7 +171,7 @@ def test_a_pair_is_a_message_too() -> None:
     ],
 )
 def test_what_is_no_message_is_an_error_with_index_and_remedy(message: Any, why: str) -> None:
-    """POML would make a system message of it, or none."""
+    """POML would render a system message, or nothing."""
     given = [{"speaker": "human", "content": "Hi"}, message]
     record = Template('<conversation messages="{{h}}"/>').render({"h": given})
     assert isinstance(record.error, VariableError)

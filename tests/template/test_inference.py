@@ -1,4 +1,4 @@
-"""The variables that a markup takes: a table of markups, checked against Node."""
+"""`infer`: the variables and files of a markup, from a table that is checked against Node."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pomlflow.template.source import Inference
 
 @dataclass(frozen=True)
 class Row:
-    """A markup and what it takes; names are separated by blanks.
+    """A markup and the variables that it takes; names are separated by spaces.
 
     Attributes:
-        values: What a variable is bound to where a text will not do.
-        broken: POML refuses the markup with any variables, so that the engine proves nothing.
-        hidden: Variables whose absence Node does not notice: in a branch not taken, or a name that Node knows too.
+        values: The values of variables that must not be a text.
+        broken: POML refuses the markup whatever the variables are, so that its errors show nothing about them.
+        hidden: Variables that Node does not miss: they are in a branch that is not taken, or are globals of Node.
     """
 
     markup: str
@@ -261,7 +261,7 @@ def label(row: Row) -> str:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=label)
-def test_table(row: Row) -> None:
+def test_the_variables_are_those_of_the_table(row: Row) -> None:
     found = infer(row.markup)
     assert (found.variables, found.optional, found.messages) == (
         names(row.variables),
@@ -271,7 +271,7 @@ def test_table(row: Row) -> None:
 
 
 def bound(row: Row) -> dict[str, Any]:
-    """What a caller gives: each needed variable, and an empty list for a history."""
+    """The variables of a render: a value for each needed one, and an empty list for a history."""
     given = {name: row.values.get(name, "text") for name in names(row.variables)}
     return {**{name: [] for name in names(row.messages)}, **given}
 
@@ -286,8 +286,8 @@ def refusal(markup: str, variables: Mapping[str, Any], path: str | None = None) 
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if not row.broken], ids=label)
-def test_engine_needs_exactly_these(row: Row) -> None:
-    """With all of them POML renders, and without any one of them it reports which is not defined."""
+def test_the_engine_needs_exactly_the_variables_of_the_table(row: Row) -> None:
+    """With all of them POML renders; without one it reports that this one is not defined."""
     given = bound(row)
     assert refusal(row.markup, given) == ""
     for name in names(row.variables):
@@ -296,7 +296,7 @@ def test_engine_needs_exactly_these(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.broken], ids=label)
-def test_engine_refuses_what_the_table_calls_broken(row: Row) -> None:
+def test_the_engine_refuses_the_markups_that_are_broken(row: Row) -> None:
     assert refusal(row.markup, bound(row)) != ""
 
 
@@ -337,8 +337,10 @@ FILES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("markup", "variables", "values"), FILES)
-def test_files_of_a_markup(folder: Path, markup: str, variables: str, values: dict[str, Any]) -> None:
-    """Includes and sources are read from the base folder, as the engine reads them from the markup's."""
+def test_included_files_take_the_variables_that_the_engine_needs(
+    folder: Path, markup: str, variables: str, values: dict[str, Any]
+) -> None:
+    """Includes and sources are relative to the base folder, as the engine reads them relative to the markup's file."""
     assert infer(markup, folder).variables == names(variables)
     given = {name: values.get(name, "text") for name in names(variables)}
     path = str(folder / "main.poml")
@@ -390,7 +392,7 @@ def test_include_diamonds_stay_cheap(folder: Path) -> None:
     assert len(found.includes) == 31
 
 
-def test_base_defaults_to_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_folder_defaults_to_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert infer("<include src='text.poml'/>") == infer("<include src='text.poml'/>", folder)
     assert infer("<include src='text.poml'/>", Path("sub")).includes == (folder / "sub" / "text.poml",)
@@ -402,8 +404,8 @@ def test_a_named_pipe_as_a_source_is_not_read(tmp_path: Path) -> None:
     assert infer("<include src='pipe'/><let src='pipe'/>{{a}}", tmp_path).variables == ("a",)
 
 
-def test_expressions_are_given_as_they_are_written() -> None:
-    """All that are evaluated, in POML's order."""
+def test_expressions_are_listed_as_they_are_written() -> None:
+    """Those that POML evaluates, in its order."""
     markup = (
         "<p if='{{ class }}' for='x in my-key'>{{ a.b }} {c}</p><let name='y' value='b + 1' if='no'/>"
         "<output-schema>z.object({})</output-schema><p title='{{t}}' if='i'>{{\n d }}</p><p>{{e\n+f}} {{{g}}}</p>"
@@ -484,7 +486,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_garbage_is_parsed(seed: int, tmp_path: Path) -> None:
+def test_random_text_is_parsed(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     markup = "".join(chance.choices(PIECES, k=chance.choice([3, 10, 100, 400])))
     found = infer(markup, tmp_path)
@@ -494,7 +496,7 @@ def test_garbage_is_parsed(seed: int, tmp_path: Path) -> None:
 
 
 def cost(markup: str) -> float:
-    """Return the CPU seconds of its inference, without a collection of the garbage of the whole run."""
+    """Return the CPU seconds of its inference, with the garbage collector off."""
     gc.disable()
     try:
         before = time.thread_time()
@@ -514,7 +516,7 @@ def cost(markup: str) -> float:
         ("<let>%s</let>", "[ { ~"),
     ],
 )
-def test_garbage_takes_no_quadratic_time(around: str, pieces: str) -> None:
+def test_repeated_pieces_take_no_quadratic_time(around: str, pieces: str) -> None:
     """Four times the size costs about four times as much, and not sixteen times."""
     for piece in pieces.replace("^", "\n").replace("~", "\0").split(" "):
         small, large = (piece.replace("\0", " ") * (size // len(piece)) for size in (7_500, 30_000))

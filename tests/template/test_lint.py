@@ -1,4 +1,4 @@
-"""Warnings of `check` and ``validate()``: each rule with variants, right and wrong, and the page that lists them."""
+"""The warnings of ``pomlflow check``: wrong and right markup for each rule, the page that lists them, and settings."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ WRONG = [
     ("<let name='a' value='1'/><let name='a' value='2'/>{{a}}", [("shadowed-variable", 37)]),
 ]  # fmt: skip
 
-# What else is reported, by its rule and the start of its remedy: variants of each kind of mistake.
+# Variants of each mistake, with the rule and the start of the remedy.
 VARIANTS = [
     ("<p>{user.name.title()}</p>", "single-braces", "write {{user.name.title()}}, in JavaScript: x.charAt"),
     ("<p>{xs[0]['a']}</p>", "single-braces", "write {{xs[0]['a']}}"),
@@ -116,7 +116,7 @@ VARIANTS = [
     ("<poml minVersion='9.9'>a</poml>", "unknown-attribute", "write <meta minVersion"),
 ]
 
-# Python in an expression, and the start of what to write instead.
+# Python in an expression, and the start of the JavaScript to write instead.
 PYTHON = [
     ("x.get('b')", "x.key ?? y"), ("'%s' % x", "`…${x}…`"), ("'{}'.format(x)", "`…${x}…`"), ("f'{x}'", "`…${x}…`"),
     ("lambda x: x", "x => …"), ("[x.a for x in xs]", "xs.map(x => …)"), ("x if c else y", "condition ? a : b"),
@@ -245,7 +245,7 @@ def test_each_rule_of_the_page_reports_its_example_and_not_the_remedy(rule: str,
     assert found(right) == []
 
 
-def test_the_page_has_every_rule_in_order() -> None:
+def test_the_page_lists_every_rule_in_order() -> None:
     assert [section.values[0] for section in sections()] == list(RULES)
 
 

@@ -51,7 +51,7 @@ def test_other_text_is_not_poml(text: str) -> None:
 
 
 def test_the_elements_are_those_of_the_installed_poml() -> None:
-    """A newer poml with another component must be taken in here."""
+    """A component of a newer poml must be added to our list."""
     poml = pytest.importorskip("poml")
     bundle = (Path(poml.__file__).parent / "js" / "cli.js").read_text(encoding="utf-8")
     components = re.findall(r"\(0, base_1\.component\)\('(\w+)'(?:, (\[[^\]]*\]|\{[^}]*\}))?\)", bundle)

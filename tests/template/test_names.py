@@ -1,4 +1,4 @@
-"""Names of prompts: from a file's place, the same on every machine, and never shared without a warning."""
+"""Names of prompts: from a file's path, the same on every machine; two files of one name are a warning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_file_outside_every_root_is_named_by_its_folder_and_file(
 def test_two_files_outside_every_root_that_share_a_name_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two apps, each with code/prompts/system.poml, started from elsewhere."""
+    """Two apps that each have prompts/system.poml, with another working folder."""
     one, two = (write(tmp_path / app / "prompts" / "system.poml", HELLO) for app in ("one", "two"))
     assert [named(file)[0] for file in (one, two)] == ["prompts.system"] * 2
     (warning,) = caplog.records
@@ -105,7 +105,7 @@ def test_a_file_in_a_package_has_its_dotted_path_there(tmp_path: Path, monkeypat
 
 
 def test_a_removed_working_folder_only_breaks_relative_paths(tmp_path: Path) -> None:
-    """A service whose working folder was removed under it."""
+    """A service whose working folder is removed while it runs."""
     file = write(tmp_path / "abs" / "v.poml", '<poml><include src="part.poml"/></poml>')
     write(tmp_path / "abs" / "part.poml", HELLO)
     code = f"""

@@ -1,4 +1,4 @@
-"""The records of a template's renders, also of failed ones."""
+"""The records of a template's renders, failed ones too."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_reserved_words_are_no_variables(name: str, expression: str) -> None:
 
 
 def test_an_extra_variable_without_a_form_in_json_is_left_out() -> None:
-    """Also where its name occurs in other words, properties or texts of the template."""
+    """Also if its name is part of other names, a property or a text of the template."""
     variables = {"name": "Ada", "am": object(), "lock": threading.Lock(), "deep": {"x": [object()]}}
     record = Template("<p>Hello {{name}}{{name.am}} {{ 'am' }}</p>").render(variables)
     assert record.result()["messages"][0]["content"] == "Hello Ada am"

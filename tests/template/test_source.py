@@ -57,7 +57,7 @@ def test_a_replaced_file_of_the_same_size_and_time_is_recognised(folder: Path) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no time of the last change that a copy cannot set")
 def test_a_file_that_is_written_over_with_its_old_time_is_read_again(folder: Path) -> None:
-    """Deployments that give all files one time write files of the same size over each other."""
+    """Deployments with one time for all files overwrite a file with one of the same size."""
     file = write(folder / "a.poml", "<p>1</p>")
     template, stamp = Template(path=file), file.stat()
     file.write_text("<p>2</p>", encoding="utf-8")
@@ -101,7 +101,7 @@ def test_a_deleted_file_keeps_its_last_content_with_one_warning(folder: Path, ca
 
 
 def test_content_given_with_a_missing_file_replaces_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As a copy of a template does, where it is loaded on another machine."""
+    """As for a copy of a template that is unpickled on another machine."""
     template = Template(HELLO, path="missing.poml")
     assert text(template, name="Ada") == "Hello Ada"
     assert "its last content stays" in caplog.text
@@ -109,7 +109,7 @@ def test_content_given_with_a_missing_file_replaces_it(folder: Path, caplog: pyt
     assert text(template) == "here"
 
 
-def test_a_render_requests_each_file_once(folder: Path, stats: list[str]) -> None:
+def test_a_render_calls_stat_once_for_each_file(folder: Path, stats: list[str]) -> None:
     one = Template(path=write(folder / "a.poml", HELLO))
     for name in ("part", "inner"):
         write(folder / f"{name}.poml", "<p>{{x}}</p>")

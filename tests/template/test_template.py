@@ -162,10 +162,8 @@ def test_inline_markup_has_the_folder_that_it_is_given(folder: Path) -> None:
     assert text(template) == "a note"
 
 
-def test_inline_markup_without_a_folder_is_at_home_in_the_working_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Never in the folder for temporary files."""
+def test_inline_markup_without_a_folder_is_in_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the folder for temporary files."""
     for name in ("one", "two"):
         write(folder / name / "part.poml", f"<p>{name} {{{{of_{name}}}}}</p>")
     monkeypatch.chdir(folder / "one")

@@ -81,7 +81,7 @@ def test_a_name_that_is_no_string_is_an_extra_variable(name: Any) -> None:
         "<output-schema>z.object({a: z.string()}</output-schema>",
     ],
 )
-def test_what_is_not_a_schema_gets_the_remedy(markup: str) -> None:
+def test_a_schema_in_no_known_form_is_an_error_with_the_remedy(markup: str) -> None:
     template = Template(f"<p>Hi</p>{markup}")
     assert template.inference.variables == ()
     error = template.render({}).error
@@ -162,7 +162,7 @@ def test_variables_of_branches_not_taken_may_be_missing(markup: str, given: dict
         ("<include src='{{x}}.poml'/>", "ENOENT", "the src of <include> is not evaluated: write <include"),
     ],
 )
-def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
+def test_a_fault_of_the_markup_comes_before_a_missing_variable_with_its_remedy(
     markup: str, fault: str, remedy: str | None
 ) -> None:
     error = Template(markup).render({}).error
@@ -198,7 +198,7 @@ def test_pomls_own_fault_comes_before_a_missing_variable_with_its_remedy(
     ],
 )
 def test_broken_markup_is_reported_at_the_fault(markup: str, line: int, column: int, fault: str, remedy: str) -> None:
-    """POML itself reports where its parser stumbles, often far after the fault."""
+    """POML reports where its parser stops, often far after the fault."""
     error = Template(markup).render({}).error
     assert type(error) is RenderError
     assert (error.line, error.column) == (line, column)
@@ -432,5 +432,5 @@ def test_errors_are_in_the_order_of_lines_with_missing_variables_last() -> None:
         ("<output-schema>z.object({a: 'string'})</output-schema><p>a</p>", "such as z.string()"),
     ],
 )
-def test_other_faults_have_the_remedy(markup: str, remedy: str) -> None:
+def test_an_operator_a_folder_and_a_schemas_text_have_their_remedies(markup: str, remedy: str) -> None:
     assert remedy in str(Template(markup).render({"x": "abc"}).error)
