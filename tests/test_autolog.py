@@ -17,7 +17,6 @@ import poml
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Trace
-from tests.mlflow_server import MlflowServer, until
 from tests.model_server import ModelServer, model_server
 from tests.programs import run_program
 from tests.spans import poml_span
@@ -292,70 +291,6 @@ def test_the_order_of_the_integrations_does_not_matter(
     (markup,) = Path("pomlruns").glob(f"*/0001.{name}.poml")
     assert markup.read_text(encoding="utf-8") == HELLO
     assert poml.trace_artifact("reply.txt", "Hi!") == markup.with_name(f"0001.{name}.reply.txt")
-
-
-PROGRAM = """\
-mlflow.set_experiment({experiment!r})
-pomlflow.autolog()                        # was: poml.set_trace("mlflow", trace_dir="pomlruns")
-mlflow.openai.autolog()
-messages = poml.poml("explain_code.poml", context={{"code_path": "sample.py"}}, format="openai_chat")
-response = client.chat.completions.create(model="gpt-5", **messages)
-"""
-EXPLAIN = """\
-<poml>
-  <task>Explain the code.</task>
-  <document src="{{ code_path }}" parser="txt"/>
-</poml>
-"""
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any) -> Callable[[str], dict[str, Any]]:
-    """Run the program of POML's own documentation, with the one line changed, in an experiment."""
-    monkeypatch.chdir(tmp_path)
-    Path("explain_code.poml").write_text(EXPLAIN, encoding="utf-8")
-    Path("sample.py").write_text("print('Ahoy')\n", encoding="utf-8")
-
-    def run(experiment_id: str) -> dict[str, Any]:
-        experiment = mlflow.get_experiment(experiment_id).name
-        names = {"mlflow": mlflow, "pomlflow": pomlflow, "poml": poml, "client": client[0]}
-        exec(PROGRAM.format(experiment=experiment), names)
-        calls = "".join(PROGRAM.splitlines(keepends=True)[-2:])
-        with mlflow.start_span("explain"):
-            exec(calls.format(), names)
-        return names
-
-    return run
-
-
-def check_program(experiment_id: str, names: dict[str, Any], client: tuple[openai.OpenAI, ModelServer]) -> None:
-    assert names["response"].choices[0].message.content == "the answer"
-    assert client[1].messages == names["messages"]["messages"]
-    assert "print('Ahoy')" in str(client[1].messages)
-    pomlflow.flush()
-
-    def found(**options: Any) -> list[list[str]]:
-        return sorted(
-            tree(trace) for trace in mlflow.search_traces(locations=[experiment_id], return_type="list", **options)
-        )
-
-    alone, inside = ["/poml"], ["/explain", "/explain/poml explain_code", "/explain/Completions"]
-    assert found() == [["/Completions"], inside, alone]
-    until(lambda: found(filter_string="prompt = 'explain_code/1'") == [inside, alone])
-
-
-@pytest.mark.usefixtures("_others_off")
-def test_the_example_of_poml_runs_with_one_line_changed(mlflow_store: str, program: Any, client: Any) -> None:
-    check_program(mlflow_store, program(mlflow_store), client)
-
-
-@pytest.mark.server
-@pytest.mark.usefixtures("_others_off")
-def test_the_example_of_poml_runs_against_a_server(
-    mlflow_server: MlflowServer, use_server: Callable[[MlflowServer], str], program: Any, client: Any
-) -> None:
-    experiment = use_server(mlflow_server)
-    check_program(experiment, program(experiment), client)
 
 
 # --- imports ---
