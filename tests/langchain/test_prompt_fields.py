@@ -49,11 +49,6 @@ def test_graphs_are_drawn(prompt: Any) -> None:
     assert graph.to_json()["nodes"][1]["data"]["name"] == type(prompt).__name__
 
 
-def test_graphs_are_drawn_in_text(prompt: Any) -> None:
-    pytest.importorskip("grandalf")
-    assert type(prompt).__name__ in (prompt | Model()).get_graph().draw_ascii()
-
-
 def test_pretty_printing_shows_the_markup(capsys: pytest.CaptureFixture[str]) -> None:
     poml().pretty_print()
     assert capsys.readouterr().out == MARKUP + "\n"

@@ -64,7 +64,7 @@ def test_each_cell_of_the_table(feature: Feature, client: str, clients: dict[str
 
 
 def test_the_documentation_has_the_table() -> None:
-    assert documented() == table(), "write it anew: python -m tests.langchain.wire_table"
+    assert documented() == table(), "update it: python -m tests.langchain.wire_table"
 
 
 def test_ollamas_own_options_are_kept_with_the_settings(clients: dict[str, Any], server: ModelServer) -> None:

@@ -1,4 +1,4 @@
-"""Shared by the LlamaIndex tests: a scripted model, a small index, and restored globals of LlamaIndex."""
+"""Fixtures of the LlamaIndex tests: a scripted model, a small index, and restored globals of LlamaIndex."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import BaseTool, ToolSelection
 from pydantic import Field, PrivateAttr
-from tests.llama_index.traces import by_autolog, linked, traced
+from tests.llama_index.traces import autolog_trees, linked, traced
 
 from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent
 
-__all__ = ["by_autolog", "linked", "traced"]
+__all__ = ["autolog_trees", "linked", "traced"]
 
-# What LlamaIndex itself does that warns: building any agent reads pydantic's deprecated `__fields__` (workflows 2.26).
-_FOREIGN = (
+# LlamaIndex's own warnings: building an agent reads pydantic's deprecated `__fields__` (workflows 2.26).
+_IGNORED_WARNINGS = (
     "ignore:The `__(fields|fields_set)__` attribute is deprecated:DeprecationWarning",
     "ignore:Accessing the 'model_(computed_)?fields' attribute on the instance is deprecated:DeprecationWarning",
     "ignore:is_running called from within a step:DeprecationWarning",
@@ -198,7 +198,7 @@ def _pieces(answer: ChatMessage) -> Iterator[ChatResponse]:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let LlamaIndex's own warnings pass in this folder, where all others are errors."""
-    for allowed in _FOREIGN:
+    for allowed in _IGNORED_WARNINGS:
         item.add_marker(pytest.mark.filterwarnings(allowed))
 
 
@@ -221,19 +221,19 @@ def tool_call() -> Callable[..., ChatMessage]:
 
 @pytest.fixture(params=["poml", "rich"])
 def prompt_kind(request: pytest.FixtureRequest) -> str:
-    """Run the test with prompts of POML, and with the reference's Jinja."""
+    """Run the test with POML's prompts and with the reference, LlamaIndex's `RichPromptTemplate`."""
     return str(request.param)
 
 
 @pytest.fixture
-def renders_of(prompt_kind: str) -> Callable[[int], int]:
-    """The number of renders that have an event: all of POML's prompts, none of the reference's."""
+def render_count(prompt_kind: str) -> Callable[[int], int]:
+    """Return how many of a number of renders have an event: all with POML's prompts, none with the reference's."""
     return lambda number: number if prompt_kind == "poml" else 0
 
 
 @pytest.fixture
-def either(prompt_kind: str) -> Callable[..., PomlPromptTemplate | RichPromptTemplate]:
-    """Make a prompt of the kind of this run of the test: ``either(markup, jinja)``."""
+def prompt_factory(prompt_kind: str) -> Callable[..., PomlPromptTemplate | RichPromptTemplate]:
+    """Make a prompt of the kind that the test runs with: ``prompt_factory(markup, jinja)``."""
 
     def make(markup: str, jinja: str, **options: Any) -> PomlPromptTemplate | RichPromptTemplate:
         if prompt_kind == "poml":
@@ -278,7 +278,7 @@ def llama_index_globals(request: pytest.FixtureRequest) -> Iterator[None]:
     root.event_handlers, root.span_handlers = events, spans
 
 
-class _Recorder(BaseEventHandler):
+class _RenderRecorder(BaseEventHandler):
     events: list[PomlRenderEvent] = Field(default_factory=list)
 
     def handle(self, event: Any, **_: Any) -> None:
@@ -289,6 +289,6 @@ class _Recorder(BaseEventHandler):
 @pytest.fixture
 def renders() -> list[PomlRenderEvent]:
     """The event of each render, in order, as any event handler at the root dispatcher receives it."""
-    recorder = _Recorder()
+    recorder = _RenderRecorder()
     get_dispatcher().add_event_handler(recorder)
     return recorder.events

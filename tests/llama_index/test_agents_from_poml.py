@@ -21,7 +21,7 @@ from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context
-from tests.llama_index.traces import named
+from tests.llama_index.traces import span_named
 
 from pomlflow import ConfigurationError, PomlError, ToolArgumentsError, ToolError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -38,7 +38,7 @@ SCHEMA = (
 SYSTEM = "<system-msg>You tell of the weather, in a {{tone}} tone, and of nothing else.</system-msg>"
 SYSTEM_TEXT = "You tell of the weather, in a kind tone, and of nothing else."
 EXAMPLES = "<human-msg>Rome?</human-msg><ai-msg>Warm.</ai-msg>"
-SHOWN = [ChatMessage(role="user", content="Rome?"), ChatMessage(role="assistant", content="Warm.")]
+EXAMPLE_MESSAGES = [ChatMessage(role="user", content="Rome?"), ChatMessage(role="assistant", content="Warm.")]
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 SETTINGS = {"temperature": 0.2, "stop": ["END"]}
 
@@ -49,10 +49,6 @@ def prompt(*parts: str, **options: Any) -> PomlPromptTemplate:
 
 def weather(city: str) -> str:
     return f"3 degrees in {city}"
-
-
-def forecast(city: str, unit: str) -> str:
-    return f"3 {unit} in {city}"
 
 
 async def run(agent: Any, question: str = "Oslo?") -> Any:
@@ -175,7 +171,7 @@ def test_a_partial_function_has_its_functions_description(scripted: Any) -> None
     assert tool(city="Oslo").content == "3 mm in Oslo"
 
 
-class Engine:
+class Weather:
     """A callable object and a bound method."""
 
     def weather(self, city: str) -> str:
@@ -192,20 +188,20 @@ class Engine:
 
 
 # LlamaIndex looks at the annotation itself, which `from __future__ import annotations` makes a text.
-Engine.in_context.__annotations__["ctx"] = Context
+Weather.in_context.__annotations__["ctx"] = Context
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ([weather], "3 degrees in Oslo"),
-        ({"weather": Engine().weather}, "engine of Oslo"),
-        ({"weather": Engine().aweather}, "async of Oslo"),
-        ({"weather": Engine().in_context}, "Context of Oslo"),
-        ({"weather": Engine()}, "object of Oslo"),
+        ({"weather": Weather().weather}, "engine of Oslo"),
+        ({"weather": Weather().aweather}, "async of Oslo"),
+        ({"weather": Weather().in_context}, "Context of Oslo"),
+        ({"weather": Weather()}, "object of Oslo"),
         ({"weather": lambda city: f"lambda of {city}"}, "lambda of Oslo"),
         ([FunctionTool.from_defaults(weather)], "3 degrees in Oslo"),
-        ([FunctionTool.from_defaults(Engine().aweather, name="weather")], "async of Oslo"),
+        ([FunctionTool.from_defaults(Weather().aweather, name="weather")], "async of Oslo"),
         (
             {"weather": FunctionTool.from_defaults(lambda city, unit: city + unit, partial_params={"unit": "C"})},
             "OsloC",
@@ -252,7 +248,7 @@ async def test_the_callers_arguments_override_the_file_and_the_model_is_not_chan
     Settings.llm = llm
     await run(FunctionAgent(**prompt(RUNTIME, SYSTEM).agent_kwargs(llm_kwargs={"temperature": 1}, tone="kind")))
     assert llm.options[0]["temperature"] == 1
-    llm.chat(SHOWN)
+    llm.chat(EXAMPLE_MESSAGES)
     assert llm.options[-1] == {}
 
 
@@ -294,4 +290,4 @@ def test_a_trace_shows_the_files_settings_and_the_tools_description(traced: Any,
         (trace,) = traced(lambda: asyncio.run(run(agent)))
     calls = [span.inputs["kwargs"] for span in trace.data.spans if span.name == "ScriptedLLM.astream_chat"]
     assert calls == [{**SETTINGS, "tools": ["weather"]}] * 2
-    assert named(trace, "FunctionTool.acall").attributes["description"] == "Tells the weather."
+    assert span_named(trace, "FunctionTool.acall").attributes["description"] == "Tells the weather."

@@ -13,7 +13,7 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core.callbacks import CallbackManager
-from tests.llama_index.traces import named, poml_spans, tree
+from tests.llama_index.traces import poml_spans, span_named, tree
 
 from pomlflow.exceptions import MissingVariableError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -58,7 +58,7 @@ def test_a_call_is_one_trace_with_the_settings_on_the_models_span(traced: Any, s
     with PomlCallbackHandler():
         (trace,) = traced(lambda: prompt.bind_to(scripted("So."), seed=7).chat(q="Why?"))
     assert tree(trace) == _tree("chat", "chat")
-    model = named(trace, "ScriptedLLM.chat")
+    model = span_named(trace, "ScriptedLLM.chat")
     assert model.inputs["kwargs"] == {"temperature": 0.2, "seed": 7, "tools": ["weather"]}
     assert poml_spans(trace)[0].outputs["runtime"] == {"temperature": 0.2}
     assert trace.data.spans[0].inputs["variables"] == {"q": "Why?"}

@@ -143,7 +143,7 @@ def test_the_handlers_settings_hold_for_the_poml_span_in_autologs_trace(
     handler.detach()
 
 
-def test_mlflows_own_tracer_still_loses_tasks_that_outlive_their_trace(by_autolog: Any, scripted: Any) -> None:
+def test_mlflows_own_tracer_still_loses_tasks_that_outlive_their_trace(autolog_trees: Any, scripted: Any) -> None:
     """When this fails, MLflow begins a new trace by itself, and its workaround can go."""
     llm = scripted("Fine.")
     later: list[asyncio.Task[Any]] = []
@@ -156,4 +156,4 @@ def test_mlflows_own_tracer_still_loses_tasks_that_outlive_their_trace(by_autolo
         await scripted(begin).acomplete("First")
         await later[0]
 
-    assert by_autolog(lambda: asyncio.run(calls())) == ["ScriptedLLM.acomplete LLM"]
+    assert autolog_trees(lambda: asyncio.run(calls())) == ["ScriptedLLM.acomplete LLM"]

@@ -19,7 +19,7 @@ from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ChatRespon
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from mlflow.llama_index import tracer as mlflow_tracer
-from tests.llama_index.traces import named, open_spans, poml_spans, tree
+from tests.llama_index.traces import open_spans, poml_spans, span_named, tree
 from tests.spans import everything, hide
 
 from pomlflow.exceptions import RenderError
@@ -79,7 +79,7 @@ def test_tools_and_token_counts_are_stored(traced: Any, scripted: Any, tool_call
 
     with PomlCallbackHandler():
         (trace,) = traced(lambda: asyncio.run(call()))
-    tool = named(trace, "FunctionTool.acall")
+    tool = span_named(trace, "FunctionTool.acall")
     assert (tool.attributes["name"], tool.outputs["raw_output"]) == ("add", 3)
     assert trace.data.spans[0].attributes["mlflow.spanType"] == "AGENT"
 

@@ -243,7 +243,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import TextNode
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
+from pomlflow.llama_index import PomlCallbackHandler
 
 index = VectorStoreIndex([TextNode(text="a")], embed_model=MockEmbedding(embed_dim=4))
 handler = PomlCallbackHandler().attach()

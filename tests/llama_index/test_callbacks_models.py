@@ -1,4 +1,4 @@
-"""A model's methods outside of every engine, alike under the handler, under MLflow's autolog, and under both."""
+"""A model's methods outside of every engine: the handler, MLflow's autolog and both together trace them alike."""
 
 from __future__ import annotations
 
@@ -44,32 +44,32 @@ def switched_off() -> Iterator[None]:
     _off()
 
 
-def use(llm: Any, method: str, most: int) -> None:
+def call_method(llm: Any, method: str, pieces: int) -> None:
     """Call a method, and read some pieces of its stream; with none, the stream is not started."""
 
     async def acall() -> None:
         result = await VERBS[method](llm)
-        for _ in range(most if inspect.isasyncgen(result) else 0):
+        for _ in range(pieces if inspect.isasyncgen(result) else 0):
             await anext(result, None)
 
     if method.startswith("a"):
         asyncio.run(acall())
         return
     result = VERBS[method](llm)
-    for _ in range(most if inspect.isgenerator(result) else 0):
+    for _ in range(pieces if inspect.isgenerator(result) else 0):
         next(result, None)
 
 
 @pytest.mark.parametrize("method", [method for method in VERBS if "stream" not in method])
 def test_a_models_method_is_traced_alike_with_autolog(traced: Any, scripted: Any, method: str) -> None:
-    """In either order."""
+    """MLflow's autolog may be switched on before or after the handler."""
     handler = PomlCallbackHandler()
     on, off, attach, detach = mlflow.llama_index.autolog, _off, handler.attach, handler.detach
     stored = []
     for begin, end in (((attach,), (detach,)), ((on, attach), (detach, off)), ((attach, on), (off, detach))):
         for switch in begin:
             switch()
-        (trace,) = traced(lambda: use(scripted("One two."), method, 0))
+        (trace,) = traced(lambda: call_method(scripted("One two."), method, 0))
         for switch in end:
             switch()
         stored.append((tree(trace), trace.data.spans[0].outputs))
@@ -82,11 +82,11 @@ def test_a_models_method_is_traced_alike_with_autolog(traced: Any, scripted: Any
 def test_a_partly_read_stream_is_traced_with_the_text_so_far(traced: Any, scripted: Any, method: str) -> None:
     """Also a stream that is read in part, or not at all; no span stays open."""
     trees = set()
-    for most in (3, 1, 0):
+    for pieces in (3, 1, 0):
         with PomlCallbackHandler():
-            (trace,) = traced(lambda most=most: use(scripted("One two."), method, most))
+            (trace,) = traced(lambda pieces=pieces: call_method(scripted("One two."), method, pieces))
         text = str(trace.data.spans[0].outputs)
-        assert ("One" in text, "two" in text) == (most > 0, most > 1)
+        assert ("One" in text, "two" in text) == (pieces > 0, pieces > 1)
         trees.add(tree(trace))
     (only,) = trees
     assert "ERROR" not in only
@@ -95,13 +95,13 @@ def test_a_partly_read_stream_is_traced_with_the_text_so_far(traced: Any, script
 
 @pytest.mark.parametrize("method", VERBS)
 def test_a_models_method_has_the_tree_of_autolog_alone(
-    traced: Any, by_autolog: Any, scripted: Any, method: str
+    traced: Any, autolog_trees: Any, scripted: Any, method: str
 ) -> None:
     """MLflow ends an async stream's span before its start, and stores a generator's repr as the answer."""
-    call = partial(use, scripted("One two."), method, 3)
+    call = partial(call_method, scripted("One two."), method, 3)
     with PomlCallbackHandler():
         (trace,) = traced(call)
-    assert [without_poml(tree(trace))] == by_autolog(call)
+    assert [without_poml(tree(trace))] == autolog_trees(call)
 
 
 class City(BaseModel):

@@ -16,7 +16,7 @@ import mlflow
 from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
-from tests.llama_index.traces import named, poml_spans
+from tests.llama_index.traces import poml_spans, span_named
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
@@ -64,7 +64,7 @@ def test_an_agents_prompt_is_linked_to_each_run(traced: Any, linked: Any, script
         for _ in range(2):
             (trace,) = traced(lambda agent=agent: asyncio.run(run(agent)))
             assert linked(trace) == [f"{unique}/1"]
-            (mark,) = named(trace, "ScriptedLLM.astream_chat").attributes["poml.prompts"]
+            (mark,) = span_named(trace, "ScriptedLLM.astream_chat").attributes["poml.prompts"]
             assert mark["name"] == unique
             assert poml_spans(trace) == []
     assert mark["uri"] == f"prompts:/{unique}/1"
@@ -95,7 +95,7 @@ def test_a_prompt_of_an_engine_is_linked_to_each_query_and_to_no_models_span(
         (streamed,) = traced(lambda: "".join(make(streaming=True).query("What?").response_gen))
     assert [linked(trace), linked(streamed)] == [[f"{unique}/1"]] * 2
     assert versions(unique) == 1
-    assert "poml.prompts" not in named(trace, "ScriptedLLM.chat").attributes
+    assert "poml.prompts" not in span_named(trace, "ScriptedLLM.chat").attributes
 
 
 def test_an_agents_prompt_is_linked_to_autologs_trace(traced: Any, linked: Any, scripted: Any, unique: str) -> None:

@@ -23,7 +23,7 @@ from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from packaging.version import Version
 from tests.llama_index.conftest import ScriptedLLM
-from tests.llama_index.traces import named, open_spans, parent, poml_spans, tree, without_poml
+from tests.llama_index.traces import open_spans, parent, poml_spans, span_named, tree, without_poml
 from tests.mlflow_server import until
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -49,7 +49,7 @@ def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
+def no_open_spans() -> Iterator[None]:
     yield
     gc.collect()
     until(lambda: open_spans() == 0)  # a chat's thread may be about to end
@@ -66,20 +66,20 @@ async def read(response: Any) -> str:
 
 
 def test_a_streamed_answer_makes_the_tree_of_autolog_and_the_whole_answer(
-    traced: Any, by_autolog: Any, make: Any
+    traced: Any, autolog_trees: Any, make: Any
 ) -> None:
     def call() -> None:
         assert "".join(make().query("What?").response_gen) == "Word by word."
 
-    (reference,) = by_autolog(call)
+    (reference,) = autolog_trees(call)
     with PomlCallbackHandler():
         (trace,) = traced(call)
     assert without_poml(tree(trace)) == reference
     assert [parent(trace, span) for span in poml_spans(trace)] == ["ScriptedLLM.stream"]
     assert trace.data.spans[0].outputs == "Word by word."
-    assert named(trace, "ScriptedLLM.stream").outputs == "Word by word."
-    assert named(trace, "CompactAndRefine.synthesize").outputs == "Word by word."
-    assert named(trace, "ScriptedLLM.stream_chat").outputs["message"]["blocks"][0]["text"] == "Word by word."
+    assert span_named(trace, "ScriptedLLM.stream").outputs == "Word by word."
+    assert span_named(trace, "CompactAndRefine.synthesize").outputs == "Word by word."
+    assert span_named(trace, "ScriptedLLM.stream_chat").outputs["message"]["blocks"][0]["text"] == "Word by word."
 
 
 def test_an_async_stream_makes_the_tree_of_a_sync_one(traced: Any, make: Any) -> None:
@@ -259,7 +259,7 @@ def test_a_stream_that_is_held_ends_when_it_fails(traced: Any, prompt: Any) -> N
 
 
 @pytest.mark.parametrize("mode", ["simple", "context", "condense_question", "condense_plus_context"])
-def test_chat_engines_stream(traced: Any, by_autolog: Any, index: Any, scripted: Any, mode: str) -> None:
+def test_chat_engines_stream(traced: Any, autolog_trees: Any, index: Any, scripted: Any, mode: str) -> None:
     """The history is written in a thread or task that reads the model's stream: that is part of the trace."""
 
     def engine() -> Any:
@@ -278,7 +278,7 @@ def test_chat_engines_stream(traced: Any, by_autolog: Any, index: Any, scripted:
     assert trace.data.spans[0].outputs == atrace.data.spans[0].outputs == "Word by word."
     if Version(mlflow.__version__) < Version("3.17"):
         pytest.skip("MLflow's own tracer never ends some of these")
-    (reference,) = by_autolog(call, at_least=1)
+    (reference,) = autolog_trees(call, at_least=1)
     assert sorted(tree(trace).splitlines()) == sorted(reference.splitlines())
 
 

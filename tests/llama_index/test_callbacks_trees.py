@@ -16,7 +16,7 @@ import mlflow
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.tools.function_tool import sync_to_async
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
-from tests.llama_index.traces import named, open_spans, parent, poml_spans, tree, without_poml
+from tests.llama_index.traces import open_spans, parent, poml_spans, span_named, tree, without_poml
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
@@ -32,14 +32,14 @@ def prompt() -> PomlPromptTemplate:
 
 
 @pytest.fixture
-def same(traced: Any, by_autolog: Any) -> Callable[..., Any]:
+def trace_like_autologs(traced: Any, autolog_trees: Any) -> Callable[..., Any]:
     """Run something twice, under autolog and under the handler, compare, and return the handler's only trace.
 
     What is run is made anew for each, because scripts and memories are used up.
     """
 
     def compare(make: Callable[[], Callable[[], Any]]) -> Any:
-        reference = by_autolog(make())
+        reference = autolog_trees(make())
         with PomlCallbackHandler():
             traces = traced(make())
         assert [without_poml(tree(trace)) for trace in traces] == reference
@@ -50,7 +50,7 @@ def same(traced: Any, by_autolog: Any) -> Callable[..., Any]:
     return compare
 
 
-def waited(coroutine: Callable[[], Any]) -> Callable[[], Any]:
+def synchronous(coroutine: Callable[[], Any]) -> Callable[[], Any]:
     async def wait() -> Any:
         return await coroutine()
 
@@ -63,40 +63,40 @@ def waited(coroutine: Callable[[], Any]) -> Callable[[], Any]:
 )
 @pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
 def test_query_engines_have_the_tree_of_autolog(
-    same: Any, index: Any, scripted: Any, prompt: Any, mode: str, renders: int, use_async: bool
+    trace_like_autologs: Any, index: Any, scripted: Any, prompt: Any, mode: str, renders: int, use_async: bool
 ) -> None:
     def make() -> Callable[[], Any]:
         refine = PomlPromptTemplate(REFINE, name="refine")
         llm = scripted("Fine.")
         engine = index.as_query_engine(llm=llm, text_qa_template=prompt, refine_template=refine, response_mode=mode)
-        return waited(lambda: engine.aquery("What?")) if use_async else lambda: engine.query("What?")
+        return synchronous(lambda: engine.aquery("What?")) if use_async else lambda: engine.query("What?")
 
-    trace = same(make)
+    trace = trace_like_autologs(make)
     spans = [span for span in poml_spans(trace) if span.name == "poml qa"]
     predict = "ScriptedLLM.apredict" if use_async else "ScriptedLLM.predict"
     assert [parent(trace, span) for span in spans] == [predict] * renders
 
 
-def test_a_tree_summary_has_the_tree_of_autolog(same: Any, index: Any, scripted: Any) -> None:
+def test_a_tree_summary_has_the_tree_of_autolog(trace_like_autologs: Any, index: Any, scripted: Any) -> None:
     def make() -> Callable[[], Any]:
         prompt = PomlPromptTemplate(QA, name="summary")
         engine = index.as_query_engine(llm=scripted("Fine."), summary_template=prompt, response_mode="tree_summarize")
         return lambda: engine.query("What?")
 
-    trace = same(make)
+    trace = trace_like_autologs(make)
     assert [parent(trace, span) for span in poml_spans(trace)] == ["ScriptedLLM.predict"]
 
 
 @pytest.mark.parametrize("mode", ["simple", "context", "condense_question", "condense_plus_context"])
 @pytest.mark.parametrize("use_async", [False, True], ids=["sync", "async"])
 def test_chat_engines_have_the_tree_of_autolog(
-    same: Any, index: Any, scripted: Any, mode: str, use_async: bool
+    trace_like_autologs: Any, index: Any, scripted: Any, mode: str, use_async: bool
 ) -> None:
     def make() -> Callable[[], Any]:
         engine = index.as_chat_engine(llm=scripted("Fine."), chat_mode=mode)
-        return waited(lambda: engine.achat("Hello")) if use_async else lambda: engine.chat("Hello")
+        return synchronous(lambda: engine.achat("Hello")) if use_async else lambda: engine.chat("Hello")
 
-    assert str(same(make).info.state) == "OK"
+    assert str(trace_like_autologs(make).info.state) == "OK"
 
 
 async def work(topic: str) -> str:
@@ -105,41 +105,41 @@ async def work(topic: str) -> str:
         return QUESTION.format(topic=topic)
 
 
-def toil(topic: str) -> str:
+def threaded_work(topic: str) -> str:
     """Work on a topic, in a thread."""
     with mlflow.start_span("work"):
         return QUESTION.format(topic=topic)
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
-@pytest.mark.parametrize("tool", [work, toil])
+@pytest.mark.parametrize("tool", [work, threaded_work])
 def test_a_function_agent_has_the_tree_of_autolog(
-    same: Any, scripted: Any, tool_call: Any, streaming: bool, tool: Any
+    trace_like_autologs: Any, scripted: Any, tool_call: Any, streaming: bool, tool: Any
 ) -> None:
-    if tool is toil and "copy_context" not in inspect.getsource(sync_to_async):
+    if tool is threaded_work and "copy_context" not in inspect.getsource(sync_to_async):
         pytest.skip("LlamaIndex (before 0.14.25) gives a sync tool's thread no context")
 
     def make() -> Callable[[], Any]:
         llm = scripted(tool_call(tool.__name__, topic="POML"), "Done.")
         agent = FunctionAgent(tools=[tool], llm=llm, system_prompt="You work.", streaming=streaming)
-        return waited(lambda: agent.run("Work!"))
+        return synchronous(lambda: agent.run("Work!"))
 
-    trace = same(make)
+    trace = trace_like_autologs(make)
     (span,) = poml_spans(trace)
     assert (span.name, parent(trace, span)) == ("poml say", "work")
 
 
-def test_a_react_agent_has_the_tree_of_autolog(same: Any, scripted: Any) -> None:
+def test_a_react_agent_has_the_tree_of_autolog(trace_like_autologs: Any, scripted: Any) -> None:
     calls = 'Thought: work.\nAction: work\nAction Input: {"topic": "POML"}'
 
     def make() -> Callable[[], Any]:
         agent = ReActAgent(tools=[work], llm=scripted(calls, "Thought: I can answer.\nAnswer: Done."))
-        return waited(lambda: agent.run("Work!"))
+        return synchronous(lambda: agent.run("Work!"))
 
-    assert len(poml_spans(same(make))) == 1
+    assert len(poml_spans(trace_like_autologs(make))) == 1
 
 
-def test_agents_with_handoffs_have_the_tree_of_autolog(same: Any, scripted: Any, tool_call: Any) -> None:
+def test_agents_with_handoffs_have_the_tree_of_autolog(trace_like_autologs: Any, scripted: Any, tool_call: Any) -> None:
     def make() -> Callable[[], Any]:
         over = scripted(tool_call("handoff", to_agent="second", reason="work"), "Done.")
         first = FunctionAgent(name="first", description="1", llm=over, can_handoff_to=["second"])
@@ -151,9 +151,9 @@ def test_agents_with_handoffs_have_the_tree_of_autolog(same: Any, scripted: Any,
             state_prompt=PomlPromptTemplate("<p>{{state}} {{msg}}</p>", name="state"),
             initial_state={"n": 1},
         )
-        return waited(lambda: workflow.run("Work!"))
+        return synchronous(lambda: workflow.run("Work!"))
 
-    trace = same(make)
+    trace = trace_like_autologs(make)
     assert [span.name for span in poml_spans(trace)].count("poml say") == 1
     (state,) = [span for span in poml_spans(trace) if span.name == "poml state"]
     assert parent(trace, state) == "AgentWorkflow.setup_agent"
@@ -190,13 +190,15 @@ class SyncFlow(Workflow):
     ("kind", "parents"),
     [(Flow, ["Flow.begin", "ScriptedLLM.apredict"]), (SyncFlow, ["ScriptedLLM.predict"])],
 )
-def test_workflows_have_the_tree_of_autolog(same: Any, scripted: Any, kind: Any, parents: list[str]) -> None:
+def test_workflows_have_the_tree_of_autolog(
+    trace_like_autologs: Any, scripted: Any, kind: Any, parents: list[str]
+) -> None:
     def make() -> Callable[[], Any]:
         flow = kind()
         flow.llm = scripted("Fine.")
-        return waited(lambda: flow.run(topic="POML"))
+        return synchronous(lambda: flow.run(topic="POML"))
 
-    trace = same(make)
+    trace = trace_like_autologs(make)
     assert [parent(trace, span) for span in poml_spans(trace)] == parents
 
 
@@ -234,21 +236,21 @@ class Slow(Workflow):
         return StopEvent()
 
 
-def test_a_workflow_that_fails_is_an_error_up_to_the_root(same: Any) -> None:
+def test_a_workflow_that_fails_is_an_error_up_to_the_root(trace_like_autologs: Any) -> None:
     def make() -> Callable[[], Any]:
         def call() -> None:
             with pytest.raises(ValueError, match="broken"):
-                waited(lambda: Failing().run())()
+                synchronous(lambda: Failing().run())()
 
         return call
 
-    trace = same(make)
+    trace = trace_like_autologs(make)
     assert "ERROR" in tree(trace).splitlines()[0]
-    assert named(trace, "Failing.only").events[0].attributes["exception.message"] == "broken"
+    assert span_named(trace, "Failing.only").events[0].attributes["exception.message"] == "broken"
 
 
 @pytest.mark.parametrize("how", ["cancelled", "too late"])
-def test_a_workflow_that_does_not_finish_ends_its_trace(same: Any, how: str) -> None:
+def test_a_workflow_that_does_not_finish_ends_its_trace(trace_like_autologs: Any, how: str) -> None:
     async def cancelled() -> None:
         workflow = Slow()
         running = workflow.run()
@@ -259,7 +261,7 @@ def test_a_workflow_that_does_not_finish_ends_its_trace(same: Any, how: str) -> 
         with pytest.raises(Exception, match="timed out"):
             await Slow(timeout=0.05).run()
 
-    same(lambda: waited(cancelled if how == "cancelled" else too_late))
+    trace_like_autologs(lambda: synchronous(cancelled if how == "cancelled" else too_late))
 
 
 def test_a_failed_render_is_an_error_up_to_the_root(

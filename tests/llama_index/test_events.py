@@ -19,8 +19,8 @@ from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent
 QA = "<p>{{context_str}}</p><p>{{query_str}}</p>"
 
 
-class Names(BaseSpanHandler[BaseSpan]):
-    """Each span's id, from its class and method to its own number, with its parent's."""
+class SpanRecorder(BaseSpanHandler[BaseSpan]):
+    """Records the parent of each span; a span's id begins with its class and method."""
 
     parents: dict[str, str | None] = Field(default_factory=dict)
 
@@ -44,15 +44,15 @@ class Names(BaseSpanHandler[BaseSpan]):
 
 
 @pytest.fixture
-def names() -> Names:
-    handler = Names()
+def spans() -> SpanRecorder:
+    handler = SpanRecorder()
     get_dispatcher().add_span_handler(handler)
     return handler
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", ["sync", "async", "thread"])
-async def test_a_render_is_dispatched_in_the_span_of_its_model_call(way, streaming, index, scripted, renders, names):
+async def test_a_render_is_dispatched_in_the_span_of_its_model_call(way, streaming, index, scripted, renders, spans):
     """In a query engine the event's span is the LLM's predict, under the query.
 
     A streamed answer calls the model when it is read, after the query: LlamaIndex gives that span no parent.
@@ -70,13 +70,13 @@ async def test_a_render_is_dispatched_in_the_span_of_its_model_call(way, streami
         assert list(answer.response_gen) == ["Fine."]
     (event,) = renders
     call = ("astream" if streaming else "apredict") if way == "async" else ("stream" if streaming else "predict")
-    around = names.ancestors(event.span_id)
+    around = spans.ancestors(event.span_id)
     assert around[0] == f"ScriptedLLM.{call}"
     if not streaming:
         assert around[-1] == ("RetrieverQueryEngine.aquery" if way == "async" else "RetrieverQueryEngine.query")
 
 
-async def test_concurrent_queries_dispatch_in_their_own_spans(index, scripted, renders, names):
+async def test_concurrent_queries_dispatch_in_their_own_spans(index, scripted, renders, spans):
     """Concurrent queries in one loop: each event leads to its own query."""
     engine = index.as_query_engine(llm=scripted(), text_qa_template=PomlPromptTemplate(QA))
     await asyncio.gather(*(engine.aquery(f"q{number}") for number in range(5)))
@@ -84,23 +84,23 @@ async def test_concurrent_queries_dispatch_in_their_own_spans(index, scripted, r
     roots = set()
     for event in renders:
         span = event.span_id
-        while names.parents[span] is not None:
-            span = names.parents[span]
+        while spans.parents[span] is not None:
+            span = spans.parents[span]
         roots.add(span)
     assert len(roots) == 5
 
 
-def test_a_failed_render_is_dispatched_before_it_is_raised(renders, scripted, names):
-    """With its error, in the span of the call that fails by it."""
+def test_a_failed_render_is_dispatched_before_it_is_raised(renders, scripted, spans):
+    """The event has the error, and the span of the call that fails."""
     with pytest.raises(RenderError):
         scripted().predict(PomlPromptTemplate("<p>{{x.y.z}}</p>"), x=1)
     (event,) = renders
     assert isinstance(event.record.error, RenderError)
-    assert names.ancestors(event.span_id) == ["ScriptedLLM.predict"]
+    assert spans.ancestors(event.span_id) == ["ScriptedLLM.predict"]
 
 
 def test_an_event_can_be_serialised(renders):
-    """As JSON: what was rendered, with what, into what, when."""
+    """Its JSON has the source, variables, output and times of the render."""
     PomlPromptTemplate(QA, name="qa").format(context_str="a\nb", query_str="why?")
     dumped = json.loads(renders[0].model_dump_json())
     record = dumped["record"]

@@ -76,7 +76,7 @@ def message(role: str, *blocks: Any, **more: Any) -> ChatMessage:
     ],
     ids=str,
 )
-def test_from_poml(message: dict[str, Any], expected: list[ChatMessage]) -> None:
+def test_pomls_messages_become_llama_indexs(message: dict[str, Any], expected: list[ChatMessage]) -> None:
     assert from_poml([message]) == expected
 
 
@@ -127,7 +127,7 @@ def test_media_become_blocks_of_their_kind(mime: str, expected: Any) -> None:
     ],
     ids=str,
 )
-def test_to_poml(message: ChatMessage, expected: dict[str, Any]) -> None:
+def test_llama_indexs_messages_become_pomls(message: ChatMessage, expected: dict[str, Any]) -> None:
     assert to_poml(message) == expected
 
 

@@ -63,10 +63,10 @@ def test_the_schema_decides_what_is_valid(report: type[Answer], wrong: dict[str,
 
 
 def test_llama_index_and_clients_receive_the_schema_itself(report: type[Answer]) -> None:
-    named = {**SCHEMA, "title": "WeatherReport"}
-    assert report.model_json_schema() == TypeAdapter(report).json_schema() == named
+    span_named = {**SCHEMA, "title": "WeatherReport"}
+    assert report.model_json_schema() == TypeAdapter(report).json_schema() == span_named
     report.model_json_schema()["properties"].clear()
-    assert report.model_json_schema() == named
+    assert report.model_json_schema() == span_named
     tool = get_function_tool(report)
     assert (tool.metadata.name, tool.metadata.description) == ("WeatherReport", "What the sky does.")
     assert tool(**GIVEN).raw_output == report(**GIVEN)
@@ -82,7 +82,7 @@ def test_names_reserved_by_python_or_pydantic_are_kept(report: type[Answer]) -> 
     assert (answer.place, answer.model_name) == ("PLACE", "MODEL_NAME")
 
 
-def test_one_class_for_one_schema(report: type[Answer]) -> None:
+def test_equal_schemas_share_one_class(report: type[Answer]) -> None:
     assert output_class(copy.deepcopy(SCHEMA)) is report
     answer = report(**GIVEN)
     assert copy.deepcopy(answer) == answer

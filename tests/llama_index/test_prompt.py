@@ -1,4 +1,4 @@
-"""The prompt class itself: formatting as LlamaIndex's own classes do it, copies, errors, display."""
+"""The prompt class: formatting as in LlamaIndex's own classes, errors, files and copies."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_the_method_resolution_order_and_overridden_methods() -> None:
     }
 
 
-def test_partial_values_are_merged_with_later_ones(either) -> None:
-    prompt = either(HELLO, "hello {{ text }} {{ foo }}")
+def test_partial_values_are_merged_with_later_ones(prompt_factory) -> None:
+    prompt = prompt_factory(HELLO, "hello {{ text }} {{ foo }}")
     partly = prompt.partial_format(foo="bar")
     assert type(partly) is type(prompt)
     assert partly.format(text="world") == "hello world bar"
@@ -149,8 +149,8 @@ def test_the_callers_metadata_is_not_changed() -> None:
     assert PomlPromptTemplate(HELLO).metadata == {"prompt_type": PromptType.CUSTOM, "poml": HELLO}
 
 
-def test_one_text_instead_of_messages() -> None:
-    """chat=False gives a text, even of markup with messages; images stay in the user's message."""
+def test_with_chat_off_a_prompt_returns_one_text() -> None:
+    """It has one text, even if the markup has messages."""
     prompt = PomlPromptTemplate("<p>Hi {{name}}</p>", chat=False)
     assert prompt.format(name="Ada") == "Hi Ada"
     assert prompt.format_messages(name="Ada") == [ChatMessage(role="user", content="Hi Ada")]

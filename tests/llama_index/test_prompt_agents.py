@@ -21,13 +21,17 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-async def test_an_agents_state_prompt_reads_the_state_as_an_object(either, scripted, tool_call, renders, renders_of):
+async def test_an_agents_state_prompt_reads_the_state_as_an_object(
+    prompt_factory, scripted, tool_call, renders, render_count
+):
     """A function agent puts its state into the user's message, once."""
     llm = scripted(tool_call("add", a=1, b=2), "three")
-    agent = FunctionAgent(tools=[add], llm=llm, state_prompt=either(*STATE), initial_state={"done": 1, "all": 3})
+    agent = FunctionAgent(
+        tools=[add], llm=llm, state_prompt=prompt_factory(*STATE), initial_state={"done": 1, "all": 3}
+    )
     assert str(await agent.run("1+2?\n  please")) == "three"
     assert [call[0].content for call in llm.sent] == ["State: 1 of 3\n\n1+2?\n  please"] * 2
-    assert len(renders) == renders_of(1)
+    assert len(renders) == render_count(1)
     assert all(event.span_id for event in renders)
 
 
@@ -69,7 +73,7 @@ async def test_a_workflows_prompts_are_formatted_at_their_place(scripted, tool_c
     assert str(await flow.run("go")) == "done"
     assert llm.sent[0][-1].content == "State: 1 of 2\n\ngo"
     assert [message.content for message in llm.sent[1] if message.role == "tool"] == ["{b} goes on: tired"]
-    # The handoff tool is made anew for each agent's step, and for the call of it.
+    # The handoff tool is made for each step of an agent, and again for its call.
     assert [event.record.name for event in renders if event.record.name != "handoff"] == ["state", "output"]
     assert next(e.record.output["messages"] for e in renders if e.record.name == "handoff")[0]["content"].startswith(
         "Pass on to: {"
@@ -118,11 +122,11 @@ async def test_agents_cannot_change_the_prompts_own_messages(scripted):
     assert prompt.format_messages()[0] == ChatMessage(role="user", content="Hello")
 
 
-async def test_memory_blocks_are_shown_by_a_prompt(either, scripted, renders):
+async def test_memory_blocks_are_shown_by_a_prompt(prompt_factory, scripted, renders):
     """Memory's template is typed RichPromptTemplate and formatted with a list of pairs."""
     memory = Memory.from_defaults(
         memory_blocks=[StaticMemoryBlock(name="facts", static_content="A is B.\n  C")],
-        memory_blocks_template=either(
+        memory_blocks_template=prompt_factory(
             '<p for="block in memory_blocks" whiteSpace="pre">{{block[0]}}: {{block[1][0].text}}</p>',
             "{% for name, blocks in memory_blocks %}{{ name }}: {{ blocks[0].text }}{% endfor %}",
         ),
@@ -132,12 +136,14 @@ async def test_memory_blocks_are_shown_by_a_prompt(either, scripted, renders):
     await memory.sql_store._async_engine.dispose()  # noqa: SLF001 - it has no public close
 
 
-async def test_a_fact_memory_uses_its_prompts(either, scripted):
+async def test_a_fact_memory_uses_its_prompts(prompt_factory, scripted):
     """FactExtractionMemoryBlock formats messages with the facts that it has."""
     llm = scripted("<facts><fact>Ada likes tea</fact></facts>")
     block = FactExtractionMemoryBlock(
         llm=llm,
-        fact_extraction_prompt_template=either("<p>Known:{{existing_facts}} Go</p>", "Known:{{ existing_facts }} Go"),
+        fact_extraction_prompt_template=prompt_factory(
+            "<p>Known:{{existing_facts}} Go</p>", "Known:{{ existing_facts }} Go"
+        ),
     )
     await block.aput([ChatMessage(role="user", content="I like tea")])
     assert block.facts == ["Ada likes tea"]

@@ -130,16 +130,16 @@ CAKE = ("<p>Make one of</p><p>{{stuff}}</p>", "Make one of\n\n{{ stuff }}")
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-async def test_structured_predict_fills_a_class(way, either, scripted, tool_call, renders, renders_of):
+async def test_structured_predict_fills_a_class(way, prompt_factory, scripted, tool_call, renders, render_count):
     """By a function call, if the model supports it."""
     llm = scripted(tool_call("Cake", name="plum", minutes=40))
     if way == "sync":
-        cake = llm.structured_predict(Cake, either(*CAKE), stuff="plums\n  flour")
+        cake = llm.structured_predict(Cake, prompt_factory(*CAKE), stuff="plums\n  flour")
     else:
-        cake = await llm.astructured_predict(Cake, either(*CAKE), stuff="plums\n  flour")
+        cake = await llm.astructured_predict(Cake, prompt_factory(*CAKE), stuff="plums\n  flour")
     assert cake == Cake(name="plum", minutes=40)
     assert requests(llm) == ["Make one of\n\nplums\n  flour"]
-    assert len(renders) == renders_of(1)
+    assert len(renders) == render_count(1)
     assert all(event.span_id for event in renders)
 
 
@@ -166,10 +166,10 @@ def test_a_text_program_formats_a_system_message(scripted):
     assert llm.sent[0][1].content == "plums"
 
 
-def test_a_function_program_uses_the_prompt(either, scripted, tool_call):
+def test_a_function_program_uses_the_prompt(prompt_factory, scripted, tool_call):
     """FunctionCallingProgram renders messages for the model's tool call."""
     llm = scripted(tool_call("Cake", name="plum", minutes=40))
-    program = FunctionCallingProgram.from_defaults(output_cls=Cake, prompt=either(*CAKE), llm=llm)
+    program = FunctionCallingProgram.from_defaults(output_cls=Cake, prompt=prompt_factory(*CAKE), llm=llm)
     assert program(stuff="plums").minutes == 40
     assert requests(llm) == ["Make one of\n\nplums"]
 
@@ -186,14 +186,14 @@ EVALUATORS = {
 
 
 @pytest.mark.parametrize("kind", EVALUATORS)
-async def test_evaluators_use_the_prompt(kind, either, scripted):
+async def test_evaluators_use_the_prompt(kind, prompt_factory, scripted):
     """Each evaluator's own variables arrive, and its verdict is read."""
     names, verdict, read = EVALUATORS[kind]
     markup = "".join(f"<p>{name}: {{{{{name}}}}}</p>" for name in names.split())
     jinja = "\n\n".join(f"{name}: {{{{ {name} }}}}" for name in names.split())
     llm = scripted(verdict)
     options = {"enforce_consensus": False} if kind is PairwiseComparisonEvaluator else {}
-    evaluator = kind(llm=llm, eval_template=either(markup, jinja), **options)
+    evaluator = kind(llm=llm, eval_template=prompt_factory(markup, jinja), **options)
     result = await evaluator.aevaluate(
         query="why?", response="because\n  so", contexts=["some\n  text"], reference="R", second_response="not"
     )
@@ -204,29 +204,29 @@ async def test_evaluators_use_the_prompt(kind, either, scripted):
     assert [line.split(":")[0] for line in sent.split("\n\n") if ": " in line][: len(names.split())] == names.split()
 
 
-def test_a_tree_index_is_built_and_searched_with_the_prompt(either, scripted, renders, renders_of):
+def test_a_tree_index_is_built_and_searched_with_the_prompt(prompt_factory, scripted, renders, render_count):
     """Summaries of nodes, then the choice of a branch, whose prompt is measured before it is sent."""
     nodes = [TextNode(text=f"note {number}") for number in range(3)]
     llm = scripted("sum one", "sum two", "ANSWER: 1", "Found.")
-    summary = either("<p>Sum up:</p><p>{{context_str}}</p>", "Sum up:\n\n{{ context_str }}")
+    summary = prompt_factory("<p>Sum up:</p><p>{{context_str}}</p>", "Sum up:\n\n{{ context_str }}")
     index = TreeIndex(nodes, num_children=2, llm=llm, summary_template=summary)
-    choose = either(
+    choose = prompt_factory(
         "<p>1 to {{num_chunks}}: {{context_list}} {{query_str}}</p>",
         "1 to {{ num_chunks }}: {{ context_list }} {{ query_str }}",
     )
     engine = index.as_query_engine(
-        llm=llm, query_template=choose, text_qa_template=either("<p>{{context_str}}!</p>", "{{ context_str }}!")
+        llm=llm, query_template=choose, text_qa_template=prompt_factory("<p>{{context_str}}!</p>", "{{ context_str }}!")
     )
     engine.query("why?")
     assert [text.split() for text in requests(llm)[:2]] == ["Sum up: note 0 note 1".split(), "Sum up: note 2".split()]
     assert requests(llm)[2].startswith("1 to 2: (1)")
-    assert len(renders) == renders_of(len(llm.sent))
+    assert len(renders) == render_count(len(llm.sent))
 
 
-def test_a_keyword_index_uses_the_prompt(either, scripted):
+def test_a_keyword_index_uses_the_prompt(prompt_factory, scripted):
     """The template is filled partly, with a number, when the index is made."""
     llm = scripted("KEYWORDS: tea, cake")
-    template = either("<p>{{max_keywords}} of {{text}}</p>", "{{ max_keywords }} of {{ text }}")
+    template = prompt_factory("<p>{{max_keywords}} of {{text}}</p>", "{{ max_keywords }} of {{ text }}")
     index = KeywordTableIndex([TextNode(text="tea\n  time")], llm=llm, keyword_extract_template=template)
     assert "tea" in index.index_struct.keywords
     assert requests(llm)[0] == "10 of tea\n  time"
@@ -249,11 +249,11 @@ async def test_extractors_take_the_prompts_f_string(scripted):
 RANK = ("<p>{{query_str}}</p><p>{{context_str}}</p>", "{{ query_str }}\n\n{{ context_str }}")
 
 
-def test_a_reranker_uses_the_prompt(either, scripted):
+def test_a_reranker_uses_the_prompt(prompt_factory, scripted):
     """LLMRerank predicts with numbered documents, whose lines stay lines."""
     llm = scripted("Doc: 2, Relevance: 9\nDoc: 1, Relevance: 3", chat_model=False)
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in ("a\n  b", "c")]
-    rerank = LLMRerank(llm=llm, choice_select_prompt=either(*RANK))
+    rerank = LLMRerank(llm=llm, choice_select_prompt=prompt_factory(*RANK))
     assert [node.text for node in rerank.postprocess_nodes(nodes, QueryBundle("why?"))] == ["c", "a\n  b"]
     assert llm.prompts == ["why?\n\nDocument 1:\na\n  b\n\nDocument 2:\nc"]
 
@@ -293,19 +293,19 @@ def test_a_rerankers_prompt_without_the_context_messages_names_them(scripted):
         rerank.postprocess_nodes([NodeWithScore(node=TextNode(text="a"))], QueryBundle("why?"))
 
 
-def test_a_question_generator_uses_the_prompt(either, scripted):
+def test_a_question_generator_uses_the_prompt(prompt_factory, scripted):
     """LLMQuestionGenerator reads the model's answer with the prompt's output parser."""
     llm = scripted('```json\n{"items": [{"sub_question": "why?", "tool_name": "a"}]}\n```')
-    prompt = either("<p>{{tools_str}}</p><p>{{query_str}}</p>", "{{ tools_str }}\n\n{{ query_str }}")
+    prompt = prompt_factory("<p>{{tools_str}}</p><p>{{query_str}}</p>", "{{ tools_str }}\n\n{{ query_str }}")
     prompt.output_parser = SubQuestionOutputParser()
     (question,) = LLMQuestionGenerator(llm, prompt).generate([ToolMetadata("tool a", "a")], QueryBundle("why?"))
     assert question.sub_question == "why?"
     assert requests(llm) == ['{\n    "a": "tool a"\n}\n\nwhy?']
 
 
-def test_a_models_query_wrapper_can_be_a_prompt(either, scripted):
+def test_a_models_query_wrapper_can_be_a_prompt(prompt_factory, scripted):
     """An LLM's query_wrapper_prompt is typed BasePromptTemplate and formatted around a completion's text."""
-    wrapper = either("<p>Q: {{query_str}}</p>", "Q: {{ query_str }}")
+    wrapper = prompt_factory("<p>Q: {{query_str}}</p>", "Q: {{ query_str }}")
     llm = scripted(chat_model=False, query_wrapper_prompt=wrapper)
-    llm.predict(either("<p>Hi {{name}}</p>", "Hi {{ name }}"), name="Ada")
+    llm.predict(prompt_factory("<p>Hi {{name}}</p>", "Hi {{ name }}"), name="Ada")
     assert llm.prompts == ["Q: Hi Ada"]

@@ -48,24 +48,24 @@ def expected(mode: str, texts: tuple[str, ...], prompts: dict) -> list[str]:
 
 
 @pytest.fixture
-def prompts(either):
+def prompts(prompt_factory):
     return {
-        "text_qa_template": either(*QA),
-        "refine_template": either(*REFINE),
-        "summary_template": either(*QA),
-        "simple_template": either(*SIMPLE),
+        "text_qa_template": prompt_factory(*QA),
+        "refine_template": prompt_factory(*REFINE),
+        "summary_template": prompt_factory(*QA),
+        "simple_template": prompt_factory(*SIMPLE),
     }
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_response_mode_sends_the_prompts(mode, prompts, index, texts, scripted, renders, renders_of):
-    """Sync: the context reaches the model as it was retrieved, with one render per model call."""
+def test_each_response_mode_sends_the_prompts(mode, prompts, index, texts, scripted, renders, render_count):
+    """The context reaches the model as it was retrieved, with one render for each call of the model."""
     llm = scripted("one", "two")
     engine = index.as_query_engine(llm=llm, response_mode=mode, **prompts)
     engine.query("why?")
     requests = expected(mode, texts, prompts)
     assert [[message.content for message in call] for call in llm.sent] == [[text] for text in requests]
-    assert len(renders) == renders_of(len(requests))
+    assert len(renders) == render_count(len(requests))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -94,34 +94,34 @@ def test_an_engine_raises_what_a_prompt_raises(mode, streaming, index, scripted,
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_each_response_mode_works_async(mode, prompts, index, texts, scripted, renders, renders_of):
-    """As above, through aquery; accumulated answers are requested concurrently, in any order."""
+async def test_each_response_mode_works_async(mode, prompts, index, texts, scripted, renders, render_count):
+    """Aquery requests accumulated answers concurrently, in any order."""
     llm = scripted("one", "two")
     await index.as_query_engine(llm=llm, response_mode=mode, use_async=True, **prompts).aquery("why?")
     requests = expected(mode, texts, prompts)
     assert sorted(call[0].content for call in llm.sent) == sorted(requests)
-    assert len(renders) == renders_of(len(requests))
+    assert len(renders) == render_count(len(requests))
 
 
 @pytest.mark.parametrize("mode", ["refine", "compact", "simple_summarize", "tree_summarize", "generation"])
-def test_streamed_answers_are_requested_alike(mode, prompts, index, texts, scripted, renders, renders_of):
-    """A stream that is read later was rendered once, before."""
+def test_streamed_answers_are_requested_alike(mode, prompts, index, texts, scripted, renders, render_count):
+    """The prompt of a stream is rendered once, before the stream is read."""
     llm = scripted("one", "two words")
     answer = index.as_query_engine(llm=llm, response_mode=mode, streaming=True, **prompts).query("why?")
     assert isinstance(answer, StreamingResponse)
     assert "".join(answer.response_gen) == ("two words" if mode == "refine" else "one")
     requests = expected(mode, texts, prompts)
     assert [call[0].content for call in llm.sent] == requests
-    assert len(renders) == renders_of(len(requests))
+    assert len(renders) == render_count(len(requests))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_completion_model_receives_the_same_text(mode, prompts, index, texts, scripted, renders, renders_of):
+def test_a_completion_model_receives_the_same_text(mode, prompts, index, texts, scripted, renders, render_count):
     """Models without messages receive the text of format()."""
     llm = scripted("one", "two", chat_model=False)
     index.as_query_engine(llm=llm, response_mode=mode, **prompts).query("why?")
     assert llm.prompts == expected(mode, texts, prompts)
-    assert len(renders) == renders_of(len(llm.prompts))
+    assert len(renders) == render_count(len(llm.prompts))
 
 
 def test_a_completion_models_own_wrappers_are_used(scripted):
@@ -154,7 +154,7 @@ def test_messages_of_each_role_reach_a_chat_model(index, texts, scripted, render
     assert len(renders) == 1
 
 
-def test_a_long_context_is_packed_into_the_room_that_the_prompt_leaves(prompts, scripted, renders, renders_of):
+def test_a_long_context_is_packed_into_the_room_that_the_prompt_leaves(prompts, scripted, renders, render_count):
     """Chunks are packed to the window less the prompt's own length, and still one render per call."""
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
@@ -165,11 +165,11 @@ def test_a_long_context_is_packed_into_the_room_that_the_prompt_leaves(prompts, 
     assert len(llm.sent) > 1
     requests = " ".join(call[0].content for call in llm.sent)
     assert all(f"w{number}x59" in requests for number in range(6))
-    assert len(renders) == renders_of(len(llm.sent))
+    assert len(renders) == render_count(len(llm.sent))
 
 
 def test_prompts_are_read_and_replaced_in_an_engine(prompts, index, texts, scripted):
-    """get_prompts gives equal copies, update_prompts puts another prompt in."""
+    """get_prompts returns equal copies, and update_prompts replaces a prompt."""
     llm = scripted("one")
     engine = index.as_query_engine(llm=llm, **prompts)
     found = engine.get_prompts()["response_synthesizer:text_qa_template"]
@@ -180,19 +180,19 @@ def test_prompts_are_read_and_replaced_in_an_engine(prompts, index, texts, scrip
     assert llm.sent[0][0].content == "why?!"
 
 
-def test_a_selector_chooses_the_prompt(either, index, texts, scripted, renders, renders_of):
+def test_a_selector_chooses_the_prompt(prompt_factory, index, texts, scripted, renders, render_count):
     """A SelectorPromptTemplate writes the output parser, drops the model, and is measured without an event."""
     selector = SelectorPromptTemplate(
         default_template=PromptTemplate("{context_str}{query_str}"),
-        conditionals=[(lambda llm: llm.metadata.is_chat_model, either(*QA))],
+        conditionals=[(lambda llm: llm.metadata.is_chat_model, prompt_factory(*QA))],
     )
     llm = scripted()
     index.as_query_engine(llm=llm, text_qa_template=selector).query("why?")
     assert llm.sent[0][0].content == qa("\n\n".join(texts))
-    default = SelectorPromptTemplate(default_template=either(*QA))
+    default = SelectorPromptTemplate(default_template=prompt_factory(*QA))
     index.as_query_engine(llm=llm, text_qa_template=default).query("why?")
     assert llm.sent[1][0].content == qa("\n\n".join(texts))
-    assert len(renders) == renders_of(2)
+    assert len(renders) == render_count(2)
 
 
 def test_a_synthesizer_takes_variables_of_its_own(prompts, texts, scripted):

@@ -68,7 +68,7 @@ def test_measuring_never_raises_and_never_renders(tmp_path: Path, renders, engin
 
 
 def test_an_intended_empty_value_is_rendered(renders) -> None:
-    """Only a component that measures gives ``llm=None``."""
+    """Only a component that measures passes ``llm=None``."""
     prompt = PomlPromptTemplate("<p>[{{x}}]</p>")
     assert prompt.format(x="") == "[]"
     assert prompt.format_messages(x="") == [ChatMessage(role="user", content="[]")]

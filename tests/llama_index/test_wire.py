@@ -20,7 +20,7 @@ from pomlflow.llama_index import PomlPromptTemplate
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
 PNG = "<img src='box.png' alt='a red box' syntax='multimedia'/>"
 GIVEN = {"tone": "kind", "q": "Why?"}
-EVERY = ["openai", "like", "anthropic"]
+MODELS = ["openai", "like", "anthropic"]
 
 
 def prompt(markup: str, **options: Any) -> PomlPromptTemplate:
@@ -52,7 +52,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def each_model(*names: str) -> Any:
-    return pytest.mark.parametrize("model", names or EVERY, indirect=True)
+    return pytest.mark.parametrize("model", names or MODELS, indirect=True)
 
 
 TALK = "<system-msg>Be {{tone}}.</system-msg><human-msg>Hi</human-msg><ai-msg>Yo</ai-msg><human-msg>{{q}}</human-msg>"
@@ -131,8 +131,8 @@ def test_the_schema_is_strict_for_openai_and_tools_are_not(server: ModelServer, 
 
 
 @each_model()
-def test_a_structured_answer(server: ModelServer, model: Any) -> None:
-    """By the provider's structured output, together with the settings."""
+def test_a_structured_answer_uses_the_providers_structured_output(server: ModelServer, model: Any) -> None:
+    """The settings are sent too."""
     server.answers[:] = ['{"degrees": 3}']
     bound = prompt(RUNTIME + SCHEMA + TALK).bind_to(model)
     assert bound.structured_predict(**GIVEN).degrees == 3
@@ -172,7 +172,7 @@ def test_the_choice_of_a_tool_is_not_sent_with_the_answers_call(server: ModelSer
         ("weather", {"type": "function", "function": {"name": "weather"}}, {"type": "tool", "name": "weather"}),
     ],
 )
-def test_the_choice_of_a_tool(
+def test_the_choice_of_a_tool_is_sent_in_the_providers_form(
     server: ModelServer, openai: Any, anthropic: Any, choice: str, openais: Any, anthropics: Any
 ) -> None:
     file = prompt(f'<runtime tool-choice="{choice}"/>{TOOL}{TALK}')
@@ -216,7 +216,7 @@ def test_a_servers_own_settings_are_passed_in_extra_body(server: ModelServer, mo
 
 
 def test_openais_responses_take_the_frame(server: ModelServer) -> None:
-    """With that API's names."""
+    """Its names of the settings differ."""
     server.answers[:] = [response('{"degrees": 3}')]
     openai = pytest.importorskip("llama_index.llms.openai").OpenAIResponses(
         model="gpt-4o", api_base=f"{server.url}/v1", api_key="none", max_retries=0
@@ -232,8 +232,8 @@ def test_openais_responses_take_the_frame(server: ModelServer) -> None:
 
 
 @each_model()
-def test_an_agent(server: ModelServer, model: Any) -> None:
-    """What FunctionAgent sends, with the file's examples, settings and tools in each request."""
+def test_an_agent_sends_the_whole_file_with_each_request(server: ModelServer, model: Any) -> None:
+    """The examples, settings and tools of the file."""
     file = prompt(f"{RUNTIME}{TOOL}{TALK.removesuffix('<human-msg>{{q}}</human-msg>')}")
     server.answers[:] = [[Call("weather", {"city": "Oslo"})], "It rains."]
 
@@ -262,7 +262,7 @@ def test_an_agents_model_can_require_a_call(server: ModelServer, openai: Any) ->
 
 
 @each_model()
-def test_an_image_that_an_agents_tool_returns(server: ModelServer, model: Any) -> None:
+def test_an_image_that_an_agents_tool_returns_is_sent(server: ModelServer, model: Any) -> None:
     block = ImageBlock(image=(ASSETS / "box.png").read_bytes(), image_mimetype="image/png")
     server.answers[:] = [[Call("weather", {"city": "Oslo"})], "It rains."]
 
@@ -278,7 +278,7 @@ def test_an_image_that_an_agents_tool_returns(server: ModelServer, model: Any) -
 
 
 @each_model()
-def test_an_agents_structured_answer(server: ModelServer, model: Any) -> None:
+def test_an_agents_structured_answer_is_that_of_the_schema(server: ModelServer, model: Any) -> None:
     """The settings are sent with the request for it, too."""
     server.answers[:] = ["Three.", '{"degrees": 3}']
 

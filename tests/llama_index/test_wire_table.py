@@ -66,4 +66,4 @@ def test_each_cell_of_the_table(feature: Feature, client: str, clients: dict[str
 
 def test_the_documentation_has_the_table() -> None:
     rows = table(FEATURES, CLIENTS)
-    assert documented("llama-index") == rows, "write it anew: python -m tests.llama_index.wire_table"
+    assert documented("llama-index") == rows, "update it: python -m tests.llama_index.wire_table"

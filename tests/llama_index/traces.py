@@ -93,7 +93,7 @@ def parent(trace: Trace, span: Any) -> str:
     return next(one.name for one in trace.data.spans if one.span_id == span.parent_id)
 
 
-def named(trace: Trace, name: str) -> Span:
+def span_named(trace: Trace, name: str) -> Span:
     """The only span of that name."""
     (found,) = [span for span in trace.data.spans if span.name == name]
     return found
@@ -108,7 +108,7 @@ def open_spans() -> int:
 
 
 @pytest.fixture
-def by_autolog(traced: Callable[..., list[Trace]]) -> Callable[..., list[str]]:
+def autolog_trees(traced: Callable[..., list[Trace]]) -> Callable[..., list[str]]:
     """The trees that ``mlflow.llama_index.autolog()`` alone makes, without POML's spans."""
     import mlflow
 

@@ -2,8 +2,8 @@
 
     python -m tests.llama_index.wire_table
 
-writes it anew; `test_wire_table.py` holds the clients to it. The features are those of LangChain's table; most stand at
-the same place, because the provider decides where.
+writes it; `test_wire_table.py` compares the clients with it. The features are those of LangChain's table, and most
+have the same path, since the provider decides on it.
 """
 
 from __future__ import annotations
