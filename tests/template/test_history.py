@@ -97,7 +97,7 @@ def test_variables_without_messages_are_returned_unchanged() -> None:
         "text": "t",
         "object": {"h": [1], "none": [], "t": "t"},
     }
-    assert Notes().take(variables, ()) is variables
+    assert Notes().collect(variables, ()) is variables
 
 
 def test_the_records_variables_are_what_expressions_saw() -> None:
@@ -190,7 +190,7 @@ def test_marks_do_not_outlive_a_render(markup: str) -> None:
 def test_only_the_line_ends_next_to_a_mark_are_removed() -> None:
     """The input is a message that POML merged from text, a picture, a mark and text."""
     history = Notes()
-    history.take({"h": [ONE]}, ())
+    history.collect({"h": [ONE]}, ())
     (mark,) = history.marks["h"]
     merged = {"speaker": "human", "content": ["\n text\n", PICTURE, f"\nbefore\n\n{mark}\n\nafter\n"]}
     assert history.splice({"messages": [merged], "runtime": {}}) == {
@@ -229,7 +229,7 @@ def test_media_and_tools_as_text() -> None:
     rich = {**response, "content": ["a", PICTURE]}
     sound = {"type": "audio/wav", "base64": "AAAA"}
     history = Notes()
-    history.take(
+    history.collect(
         {"h": [Note("ai", "", ("t", request)), Note("tool", "", (response, rich)), Note("human", "", (sound,))]}, ()
     )
     assert history.texts() == {

@@ -174,7 +174,7 @@ class MessageHistory(History[ChatMessage]):
     native = ChatMessage
 
     @override
-    def take(
+    def collect(
         self, variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
     ) -> Mapping[str, Any]:
         known = (BaseNode, NodeWithScore, BasePromptTemplate, QueryBundle, Response)
@@ -185,7 +185,7 @@ class MessageHistory(History[ChatMessage]):
             # Only the first item is checked, since a variable may also be a list of a million numbers.
             elif isinstance(value, list | tuple) and value and isinstance(value[0], known):
                 taken[name] = [_plain(item) for item in value]
-        return super().take({**variables, **taken} if taken else variables, named, sources)
+        return super().collect({**variables, **taken} if taken else variables, named, sources)
 
     @override
     def convert(self, item: Any) -> list[ChatMessage]:

@@ -54,7 +54,7 @@ class History(ABC, Generic[M]):
     def describe(self, message: M) -> dict[str, Any]:
         """Return a message as expressions see it, with at least ``speaker`` and ``content``."""
 
-    def take(
+    def collect(
         self, variables: Mapping[str, Any], messages: Sequence[str], sources: Sequence[str] = ()
     ) -> Mapping[str, Any]:
         """Record the native messages in a template's variables; return the variables as expressions see them.
@@ -137,7 +137,7 @@ def plain_histories(
 ) -> Mapping[str, Any]:
     """Return the variables of a render without a framework, with histories in POML's form.
 
-    `messages` and `sources` are as in `History.take`.
+    `messages` and `sources` are as in `History.collect`.
     """
     taken: dict[str, Any] = {}
     for name, value in variables.items():

@@ -348,7 +348,7 @@ def _as_seen(
     variables = {name: value for name, value in variables.items() if isinstance(name, str)}
     variables = {**dict.fromkeys(inference.messages, ()), **variables}
     if history is not None:
-        return history.take(variables, inference.messages, inference.message_sources)
+        return history.collect(variables, inference.messages, inference.message_sources)
     return variables if exact else plain_histories(variables, inference.messages, inference.message_sources)
 
 

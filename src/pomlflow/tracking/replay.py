@@ -329,7 +329,7 @@ class _StoredHistory(History[Mapping[str, Any]]):
         self._names = names
 
     @override
-    def take(
+    def collect(
         self, variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
     ) -> Mapping[str, Any]:
         for name in self._names:
