@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,10 +87,10 @@ def link(folder: Path, other: Path) -> None:
 
 
 @contextmanager
-def refused(words: str, way: str = "") -> Iterator[None]:
+def refused(words: str, way: str = "") -> Iterator[pytest.ExceptionInfo[RenderError]]:
     """Assert that the block's render fails with `words`, and without the secret; POML finds no file at a file: URL."""
     with pytest.raises(RenderError, match="ENOENT: no such file" if way.startswith("file:") else words) as caught:
-        yield
+        yield caught
     assert SECRET not in str(caught.value)
 
 
@@ -107,7 +108,9 @@ def registered(framework: Framework, mlflow_store: str, place: Place) -> Any:
     source = '<poml><document src="note.txt" parser="txt"/><document src="{{path}}" parser="txt"/></poml>'
     register(Template(source, name=name, base_dir=place.home), alias="production")
     prompt = framework.prompts.from_registry(f"prompts:/{name}@production")
-    [root] = prompt._core.current().roots  # noqa: SLF001 - where its files are
+    with refused(NOT_TRUSTED) as refusal:
+        framework.text(prompt, path=str(place.home))
+    [root] = re.findall(r"may read '(.+?)'", str(refusal.value))
     link(Path(root), place.other)
     return prompt
 
