@@ -78,12 +78,14 @@ def test_a_trace_in_the_store_is_linked_late(mlflow_store, publisher, record, lo
     assert found_by(f"{record().name}/1", mlflow_store) == {trace_id}
 
 
-def test_a_trace_that_mlflow_evicted_is_counted_as_lost(mlflow_store, publisher, record):
+def test_a_trace_that_mlflow_evicted_is_counted_as_lost(mlflow_store, publisher, record, caplog):
     """Its buffer is full where many root spans are open at once."""
     with mlflow.start_span("chain") as span:
         InMemoryTraceManager.get_instance().pop_trace(int(span.trace_id.removeprefix("tr-"), 16))
         assert publisher.link(record(), span.trace_id) is None
     assert worker.take_lost() == 1
+    [warning] = warnings_of(caplog)
+    assert "set MLFLOW_TRACE_BUFFER_MAX_SIZE" in warning
 
 
 def test_a_trace_that_mlflow_drops_is_counted_as_lost(mlflow_store, publisher, record):

@@ -76,9 +76,16 @@ class Publisher:
         call_in_child(self._reset)
         stores = Stores.current()
         trace = TraceLink.of(stores, trace_id)
-        worker.lost += trace is None  # MLflow's buffer was full
+        if trace is None:
+            worker.lost += 1
+            warn_once(
+                "buffer",
+                "MLflow has dropped a trace, since too many are open. Create the handler before the first trace, or "
+                "set MLFLOW_TRACE_BUFFER_MAX_SIZE",
+            )
+            return None
         name = name_of(record) if register else None
-        if name is None or trace is None:
+        if name is None:
             return None
         # A failed render finds a version but makes none, so its lookup is separate.
         key = stores, name, record.digest, record.version, record.error is None

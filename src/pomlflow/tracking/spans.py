@@ -180,28 +180,14 @@ def prepare() -> None:
 
 @cache
 def _enlarge_buffers() -> None:
-    """Enlarge MLflow's buffers: it drops traces if they are full, for example those of a large `batch`.
+    """Enlarge the buffers that MLflow makes from now on: it drops traces if they are full, as those of a large `batch`.
 
     This changes their defaults and not the environment, which subprocesses would inherit.
     """
     # upstream: mlflow 3.12-3.18: a trace that is evicted from its buffer is dropped without a warning.
-    limits = [
-        limit
-        for limit in (MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE)
-        if not limit.defined and limit.default < _BUFFER
-    ]
-    if mlflow.get_current_active_span() is None and mlflow.get_last_active_trace_id() is None:
-        enlarge_span_queue(_BUFFER)
-        for limit in limits:
-            limit.default = _BUFFER
-    elif limits:
-        warn_once(
-            "limits",
-            "MLflow has made its buffers before pomlflow could enlarge them, and drops traces if more than %d are open "
-            "at once. Make the handler before the first trace, or set %s",
-            min(limit.default for limit in limits),
-            " and ".join(limit.name for limit in limits),
-        )
+    enlarge_span_queue(_BUFFER)
+    for limit in (MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE, MLFLOW_TRACE_BUFFER_MAX_SIZE):
+        limit.default = max(limit.default, _BUFFER)
 
 
 def span_content(record: RenderRecord) -> dict[str, Any]:
