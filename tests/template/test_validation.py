@@ -286,7 +286,10 @@ def test_each_use_of_a_variable_has_its_place() -> None:
         "\ufeff<poml>\r\n<let name='n' value='a'/>\r\n<p for='x in a' if='b' title='t {{a}}'>{{ a.b }} {{c}}</p>\r\n"
         "<output-schema>z.literal(c)</output-schema></poml>"
     )
-    found = [(use.name, *use.position, use.expression.kind, use.alone) for use in infer(markup).uses]
+    found = [
+        (use.name, *use.expression.source.locate(use.offset)[:2], use.expression.kind, use.alone)
+        for use in infer(markup).uses
+    ]
     assert found == [
         ("a", 2, 22, "value", True),
         ("a", 3, 14, "for", True),

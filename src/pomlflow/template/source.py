@@ -43,11 +43,6 @@ class Use(NamedTuple):
         """Whether the expression is nothing but the variable."""
         return self.expression.code.strip() == self.name
 
-    @property
-    def position(self) -> tuple[int, int]:
-        """The line and the column, both from 1, the column in characters."""
-        return self.expression.source.locate(self.offset)[:2]
-
 
 @dataclass(frozen=True)
 class Inference:

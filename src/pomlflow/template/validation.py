@@ -174,8 +174,9 @@ def _remedy_of_missing(name: str, use: Use, given: Sequence[str]) -> str:
 def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use:
     """Return the use that a problem is about: the first one in its file that is not before its place."""
     uses = [use for use in snapshot.inference.uses if use.name == name]
-    here = [use for use in uses if snapshot.file_of(use.expression.source) == reported.file]
-    after = [use for use in here if use.position >= (reported.line or 1, reported.column or 1)]
+    source, offset = _place(reported, snapshot) or (None, 0)
+    here = [use for use in uses if use.expression.source == source]
+    after = [use for use in here if use.offset >= offset]
     return min(after or here or uses, key=lambda use: use.offset)
 
 
