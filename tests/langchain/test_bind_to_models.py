@@ -46,6 +46,13 @@ class Failing(Model):
         raise RuntimeError("out of order")
 
 
+def test_googles_older_client_gets_its_settings_by_their_names() -> None:
+    """It ignores all other arguments, ``generation_config`` among them."""
+    model = type("ChatVertexAI", (Model,), {"__module__": "langchain_google_vertexai.chat_models"})()
+    prompt('<runtime temperature="0.5" max-tokens="50" top-k="3"/><p>Go.</p>').bind_to(model).invoke({})
+    assert model.options == [{"stop": None, "temperature": 0.5, "max_output_tokens": 50, "top_k": 3}]
+
+
 def test_fallbacks_get_the_frame_too() -> None:
     first, second = Failing(), Model()
     chain = prompt(SETTING).bind_to(first.with_fallbacks([second]))

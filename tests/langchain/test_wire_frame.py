@@ -127,6 +127,21 @@ def test_arguments_that_are_none_leave_the_files_settings(
     assert found(server.bodies[0], server.paths[0], path) == 0.5
 
 
+def test_the_file_overrides_a_bound_generation_config(clients: dict[str, Any], server: ModelServer) -> None:
+    """Google's clients would let it override the other arguments; its own settings are kept."""
+    bound = _client(clients, "ChatGoogleGenerativeAI").bind(
+        generation_config={"temperature": 1, "top_k": 3, "top_p": 1}
+    )
+    prompt("<runtime temperature='0.5' n='2'/><p>Hi</p>").bind_to(bound).bind(top_p=0.5).invoke({})
+    sent = server.bodies[0]["generationConfig"]
+    assert {name: sent[name] for name in ("temperature", "topP", "topK", "candidateCount")} == {
+        "temperature": 0.5,
+        "topP": 0.5,
+        "topK": 3,
+        "candidateCount": 2,
+    }
+
+
 # google-genai 2.34 makes a subclass of aiohttp's session, and leaves it open.
 @pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
 @pytest.mark.filterwarnings("ignore:.*[Uu]nclosed")

@@ -19,9 +19,8 @@ _OLLAMA_FIELDS = (
     "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread num_predict repeat_last_n repeat_penalty "
     "temperature seed stop tfs_z top_k top_p"
 ).split()
-_GENERATION_CONFIG = frozenset(
-    "temperature max_output_tokens top_p top_k seed frequency_penalty presence_penalty candidate_count".split()
-)
+# upstream: langchain-google-genai 4.2-4.4: `model` of a call is ignored, and `candidate_count` before 4.3.
+_GOOGLE_FIELDS = {"model": "model", "candidate_count": "n"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ def arguments(
     strict = "response_format" in {*bound, *values, *given} and uses_chat_completions(model)
     if tools := [*(spec.openai() for spec in tool_specs(output)), *own_tools]:
         values |= _bound_tools(runtime.model, tools, runtime.tool_choice, label)
+    if isinstance(config := bound.get("generation_config"), Mapping):  # Google's, which would override the file
+        bound = {**bound, "generation_config": unless_given(config, values)}
     if before := bound.get("tools"):
         values["tools"] = _merged(before, values.get("tools") or [])
     if strict and "tools" in values:
@@ -69,12 +70,8 @@ def model_settings(model: BaseLanguageModel[Any], runtime: Mapping[str, Any] | N
     choice = _tool_choice(values.pop("tool_choice", None), provider)
     if "stop_sequences" in values:  # renamed to LangChain's own name; the provider's would override a caller's `stop`
         values["stop"] = values.pop("stop_sequences")
-    if provider == "google":
-        # upstream: langchain-google-genai 4.2-4.4: `model` of a call is ignored.
-        if "model" in values:
-            model = model.model_copy(update={"model": values.pop("model")})
-        if config := {name: values.pop(name) for name in list(values) if name in _GENERATION_CONFIG}:
-            values["generation_config"] = {**config, **values.get("generation_config", {})}
+    if provider == "google" and (ignored := _GOOGLE_FIELDS.keys() & values.keys()):
+        model = model.model_copy(update={_GOOGLE_FIELDS[name]: values.pop(name) for name in ignored})
     if provider == "ollama" and "options" in values:
         own = {name: getattr(model, name, None) for name in _OLLAMA_FIELDS}
         values["options"] = {**{name: value for name, value in own.items() if value is not None}, **values["options"]}
