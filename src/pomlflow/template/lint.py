@@ -68,9 +68,9 @@ class LintSettings:
     strict: bool = False
 
 
-def lint_settings(folder: Path | None) -> LintSettings:
+def lint_settings(folder: Path) -> LintSettings:
     """Read ``select``, ``ignore`` and ``strict`` under ``[tool.pomlflow]`` of the nearest pyproject.toml."""
-    file, values = tool_settings(folder) if folder is not None else (None, {})
+    file, values = tool_settings(folder)
     found: dict[str, frozenset[str]] = {}
     for key in ("select", "ignore"):
         names = values.get(key)
