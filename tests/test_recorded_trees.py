@@ -20,7 +20,8 @@ def test_each_recording_has_its_test(file):
     source = (TESTS / file.relative_to(EXPECTED)).with_suffix(".py").read_text(encoding="utf-8")
     tree = ast.parse(source)
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    recorded = set(json.loads(file.read_text(encoding="utf-8"))["tests"])
-    names = {name.partition("[")[0] for name in recorded}
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    names = {name.partition("[")[0] for name in recorded["tests"]}
     assert names - functions == set()
     assert names & set(EXCLUDED) == set()
+    assert {tree for trees in recorded["tests"].values() for tree in trees} == set(recorded["trees"])
