@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 from tests.adapters.frameworks import Framework
-from tests.mlflow_server import DEAD, MlflowServer, until
+from tests.mlflow_server import DEAD, until
 from tests.model_server import model_server
 from tests.registry_prompts import (
     BYE,
@@ -36,12 +36,8 @@ def production(framework: Framework, name: str, **options: Any) -> Any:
     return framework.prompts.from_registry(f"prompts:/{name}@production", **{"refresh": 0.1, **options})
 
 
-@pytest.mark.server
-def test_a_trace_is_linked_to_the_version_that_was_used(
-    framework: Framework, mlflow_server: MlflowServer, use_server: Any, name: str
-) -> None:
+def test_a_trace_is_linked_to_the_version_that_was_used(framework: Framework, mlflow_store: str, name: str) -> None:
     """Also when the alias moves while the program runs; a run registers no version."""
-    experiment = use_server(mlflow_server)
     publish(name)
     prompt = production(framework, name)
     assert (prompt.source, prompt.version, prompt.uri) == (HELLO, 1, f"prompts:/{name}/1")
@@ -51,8 +47,8 @@ def test_a_trace_is_linked_to_the_version_that_was_used(
     asyncio.run(framework.arun(prompt, name="Ada"))
     mlflow.flush_trace_async_logging()
     for version, content in ((1, "Hello Ada"), (2, "Bye Ada")):
-        until(lambda version=version: len(found_by(f"{name}/{version}", experiment)) == 1)
-        trace = mlflow.get_trace(*found_by(f"{name}/{version}", experiment))
+        until(lambda version=version: len(found_by(f"{name}/{version}", mlflow_store)) == 1)
+        trace = mlflow.get_trace(*found_by(f"{name}/{version}", mlflow_store))
         assert linked(trace) == [f"{name}/{version}"]
         span = poml_span(trace)
         assert span.name == f"poml {name}"
