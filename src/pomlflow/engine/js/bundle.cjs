@@ -31,9 +31,18 @@ function readBundle(bundle) {
   return map < 0 ? bytes : bytes.subarray(0, map);
 }
 
+const hyphenated = new Map(); // names of properties
+
 /** The functions that the patched text calls, under the name `pomlflow`. */
 const helpers = (bundle, require) => ({
   setImmediate,
+  /** The name of a property in hyphen case, `listStyle` as `list-style`; templates can have any number of names. */
+  hyphenCase(name) {
+    if (hyphenated.has(name)) return hyphenated.get(name);
+    const converted = name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+    if (hyphenated.size < 1000) hyphenated.set(name, converted);
+    return converted;
+  },
   /** The parts of the output that each speaker's range has; the ranges are in order and do not overlap. */
   partsBySpeaker(speakers, parts) {
     const found = new Map(speakers.map((speaker) => [speaker, []]));
@@ -129,8 +138,8 @@ function numberSources({ prototype }) {
 const MARK = Symbol('the mark of a native message');
 
 /**
- * Whether <conversation> would parse a message's text as JSON. Then "1" would be lost, and a user's text could become an
- * image or a tool call that was never made. A text in a list is not parsed.
+ * Whether <conversation> would parse a message's text as JSON, which would lose "1", and could make an image or a tool
+ * call of a user's text. It does not parse a text in a list.
  */
 function isReadAsJson(content) {
   if (typeof content !== 'string' || !/^\s*[[{"\d\-tfn]/.test(content)) return false;
@@ -172,7 +181,7 @@ const SPACES = Object.fromEntries(Object.entries(SUBSTITUTES).map(([space, sign]
 const STRUCTURE = /<(?:obj|table)\b| serializer="(?!xml")| (?:char|token)-limit="/; // in POML's intermediate form
 const SCHEMAS = new Set('output-schema outputschema tool tool-def tooldef tool-definition tooldefinition'.split(' '));
 
-/** Returns a function that returns where the next expression stands: POML computes its range right before it. */
+/** Returns a function that returns the kind of place of the next expression: POML computes its range just before. */
 function trackPlace({ prototype }) {
   const { xmlAttributeValueRange, xmlElementRange } = prototype;
   let place;
@@ -197,7 +206,7 @@ function markSchemaErrors({ prototype }, place) {
   };
 }
 
-/** Keeps the whitespace of a variable that stands alone in an element's text, `{{name}}`, if a render requests it. */
+/** Keeps the whitespace of a variable that is alone in an element's text, `{{name}}`, if a render requests it. */
 // upstream: poml 0.0.8: whitespace of a value is collapsed, even in the code and tables of a retrieved text
 function keepWhitespace({ prototype }, place) {
   const { evaluateExpression } = prototype;
@@ -222,7 +231,7 @@ function keepWhitespace({ prototype }, place) {
       variables = context;
       used = false;
     },
-    /** Whether a request's text already has one of the noncharacters, so that they would be ambiguous. */
+    /** Whether a request already has one of the noncharacters, which would make them ambiguous. */
     collides: (text) => /[\ufdd0-\ufdd4]/.test(text),
     /** Whether restored whitespace would break the syntax of the output. */
     breaks: (intermediate) => used && STRUCTURE.test(intermediate),

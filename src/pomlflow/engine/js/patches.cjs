@@ -4,7 +4,7 @@
 // since it is another version of poml.
 'use strict';
 
-// upstream: poml 0.0.8: development React, a search for each element or message, and readers that a start loads
+// upstream: poml 0.0.8: development React, searches and copies for each element or message, and readers that a start loads
 const PATCHES = [
   {
     why: 'The bundle is a command line: export the require() of webpack, for its modules, instead of running it.',
@@ -30,8 +30,13 @@ const PATCHES = [
   },
   {
     // upstream: poml 0.0.8: quadratic time in a run of blanks
-    why: 'Quadratic in a run of blanks; the replacements after it give the same result for both.',
-    find: String.raw`text = text.replace(/[\t\n\r ]*\n[\t\n\r ]*/g, '\n');`,
+    why: 'Quadratic in a run of blanks; one replacement gives what three did.',
+    find:
+      String.raw`text = text.replace(/[\t\n\r ]*\n[\t\n\r ]*/g, '\n');` +
+      '\n    // 2. all tab characters and line breaks are handled as space characters\n' +
+      String.raw`    text = text.replace(/[\t\n\r]/g, ' ');` +
+      '\n    // 3. multiple space characters are handled as one space character\n' +
+      "    text = text.replace(/ +/g, ' ');",
     replace: String.raw`text = text.replace(/[\t\n\r ]+/g, ' ');`,
   },
   {
@@ -104,6 +109,23 @@ const PATCHES = [
     replace:
       "    if (this.length === 1 && /^[a-z]+$/.test(selector)) return this[0].name === selector;\n" +
       "    const nodes = this.toArray();\n    return typeof selector === 'string'\n        ? select.some(",
+  },
+  {
+    why: 'Two copies of the properties of each element, to which usually no style applies.',
+    find: 'matches.push([999, -1, restProps]);',
+    replace: 'if (!matches.length && restProps.constructor === Object) return restProps;\n    matches.push([999, -1, restProps]);',
+  },
+  {
+    why: 'Cheerio makes an object for the root of the document with each object for an element.',
+    find: ': new LoadedCheerio(r, null, options);\n            // Add a cyclic reference',
+    replace:
+      ': root === initialRoot && !opts ? (initialize.rootInstance ??= new LoadedCheerio(r, null, options)) : new LoadedCheerio(r, null, options);\n' +
+      '            // Add a cyclic reference',
+  },
+  {
+    why: 'A replacement by a regular expression for each property of each element; few names occur.',
+    find: "const hyphenCaseKey = k.replace(/[A-Z]/g, m => '-' + m.toLowerCase());",
+    replace: 'const hyphenCaseKey = pomlflow.hyphenCase(k);',
   },
   {
     why: "mammoth may be loaded in a render: it needs Node's own setImmediate, since a template's timers end with its render.",
