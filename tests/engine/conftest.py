@@ -1,4 +1,4 @@
-"""What the engine's tests share: templates that run given JavaScript, and the processes that they run in."""
+"""Fixtures of the engine's tests: markup that runs JavaScript, and the processes that it runs in."""
 
 from __future__ import annotations
 

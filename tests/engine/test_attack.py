@@ -110,13 +110,13 @@ EVALUATED = "eval.call.bind(eval, null, " + IMPORT + ")"
     ],
 )
 def test_nothing_can_be_imported(code: str) -> None:
-    """Also where V8 takes the code for Node's own, or the worker's, since that is what calls `eval`."""
+    """Also where V8 takes the code for a part of Node or of the worker, since a function of theirs calls `eval`."""
     waited = "return await new Promise(done => setTimeout(() => done(globalThis.got), 50))"
     assert text(awaited(f"try {{ {code} }} catch {{}} ; {waited}")).startswith("refused")
 
 
 def test_a_stack_shows_no_function(js: JS) -> None:
-    """V8 gives the functions that run, and what they were called with, to the one that sets this."""
+    """V8 passes the functions on the stack, with their arguments, to a prepareStackTrace."""
     for code in ("Error.prepareStackTrace = (_, sites) => sites", "Object.prototype.prepareStackTrace = (_, s) => s"):
         assert text(js(f"{code}; return typeof new Error('x').stack")) == "string"
 
@@ -202,7 +202,7 @@ def test_an_error_that_cannot_be_read_is_an_error_all_the_same(thrown: str, hell
     assert hello() == "Hello Ada"
 
 
-def test_promises_without_end_hold_nothing_but_their_own_render(js: JS, hello: Callable[[], str]) -> None:
+def test_promises_without_end_delay_only_their_own_render(js: JS, hello: Callable[[], str]) -> None:
     with pytest.raises(RenderTimeoutError):
         text(js("const again = () => Promise.resolve().then(again); again(); return 1"), 0.5)
     assert hello() == "Hello Ada"
@@ -221,7 +221,7 @@ def test_memory_of_earlier_renders_is_not_seen(js: JS) -> None:
 def test_buffers_without_end_are_ended(
     fresh: None, js: JS, hello: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """V8's heap limit does not count buffers. A smaller limit than usual, so that no machine swaps."""
+    """V8's heap limit does not count buffers. The limit is smaller than usual, so that the test does not swap."""
     import resource
 
     assert hello() == "Hello Ada"
@@ -235,11 +235,11 @@ def test_buffers_without_end_are_ended(
     assert hello() == "Hello Ada"
 
 
-# --- false data for Python
+# --- invalid data for Python
 
 
 def test_an_error_that_names_another_file_shows_none_of_it(tmp_path: Path, js: JS) -> None:
-    """A thrown object may have any `sourcePath`; its line would stand in the message."""
+    """A thrown object may have any `sourcePath`; a line of that file would be in the message."""
     secret = tmp_path / "secret.txt"
     secret.write_text("the secret's line", encoding="utf-8")
     thrown = f"Object.assign(new Error('x'), {{ sourcePath: {str(secret)!r}, startIndex: 0, endIndex: 3 }})"

@@ -1,7 +1,7 @@
 """A parsed file that the engine keeps renders as a new one does, whatever was rendered between.
 
-POML parses each file anew for each render, so poml 0.0.8 has no need to tidy up a ``PomlFile`` and doesn't: its output
-schema, tools, runtime and switched-off components outlast a render, and errors of its construction are reported once.
+poml 0.0.8 parses each file anew for each render, so it does not reset a ``PomlFile``: the output schema, tools, runtime
+and disabled components remain in it after a render, and errors of its construction are reported only once.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def text(markup: str, **variables: Any) -> Any:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
-def test_a_case_renders_alike_after_its_markup_was_rendered_otherwise(number: int) -> None:
-    """One case of each shape is rendered otherwise before, by one of three changes; some after an error too.
+def test_a_case_renders_as_expected_after_its_markup_was_rendered_with_a_change(number: int) -> None:
+    """One case of each shape is rendered with one of three changes first; some cases come after an error.
 
-    An error is reported again for the parsed file that is kept.
+    For an error of construction, the kept file reports it again.
     """
     one = CASES[number]
     changes: list[dict[str, Any]] = [
@@ -140,7 +140,7 @@ def test_files_that_a_template_reads_are_read_anew(tmp_path: Path) -> None:
 
 
 def test_a_document_that_changed_within_its_time_stamp_is_read_anew(tmp_path: Path) -> None:
-    """Copies, archives and images of containers give files a fixed time; poml.poml() reads them each time."""
+    """Copies, archives and container images give files a fixed time; poml.poml() reads the file in each call."""
     document = tmp_path / "d.txt"
     for content in ("one", "two"):
         document.write_text(content)
@@ -161,8 +161,8 @@ def test_a_name_that_an_expression_assigns_is_unknown_to_the_next_render() -> No
     assert text("<p>{{ leaked }}</p>") == ["leaked is not defined"]
 
 
-def test_what_still_runs_when_a_render_fails_does_not_fail_the_next_one() -> None:
-    """POML collects errors in one global list, so what is still being read must be waited for.
+def test_work_that_goes_on_after_a_failed_render_does_not_fail_the_next_one() -> None:
+    """POML collects errors in one global list, so a render must wait for everything that is still being read.
 
     A broken picture is the everyday case: React has POML read it twice, and the second reading ends after the render.
     Here the paragraph fails immediately, and the document, which is a promise, 50 ms later.

@@ -57,7 +57,7 @@ def test_poml_itself_gives_what_the_engine_gives_in_this_run() -> None:
 
 
 def test_the_corpus_holds_every_component() -> None:
-    """Each documented component of the installed poml, under some name, and each element that is none, is in a case."""
+    """Each documented component of the installed poml, and each other element, is in a case under one of its names."""
     bundle = (Path(poml.__file__).parent / "js" / "cli.js").read_text(encoding="utf-8")
     documented = set(re.findall(r'\{"name":"(\w+)","description":', bundle))
     declared = re.findall(r"base_1\.component\)\('(\w+)'(?:, (?:\{ aliases: )?\[([^\]]*)\])?", bundle)

@@ -161,7 +161,7 @@ def test_a_template_sees_what_a_user_expects(value: Any, seen: Any) -> None:
 
 @pytest.mark.parametrize(("value", "seen"), PLAIN, ids=lambda value: f"{type(value).__name__}-{value!a:.30}")
 def test_both_routes_give_the_same(value: Any, seen: Any) -> None:
-    """orjson's, and the careful walk's that is taken where anything in the variables needs it."""
+    """The encoding of orjson, and the slower one that is used if a value needs it."""
     careful, _ = engine.encode({"v": value, "nan": math.nan})
     assert decode(careful) == {"v": seen, "nan": "NaN"}
     assert orjson.loads(orjson.dumps(_walk({"v": value}, "", 0))) == {"v": seen}
@@ -220,7 +220,7 @@ def test_bytes_are_what_an_image_takes() -> None:
 
 
 def test_empty_bytes_become_an_empty_text() -> None:
-    """An empty buffer's mark is data for poml."""
+    """An empty buffer has no mark, which poml would not decode."""
     assert shown(b"") == ""
 
 
@@ -433,7 +433,7 @@ def test_a_name_that_is_no_text_never_reaches_node(name: Any) -> None:
     ).split(),
 )
 def test_any_identifier_can_be_a_variable(name: str) -> None:
-    """Names of JavaScript's own things too: they are the template's for this render, and undefined after it."""
+    """Names of JavaScript's own globals too: a variable replaces one for its render only."""
     assert engine.is_identifier(name)
     assert text(name, **{name: "value"}) == "value"
     assert text("Object.keys(JSON.parse('[1]')).length + String({}.toString === Object.prototype.toString)") == "1true"
@@ -483,7 +483,7 @@ def test_values_stay_values() -> None:
 
 
 def test_encoding_is_idempotent() -> None:
-    """As a replay does, with a trace's variables."""
+    """As a replay does with the variables of a trace."""
     given = {"nan": math.nan, "up": [math.inf], "data": b"x", "text": "NaN"}
     text, revive = engine.encode(given)
     assert engine.encode(json.loads(text)) == (text, revive) == (text, True)

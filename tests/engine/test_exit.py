@@ -91,7 +91,7 @@ def test_the_worker_ends_with_its_parent(
 def test_the_lifeline_is_what_ends_a_looping_worker(
     script_without_sandbox: Script, alive: Callable[[int], bool], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
-    """Without it a worker that loops does not see that its stdin has ended: the workaround is still needed."""
+    """Without it, a worker that loops does not notice the end of its stdin: the workaround is still needed."""
     cut = "from pomlflow.engine import process\nprocess.tie_to_parent = lambda *_: None\n"
     parent = script_without_sandbox(cut + PARENT, "SIGKILL", "looping", str(tmp_path / "begun"))
     assert parent.stdout
@@ -99,7 +99,7 @@ def test_the_lifeline_is_what_ends_a_looping_worker(
     try:
         parent.kill()
         parent.wait(30)
-        # Its parent's end is seen by all that would see it: its stdin is closed, and it has another parent.
+        # Once it has another parent, its stdin is closed too.
         until(lambda: Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1] != str(parent.pid))
         assert alive(worker)
     finally:

@@ -168,7 +168,7 @@ def test_event_loops_one_after_another_leave_nothing(
 
 
 async def test_nested_event_loops_of_a_notebook_work(hello: Callable[[], str]) -> None:
-    """A cell calls `render`, awaits `arender`, and runs loops of its own in threads, as what nests loops does."""
+    """A cell calls `render`, awaits `arender`, and runs event loops of its own in threads."""
     assert hello() == "Hello Ada"
     assert await atext("cell") == "Hello cell"
     nested = [asyncio.to_thread(asyncio.run, atext(n)) for n in range(5)]
@@ -198,7 +198,7 @@ def test_uvloop(worker: Callable[[], int], js: Callable[[str], str]) -> None:
 
 
 def test_trio_renders_in_threads(hello: Callable[[], str]) -> None:
-    """And an awaited render is an error; that takes no worker from others."""
+    """An awaited render is an error, after which no process is missing."""
 
     async def main() -> list[str]:
         for _ in range(2):

@@ -231,3 +231,30 @@ def test_a_file_that_becomes_a_link_after_its_check_is_not_read(folder: Path, mo
     shown = error('<poml><let name="d" src="data.txt" type="string"/><p>{{d}}</p></poml>')
     assert data.is_symlink()
     assert "hidden" not in shown
+
+
+@posix
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_file_that_an_editor_replaces_while_it_is_read_is_read_again(
+    times: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor saves a file by renaming another to its name; one that is always replaced is an error."""
+    file = folder / "data.txt"
+    file.write_text("version 0", encoding="utf-8")
+    opened, real_open = 0, os.open
+
+    def open_and_replace(path: Any, *arguments: Any, **options: Any) -> int:
+        nonlocal opened
+        descriptor = real_open(path, *arguments, **options)
+        if str(path).endswith("data.txt") and opened < times:
+            opened += 1
+            saved = folder / "saved"
+            saved.write_text(f"version {opened}", encoding="utf-8")
+            saved.replace(file)
+        return descriptor
+
+    markup = READERS["data.txt"][0]
+    with monkeypatch.context() as patch:
+        patch.setattr("pomlflow.engine.file_access.os.open", open_and_replace)
+        result = text(markup) if times == 1 else error(markup)
+    assert ("version 1" if times == 1 else "EACCES") in result

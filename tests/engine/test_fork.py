@@ -82,7 +82,7 @@ print(ended(in_fork(child)))
 
 
 def test_a_fork_while_another_thread_renders(script: Script, finish: Finish) -> None:
-    """Forks happen at any moment, while locks are held."""
+    """A fork can happen while the engine's locks are held."""
     program = """
 running, wrong = True, []
 def render():
@@ -111,7 +111,7 @@ thread.join()
 before = worker()
 [mine] = [n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")
     and os.readlink(f"/proc/self/fd/{n}") == os.readlink(f"/proc/{before}/fd/0")]
-os.close(int(mine))  # the child holds no copy of it: the worker sees its end
+os.close(int(mine))  # no child has a copy of it, so the worker's stdin ends
 deadline = time.monotonic() + 30
 while os.path.exists(f"/proc/{before}/fd/0") and time.monotonic() < deadline:
     time.sleep(0.01)

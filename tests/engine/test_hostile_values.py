@@ -23,7 +23,7 @@ INPUTS = int(os.environ.get("POMLFLOW_HOSTILE_INPUTS", "1000"))
 
 
 def share(part: float) -> Callable[[Any], Any]:
-    """Settings for a part of all inputs: the same ones each time in CI, others each time in a long run."""
+    """Return settings for a part of all inputs: the same inputs in each run in CI, new ones in a long run."""
     count = max(1, int(INPUTS * part))
     return settings(
         max_examples=count,
@@ -112,7 +112,7 @@ OWN = {"v", "rows", "history", "good"}
 
 
 def harmless(value: Any) -> Any:
-    """A value of the same kind: each text and each key a plain word, unless there is nothing in it."""
+    """Return a value of the same kind, with a plain word for each key and each text that is not blank."""
     if isinstance(value, str):
         return "word" if value.strip() and not re.fullmatch(r"[\s\ufeff]*", value) else value
     if isinstance(value, bytes):
@@ -125,7 +125,7 @@ def harmless(value: Any) -> Any:
 
 
 def shadows(value: Any) -> bool:
-    """Whether it has a key that hides something every object of JavaScript's has, or marks bytes."""
+    """Return whether a value has a key that hides a member of every JavaScript object, or marks bytes."""
     if isinstance(value, list):
         return any(map(shadows, value))
     return isinstance(value, dict) and any(key in SHADOWS or shadows(inner) for key, inner in value.items())
@@ -192,7 +192,7 @@ def test_a_value_changes_no_structure(value: Any, place: str) -> None:
 @given(value=texts)
 @example(value="À")
 def test_a_text_is_shown_as_it_is(value: str) -> None:
-    """Not only the structure: nothing of it is evaluated, unescaped or lost but runs of white space.
+    """Nothing in the text is evaluated or unescaped, and nothing is lost except whitespace.
 
     A text of only "À" is removed: poml 0.0.8 uses it as a sentinel (SPECIAL_CHARACTER).
     """
@@ -211,7 +211,7 @@ def test_rows_of_a_table_change_no_structure(rows: list[dict[str, Any]]) -> None
     markup = FRAME.format("<human-msg><table records='{{rows}}'/>.</human-msg>")
     try:
         hostile = render(markup, {"rows": rows})
-    except RenderError as refused:  # POML takes what every object has, its constructor, for a missing cell
+    except RenderError as refused:  # for a missing cell, POML finds a member of every object, such as constructor
         message = str(refused)
         known = ("Objects are not valid as a React child", "Functions are not valid", "this is not a typed array")
         assert any(words in message for words in known)
@@ -224,7 +224,7 @@ def test_rows_of_a_table_change_no_structure(rows: list[dict[str, Any]]) -> None
 @given(extra=st.dictionaries(names, values, max_size=3))
 @example(extra={"__base64__": "AAAA"})
 def test_a_name_changes_no_structure_and_hides_no_other_variable(extra: dict[str, Any]) -> None:
-    """What the template does not name changes nothing at all, not even the name that marks bytes."""
+    """Variables that the template does not name change nothing, not even one with the name that marks bytes."""
     markup = FRAME.format("<human-msg><p for='x in rows'>{{good}} {{x}}</p></human-msg>")
     own = {"good": "fine", "rows": [1, 2]}
     others = {name: value for name, value in extra.items() if name not in OWN}

@@ -50,7 +50,7 @@ def cache_file() -> Path:
 
 
 def cache_state() -> str:
-    """Return what a new process makes of the cache, then render, so that a new cache is stored."""
+    """Return how a new process used the cache, then render, so that a new cache is stored."""
     process = NodeProcess(install.find())
     seen = str(process.hello["cache"])
     process.close()
@@ -76,7 +76,7 @@ def test_a_first_render_keeps_what_the_next_process_uses(cache: Path) -> None:
     ],
 )
 def test_a_damaged_cache_is_ignored_and_replaced(damage: Callable[[bytes], bytes], stored: bytes, cache: Path) -> None:
-    """V8 itself checks nothing: a single flipped bit crashes it, or makes other code of ours."""
+    """V8 itself checks nothing: one flipped bit crashes it or changes the code that it runs."""
     cache_file().parent.mkdir()
     cache_file().write_bytes(damage(stored))
     assert cache_state() == "none"
@@ -84,7 +84,7 @@ def test_a_damaged_cache_is_ignored_and_replaced(damage: Callable[[bytes], bytes
 
 
 def test_a_cache_of_another_v8_is_ignored_and_replaced(stored: bytes, cache: Path) -> None:
-    """Sound by its digest, refused by V8 by the version in its head."""
+    """Its digest is right, but V8 refuses the version in its head."""
     import hashlib
 
     head = 40 + int.from_bytes(stored[32:40], "little")  # a digest, a length, the source
@@ -113,7 +113,7 @@ def test_the_cache_file_depends_on_node_bundle_worker_and_flags(
 
 
 def test_only_the_newest_caches_are_kept(stored: bytes, cache: Path) -> None:
-    """And nothing else in the folder above is touched: it is not the engine's alone."""
+    """Nothing else in the folder above is removed, since that folder is not only the engine's."""
     folder = cache_file().parent.parent
     for age in range(8):
         (folder / f"old{age}").mkdir()
@@ -165,7 +165,7 @@ def test_without_a_writable_cache_it_renders(error: OSError, cache: Path, monkey
 
 
 def test_a_sound_cache_that_cannot_be_written_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's image, say, that is mounted read-only. Permissions alone are no test: root may write."""
+    """As in a container with a read-only file system. It is not tested by permissions, since root may write."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -305,7 +305,7 @@ def test_another_bundle_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_node_whose_globals_cannot_be_removed_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh: None
 ) -> None:
-    """As Node 26 does it with the network's dispatcher; it is never rendered without the sandbox."""
+    """As for the network dispatcher of Node 26; no render runs without the sandbox instead."""
     fixed = tmp_path / "fixed.cjs"
     key = "Symbol.for('undici.globalDispatcher.1')"
     fixed.write_text(f"Object.defineProperty(globalThis, {key}, {{ value: 1 }})", encoding="utf-8")

@@ -28,7 +28,7 @@ def text(markup: str, **variables: Any) -> str:
 
 
 def registry_text(markup: str, **variables: Any) -> str:
-    """Render a template as one out of a registry: it may read what came with it, here nothing."""
+    """Render as a template of a registry, which may read only the files that came with it, here none."""
     context, revive = engine.encode(variables)
     return str(engine.run(engine.Request(markup, context, revive, roots=())).output["messages"][0]["content"])
 
@@ -68,7 +68,7 @@ def test_no_variable_and_no_global_reaches_the_next_render(code: str, js: JS, wo
 
 @pytest.mark.parametrize("timer", ["setTimeout", "setInterval", "setImmediate"])
 def test_a_timer_ends_with_its_render(timer: str, js: JS) -> None:
-    """It would run in the midst of another's, and see its variables."""
+    """Otherwise it would run during another render, and could read the variables of that."""
     assert text(js(f"{timer}(() => {{ globalThis.ran = true }}, 1); return 'now'")) == "now"
     slow = "const end = Date.now() + 30; while (end > Date.now()); return typeof ran"
     assert [text(js(slow)) for _ in range(3)] == ["undefined"] * 3
@@ -111,7 +111,7 @@ LOOK = (
 def test_a_registry_template_sees_no_data_of_trusted_templates(
     workers: int, fresh: None, js: JS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One plants code, a trusted template renders a secret next to a secret file, another one looks for it."""
+    """A registry template leaves code, a trusted one renders a secret, another registry template looks for it."""
     monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_workers=workers))
     (tmp_path / "secret.txt").write_text(SECRET + "-in-a-file", encoding="utf-8")
     own = str(tmp_path / "own.poml")
@@ -135,7 +135,7 @@ def test_a_registry_template_sees_no_data_of_trusted_templates(
 
 
 def test_the_same_attack_among_the_users_own_templates_is_out_of_scope(fresh: None, js: JS) -> None:
-    """What the two sets are for: within one, code that a render leaves does see the next one's variables."""
+    """This shows what the two sets are for: within a set, code that a render leaves sees later variables."""
     assert text(js(PLANT)) == "planted"
     assert SECRET in text("<p>{{key}} {{name.replace('a', 'b')}}</p>", key=SECRET, name="Ada")
     assert SECRET in text(js(LOOK))

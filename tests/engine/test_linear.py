@@ -33,7 +33,7 @@ def cost(markup: str, variables: dict[str, Any], times: int) -> int:
 
 @pytest.mark.parametrize("name", CASES)
 def test_render_cost_grows_linearly_with_size(name: str, fresh: None) -> None:
-    """Sixteen times the size costs about sixteen times as much, not 256 times; a fixed part does not count."""
+    """One render of 16 times the size costs at most 3.5 times as much as 16 renders; a quadratic one would cost 16."""
     small, large = (CASES[name](4 * factor) for factor in (1, 16))
     sixteen = cost(*small, 16)
     assert cost(*large, 1) < 3.5 * sixteen

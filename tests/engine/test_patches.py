@@ -70,7 +70,7 @@ def test_poml_still_reports_a_place_in_an_attribute_one_character_early(tmp_path
 
 
 def test_scripts_and_styles_in_the_body_of_a_web_page_are_left_out(tmp_path: Path) -> None:
-    """Cheerio's nodes of these two have types of their own."""
+    """The nodes of scripts and styles have types of their own in cheerio."""
     body = "<p>Seen.</p><script>hidden()</script><style>p { hidden: 1 }</style>"
     (tmp_path / "page.html").write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
     (tmp_path / "main.poml").write_text('<webpage src="page.html"/>', encoding="utf-8")
@@ -104,13 +104,13 @@ def loaded_anew(fresh: None) -> None:
 def test_a_module_that_is_loaded_in_a_render_serves_that_and_later_ones(
     markup: str, expected: str, loaded_anew: None
 ) -> None:
-    """Also when an earlier render's timers were cleared with it."""
+    """Also after the timers of the first render were cleared at its end."""
     results: list[Any] = [rendering.render(markup, {}, path=str(ASSETS / "prompt.poml")) for _ in range(3)]
     assert expected in str(results[0])
     assert results[1:] == results[:1] * 2
 
 
 def test_an_element_looks_like_react_s_own_to_components() -> None:
-    """React's elements without what only warnings need: a component still finds its children and their props."""
+    """The patches remove from an element what only warnings use; components still find children and their props."""
     markup = '<poml><list listStyle="decimal"><item>{{x}}</item><item><b>{{x}}</b></item></list></poml>'
     assert rendering.render(markup, {"x": "a"})["messages"][0]["content"] == "1. a\n2. **a**"

@@ -41,7 +41,7 @@ async def atext(markup: str = "<p>{{n}}</p>", **variables: Any) -> str:
 
 
 def settled() -> None:
-    """Wait until a first start's compiled code is kept, which takes the process for a moment."""
+    """Wait until the compiled code of a first start is stored, which occupies the process for a moment."""
     end = time.monotonic() + 60
     cache = installation.find().cache_file
     while engine.stats().running or not (cache and cache.exists()):
@@ -281,7 +281,7 @@ def test_a_process_that_has_grown_is_replaced_without_a_failed_render() -> None:
 def test_a_pool_that_is_idle_shrinks_to_one_process(
     until: Callable[[Any], Any], alive: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that rendered last stays, whichever set it is of; and the pool grows and shrinks again."""
+    """The process that rendered last stays, of either set; later the pool grows and shrinks again."""
     monkeypatch.setattr("pomlflow.engine.pool._IDLE_TIMEOUT", 0.3)
     for _ in range(2):
         engine.prewarm(2)
@@ -391,7 +391,7 @@ def saturated() -> Iterator[None]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_set_gets_a_process_and_keeps_it(workers: int) -> None:
-    """Whatever the cap says, and without a start at each change from one to the other."""
+    """With any `max_workers`, and without a start at each change from one set to the other."""
     pomlflow.configure(max_workers=workers)
     for number in range(5):
         assert (text(n=number), registry_text(number)) == (str(number), str(number))

@@ -128,7 +128,7 @@ def test_the_text_shows_the_line_and_a_caret(fail: Fail, tmp_path: Path) -> None
     )
 
 
-def test_what_reaches_over_lines_is_shown_to_the_end_of_its_first(fail: Fail) -> None:
+def test_a_place_of_several_lines_is_shown_to_the_end_of_the_first(fail: Fail) -> None:
     error = fail('<poml>\n  <p speaker="dog">\n    x\n  </p>\n</poml>')
     assert place(error.problems[0]) == (2, 3, '  <p speaker="dog">', 17)
 
@@ -147,7 +147,7 @@ def test_all_problems_are_reported_once(fail: Fail, tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_of_an_included_file_is_left_out(tmp_path: Path) -> None:
-    """As that of the template's own file is."""
+    """As it is for the template's own file."""
     (tmp_path / "part.poml").write_bytes("\ufeff<p>Hello</p>".encode())
     output = rendering.render('<poml><include src="part.poml"/></poml>', {}, path=str(tmp_path / "main.poml"))
     assert output["messages"] == [{"speaker": "human", "content": "Hello"}]
@@ -170,7 +170,7 @@ INCLUDED = {
 @pytest.mark.parametrize("case", INCLUDED)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_an_error_in_an_include_names_the_included_file(case: str, depth: int, fail: Fail, tmp_path: Path) -> None:
-    """An include in an include in an include, each in another folder; POML's own errors of components name no file."""
+    """Includes are nested, each in another folder. In poml itself, errors of components name no file."""
     markup, where = marked(INCLUDED[case][0])
     folder = tmp_path
     for level in range(1, depth):

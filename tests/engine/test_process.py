@@ -1,4 +1,4 @@
-"""What can happen to a Node process in, before and after a render, and that the next render is right."""
+"""Faults of a Node process before, during and after a render; the next render is right."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_the_configured_limit_holds(js: JS, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_render_that_waits_for_ever_is_ended() -> None:
-    """A web page whose server never answers: Node is idle, and its promise never settles."""
+    """As for a web page whose server never answers: Node is idle, and the render's promise never settles."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         with pytest.raises(RenderTimeoutError):
@@ -319,7 +319,7 @@ def test_what_a_template_leaves_breaks_no_later_render(code: str, js: JS, worker
 
 
 def test_what_is_no_json_fails_alone(js: JS) -> None:
-    """A frame that cannot be written is this render's error."""
+    """A frame that has no form in JSON is an error of its own render only."""
     with pytest.raises(RenderError, match="circular"):
         text(js("const a = []; a.push(a); return a"))
 

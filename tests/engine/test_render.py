@@ -58,7 +58,7 @@ async def test_an_async_render_fails_as_a_sync_one_fails() -> None:
 
 
 def test_threads_and_event_loops_at_once_get_their_own_results() -> None:
-    """8 threads render synchronously while 4 event loops, each on a thread of its own, render 25 at a time."""
+    """8 threads call `render` while 4 event loops, each in a thread of its own, await 25 renders at a time."""
 
     def sync(name: str) -> list[str]:
         return [text(rendering.render(ECHO, {"who": f"{name}-{i}"})) for i in range(50)]

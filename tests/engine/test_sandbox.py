@@ -109,7 +109,7 @@ def test_the_environment_allows_folders_and_lifts_the_sandbox(
 
 
 def test_without_the_sandbox_everything_is_read(home: Path, js: Callable[[str], str]) -> None:
-    """And Node's modules are there; with it again, they are not: the process is another."""
+    """Node's modules are available too. With the sandbox again they are not, since another process renders."""
     settings.configure(sandbox=False)
     assert read(home, DOCUMENT, path="../other/secret.txt") == SECRET
     seen = js("return typeof process.getBuiltinModule('fs').readFileSync")
@@ -137,7 +137,7 @@ def test_the_root_of_the_file_system_counts_only_where_it_is_named(home: Path, t
     assert read(home, DOCUMENT, path=str(tmp_path / "other" / "secret.txt")) == SECRET
 
 
-# --- by which ways
+# --- by which paths and elements
 
 
 @posix
@@ -226,7 +226,7 @@ def test_every_file_reading_element_is_sandboxed(markup: str, home: Path, tmp_pa
 
 
 def test_an_error_does_not_reveal_which_files_exist_elsewhere(home: Path, tmp_path: Path) -> None:
-    """What is and what is not are refused with the same message."""
+    """Files that exist and files that do not are refused with the same message."""
     for markup in ('<img src="{{path}}"/>', DOCUMENT):
         there, missing = (
             refused(home, markup, path=str(tmp_path / "other" / name)).replace(name, "NAME")
@@ -236,7 +236,7 @@ def test_an_error_does_not_reveal_which_files_exist_elsewhere(home: Path, tmp_pa
 
 
 def test_a_text_that_is_a_path_is_that_text(home: Path, tmp_path: Path) -> None:
-    """poml.poml() takes such a string for the file; a value is never more than itself here."""
+    """poml.poml() reads the file if a value is its path; here a value is only text."""
     secret = str(tmp_path / "other" / "secret.txt")
     assert read(home, "<p>{{path}}</p>", path=secret) == secret
     assert read(home, '<document buffer="{{path}}" parser="txt"/>', path=secret) == secret
@@ -256,7 +256,7 @@ def test_failures_have_nodes_own_messages(home: Path) -> None:
 
 
 def test_pictures_that_name_other_files_show_none_of_them(home: Path, tmp_path: Path) -> None:
-    """An SVG may; sharp would load it, natively, from the file's folder."""
+    """An SVG can name other files, which sharp's native code would load from the file's folder."""
     image = f"<image href='file://{tmp_path / 'other' / 'box.png'}' width='12' height='8'/>"
     head = "<svg xmlns='http://www.w3.org/2000/svg' width='12' height='8'>"
     pictures = []
@@ -266,13 +266,13 @@ def test_pictures_that_name_other_files_show_none_of_them(home: Path, tmp_path: 
     assert pictures[0] == pictures[1]
 
 
-# --- for whom
+# --- for which templates
 
 
 def test_folders_hold_for_one_render_though_the_process_is_shared(
     home: Path, tmp_path: Path, worker: Callable[[], int]
 ) -> None:
-    """Two templates in two folders, in turns and at once: each reads its own, in one and the same process."""
+    """Two templates in two folders render in turns in several threads: each reads its own folder, in one process."""
     before = worker()
     other = tmp_path / "other"
 
@@ -289,7 +289,7 @@ def test_folders_hold_for_one_render_though_the_process_is_shared(
 
 
 def test_a_template_that_is_not_trusted_reads_its_roots_only(home: Path, tmp_path: Path) -> None:
-    """Neither the working folder nor what the user allows his own templates."""
+    """It reads neither the working folder nor what the user allows for trusted templates."""
     settings.configure(allow_read=[tmp_path])
     (tmp_path / "work" / "a.txt").write_text(SECRET, encoding="utf-8")
     for roots, path, fine in (
@@ -321,5 +321,5 @@ def test_images_work_in_the_sandbox(home: Path) -> None:
 
 
 def test_a_path_with_half_an_emoji_is_a_path_of_no_file(home: Path) -> None:
-    """An expression can make one; JSON as Python reads it cannot hold it."""
+    """An expression can make such a path; Python's JSON parser refuses it."""
     assert "ENOENT" in refused(home, '<document src="{{String.fromCharCode(0xd83d)}}.txt" parser="txt"/>')

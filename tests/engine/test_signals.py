@@ -75,7 +75,7 @@ def test_an_exception_of_a_signal_handler_passes_through(where: str, error: type
 def test_an_exception_of_a_signal_handler_passes_through_a_conversion_of_values(
     error: type[BaseException], has_traceback: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user's object that takes long is the work of the render too; on Python 3.11, orjson drops its traceback."""
+    """A signal can arrive while a user's object is converted; orjson on Python 3.11 drops the error's traceback."""
     raised, encode = error(), orjson.dumps
 
     def without_traceback(*args: Any, **options: Any) -> bytes:

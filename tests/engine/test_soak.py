@@ -79,7 +79,7 @@ async def work_async(outcomes: Outcomes, share: int, name: str) -> None:
 
 
 def send_signals(outcomes: Outcomes, signals: list[signal.Signals], until: Callable[[Any], Any]) -> None:
-    """Send each signal to one of the processes, spread over the work: busy ones and idle ones, as it comes."""
+    """Send the signals to random processes, busy or idle, at intervals of equally many renders."""
     chance = random.Random(1)
     for number, how in enumerate(signals):
         until(lambda: outcomes.done >= RENDERS * number // len(signals))  # noqa: B023 - called at once
@@ -111,7 +111,7 @@ def test_no_render_is_lost_when_processes_are_killed_or_crash(fresh: None, until
 
 
 def test_a_process_that_aborts_costs_one_render_at_most(fresh: None, until: Callable[[Any], Any]) -> None:
-    """V8 aborts when a template takes all memory: that is not rendered again."""
+    """V8 aborts if a template uses all memory, so such a render is not repeated."""
     counts = with_signals([signal.SIGABRT, signal.SIGKILL] * (FAULTS // 2), until)
     assert counts.keys() <= {"right", "WorkerDiedError"}
     assert counts["WorkerDiedError"] <= FAULTS

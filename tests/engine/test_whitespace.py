@@ -60,7 +60,7 @@ def test_a_variable_alone_in_text_keeps_its_whitespace(markup: str, expected: st
     ],
 )
 def test_whitespace_elsewhere_is_as_in_poml(markup: str) -> None:
-    """Where an expression computes with it, or it would break the syntax of what is written."""
+    """Whitespace is not kept if an expression computes with it, or if it would break the syntax of the output."""
     kept, plain = (rendered(markup, keep=keep, x=TEXT, n=[0]) for keep in (True, False))
     assert (kept.output, kept.kept_whitespace) == (plain.output, False)
 
@@ -86,7 +86,7 @@ def test_blanks_at_the_ends_are_kept() -> None:
     assert [text("<p>{{x}}</p>", x=blank) for blank in (" ", "   ")] == [" ", "   "]
 
 
-def test_a_text_that_holds_the_signs_which_stand_for_whitespace_is_left_to_poml() -> None:
+def test_the_whitespace_of_a_text_with_one_of_the_substitutes_is_not_kept() -> None:
     assert text("<p>{{x}} {{y}}</p>", x="a\ufdd0b\n c\ufdd1", y="d\n  e") == "a\ufdd0b c\ufdd1 d e"
 
 

@@ -22,7 +22,7 @@ from pomlflow.engine.protocol import Request, Result, Stats
 from pomlflow.exceptions import EngineError, Problem, RenderTimeoutError, WorkerDiedError
 from pomlflow.settings import check_timeout, settings
 
-_CACHE_WRITE_TIMEOUT = 10.0  # seconds to wait at exit for the compiled code of the first start, which later ones read
+_CACHE_WRITE_TIMEOUT = 10.0  # seconds that closing waits while the compiled code is stored for later starts
 
 
 class _Engine:
@@ -46,7 +46,7 @@ class _Engine:
             raise RenderTimeoutError([Problem(message, "Timeout", request.label)], hint) from error
         except DeadlineError as error:
             message = f"the render took longer than {timeout:g} s and was ended{files.last_read}"
-            hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
+            hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that loops forever"
             raise RenderTimeoutError([Problem(message, "Timeout", request.label)], hint) from error
         except WorkerDiedError as error:
             if error.returncode in EXTERNAL_RETURNCODES:
@@ -61,7 +61,7 @@ class _Engine:
         return Result(answer["ok"], answer["ms"], answer.get("kept", False))
 
     async def arun(self, request: Request, timeout: float) -> Result:
-        # Both may raise: do them first, since nothing would release a position that was acquired before an error.
+        # The next two calls may raise an error; after it, nothing would release a position acquired before.
         loop = _running_loop()
         content = request.to_json()
         done: Future[Result] = Future()
@@ -131,7 +131,7 @@ class _Current:
             old = self.engine
             if old is not None and old.sandbox == sandbox:
                 return old
-            # A new engine, since a process with the old setting may be starting in the old one.
+            # A new engine: in the old one, a process with the old setting may still be starting.
             self.engine = engine = _Engine(sandbox=sandbox)
         if old is not None:
             old.close()

@@ -12,7 +12,7 @@ from pomlflow.engine.protocol import Request
 from pomlflow.exceptions import Problem, RenderError
 
 SCHEMA_REMEDY = "a schema is JSON, {…}, or a JavaScript expression with zod, z.object({…})"
-# POML checks whether these files exist, and so reports a file that it may not read as missing.
+# POML's messages for media that do not exist; it gives them too if a file may not be read.
 _PROBED = re.compile(r"(?:Image|Audio) file not found: (.*)", re.DOTALL)
 _SCHEMA_SYNTAX = re.compile(r"JSON|[Uu]nexpected|missing|Invalid")
 
@@ -54,7 +54,7 @@ def _problem(
 
 def _corrected(text: str, first: int, last: int) -> tuple[int, int]:
     """Return the first and last offset of a problem, corrected where POML's are known to be wrong."""
-    # upstream: poml 0.0.8: a place in an attribute lacks the opening quote, one in a schema begins with the line break
+    # upstream: poml 0.0.8: a place in an attribute is one character early, one in a schema begins with the line break
     if text[first + 1 : last + 2].startswith("{{") and text[first + 1 : last + 2].endswith("}}"):
         return first + 1, last + 1
     if first < last:

@@ -24,8 +24,9 @@ from pomlflow.settings import settings
 
 _OK, _FAILED, _DENIED = range(3)
 _UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
-_LAST_READ = 3  # how many files the error names if the render's process was ended
+_LAST_READ = 3  # how many of the files read last an error names if the render's process ended
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
+_READS = 3  # how often a file is opened that others replace at the same time
 # O_NONBLOCK: opening a pipe that has no writer would wait for ever.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -185,17 +186,18 @@ def _unreadable(path: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    descriptor = os.open(path, _FLAGS)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-        at = os.fstat(descriptor)
-        if stat.S_ISDIR(at.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "")
-        if not stat.S_ISREG(at.st_mode):  # it became a pipe or a device after the check
-            raise PermissionError(errno.EACCES, "")
-        # A folder of the path may have become a link since it was resolved.
-        if os.path.realpath(path) != path or not os.path.samestat(at, os.lstat(path)):
-            raise PermissionError(errno.EACCES, "")
-        return file.readall()
+    for _ in range(_READS):
+        descriptor = os.open(path, _FLAGS)
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+            at = os.fstat(descriptor)
+            if stat.S_ISDIR(at.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "")
+            # It may have become a pipe or a device since the check, a folder of the path may have become a link since
+            # it was resolved, and an editor may have replaced the file since it was opened: then it is opened again.
+            is_same = os.path.realpath(path) == path and os.path.samestat(at, os.lstat(path))
+            if is_same and stat.S_ISREG(at.st_mode):
+                return file.readall()
+    raise PermissionError(errno.EACCES, "")
 
 
 def _explain_encoding(path: str) -> bytes:

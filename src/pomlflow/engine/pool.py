@@ -34,10 +34,10 @@ class Position:
     """A request's position in the queue."""
 
     trusted: bool = True
-    internal: bool = False  # a request of the engine itself, not a render: waiting, it does not make the pool grow
-    granted: Future[NodeProcess | None] = field(default_factory=Future)  # None: the request must start a process
+    internal: bool = False  # the engine's own request, not a render; the pool does not grow for it
+    granted: Future[NodeProcess | None] = field(default_factory=Future)  # a process, or None: start one
     since: float = field(default_factory=time.monotonic)  # when the request arrived
-    process: NodeProcess | None = None  # that works on the request
+    process: NodeProcess | None = None  # the one that renders the request
     abandoned: bool = False  # the caller was cancelled
 
 
@@ -179,7 +179,7 @@ class Pool:
                     waiting.popleft().granted.set_exception(EngineError(_CLOSED))
         for process in idle:
             process.close()
-        for process in busy:  # the thread that has acquired it closes it
+        for process in busy:  # its thread closes it
             process.kill()
 
     def _check_open(self) -> None:
@@ -223,7 +223,7 @@ class Pool:
                 self._counts["rendered" if answered else "failed"] += 1
             position.process = None
             self._last_used = time.monotonic()
-            # It is not in the pool if that was closed, or if another process has replaced it.
+            # A process is no longer in the pool if the pool was closed or another process has replaced it.
             usable = process in self._all and process.alive
             too_large = usable and process.memory > settings().max_memory << 20
             surplus = self._free() < 0 and self._size(process.trusted) > 1
@@ -242,7 +242,7 @@ class Pool:
     def _keep(self, process: NodeProcess) -> None:
         """Grant a free process to a waiting request, or keep it idle. Needs the lock."""
         self._idle.append(process)
-        self._grow(not process.trusted)  # which may have fewer processes, and then takes this one's place
+        self._grow(not process.trusted)  # the other set; if it has fewer processes, it takes this one's place
         self._assign(process.trusted)
         self._grow(process.trusted)
 

@@ -24,7 +24,7 @@ if sys.platform == "linux":
     import fcntl
     import resource
 
-_START = 60.0  # maximum seconds of a start; it takes 0.2 to 0.9, more if nothing is in the disk cache
+_START = 60.0  # maximum seconds of a start, which takes 0.2 to 0.9, or more without the disk cache
 _STDERR = 8192  # bytes of stderr that are kept for error messages
 _NEVER = float("inf")
 # The maximum bytes of data of a sandboxed process, on Linux. V8's heap has its own limit, but buffers are outside of
@@ -132,7 +132,7 @@ class NodeProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs and may be used; this takes a system call."""
+        """Whether the process runs and may be used; checking this takes a system call."""
         return not self.timed_out and self._popen.poll() is None
 
     def call(self, request: bytes, timeout: float, respond: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class NodeProcess:
                 raise DeadlineError from None
             raise self._died("the Node process") from None
         except BaseException:
-            self.kill()  # interrupted: its answer would be read as that of the next request
+            self.kill()  # interrupted: the answer would be read as that of the next request
             raise
         finally:
             watchdog.set(self, _NEVER)
@@ -205,7 +205,7 @@ class NodeProcess:
             self._popen.wait(seconds)
 
     def send_kill(self) -> None:
-        """Kill it without waiting for its end; the thread that reads its answer notices it."""
+        """Kill the process without waiting for its end; the thread that reads its answer notices the end."""
         with contextlib.suppress(OSError):
             self._popen.kill()
 

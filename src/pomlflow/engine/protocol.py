@@ -24,7 +24,7 @@ class Request(NamedTuple):
     chat: bool = True
     marks: Mapping[str, Sequence[Any]] | None = None  # by variable: the text of each native message in the output
     placeholders: Sequence[str] | None = None  # for a check: the variables without a value
-    keep_whitespace: bool = False  # of variables that stand alone in text, unless that would break JSON or a table
+    keep_whitespace: bool = False  # of variables that are alone in text, unless it would break JSON or a table
 
     def to_json(self) -> bytes:
         """Return the JSON for the worker, without the opening brace, before which `NodeProcess.call` puts an id."""

@@ -70,10 +70,10 @@ def dumps(values: dict[str, Any]) -> tuple[bytes, bool]:
     except orjson.JSONEncodeError as error:
         needs_walk, cause = True, error.__cause__
     if needs_walk:
-        text = orjson.dumps(_walk(values, "", 0))  # repeats an error of a user's object, and reports its place
+        text = orjson.dumps(_walk(values, "", 0))  # an error of a user's object is raised again, with its place
     if cause is not None and not isinstance(cause, _CAUSES):
         raise cause  # a signal handler raised it during the encoding
-    # Search the text, since the variables of a replayed trace are already encoded.
+    # The text is searched because the variables of a replayed trace have been encoded before.
     return text, b'"__base64__":' in text or _NUMBER.encode() in text
 
 
@@ -94,7 +94,7 @@ def _convert(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - a table, a li
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"__base64__": base64.b64encode(value).decode()} if value else ""  # poml does not revive an empty one
+        return {"__base64__": base64.b64encode(value).decode()} if value else ""  # "" would not be revived
     if hasattr(value, "model_dump"):  # pydantic's models
         return value.model_dump()
     if hasattr(value, "_asdict"):  # named tuples

@@ -68,7 +68,7 @@ function named(file) {
   return name;
 }
 
-const { toString } = Buffer.prototype; // a template can replace it
+const { toString } = Buffer.prototype; // kept, since a template can replace it
 
 /** Whether bytes begin like UTF-16: with its byte-order mark, or with two bytes of which exactly one is zero. */
 const looksUtf16 = ([first, second]) =>

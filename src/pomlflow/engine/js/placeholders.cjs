@@ -1,7 +1,7 @@
 // Placeholders: values for variables that are not given, so that a template can be checked without them.
 //
-// An expression may use a placeholder in any way: read members, call them, loop, compare, print (it prints its own
-// name). An error of an expression that used a placeholder may be caused by it, and is suppressed. Other errors are
+// An expression may use a placeholder in any way: read members, call them, loop, compare, print (the output is its
+// name). The placeholder may have caused an error of such an expression, so the error is suppressed. Other errors are
 // reported, and so is code that is not JavaScript.
 'use strict';
 
@@ -46,7 +46,7 @@ function mentions(expression, context) {
 function install({ prototype }) {
   let evaluating; // `touches` at the start of the expression that is being evaluated
   let looping, attribute;
-  let forced; // whether an `if` was taken although a placeholder made it false
+  let forced; // whether the content of an `if` was rendered although a placeholder made it false
   const attributes = []; // the ranges of attributes with a placeholder's value
   const texts = []; // the ranges of texts with a placeholder's value
   const { evaluateExpression, handleForLoop, reportError, xmlAttributeValueRange } = prototype;

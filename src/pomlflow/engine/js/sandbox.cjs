@@ -141,7 +141,7 @@ function images(require, reads) {
 
 const PRINTING = ['debug', 'dir', 'error', 'info', 'log', 'table', 'trace', 'warn'];
 
-/** A console that prints to stderr without Node's streams. It is frozen later: the bundle redirects some of it. */
+/** A console that prints to stderr without Node's streams. It is frozen only after the bundle has redirected parts. */
 function makeConsole() {
   const print = (...values) => {
     try {
@@ -155,7 +155,7 @@ function makeConsole() {
   return Object.fromEntries(names.map((name) => [name, PRINTING.includes(name) ? print : silent]));
 }
 
-// The functions of process that templates try most: these throw a clear error, all others are undefined.
+// The functions of process that templates are most likely to call: they throw a clear error; all others are undefined.
 const CLOSED = 'abort binding chdir dlopen execve exit getBuiltinModule kill mainModule reallyExit'.split(' ');
 
 /** The substitute for `process` that POML's bundle and templates see. */
