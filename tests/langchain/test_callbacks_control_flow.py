@@ -225,6 +225,7 @@ def test_a_command_to_the_parent_graph_is_no_error(config: RunnableConfig, store
     outer.add_node("other", lambda state: {"answer": state["answer"] + "!"})
     outer.add_edge(graphs.START, "inner")
     assert outer.compile().invoke(GIVEN, config)["answer"] == "handed over!"
+    assert len(stored_traces()) == 1
     assert errors(stored_traces) == []
 
 

@@ -9,7 +9,9 @@ import pytest
 from langchain_core.load import dumps, loads
 from tests.mlflow_server import until
 from tests.registry_prompts import BYE, publish
+from tests.templates import write
 
+from pomlflow import RenderError
 from pomlflow.langchain import PomlPromptTemplate
 
 pytestmark = pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
@@ -37,11 +39,12 @@ def test_a_dumped_prompt_is_equal_and_follows(mlflow_store, name):
     assert (loaded.version, loaded.template) == (2, BYE)
 
 
-def test_a_dumped_prompt_is_loaded_without_a_registry(mlflow_store, name):
-    """As it was when it was dumped, without its files."""
-    publish(name)
+def test_a_dumped_prompt_is_loaded_without_a_registry(mlflow_store, name, tmp_path):
+    """As it was when it was dumped; it is not trusted with files."""
+    publish(name, '<poml><p>Hello {{name}}</p><document if="path" src="{{path}}" parser="txt"/></poml>')
     dumped = dumps(production(name))
     mlflow.set_registry_uri("http://127.0.0.1:9")
     prompt = loads(dumped, **LOADING)
-    assert (text(prompt, name="Ada"), prompt.version) == ("Hello Ada", None)
-    assert prompt._core.current().roots == ()  # noqa: SLF001 - what it may read
+    assert (text(prompt, name="Ada", path=""), prompt.version) == ("Hello Ada", None)
+    with pytest.raises(RenderError, match="may not be read: this template is not trusted"):
+        text(prompt, name="Ada", path=str(write(tmp_path / "secret.txt", "the secret")))

@@ -48,6 +48,7 @@ async def test_message_objects_are_passed_unchanged(prompt: Any) -> None:
     given = {**GIVEN, "history": HISTORY}
     (prompt | model).invoke(given)
     await (prompt | model).ainvoke(given)
+    assert len(model.received) == 2
     for received in model.received:
         assert received == [MESSAGES[0], *HISTORY, MESSAGES[1]]
         assert all(one is other for one, other in zip(received[1:-1], HISTORY, strict=True))
@@ -326,8 +327,8 @@ def test_a_thousand_messages_are_passed_unchanged() -> None:
 async def test_renders_at_once_keep_their_own_histories() -> None:
     prompt = conversation("h", "<human-msg>{{q}}</human-msg>")
     values = await prompt.abatch([{"h": [AIMessage(str(n), id=str(n))], "q": n} for n in range(30)])
-    for number, value in enumerate(values):
-        assert value.to_messages() == [AIMessage(str(number), id=str(number)), HumanMessage(str(number))]
+    expected = [[AIMessage(str(n), id=str(n)), HumanMessage(str(n))] for n in range(30)]
+    assert [value.to_messages() for value in values] == expected
 
 
 def test_a_refused_template_with_a_history_is_an_error() -> None:

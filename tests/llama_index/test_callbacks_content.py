@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tests.spans import everything, hide
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-from pomlflow.settings import settings
+from pomlflow.settings import configure
 
 QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
@@ -107,7 +106,7 @@ def _chat_with(model: Any, response: ChatResponse) -> None:
 def test_media_are_attachments_and_not_inline(
     traced: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch, mask: Any, limit: int
 ) -> None:
-    monkeypatch.setattr("pomlflow.settings._current", dataclasses.replace(settings(), max_content=limit))
+    configure(max_content=limit)
     picture, sound = (ASSETS / "box.png").read_bytes(), (ASSETS / "tone.wav").read_bytes()
     prompt = PomlPromptTemplate(f'<p>See <img src="{(ASSETS / "box.png").as_posix()}" syntax="multimedia"/></p>')
     blocks = [TextBlock(text="See and hear"), ImageBlock(image=picture), AudioBlock(audio=sound, format="wav")]

@@ -95,7 +95,7 @@ def test_an_engine_raises_what_a_prompt_raises(mode, streaming, index, scripted,
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_each_response_mode_works_async(mode, prompts, index, texts, scripted, renders, render_count):
-    """Aquery requests accumulated answers concurrently, in any order."""
+    """`aquery` requests accumulated answers concurrently, in any order."""
     llm = scripted("one", "two")
     await index.as_query_engine(llm=llm, response_mode=mode, use_async=True, **prompts).aquery("why?")
     requests = expected(mode, texts, prompts)

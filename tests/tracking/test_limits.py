@@ -14,7 +14,6 @@ from mlflow.entities import Trace
 from tests.templates import HELLO
 
 import pomlflow
-from pomlflow import settings
 from pomlflow.template import Template
 from pomlflow.tracking.spans import log_render
 
@@ -26,7 +25,7 @@ SMALL = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(2).randbytes(900)
 @pytest.fixture(autouse=True)
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit between SMALL and PICTURE."""
-    monkeypatch.setattr(settings, "_current", settings.Settings(max_content=1500))
+    pomlflow.configure(max_content=1500)
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.mlflow_server import DEAD
 from tests.templates import sha, write
 
-from pomlflow import settings
+import pomlflow
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError
 from pomlflow.record import PromptFile
 from pomlflow.template import Template
@@ -193,7 +193,6 @@ def test_a_file_that_no_render_could_read_is_not_stored(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the author of a prompt that others register, as in CI, could read their files."""
-    monkeypatch.setattr(settings, "_current", settings.Settings())
     secret = write(tmp_path / "other" / "secret.txt", "the secret")
     write(tmp_path / "home" / "note.txt", "note")
     (tmp_path / "home" / "link.txt").symlink_to(secret)
@@ -208,8 +207,8 @@ def test_a_file_that_no_render_could_read_is_not_stored(
     assert loaded.bundle.omitted == dict.fromkeys(
         hidden, "templates may not read this folder (pomlflow.configure(allow_read=…))"
     )
-    for number, options in ((1, {"allow_read": [tmp_path / "other"]}), (2, {"sandbox": False})):
-        monkeypatch.setattr(settings, "_current", settings.Settings(**options))
+    for number, options in enumerate(({"allow_read": [tmp_path / "other"]}, {"allow_read": [], "sandbox": False})):
+        pomlflow.configure(**options)
         assert register(Template(source, name=f"{name}-{number}", base_dir=tmp_path / "home")).version
         assert set(load(f"{name}-{number}").bundle.contents) == {"note.txt", *hidden}
 

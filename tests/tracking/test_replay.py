@@ -20,7 +20,7 @@ from tests.template.test_history import Note, Notes
 from tests.templates import HELLO, write
 
 import pomlflow
-from pomlflow import ConfigurationError, TemplateNotFoundError, TraceNotFoundError, settings
+from pomlflow import ConfigurationError, TemplateNotFoundError, TraceNotFoundError
 from pomlflow.template import Template
 from pomlflow.tracking.follow import open_prompt
 from pomlflow.tracking.replay import Replay, ReplayedRender
@@ -49,7 +49,6 @@ class FullNotes(Notes):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, which is the prompt root."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "_current", settings.Settings())
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")  # a flush of the background takes a second
     mlflow.tracing.reset()
     return tmp_path
@@ -119,7 +118,7 @@ def test_an_edited_file_of_another_name_is_for_the_only_prompt(trace_of: Callabl
 
 def test_prompts_of_the_corpus_are_replayed(trace_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of the corpus, with errors and attachments, in one trace."""
-    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=Path(__file__).parents[1] / "corpus"))
+    pomlflow.configure(prompt_root=Path(__file__).parents[1] / "corpus")
     every = [*shapes(), *(one for one in cases()[::4] if one.fails)]
     store = [
         (Template(path=one.file, stylesheet=one.stylesheet, chat=one.chat, register=False), one.variables)
@@ -228,7 +227,7 @@ def test_files_are_found_from_the_prompt_root(
     monkeypatch.chdir(folder / "elsewhere")
     remedy = "run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
     assert only_render(trace_id).reasons == (f"there is no folder {folder / 'elsewhere' / 'p'}: {remedy}",)
-    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder))
+    pomlflow.configure(prompt_root=folder)
     assert only_render(trace_id).outcome == "identical"
 
 
@@ -278,7 +277,7 @@ def test_a_trace_is_not_trusted(trace_of: Callable[..., str], folder: Path, monk
     assert render.record is not None
     assert "may not be read: this template is not trusted" in str(render.record.error)
     assert "the secret" not in "".join(difference.now or "" for difference in render.differences)
-    monkeypatch.setattr(settings, "_current", settings.Settings(prompt_root=folder))
+    pomlflow.configure(prompt_root=folder)
     assert only_render(trace_id).outcome == "different"  # its folder is named from the new root
 
 
