@@ -214,6 +214,11 @@ def test_a_value_that_cannot_be_read_costs_its_attribute_and_not_the_span(
     assert {record.name for record in caplog.records} <= {"pomlflow"}
 
 
+def test_mlflows_tracer_still_loses_a_run_that_cannot_be_read(stored_traces: Fetch) -> None:
+    chain().invoke(GIVEN, {"callbacks": [MlflowLangchainTracer()], "metadata": {"at": Unreadable()}})
+    assert stored_traces() == []
+
+
 @pytest.mark.parametrize("mask", [None, hide])
 def test_an_error_that_cannot_be_read_costs_its_text_and_not_the_trace(mask: Any, stored_traces: Fetch) -> None:
     def fail(_: Any) -> None:

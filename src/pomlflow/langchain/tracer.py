@@ -13,6 +13,7 @@ upstream: mlflow 3.12-3.18, each with a test that fails when MLflow has fixed it
 3. With ``run_inline=False`` a function under ``@mlflow.trace`` in an async step makes a trace of its own.
 4. In a synchronous stream the parser is nested under the model.
 5. With autolog on, a tracer in a model's constructor traces the model twice.
+6. A run with metadata, arguments or an error whose text cannot be read has no span, or one that never ends.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _without_control_flow(callback: Callable[..., None]) -> Callable[..., None]:
         if self._end_if_stopped(error, run_id, options.get("inputs")):
             return
         callback(self, error, run_id=run_id, **options)
-        if (run := self._run_of_this_handler(run_id)) is not None:  # MLflow could not read the error's text
+        if (run := self._run_of_this_handler(run_id)) is not None:  # MLflow could not read the error's text (6)
             run.end(status=SpanStatus(SpanStatusCode.ERROR, type(error).__name__))
 
     return on_error
@@ -121,6 +122,7 @@ class Tracer(MlflowLangchainTracer):
         guarded = GuardedSpan(span, self.mask, with_openai_parts)
         run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=_current_task())
         run.open(cast("Span", span._span))
+        # Not when the span starts (6): what cannot be read then costs its attribute only.
         run.span.set_attributes(self._serialize_invocation_params(attributes) or {})
         if inputs is not None:
             run.span.set_inputs(inputs)
