@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from tests.waiting import until
 
-__all__ = ["DEAD", "MlflowServer", "ServerPort", "empty_store", "free_port", "mlflow_server", "until", "use_server"]
+__all__ = ["DEAD", "MlflowServer", "ServerPort", "empty_store", "free_port", "mlflow_server", "use_server"]
 
 DEAD = "http://127.0.0.1:9"  # the discard port: refuses immediately
 _numbers = itertools.count(1)
@@ -197,14 +198,6 @@ def use_server() -> Iterator[Callable[[MlflowServer | ServerPort], str]]:
     mlflow.flush_trace_async_logging()
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until a condition holds, such as what MLflow stores in threads that its flush does not join."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -28,8 +28,8 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 from llama_index.core.llms import MockLLM
 from PIL import Image
-from tests.mlflow_server import until
 from tests.registry_prompts import found_by, linked
+from tests.waiting import until
 
 import pomlflow
 from pomlflow import langchain as lc

@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 from tests.adapters.frameworks import Framework
-from tests.mlflow_server import DEAD, until
+from tests.mlflow_server import DEAD
 from tests.model_server import model_server
 from tests.registry_prompts import (
     BYE,
@@ -25,6 +25,7 @@ from tests.registry_prompts import (
 )
 from tests.spans import poml_span
 from tests.templates import write
+from tests.waiting import until
 
 import pomlflow
 from pomlflow import NotPomlError, PromptNotFoundError, RegistryError, RenderError

@@ -12,11 +12,11 @@ import mlflow
 import pytest
 from mlflow.entities import Trace
 from tests.adapters.frameworks import Framework, LangChain, LlamaIndex
-from tests.mlflow_server import until
 from tests.pending import drop_pending
 from tests.registry_prompts import found_by, linked, sources, warnings_of
 from tests.spans import poml_span
 from tests.templates import HELLO
+from tests.waiting import until
 
 import pomlflow
 from pomlflow.exceptions import PomlError

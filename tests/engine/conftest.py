@@ -7,13 +7,12 @@ import functools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import rendering
+from tests import rendering, waiting
 
 from pomlflow import engine
 from pomlflow.settings import settings
@@ -46,15 +45,7 @@ def js() -> Callable[[str], str]:
 @pytest.fixture
 def until() -> Callable[[Callable[[], Any]], Any]:
     """Wait until a condition is true, and return its value."""
-
-    def wait(condition: Callable[[], Any]) -> Any:
-        end = time.monotonic() + DEADLINE
-        while not (value := condition()):
-            assert time.monotonic() < end, f"not met within {DEADLINE:.0f} s"
-            time.sleep(0.01)
-        return value
-
-    return wait
+    return waiting.until
 
 
 @pytest.fixture

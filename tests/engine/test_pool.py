@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import rendering
+from tests import rendering, waiting
+from tests.processes import stopped_node
 
 import pomlflow
 from pomlflow import engine
@@ -42,11 +42,8 @@ async def atext(markup: str = "<p>{{n}}</p>", **variables: Any) -> str:
 
 def settled() -> None:
     """Wait until the compiled code of a first start is stored, which occupies the process for a moment."""
-    end = time.monotonic() + 60
     cache = installation.find().cache_file
-    while engine.stats().running or not (cache and cache.exists()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    waiting.until(lambda: not engine.stats().running and cache and cache.exists())
 
 
 @contextmanager
@@ -55,12 +52,8 @@ def held() -> Iterator[None]:
     pomlflow.configure(max_workers=1)
     text(n=0)
     settled()
-    [pid] = engine.stats().pids
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped_node():
         yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 async def reached(condition: Callable[[], bool]) -> None:

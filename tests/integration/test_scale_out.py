@@ -14,8 +14,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from tests.markdown import ROOT, blocks
-from tests.mlflow_server import until
 from tests.processes import Process, started_with
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from tests.mlflow_server import MlflowServer, free_port, until
+from tests.mlflow_server import MlflowServer, free_port
 from tests.processes import descendants
 from tests.registry_prompts import linked, sources
 from tests.spans import poml_span
+from tests.waiting import until
 
 from pomlflow.langchain import PomlPromptTemplate
 

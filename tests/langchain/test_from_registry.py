@@ -7,9 +7,9 @@ from typing import Any
 import mlflow
 import pytest
 from langchain_core.load import dumps, loads
-from tests.mlflow_server import until
 from tests.registry_prompts import BYE, publish
 from tests.templates import write
+from tests.waiting import until
 
 from pomlflow import RenderError
 from pomlflow.langchain import PomlPromptTemplate

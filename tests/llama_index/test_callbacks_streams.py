@@ -24,7 +24,7 @@ from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from packaging.version import Version
 from tests.llama_index.conftest import ScriptedLLM
 from tests.llama_index.traces import open_spans, parent, poml_spans, span_named, tree, without_poml
-from tests.mlflow_server import until
+from tests.waiting import until
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests import registry_prompts
-from tests.mlflow_server import until
+from tests.waiting import until
 
 from pomlflow import flush
 

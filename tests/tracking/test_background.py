@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import databricks_pb2
-from tests.mlflow_server import DEAD, until
+from tests.mlflow_server import DEAD
+from tests.waiting import until
 
 from pomlflow.tracking import background
 from pomlflow.tracking.background import FIRST, RejectedError, Task, Worker

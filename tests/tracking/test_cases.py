@@ -14,9 +14,9 @@ from mlflow.entities import Trace
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tests.mlflow_server import until
 from tests.registry_prompts import linked, sources, warnings_of
 from tests.tracking.programs import run
+from tests.waiting import until
 
 import pomlflow
 from pomlflow.template import Template

@@ -17,10 +17,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from tests.mlflow_server import DEAD, until
+from tests.mlflow_server import DEAD
 from tests.programs import run_program
 from tests.registry_prompts import HELLO, publish, warnings_of
 from tests.templates import text, write
+from tests.waiting import until
 
 import pomlflow
 from pomlflow.exceptions import ConfigurationError, NotPomlError, PromptNotFoundError, RegistryError, RenderError

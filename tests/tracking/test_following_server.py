@@ -8,9 +8,10 @@ from typing import Any
 
 import mlflow
 import pytest
-from tests.mlflow_server import MlflowServer, ServerPort, until
+from tests.mlflow_server import MlflowServer, ServerPort
 from tests.registry_prompts import BYE, publish, warnings_of
 from tests.templates import write
+from tests.waiting import until
 
 from pomlflow.exceptions import RegistryError
 

@@ -13,9 +13,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.trace_manager import InMemoryTraceManager
-from tests.mlflow_server import DEAD, until
+from tests.mlflow_server import DEAD
 from tests.pending import drop_pending, waiting_publisher
 from tests.registry_prompts import found_by, linked, versions, warnings_of
+from tests.waiting import until
 
 import pomlflow
 from pomlflow.exceptions import Problem, RenderError

@@ -8,8 +8,9 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from tests.mlflow_server import ServerPort, until
+from tests.mlflow_server import ServerPort
 from tests.registry_prompts import found_by, linked, sources
+from tests.waiting import until
 
 from pomlflow.record import content_digest
 from pomlflow.tracking.load import load
