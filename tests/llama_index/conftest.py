@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("llama_index.core")
 
 from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -31,7 +32,7 @@ from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import BaseTool, ToolSelection
 from pydantic import Field, PrivateAttr
-from tests.llama_index.traces import autolog_trees, linked, traced
+from tests.llama_index.traces import QA, autolog_trees, linked, traced
 
 from pomlflow.llama_index import PomlPromptTemplate, PomlRenderEvent
 
@@ -260,6 +261,20 @@ def index() -> VectorStoreIndex:
     """A real index over two nodes, with a mock embedding: every query finds both."""
     nodes = [TextNode(id_=f"node-{number}", text=text) for number, text in enumerate(TEXTS, start=1)]
     return VectorStoreIndex(nodes, embed_model=MockEmbedding(embed_dim=4))
+
+
+@pytest.fixture
+def prompt() -> PomlPromptTemplate:
+    """A prompt for the answer to a query."""
+    return PomlPromptTemplate(QA, name="qa")
+
+
+@pytest.fixture
+def engine(
+    index: VectorStoreIndex, scripted: Callable[..., ScriptedLLM], prompt: PomlPromptTemplate
+) -> BaseQueryEngine:
+    """A query engine with that prompt, whose model answers ``Fine.``."""
+    return index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ pytest.importorskip("llama_index.core")
 pytest.importorskip("mlflow")
 
 import mlflow
-from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core import Settings
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
@@ -25,14 +25,7 @@ from mlflow.entities import Trace
 from tests.llama_index.traces import parent, poml_spans, tree
 
 from pomlflow.exceptions import ConfigurationError
-from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
-
-QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
-
-
-@pytest.fixture
-def prompt() -> PomlPromptTemplate:
-    return PomlPromptTemplate(QA, name="qa")
+from pomlflow.llama_index import PomlCallbackHandler
 
 
 @pytest.fixture
@@ -40,11 +33,6 @@ def handler() -> Iterator[PomlCallbackHandler]:
     handler = PomlCallbackHandler()
     yield handler
     handler.detach()
-
-
-@pytest.fixture
-def engine(index: VectorStoreIndex, scripted: Any, prompt: PomlPromptTemplate) -> Any:
-    return index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
 
 
 @pytest.fixture

@@ -18,18 +18,7 @@ from tests.llama_index.traces import parent, poml_spans, tree
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 QUESTION = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
-
-
-@pytest.fixture
-def prompt() -> PomlPromptTemplate:
-    return PomlPromptTemplate(QA, name="qa")
-
-
-@pytest.fixture
-def engine(index: Any, scripted: Any, prompt: Any) -> Any:
-    return index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt)
 
 
 @pytest.fixture(autouse=True)

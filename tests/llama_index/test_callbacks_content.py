@@ -25,13 +25,7 @@ from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 from pomlflow.settings import configure
 
-QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 ASSETS = Path(__file__).parents[1] / "corpus" / "assets"
-
-
-@pytest.fixture
-def prompt() -> PomlPromptTemplate:
-    return PomlPromptTemplate(QA, name="qa")
 
 
 def add(a: int, b: int) -> int:

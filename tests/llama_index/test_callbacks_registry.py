@@ -16,7 +16,7 @@ import mlflow
 from llama_index.core import PromptTemplate
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
-from tests.llama_index.traces import poml_spans, span_named
+from tests.llama_index.traces import QA, poml_spans, span_named
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
@@ -29,11 +29,11 @@ def unique() -> str:
 
 @pytest.fixture
 def prompt(unique: str) -> PomlPromptTemplate:
-    return PomlPromptTemplate('<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>', name=unique)
+    return PomlPromptTemplate(QA, name=unique)
 
 
 @pytest.fixture
-def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
+def query_engine(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
     def engine(**options: Any) -> Any:
         return index.as_query_engine(llm=scripted("Fine."), text_qa_template=prompt, **options)
 
@@ -87,12 +87,12 @@ def test_an_agents_model_is_linked_in_its_other_calls(traced: Any, linked: Any, 
 
 
 def test_a_prompt_of_an_engine_is_linked_to_each_query_and_to_no_models_span(
-    traced: Any, linked: Any, make: Any, unique: str
+    traced: Any, linked: Any, query_engine: Any, unique: str
 ) -> None:
     """Its own span is in the trace already."""
     with PomlCallbackHandler():
-        (trace,) = traced(lambda: make().query("What?"))
-        (streamed,) = traced(lambda: "".join(make(streaming=True).query("What?").response_gen))
+        (trace,) = traced(lambda: query_engine().query("What?"))
+        (streamed,) = traced(lambda: "".join(query_engine(streaming=True).query("What?").response_gen))
     assert [linked(trace), linked(streamed)] == [[f"{unique}/1"]] * 2
     assert versions(unique) == 1
     assert "poml.prompts" not in span_named(trace, "ScriptedLLM.chat").attributes

@@ -28,17 +28,11 @@ from tests.waiting import until
 
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"
 
 
 @pytest.fixture
-def prompt() -> PomlPromptTemplate:
-    return PomlPromptTemplate(QA, name="qa")
-
-
-@pytest.fixture
-def make(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
+def streaming_engine(index: Any, scripted: Any, prompt: Any) -> Callable[..., Any]:
     """Make a streaming query engine whose model gives these answers."""
 
     def engine(*answers: Any, **options: Any) -> Any:
@@ -66,10 +60,10 @@ async def read(response: Any) -> str:
 
 
 def test_a_streamed_answer_makes_the_tree_of_autolog_and_the_whole_answer(
-    traced: Any, autolog_trees: Any, make: Any
+    traced: Any, autolog_trees: Any, streaming_engine: Any
 ) -> None:
     def call() -> None:
-        assert "".join(make().query("What?").response_gen) == "Word by word."
+        assert "".join(streaming_engine().query("What?").response_gen) == "Word by word."
 
     (reference,) = autolog_trees(call)
     with PomlCallbackHandler():
@@ -82,37 +76,37 @@ def test_a_streamed_answer_makes_the_tree_of_autolog_and_the_whole_answer(
     assert span_named(trace, "ScriptedLLM.stream_chat").outputs["message"]["blocks"][0]["text"] == "Word by word."
 
 
-def test_an_async_stream_makes_the_tree_of_a_sync_one(traced: Any, make: Any) -> None:
+def test_an_async_stream_makes_the_tree_of_a_sync_one(traced: Any, streaming_engine: Any) -> None:
     async def call() -> None:
-        assert await read(await make().aquery("What?")) == "Word by word."
+        assert await read(await streaming_engine().aquery("What?")) == "Word by word."
 
     with PomlCallbackHandler():
-        (sync,) = traced(lambda: "".join(make().query("What?").response_gen))
+        (sync,) = traced(lambda: "".join(streaming_engine().query("What?").response_gen))
         (trace,) = traced(lambda: asyncio.run(call()))
     assert as_sync(tree(trace)) == tree(sync)
     assert trace.data.spans[0].outputs == "Word by word."
 
 
-def test_a_stream_that_is_read_after_the_block_is_traced_whole(traced: Any, make: Any) -> None:
+def test_a_stream_that_is_read_after_the_block_is_traced_whole(traced: Any, streaming_engine: Any) -> None:
     """The model is called only when the first word is read: the render happens after the block."""
 
     def call() -> None:
         with handler:
-            response = make().query("What?")
+            response = streaming_engine().query("What?")
         "".join(response.response_gen)
 
     handler = PomlCallbackHandler()
     with handler:
-        (reference,) = traced(lambda: "".join(make().query("What?").response_gen))
+        (reference,) = traced(lambda: "".join(streaming_engine().query("What?").response_gen))
     (trace,) = traced(call)
     assert tree(trace) == tree(reference)
 
 
-def test_a_refined_answer_ends_with_its_last_stream(traced: Any, make: Any) -> None:
+def test_a_refined_answer_ends_with_its_last_stream(traced: Any, streaming_engine: Any) -> None:
     refine = PomlPromptTemplate(REFINE, name="refine")
 
     def call() -> None:
-        engine = make("First.", "Second.", response_mode="refine", refine_template=refine)
+        engine = streaming_engine("First.", "Second.", response_mode="refine", refine_template=refine)
         assert "".join(engine.query("What?").response_gen) == "Second."
 
     with PomlCallbackHandler():
@@ -121,13 +115,13 @@ def test_a_refined_answer_ends_with_its_last_stream(traced: Any, make: Any) -> N
     assert trace.data.spans[0].outputs == "Second."
 
 
-def test_a_half_read_answer_that_is_dropped_ends_the_trace(traced: Any, make: Any) -> None:
+def test_a_half_read_answer_that_is_dropped_ends_the_trace(traced: Any, streaming_engine: Any) -> None:
     def call() -> None:
-        for _ in make().query("What?").response_gen:
+        for _ in streaming_engine().query("What?").response_gen:
             break
 
     async def acall() -> None:
-        response = await make().aquery("What?")
+        response = await streaming_engine().aquery("What?")
         async for _ in response.async_response_gen():
             break
 
@@ -139,18 +133,20 @@ def test_a_half_read_answer_that_is_dropped_ends_the_trace(traced: Any, make: An
     assert "ERROR" not in tree(trace)
 
 
-def test_an_unread_answer_ends_its_trace_when_it_is_dropped(traced: Any, make: Any) -> None:
+def test_an_unread_answer_ends_its_trace_when_it_is_dropped(traced: Any, streaming_engine: Any) -> None:
     with PomlCallbackHandler():
-        (trace,) = traced(lambda: make().query("What?") and None)
+        (trace,) = traced(lambda: streaming_engine().query("What?") and None)
     assert tree(trace).startswith("RetrieverQueryEngine.query CHAIN")
     assert trace.data.spans[0].outputs is None
 
 
-def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, stored_traces: Any, make: Any) -> None:
+def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(
+    traced: Any, stored_traces: Any, streaming_engine: Any
+) -> None:
     """Ending a span during garbage collection could wait for a lock that the same thread holds."""
 
     def call() -> None:
-        response = make().query("What?")
+        response = streaming_engine().query("What?")
         cycle = [response]
         cycle.append(cycle)
         next(iter(response.response_gen))
@@ -163,10 +159,10 @@ def test_an_answer_in_a_cycle_is_ended_after_garbage_collection(traced: Any, sto
     assert trace.data.spans[0].outputs == "Word"
 
 
-def test_a_model_that_fails_in_the_middle_is_an_error_up_to_the_root(traced: Any, make: Any) -> None:
+def test_a_model_that_fails_in_the_middle_is_an_error_up_to_the_root(traced: Any, streaming_engine: Any) -> None:
     def call() -> None:
         with pytest.raises(ConnectionError):
-            list(make(ConnectionError("cut off")).query("What?").response_gen)
+            list(streaming_engine(ConnectionError("cut off")).query("What?").response_gen)
 
     with PomlCallbackHandler():
         (trace,) = traced(call)
@@ -342,10 +338,10 @@ def test_work_of_a_lazy_stream_is_part_of_the_trace(traced: Any, scripted: Any) 
     ]
 
 
-def test_many_streams_leave_nothing_in_memory(mlflow_store: str, make: Any, scripted: Any) -> None:
+def test_many_streams_leave_nothing_in_memory(mlflow_store: str, streaming_engine: Any, scripted: Any) -> None:
     """A thousand, read and unread: no span, generator or wrapper stays in memory. MLflow itself stores nothing here."""
     streams: weakref.WeakSet[Any] = weakref.WeakSet()
-    llm, engine, plain = scripted("One two."), make("One two."), PromptTemplate("{query_str}")
+    llm, engine, plain = scripted("One two."), streaming_engine("One two."), PromptTemplate("{query_str}")
     mlflow.tracing.disable()
     try:
         with PomlCallbackHandler():

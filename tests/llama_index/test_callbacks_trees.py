@@ -16,19 +16,13 @@ import mlflow
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.tools.function_tool import sync_to_async
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
-from tests.llama_index.traces import open_spans, parent, poml_spans, span_named, tree, without_poml
+from tests.llama_index.traces import QA, open_spans, parent, poml_spans, span_named, tree, without_poml
 
 from pomlflow.exceptions import RenderError
 from pomlflow.llama_index import PomlCallbackHandler, PomlPromptTemplate
 
-QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
 REFINE = "<p>{{query_str}} {{existing_answer}} {{context_msg}}</p>"
 QUESTION = PomlPromptTemplate("<p>Say {{topic}}</p>", name="say")
-
-
-@pytest.fixture
-def prompt() -> PomlPromptTemplate:
-    return PomlPromptTemplate(QA, name="qa")
 
 
 @pytest.fixture

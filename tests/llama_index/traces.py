@@ -15,6 +15,8 @@ from pomlflow import flush
 if TYPE_CHECKING:
     from mlflow.entities import Span, Trace
 
+QA = '<p whiteSpace="pre">{{context_str}}</p><p>{{query_str}}</p>'
+
 
 @pytest.fixture
 def traced(
