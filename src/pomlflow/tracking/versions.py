@@ -163,10 +163,8 @@ class Registry:
             # The snippet that MLflow's page shows, with load_prompt() and format(), fails for POML.
             self.client.set_prompt_version_tag(name, str(mine.version), _USE_TAG, _USE.format(mine.uri))
             return mine
-        try:  # nothing is linked to it, since lookups find the lower one
-            self.client.delete_prompt_version(name, str(mine.version))
-        except MlflowException as error:
-            logger.info("Version %s of the prompt %r is a duplicate and stays: %s", mine.version, name, error)
+        # Nothing is linked to it, since lookups find the lower one, as another try of this does if the deletion fails.
+        self.client.delete_prompt_version(name, str(mine.version))
         logger.info("Another process registered the prompt %r at the same time: both use %s.", name, lowest.uri)
         return lowest
 
