@@ -35,10 +35,6 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"POMLFLOW_{name.upper()}", raising=False)
 
 
-def test_defaults() -> None:
-    assert settings.settings() == settings.Settings(timeout=30.0, prompt_root=None)
-
-
 def test_the_environment_is_read_at_first_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "2.5")
     monkeypatch.setenv("POMLFLOW_PROMPT_ROOT", str(tmp_path))
@@ -48,7 +44,7 @@ def test_the_environment_is_read_at_first_use(monkeypatch: pytest.MonkeyPatch, t
 def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POMLFLOW_TIMEOUT", "")
     monkeypatch.setenv("POMLFLOW_PROMPT_ROOT", "")
-    assert settings.settings() == settings.Settings()
+    assert settings.settings() == settings.Settings(timeout=30.0, prompt_root=None)
 
 
 def test_workers_default_to_the_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from tests.waiting import until
 import pomlflow
 from pomlflow import langchain as lc
 from pomlflow import llama_index as li
+from pomlflow.cli import cli
 
 STORES = Path(__file__).parent / "stores"
 EXPECTED: Mapping[str, Mapping[str, Any]] = json.loads((STORES / "v0_1_0.json").read_text(encoding="utf-8"))
@@ -276,28 +275,12 @@ def test_traces_are_found_by_linked_version(store: str, version: str) -> None:
 # --- the command line ---
 
 
-@pytest.fixture
-def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the installed command in this process; return its exit code."""
-
-    def run(*arguments: str) -> int:
-        (script,) = entry_points(group="console_scripts", name="pomlflow")
-        monkeypatch.setattr(sys, "argv", ["pomlflow", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            script.load()()
-        return int(ended.value.code or 0)
-
-    return run
-
-
 @pytest.mark.parametrize(("version", "code"), [(1, 1), (3, 0)])
-def test_the_command_line_compares_with_a_stored_version(
-    command_line: Callable[..., int], version: int, code: int
-) -> None:
-    assert command_line("diff", "shop/greet.poml", f"prompts:/shop.greet/{version}") == code
+def test_the_command_line_compares_with_a_stored_version(version: int, code: int) -> None:
+    assert CliRunner().invoke(cli, ["diff", "shop/greet.poml", f"prompts:/shop.greet/{version}"]).exit_code == code
 
 
-def test_the_command_line_has_nothing_to_register(command_line: Callable[..., int]) -> None:
+def test_the_command_line_has_nothing_to_register() -> None:
     """The prompts' folders are as they were."""
-    assert command_line("register", "shop", "desk") == 0
+    assert CliRunner().invoke(cli, ["register", "shop", "desk"]).exit_code == 0
     assert _versions() == _stored_digests()

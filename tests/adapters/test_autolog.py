@@ -209,14 +209,6 @@ def test_new_arguments_take_effect(framework: Framework, prompt: Any, stored_tra
     assert len(traces) == 2 + with_mlflow
 
 
-def test_nothing_is_traced_when_it_is_disabled(framework: Framework, prompt: Any, stored_traces: Fetch) -> None:
-    pomlflow.autolog()
-    pomlflow.autolog(disable=True)
-    run_call("run", framework, prompt)
-    framework.messages(prompt, name="Ada")
-    assert stored_traces() == []
-
-
 def test_a_prompt_outside_every_call_is_a_trace_of_its_own(
     framework: Framework, prompt: Any, stored_traces: Fetch
 ) -> None:

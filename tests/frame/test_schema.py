@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import pytest
@@ -123,6 +122,4 @@ def test_an_answer_that_violates_the_schema_is_an_error_with_places() -> None:
     text = '{"a": 1, "c": 2}'
     with pytest.raises(AnswerError, match=r"\$\.a: 1 is not of type 'string'") as caught:
         parse_answer(text, CLOSED)
-    copy = pickle.loads(pickle.dumps(caught.value))
-    assert copy.answer == text
-    assert len(copy.problems) == 2
+    assert (caught.value.answer, len(caught.value.problems)) == (text, 2)

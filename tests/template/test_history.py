@@ -217,12 +217,6 @@ def test_conversations_that_poml_flattens_become_text() -> None:
         assert "a l" in str(record.output)
 
 
-def test_a_flattened_conversation_is_one_record_with_both_its_times() -> None:
-    record, _ = render('<p charLimit="3"><conversation messages="{{h}}"/></p>', h=[TWO])
-    assert record.error is None
-    assert record.start_ns < record.end_ns
-
-
 def test_media_and_tools_as_text() -> None:
     request = {"type": "application/vnd.poml.toolrequest", "id": "c", "name": "look", "content": {"at": "é"}}
     response = {"type": "application/vnd.poml.toolresponse", "id": "c", "name": "look", "content": "seen"}
