@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -120,13 +122,13 @@ class Framework(ABC):
         """The variables that the framework sees."""
 
     @abstractmethod
-    def copies(self, prompt: Any) -> list[Any]:
-        """Copies of a prompt, one by each way to copy or pickle."""
-
-    @abstractmethod
     def history(self) -> list[Any]:
         """The framework's messages with a tool's call and result, which POML's messages cannot hold in full."""
 
     def text(self, prompt: Any, **variables: Any) -> str:
         """Render to one text."""
         return "\n".join(self.messages(prompt, **variables))
+
+    def copies(self, prompt: Any) -> list[Any]:
+        """Copy a prompt in each way."""
+        return [copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt)), prompt.model_copy()]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import pickle
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -86,9 +84,6 @@ class LangChain(Framework):
 
     def variables(self, prompt: Any) -> list[str]:
         return list(prompt.input_variables)
-
-    def copies(self, prompt: Any) -> list[Any]:
-        return [copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt)), prompt.model_copy()]
 
     def history(self) -> list[Any]:
         from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -243,9 +238,6 @@ class LlamaIndex(Framework):
 
     def variables(self, prompt: Any) -> list[str]:
         return list(prompt.template_vars)
-
-    def copies(self, prompt: Any) -> list[Any]:
-        return [copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt)), prompt.model_copy()]
 
     def history(self) -> list[Any]:
         from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
