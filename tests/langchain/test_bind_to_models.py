@@ -81,13 +81,13 @@ def test_a_retried_model_gets_the_frame_each_time() -> None:
         assert llm.__class__.__name__ != "RunnableBinding" or model.options[0]["seed"] == 1
 
 
-def test_a_chain_that_begins_with_a_model() -> None:
+def test_a_chain_that_begins_with_a_model_gets_the_frame() -> None:
     model = Model()
     assert prompt(SETTING).bind_to(model | StrOutputParser()).invoke({}) == "the answer"
     assert model.options == [{"stop": None, "temperature": 0.5}]
 
 
-def test_a_model_with_configurable_fields() -> None:
+def test_a_model_with_configurable_fields_stays_configurable() -> None:
     model = Model().configurable_fields(answers=ConfigurableField(id="answers"))
     chain = prompt(SETTING).bind_to(model.bind(seed=1))
     assert chain.invoke({}, {"configurable": {"answers": ["other"]}}).content == "other"
@@ -163,7 +163,7 @@ def request_of_a_configurable_model(bind: Callable[[Any], Any]) -> dict[str, Any
     return body
 
 
-def test_a_model_that_init_chat_model_chooses_at_each_call() -> None:
+def test_a_model_that_init_chat_model_chooses_at_each_call_gets_the_frame() -> None:
     body = request_of_a_configurable_model(lambda llm: prompt(WHOLE).bind_to(llm.bind_tools([now])))
     assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("gpt-4o", 0.5, 50)
     assert [found["function"]["name"] for found in body["tools"]] == ["now", "weather"]

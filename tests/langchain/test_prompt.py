@@ -130,7 +130,7 @@ async def test_every_way_to_format_gives_the_same(prompt: Any) -> None:
     assert prompt.invoke(GIVEN) == await prompt.ainvoke(GIVEN) == ChatPromptValue(messages=MESSAGES)
 
 
-async def test_batches_and_streams(prompt: Any) -> None:
+async def test_batches_and_streams_return_a_value_for_each_input(prompt: Any) -> None:
     many = [{**GIVEN, "question": str(number)} for number in range(5)]
     expected = [[MESSAGES[0], HumanMessage(str(number))] for number in range(5)]
     assert [value.to_messages() for value in prompt.batch(many)] == expected
@@ -141,7 +141,7 @@ async def test_batches_and_streams(prompt: Any) -> None:
     assert [value.to_messages() for value in prompt.transform(iter([GIVEN]))] == [MESSAGES]
 
 
-async def test_events_of_a_run(prompt: Any) -> None:
+async def test_a_run_reports_its_start_and_end_as_events(prompt: Any) -> None:
     events = [event async for event in prompt.astream_events(GIVEN, version="v2")]
     assert [event["event"] for event in events] == ["on_prompt_start", "on_prompt_end"]
     assert events[0]["data"]["input"] == GIVEN

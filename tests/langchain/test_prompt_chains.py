@@ -20,7 +20,7 @@ from tests.langchain.prompts import GIVEN, MESSAGES, Model, RunRecorder, TextMod
 from pomlflow.langchain import PomlPromptTemplate
 
 
-def test_a_chain_with_a_chat_model_and_a_parser(prompt: Any) -> None:
+def test_a_chain_passes_messages_to_a_chat_model(prompt: Any) -> None:
     model = Model()
     chain = prompt | model | StrOutputParser()
     assert chain.invoke(GIVEN) == "the answer"
@@ -29,7 +29,7 @@ def test_a_chain_with_a_chat_model_and_a_parser(prompt: Any) -> None:
     assert model.received == [MESSAGES] * 4
 
 
-async def test_a_chain_in_async(prompt: Any) -> None:
+async def test_an_async_chain_passes_messages_to_a_chat_model(prompt: Any) -> None:
     model = Model()
     chain = prompt | model | StrOutputParser()
     assert await chain.ainvoke(GIVEN) == "the answer"
@@ -40,13 +40,13 @@ async def test_a_chain_in_async(prompt: Any) -> None:
     assert {event["event"] for event in events} >= {"on_prompt_start", "on_prompt_end", "on_chat_model_end"}
 
 
-def test_a_chain_with_a_model_of_text(prompt: Any) -> None:
+def test_a_chain_passes_text_to_a_text_model(prompt: Any) -> None:
     model = TextModel()
     assert (prompt | model).invoke(GIVEN) == "the answer"
     assert model.received == ["System: You are a poet.\nHuman: Why?"]
 
 
-def test_a_dict_before_the_prompt(prompt: Any) -> None:
+def test_a_dict_before_the_prompt_makes_its_variables(prompt: Any) -> None:
     before = {"question": RunnablePassthrough(), "role": lambda _: "a poet"}
     assert (before | prompt).invoke("Why?").to_messages() == MESSAGES
     assert (RunnablePassthrough.assign(role=lambda _: "a poet") | prompt).invoke({"question": "Why?"}) == (
@@ -54,12 +54,12 @@ def test_a_dict_before_the_prompt(prompt: Any) -> None:
     )
 
 
-def test_the_prompt_called_inside_a_lambda(prompt: Any) -> None:
+def test_the_prompt_may_be_called_in_a_lambda(prompt: Any) -> None:
     chain = RunnableLambda(prompt.invoke) | Model() | StrOutputParser()
     assert chain.invoke(GIVEN) == "the answer"
 
 
-def test_partial_values(prompt: Any) -> None:
+def test_partial_values_are_defaults_of_a_copy(prompt: Any) -> None:
     partial = prompt.partial(role="a poet")
     assert partial.input_variables == ["question"]
     assert partial.invoke("Why?").to_messages() == MESSAGES
@@ -73,7 +73,7 @@ def test_partial_functions_are_called_at_each_render(prompt: Any) -> None:
     assert [partial.invoke("Why?").to_messages()[0].content for _ in range(2)] == ["You are a poet.", "You are a cook."]
 
 
-def test_partial_after_an_invoke(prompt: Any) -> None:
+def test_partial_values_may_be_set_after_an_invoke(prompt: Any) -> None:
     """LangChain hands its cached serialised form to the copy's constructor."""
     prompt.invoke(GIVEN)
     again = prompt.partial(role="a poet").partial(question="Why?")
@@ -81,19 +81,19 @@ def test_partial_after_an_invoke(prompt: Any) -> None:
     assert again.invoke({}).to_messages() == MESSAGES
 
 
-def test_partial_of_a_history(prompt: Any) -> None:
+def test_a_history_may_be_a_partial_value(prompt: Any) -> None:
     partial = prompt.partial(history=[("ai", "Earlier.")])
     assert partial.invoke(GIVEN).to_messages() == [MESSAGES[0], AIMessage("Earlier."), MESSAGES[1]]
     assert partial.invoke({**GIVEN, "history": []}).to_messages() == MESSAGES
 
 
-def test_partial_variables_given_to_the_constructor() -> None:
+def test_the_constructor_takes_partial_variables() -> None:
     prompt = poml(partial_variables={"role": "a poet"})
     assert prompt.input_variables == ["question"]
     assert prompt.invoke("Why?").to_messages() == MESSAGES
 
 
-def test_bind_and_with_config(prompt: Any) -> None:
+def test_bound_config_reaches_the_run(prompt: Any) -> None:
     seen = RunRecorder()
     assert prompt.bind(stop=["x"]).invoke(GIVEN).to_messages() == MESSAGES
     configured = prompt.with_config(run_name="asked", tags=["one"], metadata={"two": 2}, callbacks=[seen])
@@ -132,7 +132,7 @@ def test_configurable_fields_choose_the_partial_variables(prompt: Any) -> None:
     assert chosen.invoke({"question": "Why?"}).to_messages() == MESSAGES
 
 
-def test_configurable_alternatives(make: Any) -> None:
+def test_a_prompt_may_have_configurable_alternatives(make: Any) -> None:
     other = make(partial_variables={"role": "a cook"})
     chain = make().configurable_alternatives(ConfigurableField(id="prompt"), default_key="poet", cook=other)
     assert chain.invoke(GIVEN).to_messages() == MESSAGES
@@ -140,14 +140,14 @@ def test_configurable_alternatives(make: Any) -> None:
     assert cook.to_messages()[0].content == "You are a cook."
 
 
-def test_retry_and_fallbacks(make: Any) -> None:
+def test_a_prompt_may_be_retried_and_have_fallbacks(make: Any) -> None:
     prompt = make()
     assert prompt.with_retry(stop_after_attempt=2).invoke(GIVEN).to_messages() == MESSAGES
     safe = prompt.with_fallbacks([make(partial_variables={"question": "Why?"})], exceptions_to_handle=(KeyError,))
     assert safe.invoke({"role": "a poet"}).to_messages() == MESSAGES
 
 
-async def test_format_document() -> None:
+async def test_format_document_takes_the_prompt() -> None:
     document = Document("A joke", metadata={"page": 1, "source": "x"})
     prompt = PomlPromptTemplate("<p>Page {{page}}: {{page_content}}</p>", chat=False)
     reference = PromptTemplate.from_template("Page {page}: {page_content}")

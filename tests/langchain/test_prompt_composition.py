@@ -28,7 +28,9 @@ EARLIER = [HumanMessage("Hi"), AIMessage("Hello")]
     ],
     ids=["string", "message", "list", "list with placeholder", "placeholder", "message template", "template", "poml"],
 )
-async def test_adding_to_a_prompt(prompt: Any, other: Any, given: dict[str, Any], added: list[BaseMessage]) -> None:
+async def test_a_prompt_plus_messages_is_a_chat_prompt(
+    prompt: Any, other: Any, given: dict[str, Any], added: list[BaseMessage]
+) -> None:
     combined = prompt + other
     assert isinstance(combined, ChatPromptTemplate)
     assert set(combined.input_variables) >= {"role", "question"} | given.keys()
@@ -47,7 +49,7 @@ def test_what_cannot_be_added_is_refused(prompt: Any) -> None:
         prompt + 7
 
 
-def test_adding_the_prompt_to_others(prompt: Any) -> None:
+def test_messages_plus_a_prompt_are_a_chat_prompt(prompt: Any) -> None:
     before = SystemMessage("Rules.")
     for first in (ChatPromptTemplate([before]), before):
         combined = first + prompt
@@ -74,7 +76,7 @@ def test_an_optional_history_survives_an_addition(prompt: Any) -> None:
     assert combined.partial_variables == {"history": []}
 
 
-def test_the_prompt_as_a_member(prompt: Any) -> None:
+def test_a_prompt_may_be_a_member_of_a_chat_prompt(prompt: Any) -> None:
     outer = ChatPromptTemplate([("system", "Rules for {role}."), prompt, ("ai", "{more}")])
     assert sorted(outer.input_variables) == ["more", "question", "role"]
     expected = [SystemMessage("Rules for a poet."), MESSAGES[0], *EARLIER, MESSAGES[1], AIMessage("So.")]
@@ -83,7 +85,7 @@ def test_the_prompt_as_a_member(prompt: Any) -> None:
     assert len(outer[1:]) == 2
 
 
-def test_appending_the_prompt_to_a_template(prompt: Any) -> None:
+def test_a_prompt_may_be_appended_to_a_chat_prompt(prompt: Any) -> None:
     outer = ChatPromptTemplate([("system", "Rules.")])
     outer.append(prompt)
     outer.extend([prompt])

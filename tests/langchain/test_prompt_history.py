@@ -91,7 +91,7 @@ def test_a_history_takes_each_form_of_messages_that_langchain_takes(prompt: Any,
     ],
     ids=["poml", "poml with a picture", "roles", "message", "dict", "prompt value", "iterator", "none", "empty"],
 )  # fmt: skip
-def test_other_accepted_histories(value: Any, expected: list[BaseMessage]) -> None:
+def test_a_history_takes_other_forms_than_langchains_too(value: Any, expected: list[BaseMessage]) -> None:
     assert poml().invoke({**GIVEN, "history": value}).to_messages() == [MESSAGES[0], *expected, MESSAGES[1]]
 
 

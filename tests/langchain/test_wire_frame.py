@@ -49,7 +49,9 @@ def prompt(markup: str) -> PomlPromptTemplate:
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.label)
-def test_each_cell_of_the_table(feature: Feature, client: str, clients: dict[str, Any], server: ModelServer) -> None:
+def test_each_client_sends_what_its_cell_of_the_table_has(
+    feature: Feature, client: str, clients: dict[str, Any], server: ModelServer
+) -> None:
     chain = prompt(feature.markup).bind_to(_client(clients, client))
     path, expected = feature.paths[CLIENTS.index(client)], feature.value(client)
     if path == REFUSED:

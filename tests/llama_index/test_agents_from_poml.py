@@ -88,7 +88,7 @@ async def test_a_react_agent_sends_the_whole_file(scripted: Any) -> None:
     assert llm.options == [SETTINGS] * 2
 
 
-async def test_a_workflow_of_two_agents_from_two_files(scripted: Any, tool_call: Any) -> None:
+async def test_two_agents_of_a_workflow_use_their_own_files(scripted: Any, tool_call: Any) -> None:
     llm = scripted(tool_call("handoff", to_agent="b", reason="tired"), "Done.")
     first, second = (
         prompt(f'<runtime temperature="{heat}"/>', f"<p>I am {who}.</p>") for heat, who in [(0, "a"), (1, "b")]

@@ -224,7 +224,7 @@ def test_a_model_without_structured_output_receives_instructions(scripted: Any, 
         assert sent.count("{{") == 0
 
 
-async def test_structured_answers_in_streams_and_async(scripted: Any) -> None:
+async def test_structured_answers_may_be_streamed_or_awaited(scripted: Any) -> None:
     llm = scripted('{"city": "Oslo by the sea", "degrees": 3}', calls_functions=False)
     bound = prompt(SCHEMA, TALK).bind_to(llm)
     assert (await bound.astructured_predict(**GIVEN)).degrees == 3

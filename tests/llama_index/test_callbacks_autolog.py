@@ -70,7 +70,7 @@ def test_a_handler_that_is_not_attached_does_not_affect_autolog(traced: Any, eng
     assert handler not in get_dispatcher().span_handlers
 
 
-def test_autolog_switched_on_in_the_middle_of_a_query(
+def test_autolog_may_be_switched_on_in_the_middle_of_a_query(
     traced: Any, index: Any, scripted: Any, prompt: Any, expected: str
 ) -> None:
     def switch(_: Any) -> str:

@@ -43,7 +43,9 @@ def clients(server: ModelServer) -> dict[str, Any]:
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.label)
-def test_each_cell_of_the_table(feature: Feature, client: str, clients: dict[str, Any], server: ModelServer) -> None:
+def test_each_client_sends_what_its_cell_of_the_table_has(
+    feature: Feature, client: str, clients: dict[str, Any], server: ModelServer
+) -> None:
     place = CLIENTS.index(client)
     path, expected = feature.paths[place], feature.values[place]
     bound = PomlPromptTemplate(f"<poml>{feature.markup}</poml>", base_dir=ASSETS).bind_to(clients[client])

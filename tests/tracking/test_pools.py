@@ -90,7 +90,7 @@ def test_a_pool_stores_all_and_its_processes_end(mlflow_store, tmp_path: Path, t
 
 def test_a_pool_ends_without_a_server(tmp_path: Path):
     printed = run(program("", POOL.replace("lock()", "pass"), DEAD, TASKS=None), tmp_path)
-    assert printed.count("its traces are lost") == 2
+    assert printed.count("its traces are lost") == 2, printed
     assert "True 4\n" in printed
 
 
@@ -98,7 +98,7 @@ def test_what_a_store_takes_too_long_for_is_reported(mlflow_store, tmp_path: Pat
     """Each process logs one line."""
     body = POOL.replace("with context", "shutdown._CHILD_TIMEOUT = 0.2\nwith context")
     printed = run(program(mlflow_store, body, TASKS=None), tmp_path)
-    assert printed.count("The process ends before MLflow has stored everything: ") == 2
+    assert printed.count("The process ends before MLflow has stored everything: ") == 2, printed
 
 
 PROCESS = """

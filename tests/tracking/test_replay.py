@@ -344,12 +344,12 @@ def test_an_attachment_that_was_too_large_is_a_reason(
     assert render.reasons[0].startswith("context.data.__base64__ is not in the trace: Attachment too large: ")
 
 
-def test_a_trace_that_is_not_there(mlflow_store: str) -> None:
+def test_a_missing_trace_is_an_error(mlflow_store: str) -> None:
     with pytest.raises(TraceNotFoundError, match=r"no trace tr-none in sqlite:.*MLFLOW_TRACKING_URI"):
         pomlflow.replay("tr-none")
 
 
-def test_a_trace_without_poml(mlflow_store: str) -> None:
+def test_a_trace_without_poml_has_no_renders(mlflow_store: str) -> None:
     with mlflow.start_span("other") as span:
         pass
     replayed = pomlflow.replay(span.trace_id)

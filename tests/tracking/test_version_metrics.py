@@ -60,7 +60,7 @@ def trace(
     return str(info.trace_id)
 
 
-def test_latency_tokens_and_errors_of_each_version(name: str) -> None:
+def test_each_version_has_latency_tokens_and_errors(name: str) -> None:
     for milliseconds in (100, 200, 300):
         trace(name, 1, milliseconds=milliseconds, tokens=milliseconds)
     trace(name, 1, milliseconds=400, state=TraceState.ERROR)
@@ -126,7 +126,7 @@ def test_all_pages_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pomlflow.compare_versions(name, [1])["traces"].tolist() == [5]
 
 
-def test_a_time_window_and_other_experiments(name: str, tmp_path: Path) -> None:
+def test_a_time_window_and_experiments_select_traces(name: str, tmp_path: Path) -> None:
     trace(name, 1)
     start = datetime.fromtimestamp(1).astimezone()
     later = start + timedelta(milliseconds=1)

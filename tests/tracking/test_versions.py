@@ -168,7 +168,7 @@ def test_a_schema_that_is_too_long_is_omitted(record):
         ({"extraParams": 1, "extra_params": {"a": 1}}, {"extraParams": 1, "extra_params": {"a": 1}}),
     ],
 )
-def test_runtime_as_mlflows_model_config(runtime, expected):
+def test_runtime_becomes_mlflows_model_config(runtime, expected):
     assert model_config(runtime).to_dict() == expected
 
 
