@@ -107,23 +107,6 @@ def test_the_first_renders_of_many_threads_share_one_process(fresh: None) -> Non
     assert engine.stats().workers == 1
 
 
-async def test_an_async_render_does_not_hold_up_the_event_loop(js: Callable[[str], str]) -> None:
-    """While JavaScript is busy for a second, a task of the loop continues."""
-    await rendering.arender(ECHO, {"who": "warm"})
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            ticks += 1
-            await asyncio.sleep(0)
-
-    ticking = asyncio.create_task(tick())
-    assert text(await rendering.arender(js(BUSY), {})) == "done"
-    ticking.cancel()
-    assert ticks > 100
-
-
 async def test_cancelling_a_running_render_leaves_the_engine_usable(
     no_sandbox: None, js: Callable[[str], str], until: Callable[[Any], Any], tmp_path: Path
 ) -> None:
