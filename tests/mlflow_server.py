@@ -108,6 +108,7 @@ class ServerPort:
     def __init__(self, server: MlflowServer) -> None:
         self._server = server
         self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
         self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
 
@@ -126,18 +127,25 @@ class ServerPort:
 
     def close(self) -> None:
         """Break all connections, and refuse new ones."""
-        while self._sockets:
-            one = self._sockets.pop()
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        with self._lock:
+            while self._sockets:
+                one = self._sockets.pop()
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                ends = listener.accept()[0], socket.create_connection(("127.0.0.1", self._server.port))
-                self._sockets += ends
-                for source, target in (ends, ends[::-1]):
+                client, _ = listener.accept()
+                with self._lock:
+                    if listener not in self._sockets:  # closed since
+                        client.close()
+                        return
+                    self._sockets.append(client)
+                    server = socket.create_connection(("127.0.0.1", self._server.port))
+                    self._sockets.append(server)
+                for source, target in ((client, server), (server, client)):
                     threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
 
     @staticmethod
