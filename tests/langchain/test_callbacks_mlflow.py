@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -140,12 +139,3 @@ def _parents_of_poml_spans(traces: list[Trace]) -> list[str]:
         names = {span.span_id: span.name for span in trace.data.spans}
         found += [names.get(span.parent_id, "nothing") for span in trace.data.spans if span.name == "poml greet"]
     return found
-
-
-@pytest.fixture(autouse=True)
-def _mlflow_logging_off() -> Iterator[None]:
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    yield
-    logger.setLevel(level)
