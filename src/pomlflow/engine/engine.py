@@ -46,7 +46,7 @@ class _Engine:
             raise RenderTimeoutError([Problem(message, "Timeout", request.label)], hint) from error
         except DeadlineError as error:
             message = f"the render took longer than {timeout:g} s and was ended{files.last_read}"
-            hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that loops forever"
+            hint = "raise the limit with pomlflow.configure(timeout=…), or look for an expression that never ends"
             raise RenderTimeoutError([Problem(message, "Timeout", request.label)], hint) from error
         except WorkerDiedError as error:
             if error.returncode in EXTERNAL_RETURNCODES:
@@ -160,8 +160,6 @@ class _Current:
 
 
 _current = _Current()
-
-
 _thread = threading.local()  # its attribute `renders`: what a thread of awaited renders does next
 
 
