@@ -13,7 +13,7 @@ from pomlflow.content import REQUEST, RESPONSE, as_chat, is_chat
 
 T = TypeVar("T")
 
-_MAX_CONTENT: Final = 190_000  # the maximum size of the content; with style, title and notes, it is 200,000
+_MAX_CONTENT: Final = 190_000  # the maximum size of the content; the rest of a display has at most 10,000
 _MAX_PICTURE: Final = 150_000  # the maximum size of a picture
 _MAX_TEXT: Final = 10_000  # the maximum number of characters of one text, each of which takes up to six bytes
 _MAX_REPR: Final = 300
@@ -99,7 +99,7 @@ def _part_texts(content: str | list[Any]) -> Iterator[str]:
         if isinstance(part, str):
             yield part
         elif part["type"] == REQUEST:
-            yield f"[{_call(part)}]"
+            yield f"[{_call_text(part)}]"
         elif part["type"] == RESPONSE:
             yield f"[{part['name']} returns] " + "\n".join(_part_texts(part["content"]))
         else:
@@ -109,7 +109,7 @@ def _part_texts(content: str | list[Any]) -> Iterator[str]:
             yield f"[{part['type']} {digest}, {_size(data)}{alt}]"
 
 
-def _call(part: Mapping[str, Any]) -> str:
+def _call_text(part: Mapping[str, Any]) -> str:
     return f"calls {part['name']} {json.dumps(part['content'], ensure_ascii=False)}"
 
 
@@ -176,7 +176,7 @@ def _part(part: Any) -> str:
     if isinstance(part, str):
         return _text(part)
     if part.get("type") == REQUEST:
-        return _text(_call(part))
+        return _text(_call_text(part))
     if part.get("type") == RESPONSE:
         return _line("response of", str(part.get("name") or "a tool")) + _content(part.get("content", ""))
     return _media(str(part.get("type")), str(part.get("base64", "")), str(part.get("alt") or ""))

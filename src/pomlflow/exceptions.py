@@ -97,7 +97,7 @@ class VariableError(PomlError):
     """
 
     def __init__(self, message: str, variable: str) -> None:
-        super().__init__(limit_length(message))
+        super().__init__(limited_text(message))
         self.variable = variable
 
 
@@ -106,7 +106,7 @@ _MAX_CHARACTERS: Final = 2_000  # of an error's text
 _MAX_SHOWN: Final = 160  # characters of an offending line
 
 
-def limit_length(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
+def limited_text(first: str, others: Sequence[str] = (), remedy: str | None = None) -> str:
     """Return an error's text: the first problem, the others that fit, how many were left out, and the remedy."""
     end = [_cut(remedy, _MAX_LINES // 3, _MAX_CHARACTERS // 2)] if remedy else []
     count = "and 1000000 more problems"  # space is reserved for this line
@@ -355,7 +355,7 @@ class RenderError(PomlError):
         others = [_cut(_summary(problem), 4, 300) for problem in self.problems[1:]]
         with_place = first.remedy and first.kind != "MarkupError" and len(self.problems) > 1
         remedy = f"line {first.line}, column {first.column}: {self.hint}" if with_place else self.hint
-        super().__init__(limit_length(str(first), others, remedy))
+        super().__init__(limited_text(str(first), others, remedy))
 
 
 def _summary(problem: Problem) -> str:

@@ -35,7 +35,7 @@ from pomlflow.exceptions import (
     RenderError,
     TemplateNotFoundError,
     WorkerDiedError,
-    limit_length,
+    limited_text,
 )
 from pomlflow.frame.openai import Format, convert_output
 from pomlflow.template import Template
@@ -195,7 +195,7 @@ def _show(file: str, problems: Sequence[Problem], level: str = "error", remedy: 
     """Print the problems that fit, each with its remedy, and the remedy for all."""
     if problems:
         first, *others = [_line(file, problem, level) for problem in problems]
-        click.echo(limit_length(first, others, indent(remedy.strip("\n"), "  ")))
+        click.echo(limited_text(first, others, indent(remedy.strip("\n"), "  ")))
 
 
 def _line(file: str, problem: Problem, level: str) -> str:

@@ -11,11 +11,11 @@ from pomlflow.exceptions import AnswerError
 from pomlflow.frame.schema import problems, without_nulls
 
 _FENCED: Final = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
-# Google's finish reasons of answers that it withholds.
+# The finish reasons of answers that Google withholds.
 _WITHHELD: Final = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "IMAGE_SAFETY", "RECITATION"})
 
 
-def _no_json(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
@@ -23,7 +23,7 @@ def parse_answer(text: str, schema: Mapping[str, Any], label: str = "<inline>") 
     """Parse a model's answer, which may be in a Markdown fence, and check it; raise an `AnswerError` if it is wrong."""
     fenced = _FENCED.match(text)
     try:
-        value = json.loads(fenced[1] if fenced else text, parse_constant=_no_json)
+        value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise AnswerError(
             f"{label}: the answer is not the JSON that <output-schema> requires ({error}). The answer: {text!r}", text
@@ -63,8 +63,9 @@ def refusal_in(raw: Any, before: str | None = None) -> str | None:
 
 
 def _complete_refusals(raw: Any) -> Iterator[str]:
-    """Yield the complete texts of refusals."""
-    if isinstance(text := _field(raw, "refusal"), str) and text:  # also an event of OpenAI's Responses API
+    """Yield the texts of refusals that are reported complete, not in the pieces of a stream."""
+    # Of a message, or of the event that ends a refusal in OpenAI's Responses API.
+    if isinstance(text := _field(raw, "refusal"), str) and text:
         yield text
     response = _field(raw, "response") or raw  # the last event of a stream has it
     for part in (part for item in _list_field(response, "output") for part in _list_field(item, "content")):

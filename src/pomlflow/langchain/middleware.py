@@ -208,7 +208,7 @@ class _AgentCall:
 
     @contextmanager
     def explain_wrong_answers(self) -> Iterator[None]:
-        """Replace LangChain's error for an answer that it could not parse by ours for a refusal or a wrong answer."""
+        """Replace LangChain's parse error by a `PomlOutputParserError`, or by a `PomlRefusalError` for a refusal."""
         try:
             yield
         except StructuredOutputValidationError as error:

@@ -27,7 +27,7 @@ _GOOGLE_FIELDS = {"model": "model", "candidate_count": "n"}
 class ModelArguments:
     """The arguments of a model call."""
 
-    model: BaseLanguageModel[Any]  # a copy with the frame's model name, if the client ignores that name in a call
+    model: BaseLanguageModel[Any]  # a copy with those of the frame's settings that the client ignores in a call
     values: dict[str, Any] = field(default_factory=dict)
     tool_choice: Any = None  # in the form that `bind_tools` of every client takes
 

@@ -112,7 +112,7 @@ class StreamedAnswer:
         yield from self._changed(value)
 
     def finish(self) -> Iterator[Any]:
-        """Check the whole answer by the schema; yield the object if it has changed."""
+        """Check the whole answer against the schema; yield the object if it has changed."""
         if self._parsed_by is not None:
             yield from self._changed(parse_message(self._message, self._parsed_by))
 

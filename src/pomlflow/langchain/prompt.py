@@ -251,8 +251,8 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         limits = settings()
         most = max(1, min(_RENDERS_PER_WORKER * limits.workers, limits.max_queue))
         configs = get_config_list(config, len(inputs))
-        limit_length = [{**each, "max_concurrency": min(each.get("max_concurrency") or most, most)} for each in configs]
-        return await super().abatch(inputs, cast("Any", limit_length), **kwargs)
+        limited = [{**each, "max_concurrency": min(each.get("max_concurrency") or most, most)} for each in configs]
+        return await super().abatch(inputs, cast("Any", limited), **kwargs)
 
     @override
     def format_prompt(self, /, **kwargs: Any) -> PomlPromptValue:  # type: ignore[override]  # a text if chat is off

@@ -122,7 +122,7 @@ class Tracer(MlflowLangchainTracer):
         guarded = GuardedSpan(span, self.mask, with_openai_parts)
         run = Run(run_id, self, guarded, parent, is_generator=is_generator, task=_current_task())
         run.open(cast("Span", span._span))
-        # Not when the span starts (6): what cannot be read then costs its attribute only.
+        # After the start of the span, so that a value that cannot be read costs only its attribute (6).
         run.span.set_attributes(self._serialize_invocation_params(attributes) or {})
         if inputs is not None:
             run.span.set_inputs(inputs)
