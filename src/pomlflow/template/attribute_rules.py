@@ -32,8 +32,9 @@ _KEYWORDS = frozenset(
     "$ref $defs $schema $id type properties required items enum const anyOf oneOf allOf not additionalProperties "
     "description title default format pattern minimum maximum definitions prefixItems patternProperties if".split()
 )
-_SHORT = {"document": "doc", "paragraph": "div"}
-# Other short names of an element, in the docstring of its method: "Object (`<obj>`, `<dataObj>`) displays …".
+# Second names of elements that no docstring has.
+_ALIASES = {"document": "doc", "paragraph": "div"}
+# Second names in the docstring of an element's method: "Object (`<obj>`, `<dataObj>`) displays …".
 _OTHER_NAMES = re.compile(r"[\w ]+ \((.*?)\)")
 # Undocumented elements, which PomlFile handles itself. <runtime> is missing: it accepts any attribute.
 _SYNTAX = EVALUATED | {
@@ -45,13 +46,15 @@ _SYNTAX = EVALUATED | {
 
 @lru_cache(maxsize=1)
 def attributes() -> Mapping[str, Mapping[str, str]]:
-    """Return the spelling of each attribute of each element, both by their names in lower case without hyphens.
+    """Return the attributes of each element: by the element's name, then the attribute's name, its exact spelling.
 
-    They are the parameters of the methods of ``poml.Prompt``, which POML generates from its documentation.
+    The names are in lower case and without hyphens. The attributes are the parameters of the methods of
+    ``poml.Prompt``, which POML generates from its documentation.
     """
     found: dict[str, Mapping[str, str]] = {name: {key.lower(): key for key in keys} for name, keys in _SYNTAX.items()}
     folder = package_folder("poml")
-    tags = ast.parse((folder / "_tags.py").read_text("utf-8") if folder else "")  # an import takes a second
+    # Parsed, since an import takes a second.
+    tags = ast.parse((folder / "_tags.py").read_text("utf-8") if folder else "")
     methods = {one.name.replace("_", ""): one for one in ast.walk(tags) if isinstance(one, ast.FunctionDef)}
     own = {name: {one.arg.lower(): one.arg for one in method.args.args[1:]} for name, method in methods.items()}
     for name, method in methods.items():
@@ -61,7 +64,7 @@ def attributes() -> Mapping[str, Mapping[str, str]]:
         others = _OTHER_NAMES.match(ast.get_docstring(method) or "")
         names = (
             name,
-            _SHORT.get(name, name.replace("message", "msg")),
+            _ALIASES.get(name, name.replace("message", "msg")),
             *re.findall(r"<(\w+)>", others[1].lower() if others else ""),
         )
         found |= dict.fromkeys(names, known)

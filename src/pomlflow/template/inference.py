@@ -193,7 +193,8 @@ class _Collector:
         loop, condition = element.find("for"), element.find("if")
         scope = scope._replace(conditional=scope.conditional or bool(loop.text or condition.text))
         if parts := split_loop(loop.text):
-            self.add_expression(parts[2], parts[1], loop, scope, "for")
+            _, start, code = parts
+            self.add_expression(code, start, loop, scope, "for")
         scope = scope._replace(in_element=scope.in_element.union(loop_names(loop.text)))
         if condition.text:
             start, code = unwrapped(condition.text)
@@ -202,7 +203,7 @@ class _Collector:
         return scope
 
     def included(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
-        """Return the content of an included file and the scope there; no content if it was visited in such a scope."""
+        """Return the content of an included file and its scope; none if it was visited with the same names bound."""
         path = element.find("src").text
         nothing: tuple[Iterator[Element | Passage], _Scope] = iter(()), scope
         if not path:
@@ -294,7 +295,7 @@ class _Collector:
 
 
 def loop_names(loop: str) -> list[str]:
-    """Return the names that a ``for`` binds; all its words if it is malformed, since POML refuses it."""
+    """Return the names that a ``for`` binds; if it is malformed, all its words, so that none counts as a variable."""
     parts = split_loop(loop)
     return ["loop", *(bound_by(parts[0]) if parts else WORD.findall(loop))] if loop else []
 

@@ -33,10 +33,10 @@ class _Names:
             self._outside[name] = path
         other = self._files.setdefault(name, path)
         try:
-            is_same = other == path or other.samefile(path)  # one may be a link to the other
+            is_conflict = other != path and not other.samefile(path)  # one may be a link to the other
         except OSError:
-            is_same = True  # one of them was moved or deleted
-        if is_same:
+            is_conflict = False  # one of them was moved or deleted
+        if not is_conflict:
             self._files[name] = path
             return
         warn_once(

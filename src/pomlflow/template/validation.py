@@ -210,7 +210,7 @@ def _unset_names(error: RenderError, snapshot: Snapshot) -> set[str]:
 
 
 def _in_order(problems: Sequence[Problem], unrelated: Iterable[Problem]) -> list[Problem]:
-    """Sort problems by file and place, those that a missing variable may have caused last."""
+    """Sort problems by file and place; those that a missing variable may have caused come last."""
     places, files = {one.place for one in unrelated}, list(dict.fromkeys(one.file for one in problems))
 
     def key(one: Problem) -> tuple[bool, int, int, int]:
