@@ -98,9 +98,8 @@ class PomlLLM:
     @_dispatcher.span
     def stream_chat(self, *, llm_kwargs: Options = None, **variables: Any) -> ChatResponseGen:
         """Render, and stream a chat; otherwise like `chat`."""
-        stream: ChatResponseGen = self._request(self.prompt.render(variables), llm_kwargs, always_chat=True).send(
-            "stream_"
-        )
+        request = self._request(self.prompt.render(variables), llm_kwargs, always_chat=True)
+        stream: ChatResponseGen = request.send("stream_")
         return stream
 
     @_dispatcher.span

@@ -178,7 +178,7 @@ class _Attachments:
             self._global.remove(handler)
 
     def choose(self, component: Any) -> PomlCallbackHandler | None:
-        """Return the handler that traces a span without a parent, or None; `PomlCallbackHandler` has the order."""
+        """Return the handler that traces a span without a parent, or None; see `PomlCallbackHandler` for the order."""
         if scope := _scope.get():
             return scope[-1]
         # A handler that is attached to a model also traces the calls of a `PomlLLM` with that model.

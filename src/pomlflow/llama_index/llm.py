@@ -158,7 +158,7 @@ class BoundLLM(_Delegation, LLM):
     ) -> Request:
         """Prepare a call with a prompt, tools and an output schema, in the forms that the model's class takes.
 
-        `given` are the arguments of this call. `choice` is the tool choice. With `always_chat`, `chat` is called also
+        `given` are the arguments of this call. `choice` is the tool choice. With `always_chat`, `chat` is called even
         if the model completes texts. With a `reader`, its schema is used, and it reads the answer.
         """
         variables = variables or {}

@@ -305,7 +305,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         return bool(names) and empty and {*self._open_variables()} <= filled.keys()
 
     def _text_to_measure(self) -> str:
-        """Return the markup and the partial values. A query measures its prompts several times, without a render."""
+        """Return a text of about the prompt's length, without a render: a query measures its prompts several times."""
         return "\n".join([self._refreshed().source, *map(str, self.kwargs.values())])
 
     def f_string(self, *, quiet: bool = False) -> PromptText:
@@ -318,7 +318,7 @@ class PomlPromptTemplate(PromptConstructors, RichPromptTemplate, PromptTemplate)
         shown = {name: f"{{{names.get(name, name)}}}" for name in open_}
         history = MessageHistory()
         record = self._core.render({**filled, **shown}, history=history, snapshot=snapshot, keep_whitespace=True)
-        # Outside of all spans, a component that reads a prompt with open variables is being made: nothing is sent.
+        # Outside of all spans, open variables mean that a component is being created: nothing is sent to a model.
         quiet = quiet or (bool(open_) and active_span_id.get() is None)
         text = joined_text(
             self._rendered(record, history, quiet=quiet).messages, f"{label}: a component reads this prompt as a text"

@@ -112,7 +112,7 @@ def _has_structured_output(llm: Any) -> bool:
 
 
 def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:
-    """Move media, if the model is OpenAI's, out of messages that are not the user's, to user messages after them."""
+    """For a model of OpenAI, move media from messages of other roles to user messages after the tool responses."""
     # upstream: llama-index-llms-openai 0.7-0.8: media outside of user messages are dropped
     if provider_of(llm) != "openai" or not any(_misplaced_media(message) for message in messages):
         return messages

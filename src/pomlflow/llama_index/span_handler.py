@@ -85,7 +85,7 @@ class TracedSpan:
     sources: list[Any] = field(default_factory=list)  # weak references to the streams that its generator reads
     below: dict[str, TracedSpan] = field(default_factory=dict)  # its children that have not ended, by LlamaIndex's id
     output: Any = None  # the last piece of its stream, or the text of it or of a stream below it
-    failure: SpanEvent | None = None  # no exception, whose traceback would keep the generators of its frames alive
+    failure: SpanEvent | None = None  # not an exception: its traceback would keep the generators of its frames alive
 
     @property
     def must_stay_open(self) -> bool:
@@ -101,7 +101,7 @@ class TracedSpan:
             span = span.parent
         return span is not None
 
-    def take_stream_of(self, child: TracedSpan) -> None:
+    def use_result_of(self, child: TracedSpan) -> None:
         """Use the text and the failure of a stream below it that has ended."""
         last = child.output
         text = last.message.content if isinstance(last, ChatResponse) else getattr(last, "text", last)
@@ -148,13 +148,13 @@ class SpanHandler(BaseSpanHandler[Any]):
             self.deferred = Deferred()
 
     def end_streams(self, is_exit: bool) -> None:
-        """End the spans of all streams at exit."""
+        """End the spans of all streams if this is the flush at exit; do nothing in other flushes."""
         for span in reversed(list(self.open_spans.values()) if is_exit else []):  # children before their parents
             if span.left:
                 self._end(span)
 
     def find(self, span_id: str | None) -> tuple[LiveSpan | None, Any]:
-        """Return the MLflow span, ours or autolog's, for work that a LlamaIndex span does now, and its handler."""
+        """Return the MLflow span (ours or autolog's) that new work in a LlamaIndex span belongs to, and its handler."""
         if (found := self._around(span_id)) is not None:
             return found.guarded.span, found.handler
         return autolog_span(span_id), self.handlers.get(span_id or "") or self.choose(None)
@@ -326,7 +326,7 @@ class SpanHandler(BaseSpanHandler[Any]):
         if span.parent is not None:
             span.parent.below.pop(span.id, None)
             if span.streams:
-                span.parent.take_stream_of(span)
+                span.parent.use_result_of(span)
 
 
 def _failure(error: BaseException) -> SpanEvent:

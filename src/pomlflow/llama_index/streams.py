@@ -2,7 +2,8 @@
 
 A span whose result is a stream lasts until the stream has ended. LlamaIndex has events only for the end of a model's
 own stream. The generators in responses are replaced by generators that report their end. Other generators are watched
-by weak references: the end of a generator's frame drops the generators that it has read.
+by weak references to them, and to the generators that they read: a frame that ends drops these, even if a variable
+still holds its own generator.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def instructions(kind: type[BaseModel]) -> str:
 
 
 def with_instructions(messages: list[ChatMessage], text: str) -> list[ChatMessage]:
-    """Append a text to the last message, or in a new user message if the last one has another role."""
+    """Append a text to the last message if that is the user's, else add a user message with it."""
     if not text:
         return list(messages)
     if not messages or messages[-1].role != MessageRole.USER:
