@@ -177,6 +177,8 @@ def check_timeout(timeout: float) -> float:
 
 
 def _integer(least: int) -> tuple[str, Callable[[Any], int]]:
+    """Return the row of `_CONVERTERS` for a setting that is a whole number."""
+
     def read(value: Any) -> int:
         number = int(value) if isinstance(value, str) else operator.index(value)
         if number < least:

@@ -134,7 +134,7 @@ class ContextProxy:
     def __init__(self, span: Span, run_id: UUID, *, is_generator: bool) -> None:
         self.span: Span | None = span  # None after the run
         before: Span | ContextProxy = provider.get_current_otel_span() or INVALID_SPAN
-        while isinstance(before, ContextProxy) and before.span is None:  # keeps the chain of proxies short
+        while isinstance(before, ContextProxy) and before.span is None:  # else the chain would only grow
             before = before.before
         self.before: Span | ContextProxy = before
         self.run_id = run_id

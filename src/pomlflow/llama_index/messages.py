@@ -178,14 +178,14 @@ class MessageHistory(History[ChatMessage]):
         self, variables: Mapping[str, Any], named: Sequence[str], sources: Sequence[str] = ()
     ) -> Mapping[str, Any]:
         known = (BaseNode, NodeWithScore, BasePromptTemplate, QueryBundle, Response)
-        taken: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
         for name, value in variables.items():
             if isinstance(value, known):
-                taken[name] = _plain(value)
+                plain[name] = _plain(value)
             # Only the first item is checked, since a variable may also be a list of a million numbers.
             elif isinstance(value, list | tuple) and value and isinstance(value[0], known):
-                taken[name] = [_plain(item) for item in value]
-        return super().collect({**variables, **taken} if taken else variables, named, sources)
+                plain[name] = [_plain(item) for item in value]
+        return super().collect({**variables, **plain} if plain else variables, named, sources)
 
     @override
     def convert(self, item: Any) -> list[ChatMessage]:

@@ -105,10 +105,10 @@ def _has_structured_output(llm: Any) -> bool:
     """Return whether a model of OpenAI's class, or of a subclass, has structured output."""
     from llama_index.llms.openai.utils import is_json_schema_supported
 
-    own: bool | None = getattr(llm, "should_use_structured_outputs", None)  # of `OpenAILike`
-    if own is None:
-        own = is_json_schema_supported(llm.model) and llm.pydantic_program_mode == PydanticProgramMode.DEFAULT
-    return own
+    stated: bool | None = getattr(llm, "should_use_structured_outputs", None)  # of `OpenAILike`
+    if stated is None:
+        stated = is_json_schema_supported(llm.model) and llm.pydantic_program_mode == PydanticProgramMode.DEFAULT
+    return stated
 
 
 def move_media_after_tools(llm: Any, messages: list[ChatMessage]) -> list[ChatMessage]:

@@ -62,19 +62,19 @@ class History(ABC, Generic[M]):
         A variable in `messages` is the whole ``messages`` of a ``<conversation>``. The items of a variable in `sources`
         become such messages; they may also be pairs, of which POML (0.0.8) would make empty messages.
         """
-        taken: dict[str, Any] = {}
+        converted: dict[str, Any] = {}
         for name, value in variables.items():
             if name in messages or self._holds(value) or (name in sources and _holds_pairs(value)):
-                taken[name] = self._marked(name, self._converted(name, value))
+                converted[name] = self._marked(name, self._converted(name, value))
             elif isinstance(value, self.native):
-                taken[name] = self.describe(cast("M", value))
+                converted[name] = self.describe(cast("M", value))
             elif isinstance(value, dict) and (lists := self._lists(value, pairs=name in sources)):
                 # The state of a graph as one variable: describe its messages for expressions, but do not pass them.
                 described = {key: list(map(self.describe, self._converted(name, value[key]))) for key in lists}
-                taken[name] = {**value, **described}
+                converted[name] = {**value, **described}
             elif name in sources:
-                taken[name] = _with_speakers(name, value)
-        return {**variables, **taken} if taken else variables
+                converted[name] = _with_speakers(name, value)
+        return {**variables, **converted} if converted else variables
 
     def _converted(self, name: str, value: Any) -> list[M]:
         return _converted(name, value, self.items, self.convert)
@@ -139,13 +139,13 @@ def plain_histories(
 
     `messages` and `sources` are as in `History.collect`.
     """
-    taken: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for name, value in variables.items():
         if name in messages and (value is None or isinstance(value, str | Mapping | list | tuple)):
-            taken[name] = _converted(name, value, _items, lambda item: [in_poml_form(item)])
+            converted[name] = _converted(name, value, _items, lambda item: [in_poml_form(item)])
         elif name in sources:
-            taken[name] = _with_speakers(name, value)
-    return {**variables, **taken} if taken else variables
+            converted[name] = _with_speakers(name, value)
+    return {**variables, **converted} if converted else variables
 
 
 def _items(value: Any) -> Iterable[Any]:

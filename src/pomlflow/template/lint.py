@@ -102,15 +102,15 @@ def lint(
         source, ignored = page.document.source, _ignored_lines(page.document)
         file = snapshot.file_of(source)
         reported = [(one.line, one.column or 1, one.width) for one in errors if one.file == file]
-        own: dict[Finding, None] = {}
+        in_page: dict[Finding, None] = {}  # without duplicates
         for name in rules:
             for fault in RULES[name](page):
                 line, column, text = source.locate(fault.offset)
                 is_reported = any(line == at and start <= column < start + width for at, start, width in reported)
                 if not (is_reported and name in _MAY_REPEAT_ERRORS) and name not in ignored.get(line, ()):
                     finding = Finding(fault.message, name, file, line, column, text, fault.width, fault.remedy)
-                    own[finding] = None
-        found += sorted(own, key=lambda one: (one.line or 0, one.column or 0))
+                    in_page[finding] = None
+        found += sorted(in_page, key=lambda one: (one.line or 0, one.column or 0))
     return found
 
 
