@@ -13,6 +13,8 @@ import mlflow
 import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableParallel
+from mlflow.tracing.provider import get_current_otel_span
+from opentelemetry.trace import use_span
 from tests.langchain.trees import BROKEN, CHAIN, GIVEN, atraced, broken, chain, greeting, model, traced, tree_of, trees
 
 from pomlflow.exceptions import MissingVariableError
@@ -288,3 +290,16 @@ def test_each_way_to_run_gives_its_span_tree_and_no_active_span(
 async def _in_a_task(run: Awaitable[None]) -> None:
     await run
     assert mlflow.get_current_active_span() is None
+
+
+def test_a_users_code_cannot_end_the_span_of_a_run(stored_traces: Any) -> None:
+    """For example OpenTelemetry's `use_span`: the span is stored with the output of the run."""
+
+    def step(given: str) -> str:
+        with use_span(get_current_otel_span(), end_on_exit=True):
+            return given.upper()
+
+    RunnableLambda(step).invoke("hi", {"callbacks": [PomlCallbackHandler()]})
+    [trace] = stored_traces()
+    assert trace.data.spans[0].outputs == "HI"
+    assert trace.info.state.value == "OK"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import databricks_pb2
+from mlflow.utils.workspace_context import get_request_workspace
 from tests.mlflow_server import DEAD
 from tests.waiting import until
 
@@ -27,12 +28,14 @@ BUSY = RestException({"error_code": "RESOURCE_EXHAUSTED", "message": "too many"}
 class Job(Task):
     """Run a function, and note that the task was dropped."""
 
-    def __init__(self, what: Callable[[], Any], uri: str = STORE, *, is_periodic: bool = False) -> None:
+    def __init__(
+        self, what: Callable[[], Any], uri: str = STORE, workspace: str | None = None, *, is_periodic: bool = False
+    ) -> None:
         def run() -> bool:
             check_reachable(uri)
             return what() is not False
 
-        super().__init__(uri=uri, run=run, on_dropped=self.drop, is_periodic=is_periodic)
+        super().__init__(uri=uri, workspace=workspace, run=run, on_dropped=self.drop, is_periodic=is_periodic)
         self.dropped = False
 
     def drop(self) -> None:
@@ -256,3 +259,12 @@ def test_memory_is_bounded_and_what_is_dropped_is_counted(worker, monkeypatch):
     taken = [worker.submit(Job(lambda: None, DEAD), after=3600) for _ in range(5)]
     assert taken == [True] * 3 + [False] * 2
     assert worker.take_lost() == 2
+
+
+def test_a_task_runs_in_the_workspace_of_its_render_and_in_nothing_else(worker):
+    """MLflow's `set_workspace` would set it for the process."""
+    seen = []
+    worker.submit(Job(lambda: seen.append(get_request_workspace()), workspace="team-a"))
+    worker.submit(Job(lambda: seen.append(get_request_workspace())))
+    assert worker.flush(30) == 0
+    assert seen == ["team-a", None]

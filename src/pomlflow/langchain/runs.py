@@ -168,6 +168,9 @@ class ContextProxy:
         """The span context, under the name that it has in the SDK's spans."""
         return cast("SpanContext", self._span_now().get_span_context())
 
+    def end(self, end_time: int | None = None) -> None:
+        """Do nothing: only the handler ends a run's span, also if OpenTelemetry's `use_span` has it."""
+
 
 Span.register(ContextProxy)  # a context may hold only instances of `Span`
 

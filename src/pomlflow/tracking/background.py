@@ -6,6 +6,7 @@ MLflow's client retries for minutes while a server is unreachable, and would blo
 
 from __future__ import annotations
 
+import contextvars
 import heapq
 import itertools
 import math
@@ -18,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
+
+from mlflow.utils.workspace_context import set_server_request_workspace
 
 from pomlflow._log import logger, warn_once
 from pomlflow.tracking.stores import is_outage, may_succeed_later, redacted, redacted_error
@@ -40,6 +43,7 @@ class Task:
     """Work for one store. If `run` returns False, it is run again later, and no flush waits for it meanwhile."""
 
     uri: str = field(repr=False)  # it may contain a password
+    workspace: str | None  # MLflow's workspace
     run: Callable[[], bool | None]
     on_dropped: Callable[[], None] | None = None  # called if the task is dropped or rejected
     is_periodic: bool = False  # it runs before the others, and no flush waits for it
@@ -196,7 +200,7 @@ class Worker:
             self._push(task, outage.until)
             return
         try:
-            is_ready = task.run() is not False
+            is_ready = contextvars.Context().run(_run_in_workspace, task) is not False
         except Exception as error:  # noqa: BLE001 - no failure may end the thread
             pause = self._failed(task, error)
             if pause is not None:
@@ -251,3 +255,9 @@ class Worker:
 
 worker: Final = Worker()
 """The one worker of this process."""
+
+
+def _run_in_workspace(task: Task) -> bool | None:
+    if task.workspace:
+        set_server_request_workspace(task.workspace)  # in this context, unlike `set_workspace`, which is process-wide
+    return task.run()

@@ -159,7 +159,8 @@ class RegistryOrigin:
         self._process = os.getpid()
         if self._reference.number is None or self._loaded.content is None:
             run = partial(_update, weakref.ref(self))
-            worker.submit(Task(uri=self._stores.registry, run=run, is_periodic=True), after=seconds)
+            task = Task(uri=self._stores.registry, workspace=self._stores.workspace, run=run, is_periodic=True)
+            worker.submit(task, after=seconds)
 
 
 def _snapshot(content: PromptContent, text: str, files: ExtractedFiles) -> Snapshot:

@@ -60,7 +60,7 @@ class TraceLink:
             if link is None and trace is not None:
                 link = _links[trace_id] = cls(stores, trace.info)
                 if link.experiment is not None:
-                    worker.submit(Task(uri="", run=link._watch))
+                    worker.submit(Task(uri="", workspace=None, run=link._watch))
             return link
 
     def add(self, version: PromptVersion) -> None:
@@ -97,7 +97,8 @@ class TraceLink:
         return self._info() is None
 
     def _submit(self, versions: list[PromptVersion]) -> None:
-        worker.submit(Task(uri=self._stores.tracking, run=partial(self._store, versions)))
+        run = partial(self._store, versions)
+        worker.submit(Task(uri=self._stores.tracking, workspace=self._stores.workspace, run=run))
 
     def _store(self, versions: list[PromptVersion]) -> bool | None:
         """Store the associations, and a tag that MLflow did not export; return False if the export has not ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
 import threading
@@ -148,8 +149,9 @@ def fetch_within(timeout: float, reference: Reference, stores: Stores) -> Prompt
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             future.set_exception(error)
 
+    context = contextvars.copy_context()  # with MLflow's workspace
     try:
-        threading.Thread(target=run, name="pomlflow-registry-load", daemon=True).start()
+        threading.Thread(target=context.run, args=(run,), name="pomlflow-registry-load", daemon=True).start()
     except RuntimeError:  # from Python 3.12 on no thread can start while the interpreter ends
         run()
     wait([future], timeout)

@@ -128,6 +128,7 @@ class Publisher:
 
         task = Task(
             uri=stores.registry,
+            workspace=stores.workspace,
             run=look_up,
             on_dropped=partial(complete, None, math.inf),
         )
@@ -160,7 +161,7 @@ class Publisher:
             key = stores, identity, associate_with, version.uri
             if identity is not None and key not in self._associated:
                 register_hooks()
-                task = Task(uri=uri, run=partial(associate_with, stores, version, identity))
+                task = Task(uri=uri, workspace=stores.workspace, run=partial(associate_with, stores, version, identity))
                 if worker.submit(task):
                     _keep(self._associated, key, None, _MAX_ASSOCIATED)
 

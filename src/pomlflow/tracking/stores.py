@@ -18,7 +18,7 @@ _REQUEST_TIMEOUT: Final = 10.0  # seconds for one request without retries
 
 
 class Stores(NamedTuple):
-    """The URIs of the stores for traces and for prompts, and the MLflow workspace, that are set at one time."""
+    """The URIs of the stores for traces and for prompts, and the MLflow workspace."""
 
     tracking: str
     registry: str
