@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.model_server import Call, ModelServer, picture, response, words
 pytest.importorskip("llama_index.core")
 
 from llama_index.core.agent.workflow import FunctionAgent
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, ToolCallBlock
 
 from pomlflow.llama_index import PomlPromptTemplate
 
@@ -91,6 +92,29 @@ def test_a_conversation_continues_after_moved_images(server: ModelServer, openai
     assert [message["role"] for message in server.messages] == roles
     assert picture(server.messages[1])
     assert picture(server.messages[6])
+
+
+@each_model("openai", "like")
+@pytest.mark.parametrize("place", ["data URI", "path", "signed URL"])
+def test_no_location_of_a_moved_image_is_sent_as_text(server: ModelServer, model: Any, place: str) -> None:
+    """The image is in the user message, by its data or address; the tool's message has its type alone."""
+    png = base64.b64encode((ASSETS / "box.png").read_bytes()).decode()
+    block, text = {
+        "data URI": (ImageBlock(url=f"data:image/png;base64,{png}"), "[image/png]"),
+        "path": (ImageBlock(path=ASSETS / "box.png"), "[image/png]"),
+        "signed URL": (ImageBlock(url="https://images.test/box.png?signature=secret"), "[image]"),
+    }[place]
+    call = ToolCallBlock(tool_call_id="c1", tool_name="shot", tool_kwargs={})
+    history = [
+        ChatMessage("Show it."),
+        ChatMessage(role="assistant", blocks=[call]),
+        ChatMessage(role="tool", blocks=[block], additional_kwargs={"tool_call_id": "c1"}),
+    ]
+    prompt('<conversation messages="{{history}}"/>').bind_to(model).chat(history=history)
+    *_, answer, shown = server.messages
+    assert (answer["role"], answer["content"]) == ("tool", text)
+    assert [part["text"] for part in shown["content"] if part["type"] == "text"] == ["From the tool (c1):"]
+    assert shown["content"][-1]["type"] == "image_url"
 
 
 # Tools, schema and settings.

@@ -27,7 +27,7 @@ from typing_extensions import override
 from pomlflow.content import REQUEST, RESPONSE, SPEAKERS, call_arguments, joined_parts, split_parts
 from pomlflow.display import result_html, short
 from pomlflow.exceptions import PomlError, VariableError
-from pomlflow.frame.media import alt_text, audio_format, audio_type, document_name
+from pomlflow.frame.media import audio_format, audio_type, document_name
 from pomlflow.record import RenderRecord
 from pomlflow.template.history import History, in_poml_form
 from pomlflow.template.source import Use
@@ -138,12 +138,6 @@ def _part(block: ContentBlock) -> str | dict[str, Any]:  # noqa: PLR0911 - a tab
     if isinstance(block, DocumentBlock):
         return _media("document", block.data, block.document_mimetype, block.url or block.path or block.title)
     return ""  # thinking, cache points, citations
-
-
-def as_text(block: ContentBlock) -> str:
-    """Return a content block as text; media are replaced by their alt text or type."""
-    part = _part(block)
-    return part if isinstance(part, str) else alt_text(part)
 
 
 def _media(kind: str, data: Any, mime: str | None, location: object) -> str | dict[str, Any]:

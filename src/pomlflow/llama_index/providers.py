@@ -22,7 +22,6 @@ from pomlflow.frame import media
 from pomlflow.frame.schema import response_format
 from pomlflow.frame.settings import Provider, provider_parameters, unless_given
 from pomlflow.frame.settings import provider_of as provider_of_class
-from pomlflow.llama_index.messages import as_text
 
 L = TypeVar("L", bound=LLM)
 
@@ -139,7 +138,15 @@ def _misplaced_media(message: ChatMessage) -> Sequence[Any]:
 
 def _with_alt_texts(message: ChatMessage) -> ChatMessage:
     """Return a message with its media replaced by texts, which are joined to its own text."""
-    texts = [as_text(block) for block in message.blocks if isinstance(block, (TextBlock, *_MEDIA))]
+    texts = [
+        _alt_text(block) if isinstance(block, _MEDIA) else getattr(block, "text", None) for block in message.blocks
+    ]
     others = [block for block in message.blocks if not isinstance(block, (TextBlock, *_MEDIA))]
     text = "\n\n".join(filter(None, texts))
     return message.model_copy(update={"blocks": [TextBlock(text=text), *others]})
+
+
+def _alt_text(block: Any) -> str:
+    """Return the alt text or type of a medium, without its location, which may be secret or contain the data."""
+    kind = getattr(block, f"{block.block_type}_mimetype", None) or block.block_type
+    return media.alt_text({"type": kind, "alt": getattr(block, "alt", None)})
