@@ -197,6 +197,18 @@ def _pieces(answer: ChatMessage) -> Iterator[ChatResponse]:
         yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks), delta=delta)
 
 
+class Cut(ScriptedLLM):
+    """A model whose stream fails after its first piece."""
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Any, **_: Any) -> Iterator[ChatResponse]:
+        def pieces() -> Iterator[ChatResponse]:
+            yield ChatResponse(message=ChatMessage("One"), delta="One")
+            raise ConnectionError("cut off")
+
+        return pieces()
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let LlamaIndex's own warnings pass in this folder, where all others are errors."""
     for allowed in _IGNORED_WARNINGS:

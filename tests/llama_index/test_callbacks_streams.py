@@ -16,13 +16,11 @@ pytest.importorskip("mlflow")
 
 import mlflow
 from llama_index.core import PromptTemplate
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
-from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.query_engine import CustomQueryEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from packaging.version import Version
-from tests.llama_index.conftest import ScriptedLLM
+from tests.llama_index.conftest import Cut
 from tests.llama_index.traces import open_spans, parent, poml_spans, span_named, tree, without_poml
 from tests.waiting import until
 
@@ -228,16 +226,6 @@ def test_a_stream_that_is_held_ends_when_its_last_piece_was_read(
     assert trace.info.state == "OK"
     assert trace.data.spans[0].name == name
     assert trace.data.spans[0].outputs == "One two."
-
-
-class Cut(ScriptedLLM):
-    @llm_chat_callback()
-    def stream_chat(self, messages: Any, **_: Any) -> Iterator[ChatResponse]:
-        def pieces() -> Iterator[ChatResponse]:
-            yield ChatResponse(message=ChatMessage("One"), delta="One")
-            raise ConnectionError("cut off")
-
-        return pieces()
 
 
 def test_a_stream_that_is_held_ends_when_it_fails(traced: Any, prompt: Any) -> None:

@@ -148,8 +148,12 @@ class SpanHandler(BaseSpanHandler[Any]):
             self.deferred = Deferred()
 
     def end_streams(self, is_exit: bool) -> None:
-        """End the spans of all streams if this is the flush at exit; do nothing in other flushes."""
-        for span in reversed(list(self.open_spans.values()) if is_exit else []):  # children before their parents
+        """End the spans of streams that have ended, which a variable or traceback may hold; at exit, of all streams."""
+        if not is_exit:
+            for span in list(self.streaming.values()):
+                self.deferred.do(self._settle, span)
+            return
+        for span in reversed(list(self.open_spans.values())):  # children before their parents
             if span.left:
                 self._end(span)
 

@@ -3,7 +3,8 @@
 A span whose result is a stream lasts until the stream has ended. LlamaIndex has events only for the end of a model's
 own stream. The generators in responses are replaced by generators that report their end. Other generators are watched
 by weak references to them, and to the generators that they read: a frame that ends drops these, even if a variable
-still holds its own generator.
+still holds its own generator. If a traceback holds the frame, or the generator reads no others when it is returned,
+its span ends at the next flush.
 """
 
 from __future__ import annotations
