@@ -24,6 +24,17 @@ def lines(done: Result) -> list[str]:
     return [" ".join(line.split()) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("alias", ["a b", "", "Latest", "v1", "a/b", "a" * 256])
+def test_an_invalid_alias_is_an_error_before_anything_is_written(
+    run: Run, folder: Path, mlflow_store: str, alias: str
+) -> None:
+    name = f"q{os.getpid()}-alias"
+    done = run("register", "p/support.poml", "--name", name, "--alias", alias)
+    assert done.exit_code == 2
+    assert f"the alias {alias!r} is invalid: MLflow accepts" in done.stderr
+    assert mlflow.genai.load_prompt(name, allow_missing=True) is None
+
+
 def test_a_folder_is_registered_compared_and_fetched(run: Run, folder: Path, mlflow_store: str) -> None:
     """What is new, unchanged and changed; a part of a prompt is none; files travel."""
     name = f"q{os.getpid()}"

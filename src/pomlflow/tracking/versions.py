@@ -25,7 +25,7 @@ from mlflow.utils.gorilla import get_original_attribute
 from pydantic import ValidationError
 
 from pomlflow._log import logger
-from pomlflow.exceptions import RegistryError
+from pomlflow.exceptions import ConfigurationError, RegistryError
 from pomlflow.record import RenderRecord
 from pomlflow.template import Template
 from pomlflow.template.names import NAMES
@@ -36,6 +36,7 @@ from pomlflow.tracking.stores import Stores
 
 _MAX_SOURCE: Final = 100_000  # characters of one tag of a version, the source among them (mlflow.utils.validation)
 _NEWEST: Final = 20  # newest versions whose text is compared if no version has the digest
+_ALIAS: Final = re.compile(r"(?!(?:latest|v\d+)$)[\w-]{1,255}", re.IGNORECASE)
 _IS_PROMPT: Final = "mlflow.prompt.is_prompt"
 DIGEST_TAG: Final = "poml_sha256"
 _USE_TAG: Final = "poml_use"
@@ -247,6 +248,9 @@ def register(
     `record` is a render of the template, by default one for a check: its static ``<runtime>`` and ``<output-schema>``
     become MLflow's model config and response format.
     """
+    if alias is not None and not _ALIAS.fullmatch(alias):  # here, since MLflow refuses it after the version is written
+        allowed = 'up to 255 letters, digits, _ and -, except "latest" and a version such as "v1"'
+        raise ConfigurationError(f"the alias {alias!r} is invalid: MLflow accepts {allowed}")
     record = replace(record or template.check(), register=True, version=None)
     draft = draft_of(record, str(name_of(record)))
     stores = Stores.current()
