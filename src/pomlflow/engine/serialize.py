@@ -94,7 +94,7 @@ def _convert(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - a table, a li
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"__base64__": base64.b64encode(value).decode()} if value else ""  # "" would not be revived
+        return {"__base64__": base64.b64encode(value).decode()} if value else ""  # POML revives no empty base64
     if hasattr(value, "model_dump"):  # pydantic's models
         return value.model_dump()
     if hasattr(value, "_asdict"):  # named tuples

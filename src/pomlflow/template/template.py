@@ -206,13 +206,11 @@ class Template:
     def check(self, variables: Mapping[str, Any] | None = None, *, history: History[Any] | None = None) -> RenderRecord:
         """Render with the given variables, to find problems of the template itself.
 
-        Missing variables and histories without messages are replaced by placeholders (placeholders.cjs). Errors that a
-        placeholder may have caused are suppressed.
+        Missing variables are replaced by placeholders (placeholders.cjs). Errors that a placeholder may have caused are
+        suppressed.
         """
-        now, given = self.current(), dict(variables or {})
-        for name in now.inference.messages:
-            if isinstance(value := given.get(name), list | tuple) and not value:  # LangChain gives [] by default
-                del given[name]
+        now = self.current()
+        given = {**dict.fromkeys(now.inference.messages, ()), **(variables or {})}
         names = [name for name in (*now.inference.variables, *now.inference.optional) if name not in given]
         return _run(self._steps(given, history, now, placeholders=names), None)
 

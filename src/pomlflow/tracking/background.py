@@ -40,11 +40,11 @@ class RejectedError(Exception):
 
 @dataclass(kw_only=True, eq=False)
 class Task:
-    """Work for one store. If `run` returns False, it is run again later, and no flush waits for it meanwhile."""
+    """Work for one store."""
 
     uri: str = field(repr=False)  # it may contain a password
     workspace: str | None  # MLflow's workspace
-    run: Callable[[], bool | None]
+    run: Callable[[], bool | None]  # if it returns False, it is run again later, and no flush waits for that
     on_dropped: Callable[[], None] | None = None  # called if the task is dropped or rejected
     is_periodic: bool = False  # it runs before the others, and no flush waits for it
     tries: int = 0  # failed runs in a row, outages not counted

@@ -81,8 +81,7 @@ class ExtractedFiles:
     """
 
     def __init__(self, bundle: Bundle, base_dir: Path | None) -> None:
-        # If there are none, relative sources need a folder that does not exist, or they would be read from the working
-        # folder.
+        # Without files, a folder that does not exist: else relative sources would be read from the working folder.
         self.root = _temporary_folder() if bundle.contents or base_dir else _NOWHERE
         self.folder = self.root / bundle.folder
         self.files: dict[Path, PromptFile] = {}
@@ -226,7 +225,7 @@ def _digest(content: bytes) -> str:
 
 
 def _parent_folders(paths: Sequence[str], folder: str | None) -> str:
-    """Return `Bundle.folder` for these paths: as many of the folder's last parts as they have ``..``, or ``_``."""
+    """Return `Bundle.folder` for these paths: the last parts of the folder, one for each ``..``; ``_`` if unknown."""
     levels = max((PurePosixPath(path).parts.count("..") for path in paths), default=0)
     names = [name for name in PurePosixPath(folder or "").parts if _is_portable(name, 0)]
     return "/".join([*["_"] * (levels - len(names)), *names[max(0, len(names) - levels) :]])

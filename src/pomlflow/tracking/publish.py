@@ -61,7 +61,7 @@ class Publisher:
     def link(self, record: RenderRecord, trace_id: str, *, register: bool = True) -> PromptVersion | None:
         """Link a trace to the prompt version of a render in it, at once or in the background; return a known version.
 
-        Without `register`, it only counts the trace if MLflow has dropped it or drops it later. Never raises.
+        Without `register`, nothing is linked; a trace that MLflow drops is counted all the same. Never raises.
         """
         try:
             return self._link(record, trace_id, register)

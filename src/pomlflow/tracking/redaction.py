@@ -85,7 +85,7 @@ class GuardedSpan:
             self.set_attribute(key, value)
 
     def add_event(self, event: SpanEvent) -> None:
-        """Store an event; with a mask, only keep an exception's type until the end."""
+        """Store an event. With a mask, store none, but keep the type of an exception for the end of the span."""
         if self.mask is None:
             self._store_event(event)
         elif event.name == "exception":

@@ -74,7 +74,7 @@ def enlarge_span_queue(size: int) -> None:
 
 
 def register_hooks() -> None:
-    """Register hooks at exit, at fork and in MLflow's flush. The last one again each time: MLflow may remove it."""
+    """Register hooks at exit and at fork, once, and in MLflow's flush, each time: MLflow may remove that one."""
     try:
         with base_mlflow._batch_processor_registry_lock:
             base_mlflow._batch_processor_registry.add(_hooks())

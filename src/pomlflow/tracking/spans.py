@@ -180,7 +180,7 @@ def prepare() -> None:
 
 @cache
 def _enlarge_buffers() -> None:
-    """Enlarge the buffers that MLflow makes from now on: it drops traces if they are full, as those of a large `batch`.
+    """Enlarge the buffers that MLflow makes from now on, in which a large `batch` would not find room.
 
     This changes their defaults and not the environment, which subprocesses would inherit.
     """

@@ -114,7 +114,10 @@ class Registry:
         newest: bool = False,
         limit: int = 1,
     ) -> list[PromptVersion]:
-        """Return versions by number, or the `newest` first: all, or those with a tag, of any value if that is None."""
+        """Return versions in the order of their numbers, or the `newest` first.
+
+        With a tag, only versions that have it, with this value unless that is None.
+        """
         if self.uri.startswith("databricks-uc"):  # its prompts are not models, and it has no search by tag
             found = [one for one in self._all(name) if before is None or int(one.version) < before]
             found = [one for one in found if tag is None or (tag in one.tags and value in {None, one.tags[tag]})]
@@ -164,7 +167,7 @@ class Registry:
             # The snippet that MLflow's page shows, with load_prompt() and format(), fails for POML.
             self.client.set_prompt_version_tag(name, str(mine.version), _USE_TAG, _USE.format(mine.uri))
             return mine
-        # Nothing is linked to it, since lookups find the lower one, as another try of this does if the deletion fails.
+        # Nothing is linked to it, since lookups find the lower one, also the next one after a deletion that failed.
         self.client.delete_prompt_version(name, str(mine.version))
         logger.info("Another process registered the prompt %r at the same time: both use %s.", name, lowest.uri)
         return lowest
@@ -228,11 +231,11 @@ def runtime_of(version: PromptVersion) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Registration:
-    """The result of `register`; without a `version`, a dry run found none. `is_new`: it was made, or would be."""
+    """The result of `register`."""
 
     name: str
-    version: PromptVersion | None
-    is_new: bool
+    version: PromptVersion | None  # None if a dry run found none
+    is_new: bool  # whether the version was made, or would be
 
 
 def register(

@@ -22,7 +22,7 @@ const sandbox = require('./sandbox.cjs');
 
 const sandboxed = process.permission !== undefined; // Python starts a sandboxed worker with --permission
 const { setImmediate } = globalThis; // Node's own: those of templates end with their render
-const { memoryUsage, resourceUsage } = process;
+const { rss } = process.memoryUsage;
 
 // A failing promise or timer that a template leaves behind must not end the process during a later render.
 process.on('uncaughtException', (error) => console.error('uncaught in a template:', error));
@@ -156,19 +156,6 @@ async function answer(text) {
   return line;
 }
 
-let resident = 0; // bytes
-let peak = 0;
-let age = 0; // in renders
-
-/** The resident bytes, read again when their peak has grown and every 32nd time: a reading takes up to 100 µs. */
-function residentBytes() {
-  const { maxRSS } = resourceUsage();
-  if (maxRSS > peak || ++age === 32) {
-    [resident, peak, age] = [memoryUsage.rss(), maxRSS, 0];
-  }
-  return resident;
-}
-
 /** Removes what a render left behind. */
 function clean() {
   files.serve(undefined);
@@ -188,7 +175,7 @@ function serve() {
     while (queue.length) {
       const start = performance.now();
       const line = await answer(queue.shift());
-      send(`${line.slice(0, -1)},"memory":${residentBytes()},"ms":${(performance.now() - start).toFixed(4)}}`);
+      send(`${line.slice(0, -1)},"memory":${rss()},"ms":${(performance.now() - start).toFixed(4)}}`);
       clean(); // while Python wakes up
     }
     busy = false;
