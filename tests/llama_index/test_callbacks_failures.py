@@ -296,3 +296,26 @@ def test_a_model_or_tool_without_metadata_keeps_its_span(traced: Any) -> None:
     assert failed.data.spans[0].status.description == "Unknown model 'gpt-99'"
     assert tree(tool) == "Nameless.__call__ TOOL"
     assert tool.data.spans[0].inputs == {"input": "x"}
+
+
+class Unreadable(StartEvent):
+    def to_dict(self) -> dict[str, Any]:
+        raise ValueError("no dict")
+
+
+class Plain(Workflow):
+    @step
+    async def only(self, event: Unreadable) -> StopEvent:
+        return StopEvent(result="done")
+
+
+def test_a_start_event_that_cannot_be_read_leaves_no_span_active(traced: Any, scripted: Any) -> None:
+    """Later calls of the thread have traces of their own."""
+
+    async def run() -> None:
+        assert await Plain().run(start_event=Unreadable()) == "done"
+        scripted("Fine.").complete("Hi")
+
+    with PomlCallbackHandler():
+        traces = traced(lambda: asyncio.run(run()))
+    assert "ScriptedLLM.complete LLM" in [tree(trace) for trace in traces]

@@ -249,6 +249,7 @@ class SpanHandler(BaseSpanHandler[Any]):
     def _begin(
         self, id_: str, bound_args: BoundArguments, instance: Any, parent: TracedSpan | None, handler: Any
     ) -> TracedSpan:
+        inputs = inputs_of(bound_args)  # first: it may raise, and a span that is active must end
         live = start_span(
             id_.partition("-")[0],
             self.mlflow.span_type(instance) or SpanType.UNKNOWN,
@@ -263,10 +264,9 @@ class SpanHandler(BaseSpanHandler[Any]):
             live.set_attributes(self.mlflow.attributes(instance) or {})
         except Exception as error:  # noqa: BLE001 - a model's metadata may raise; then its call also does
             warn_incomplete(error)
-        inputs = inputs_of(bound_args)
         guarded.set_inputs(inputs)
-        if isinstance(instance, BaseLLM) and (tools := inputs.get("kwargs", {}).get("tools")):
-            with suppress(Exception):  # tools in another form than MLflow's
+        with suppress(Exception):  # tools in another form than MLflow's
+            if isinstance(instance, BaseLLM) and (tools := inputs.get("kwargs", {}).get("tools")):
                 set_span_chat_tools(live, tools)
         return span
 
