@@ -198,6 +198,13 @@ def test_arguments_of_one_call_override_the_file() -> None:
     assert model.options == [{"stop": None, "temperature": 0, "seed": 3}]
 
 
+def test_a_setting_given_to_bind_to_is_an_error_with_the_remedy() -> None:
+    with pytest.raises(
+        TypeError, match=r"unexpected .*'temperature'; .*\.bind\(temperature=…\) or the file's <runtime>"
+    ):
+        prompt(SETTING).bind_to(Model(), temperature=1)  # type: ignore[arg-type]
+
+
 def test_the_frame_overrides_arguments_bound_to_the_model() -> None:
     model = Model()
     prompt(SETTING).bind_to(model.bind(temperature=9, seed=1)).invoke({})

@@ -36,6 +36,7 @@ def picture(colour: int = 0) -> bytes:
 
 
 PICTURE = picture()
+REMEDY = "run it in the prompt root or working folder of that time, or set POMLFLOW_PROMPT_ROOT to it"
 
 
 class FullNotes(Notes):
@@ -212,10 +213,12 @@ def test_a_file_that_has_changed_or_is_gone_is_named(trace_of: Callable[..., str
     (folder / "p" / "tone.poml").unlink()
     render = only_render(trace_id)
     assert [difference.where for difference in render.differences] == ["error"]
-    assert render.reasons[0] == f"p/tone.poml is not there any more ({folder / 'p' / 'tone.poml'})"
+    assert (
+        render.reasons[0] == f"p/tone.poml is not there ({folder / 'p' / 'tone.poml'}): unless it was removed, {REMEDY}"
+    )
     shown = str(pomlflow.replay(trace_id)).splitlines()
     assert shown[:3] == [f"{trace_id}: 1 different", "poml p.a (p/a.poml): different", "  error"]
-    assert shown[-2].startswith("  p/tone.poml is not there any more")
+    assert shown[-2].startswith("  p/tone.poml is not there (")
 
 
 def test_files_are_found_from_the_prompt_root(
@@ -225,8 +228,7 @@ def test_files_are_found_from_the_prompt_root(
     trace_id = trace_of((Template('<include src="tone.poml"/>', base_dir="p"), {}))
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
-    remedy = "run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
-    assert only_render(trace_id).reasons == (f"there is no folder {folder / 'elsewhere' / 'p'}: {remedy}",)
+    assert only_render(trace_id).reasons == (f"there is no folder {folder / 'elsewhere' / 'p'}: {REMEDY}",)
     pomlflow.configure(prompt_root=folder)
     assert only_render(trace_id).outcome == "identical"
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Never, cast
 
 from langchain_core.messages import AnyMessage, BaseMessage
 from langchain_core.prompts import ChatPromptTemplate
@@ -155,6 +155,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
         *,
         parse: bool = False,
         tools: Mapping[str, Any] | Iterable[Any] | None = None,
+        **unknown: Never,
     ) -> RunnableSequence[Any, Any]:
         """Make a chain that passes the messages, tools, output schema and runtime settings to a model.
 
@@ -175,7 +176,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             The chain.
 
         Raises:
-            TypeError: `llm` is not a model.
+            TypeError: `llm` is not a model, or a keyword argument is unknown.
             ToolError: Two functions have one name.
 
         A call raises `SettingError` if the model does not support a setting, and `ToolError` if it takes no tools, or
@@ -188,6 +189,8 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             >>> prompt.bind_to(FakeListChatModel(responses=["Hello!"])).invoke({"name": "Ada"}).content
             'Hello!'
         """
+        setting = "; for a model's setting, use bind_to(…).bind({}=…) or the file's <runtime>"
+        refuse_arguments(unknown, "bind_to", ["parse", "tools"], remedy=setting)
         functions = None if tools is None else functions_by_name(tools)
         names, described = None if functions is None else list(functions), []
         if functions and "tools" not in self._core.inference.fields:

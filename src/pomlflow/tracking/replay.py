@@ -43,6 +43,7 @@ _NOT_FOUND: Final = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INV
 _FLUSH: Final = 30.0  # seconds to store this process's own traces first
 _TOO_LARGE: Final = "[Attachment too large: "  # mlflow 3.12 to 3.18, under MLFLOW_TRACE_MAX_ATTACHMENT_SIZE
 _UNCHANGED: Final = "none of the files and versions that the trace names has changed"
+_REMEDY: Final = "run it in the prompt root or working folder of that time, or set POMLFLOW_PROMPT_ROOT to it"
 
 _Path = tuple[str | int, ...]  # the keys and indices that lead to a value
 
@@ -307,13 +308,13 @@ class _StoredRender:
         if folder is None or not then:  # a template from the registry has no folder, and its files cannot change
             return
         if not folder.is_dir():
-            yield f"there is no folder {folder}: run it in the prompt root, or set pomlflow.configure(prompt_root=…)"
+            yield f"there is no folder {folder}: {_REMEDY}"
             return
         now = {file.path: file.sha256 for file in record.files}
         for path, digest in then.items():
             file, name = folder / path, posixpath.normpath(posixpath.join(self._folder, path))
             if not file.exists():
-                yield f"{name} is not there any more ({file})"
+                yield f"{name} is not there ({file}): unless it was removed, {_REMEDY}"
             elif not now.get(path, "").startswith(digest):
                 changed = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
                 yield f"{name} has changed: it was written at {changed:%Y-%m-%d %H:%M:%S}"
