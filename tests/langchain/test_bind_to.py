@@ -199,10 +199,8 @@ def test_arguments_of_one_call_override_the_file() -> None:
 
 
 def test_a_setting_given_to_bind_to_is_an_error_with_the_remedy() -> None:
-    with pytest.raises(
-        TypeError, match=r"unexpected .*'temperature'; .*\.bind\(temperature=…\) or the file's <runtime>"
-    ):
-        prompt(SETTING).bind_to(Model(), temperature=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"'temperature'; .*\.bind\(temperature=…\) or the file's <runtime>"):
+        prompt(SETTING).bind_to(Model(), temperature=1)
 
 
 def test_the_frame_overrides_arguments_bound_to_the_model() -> None:

@@ -36,7 +36,7 @@ def picture(colour: int = 0) -> bytes:
 
 
 PICTURE = picture()
-REMEDY = "run it in the prompt root or working folder of that time, or set POMLFLOW_PROMPT_ROOT to it"
+REMEDY = "run the replay in the prompt root or working folder of that time, or set POMLFLOW_PROMPT_ROOT to it"
 
 
 class FullNotes(Notes):
@@ -213,9 +213,8 @@ def test_a_file_that_has_changed_or_is_gone_is_named(trace_of: Callable[..., str
     (folder / "p" / "tone.poml").unlink()
     render = only_render(trace_id)
     assert [difference.where for difference in render.differences] == ["error"]
-    assert (
-        render.reasons[0] == f"p/tone.poml is not there ({folder / 'p' / 'tone.poml'}): unless it was removed, {REMEDY}"
-    )
+    tone = folder / "p" / "tone.poml"
+    assert render.reasons[0] == f"p/tone.poml is not there ({tone}): unless it was removed, {REMEDY}"
     shown = str(pomlflow.replay(trace_id)).splitlines()
     assert shown[:3] == [f"{trace_id}: 1 different", "poml p.a (p/a.poml): different", "  error"]
     assert shown[-2].startswith("  p/tone.poml is not there (")

@@ -171,6 +171,7 @@ class PomlPromptTemplate(PromptConstructors, BaseChatPromptTemplate):  # type: i
             tools: The functions of the markup's tools: a dict by the tools' names, or a list if the functions have
                 these names. If the markup defines no tool, they describe themselves. Each call checks that they match
                 the markup; the chain does not run them. The method `tools` makes tools that run them.
+            **unknown: No other argument is accepted.
 
         Returns:
             The chain.

@@ -43,7 +43,7 @@ _NOT_FOUND: Final = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "BAD_REQUEST", "INV
 _FLUSH: Final = 30.0  # seconds to store this process's own traces first
 _TOO_LARGE: Final = "[Attachment too large: "  # mlflow 3.12 to 3.18, under MLFLOW_TRACE_MAX_ATTACHMENT_SIZE
 _UNCHANGED: Final = "none of the files and versions that the trace names has changed"
-_REMEDY: Final = "run it in the prompt root or working folder of that time, or set POMLFLOW_PROMPT_ROOT to it"
+_REMEDY: Final = "run the replay in the prompt root or working folder of that time, or set POMLFLOW_PROMPT_ROOT to it"
 
 _Path = tuple[str | int, ...]  # the keys and indices that lead to a value
 
