@@ -85,6 +85,14 @@ def test_settings_that_are_not_a_table_are_ignored(tmp_path: Path, settings: str
     assert named(write(tmp_path / "a" / "q.poml", HELLO)) == ("a.q", "a/q.poml")
 
 
+def test_an_unknown_key_in_pyproject_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "pyproject.toml", '[tool.pomlflow]\nprompt_rot = "prompts"\nstrict = true\n')
+    for file in ("a/b.poml", "c/d.poml"):
+        Template(path=write(tmp_path / file, "<p>Hi</p>"))
+    (warning,) = caplog.records
+    assert "[tool.pomlflow] has no prompt_rot; its keys are ignore, prompt_root, select, strict" in warning.getMessage()
+
+
 def test_a_pyproject_that_cannot_be_read_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "pyproject.toml", "[tool.pomlflow\n")
     for _ in range(2):

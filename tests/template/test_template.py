@@ -288,8 +288,10 @@ def test_a_path_as_markup_is_reported_once_with_the_remedy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "once.poml", "<p>Hi</p>")
-    for markup in ("once.poml", "once.poml", "other.poml"):
-        assert text(Template(markup)) == markup
-    (warning,) = caplog.records
-    assert warning.getMessage().startswith("'once.poml' is the path of a file, but is used as markup: ")
-    assert "from_file(path)" in warning.getMessage()
+    for markup in ("once.poml", "once.poml", "other.poml", "a\n.poml", "<p/>.poml"):
+        Template(markup)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("'once.poml' looks like the path of a file, which exists, but is used as markup: ")
+    assert messages[1].startswith("'other.poml' looks like the path of a file, which does not exist, but is used as ")
+    assert all("from_file(path)" in message for message in messages)

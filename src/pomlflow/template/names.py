@@ -17,6 +17,7 @@ from pomlflow._log import warn_once
 from pomlflow.exceptions import ConfigurationError, TemplateNotFoundError
 from pomlflow.settings import settings
 
+_SETTINGS: Final = frozenset({"prompt_root", "select", "ignore", "strict"})  # the keys of [tool.pomlflow]
 _LONGEST: Final = 256  # the maximum length of a name that MLflow accepts in every kind of store
 
 
@@ -114,7 +115,13 @@ def tool_settings(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
         warn_once(("pyproject", file), "%s cannot be read, so that its [tool.pomlflow] is unknown: %s", file, error)
         return file, {}
     values = tools.get("pomlflow") if isinstance(tools, dict) else None
-    return file, values if isinstance(values, dict) else {}
+    values = values if isinstance(values, dict) else {}
+    if unknown := sorted(values.keys() - _SETTINGS):
+        known = ", ".join(sorted(_SETTINGS))
+        warn_once(
+            ("pyproject key", file), "%s: [tool.pomlflow] has no %s; its keys are %s", file, ", ".join(unknown), known
+        )
+    return file, values
 
 
 def _project_root(folder: Path) -> Path | None:

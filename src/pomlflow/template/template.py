@@ -53,11 +53,12 @@ class Template:
             raise ConfigurationError(
                 f"a template is a text, not of the type {type(source).__name__}; for a file use from_file(path)"
             )
-        if source is not None and path is None and _names_file(source):
+        if source is not None and path is None and source.endswith(".poml") and not {"<", "\n"} & set(source):
             warn_once(
                 ("path as markup", source),
-                "%r is the path of a file, but is used as markup: to read the file, use from_file(path) or a Path",
-                source,
+                "%r looks like the path of a file, which %s, but is used as markup: to read a file, use "
+                "from_file(path) or a Path",
+                *(source, "exists" if os.path.exists(source) else "does not exist"),  # noqa: PTH110 - it accepts any text
             )
         if stylesheet is not None and not isinstance(stylesheet, Mapping):
             raise ConfigurationError(
@@ -348,11 +349,6 @@ def _as_seen(
     if history is not None:
         return history.collect(variables, inference.messages, inference.message_sources)
     return variables if exact else plain_histories(variables, inference.messages, inference.message_sources)
-
-
-def _names_file(text: str) -> bool:
-    """Return whether a markup is the path of an existing .poml file."""
-    return text.endswith(".poml") and not {"<", "\n"} & set(text) and os.path.exists(text)  # noqa: PTH110 - it accepts any text
 
 
 def _relative_to_root(folder: Path) -> str | None:
