@@ -46,6 +46,14 @@ def test_a_problem_in_an_included_file_is_reported_there(run: Run, folder: Path)
     assert (done.exit_code, done.stdout.split(": ")[0], done.stderr) == (1, "p/parts/tone.poml:2:2", "")
 
 
+def test_a_missing_file_is_named(run: Run, folder: Path) -> None:
+    write(folder / "a.poml", '<poml><include if="false" src="rules.poml"/><p>Hello</p></poml>')
+    assert run("check", "a.poml").stdout == (
+        "a.poml:1:32: warning: there is no file rules.poml: a path is relative to the folder of the .poml file "
+        "[missing-file]\n"
+    )
+
+
 def test_example_values_next_to_a_prompt_are_used(run: Run, folder: Path) -> None:
     write(folder / "a.poml", "<p>{{user.name.toUpperCase()}}</p>")
     assert run("check", "a.poml").exit_code == 0

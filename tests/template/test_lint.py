@@ -31,6 +31,8 @@ ON_PURPOSE = {
     "include-for-and-if": {"missing-file"},
     "include-nested": {"media-as-text", "missing-file"},
     "let-forms": {"let-value"},
+    "message-free-text": {"dropped-text"},
+    "message-speaker-attribute": {"dropped-text"},
     "meta-versions": {"unknown-attribute"},
     "runtime": {"unknown-setting"},
     "schema-unchecked": {"invalid-schema", "unknown-attribute"},
@@ -66,6 +68,8 @@ WRONG = [
     ("<p if='isinstance(x, str)'>a</p>", [("python-expression", 8)]),
     ("<img scr='a.png'/>", [("unknown-attribute", 6)]),
     ("<p>a&nbsp;b &#65;<![CDATA[c]]></p>", [("dropped-text", c) for c in (5, 13, 18)]),
+    ("<poml>a <ai-msg>Q</ai-msg> b <let name='x' value='1'/>{{x}}</poml>", [("dropped-text", c) for c in (7, 28, 55)]),
+    ("<p speaker='ai'>A</p> b", [("dropped-text", 23)]),
     ("<p class='a' speeker='ai'>a</p>", [("unknown-attribute", 4), ("unknown-attribute", 14)]),
     ("<let nam='a' name='b' value='1'/>{{b}}", [("unknown-attribute", 6)]),
     ("<poml>a<runtime maxToken='1' creativity='2'/></poml>", [("unknown-setting", 17), ("unknown-setting", 30)]),
@@ -141,6 +145,7 @@ JAVASCRIPT = [
 ]  # fmt: skip
 
 RIGHT = [
+    "<poml>a <b>b</b><human-msg>Q</human-msg>\n<!-- c --><ai-msg>a <p speaker='ai'>b</p> c</ai-msg></poml>",
     '<p>{"a": 1} ${x} \\frac{a}{b} {} {0} { x } /users/{id} {{x}}</p>',
     "<code>f'{name}' {% if x %} {{ '{' }}</code>",
     "<output-format>Write {title} and {summary}.</output-format>",

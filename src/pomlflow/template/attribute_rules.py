@@ -217,4 +217,4 @@ def missing_file(page: Page) -> Iterator[Fault]:
         is_evaluated = "{{" in source.text and element.kind != "include"
         # Path.exists raises an error for a name that is too long.
         if not is_evaluated and not os.path.exists(folder / source.text):  # noqa: PTH110
-            yield Fault(at, width, "there is no such file", f"a path is relative to {where}")
+            yield Fault(at, width, f"there is no file {source.text[:100]}", f"a path is relative to {where}")

@@ -34,7 +34,7 @@ ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 # The elements that define a tool, without hyphens; those with a schema; those whose content is in no message.
 TOOLS = ("tool", "tooldef", "tooldefinition")
 SCHEMAS = frozenset({"outputschema", *TOOLS})
-_NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}
+NOT_TEXT = SCHEMAS | {"stylesheet", "context", "let", "meta", "runtime"}
 _ESCAPES = "in text, write #amp; for & and #lt; for <"
 EXPRESSION = (
     'an expression in text cannot hold & or <: name its value first, <let name="both" value="a && b"/>, or write it '
@@ -158,7 +158,7 @@ class Document:
     def texts(self) -> Iterator[tuple[Passage, Element]]:
         """Yield every piece of text of a message, with its element."""
         for element in self.elements:
-            if not element.within(_NOT_TEXT):
+            if not element.within(NOT_TEXT):
                 yield from ((one, element) for one in element.children if isinstance(one, Passage) and one.text)
 
     def values(self) -> Iterator[tuple[Passage, Element]]:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from pomlflow.template.foreign import foreign_words, quoted
-from pomlflow.template.inference import json_value
+from pomlflow.template.inference import SPEAKERS, json_value
 from pomlflow.template.javascript import WORD, analyse, bound_by
-from pomlflow.template.markup import ENTITIES, Element, Fault, Passage, expressions, split_loop
+from pomlflow.template.markup import ENTITIES, NOT_TEXT, Element, Fault, Passage, expressions, split_loop
 from pomlflow.template.source import Page
 
 # A field of `str.format`, and a run of such fields, which does not follow a brace, `$` or the like.
@@ -126,8 +126,9 @@ def _foreign(page: Page) -> Iterator[tuple[str, Fault]]:
 
 
 def dropped_text(page: Page) -> Iterator[Fault]:
-    """Find entities and CDATA sections, which POML (0.0.8) drops from text, and entities in attributes."""
+    """Find what POML (0.0.8) drops from text, and entities in attributes."""
     source = page.text
+    yield from _beside_messages(page)
     for value, _ in page.document.values():
         for found in _ENTITY.finditer(_without_expressions(value.text)):
             why = f"POML (0.0.8) sends {found[0]} of an attribute as it is"
@@ -144,6 +145,22 @@ def dropped_text(page: Page) -> Iterator[Fault]:
             elif source[offset] == "&":
                 what = source[offset : source.find(";", offset) + 1]
                 yield Fault(offset, len(what), f"POML (0.0.8) drops {what} from text", _entity_remedy(what))
+
+
+def _beside_messages(page: Page) -> Iterator[Fault]:
+    """Find bare text beside messages. POML (0.0.8) drops it, unless an element that is no message follows it."""
+    for element in page.document.elements:
+        inner = [child for child in element.children if isinstance(child, Element) and child.kind not in NOT_TEXT]
+        messages = [child for child in inner if child.kind in SPEAKERS or child.find("speaker").text]
+        if not messages or element.kind in SPEAKERS:
+            continue
+        is_dropped = True  # what follows is a message, or the end
+        for child in reversed(element.children):
+            if isinstance(child, Element):
+                is_dropped = child in messages if child in inner else is_dropped
+            elif is_dropped and (text := child.text.strip()):
+                why = "POML (0.0.8) drops bare text next to message tags"
+                yield Fault(child.at(child.text.find(text)), len(text), why, "put it in a message tag")
 
 
 def _entity_remedy(entity: str) -> str:
