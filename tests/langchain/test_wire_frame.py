@@ -261,6 +261,20 @@ def test_pictures_of_an_agents_own_tools_follow_for_openai(clients: dict[str, An
     assert history[2].content[1] == picture, "the user's own message was changed"
 
 
+def test_no_address_of_a_moved_picture_is_sent_as_text(clients: dict[str, Any], server: ModelServer) -> None:
+    """A signed one is a secret; the picture follows with its address."""
+    picture = {"type": "image", "url": "https://images.test/box.png?signature=secret"}
+    history = [
+        AIMessage("", tool_calls=[{"name": "shot", "args": {}, "id": "1"}]),
+        ToolMessage([picture], tool_call_id="1", name="shot"),
+    ]
+    chain = prompt("<conversation messages='{{h}}'/>").bind_to(_client(clients, "ChatOpenAI"))
+    chain.invoke({"h": history})
+    *_, answer, shown = server.messages
+    assert (answer["role"], answer["content"]) == ("tool", "[image]")
+    assert shown["content"][1]["image_url"]["url"] == picture["url"]
+
+
 def test_empty_messages_are_sent_as_empty_texts(clients: dict[str, Any], server: ModelServer) -> None:
     openai = _client(clients, "ChatOpenAI")
     (prompt("<conversation messages='{{h}}'/>") | openai).invoke({})

@@ -99,9 +99,11 @@ def _without_media(message: BaseMessage) -> tuple[BaseMessage, list[Any]]:
 
 
 def _as_text(block: str | Mapping[str, Any]) -> str:
-    """Return a block of a tool's response as text; media are replaced by their alt text or type."""
+    """Return a block of a tool's response as text; media are replaced by alt text or type, without address."""
     part = _part(block)
-    return part if isinstance(part, str) else media.alt_text(part)
+    if isinstance(block, Mapping) and block.get("type") in _MEDIA:
+        return media.alt_text({"type": block["type"]} if isinstance(part, str) else part)
+    return str(part)
 
 
 def message_to_poml(message: BaseMessage) -> dict[str, Any]:
