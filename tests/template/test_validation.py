@@ -50,7 +50,10 @@ def test_a_missing_variable_of_an_include_has_its_place_there(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("given", "near"), [("qestion", True), ("Question", True), ("answer", False)])
 def test_a_similar_name_is_suggested(given: str, near: bool) -> None:
-    assert (f"Did you mean '{given}'?" in str(missing(Template("<p>{{question}}</p>"), **{given: 1}))) is near
+    assert (
+        f"The given '{given}' may be a misspelling of 'question'."
+        in str(missing(Template("<p>{{question}}</p>"), **{given: 1}))
+    ) is near
 
 
 def test_a_history_is_not_among_the_given_variables() -> None:
@@ -149,6 +152,12 @@ def test_variables_of_branches_not_taken_may_be_missing(markup: str, given: dict
         ('<let name="x" value="Don\'t"/>', "Invalid or unexpected token", 'value="`Don\'t`"'),
         ("<let name='x' value='[1, 2'/>", "Unexpected token", None),
         ("<p for='x in {{xs}}'>{{x}}</p>", "Unexpected token '{'", "for= takes no braces"),
+        ("<p for='x of xs'>{{x}}</p>", "item in list syntax is expected", "write x in xs"),
+        ("<p for='const x of xs.all'>{{x}}</p>", "item in list syntax is expected", "write x in xs.all"),
+        ("<p for='xs'>{{x}}</p>", "item in list syntax is expected", 'write for="item in items"'),
+        ("<p>Hi {{x, {{y}} and</p>", "Unexpected token '{'", "close the first {{ with }}"),
+        ("<p className='{{x {{y}}'>a</p>", "Unexpected token '{'", "close the first {{ with }}"),
+        ("<p>{{ {{x}} }}</p>", "Unexpected token '{'", None),
         ("<p if='not x'>a</p>", "Unexpected identifier", "'not' is Python: write !"),
         ("<p>{{ x | default('a') }}</p>", "Unexpected token", "'default' is Jinja: write x ?? y"),
         ("<p for='x in xs'>{{x}}</p><document src='nowhere.txt'/>", "ENOENT", "a path is relative to"),
@@ -309,6 +318,22 @@ def test_a_loop_over_no_list_names_the_variable_and_its_type(value: Any, kind: s
     assert [problem.message for problem in error.problems] == [f"List is expected in for attribute: xs is {kind}"]
     assert str(error.hint).startswith("pass a list as xs")
     assert ('for="[key, value] in Object.entries(xs)"' in str(error)) is pairs
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ('\n{\n  "title": "ö 🙂\\n",\n}\n', ", in line 5"),
+        ('{"title": "a"', ", in line 2"),
+        ('{"title": "a",\n}{{x}}', ""),
+        ('<!-- a\n-->{"title": "a",\n}', ", in line 4"),
+        ('{"title": "a",<!-- a\n-->\n}', ""),
+    ],
+)
+def test_a_fault_in_the_json_of_a_schema_has_its_line_in_the_file(body: str, line: str) -> None:
+    error = Template(f"<poml>\n<output-schema>{body}</output-schema>a</poml>").render({"x": "1"}).error
+    assert isinstance(error, RenderError)
+    assert error.message.endswith(f"in JSON{line}")
 
 
 def test_a_loop_over_an_expression_that_is_no_list_is_one_problem() -> None:

@@ -44,7 +44,7 @@ def _problem(
     text, start, end = texts[path], item.get("start"), item.get("end")
     if text is None or not isinstance(start, int):
         return Problem(message, kind, file)
-    first, last = _corrected(text, _characters(text, start), _characters(text, end if isinstance(end, int) else start))
+    first, last = _corrected(text, characters(text, start), characters(text, end if isinstance(end, int) else start))
     line = text.count("\n", 0, first) + 1
     begin = text.rfind("\n", 0, first) + 1
     line_text = text[begin:].split("\n", 1)[0].rstrip("\r")
@@ -62,7 +62,7 @@ def _corrected(text: str, first: int, last: int) -> tuple[int, int]:
     return first, max(first, last)
 
 
-def _characters(text: str, units: int) -> int:
+def characters(text: str, units: int) -> int:
     """Return the offset in characters for an offset in UTF-16 units: JavaScript counts an emoji as two."""
     if text.isascii():
         return min(units, len(text))

@@ -10,12 +10,22 @@ from itertools import islice
 from typing import Any
 
 from pomlflow import engine
-from pomlflow.engine.errors import SCHEMA_REMEDY
+from pomlflow.engine.errors import SCHEMA_REMEDY, characters
 from pomlflow.exceptions import MissingVariableError, PomlError, Problem, RenderError, VariableError
 from pomlflow.template.foreign import foreign_words, is_prose, quoted
 from pomlflow.template.inference import loop_names
 from pomlflow.template.javascript import analyse, bound_by
-from pomlflow.template.markup import ENTITIES, EXPRESSION, Document, Element, Fault, SourceText, parse, split_loop
+from pomlflow.template.markup import (
+    ENTITIES,
+    EXPRESSION,
+    SCHEMAS,
+    Document,
+    Element,
+    Fault,
+    SourceText,
+    parse,
+    split_loop,
+)
 from pomlflow.template.source import Expression, Inference, Snapshot, Use
 
 _NO_FILE = re.compile(r"ENOENT|file not found")
@@ -25,6 +35,9 @@ _NOT_EVALUATED = {
 }
 _NOT_DEFINED = re.compile(r"(\S+) is not defined")
 _NO_LIST = "List is expected in for attribute."
+_NO_LOOP = "item in list syntax is expected"
+_OF = re.compile(r"(?:(?:let|const|var)\s++)?(.*\S)\s++of\s++([^{]+)")  # a loop of JavaScript
+_IN_JSON = re.compile(r" at position (\d+) \(line \d+ column \d+\)$")  # the line is that in the element
 _NO_VALUE = "Cannot read properties of undefined"
 _ROWS = "records= takes rows: a list of dicts or of lists, or a DataFrame"
 # Remedies by a pattern of POML's message.
@@ -168,7 +181,7 @@ def _remedy_of_missing(name: str, use: Use, given: Sequence[str]) -> str:
         remedy += f". If it is a text, put it in quotes of its own: value=\"'{code}'\""
     elif kind == "schema":
         remedy = f"Pass it, or write a schema: {SCHEMA_REMEDY}"
-    return f"Did you mean {near[0]!r}? {remedy}" if near else remedy
+    return f"The given {near[0]!r} may be a misspelling of {name!r}. {remedy}" if near else remedy
 
 
 def _use_of(name: str, reported: Problem, snapshot: Snapshot) -> Use:
@@ -225,6 +238,8 @@ def _clarified(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any
     """Return a problem with a clearer message or a remedy if it is about an entity, a loop or an empty history."""
     if (entity := _undefined(problem)) in ENTITIES:
         return replace(problem, message=f"&{entity}; is not decoded in an expression")
+    if found := _IN_JSON.search(problem.message):
+        return _with_line_in_file(problem, found, snapshot)
     place = _place(problem, snapshot) if problem.message.startswith((_NO_LIST, _NO_VALUE)) else None
     expression = _expression_at(*place, snapshot)[0] if place else None
     for use in snapshot.inference.uses:
@@ -241,6 +256,23 @@ def _clarified(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any
             remedy = f'{name} has no messages in this render: write {name}[0]?.content, or if="{name}.length"'
             return replace(problem, remedy=remedy)
     return problem
+
+
+def _with_line_in_file(problem: Problem, found: re.Match[str], snapshot: Snapshot) -> Problem:
+    """Return a problem in the JSON of a schema with its line in the file, or without a line if that is unknown."""
+    place = _place(problem, snapshot)
+    if place is None or (element := _element_at(*place)).kind not in SCHEMAS:
+        return problem
+    body, message = element.text(), problem.message[: found.start()]
+    json = body.text.lstrip()
+    if "{{" not in json and len(body.pieces) == 1:
+        at = body.at(len(body.text) - len(json) + characters(json, int(found[1])))
+        message += f", in line {place[0].locate(at)[0]}"
+    return replace(problem, message=message)
+
+
+def _element_at(source: SourceText, offset: int) -> Element:
+    return [one for one in parse(*source).elements if one.start <= offset][-1]
 
 
 def _cause(problem: Problem, snapshot: Snapshot) -> Problem | None:
@@ -285,16 +317,19 @@ def _remedy_of(problem: Problem, snapshot: Snapshot) -> str | None:
     if place is None:
         return None
     source, offset = place
-    if _NO_FILE.search(message):
-        element = [one for one in parse(*source).elements if one.start <= offset][-1]
-        return _remedy_of_missing_file(element, message, snapshot)
+    if message.startswith(_NO_LOOP) or _NO_FILE.search(message):
+        return _remedy_in(_element_at(source, offset), message, snapshot)
     expression, before = _expression_at(source, offset, snapshot)
     # If text is in between, the expression is not that of the problem.
     is_far = len(before) > problem.width and before.strip("{ \t\r\n")
     return None if expression is None or expression.kind == "schema" or is_far else _remedy(expression, before)
 
 
-def _remedy_of_missing_file(element: Element, message: str, snapshot: Snapshot) -> str | None:
+def _remedy_in(element: Element, message: str, snapshot: Snapshot) -> str | None:
+    """Return the remedy for a malformed loop or a missing file in an element."""
+    if message.startswith(_NO_LOOP):
+        loop = _OF.fullmatch(element.find("for").text.strip())
+        return f"write {loop[1]} in {loop[2]}" if loop else 'write for="item in items"'
     if "{{" in message and element.kind in _NOT_EVALUATED:
         return f"the src of <{element.name}> is not evaluated: {_NOT_EVALUATED[element.kind]}"
     if snapshot.uri is not None:
@@ -316,6 +351,8 @@ def _remedy(expression: Expression, before: str) -> str | None:
         return EXPRESSION if kind == "text" else f"{entity[0]} {_DECODED}"
     if kind == "for" and "{{" in before + code:
         return 'for= takes no braces: for="item in items"'
+    if kind in {"text", "attribute"} and code.find("{{") > 0:
+        return "close the first {{ with }}"
     if kind == "value" and is_prose(code) and analyse(code).broken:
         return f'{_TEXT}value="{quoted(code)}"'
     found = next(foreign_words(code), None)
