@@ -151,13 +151,13 @@ def _beside_messages(page: Page) -> Iterator[Fault]:
     """Find bare text beside messages. POML (0.0.8) drops it, unless an element that is no message follows it."""
     for element in page.document.elements:
         inner = [child for child in element.children if isinstance(child, Element) and child.kind not in NOT_TEXT]
-        messages = [child for child in inner if child.kind in SPEAKERS or child.find("speaker").text]
-        if not messages or element.kind in SPEAKERS:
+        is_message = {child: child.kind in SPEAKERS or child.find("speaker").text != "" for child in inner}
+        if element.kind in SPEAKERS or not any(is_message.values()):
             continue
         is_dropped = True  # what follows is a message, or the end
         for child in reversed(element.children):
             if isinstance(child, Element):
-                is_dropped = child in messages if child in inner else is_dropped
+                is_dropped = is_message.get(child, is_dropped)
             elif is_dropped and (text := child.text.strip()):
                 why = "POML (0.0.8) drops bare text next to message tags"
                 yield Fault(child.at(child.text.find(text)), len(text), why, "put it in a message tag")
