@@ -247,7 +247,9 @@ def test_a_stylesheet_changes_no_structure(sheet: dict[str, Any]) -> None:
     assert structure(hostile) == structure(render(markup, {}))
 
 
-messages = st.lists(st.tuples(st.sampled_from(["human", "ai"]), texts.filter(str.strip)), min_size=1, max_size=4)
+# POML drops a text that is only this letter (docs/upstream.md).
+visible = texts.filter(lambda text: text.strip() not in {"", "À"})
+messages = st.lists(st.tuples(st.sampled_from(["human", "ai"]), visible), min_size=1, max_size=4)
 
 
 @share(0.1)
