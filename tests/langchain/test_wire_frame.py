@@ -262,16 +262,17 @@ def test_pictures_of_an_agents_own_tools_follow_for_openai(clients: dict[str, An
 
 
 def test_no_address_of_a_moved_picture_is_sent_as_text(clients: dict[str, Any], server: ModelServer) -> None:
-    """A signed one is a secret; the picture follows with its address."""
+    """A signed one is a secret; the picture follows with its address. Nor is the data of another block sent as text."""
     picture = {"type": "image", "url": "https://images.test/box.png?signature=secret"}
+    note = {"type": "text-plain", "base64": "SGk=", "mime_type": "text/plain"}
     history = [
         AIMessage("", tool_calls=[{"name": "shot", "args": {}, "id": "1"}]),
-        ToolMessage([picture], tool_call_id="1", name="shot"),
+        ToolMessage([picture, note], tool_call_id="1", name="shot"),
     ]
     chain = prompt("<conversation messages='{{h}}'/>").bind_to(_client(clients, "ChatOpenAI"))
     chain.invoke({"h": history})
     *_, answer, shown = server.messages
-    assert (answer["role"], answer["content"]) == ("tool", "[image]")
+    assert (answer["role"], answer["content"]) == ("tool", "[image]\n\n[text/plain]")
     assert shown["content"][1]["image_url"]["url"] == picture["url"]
 
 

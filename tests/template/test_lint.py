@@ -76,6 +76,7 @@ WRONG = [
     ('<poml>a<output-schema>{"type": "nope"}</output-schema></poml>', [("invalid-schema", 32)]),
     ('<poml>a<output-schema>{"type": "array", "items": "a"}</output-schema></poml>', [("invalid-schema", 50)]),
     ("<poml>a<output-schema/></poml>", [("invalid-schema", 8)]),
+    ("<poml>a<output-schema>null</output-schema></poml>", [("invalid-schema", 23)]),
     ('<poml>a<tool name="t" description="d">{"x": 1}</tool></poml>', [("invalid-schema", 39)]),
     ('<p>a <audio base64="AAAA" type="audio/mpeg"/></p>', [("media-as-text", 6)]),
     ('<p>a <img base64="{{x}}" syntax="xml"/></p>', [("media-as-text", 6)]),

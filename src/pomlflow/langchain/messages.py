@@ -90,7 +90,7 @@ def move_media_after_tools(messages: Sequence[BaseMessage]) -> list[BaseMessage]
 def _without_media(message: BaseMessage) -> tuple[BaseMessage, list[Any]]:
     if not isinstance(message, ToolMessage) or isinstance(message.content, str):
         return message, []
-    found = [block for block in message.content if isinstance(block, Mapping) and block.get("type") in _MEDIA]
+    found = [block for block in message.content if _is_media(block)]
     if not found:
         return message, []
     text = "\n\n".join(_as_text(block) for block in message.content)
@@ -98,12 +98,16 @@ def _without_media(message: BaseMessage) -> tuple[BaseMessage, list[Any]]:
     return message.model_copy(update={"content": text}), [head, *found]
 
 
+def _is_media(block: str | Mapping[str, Any]) -> bool:
+    return isinstance(block, Mapping) and block.get("type") in _MEDIA
+
+
 def _as_text(block: str | Mapping[str, Any]) -> str:
     """Return a block of a tool's response as text; media are replaced by alt text or type, without address."""
     part = _part(block)
-    if isinstance(block, Mapping) and block.get("type") in _MEDIA:
-        return media.alt_text({"type": block["type"]} if isinstance(part, str) else part)
-    return str(part)
+    if isinstance(part, Mapping):
+        return media.alt_text(part)
+    return media.alt_text({"type": block["type"]}) if isinstance(block, Mapping) and _is_media(block) else part
 
 
 def message_to_poml(message: BaseMessage) -> dict[str, Any]:

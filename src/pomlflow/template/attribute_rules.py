@@ -138,7 +138,8 @@ def invalid_schema(page: Page) -> Iterator[Fault]:
             yield Fault(element.start, len(name) + 1, f"<{name}> is empty", "write a JSON Schema in it")
             continue
         value = json_value(text)
-        wrong = None if value is None else _not_schema(value)  # None: it is JavaScript, or the render reports it
+        is_json = value is not None or text == "null"  # else it is JavaScript, or the render reports it
+        wrong = _not_schema(value) if is_json else None
         if wrong is not None:
             begin = passage.at(len(passage.text) - len(passage.text.lstrip()))
             message, word, remedy = wrong

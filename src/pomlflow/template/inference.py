@@ -67,7 +67,7 @@ EVALUATED = {
 }  # fmt: skip
 # The elements that read a file, other than <include> and <let>.
 READERS = frozenset("audio doc document folder image img table webpage".split())
-SPEAKERS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
+MESSAGE_ELEMENTS = frozenset("systemmsg systemmessage humanmsg humanmessage aimsg aimessage conversation".split())
 # Code that makes other values out of the items of a history, so that these are not the messages.
 _MAKES_MESSAGES = re.compile(r"=>|\bfunction\b|\bmap\b")
 
@@ -156,7 +156,7 @@ class _Collector:
     def add_element(self, element: Element, scope: _Scope) -> tuple[Iterator[Element | Passage], _Scope]:
         """Add an element's attributes; return its content and the scope of that content."""
         scope = self.loop_and_condition(element, scope)
-        self.has_speakers |= element.kind in SPEAKERS
+        self.has_speakers |= element.kind in MESSAGE_ELEMENTS
         before = len(self.expressions)
         evaluated = EVALUATED.get(element.kind)
         for key, value in element.attributes:

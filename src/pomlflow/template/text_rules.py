@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from pomlflow.template.foreign import foreign_words, quoted
-from pomlflow.template.inference import SPEAKERS, json_value
+from pomlflow.template.inference import MESSAGE_ELEMENTS, json_value
 from pomlflow.template.javascript import WORD, analyse, bound_by
 from pomlflow.template.markup import ENTITIES, NOT_TEXT, Element, Fault, Passage, expressions, split_loop
 from pomlflow.template.source import Page
@@ -151,8 +151,8 @@ def _beside_messages(page: Page) -> Iterator[Fault]:
     """Find bare text beside messages. POML (0.0.8) drops it, unless an element that is no message follows it."""
     for element in page.document.elements:
         inner = [child for child in element.children if isinstance(child, Element) and child.kind not in NOT_TEXT]
-        is_message = {child: child.kind in SPEAKERS or child.find("speaker").text != "" for child in inner}
-        if element.kind in SPEAKERS or not any(is_message.values()):
+        is_message = {child: child.kind in MESSAGE_ELEMENTS or child.find("speaker").text != "" for child in inner}
+        if element.kind in MESSAGE_ELEMENTS or not any(is_message.values()):
             continue
         is_dropped = True  # what follows is a message, or the end
         for child in reversed(element.children):

@@ -242,6 +242,8 @@ def _clarified(problem: Problem, snapshot: Snapshot, variables: Mapping[str, Any
         return _with_line_in_file(problem, found, snapshot)
     place = _place(problem, snapshot) if problem.message.startswith((_NO_LIST, _NO_VALUE)) else None
     expression = _expression_at(*place, snapshot)[0] if place else None
+    if expression is None:
+        return problem
     for use in snapshot.inference.uses:
         name, value = use.name, variables.get(use.name)
         if use.expression != expression:

@@ -167,7 +167,7 @@ class Registry:
             # The snippet that MLflow's page shows, with load_prompt() and format(), fails for POML.
             self.client.set_prompt_version_tag(name, str(mine.version), _USE_TAG, _USE.format(mine.uri))
             return mine
-        # Nothing is linked to it, since lookups find the lower one, also the next one after a deletion that failed.
+        # Nothing is linked to it, since lookups find the lower one. If the deletion fails, the next try finds it too.
         self.client.delete_prompt_version(name, str(mine.version))
         logger.info("Another process registered the prompt %r at the same time: both use %s.", name, lowest.uri)
         return lowest
