@@ -137,16 +137,19 @@ class TestLangChain:
             ToolMessage(ODD.strip(), tool_call_id="c1"),
         )
         inner = ChatPromptTemplate([("human", "{q}")], partial_variables={"q": "Look!"})
-        self.same(
+        markup = self.same(
             ChatPromptTemplate([SystemMessage("{literal}"), inner, call_message, tool_message, ("human", "{r}")]),
             r="Why?",
         )
+        assert '<tool-request id="c1" name="look"' in markup
+        assert '<tool-response id="c1" name="look">' in markup
 
     def test_jinja_and_mustache_with_variables_alone(self) -> None:
         from langchain_core.prompts import ChatPromptTemplate
 
         for kind, template in (("jinja2", "{{ a }} {b} {{c}}"), ("mustache", "{{{a}}} {b} {{&c}}")):
-            self.same(ChatPromptTemplate([("human", template)], template_format=kind), a="<a>", c="c & c")
+            markup = self.same(ChatPromptTemplate([("human", template)], template_format=kind), a="<a>", c="c & c")
+            assert "{{a}} {b} {{c}}" in markup
 
     @pytest.mark.parametrize(
         "part",

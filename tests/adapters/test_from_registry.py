@@ -165,7 +165,7 @@ async def test_no_event_loop_waits_for_the_registry(
 
     monkeypatch.setattr(Reference, "fetch", fetch_later)
     loading = asyncio.ensure_future(framework.prompts.afrom_registry(name, alias="production", refresh=0.1, timeout=60))
-    await asyncio.sleep(0)
+    assert await asyncio.to_thread(requested.wait, 60)
     answer.set()
     prompt = await loading
     answer.clear()

@@ -11,7 +11,9 @@ import pytest
 from tests.adapters.frameworks import Framework
 from tests.processes import stopped_node
 from tests.templates import HELLO
+from tests.waiting import until
 
+from pomlflow import engine
 from pomlflow.exceptions import EngineError
 
 
@@ -22,7 +24,7 @@ async def test_an_async_render_does_not_block_the_event_loop(framework: Framewor
     await framework.amessages(prompt, name="Ada")
     with stopped_node():
         render = asyncio.create_task(framework.amessages(prompt, name="Bob"))
-        await asyncio.sleep(0)
+        await asyncio.to_thread(until, lambda: engine.stats().running)
         assert not render.done()
     assert await render == ["Hello Bob"]
 

@@ -119,8 +119,9 @@ def test_a_prompt_of_the_registry_reads_no_secret(framework: Framework, register
     """Not even where the user allows it to their own prompts."""
     pomlflow.configure(allow_read=[place.other])
     for way in WAYS.values():
-        with refused(NOT_TRUSTED, way):
+        with refused(NOT_TRUSTED, way) as refusal:
             framework.text(registered, path=place.path(way))
+        assert refusal.value.line == 1, way
 
 
 def test_a_prompt_of_the_registry_reads_its_own_files_and_no_others(

@@ -22,6 +22,7 @@ import asyncio, os, signal, sys, threading, time
 from pathlib import Path
 from pomlflow import engine
 from tests import rendering
+from tests.waiting import until
 
 how, looping, begun = sys.argv[1], sys.argv[2] == "looping", Path(sys.argv[3])
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % str(begun)
@@ -45,8 +46,7 @@ def loop():
 
 if looping:
     threading.Thread(target=loop, daemon=True).start()
-    while not begun.exists():
-        time.sleep(0.01)
+    until(begun.exists)
 print(worker, flush=True)
 
 if how == "end":
@@ -107,7 +107,7 @@ def test_the_lifeline_is_what_ends_a_looping_worker(
 
 
 INTERRUPTED = """
-import sys, time
+import sys
 from pathlib import Path
 from pomlflow import engine
 from tests import rendering
@@ -135,22 +135,21 @@ def test_ctrl_c_ends_a_render_at_once_and_the_next_one_works(
 
 
 WAITING = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from pathlib import Path
 from pomlflow import engine
 from tests import rendering
+from tests.waiting import until
 
 begun = sys.argv[1]
 BUSY = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
 looping = threading.Thread(target=lambda: engine.run(engine.Request(BUSY), 3), daemon=True)
 threading.excepthook = lambda args: None
 looping.start()
-while not Path(begun).exists():
-    time.sleep(0.01)
+until(Path(begun).exists)
 
 def interrupt():
-    while not engine.stats().waiting:
-        time.sleep(0.01)
+    until(lambda: engine.stats().waiting)
     os.kill(os.getpid(), signal.SIGINT)
 
 threading.Thread(target=interrupt).start()
@@ -170,18 +169,18 @@ def test_ctrl_c_ends_a_render_that_waits_in_the_queue(
 
 
 AWAITED = """
-import asyncio, os, signal, sys, threading, time
+import asyncio, os, signal, sys, threading
 from pathlib import Path
 from pomlflow import engine
 from tests import rendering
+from tests.waiting import until
 
 begun = sys.argv[1]
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
 os.setpgrp()  # as a shell's job: a terminal sends Ctrl-C to the whole group
 
 def interrupt():
-    while not Path(begun).exists() or engine.stats().waiting < 5:
-        time.sleep(0.01)
+    until(lambda: Path(begun).exists() and engine.stats().waiting >= 5)
     os.killpg(0, signal.SIGINT)
 
 async def main():
@@ -227,16 +226,16 @@ def test_ctrl_c_does_not_reach_the_worker(script: Script, finish: Callable[[Any]
 
 
 ASYNC = """
-import asyncio, sys, threading, time
+import asyncio, sys, threading
 from pathlib import Path
 from pomlflow import engine
 from tests import rendering
+from tests.waiting import until
 
 begun = sys.argv[1]
 LOOP = "<p>{{ (() => { process.getBuiltinModule('fs').writeFileSync(%r, ''); for (;;); })() }}</p>" % begun
 threading.Thread(target=lambda: asyncio.run(rendering.arender(LOOP, {})), daemon=True).start()
-while not Path(begun).exists():
-    time.sleep(0.01)
+until(Path(begun).exists)
 [worker] = engine.stats().pids
 print(worker, flush=True)
 """

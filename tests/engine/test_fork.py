@@ -24,6 +24,7 @@ from pathlib import Path
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 from pomlflow import engine
 from tests import rendering
+from tests.waiting import until
 
 def text(who):
     return rendering.render("<p>{{who}} {{who}}</p>", {"who": who})["messages"][0]["content"]
@@ -158,8 +159,7 @@ if sys.argv[1] == "looping":
     code = "process.getBuiltinModule('fs').writeFileSync('%s', ''); for (;;)" % begun
     markup = "<p>{{ (() => { %s; })() }}</p>" % code
     threading.Thread(target=rendering.render, args=(markup, {}), daemon=True).start()
-    while not begun.exists():
-        time.sleep(0.01)
+    until(begun.exists)
 child = os.fork()
 if child:
     print(child, flush=True)

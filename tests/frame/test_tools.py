@@ -67,12 +67,10 @@ def test_invalid_functions_are_refused(given: Any, message: str) -> None:
         functions_by_name(given)
 
 
-def test_matching_tools_and_functions_are_accepted() -> None:
+def test_an_error_names_unmatched_tools_and_functions() -> None:
+    """Those that match are accepted."""
     check_functions([WEATHER], ["weather"])
     check_functions([], [])
-
-
-def test_an_error_names_unmatched_tools_and_functions() -> None:
     with pytest.raises(ToolError, match=r"a\.poml defines 'weather' without a function.*for the function 'now'") as e:
         check_functions([WEATHER], ["now"], "a.poml")
     assert e.value.tool == "weather"

@@ -82,6 +82,7 @@ def test_a_prompt_is_followed_while_too_many_tasks_wait(name: str, monkeypatch: 
     template = registry_template(name)
     publish(name, "<p>Bye {{name}}</p>")
     until(lambda: text(template, name="Ada") == "Bye Ada")
+    assert template.current().version == 2
 
 
 def test_model_settings_of_mlflow_apply_where_the_file_sets_none(name: str) -> None:
@@ -133,6 +134,7 @@ def test_the_newest_version_is_followed_where_none_is_named(name: str) -> None:
     template = registry_template(name, alias=None)
     mlflow.genai.register_prompt(name, "<p>Newer</p>")
     until(lambda: text(template, name="Ada") == "Newer")
+    assert template.current().version == 2
 
 
 def test_a_call_never_waits_for_the_registry(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +200,7 @@ def test_an_unreachable_registry_keeps_no_template_alive(
     origin = weakref.ref(template.origin)
     del template
     gc.collect()
-    until(lambda: origin() is None)
+    assert until(lambda: origin() is None)
 
 
 @pytest.mark.parametrize("change", ["plain text", "alias gone"])

@@ -106,6 +106,7 @@ def test_an_exported_trace_is_linked_without_a_flush(mlflow_store, publisher, re
     trace_id = trace(record(), publisher)
     mlflow.tracing.reset()
     until(lambda: trace_id in found_by(f"{record().name}/1", mlflow_store))
+    assert linked(trace_id) == [f"{record().name}/1"]
 
 
 def test_a_late_link_keeps_the_earlier_ones(mlflow_store, publisher, record, lookups_allowed):
