@@ -115,6 +115,14 @@ def test_configuration_is_valid(block: Block) -> None:
     assert read(block.text)
 
 
+def test_the_figures_of_readme_are_those_that_the_benchmark_wrote() -> None:
+    figures = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8").splitlines()
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Figures")[2].partition("## More")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) > 5
+    assert [row for row in rows if row not in figures] == []
+
+
 def test_the_page_on_scaling_out_shows_the_code_of_the_example() -> None:
     example = (ROOT / "examples" / "ray_batch.py").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "scale-out.md").read_text(encoding="utf-8")

@@ -1,11 +1,12 @@
-"""docs/figures.md, whose tables the benchmarks write."""
+"""docs/figures.md, whose tables the benchmarks write, and those rows of them that README has too."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 IMAGES = DOCS / "images"
 
 
@@ -17,6 +18,14 @@ def write(name: str, lines: list[str]) -> None:
     if not (opening and closing):
         raise SystemExit(f"{page} has no marks <!-- {name} --> and <!-- /{name} -->")
     page.write_text("\n".join([before + opening.rstrip(), *lines, closing + after]), encoding="utf-8")
+
+
+def update_readme(table: list[str]) -> None:
+    """Replace each row in README that has the name of a row of a table, of which the first two lines are the head."""
+    readme = ROOT / "README.md"
+    rows = {row.split(" | ")[0]: row for row in table[2:]}
+    text = readme.read_text(encoding="utf-8").split("\n")
+    readme.write_text("\n".join(rows.get(line.split(" | ")[0], line) for line in text), encoding="utf-8")
 
 
 def loaded() -> str:

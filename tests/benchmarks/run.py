@@ -1,4 +1,6 @@
-"""Measure what docs/figures.md claims, as ratios within one run; ``--write`` puts table and picture there.
+"""Measure what docs/figures.md claims, as ratios within one run.
+
+``--write`` puts table and picture there, and the rows that README has too into README.
 
 make bench
 """
@@ -57,6 +59,7 @@ def main() -> None:
     print(lines[-1])
     if arguments.write:
         plot(times, latencies, PICTURE)
+        page.update_readme(lines)
         page.write("bench", [*lines, "", f"![Time of a render, and its spread under load](images/{PICTURE.name})"])
 
 
